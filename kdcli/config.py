@@ -1,0 +1,182 @@
+"""Configuration of every step: pydantic models hold the defaults, the types and the ranges.
+
+Precedence: flag > ``--set`` > ``--config`` file > default. All errors are reported in one go.
+Fields marked ``mechanical`` do not change results; all others are part of a run's identity.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, final
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from kdcli.errors import ConfigError, KdError, NotFoundError, UsageError, nearest
+from kdcli.types import AmpName, FloatName, OutputKind
+
+Mechanical = {"mechanical": True}
+
+
+class StepConfig(BaseModel):
+    """Base of all step configurations: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that change results, as JSON values."""
+        document: dict[str, Any] = self.model_dump(mode="json")
+        for name, field in type(self).model_fields.items():
+            extra = field.json_schema_extra
+            if isinstance(extra, dict) and extra.get("mechanical"):
+                del document[name]
+        return document
+
+
+@final
+class CacheConfig(StepConfig):
+    """``kd cache-teachers``."""
+
+    data: str = Field(description="Data set whose images the teachers see.")
+    cache: Path = Field(description="Cache folder, created when it is not there.")
+    teacher: tuple[str, ...] = Field(min_length=1, description="[NAME=]SPEC of a teacher; repeatable.")
+    keep: tuple[OutputKind, ...] = Field(("logits", "features"), min_length=1, description="Outputs to keep.")
+    views: str = Field("eval", description="eval, or eval+train:K for K replayable training views.")
+    recipe: str = Field("imagenet", description="Recipe of the training views.")
+    eval_crop: float | None = Field(
+        None, gt=0, le=1, description="Crop fraction of view 0; default: the first teacher's."
+    )
+    dtype: FloatName = Field("float16", description="Storage type of logits and features.")
+    amp: AmpName = Field("off", description="Mixed precision of the teachers' forward.")
+    temperatures: tuple[float, ...] = Field(
+        (1.0, 2.0, 4.0, 5.0), description="Temperatures whose fp32 logsumexp is kept."
+    )
+    batch_size: int = Field(64, ge=1, description="Images per forward; recorded and reused by a resume.")
+    block_rows: int | None = Field(
+        None, ge=32, multiple_of=32, description="Rows per block, a multiple of 32; default: by size."
+    )
+    buffer_gb: float = Field(1.0, gt=0, description="Memory for the outputs of one task, in GB.")
+    bad_images: Literal["fail", "drop"] = Field(
+        "fail", description="fail: finish the rest, list every bad file, exit 12; drop: record them absent."
+    )
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.", json_schema_extra=Mechanical)
+    workers: int | None = Field(
+        None, ge=0, description="Decode processes; default: the processors of this job.",
+        json_schema_extra=Mechanical,
+    )
+    shard: str | None = Field(
+        None, description="i/n: do only this share of the blocks; also array, srun or torchrun.",
+        json_schema_extra=Mechanical,
+    )
+    wait: bool = Field(
+        True, description="Wait for work that other live writers hold; --no-wait exits 23 instead.",
+        json_schema_extra=Mechanical,
+    )
+    grace: float = Field(
+        20.0, ge=0, description="Seconds a stop signal leaves for the current task.",
+        json_schema_extra=Mechanical,
+    )
+    data_root: Path | None = Field(None, description="Folder of torch/ and hfds/ data sets, and of relative folders.")
+    download: bool = Field(False, description="Allow a data set to be downloaded.", json_schema_extra=Mechanical)
+    dry_run: bool = Field(False, description="Print what would be done; write nothing.", json_schema_extra=Mechanical)
+
+
+@final
+class RankConfig(StepConfig):
+    """``kd rank-sources``."""
+
+    cache: tuple[Path, ...] = Field(min_length=1, description="Cache folder; repeatable.")
+    teacher: tuple[str, ...] = Field((), description="Cached teachers to rank; default all. Repeatable.")
+    exclude: tuple[str, ...] = Field((), description="Cached teachers to leave out. Repeatable.")
+    data: str | None = Field(
+        None, description="Rank on this part of the cached data (and with its labels); default: all of it."
+    )
+    metric: Literal["parc", "cka"] = Field("parc", description="Task-similarity metric.")
+    on: Literal["features", "pseudo"] = Field("features", description="Representation: features or softmax outputs.")
+    probe_size: int = Field(500, ge=3, description="Images of the probe set.")
+    power: float = Field(12.0, ge=0, description="Power p of the weights (P2 Eq. 5); 0 is equal, inf is nearest.")
+    seed: int = Field(0, ge=0, description="Seed of the probe set.")
+    verify: Literal["never", "once", "always"] = Field(
+        "once", description="When to check the cache's checksums.", json_schema_extra=Mechanical
+    )
+    allow_partial: bool = Field(False, description="Go on when rows are not cached yet, and say how many.")
+    data_root: Path | None = Field(None, description="Folder of torch/ and hfds/ data sets, and of relative folders.")
+
+
+MethodName = Literal[
+    "labels-only", "distill-nearest", "distill-weighted", "distill-equal", "consolidation"
+]
+
+
+@final
+class TrainConfig(StepConfig):
+    """``kd train-student``. ``None`` means: the method's default (printed and recorded)."""
+
+    data: str = Field(description="Data set the student trains on.")
+    student: str = Field(description="Model spec of the student.")
+    method: MethodName = Field(description="Objective; see kd methods.")
+    out: Path = Field(description="Output folder of the run.", json_schema_extra=Mechanical)
+    cache: tuple[Path, ...] = Field((), description="Cache folder; repeatable.")
+    teacher: tuple[str, ...] = Field((), description="Cached teachers to use; default all, or the ranking's. Repeatable.")
+    generalist: str | None = Field(None, description="Cached teacher that consolidation starts from (head 0).")
+    ranking: str | None = Field(None, description="Ranking JSON of kd rank-sources; - reads standard input.")
+    init: str | None = Field(
+        None, description="pretrained, random or a SPEC to start from; default: pretrained for "
+        "local-dir:, hf-hub: and ARCH@FILE, random for bare names."
+    )
+    test: str | None = Field(None, description="Data set to test on after training.")
+    epochs: int | None = Field(None, ge=1, description="Passes over the data.")
+    lr: float | None = Field(None, gt=0, description="Peak learning rate (of the heads, where groups differ).")
+    backbone_lr_scale: float | None = Field(None, ge=0, description="Backbone learning rate as a share of --lr.")
+    optimizer: str | None = Field(None, description="timm optimiser name.")
+    weight_decay: float | None = Field(None, ge=0, description="Weight decay.")
+    schedule: Literal["constant", "cosine", "step"] | None = Field(None, description="Learning-rate schedule.")
+    temperature: float | None = Field(None, gt=0, description="Softmax temperature of the distillation term.")
+    label_weight: float | None = Field(None, ge=0, le=1, description="Weight of the labelled term (P2's lambda).")
+    generalist_weight: float | None = Field(None, ge=0, le=2, description="Weight of head 0 (P1's lambda_0).")
+    bn: Literal["train", "frozen"] | None = Field(None, description="BatchNorm statistics: updated or frozen.")
+    image_size: int | None = Field(None, ge=8, description="Input size in pixels; default: the student's own.")
+    recipe: str | None = Field(None, description="Recipe of live training views; with a cache, the cache's.")
+    teacher_view: Literal["same", "eval"] = Field(
+        "same", description="same: teachers saw the student's view; eval: they saw the clean view 0."
+    )
+    batch_size: int | None = Field(None, ge=1, description="Images per step.")
+    seed: int = Field(0, ge=0, description="Seed of initialisation and dropout.")
+    data_seed: int = Field(0, ge=0, description="Seed of order and views.")
+    amp: AmpName = Field("off", description="Mixed precision.")
+    verify: Literal["never", "once", "always"] = Field(
+        "once", description="When to check the cache's checksums.", json_schema_extra=Mechanical
+    )
+    allow_partial: bool = Field(False, description="Train on the cached rows only, and say how many are missing.")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.", json_schema_extra=Mechanical)
+    workers: int | None = Field(
+        None, ge=0, description="Decode processes; default: the processors of this job.",
+        json_schema_extra=Mechanical,
+    )
+    overwrite: bool = Field(False, description="Start anew when the output holds another run.", json_schema_extra=Mechanical)
+    data_root: Path | None = Field(None, description="Folder of torch/ and hfds/ data sets, and of relative folders.")
+    download: bool = Field(False, description="Allow a data set to be downloaded.", json_schema_extra=Mechanical)
+
+
+@final
+class ProbeConfig(StepConfig):
+    """``kd eval-probe``. Exactly one of ``model`` and ``cache`` + ``teacher``."""
+
+    data: str = Field(description="Data set the shots are drawn from.")
+    test: str = Field(description="Data set to test on.")
+    model: str | None = Field(None, description="Model spec; runs its forward over both data sets.")
+    cache: tuple[Path, ...] = Field((), description="Cache folder; repeatable. No forward pass.")
+    teacher: str | None = Field(None, description="Cached teacher whose features are probed.")
+    shots: int = Field(5, ge=1, description="Images per class and draw.")
+    draws: int = Field(50, ge=1, description="Random draws of the shots.")
+    seed: int = Field(0, ge=0, description="Seed of the draws; the same draws for every representation.")
+    batch_size: int = Field(64, ge=1, description="Images per forward.", json_schema_extra=Mechanical)
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.", json_schema_extra=Mechanical)
+    workers: int | None = Field(
+        None, ge=0, description="Decode processes; default: the processors of this job.",
+        json_schema_extra=Mechanical,
+    )
+    verify: Literal["never", "once", "always"] = Field(
+        "once", description="When to check the cache's checksums.", json_schema_extra=Mechanical
+    )
+    data_root: Path | None = Field(None, description="Folder of torch/ and hfds/ data sets, and of relative folders.")
+    download: bool = Field(False, description="Allow a data set to be downloaded.", json_schema_extra=Mechanical)

@@ -1,0 +1,179 @@
+"""Every way kd can refuse, and the exit code a script sees.
+
+    KdError                      (abstract)
+    ├── UsageError           2   the command line is wrong
+    ├── ConfigError         10   the configuration is wrong (file or --set)
+    ├── NotFoundError       11   a model or data set cannot be had
+    ├── BadDataError        12   the input data cannot be used
+    ├── MissingExtraError   13   an optional package is not installed
+    ├── CacheMissingError   20   no cache there, or rows in it are not written yet
+    ├── IdentityError       21   what is there is not what was asked for
+    ├── CorruptError        22   bytes of the cache changed after they were written
+    ├── ClaimedError        23   all remaining work is claimed by live writers
+    ├── OutputExistsError   24   the output holds another configuration
+    ├── DeviceError         30   device or memory
+    ├── NoSpaceError        31   the disk is full
+    ├── StorageError        32   I/O or permission
+    ├── DivergedError       40   the loss is not finite any more
+    └── StoppedEarly        75   stopped by a signal; the same command goes on
+
+Codes 0 (ok), 1 (a bug in kd), 130/143 (signals) and 141 (broken pipe) need no class.
+Each error is one line that says what is wrong and one line (``hint``) that says what to do.
+"""
+
+from collections.abc import Iterable
+from typing import Any, ClassVar, final
+
+from kdcli.types import Difference
+
+
+class KdError(Exception):
+    """Base of all errors a user can cause or repair.
+
+    Args:
+        message: one line, what is wrong, with the values involved.
+        hint: one line, what to do about it; a command where one exists.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = " ".join(message.split())
+        self.hint = " ".join(hint.split())
+
+    def document(self) -> dict[str, Any]:
+        """The error as the one JSON document a ``--json`` caller reads."""
+        return {"error": {"code": self.exit_code, "message": self.message, "hint": self.hint}}
+
+
+@final
+class UsageError(KdError):
+    """The command line is wrong."""
+
+    exit_code = 2
+
+
+@final
+class ConfigError(KdError):
+    """The configuration (file or ``--set``) is wrong."""
+
+    exit_code = 10
+
+
+@final
+class NotFoundError(KdError, FileNotFoundError):
+    """A model or data set cannot be had."""
+
+    exit_code = 11
+
+
+@final
+class BadDataError(KdError, ValueError):
+    """The input data cannot be used as asked."""
+
+    exit_code = 12
+
+
+@final
+class MissingExtraError(KdError, ImportError):
+    """An optional package is not installed."""
+
+    exit_code = 13
+
+
+@final
+class CacheMissingError(KdError, LookupError):
+    """There is no cache, or rows asked for are not written yet."""
+
+    exit_code = 20
+
+
+@final
+class IdentityError(KdError, ValueError):
+    """What is there differs from what was asked for.
+
+    Args:
+        differences: each field with its old (recorded) and new (asked for) value;
+            they are appended to the message.
+    """
+
+    exit_code = 21
+
+    def __init__(self, message: str, hint: str = "", differences: Iterable[Difference] = ()) -> None:
+        self.differences = tuple(differences)
+        details = "; ".join(str(difference) for difference in self.differences)
+        super().__init__(f"{message}: {details}" if details else message, hint)
+
+    def document(self) -> dict[str, Any]:
+        """Like the base, with the differing fields spelled out."""
+        document = super().document()
+        document["error"]["differences"] = [
+            {"field": d.field, "old": d.old, "new": d.new} for d in self.differences
+        ]
+        return document
+
+
+@final
+class CorruptError(KdError, ValueError):
+    """Bytes of the cache changed after they were written."""
+
+    exit_code = 22
+
+
+@final
+class ClaimedError(KdError, BlockingIOError):
+    """All remaining work is claimed by live writers."""
+
+    exit_code = 23
+
+
+@final
+class OutputExistsError(KdError, FileExistsError):
+    """The output folder holds a run of another configuration."""
+
+    exit_code = 24
+
+
+@final
+class DeviceError(KdError, RuntimeError):
+    """The device is missing, fails, or is out of memory."""
+
+    exit_code = 30
+
+
+@final
+class NoSpaceError(KdError, OSError):
+    """The disk is full."""
+
+    exit_code = 31
+
+
+@final
+class StorageError(KdError, OSError):
+    """Reading or writing failed, or is not permitted."""
+
+    exit_code = 32
+
+
+@final
+class DivergedError(KdError, ArithmeticError):
+    """The loss is not finite any more."""
+
+    exit_code = 40
+
+
+@final
+class StoppedEarly(KdError):
+    """Stopped by a signal with everything saved; the same command goes on from here."""
+
+    exit_code = 75
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """``" Did you mean 'x'?"`` for the closest of ``choices``, or an empty string."""
+    from difflib import get_close_matches
+
+    lowered = {choice.lower(): choice for choice in choices}
+    found = get_close_matches(word.lower(), lowered, n=1, cutoff=0.5)
+    return f" Did you mean '{lowered[found[0]]}'?" if found else ""

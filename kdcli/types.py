@@ -1,0 +1,94 @@
+"""Frozen values that several layers share. No torch, no numpy, no I/O."""
+
+from dataclasses import dataclass
+from typing import Any, Literal, final
+
+OutputKind = Literal["logits", "features"]
+"""What of a teacher's output a cache keeps: raw logits before softmax, pooled features."""
+
+FloatName = Literal["float16", "float32"]
+AmpName = Literal["off", "bf16", "fp16"]
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One field in which two records disagree."""
+
+    field: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        return f"{self.field} was {_short(self.old)}, is {_short(self.new)}"
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 64 else f"{text[:61]}..."
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[Difference]:
+    """All leaf fields in which two JSON-like records disagree, in a stable order."""
+    found: list[Difference] = []
+    for key in dict.fromkeys([*old, *new]):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            found.append(Difference(f"{prefix}{key}", before, after))
+    return found
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Preprocess:
+    """How a model wants its pixels, once a view has chosen the box of the source image.
+
+    Attributes:
+        size: (height, width) in pixels of the model's input.
+        interpolation: resampling filter used to resize the box.
+        mean: per channel, in units of [0, 1] pixels.
+        std: per channel, in units of [0, 1] pixels.
+        crop_fraction: share of the shorter source side that the model's evaluation crop keeps;
+            decides a cache's view 0 when this model is its first teacher, else unused.
+    """
+
+    size: tuple[int, int]
+    interpolation: Interpolation
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    crop_fraction: float
+
+    def document(self) -> dict[str, Any]:
+        """The declared preprocessing as JSON, without ``crop_fraction`` (a property of views)."""
+        return {
+            "size": list(self.size),
+            "interpolation": self.interpolation,
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class RankedSource:
+    """One source (teacher) in a ranking. ``id`` is null for sources that are no cached teachers."""
+
+    name: str
+    id: str | None
+    score: float
+    weight: float
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """What ``kd rank-sources`` prints and ``kd train-student --ranking`` reads."""
+
+    cache_id: str | None
+    metric: str
+    on: str
+    probe: dict[str, Any]
+    sources: tuple[RankedSource, ...]
