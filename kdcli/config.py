@@ -4,17 +4,18 @@ Precedence: flag > ``--set`` > ``--config`` file > default. All errors are repor
 Fields marked ``mechanical`` do not change results; all others are part of a run's identity.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, final
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.config import JsonDict
 
-from kdcli.errors import ConfigError, KdError, NotFoundError, UsageError, nearest
+from kdcli.errors import ConfigError, NotFoundError, StorageError, UsageError, nearest
 from kdcli.types import AmpName, FloatName, OutputKind
 
-Mechanical = {"mechanical": True}
+Mechanical: JsonDict = {"mechanical": True}
 
 
 class StepConfig(BaseModel):
@@ -40,8 +41,12 @@ class CacheConfig(StepConfig):
     cache: Path = Field(description="Cache folder, created when it is not there.")
     teacher: tuple[str, ...] = Field(min_length=1, description="[NAME=]SPEC of a teacher; repeatable.")
     keep: tuple[OutputKind, ...] = Field(("logits", "features"), min_length=1, description="Outputs to keep.")
-    views: str = Field("eval", description="eval, or eval+train:K for K replayable training views.")
-    recipe: str = Field("imagenet", description="Recipe of the training views.")
+    views: str | None = Field(
+        None, description="eval, or eval+train:K for K replayable training views; default: the cache's, else eval."
+    )
+    recipe: str | None = Field(
+        None, description="Recipe of the training views; default: the cache's, else imagenet."
+    )
     eval_crop: float | None = Field(
         None, gt=0, le=1, description="Crop fraction of view 0; default: the first teacher's."
     )
@@ -180,3 +185,116 @@ class ProbeConfig(StepConfig):
     )
     data_root: Path | None = Field(None, description="Folder of torch/ and hfds/ data sets, and of relative folders.")
     download: bool = Field(False, description="Allow a data set to be downloaded.", json_schema_extra=Mechanical)
+
+
+Config = TypeVar("Config", bound=StepConfig)
+
+
+def resolve(
+    kind: type[Config], flags: Mapping[str, Any], sets: Sequence[str] = (), file: Path | None = None
+) -> Config:
+    """Merge defaults < ``file`` < ``sets`` < ``flags`` and validate, reporting all errors at once.
+
+    Args:
+        kind: the configuration to make.
+        flags: values of the command line; None and empty sequences mean "not given".
+        sets: ``KEY=VALUE`` texts; the value is read as YAML.
+        file: YAML file: the keys of this step, or a section of them per command name.
+
+    Raises:
+        UsageError: everything that is wrong came from flags.
+        ConfigError: something in the file or in ``sets`` is wrong.
+        NotFoundError: there is no such file.
+    """
+    origin: dict[str, str] = {}
+    merged: dict[str, Any] = {}
+    problems: list[str] = []
+    layers = [
+        (_from_file(kind, file), f"{file}: "),
+        (_from_sets(sets, problems), "--set "),
+        ({key: value for key, value in flags.items() if value not in (None, (), [])}, "--"),
+    ]
+    for values, label in layers:
+        for raw, value in values.items():
+            key = raw.replace("-", "_")
+            merged[key] = value
+            origin[key] = label
+    try:
+        config = kind.model_validate(merged)
+    except ValidationError as error:
+        problems += [_explain(kind, item, origin) for item in error.errors()]
+    else:
+        if not problems:
+            return config
+    from_flags = not sets and file is None or all(text.startswith("--") and not text.startswith("--set") for text in problems)
+    failure = UsageError if from_flags else ConfigError
+    raise failure("; ".join(problems), "Every option is explained by --help; --print-config shows the resolved values.")
+
+
+def _section_name(kind: type[StepConfig]) -> str:
+    names: dict[type[StepConfig], str] = {
+        CacheConfig: "cache-teachers",
+        RankConfig: "rank-sources",
+        TrainConfig: "train-student",
+        ProbeConfig: "eval-probe",
+    }
+    return names[kind]
+
+
+def _from_file(kind: type[StepConfig], file: Path | None) -> dict[str, Any]:
+    if file is None:
+        return {}
+    try:
+        document = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise NotFoundError(f"there is no configuration file {file}", "Check --config.") from error
+    except OSError as error:
+        raise StorageError(f"{file}: {error.strerror}", "Check --config and its permissions.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not YAML: {error}", "Correct the file.") from error
+    document = document if document is not None else {}
+    section = _section_name(kind)
+    if isinstance(document, dict) and section in document:
+        document = document[section]
+    if not isinstance(document, dict) or not all(isinstance(key, str) for key in document):
+        raise ConfigError(f"{file} does not hold keys and values", "Write lines such as: epochs: 20")
+    return document
+
+
+def _from_sets(sets: Sequence[str], problems: list[str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for text in sets:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            problems.append(f"--set {text} is not KEY=VALUE")
+            continue
+        try:
+            values[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            values[key.strip()] = value
+    return values
+
+
+def _explain(kind: type[StepConfig], item: Any, origin: Mapping[str, str]) -> str:
+    """One validation error in the user's terms, with the nearest name where that helps."""
+    key = str(item["loc"][0]) if item["loc"] else ""
+    label = origin.get(key, "--")
+    name = f"{label}{key.replace('_', '-') if label == '--' else key}"
+    value = item.get("input")
+    match item["type"]:
+        case "missing":
+            return f"--{key.replace('_', '-')} is missing"
+        case "extra_forbidden":
+            return f"{label}{key}: unknown key.{nearest(key, kind.model_fields)}"
+        case "literal_error":
+            allowed = item["ctx"]["expected"]
+            choices = [choice.strip("' ") for choice in allowed.replace(" or ", ",").split(",")]
+            return f"{name} {value}: must be one of {', '.join(choices)}.{nearest(str(value), choices)}"
+        case _:
+            return f"{name} {value}: {item['msg'][0].lower()}{item['msg'][1:]}"
+
+
+def to_yaml(config: StepConfig) -> str:
+    """The resolved configuration as YAML; fed back with ``--config`` it gives the same run."""
+    text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return text

@@ -1,0 +1,261 @@
+"""What the process lives in: devices, ranks, signals, and files that are whole or absent."""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+from kdcli.errors import BadDataError, DeviceError, KdError, NoSpaceError, StorageError, UsageError
+
+if TYPE_CHECKING:
+    import types
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+_HAS_AFFINITY = "sched_getaffinity" in dir(os)  # not on macOS
+
+
+# --- processors and devices -------------------------------------------------------------------
+
+
+def processor_count() -> int:
+    """Processors this job may use (its affinity mask), not those of the whole node."""
+    return len(os.sched_getaffinity(0)) if _HAS_AFFINITY else os.cpu_count() or 1
+
+
+
+
+
+def worker_count(requested: int | None) -> int:
+    """Decode processes to start: what was asked for, else one per processor but one (at most 16)."""
+    if requested is not None:
+        return requested
+    return max(0, min(16, processor_count() - 1))
+
+
+def pick_device(name: str) -> str:
+    """``auto`` becomes cuda when there is one, else cpu; any other name is checked.
+
+    Raises:
+        DeviceError: there is no such device here.
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise DeviceError(f"device '{name}' cannot be used: {reason}", "Use --device auto or cpu.") from error
+    return str(device)
+
+
+# --- shards -----------------------------------------------------------------------------------
+
+
+@final
+class Shard:
+    """Share ``index`` of ``count`` of the blocks: block b belongs to it when b % count == index."""
+
+    def __init__(self, index: int, count: int) -> None:
+        self.index, self.count = index, count
+
+    def owns(self, block: int) -> bool:
+        """Whether block number ``block`` is this shard's."""
+        return block % self.count == self.index
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+
+_SHARD_SOURCES = {
+    "array": ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN"),
+    "srun": ("SLURM_PROCID", "SLURM_NTASKS", None),
+    "torchrun": ("RANK", "WORLD_SIZE", None),
+}
+
+
+def parse_shard(text: str | None) -> Shard | None:
+    """``i/n``, or the name of what the scheduler set: array, srun or torchrun. Never implied.
+
+    Raises:
+        UsageError: not of that form, i outside 0..n-1, or the variables are not set.
+    """
+    if text is None:
+        return None
+    if text in _SHARD_SOURCES:
+        index_name, count_name, minimum_name = _SHARD_SOURCES[text]
+        needed = [index_name, count_name]
+        missing = [name for name in needed if name not in os.environ]
+        if missing:
+            raise UsageError(
+                f"--shard {text} needs {' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not set",
+                f"Start kd under {text}, or give --shard i/n.",
+            )
+        first = int(os.environ.get(minimum_name, "0")) if minimum_name else 0
+        step = int(os.environ.get("SLURM_ARRAY_TASK_STEP", "1")) if text == "array" else 1
+        index, count = (int(os.environ[index_name]) - first) // step, int(os.environ[count_name])
+    else:
+        head, slash, tail = text.partition("/")
+        if not (slash and head.isdecimal() and tail.isdecimal()):
+            raise UsageError(f"--shard {text} is not i/n", "Give --shard 0/4 to 3/4, or array, srun, torchrun.")
+        index, count = int(head), int(tail)
+    if count < 1 or not 0 <= index < count:
+        raise UsageError(
+            f"--shard {text} is outside its range: {index} of {count}",
+            f"Shards count from 0: 0/{max(count, 1)} to {max(count, 1) - 1}/{max(count, 1)}.",
+        )
+    return Shard(index, count)
+
+
+# --- signals ----------------------------------------------------------------------------------
+
+
+@final
+class StopFlag:
+    """Truthy once SIGTERM or SIGUSR1 has arrived; nothing else happens in the handler."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+
+    def __bool__(self) -> bool:
+        return self._since is not None
+
+    def seconds(self) -> float:
+        """Seconds since the signal; 0.0 when none arrived."""
+        return 0.0 if self._since is None else time.monotonic() - self._since
+
+    def set(self) -> None:
+        """Ask for a stop (first call counts)."""
+        if self._since is None:
+            self._since = time.monotonic()
+
+
+@contextmanager
+def stop_signals() -> Iterator[StopFlag]:
+    """Turn SIGTERM and SIGUSR1 into a flag for the time of the block; the old handlers come back.
+
+    Outside the main thread, where handlers cannot be set, the flag is simply never raised.
+    """
+    flag = StopFlag()
+    if threading.current_thread() is not threading.main_thread():
+        yield flag
+        return
+
+    def handle(_number: int, _frame: "types.FrameType | None") -> None:
+        flag.set()
+
+    before = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
+    try:
+        yield flag
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def worker_init(_worker: int = 0) -> None:
+    """Prepare a DataLoader worker: a signal to the whole job step must not kill it; one thread."""
+    import torch
+
+    for number in (*STOP_SIGNALS, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+# --- files ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def storage_errors(path: Path | str) -> Iterator[None]:
+    """Turn the operating system's refusals about ``path`` into errors with a code and a hint."""
+    import errno
+
+    try:
+        yield
+    except KdError:
+        raise
+    except OSError as error:
+        where = error.filename or path
+        reason = error.strerror or str(error)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoSpaceError(
+                f"no space left for {where}: {reason}", "Free some space, then run the same command again."
+            ) from error
+        raise StorageError(
+            f"{where}: {reason}", "Check the path and its permissions, then run the same command again."
+        ) from error
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make a rename or a new name in ``folder`` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def atomic_write_bytes(path: Path, data: bytes) -> None:
+    """Write a file that a reader sees whole or not at all, also after a power cut."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with storage_errors(path):
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        fsync_folder(path.parent)
+
+
+def atomic_write_text(path: Path, text: str) -> None:
+    """:func:`atomic_write_bytes` for text in UTF-8."""
+    atomic_write_bytes(path, text.encode())
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Write ``document`` as indented JSON, whole or not at all. NaN is not JSON and refused."""
+    atomic_write_text(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The JSON document in ``path``.
+
+    Raises:
+        StorageError: it cannot be read.
+        BadDataError: it is not JSON.
+    """
+    with storage_errors(path):
+        text = path.read_text(encoding="utf-8")
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise BadDataError(f"{path} is not JSON: {error}", "Restore the file or remove it.") from error
+
+
+def versions() -> dict[str, str]:
+    """Versions of what can change bits: recorded in caches and runs, warned about, never gated."""
+    import platform
+    from importlib import metadata
+
+    from kdcli import __version__
+
+    names = ("torch", "torchvision", "timm", "numpy", "pillow", "zarr")
+    return {"kd": __version__, "python": platform.python_version(), **{n: metadata.version(n) for n in names}}
+
+
+def available_gb(path: Path) -> float:
+    """Free space, in GB, on the file system of the nearest existing parent of ``path``."""
+    import shutil
+
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free / 1e9
