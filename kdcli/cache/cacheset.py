@@ -1,0 +1,308 @@
+"""Several caches read as one: rows are numbered through, a teacher must be the same in all of them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol, final
+
+import numpy as np
+from jaxtyping import Bool, Int64
+
+from kdcli.cache.keytable import KeyTable
+from kdcli.cache.layout import SAMPLES
+from kdcli.cache.provenance import TeacherRecord
+from kdcli.cache.reader import CacheReader
+from kdcli.cache.verify import VerifyMode, ensure_verified
+from kdcli.cache.zarr_backend import checksum
+from kdcli.console import console
+from kdcli.errors import CacheMissingError, IdentityError, NotFoundError, UsageError, nearest
+from kdcli.types import Difference
+
+
+class Samples(Protocol):
+    """What the cache must know of a data set to find its rows. ``ImageData`` is one."""
+
+    keys: KeyTable
+    labels: Int64[np.ndarray, " n"]
+    class_names: tuple[str, ...] | None
+
+    def __len__(self) -> int: ...
+    @property
+    def location(self) -> str:
+        """Spec that opens the same data from anywhere."""
+        ...
+
+    def sizes(self) -> Int64[np.ndarray, " n"]:
+        """Encoded bytes per sample; -1 where only reading them tells."""
+        ...
+
+    def encoded(self, index: int) -> bytes:
+        """The bytes a sample's identity is computed over."""
+        ...
+
+
+@final
+class CacheSet:
+    """Open caches, in the order given. Picklable; workers map chunks themselves."""
+
+    def __init__(self, members: Sequence[CacheReader], verify: VerifyMode) -> None:
+        self.members = tuple(members)
+        self._verify = verify
+        self.offsets = np.cumsum([0, *(member.manifest.rows for member in members)])
+        self.cache_ids = tuple(member.manifest.cache_id for member in members)
+        self.keys = members[0].keys if len(members) == 1 else KeyTable.concatenate(m.keys for m in members)
+        self.class_names = _joint_names(members)
+        self.labels = np.concatenate([_joint_labels(member, self.class_names) for member in members])
+        self.teachers = {name: record for member in members for name, record in member.teachers.items()}
+        self.view_set = members[0].manifest.view_set
+        self.view_count = min(member.manifest.views for member in members)
+        self._require_one_view_set()
+
+    @classmethod
+    def open(cls, paths: Sequence[Path], verify: VerifyMode = "once") -> "CacheSet":
+        """Open caches.
+
+        Raises:
+            CacheMissingError: one is not there.
+            CorruptError, IdentityError: one is not what its manifest says.
+            UsageError: none given, or the same one twice.
+        """
+        if not paths:
+            raise UsageError("no cache given", "Give --cache PATH.")
+        members = [CacheReader(Path(path)) for path in paths]
+        ids = [member.manifest.cache_id for member in members]
+        if len(set(ids)) < len(ids):
+            raise UsageError("the same cache is given twice", "Give each --cache once.")
+        return cls(members, verify)
+
+    def _require_one_view_set(self) -> None:
+        for member in self.members[1:]:
+            if member.manifest.view_set != self.view_set:
+                raise IdentityError(
+                    f"{member.layout.root} has other views than {self.members[0].layout.root}",
+                    "Caches read together need the same --views, --recipe and --eval-crop.",
+                    [Difference("views", self.view_set, member.manifest.view_set)],
+                )
+
+    def teacher(self, name: str) -> TeacherRecord:
+        """The record of a teacher.
+
+        Raises:
+            NotFoundError: no member has it.
+            IdentityError: members have different teachers of that name.
+        """
+        if name not in self.teachers:
+            known = ", ".join(self.teachers) or "none yet"
+            raise NotFoundError(
+                f"no teacher '{name}' in {self._paths()}.{nearest(name, self.teachers)}", f"Cached teachers: {known}."
+            )
+        records = [m.teachers[name] for m in self.members if name in m.teachers]
+        for record in records[1:]:
+            records[0].require_same(record, self._paths())
+        return records[0]
+
+    def _paths(self) -> str:
+        return ", ".join(str(member.layout.root) for member in self.members)
+
+    # --- finding rows ----------------------------------------------------------------------------
+
+    def rows_of(self, data: Samples, check_content: bool = True) -> Int64[np.ndarray, " n"]:
+        """Rows of a data set's samples, each found by its key and checked by its content.
+
+        Args:
+            data: any subset of the cached samples, in any order.
+            check_content: also read every sample's bytes and compare their crc32c; without it
+                only sizes are compared here (training compares the bytes as it decodes them).
+
+        Raises:
+            CacheMissingError: samples that no member has.
+            IdentityError: samples that changed since they were cached, or whose class name differs.
+        """
+        sizes = data.sizes()
+        rows = np.full(len(data), -1, np.int64)
+        changed: dict[int, Difference] = {}
+        for member, offset in zip(self.members, self.offsets, strict=False):
+            open_places = np.flatnonzero(rows < 0)
+            found = member.keys.find(data.keys.select(open_places))
+            hits = found >= 0
+            places, local = open_places[hits], found[hits]
+            equal = _same_content(member, local, places, sizes, data if check_content else None, changed)
+            _require_same_class(member, data, places[equal], local[equal])
+            rows[places[equal]] = local[equal] + offset
+        self._require_all_found(data, rows, changed)
+        return rows
+
+    def _require_all_found(self, data: Samples, rows: np.ndarray, changed: dict[int, Difference]) -> None:
+        lost = np.flatnonzero(rows < 0)
+        if not len(lost):
+            return
+        wrong = [int(place) for place in lost if int(place) in changed]
+        if wrong:
+            raise IdentityError(
+                f"{len(wrong)} of {len(data)} images changed since they were cached, first {data.keys[wrong[0]]}",
+                f"Restore the images, or cache them anew: {self._fill_command(data.location, 'NEW.kd')}",
+                [changed[wrong[0]]],
+            )
+        raise CacheMissingError(
+            f"{len(lost)} of {len(data)} samples are not in {self._paths()}, first {data.keys[int(lost[0])]}",
+            f"Cache them: {self._fill_command(data.location, 'NEW.kd')}, then add --cache NEW.kd",
+        )
+
+    def _fill_command(self, location: str, cache: Path | str, names: Sequence[str] | None = None) -> str:
+        teachers = [self.teachers[name] for name in (self.teachers if names is None else names)]
+        specs = " ".join(f"--teacher {record.name}={record.spec}" for record in teachers) or "--teacher SPEC"
+        count, recipe = self.view_set["train_views"], self.view_set["recipe"]["name"]
+        extra = f" --views eval+train:{count} --recipe {recipe}" if count else ""
+        return f"kd cache-teachers {location} --cache {cache}{extra} {specs}"
+
+    # --- what is there ---------------------------------------------------------------------------
+
+    def require(
+        self,
+        teachers: Sequence[str],
+        rows: Int64[np.ndarray, " n"],
+        views: Sequence[int],
+        allow_partial: bool = False,
+    ) -> Bool[np.ndarray, " n"]:
+        """Check that rows are written, and their bytes sound, for all teachers and views.
+
+        Returns:
+            Which rows can be used; False are dropped bad images and, with ``allow_partial``,
+            rows that are not written yet (their number is said).
+
+        Raises:
+            CacheMissingError: naming the command that fills the gap.
+            CorruptError: bytes changed since they were written.
+        """
+        usable = np.ones(len(rows), bool)
+        member_of = np.searchsorted(self.offsets, rows, side="right") - 1
+        for number, member in enumerate(self.members):
+            mine = np.flatnonzero(member_of == number)
+            if not len(mine):
+                continue
+            local = rows[mine] - self.offsets[number]
+            for part in (SAMPLES, *teachers):
+                if part != SAMPLES and part not in member.teachers:
+                    self.teacher(part)  # refuses a name that no member knows, with the nearest one
+                    present = np.zeros(len(mine), bool)
+                else:
+                    present = member.present(part, local, list(views))
+                if not present.all():
+                    self._missing(member, part, teachers, int((~present).sum()), len(mine), allow_partial)
+                usable[mine[~present]] = False
+                if part in member.teachers or part == SAMPLES:
+                    ensure_verified(member, part, self._verify)
+                    dropped = np.fromiter(member.absent(part), np.int64)
+                    usable[mine[np.isin(local, dropped)]] = False
+        for name in teachers:
+            self.teacher(name)
+        self._say_unusable(usable)
+        return usable
+
+    def _missing(
+        self, member: CacheReader, part: str, teachers: Sequence[str], missing: int, total: int, allow_partial: bool
+    ) -> None:
+        root = member.layout.root
+        if allow_partial:
+            console.warn(f"{missing} of {total} rows of '{part}' in {root} are not written yet; going on without them")
+            return
+        names = [part] if part != SAMPLES else list(teachers)
+        command = self._fill_command(member.manifest.data.location, root, [n for n in names if n in self.teachers])
+        raise CacheMissingError(
+            f"{missing} of {total} rows of '{part}' are not written in {root}",
+            f"{command} (or --allow-partial to go on without them)",
+        )
+
+    def _say_unusable(self, usable: Bool[np.ndarray, " n"]) -> None:
+        left_out = int((~usable).sum())
+        if left_out:
+            console.warn(f"{left_out} of {len(usable)} samples have no cached outputs (dropped bad images or not written)")
+
+    # --- reading ---------------------------------------------------------------------------------
+
+    def gather(
+        self, part: str, array: str, rows: Int64[np.ndarray, " b"], view: int | Int64[np.ndarray, " b"] = 0
+    ) -> np.ndarray:
+        """[b, ...] values of an array at global ``rows``; see :meth:`CacheReader.gather`."""
+        if len(self.members) == 1:
+            return self.members[0].gather(part, array, rows, view)
+        member_of = np.searchsorted(self.offsets, rows, side="right") - 1
+        views = np.broadcast_to(np.asarray(view), rows.shape)
+        out: np.ndarray | None = None
+        for number in np.unique(member_of):
+            mine = np.flatnonzero(member_of == number)
+            values = self.members[number].gather(part, array, rows[mine] - self.offsets[number], views[mine])
+            if out is None:
+                out = np.empty((len(rows), *values.shape[1:]), values.dtype)
+            out[mine] = values
+        return self.members[0].gather(part, array, rows, view) if out is None else out
+
+    def content(self, rows: Int64[np.ndarray, " b"]) -> tuple[Int64[np.ndarray, " b"], Int64[np.ndarray, " b"]]:
+        """Recorded size and crc32c of the encoded bytes of samples."""
+        return (
+            self.gather(SAMPLES, "content_size", rows).astype(np.int64),
+            self.gather(SAMPLES, "content_crc", rows).astype(np.int64),
+        )
+
+
+def _joint_names(members: Sequence[CacheReader]) -> tuple[str, ...] | None:
+    names: dict[str, None] = {}
+    for member in members:
+        names.update(dict.fromkeys(member.manifest.data.class_names or ()))
+    return tuple(names) or None
+
+
+def _joint_labels(member: CacheReader, names: tuple[str, ...] | None) -> Int64[np.ndarray, " n"]:
+    own = member.manifest.data.class_names
+    if own is None or names is None:
+        return np.full(member.manifest.rows, -1, np.int64)
+    if own == names:
+        return member.labels
+    position = {name: number for number, name in enumerate(names)}
+    mapping = np.asarray([*(position[name] for name in own), -1], np.int64)
+    mapped: Int64[np.ndarray, " n"] = mapping[member.labels]  # label -1 takes the last entry
+    return mapped
+
+
+def _same_content(
+    member: CacheReader,
+    local: np.ndarray,
+    places: np.ndarray,
+    sizes: np.ndarray,
+    data: Samples | None,
+    changed: dict[int, Difference],
+) -> Bool[np.ndarray, " m"]:
+    """Which found rows still have the recorded bytes; rows without a record pass (they are missing, not wrong)."""
+    written = member.present(SAMPLES, local, [0])
+    equal = np.ones(len(local), bool)
+    rows, asked = local[written], places[written]
+    recorded = member.gather(SAMPLES, "content_size", rows)
+    same = (recorded == sizes[asked]) | (sizes[asked] < 0)  # -1: only the bytes tell
+    for place, old in zip(asked[~same], recorded[~same], strict=True):
+        changed[int(place)] = Difference("bytes", int(old), int(sizes[place]))
+    if data is not None:
+        for number, crc in zip(np.flatnonzero(same), member.gather(SAMPLES, "content_crc", rows[same]), strict=True):
+            now = checksum(data.encoded(int(asked[number])))
+            if now != int(crc):
+                same[number] = False
+                changed[int(asked[number])] = Difference("crc32c", f"{int(crc):08x}", f"{now:08x}")
+    equal[written] = same
+    return equal
+
+
+def _require_same_class(member: CacheReader, data: Samples, places: np.ndarray, local: np.ndarray) -> None:
+    """The same image must have the same class name on both sides, when both name the same classes."""
+    cached, asked = member.manifest.data.class_names, data.class_names
+    if cached is None or asked is None or not set(asked) <= set(cached):
+        return  # without labels, or another labelling of the same images
+    number = {name: index for index, name in enumerate(cached)}
+    mapping = np.asarray([*(number[name] for name in asked), -1], np.int64)
+    ours, theirs = mapping[data.labels[places]], member.labels[local]
+    wrong = np.flatnonzero((ours >= 0) & (theirs >= 0) & (ours != theirs))
+    if len(wrong):
+        first = int(wrong[0])
+        raise IdentityError(
+            f"{len(wrong)} of {len(data)} samples have another class than when they were cached, "
+            f"first {data.keys[int(places[first])]}",
+            "Restore the labels, or cache the data set anew.",
+            [Difference("class", cached[theirs[first]], cached[ours[first]])],
+        )

@@ -1,0 +1,131 @@
+"""Checking bytes against their records, once per part and state.
+
+A part that was checked leaves a stamp: a digest of its files' names, sizes and modification times.
+Whatever touches a file changes the stamp, so the next reader checks again.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, final
+
+from kdcli.cache.commits import chunk_files
+from kdcli.cache.layout import SAMPLES
+from kdcli.cache.reader import CacheReader
+from kdcli.cache.zarr_backend import chunk_path, read_crc
+from kdcli.console import console
+from kdcli.errors import CorruptError, KdError
+from kdcli.runtime import read_json, write_json
+
+VerifyMode = Literal["never", "once", "always"]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """One chunk whose bytes are not the recorded ones."""
+
+    part: str
+    array: str
+    block: int
+    view: int | None
+    rows: tuple[int, int]
+    reason: str
+
+    def __str__(self) -> str:
+        view = "" if self.view is None else f" view {self.view}"
+        return f"{self.part}/{self.array} block {self.block}{view} (rows {self.rows[0]}-{self.rows[1]}): {self.reason}"
+
+
+def _files(reader: CacheReader, part: str) -> Iterable[tuple[str, int, int | None, Path, int, int]]:
+    specs = reader.specs(part)
+    for (block, _), commit in sorted(reader.commits(part).items()):
+        for array, view, path, size, crc in chunk_files(reader.layout, reader.manifest, commit, specs):
+            yield array, block, view, path, size, crc
+    if part == SAMPLES:
+        created = read_json(reader.layout.created)
+        for array, [[size, crc]] in created["arrays"].items():
+            yield array, 0, None, chunk_path(reader.layout.array(SAMPLES, array), 0, None, 0), size, crc
+
+
+def verify_part(reader: CacheReader, part: str) -> list[Damage]:
+    """Read every committed chunk of a part and compare it with its record."""
+    found = []
+    files = list(_files(reader, part))
+    with console.progress(len(files), "chunks", f"verify {part}") as bar:
+        for array, block, view, path, size, crc in files:
+            try:
+                actual, computed, stored = read_crc(path)
+                reason = _difference(actual, computed, stored, size, crc)
+            except KdError as error:
+                reason = error.message
+            if reason:
+                rows = reader.manifest.rows_of(block)
+                found.append(Damage(part, array, block, view, (rows.start, rows.stop - 1), reason))
+            bar.advance(1)
+    return found
+
+
+def _difference(actual: int, computed: int, stored: int, size: int, crc: int) -> str:
+    if actual != size:
+        return f"{actual} bytes instead of {size}"
+    if computed != crc:
+        return f"crc32c is {computed:08x}, recorded {crc:08x}"
+    return "" if stored == computed else f"its checksum says {stored:08x}, its bytes {computed:08x}"
+
+
+def _state(reader: CacheReader, part: str) -> str:
+    digest = hashlib.sha256(reader.manifest.cache_id.encode())
+    for array, block, view, path, size, crc in _files(reader, part):
+        stat = path.stat()
+        digest.update(f"{array} {block} {view} {size} {crc} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _stamps(reader: CacheReader, part: str) -> list[Path]:
+    """Where a stamp may be: in the cache, or for a read-only cache in the user's cache folder."""
+    from platformdirs import user_cache_path
+
+    personal = user_cache_path("kd") / "verified" / reader.manifest.cache_id
+    return [reader.layout.verified / f"{part}.json", personal / f"{part}.json"]
+
+
+def ensure_verified(reader: CacheReader, part: str, mode: VerifyMode) -> None:
+    """Check a part unless its present state was checked before.
+
+    Raises:
+        CorruptError: naming the first damaged chunk and how many there are.
+    """
+    if mode == "never":
+        return
+    state = _state(reader, part)
+    if mode == "once" and any(_stamp_says(path, state) for path in _stamps(reader, part)):
+        return
+    damage = verify_part(reader, part)
+    if damage:
+        more = f", and {len(damage) - 1} more" if len(damage) > 1 else ""
+        raise CorruptError(
+            f"{reader.layout.root}: {damage[0]}{more}",
+            f"kd cache verify {reader.layout.root} lists all; kd cache repair {reader.layout.root} computes them again.",
+        )
+    _leave_stamp(reader, part, state)
+
+
+def _stamp_says(path: Path, state: str) -> bool:
+    try:
+        return bool(json.loads(path.read_text(encoding="utf-8")).get("state") == state)
+    except (OSError, ValueError, AttributeError):
+        return False  # no stamp, or none that can be read: the check simply runs again
+
+
+def _leave_stamp(reader: CacheReader, part: str, state: str) -> None:
+    for path in _stamps(reader, part):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, {"state": state})
+        except OSError:
+            continue  # read-only: try the next place
+        return
+    console.detail("no place for the stamp of this check is writable; the next run checks again")
