@@ -1,0 +1,102 @@
+"""The ``kd`` command: its sub-commands, and the one place where errors become exit codes."""
+
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, NoReturn
+
+import typer
+from typer.exceptions import TyperException
+
+from kdcli import __version__
+from kdcli.cli import admin, pipeline
+from kdcli.console import console
+from kdcli.errors import DeviceError, KdError, NoSpaceError, StorageError, UsageError
+
+app = typer.Typer(
+    name="kd",
+    help="Distil image models: teachers run once, what they said is cached, students are served from it.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+pipeline.register(app)
+admin.register(app)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"kd {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run ``kd`` and exit with the documented code; errors go to stderr, with ``--json`` to stdout as well."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    code = _run(arguments)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = 141
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more
+    sys.exit(code)
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        outcome = app(arguments, prog_name="kd", standalone_mode=False)
+    except KeyboardInterrupt:
+        console.error("interrupted", "The same command goes on from what was saved.")
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except typer.Abort:
+        return 130
+    except Exception as error:
+        return _report(error, as_json="--json" in arguments)
+    return outcome if isinstance(outcome, int) else 0
+
+
+def _report(error: Exception, as_json: bool) -> int:
+    known = _translate(error)
+    if known is None:
+        console.traceback(error)
+        known = KdError(
+            f"{type(error).__name__}: {error}", "This is a bug in kd: please report it with the lines above."
+        )
+    console.error(known.message, known.hint)
+    if as_json:
+        console.document(known.document())
+    return known.exit_code
+
+
+def _translate(error: Exception) -> KdError | None:
+    """The error as one of ours; None for a bug."""
+    match error:
+        case KdError():
+            return error
+        case TyperException():
+            return UsageError(error.format_message(), "kd COMMAND --help lists the options.")
+        case OSError() if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return NoSpaceError(f"{error.filename or 'disk'}: {error.strerror}", "Free some space, then run it again.")
+        case OSError() if error.strerror:
+            return StorageError(f"{error.filename or 'I/O'}: {error.strerror}", "Check the path and its permissions.")
+        case MemoryError():
+            return DeviceError("out of memory", "Use a smaller --batch-size.")
+        case RuntimeError() if type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error):
+            first = str(error).splitlines()[0]
+            return DeviceError(f"out of memory: {first}", "Use a smaller --batch-size.")
+        case _:
+            return None

@@ -1,0 +1,334 @@
+"""The four commands of the pipeline, in the order of the data flow."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kdcli.cli import options as opt
+from kdcli.cli.options import configure
+from kdcli.console import console
+
+if TYPE_CHECKING:
+    from kdcli.types import Ranking
+
+Data = Annotated[str | None, typer.Argument(help="Data set: SOURCE[@key=value,...]; a bare path is a folder.")]
+
+
+def _flags(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split a command's parameters into the step's flags and the options common to all commands."""
+    names = ("json", "config", "sets", "print_config", "quiet", "verbose")
+    common = {name: values.pop(name) for name in names}
+    return values, common
+
+
+def register(app: typer.Typer) -> None:
+    """Add the pipeline commands to ``app``."""
+    app.command("cache-teachers")(cache_teachers)
+    app.command("rank-sources")(rank_sources)
+    app.command("train-student")(train_student)
+    app.command("eval-probe")(eval_probe)
+
+
+def cache_teachers(
+    data: Data = None,
+    cache: Annotated[Path | None, typer.Option("--cache", help="Cache folder; created when it is not there.")] = None,
+    teacher: Annotated[
+        list[str] | None, typer.Option("--teacher", metavar="[NAME=]SPEC", help="A teacher; repeatable.")
+    ] = None,
+    keep: Annotated[str | None, typer.Option("--keep", help="Outputs to keep: logits,features (default).")] = None,
+    views: Annotated[
+        str | None, typer.Option("--views", help="eval (default), or eval+train:K for K replayable training views.")
+    ] = None,
+    recipe: Annotated[str | None, typer.Option("--recipe", help="Recipe of the training views (default imagenet).")] = None,
+    eval_crop: Annotated[
+        float | None, typer.Option("--eval-crop", help="Crop fraction of view 0; default: the first teacher's.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="Storage: float16 (default) or float32.")] = None,
+    temperatures: Annotated[
+        str | None, typer.Option("--temperatures", help="Temperatures of the kept logsumexp (default 1,2,4,5).")
+    ] = None,
+    amp: opt.Amp = None,
+    batch_size: opt.BatchSize = None,
+    block_rows: Annotated[
+        int | None, typer.Option("--block-rows", help="Rows per block, a multiple of 32; default: by size.")
+    ] = None,
+    buffer_gb: Annotated[float | None, typer.Option("--buffer-gb", help="Memory for one task's outputs (default 1).")] = None,
+    bad_images: Annotated[
+        str | None, typer.Option("--bad-images", help="fail (default): list them at the end; drop: record them absent.")
+    ] = None,
+    shard: Annotated[
+        str | None, typer.Option("--shard", help="i/n, array, srun or torchrun: do only this share of the blocks.")
+    ] = None,
+    no_wait: Annotated[
+        bool | None, typer.Option("--no-wait", help="Exit 23 instead of waiting for other writers.")
+    ] = None,
+    grace: Annotated[float | None, typer.Option("--grace", help="Seconds a stop signal leaves for a task (20).")] = None,
+    device: opt.Device = None,
+    workers: opt.Workers = None,
+    data_root: opt.DataRoot = None,
+    download: opt.Download = None,
+    dry_run: Annotated[bool | None, typer.Option("--dry-run", help="Print counts and bytes; write nothing.")] = None,
+    config: opt.ConfigFile = None,
+    sets: opt.Sets = None,
+    print_config: opt.PrintConfig = False,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
+    verbose: opt.Verbose = False,
+) -> None:
+    """Run teachers once over a data set and cache what they say.
+
+    Examples:
+
+      kd cache-teachers photos/ --cache photos.kd --teacher resnet50.a1_in1k
+
+      kd cache-teachers photos/@split=train --cache train.kd --teacher gen=local-dir:weights --views eval+train:8
+    """
+    flags, common = _flags(dict(locals()))
+    flags["keep"] = _words(flags["keep"])
+    flags["temperatures"] = _words(flags["temperatures"])
+    flags["wait"] = False if flags.pop("no_wait") else None
+    from kdcli.config import CacheConfig
+
+    settings = configure(CacheConfig, flags, common)
+    from kdcli.caching import cache_teachers as step
+
+    result = step(settings)
+    if json:
+        console.document(result.document())
+        return
+    rows = [
+        [name, part.id[:12], f"{part.done}/{part.total}", part.written, " ".join(
+            f"{array}{tuple(spec['shape'])}" for array, spec in part.arrays.items())]
+        for name, part in result.teachers.items()
+    ]
+    console.table(["teacher", "id", "tasks", "written", "arrays"], rows)
+
+
+def rank_sources(
+    cache: opt.Caches = None,
+    teacher: Annotated[
+        list[str] | None, typer.Option("--teacher", help="Cached teacher to rank; default all. Repeatable.")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option("--exclude", help="Cached teacher to leave out; repeatable.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", help="Rank on this part of the cached data and with its labels.")
+    ] = None,
+    metric: Annotated[str | None, typer.Option("--metric", help="parc (default) or cka.")] = None,
+    on: Annotated[str | None, typer.Option("--on", help="features (default) or pseudo (softmax outputs).")] = None,
+    probe_size: Annotated[int | None, typer.Option("--probe-size", help="Images of the probe set (default 500).")] = None,
+    power: Annotated[
+        float | None, typer.Option("--power", help="Power p of the weights (default 12; 0 equal, inf nearest).")
+    ] = None,
+    seed: opt.Seed = None,
+    verify: opt.Verify = None,
+    allow_partial: opt.AllowPartial = None,
+    data_root: opt.DataRoot = None,
+    config: opt.ConfigFile = None,
+    sets: opt.Sets = None,
+    print_config: opt.PrintConfig = False,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
+    verbose: opt.Verbose = False,
+) -> None:
+    """Rank cached teachers as sources for a labelled task, and weigh them. No forward pass.
+
+    Examples:
+
+      kd rank-sources --cache train.kd
+
+      kd rank-sources --cache train.kd --metric cka --on pseudo --json > ranking.json
+    """
+    flags, common = _flags(dict(locals()))
+    from kdcli.config import RankConfig
+
+    settings = configure(RankConfig, flags, common)
+    from kdcli.ranking import rank_sources as step
+    from kdcli.ranking import ranking_document
+
+    ranking = step(settings)
+    if json:
+        console.document(ranking_document(ranking))
+        return
+    rows = [[source.name, f"{source.score:.4f}", f"{source.weight:.4f}"] for source in ranking.sources]
+    console.table(["source", ranking.metric, "weight"], rows)
+
+
+def train_student(
+    data: Data = None,
+    cache: opt.Caches = None,
+    student: Annotated[str | None, typer.Option("--student", help="Model spec of the student.")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            "--method",
+            help="labels-only, distill-nearest, distill-weighted, distill-equal or consolidation.",
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Output folder of the run.")] = None,
+    teacher: Annotated[
+        list[str] | None,
+        typer.Option("--teacher", help="Cached teacher to use; default all, or the ranking's. Repeatable."),
+    ] = None,
+    generalist: Annotated[
+        str | None, typer.Option("--generalist", help="Cached teacher that consolidation starts from.")
+    ] = None,
+    ranking: Annotated[
+        str | None, typer.Option("--ranking", help="JSON of kd rank-sources; - reads standard input.")
+    ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option("--init", help="pretrained, random or a SPEC; default by the kind of --student."),
+    ] = None,
+    test: Annotated[str | None, typer.Option("--test", help="Data set to test on after training.")] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the data; default: the method's.")] = None,
+    lr: Annotated[float | None, typer.Option("--lr", help="Peak learning rate; default: the method's.")] = None,
+    backbone_lr_scale: Annotated[
+        float | None, typer.Option("--backbone-lr-scale", help="Backbone learning rate as a share of --lr.")
+    ] = None,
+    optimizer: Annotated[str | None, typer.Option("--optimizer", help="timm optimiser; default: the method's.")] = None,
+    weight_decay: Annotated[float | None, typer.Option("--weight-decay", help="Weight decay; default: the method's.")] = None,
+    schedule: Annotated[str | None, typer.Option("--schedule", help="constant, cosine or step; default: the method's.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", help="Softmax temperature of the distillation term.")
+    ] = None,
+    label_weight: Annotated[
+        float | None, typer.Option("--label-weight", help="Weight of the labelled term (P2's lambda, 0.8).")
+    ] = None,
+    generalist_weight: Annotated[
+        float | None, typer.Option("--generalist-weight", help="Weight of head 0 (P1's lambda_0, 1); all sum to 2.")
+    ] = None,
+    bn: Annotated[str | None, typer.Option("--bn", help="BatchNorm statistics: train or frozen.")] = None,
+    image_size: Annotated[int | None, typer.Option("--image-size", help="Input size in pixels; default: the student's.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", help="Recipe of live training views; with a cache, the cache's.")
+    ] = None,
+    teacher_view: Annotated[
+        str | None, typer.Option("--teacher-view", help="same (default): teachers saw the student's view; eval: view 0.")
+    ] = None,
+    batch_size: opt.BatchSize = None,
+    seed: opt.Seed = None,
+    data_seed: Annotated[int | None, typer.Option("--data-seed", help="Seed of order and views (default 0).")] = None,
+    amp: opt.Amp = None,
+    verify: opt.Verify = None,
+    allow_partial: opt.AllowPartial = None,
+    device: opt.Device = None,
+    workers: opt.Workers = None,
+    overwrite: Annotated[
+        bool | None, typer.Option("--overwrite", help="Start anew where --out holds another run.")
+    ] = None,
+    data_root: opt.DataRoot = None,
+    download: opt.Download = None,
+    config: opt.ConfigFile = None,
+    sets: opt.Sets = None,
+    print_config: opt.PrintConfig = False,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
+    verbose: opt.Verbose = False,
+) -> None:
+    """Train a student against cached teachers, or on labels alone. Teachers are read, never run.
+
+    Examples:
+
+      kd train-student photos/@split=train --student mobilenetv3_small_100 --method labels-only --out runs/plain
+
+      kd rank-sources --cache C --json | kd train-student photos/@split=train --cache C --ranking - --method distill-weighted --student mobilenetv3_small_100 --out runs/a --json
+    """  # noqa: E501 - a command line is one line
+    flags, common = _flags(dict(locals()))
+    from kdcli.config import TrainConfig
+
+    settings = configure(TrainConfig, flags, common)
+    chosen = _read_ranking(settings.ranking)
+    from kdcli.training import train_student as step
+
+    result = step(settings, ranking=chosen).document()
+    if json:
+        console.document(result)
+        return
+    test_scores = result["test"] or {}
+    console.table(
+        ["method", "epochs", "top1", "top5", "seconds", "out"],
+        [[
+            result["method"], result["epochs"], _fraction(test_scores.get("top1")),
+            _fraction(test_scores.get("top5")), f"{result['seconds']:.1f}", result["out"],
+        ]],
+    )
+
+
+def eval_probe(
+    data: Data = None,
+    test: Annotated[str | None, typer.Option("--test", help="Data set to test on.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Model spec; runs its forward.")] = None,
+    cache: opt.Caches = None,
+    teacher: Annotated[str | None, typer.Option("--teacher", help="Cached teacher to probe, without a forward.")] = None,
+    shots: Annotated[int | None, typer.Option("--shots", help="Images per class (default 5).")] = None,
+    draws: Annotated[int | None, typer.Option("--draws", help="Random draws of the shots (default 50).")] = None,
+    seed: opt.Seed = None,
+    batch_size: opt.BatchSize = None,
+    device: opt.Device = None,
+    workers: opt.Workers = None,
+    verify: opt.Verify = None,
+    data_root: opt.DataRoot = None,
+    download: opt.Download = None,
+    config: opt.ConfigFile = None,
+    sets: opt.Sets = None,
+    print_config: opt.PrintConfig = False,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
+    verbose: opt.Verbose = False,
+) -> None:
+    """Judge a representation by a few-shot linear SVM (P1's protocol).
+
+    Examples:
+
+      kd eval-probe photos/@split=train --test photos/@split=test --model local-dir:runs/a/export
+
+      kd eval-probe photos/@split=train --test photos/@split=test --cache train.kd --cache test.kd --teacher gen
+    """
+    flags, common = _flags(dict(locals()))
+    from kdcli.config import ProbeConfig
+
+    settings = configure(ProbeConfig, flags, common)
+    from kdcli.probing import eval_probe as step
+
+    result = step(settings).document()
+    if json:
+        console.document(result)
+        return
+    accuracy = result["accuracy"]
+    console.table(
+        ["representation", "shots", "classes", "draws", "accuracy", "+-95%", "std"],
+        [[
+            result["representation"], result["shots"], result["classes"], result["draws"],
+            _fraction(accuracy["mean"]), _fraction(accuracy["ci95"]), _fraction(accuracy["std"]),
+        ]],
+    )
+
+
+def _words(text: str | None) -> list[str] | None:
+    """Split a comma-separated option."""
+    return None if text is None else [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _fraction(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _read_ranking(source: str | None) -> "Ranking | None":
+    """The ranking in a file or, for ``-``, on standard input."""
+    if source is None:
+        return None
+    from kdcli.errors import NotFoundError
+    from kdcli.ranking import parse_ranking
+    from kdcli.runtime import storage_errors
+
+    if source == "-":
+        return parse_ranking(sys.stdin.read())
+    path = Path(source)
+    if not path.is_file():
+        raise NotFoundError(f"there is no ranking file {path}", f"kd rank-sources --cache CACHE --json > {path}")
+    with storage_errors(path):
+        return parse_ranking(path.read_text(encoding="utf-8"))
