@@ -42,7 +42,8 @@ class CacheConfig(StepConfig):
     teacher: tuple[str, ...] = Field(min_length=1, description="[NAME=]SPEC of a teacher; repeatable.")
     keep: tuple[OutputKind, ...] = Field(("logits", "features"), min_length=1, description="Outputs to keep.")
     views: str | None = Field(
-        None, description="eval, or eval+train:K for K replayable training views; default: the cache's, else eval."
+        None,
+        description="eval, or eval+train:K for K replayable training views; default: the cache's, else eval.",
     )
     recipe: str | None = Field(
         None, description="Recipe of the training views; default: the cache's, else imagenet."
@@ -65,24 +66,36 @@ class CacheConfig(StepConfig):
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.", json_schema_extra=Mechanical)
     workers: int | None = Field(
-        None, ge=0, description="Decode processes; default: the processors of this job.",
+        None,
+        ge=0,
+        description="Decode processes; default: the processors of this job.",
         json_schema_extra=Mechanical,
     )
     shard: str | None = Field(
-        None, description="i/n: do only this share of the blocks; also array, srun or torchrun.",
+        None,
+        description="i/n: do only this share of the blocks; also array, srun or torchrun.",
         json_schema_extra=Mechanical,
     )
     wait: bool = Field(
-        True, description="Wait for work that other live writers hold; --no-wait exits 23 instead.",
+        True,
+        description="Wait for work that other live writers hold; --no-wait exits 23 instead.",
         json_schema_extra=Mechanical,
     )
     grace: float = Field(
-        20.0, ge=0, description="Seconds a stop signal leaves for the current task.",
+        20.0,
+        ge=0,
+        description="Seconds a stop signal leaves for the current task.",
         json_schema_extra=Mechanical,
     )
-    data_root: Path | None = Field(None, description="Folder of torch/ and hfds/ data sets, and of relative folders.")
-    download: bool = Field(False, description="Allow a data set to be downloaded.", json_schema_extra=Mechanical)
-    dry_run: bool = Field(False, description="Print what would be done; write nothing.", json_schema_extra=Mechanical)
+    data_root: Path | None = Field(
+        None, description="Folder of torch/ and hfds/ data sets, and of relative folders."
+    )
+    download: bool = Field(
+        False, description="Allow a data set to be downloaded.", json_schema_extra=Mechanical
+    )
+    dry_run: bool = Field(
+        False, description="Print what would be done; write nothing.", json_schema_extra=Mechanical
+    )
 
 
 @final
@@ -96,20 +109,24 @@ class RankConfig(StepConfig):
         None, description="Rank on this part of the cached data (and with its labels); default: all of it."
     )
     metric: Literal["parc", "cka"] = Field("parc", description="Task-similarity metric.")
-    on: Literal["features", "pseudo"] = Field("features", description="Representation: features or softmax outputs.")
+    on: Literal["features", "pseudo"] = Field(
+        "features", description="Representation: features or softmax outputs."
+    )
     probe_size: int = Field(500, ge=3, description="Images of the probe set.")
-    power: float = Field(12.0, ge=0, description="Power p of the weights (P2 Eq. 5); 0 is equal, inf is nearest.")
+    power: float = Field(
+        12.0, ge=0, description="Power p of the weights (P2 Eq. 5); 0 is equal, inf is nearest."
+    )
     seed: int = Field(0, ge=0, description="Seed of the probe set.")
     verify: Literal["never", "once", "always"] = Field(
         "once", description="When to check the cache's checksums.", json_schema_extra=Mechanical
     )
     allow_partial: bool = Field(False, description="Go on when rows are not cached yet, and say how many.")
-    data_root: Path | None = Field(None, description="Folder of torch/ and hfds/ data sets, and of relative folders.")
+    data_root: Path | None = Field(
+        None, description="Folder of torch/ and hfds/ data sets, and of relative folders."
+    )
 
 
-MethodName = Literal[
-    "labels-only", "distill-nearest", "distill-weighted", "distill-equal", "consolidation"
-]
+MethodName = Literal["labels-only", "distill-nearest", "distill-weighted", "distill-equal", "consolidation"]
 
 
 @final
@@ -121,25 +138,42 @@ class TrainConfig(StepConfig):
     method: MethodName = Field(description="Objective; see kd methods.")
     out: Path = Field(description="Output folder of the run.", json_schema_extra=Mechanical)
     cache: tuple[Path, ...] = Field((), description="Cache folder; repeatable.")
-    teacher: tuple[str, ...] = Field((), description="Cached teachers to use; default all, or the ranking's. Repeatable.")
-    generalist: str | None = Field(None, description="Cached teacher that consolidation starts from (head 0).")
+    teacher: tuple[str, ...] = Field(
+        (), description="Cached teachers to use; default all, or the ranking's. Repeatable."
+    )
+    generalist: str | None = Field(
+        None, description="Cached teacher that consolidation starts from (head 0)."
+    )
     ranking: str | None = Field(None, description="Ranking JSON of kd rank-sources; - reads standard input.")
     init: str | None = Field(
-        None, description="pretrained, random or a SPEC to start from; default: pretrained for "
-        "local-dir:, hf-hub: and ARCH@FILE, random for bare names."
+        None,
+        description="pretrained, random or a SPEC to start from; default: pretrained for "
+        "local-dir:, hf-hub: and ARCH@FILE, random for bare names.",
     )
     test: str | None = Field(None, description="Data set to test on after training.")
     epochs: int | None = Field(None, ge=1, description="Passes over the data.")
-    lr: float | None = Field(None, gt=0, description="Peak learning rate (of the heads, where groups differ).")
-    backbone_lr_scale: float | None = Field(None, ge=0, description="Backbone learning rate as a share of --lr.")
+    lr: float | None = Field(
+        None, gt=0, description="Peak learning rate (of the heads, where groups differ)."
+    )
+    backbone_lr_scale: float | None = Field(
+        None, ge=0, description="Backbone learning rate as a share of --lr."
+    )
     optimizer: str | None = Field(None, description="timm optimiser name.")
     weight_decay: float | None = Field(None, ge=0, description="Weight decay.")
-    schedule: Literal["constant", "cosine", "step"] | None = Field(None, description="Learning-rate schedule.")
+    schedule: Literal["constant", "cosine", "step"] | None = Field(
+        None, description="Learning-rate schedule."
+    )
     temperature: float | None = Field(None, gt=0, description="Softmax temperature of the distillation term.")
-    label_weight: float | None = Field(None, ge=0, le=1, description="Weight of the labelled term (P2's lambda).")
+    label_weight: float | None = Field(
+        None, ge=0, le=1, description="Weight of the labelled term (P2's lambda)."
+    )
     generalist_weight: float | None = Field(None, ge=0, le=2, description="Weight of head 0 (P1's lambda_0).")
-    bn: Literal["train", "frozen"] | None = Field(None, description="BatchNorm statistics: updated or frozen.")
-    image_size: int | None = Field(None, ge=8, description="Input size in pixels; default: the student's own.")
+    bn: Literal["train", "frozen"] | None = Field(
+        None, description="BatchNorm statistics: updated or frozen."
+    )
+    image_size: int | None = Field(
+        None, ge=8, description="Input size in pixels; default: the student's own."
+    )
     recipe: str | None = Field(None, description="Recipe of live training views; with a cache, the cache's.")
     teacher_view: Literal["same", "eval"] = Field(
         "same", description="same: teachers saw the student's view; eval: they saw the clean view 0."
@@ -151,15 +185,25 @@ class TrainConfig(StepConfig):
     verify: Literal["never", "once", "always"] = Field(
         "once", description="When to check the cache's checksums.", json_schema_extra=Mechanical
     )
-    allow_partial: bool = Field(False, description="Train on the cached rows only, and say how many are missing.")
+    allow_partial: bool = Field(
+        False, description="Train on the cached rows only, and say how many are missing."
+    )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.", json_schema_extra=Mechanical)
     workers: int | None = Field(
-        None, ge=0, description="Decode processes; default: the processors of this job.",
+        None,
+        ge=0,
+        description="Decode processes; default: the processors of this job.",
         json_schema_extra=Mechanical,
     )
-    overwrite: bool = Field(False, description="Start anew when the output holds another run.", json_schema_extra=Mechanical)
-    data_root: Path | None = Field(None, description="Folder of torch/ and hfds/ data sets, and of relative folders.")
-    download: bool = Field(False, description="Allow a data set to be downloaded.", json_schema_extra=Mechanical)
+    overwrite: bool = Field(
+        False, description="Start anew when the output holds another run.", json_schema_extra=Mechanical
+    )
+    data_root: Path | None = Field(
+        None, description="Folder of torch/ and hfds/ data sets, and of relative folders."
+    )
+    download: bool = Field(
+        False, description="Allow a data set to be downloaded.", json_schema_extra=Mechanical
+    )
 
 
 @final
@@ -177,14 +221,20 @@ class ProbeConfig(StepConfig):
     batch_size: int = Field(64, ge=1, description="Images per forward.", json_schema_extra=Mechanical)
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.", json_schema_extra=Mechanical)
     workers: int | None = Field(
-        None, ge=0, description="Decode processes; default: the processors of this job.",
+        None,
+        ge=0,
+        description="Decode processes; default: the processors of this job.",
         json_schema_extra=Mechanical,
     )
     verify: Literal["never", "once", "always"] = Field(
         "once", description="When to check the cache's checksums.", json_schema_extra=Mechanical
     )
-    data_root: Path | None = Field(None, description="Folder of torch/ and hfds/ data sets, and of relative folders.")
-    download: bool = Field(False, description="Allow a data set to be downloaded.", json_schema_extra=Mechanical)
+    data_root: Path | None = Field(
+        None, description="Folder of torch/ and hfds/ data sets, and of relative folders."
+    )
+    download: bool = Field(
+        False, description="Allow a data set to be downloaded.", json_schema_extra=Mechanical
+    )
 
 
 Config = TypeVar("Config", bound=StepConfig)
@@ -226,9 +276,15 @@ def resolve(
     else:
         if not problems:
             return config
-    from_flags = not sets and file is None or all(text.startswith("--") and not text.startswith("--set") for text in problems)
+    from_flags = (
+        (not sets
+        and file is None)
+        or all(text.startswith("--") and not text.startswith("--set") for text in problems)
+    )
     failure = UsageError if from_flags else ConfigError
-    raise failure("; ".join(problems), "Every option is explained by --help; --print-config shows the resolved values.")
+    raise failure(
+        "; ".join(problems), "Every option is explained by --help; --print-config shows the resolved values."
+    )
 
 
 def _section_name(kind: type[StepConfig]) -> str:

@@ -27,9 +27,6 @@ def processor_count() -> int:
     return len(os.sched_getaffinity(0)) if _HAS_AFFINITY else os.cpu_count() or 1
 
 
-
-
-
 def worker_count(requested: int | None) -> int:
     """Decode processes to start: what was asked for, else one per processor but one (at most 16)."""
     if requested is not None:
@@ -104,7 +101,9 @@ def parse_shard(text: str | None) -> Shard | None:
     else:
         head, slash, tail = text.partition("/")
         if not (slash and head.isdecimal() and tail.isdecimal()):
-            raise UsageError(f"--shard {text} is not i/n", "Give --shard 0/4 to 3/4, or array, srun, torchrun.")
+            raise UsageError(
+                f"--shard {text} is not i/n", "Give --shard 0/4 to 3/4, or array, srun, torchrun."
+            )
         index, count = int(head), int(tail)
     if count < 1 or not 0 <= index < count:
         raise UsageError(

@@ -93,7 +93,8 @@ class CacheSet:
         if name not in self.teachers:
             known = ", ".join(self.teachers) or "none yet"
             raise NotFoundError(
-                f"no teacher '{name}' in {self._paths()}.{nearest(name, self.teachers)}", f"Cached teachers: {known}."
+                f"no teacher '{name}' in {self._paths()}.{nearest(name, self.teachers)}",
+                f"Cached teachers: {known}.",
             )
         records = [m.teachers[name] for m in self.members if name in m.teachers]
         for record in records[1:]:
@@ -199,14 +200,24 @@ class CacheSet:
         return usable
 
     def _missing(
-        self, member: CacheReader, part: str, teachers: Sequence[str], missing: int, total: int, allow_partial: bool
+        self,
+        member: CacheReader,
+        part: str,
+        teachers: Sequence[str],
+        missing: int,
+        total: int,
+        allow_partial: bool,
     ) -> None:
         root = member.layout.root
         if allow_partial:
-            console.warn(f"{missing} of {total} rows of '{part}' in {root} are not written yet; going on without them")
+            console.warn(
+                f"{missing} of {total} rows of '{part}' in {root} are not written yet; going on without them"
+            )
             return
         names = [part] if part != SAMPLES else list(teachers)
-        command = self._fill_command(member.manifest.data.location, root, [n for n in names if n in self.teachers])
+        command = self._fill_command(
+            member.manifest.data.location, root, [n for n in names if n in self.teachers]
+        )
         raise CacheMissingError(
             f"{missing} of {total} rows of '{part}' are not written in {root}",
             f"{command} (or --allow-partial to go on without them)",
@@ -215,7 +226,9 @@ class CacheSet:
     def _say_unusable(self, usable: Bool[np.ndarray, " n"]) -> None:
         left_out = int((~usable).sum())
         if left_out:
-            console.warn(f"{left_out} of {len(usable)} samples have no cached outputs (dropped bad images or not written)")
+            console.warn(
+                f"{left_out} of {len(usable)} samples have no cached outputs (dropped bad images or not written)"
+            )
 
     # --- reading ---------------------------------------------------------------------------------
 
@@ -236,7 +249,9 @@ class CacheSet:
             out[mine] = values
         return self.members[0].gather(part, array, rows, view) if out is None else out
 
-    def content(self, rows: Int64[np.ndarray, " b"]) -> tuple[Int64[np.ndarray, " b"], Int64[np.ndarray, " b"]]:
+    def content(
+        self, rows: Int64[np.ndarray, " b"]
+    ) -> tuple[Int64[np.ndarray, " b"], Int64[np.ndarray, " b"]]:
         """Recorded size and crc32c of the encoded bytes of samples."""
         return (
             self.gather(SAMPLES, "content_size", rows).astype(np.int64),
@@ -280,7 +295,9 @@ def _same_content(
     for place, old in zip(asked[~same], recorded[~same], strict=True):
         changed[int(place)] = Difference("bytes", int(old), int(sizes[place]))
     if data is not None:
-        for number, crc in zip(np.flatnonzero(same), member.gather(SAMPLES, "content_crc", rows[same]), strict=True):
+        for number, crc in zip(
+            np.flatnonzero(same), member.gather(SAMPLES, "content_crc", rows[same]), strict=True
+        ):
             now = checksum(data.encoded(int(asked[number])))
             if now != int(crc):
                 same[number] = False

@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, final
 
@@ -127,10 +128,8 @@ class Claims:
         except FileNotFoundError:
             return
         if not self._is_stale(grave):
-            try:
+            with suppress(FileExistsError):  # a third process may hold it by now; the commit decides
                 os.link(grave, path)
-            except FileExistsError:
-                pass  # a third process holds it by now; the commit decides
         grave.unlink()
 
     def _is_stale(self, path: Path) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from kdcli.cache.layout import Layout, Manifest, Unit
-from kdcli.cache.provenance import ArraySpec
+from kdcli.cache.provenance import REPAIR_HINT, ArraySpec
 from kdcli.cache.zarr_backend import CRC_BYTES, chunk_path
 from kdcli.errors import CorruptError
 from kdcli.runtime import atomic_write_text, fsync_folder, storage_errors
@@ -89,9 +89,7 @@ def _parse(text: str, source: Path) -> Commit:
     try:
         return Commit(**json.loads(text))
     except (ValueError, TypeError) as error:
-        raise CorruptError(
-            f"{source} is no commit record: {error}", "kd cache verify, then kd cache repair"
-        ) from error
+        raise CorruptError(f"{source} is no commit record: {error}", REPAIR_HINT) from error
 
 
 def read_commit(layout: Layout, unit: Unit) -> Commit | None:
@@ -162,7 +160,9 @@ def sizes_agree(layout: Layout, manifest: Manifest, commit: Commit, arrays: dict
         return False
 
 
-def done_mask(manifest: Manifest, commits: dict[tuple[int, int], Commit]) -> Bool[np.ndarray, "blocks groups"]:
+def done_mask(
+    manifest: Manifest, commits: dict[tuple[int, int], Commit]
+) -> Bool[np.ndarray, "blocks groups"]:
     """Which (block, group) have a record."""
     done = np.zeros((manifest.blocks, manifest.groups), bool)
     for block, group in commits:

@@ -84,12 +84,14 @@ class KeyTable:
 
     def hashes(self) -> Int64[np.ndarray, " n"]:
         """A 63-bit hash of every key."""
-        found = np.fromiter(
-            (int.from_bytes(hashlib.blake2b(self._bytes(row), digest_size=8).digest()) >> 1 for row in range(len(self))),
+        return np.fromiter(
+            (
+                int.from_bytes(hashlib.blake2b(self._bytes(row), digest_size=8).digest()) >> 1
+                for row in range(len(self))
+            ),
             np.int64,
             count=len(self),
         )
-        return found
 
     def find(self, other: "KeyTable") -> Int64[np.ndarray, " m"]:
         """Row in this table of each key of ``other``; -1 where it is not here."""

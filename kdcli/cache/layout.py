@@ -1,12 +1,12 @@
 """Where everything lies in a cache, and how its rows are cut into blocks.
 
-    NAME.kd/
-      manifest.json      what the cache is: :class:`Manifest`
-      data.zarr/         the arrays, a plain Zarr v3 group: samples/, views/, teachers/<name>/
-      commits/           what is done: one record per unit, one file per finished part
-      claims/            what is being done, and by whom
-      verified/          which part was checked in which state
-      tmp/               everything that is not published yet
+NAME.kd/
+  manifest.json      what the cache is: :class:`Manifest`
+  data.zarr/         the arrays, a plain Zarr v3 group: samples/, views/, teachers/<name>/
+  commits/           what is done: one record per unit, one file per finished part
+  claims/            what is being done, and by whom
+  verified/          which part was checked in which state
+  tmp/               everything that is not published yet
 """
 
 import secrets
@@ -175,10 +175,14 @@ def load_manifest(root: Path) -> Manifest:
     """
     layout = Layout(root)
     if root.is_file():
-        raise StorageError(f"{root} is a file, not a cache folder", "Give the folder that cache-teachers made.")
+        raise StorageError(
+            f"{root} is a file, not a cache folder", "Give the folder that cache-teachers made."
+        )
     if not layout.manifest.is_file():
         what = "is not a kd cache (no manifest.json)" if root.exists() else "does not exist"
-        raise CacheMissingError(f"cache {root} {what}", f"kd cache-teachers DATA --cache {root} --teacher SPEC")
+        raise CacheMissingError(
+            f"cache {root} {what}", f"kd cache-teachers DATA --cache {root} --teacher SPEC"
+        )
     restore = "Restore manifest.json, or make the cache again; kd never guesses what a cache is."
     try:
         document, proof = read_json(layout.manifest), read_json(layout.created)

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 from jaxtyping import UInt8
+from pydantic import BaseModel, ConfigDict
 
 from kdcli.errors import IdentityError
 from kdcli.types import Difference, Preprocess, differences
 
+REPAIR_HINT = "Remove the damaged file and run the kd cache-teachers command that made the cache again."
 PIXEL_TOLERANCE = 2
 """Largest difference, in steps of 1/255, that another version of a library may make to a pixel."""
 
@@ -102,7 +103,9 @@ class TeacherRecord(BaseModel):
             "dtype": self.dtype,
             "amp": self.amp,
             "temperatures": list(self.temperatures),
-            "class_names": None if self.class_names is None else canonical_sha256({"names": list(self.class_names)}),
+            "class_names": None
+            if self.class_names is None
+            else canonical_sha256({"names": list(self.class_names)}),
             "preprocess": declared,
         }
 

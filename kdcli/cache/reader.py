@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from kdcli.cache.commits import Commit, block_digest, done_mask, read_commits, sizes_agree
 from kdcli.cache.keytable import KeyTable
 from kdcli.cache.layout import SAMPLES, Layout, Manifest, load_manifest
-from kdcli.cache.provenance import ArraySpec, TeacherRecord
+from kdcli.cache.provenance import REPAIR_HINT, ArraySpec, TeacherRecord
 from kdcli.cache.zarr_backend import CRC_BYTES, chunk_path, map_chunk
 from kdcli.errors import CacheMissingError, CorruptError, IdentityError
 from kdcli.runtime import read_json
@@ -40,7 +40,7 @@ def load_teachers(layout: Layout) -> dict[str, TeacherRecord]:
         try:
             record = TeacherRecord.model_validate(document["attributes"]["kd"])
         except (KeyError, ValidationError) as error:
-            raise CorruptError(f"{path / 'zarr.json'}: no valid teacher record", "kd cache verify") from error
+            raise CorruptError(f"{path / 'zarr.json'}: no valid teacher record", REPAIR_HINT) from error
         if record.name != path.name:
             difference = Difference("name", record.name, path.name)
             raise IdentityError(f"{path} was renamed", f"Rename it back to '{record.name}'.", [difference])
@@ -55,7 +55,7 @@ def _sample_array(layout: Layout, name: str, dtype: str) -> np.ndarray:
     try:
         count = (path.stat().st_size - CRC_BYTES) // itemsize
     except FileNotFoundError as error:
-        raise CorruptError(f"{path} is missing", "kd cache verify, then kd cache repair") from error
+        raise CorruptError(f"{path} is missing", REPAIR_HINT) from error
     return map_chunk(path, count, ArraySpec((), dtype))
 
 
@@ -98,12 +98,14 @@ class CacheReader:
     def _require_keys(self) -> None:
         if len(self.keys) != self.manifest.rows or self.keys.digest() != self.manifest.data.keys:
             raise CorruptError(
-                f"{self.layout.root}: its keys are not those of its manifest", "kd cache verify, then kd cache repair"
+                f"{self.layout.root}: its keys are not those of its manifest",
+                REPAIR_HINT,
             )
         recorded = self.manifest.data.labels
         if recorded is not None and block_digest(self.labels) != recorded:
             raise CorruptError(
-                f"{self.layout.root}: its labels are not those of its manifest", "kd cache verify, then kd cache repair"
+                f"{self.layout.root}: its labels are not those of its manifest",
+                REPAIR_HINT,
             )
 
     def specs(self, part: str) -> dict[str, ArraySpec]:
@@ -146,7 +148,9 @@ class CacheReader:
 
     def absent(self, part: str) -> dict[int, str]:
         """Rows recorded as dropped, with the reason."""
-        return {int(row): str(reason) for commit in self.commits(part).values() for row, reason in commit.absent}
+        return {
+            int(row): str(reason) for commit in self.commits(part).values() for row, reason in commit.absent
+        }
 
     def gather(
         self, part: str, array: str, rows: Int64[np.ndarray, " b"], view: int | Int64[np.ndarray, " b"] = 0
@@ -201,7 +205,9 @@ class CacheReader:
                 f"{self.layout.root}: rows {rows.start}-{rows.stop - 1} of '{part}' view {view} are not written",
                 "Run the kd cache-teachers command that made the cache again; it fills what is missing.",
             )
-        path = chunk_path(self.layout.array(part, array), block, view if spec.per_view else None, len(spec.row_shape))
+        path = chunk_path(
+            self.layout.array(part, array), block, view if spec.per_view else None, len(spec.row_shape)
+        )
         mapped = map_chunk(path, self.manifest.block_rows, spec)
         self._maps[place] = mapped
         if len(self._maps) > self._max_maps:

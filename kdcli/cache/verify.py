@@ -13,6 +13,7 @@ from typing import Literal, final
 
 from kdcli.cache.commits import chunk_files
 from kdcli.cache.layout import SAMPLES
+from kdcli.cache.provenance import REPAIR_HINT
 from kdcli.cache.reader import CacheReader
 from kdcli.cache.zarr_backend import chunk_path, read_crc
 from kdcli.console import console
@@ -108,7 +109,7 @@ def ensure_verified(reader: CacheReader, part: str, mode: VerifyMode) -> None:
         more = f", and {len(damage) - 1} more" if len(damage) > 1 else ""
         raise CorruptError(
             f"{reader.layout.root}: {damage[0]}{more}",
-            f"kd cache verify {reader.layout.root} lists all; kd cache repair {reader.layout.root} computes them again.",
+            REPAIR_HINT,
         )
     _leave_stamp(reader, part, state)
 

@@ -150,7 +150,9 @@ class CacheWriter:
             fresh = self.layout.tmp / f"teacher-{os.getpid()}-{os.urandom(4).hex()}"
             group = create_group(fresh, {"kd": record.model_dump(mode="json")})
             for name, spec in record.array_specs().items():
-                create_row_array(group, name, self.manifest.rows, self.manifest.views, self.manifest.block_rows, spec)
+                create_row_array(
+                    group, name, self.manifest.rows, self.manifest.views, self.manifest.block_rows, spec
+                )
             with storage_errors(folder):
                 try:
                     fresh.rename(folder)
@@ -181,7 +183,9 @@ class CacheWriter:
         for place, commit in list(commits.items()):
             self._require_own(commit)
             if not sizes_agree(self.layout, self.manifest, commit, specs):
-                console.warn(f"{commit.unit}: committed, but its files are missing or short; to be computed again")
+                console.warn(
+                    f"{commit.unit}: committed, but its files are missing or short; to be computed again"
+                )
                 if withdraw:
                     self._withdraw(commit)
                 del commits[place]
@@ -331,7 +335,13 @@ class CacheWriter:
         specs = self.specs(mine.part)
         on_disk = {
             name: [
-                list(read_crc(chunk_path(self.layout.array(mine.part, name), mine.block, view, len(specs[name].row_shape)))[:2])
+                list(
+                    read_crc(
+                        chunk_path(
+                            self.layout.array(mine.part, name), mine.block, view, len(specs[name].row_shape)
+                        )
+                    )[:2]
+                )
                 for view in ([*self.manifest.views_of(mine.group)] if specs[name].per_view else [None])
             ]
             for name in mine.arrays

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kdcli.cache.provenance import ArraySpec
+from kdcli.cache.provenance import REPAIR_HINT, ArraySpec
 from kdcli.errors import CorruptError
 from kdcli.runtime import storage_errors
 
@@ -52,11 +52,17 @@ def create_array(
     )
 
 
-def create_row_array(group: "zarr.Group", name: str, rows: int, views: int, block_rows: int, spec: ArraySpec) -> None:
+def create_row_array(
+    group: "zarr.Group", name: str, rows: int, views: int, block_rows: int, spec: ArraySpec
+) -> None:
     """An array with one chunk per block (and view)."""
     view_axis = ((views,), (1,)) if spec.per_view else ((), ())
     create_array(
-        group, name, (rows, *view_axis[0], *spec.row_shape), (block_rows, *view_axis[1], *spec.row_shape), spec
+        group,
+        name,
+        (rows, *view_axis[0], *spec.row_shape),
+        (block_rows, *view_axis[1], *spec.row_shape),
+        spec,
     )
 
 
@@ -105,10 +111,10 @@ def map_chunk(path: Path, rows: int, spec: ArraySpec) -> np.ndarray:
     try:
         size = path.stat().st_size
         if size != expected:
-            raise CorruptError(f"{path} has {size} bytes, not {expected}", "kd cache verify, then kd cache repair")
+            raise CorruptError(f"{path} has {size} bytes, not {expected}", REPAIR_HINT)
         mapped = np.memmap(path, mode="r", dtype=spec.dtype, shape=(rows, *spec.row_shape))
     except FileNotFoundError as error:
-        raise CorruptError(f"{path} is committed but missing", "kd cache verify, then kd cache repair") from error
+        raise CorruptError(f"{path} is committed but missing", REPAIR_HINT) from error
     return mapped.view(np.ndarray)
 
 

@@ -1,5 +1,6 @@
 """``kd cache-teachers``: images in, cached teacher outputs out."""
 
-from kdcli.caching.step import CacheResult, TeacherProgress, cache_teachers
+from kdcli.caching.result import CacheResult, TeacherProgress
+from kdcli.caching.step import cache_teachers
 
 __all__ = ["CacheResult", "TeacherProgress", "cache_teachers"]

@@ -10,6 +10,7 @@ from scipy.special import logsumexp
 
 from kdcli.console import console
 from kdcli.errors import BadDataError, UsageError
+from kdcli.types import OutputKind
 
 if TYPE_CHECKING:
     from kdcli.models.spec import Model
@@ -32,14 +33,14 @@ class OutputPlan:
     """
 
     name: str
-    keep: tuple[str, ...]
+    keep: tuple[OutputKind, ...]
     dtype: str
     temperatures: tuple[float, ...]
     label_columns: Int64[np.ndarray, " c"] | None
     arrays: dict[str, dict[str, Any]]
 
     def derive(
-        self, outputs: Mapping[str, Float32[np.ndarray, "b d"]], labels: Int64[np.ndarray, " b"]
+        self, outputs: Mapping[OutputKind, Float32[np.ndarray, "b d"]], labels: Int64[np.ndarray, " b"]
     ) -> dict[str, np.ndarray]:
         """The rows to store for one batch.
 
@@ -54,7 +55,7 @@ class OutputPlan:
         Raises:
             BadDataError: outputs are not finite, or too large for half precision.
         """
-        arrays = {kind: self._store(kind, outputs[kind]) for kind in self.keep}
+        arrays: dict[str, np.ndarray] = {kind: self._store(kind, outputs[kind]) for kind in self.keep}
         if "logits" in self.keep:
             logits = outputs["logits"].astype(np.float64)
             lse = np.stack([logsumexp(logits / t, axis=1) for t in self.temperatures], axis=1)
@@ -95,10 +96,12 @@ def plan_outputs(
     Raises:
         UsageError: logits are asked of a model without a classifier.
     """
-    kept = tuple(kind for kind in ("logits", "features") if kind in keep)
+    both: tuple[OutputKind, ...] = ("logits", "features")
+    kept = tuple(kind for kind in both if kind in keep)
     if "logits" in kept and model.num_classes == 0:
         raise UsageError(
-            f"teacher '{name}' ({model.spec}) has no classifier, so it gives no logits", "Use --keep features."
+            f"teacher '{name}' ({model.spec}) has no classifier, so it gives no logits",
+            "Use --keep features.",
         )
     storage = STORAGE[dtype]
     arrays: dict[str, dict[str, Any]] = {}

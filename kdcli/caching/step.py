@@ -1,13 +1,9 @@
 """The step behind ``kd cache-teachers``: configuration in, :class:`CacheResult` out."""
 
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
-
-import numpy as np
 
 from kdcli.cache.claims import wait_a_moment
 from kdcli.cache.commits import block_digest
@@ -20,10 +16,10 @@ from kdcli.cache.layout import (
     choose_block_rows,
     load_manifest,
 )
-from kdcli.cache.provenance import ArraySpec, TeacherRecord, as_pixels
+from kdcli.cache.provenance import TeacherRecord
 from kdcli.cache.writer import CacheWriter, create_cache
-from kdcli.cache.zarr_backend import CRC_BYTES
-from kdcli.caching.outputs import OutputPlan, plan_outputs
+from kdcli.caching.result import CacheResult, TeacherProgress, payload_bytes, shapes
+from kdcli.caching.teachers import Teacher, name_teachers, open_teacher
 from kdcli.config import CacheConfig
 from kdcli.console import console
 from kdcli.errors import (
@@ -32,7 +28,6 @@ from kdcli.errors import (
     IdentityError,
     StoppedEarly,
     StorageError,
-    UsageError,
 )
 from kdcli.runtime import Shard, parse_shard, pick_device, stop_signals, versions, worker_count
 from kdcli.types import differences
@@ -45,97 +40,6 @@ if TYPE_CHECKING:
 DEFAULT_RECIPE = "imagenet"
 PIXEL_BYTES = 64 * 2**20
 """Decoded pixels of one batch and group of views stay below this."""
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class TeacherProgress:
-    """One teacher's part of the result: units in total, done now, written by this run."""
-
-    id: str
-    arrays: dict[str, dict[str, Any]]
-    total: int
-    done: int
-    written: int
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class CacheResult:
-    """What ``kd cache-teachers`` did. ``bytes`` are those of the named teachers' arrays on disk."""
-
-    cache_id: str | None
-    rows: int
-    views: int
-    teachers: dict[str, TeacherProgress]
-    images_per_second: float | None
-    bytes: int
-    dry_run: bool = False
-
-    def document(self) -> dict[str, Any]:
-        """The JSON document of ``--json``."""
-        teachers = {
-            name: {
-                "id": part.id,
-                "arrays": part.arrays,
-                "tasks": {"total": part.total, "done": part.done, "written": part.written},
-            }
-            for name, part in self.teachers.items()
-        }
-        document = {
-            "cache_id": self.cache_id,
-            "rows": self.rows,
-            "views": self.views,
-            "teachers": teachers,
-            "images_per_second": self.images_per_second,
-            "bytes": self.bytes,
-        }
-        return document | ({"dry_run": True} if self.dry_run else {})
-
-
-def name_teachers(arguments: Sequence[str]) -> dict[str, str]:
-    """Split ``[NAME=]SPEC`` arguments; a teacher without a name gets a slug of its spec.
-
-    The slug is the last path component of the spec in lower case, without an ending such as
-    ``.safetensors``, other characters than letters, digits, ``.``, ``_`` and ``-`` replaced by ``-``.
-
-    Raises:
-        UsageError: a bad or repeated name.
-    """
-    named: dict[str, str] = {}
-    for argument in arguments:
-        head, equals, tail = argument.partition("=")
-        if equals and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", head):
-            name, spec = head, tail
-        elif equals and not re.search(r"[:/@]", head):
-            raise UsageError(
-                f"'{head}' cannot name a teacher", "Names hold letters, digits, '.', '_' and '-': --teacher NAME=SPEC"
-            )
-        else:
-            name, spec = slug(argument), argument
-        if not spec:
-            raise UsageError(f"--teacher {argument} has no spec", "Give --teacher NAME=SPEC.")
-        if name in named:
-            raise UsageError(f"two teachers are called '{name}'", "Name them: --teacher NAME=SPEC")
-        named[name] = spec
-    return named
-
-
-def slug(spec: str) -> str:
-    """The name of a teacher that was given none."""
-    last = re.split(r"[/:]", spec.rstrip("/"))[-1]
-    last = re.sub(r"\.(safetensors|onnx)$", "", last.split("@")[-1])
-    return re.sub(r"[^a-z0-9._-]+", "-", last.lower()).strip("-.") or "teacher"
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class _Teacher:
-    """An opened teacher with what the cache is to know of it."""
-
-    model: "Model"
-    plan: OutputPlan
-    record: TeacherRecord
 
 
 def cache_teachers(config: CacheConfig) -> CacheResult:
@@ -160,53 +64,18 @@ def cache_teachers(config: CacheConfig) -> CacheResult:
     data = open_data(config.data, data_root=config.data_root, download=config.download)
     with stop_signals() as stop, ExitStack() as stack:
         existing = load_manifest(root) if Layout(root).manifest.is_file() else None
-        teachers = {name: _open_teacher(name, spec, config, data) for name, spec in specs.items()}
+        teachers = {name: open_teacher(name, spec, config, data) for name, spec in specs.items()}
         views = _view_set(config, next(iter(teachers.values())).model, existing)
         manifest = _manifest(config, data, views, teachers, existing)
         if config.dry_run:
             return _planned(root, manifest, teachers, existing)
-        manifest = create_cache(root, manifest, data.keys, data.labels if data.class_names is not None else None)
+        manifest = create_cache(
+            root, manifest, data.keys, data.labels if data.class_names is not None else None
+        )
         _require_same_data(root, manifest, data, views)
         writer = stack.enter_context(CacheWriter(root, manifest))
         records = {name: writer.add_teacher(teacher.record) for name, teacher in teachers.items()}
         return _Run(config, writer, data, views, teachers, records, shard).complete(stop)
-
-
-def _open_teacher(name: str, spec: str, config: CacheConfig, data: "ImageData") -> _Teacher:
-    import torch
-
-    from kdcli.data.views import fingerprint
-    from kdcli.models.spec import open_model
-    from kdcli.models.network import weights_sha256
-
-    model = open_model(spec)
-    plan = plan_outputs(name, model, config.keep, config.dtype, config.temperatures, data.class_names)
-    device = pick_device(config.device)
-    preprocess = model.preprocess
-    record = TeacherRecord(
-        name=name,
-        spec=model.spec,
-        architecture=model.architecture,
-        weights=weights_sha256(model.network),
-        keep=plan.keep,
-        dtype=config.dtype,
-        amp=config.amp,
-        declared_preprocess={**preprocess.document(), "crop_fraction": preprocess.crop_fraction},
-        num_classes=model.num_classes,
-        num_features=model.num_features,
-        class_names=model.class_names,
-        temperatures=plan.temperatures,
-        arrays=plan.arrays,
-        pixels=as_pixels(fingerprint(preprocess.size, preprocess.interpolation)),
-        compute={
-            "batch_size": config.batch_size,
-            "device": device.split(":")[0],
-            "threads": torch.get_num_threads(),
-            "tf32": torch.backends.cuda.matmul.allow_tf32,
-            "versions": versions(),
-        },
-    )
-    return _Teacher(model, plan, record)
 
 
 def _view_set(config: CacheConfig, first: "Model", existing: Manifest | None) -> "ViewSet":
@@ -227,7 +96,7 @@ def _manifest(
     config: CacheConfig,
     data: "ImageData",
     views: "ViewSet",
-    teachers: Mapping[str, _Teacher],
+    teachers: Mapping[str, Teacher],
     existing: Manifest | None,
 ) -> Manifest:
     if existing is not None:
@@ -289,7 +158,7 @@ def _require_same_data(root: Path, manifest: Manifest, data: "ImageData", views:
 
 
 def _planned(
-    root: Path, manifest: Manifest, teachers: Mapping[str, _Teacher], existing: Manifest | None
+    root: Path, manifest: Manifest, teachers: Mapping[str, Teacher], existing: Manifest | None
 ) -> CacheResult:
     """What a run would do, computed without writing anything."""
     total = manifest.blocks * manifest.groups
@@ -300,23 +169,17 @@ def _planned(
             writer = CacheWriter(root, existing)
             writer.teachers[name].require_same(teacher.record, str(root))
             done = total - len(writer.missing(name, withdraw=False))
-        parts[name] = TeacherProgress(teacher.record.id, _shapes(manifest, teacher.record), total, done, 0)
-    size = sum(_payload_bytes(manifest, teacher.record.array_specs()) for teacher in teachers.values())
+        parts[name] = TeacherProgress(teacher.record.id, shapes(manifest, teacher.record), total, done, 0)
+    size = sum(payload_bytes(manifest, teacher.record.array_specs()) for teacher in teachers.values())
     return CacheResult(
-        existing.cache_id if existing else None, manifest.rows, manifest.views, parts, None, size, dry_run=True
+        existing.cache_id if existing else None,
+        manifest.rows,
+        manifest.views,
+        parts,
+        None,
+        size,
+        dry_run=True,
     )
-
-
-def _payload_bytes(manifest: Manifest, arrays: Mapping[str, ArraySpec]) -> int:
-    chunks = manifest.blocks * manifest.views
-    return sum(chunks * (manifest.block_rows * spec.row_bytes + CRC_BYTES) for spec in arrays.values())
-
-
-def _shapes(manifest: Manifest, record: TeacherRecord) -> dict[str, dict[str, Any]]:
-    return {
-        name: {"shape": [manifest.rows, manifest.views, *spec.row_shape], "dtype": np.dtype(spec.dtype).name}
-        for name, spec in record.array_specs().items()
-    }
 
 
 @final
@@ -329,7 +192,7 @@ class _Run:
         writer: CacheWriter,
         data: "ImageData",
         views: "ViewSet",
-        teachers: Mapping[str, _Teacher],
+        teachers: Mapping[str, Teacher],
         records: Mapping[str, TeacherRecord],
         shard: Shard | None,
     ) -> None:
@@ -343,7 +206,8 @@ class _Run:
         return [
             unit
             for unit in units
-            if (self._shard is None or self._shard.owns(unit.block)) and (unit.block, unit.group) not in self._failed
+            if (self._shard is None or self._shard.owns(unit.block))
+            and (unit.block, unit.group) not in self._failed
         ]
 
     def complete(self, stop: Any) -> CacheResult:
@@ -411,7 +275,9 @@ class _Run:
                 continue
             teacher, compute = self._teachers[name], record.compute
             if compute["batch_size"] != self._config.batch_size:
-                console.note(f"teacher '{name}': going on with its recorded batch size {compute['batch_size']}")
+                console.note(
+                    f"teacher '{name}': going on with its recorded batch size {compute['batch_size']}"
+                )
             if compute["device"] != device.split(":")[0]:
                 console.warn(
                     f"teacher '{name}' was begun on {compute['device']} and goes on on {device}: rows may differ in "
@@ -443,11 +309,11 @@ class _Run:
         for name, record in self._records.items():
             written = runner.written[name] if runner is not None and name in runner.written else 0
             done = total - len(self._writer.missing(name))
-            parts[name] = TeacherProgress(record.id, _shapes(manifest, record), total, done, written)
+            parts[name] = TeacherProgress(record.id, shapes(manifest, record), total, done, written)
         rate = None
         if runner is not None and runner.images:
             rate = round(runner.images / runner.seconds, 2)
         else:
             console.note(f"cache {self._writer.layout.root} is complete: nothing to compute")
-        size = sum(_payload_bytes(manifest, record.array_specs()) for record in self._records.values())
+        size = sum(payload_bytes(manifest, record.array_specs()) for record in self._records.values())
         return CacheResult(manifest.cache_id, manifest.rows, manifest.views, parts, rate, size)

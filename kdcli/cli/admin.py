@@ -17,15 +17,18 @@ def register(app: typer.Typer) -> None:
 def demo(
     export_weights: Annotated[
         Path | None,
-        typer.Option("--export-weights", help="Write EfficientNet-Lite0's ImageNet weights to this folder and exit."),
+        typer.Option(
+            "--export-weights", help="Write EfficientNet-Lite0's ImageNet weights to this folder and exit."
+        ),
     ] = None,
-    image_size: Annotated[int, typer.Option("--image-size", min=32, help="Input size the folder declares.")] = 224,
+    image_size: Annotated[
+        int, typer.Option("--image-size", min=32, help="Input size the folder declares.")
+    ] = 224,
     json: opt.Json = False,
 ) -> None:
     """Try kd on real images and real ImageNet weights that pip packages ship.
 
     Examples:
-
       kd demo --export-weights weights/lite0
     """
     from kdcli.demo import export_pretrained_weights

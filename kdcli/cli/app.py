@@ -35,7 +35,8 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
     pass
@@ -90,9 +91,13 @@ def _translate(error: Exception) -> KdError | None:
         case TyperException():
             return UsageError(error.format_message(), "kd COMMAND --help lists the options.")
         case OSError() if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return NoSpaceError(f"{error.filename or 'disk'}: {error.strerror}", "Free some space, then run it again.")
+            return NoSpaceError(
+                f"{error.filename or 'disk'}: {error.strerror}", "Free some space, then run it again."
+            )
         case OSError() if error.strerror:
-            return StorageError(f"{error.filename or 'I/O'}: {error.strerror}", "Check the path and its permissions.")
+            return StorageError(
+                f"{error.filename or 'I/O'}: {error.strerror}", "Check the path and its permissions."
+            )
         case MemoryError():
             return DeviceError("out of memory", "Use a smaller --batch-size.")
         case RuntimeError() if type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error):

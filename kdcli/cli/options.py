@@ -13,14 +13,22 @@ Config = TypeVar("Config", bound=StepConfig)
 
 Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON document on stdout.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with options; flags win.")]
-Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one option; repeatable.")]
-PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the resolved options as YAML and exit.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No narration on stderr, only warnings and errors.")]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one option; repeatable.")
+]
+PrintConfig = Annotated[
+    bool, typer.Option("--print-config", help="Print the resolved options as YAML and exit.")
+]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="No narration on stderr, only warnings and errors.")
+]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="More narration on stderr.")]
 
 Caches = Annotated[list[Path] | None, typer.Option("--cache", help="Cache folder; repeatable.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto (default), cpu, cuda or cuda:N.")]
-Workers = Annotated[int | None, typer.Option("--workers", help="Decode processes; default: one per processor but one.")]
+Workers = Annotated[
+    int | None, typer.Option("--workers", help="Decode processes; default: one per processor but one.")
+]
 BatchSize = Annotated[int | None, typer.Option("--batch-size", help="Images per forward.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Random seed (default 0).")]
 Amp = Annotated[str | None, typer.Option("--amp", help="Mixed precision: off (default), bf16 or fp16.")]
@@ -28,17 +36,17 @@ Verify = Annotated[
     str | None, typer.Option("--verify", help="Check the cache's checksums: never, once (default) or always.")
 ]
 AllowPartial = Annotated[
-    bool | None, typer.Option("--allow-partial", help="Go on without rows that are not cached yet, and say how many.")
+    bool | None,
+    typer.Option("--allow-partial", help="Go on without rows that are not cached yet, and say how many."),
 ]
 DataRoot = Annotated[
-    Path | None, typer.Option("--data-root", help="Folder of torch/ and hfds/ data sets, and of relative folders.")
+    Path | None,
+    typer.Option("--data-root", help="Folder of torch/ and hfds/ data sets, and of relative folders."),
 ]
 Download = Annotated[bool | None, typer.Option("--download", help="Allow a data set to be downloaded.")]
 
 
-def configure(
-    kind: type[Config], flags: Mapping[str, Any], common: Mapping[str, Any]
-) -> Config:
+def configure(kind: type[Config], flags: Mapping[str, Any], common: Mapping[str, Any]) -> Config:
     """Resolve flags, ``--set`` and ``--config``; with ``--print-config`` print the result and exit."""
     console.quiet, console.verbose = bool(common.get("quiet")), bool(common.get("verbose"))
     config = resolve(kind, flags, common.get("sets") or (), common.get("config"))

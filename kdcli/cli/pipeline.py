@@ -13,7 +13,9 @@ from kdcli.console import console
 if TYPE_CHECKING:
     from kdcli.types import Ranking
 
-Data = Annotated[str | None, typer.Argument(help="Data set: SOURCE[@key=value,...]; a bare path is a folder.")]
+Data = Annotated[
+    str | None, typer.Argument(help="Data set: SOURCE[@key=value,...]; a bare path is a folder.")
+]
 
 
 def _flags(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -33,43 +35,62 @@ def register(app: typer.Typer) -> None:
 
 def cache_teachers(
     data: Data = None,
-    cache: Annotated[Path | None, typer.Option("--cache", help="Cache folder; created when it is not there.")] = None,
+    cache: Annotated[
+        Path | None, typer.Option("--cache", help="Cache folder; created when it is not there.")
+    ] = None,
     teacher: Annotated[
         list[str] | None, typer.Option("--teacher", metavar="[NAME=]SPEC", help="A teacher; repeatable.")
     ] = None,
-    keep: Annotated[str | None, typer.Option("--keep", help="Outputs to keep: logits,features (default).")] = None,
+    keep: Annotated[
+        str | None, typer.Option("--keep", help="Outputs to keep: logits,features (default).")
+    ] = None,
     views: Annotated[
-        str | None, typer.Option("--views", help="eval (default), or eval+train:K for K replayable training views.")
+        str | None,
+        typer.Option("--views", help="eval (default), or eval+train:K for K replayable training views."),
     ] = None,
-    recipe: Annotated[str | None, typer.Option("--recipe", help="Recipe of the training views (default imagenet).")] = None,
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", help="Recipe of the training views (default imagenet).")
+    ] = None,
     eval_crop: Annotated[
-        float | None, typer.Option("--eval-crop", help="Crop fraction of view 0; default: the first teacher's.")
+        float | None,
+        typer.Option("--eval-crop", help="Crop fraction of view 0; default: the first teacher's."),
     ] = None,
-    dtype: Annotated[str | None, typer.Option("--dtype", help="Storage: float16 (default) or float32.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="Storage: float16 (default) or float32.")
+    ] = None,
     temperatures: Annotated[
-        str | None, typer.Option("--temperatures", help="Temperatures of the kept logsumexp (default 1,2,4,5).")
+        str | None,
+        typer.Option("--temperatures", help="Temperatures of the kept logsumexp (default 1,2,4,5)."),
     ] = None,
     amp: opt.Amp = None,
     batch_size: opt.BatchSize = None,
     block_rows: Annotated[
         int | None, typer.Option("--block-rows", help="Rows per block, a multiple of 32; default: by size.")
     ] = None,
-    buffer_gb: Annotated[float | None, typer.Option("--buffer-gb", help="Memory for one task's outputs (default 1).")] = None,
+    buffer_gb: Annotated[
+        float | None, typer.Option("--buffer-gb", help="Memory for one task's outputs (default 1).")
+    ] = None,
     bad_images: Annotated[
-        str | None, typer.Option("--bad-images", help="fail (default): list them at the end; drop: record them absent.")
+        str | None,
+        typer.Option("--bad-images", help="fail (default): list them at the end; drop: record them absent."),
     ] = None,
     shard: Annotated[
-        str | None, typer.Option("--shard", help="i/n, array, srun or torchrun: do only this share of the blocks.")
+        str | None,
+        typer.Option("--shard", help="i/n, array, srun or torchrun: do only this share of the blocks."),
     ] = None,
     no_wait: Annotated[
         bool | None, typer.Option("--no-wait", help="Exit 23 instead of waiting for other writers.")
     ] = None,
-    grace: Annotated[float | None, typer.Option("--grace", help="Seconds a stop signal leaves for a task (20).")] = None,
+    grace: Annotated[
+        float | None, typer.Option("--grace", help="Seconds a stop signal leaves for a task (20).")
+    ] = None,
     device: opt.Device = None,
     workers: opt.Workers = None,
     data_root: opt.DataRoot = None,
     download: opt.Download = None,
-    dry_run: Annotated[bool | None, typer.Option("--dry-run", help="Print counts and bytes; write nothing.")] = None,
+    dry_run: Annotated[
+        bool | None, typer.Option("--dry-run", help="Print counts and bytes; write nothing.")
+    ] = None,
     config: opt.ConfigFile = None,
     sets: opt.Sets = None,
     print_config: opt.PrintConfig = False,
@@ -80,7 +101,6 @@ def cache_teachers(
     """Run teachers once over a data set and cache what they say.
 
     Examples:
-
       kd cache-teachers photos/ --cache photos.kd --teacher resnet50.a1_in1k
 
       kd cache-teachers photos/@split=train --cache train.kd --teacher gen=local-dir:weights --views eval+train:8
@@ -99,8 +119,13 @@ def cache_teachers(
         console.document(result.document())
         return
     rows = [
-        [name, part.id[:12], f"{part.done}/{part.total}", part.written, " ".join(
-            f"{array}{tuple(spec['shape'])}" for array, spec in part.arrays.items())]
+        [
+            name,
+            part.id[:12],
+            f"{part.done}/{part.total}",
+            part.written,
+            " ".join(f"{array}{tuple(spec['shape'])}" for array, spec in part.arrays.items()),
+        ]
         for name, part in result.teachers.items()
     ]
     console.table(["teacher", "id", "tasks", "written", "arrays"], rows)
@@ -118,10 +143,15 @@ def rank_sources(
         str | None, typer.Option("--data", help="Rank on this part of the cached data and with its labels.")
     ] = None,
     metric: Annotated[str | None, typer.Option("--metric", help="parc (default) or cka.")] = None,
-    on: Annotated[str | None, typer.Option("--on", help="features (default) or pseudo (softmax outputs).")] = None,
-    probe_size: Annotated[int | None, typer.Option("--probe-size", help="Images of the probe set (default 500).")] = None,
+    on: Annotated[
+        str | None, typer.Option("--on", help="features (default) or pseudo (softmax outputs).")
+    ] = None,
+    probe_size: Annotated[
+        int | None, typer.Option("--probe-size", help="Images of the probe set (default 500).")
+    ] = None,
     power: Annotated[
-        float | None, typer.Option("--power", help="Power p of the weights (default 12; 0 equal, inf nearest).")
+        float | None,
+        typer.Option("--power", help="Power p of the weights (default 12; 0 equal, inf nearest)."),
     ] = None,
     seed: opt.Seed = None,
     verify: opt.Verify = None,
@@ -137,7 +167,6 @@ def rank_sources(
     """Rank cached teachers as sources for a labelled task, and weigh them. No forward pass.
 
     Examples:
-
       kd rank-sources --cache train.kd
 
       kd rank-sources --cache train.kd --metric cka --on pseudo --json > ranking.json
@@ -184,14 +213,24 @@ def train_student(
         typer.Option("--init", help="pretrained, random or a SPEC; default by the kind of --student."),
     ] = None,
     test: Annotated[str | None, typer.Option("--test", help="Data set to test on after training.")] = None,
-    epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the data; default: the method's.")] = None,
-    lr: Annotated[float | None, typer.Option("--lr", help="Peak learning rate; default: the method's.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", help="Passes over the data; default: the method's.")
+    ] = None,
+    lr: Annotated[
+        float | None, typer.Option("--lr", help="Peak learning rate; default: the method's.")
+    ] = None,
     backbone_lr_scale: Annotated[
         float | None, typer.Option("--backbone-lr-scale", help="Backbone learning rate as a share of --lr.")
     ] = None,
-    optimizer: Annotated[str | None, typer.Option("--optimizer", help="timm optimiser; default: the method's.")] = None,
-    weight_decay: Annotated[float | None, typer.Option("--weight-decay", help="Weight decay; default: the method's.")] = None,
-    schedule: Annotated[str | None, typer.Option("--schedule", help="constant, cosine or step; default: the method's.")] = None,
+    optimizer: Annotated[
+        str | None, typer.Option("--optimizer", help="timm optimiser; default: the method's.")
+    ] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option("--weight-decay", help="Weight decay; default: the method's.")
+    ] = None,
+    schedule: Annotated[
+        str | None, typer.Option("--schedule", help="constant, cosine or step; default: the method's.")
+    ] = None,
     temperature: Annotated[
         float | None, typer.Option("--temperature", help="Softmax temperature of the distillation term.")
     ] = None,
@@ -199,19 +238,25 @@ def train_student(
         float | None, typer.Option("--label-weight", help="Weight of the labelled term (P2's lambda, 0.8).")
     ] = None,
     generalist_weight: Annotated[
-        float | None, typer.Option("--generalist-weight", help="Weight of head 0 (P1's lambda_0, 1); all sum to 2.")
+        float | None,
+        typer.Option("--generalist-weight", help="Weight of head 0 (P1's lambda_0, 1); all sum to 2."),
     ] = None,
     bn: Annotated[str | None, typer.Option("--bn", help="BatchNorm statistics: train or frozen.")] = None,
-    image_size: Annotated[int | None, typer.Option("--image-size", help="Input size in pixels; default: the student's.")] = None,
+    image_size: Annotated[
+        int | None, typer.Option("--image-size", help="Input size in pixels; default: the student's.")
+    ] = None,
     recipe: Annotated[
         str | None, typer.Option("--recipe", help="Recipe of live training views; with a cache, the cache's.")
     ] = None,
     teacher_view: Annotated[
-        str | None, typer.Option("--teacher-view", help="same (default): teachers saw the student's view; eval: view 0.")
+        str | None,
+        typer.Option("--teacher-view", help="same (default): teachers saw the student's view; eval: view 0."),
     ] = None,
     batch_size: opt.BatchSize = None,
     seed: opt.Seed = None,
-    data_seed: Annotated[int | None, typer.Option("--data-seed", help="Seed of order and views (default 0).")] = None,
+    data_seed: Annotated[
+        int | None, typer.Option("--data-seed", help="Seed of order and views (default 0).")
+    ] = None,
     amp: opt.Amp = None,
     verify: opt.Verify = None,
     allow_partial: opt.AllowPartial = None,
@@ -232,7 +277,6 @@ def train_student(
     """Train a student against cached teachers, or on labels alone. Teachers are read, never run.
 
     Examples:
-
       kd train-student photos/@split=train --student mobilenetv3_small_100 --method labels-only --out runs/plain
 
       kd rank-sources --cache C --json | kd train-student photos/@split=train --cache C --ranking - --method distill-weighted --student mobilenetv3_small_100 --out runs/a --json
@@ -251,10 +295,16 @@ def train_student(
     test_scores = result["test"] or {}
     console.table(
         ["method", "epochs", "top1", "top5", "seconds", "out"],
-        [[
-            result["method"], result["epochs"], _fraction(test_scores.get("top1")),
-            _fraction(test_scores.get("top5")), f"{result['seconds']:.1f}", result["out"],
-        ]],
+        [
+            [
+                result["method"],
+                result["epochs"],
+                _fraction(test_scores.get("top1")),
+                _fraction(test_scores.get("top5")),
+                f"{result['seconds']:.1f}",
+                result["out"],
+            ]
+        ],
     )
 
 
@@ -263,9 +313,13 @@ def eval_probe(
     test: Annotated[str | None, typer.Option("--test", help="Data set to test on.")] = None,
     model: Annotated[str | None, typer.Option("--model", help="Model spec; runs its forward.")] = None,
     cache: opt.Caches = None,
-    teacher: Annotated[str | None, typer.Option("--teacher", help="Cached teacher to probe, without a forward.")] = None,
+    teacher: Annotated[
+        str | None, typer.Option("--teacher", help="Cached teacher to probe, without a forward.")
+    ] = None,
     shots: Annotated[int | None, typer.Option("--shots", help="Images per class (default 5).")] = None,
-    draws: Annotated[int | None, typer.Option("--draws", help="Random draws of the shots (default 50).")] = None,
+    draws: Annotated[
+        int | None, typer.Option("--draws", help="Random draws of the shots (default 50).")
+    ] = None,
     seed: opt.Seed = None,
     batch_size: opt.BatchSize = None,
     device: opt.Device = None,
@@ -283,7 +337,6 @@ def eval_probe(
     """Judge a representation by a few-shot linear SVM (P1's protocol).
 
     Examples:
-
       kd eval-probe photos/@split=train --test photos/@split=test --model local-dir:runs/a/export
 
       kd eval-probe photos/@split=train --test photos/@split=test --cache train.kd --cache test.kd --teacher gen
@@ -301,10 +354,17 @@ def eval_probe(
     accuracy = result["accuracy"]
     console.table(
         ["representation", "shots", "classes", "draws", "accuracy", "+-95%", "std"],
-        [[
-            result["representation"], result["shots"], result["classes"], result["draws"],
-            _fraction(accuracy["mean"]), _fraction(accuracy["ci95"]), _fraction(accuracy["std"]),
-        ]],
+        [
+            [
+                result["representation"],
+                result["shots"],
+                result["classes"],
+                result["draws"],
+                _fraction(accuracy["mean"]),
+                _fraction(accuracy["ci95"]),
+                _fraction(accuracy["std"]),
+            ]
+        ],
     )
 
 
@@ -329,6 +389,8 @@ def _read_ranking(source: str | None) -> "Ranking | None":
         return parse_ranking(sys.stdin.read())
     path = Path(source)
     if not path.is_file():
-        raise NotFoundError(f"there is no ranking file {path}", f"kd rank-sources --cache CACHE --json > {path}")
+        raise NotFoundError(
+            f"there is no ranking file {path}", f"kd rank-sources --cache CACHE --json > {path}"
+        )
     with storage_errors(path):
         return parse_ranking(path.read_text(encoding="utf-8"))

@@ -1,0 +1,71 @@
+"""What ``kd cache-teachers`` did, as a value."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+
+from kdcli.cache.layout import Manifest
+from kdcli.cache.provenance import ArraySpec, TeacherRecord
+from kdcli.cache.zarr_backend import CRC_BYTES
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class TeacherProgress:
+    """One teacher's part of the result: units in total, done now, written by this run."""
+
+    id: str
+    arrays: dict[str, dict[str, Any]]
+    total: int
+    done: int
+    written: int
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class CacheResult:
+    """What ``kd cache-teachers`` did. ``bytes`` are those of the named teachers' arrays on disk."""
+
+    cache_id: str | None
+    rows: int
+    views: int
+    teachers: dict[str, TeacherProgress]
+    images_per_second: float | None
+    bytes: int
+    dry_run: bool = False
+
+    def document(self) -> dict[str, Any]:
+        """The JSON document of ``--json``."""
+        teachers = {
+            name: {
+                "id": part.id,
+                "arrays": part.arrays,
+                "tasks": {"total": part.total, "done": part.done, "written": part.written},
+            }
+            for name, part in self.teachers.items()
+        }
+        document = {
+            "cache_id": self.cache_id,
+            "rows": self.rows,
+            "views": self.views,
+            "teachers": teachers,
+            "images_per_second": self.images_per_second,
+            "bytes": self.bytes,
+        }
+        return document | ({"dry_run": True} if self.dry_run else {})
+
+
+def payload_bytes(manifest: Manifest, arrays: Mapping[str, ArraySpec]) -> int:
+    """Bytes on disk of a teacher's arrays, the padding of the last block included."""
+    chunks = manifest.blocks * manifest.views
+    return sum(chunks * (manifest.block_rows * spec.row_bytes + CRC_BYTES) for spec in arrays.values())
+
+
+def shapes(manifest: Manifest, record: TeacherRecord) -> dict[str, dict[str, Any]]:
+    """Full shape and type of a teacher's arrays."""
+    return {
+        name: {"shape": [manifest.rows, manifest.views, *spec.row_shape], "dtype": np.dtype(spec.dtype).name}
+        for name, spec in record.array_specs().items()
+    }

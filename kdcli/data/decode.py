@@ -1,0 +1,102 @@
+"""Encoded bytes become an RGB image, or an error that names the sample; never a traceback, never a guess."""
+
+import warnings
+from io import BytesIO
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from kdcli.errors import BadDataError
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_RAW = b"kd-raw"
+
+
+def decode_image(encoded: bytes, where: str) -> Image.Image:
+    """Decode an image file: EXIF orientation applied, transparency on white, 16-bit gray scaled to 8.
+
+    Args:
+        encoded: the bytes of the file.
+        where: what a person calls the sample, for the message.
+
+    Raises:
+        BadDataError: Pillow cannot decode it (truncated, no image, a bomb, floats without a range).
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # odd metadata and merely large images are no news to a user
+            return to_rgb(Image.open(BytesIO(encoded)))
+    except UnidentifiedImageError as error:
+        reason = "empty file" if not encoded else "not an image that Pillow can read"
+        raise bad_image(where, reason) from error
+    except Exception as error:  # foreign bytes make decoders raise anything: struct.error, SyntaxError, ...
+        raise bad_image(where, str(error) or type(error).__name__) from error
+
+
+def bad_image(where: str, reason: str) -> BadDataError:
+    """The error for an image that cannot be used, with what to do about it."""
+    return BadDataError(
+        f"{where}: {reason}",
+        "Replace or remove it; kd cache-teachers --bad-images drop leaves such images out.",
+    )
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An upright 8-bit RGB image of any image.
+
+    Raises:
+        ValueError: the pixels are floats, whose range nobody knows.
+    """
+    image.load()
+    orientation = _orientation(image)
+    if image.mode == "F":
+        raise ValueError("float pixels have no agreed range; save it with 8 or 16 bits")
+    if image.mode.startswith("I"):
+        # Pillow's PNG, PGM and TIFF readers deliver 16-bit gray in these modes, in 0..65535.
+        values = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
+        image = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+    elif image.has_transparency_data:
+        layer = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    else:
+        image = image.convert("RGB")
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # broken metadata must not cost a good image, and its reader raises anything
+        return 1
+
+
+def pack_pixels(pixels: UInt8[np.ndarray, "h w"] | UInt8[np.ndarray, "h w 3"]) -> bytes:
+    """Encode an image that exists as an array only: a short header and the raw bytes."""
+    mode = "L" if pixels.ndim == 2 else "RGB"
+    height, width = pixels.shape[:2]
+    return b"%s %s %d %d\n" % (_RAW, mode.encode(), width, height) + np.ascontiguousarray(pixels).tobytes()
+
+
+def unpack_pixels(encoded: bytes, where: str) -> Image.Image:
+    """Undo :func:`pack_pixels`, as RGB.
+
+    Raises:
+        BadDataError: these are not such bytes.
+    """
+    header, _, raw = encoded.partition(b"\n")
+    if not header.startswith(_RAW):
+        raise bad_image(where, "not a raw image")
+    try:
+        _, mode, width, height = header.split(b" ")
+        return Image.frombytes(mode.decode(), (int(width), int(height)), raw).convert("RGB")
+    except ValueError as error:
+        raise bad_image(where, "damaged raw image") from error

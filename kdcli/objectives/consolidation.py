@@ -1,0 +1,122 @@
+"""P1: "Representation Consolidation from Multiple Expert Teachers".
+
+    L = lambda_0 L_distill(head 0, generalist) + sum_i lambda_i L_distill(head i, expert i)         (Eq. 1)
+
+* ``L_distill``: soft cross-entropy, T = 2 on both sides, no factor T^2 (P1 section 2). Labels are never used.
+* lambda_0 = 1 and lambda_i = 1/N. The pair lambda_0 : sum of lambda_i always sums to 2 (P1 Exp. 4:
+  1/2 with 3/(2N), 3/2 with 1/(2N)), so ``--generalist-weight`` W gives every expert (2 - W)/N.
+  W = 0 is the paper's baseline without a generalist; no expert at all (N = 0) is its soft-label baseline.
+* Head 0 is the network's own classifier. Backbone and head 0 start from the generalist's weights where the
+  architectures agree, the other heads from random ones. Where they differ, the student starts as ``--init``
+  says; its classifier is kept if it happens to have the generalist's number of classes, else it is new.
+* BatchNorm statistics are frozen; whether its scale and shift train is not printed: here they do.
+* SGD, momentum 0.9, weight decay 1e-4, batch 32, 40 epochs, learning rate 0.01 for every head and 0.001
+  for the backbone, x0.1 at 50 % and 80 % (P1 appendix A).
+"""
+
+from collections.abc import Mapping
+from typing import final
+
+from torch import Tensor
+
+from kdcli.models.student import LABEL_HEAD, StudentOutput
+from kdcli.objectives.base import (
+    Batch,
+    Choice,
+    Method,
+    Needs,
+    Objective,
+    Settings,
+    Setup,
+    TeacherOutputs,
+    soft_cross_entropy,
+    weighted_sum,
+)
+
+
+@final
+class Consolidation(Objective):
+    """Generalist and experts, one head each, on unlabelled images (P1 Eq. 1).
+
+    Args:
+        generalist: the teacher of head 0, which is the network's own classifier.
+        classes: class count of each teacher.
+        weights: lambda of each teacher, >= 0; teachers of weight 0 are left out altogether.
+        temperature: T > 0.
+    """
+
+    def __init__(
+        self,
+        generalist: str,
+        classes: Mapping[str, int],
+        weights: Mapping[str, float],
+        temperature: float = 2.0,
+    ) -> None:
+        super().__init__()
+        self._weights = {name: weight for name, weight in weights.items() if weight > 0}
+        self._heads = {name: LABEL_HEAD if name == generalist else name for name in self._weights}
+        self._classes = {name: classes[name] for name in self._weights if name != generalist}
+        self._temperature = temperature
+
+    def heads(self) -> dict[str, int]:
+        """One per expert; head 0 is the network's own."""
+        return dict(self._classes)
+
+    def active(self) -> tuple[str, ...]:
+        """The heads of positive weight."""
+        return tuple(self._heads.values())
+
+    def reads(self) -> dict[str, tuple[str, ...]]:
+        """Logits of the teachers."""
+        return dict.fromkeys(self._weights, ("logits",))
+
+    def forward(self, student: StudentOutput, teacher: TeacherOutputs, batch: Batch) -> dict[str, Tensor]:
+        """P1 Eq. 1; one part ``distill/TEACHER`` per teacher."""
+        terms = {
+            name: soft_cross_entropy(student.logits[head], teacher[name]["logits"], self._temperature)
+            for name, head in self._heads.items()
+        }
+        loss = weighted_sum(terms, self._weights, list(terms))
+        return {"loss": loss, **{f"distill/{name}": term.detach() for name, term in terms.items()}}
+
+
+def pair_weights(choice: Choice) -> dict[str, float]:
+    """lambda_0 for the generalist and (2 - lambda_0) / N for each of the N experts (P1 section 2, Exp. 4)."""
+    if choice.generalist is None:  # Needs.generalist is checked before any weight is asked for
+        raise ValueError("consolidation weighs by a generalist")
+    experts = [name for name in choice.teachers if name != choice.generalist]
+    shares = dict.fromkeys(experts, (2 - choice.generalist_weight) / max(1, len(experts)))
+    return {choice.generalist: choice.generalist_weight, **shares}
+
+
+def _build(setup: Setup) -> Objective:
+    return Consolidation(setup.generalist or "", setup.classes, setup.weights, setup.settings.temperature)
+
+
+METHODS = (
+    Method(
+        "consolidation",
+        "P1, Representation Consolidation",
+        "Eq. 1",
+        "A generalist and experts, one head each; no labels.",
+        Needs(frozenset({"logits"}), generalist=True),
+        Settings(
+            optimizer="sgd",
+            momentum=0.9,
+            lr=0.01,
+            backbone_lr_scale=0.1,
+            weight_decay=1e-4,
+            decay_all=True,
+            schedule="step",
+            milestones=(0.5, 0.8),
+            epochs=40,
+            batch_size=32,
+            bn="frozen",
+            temperature=2.0,
+            generalist_weight=1.0,
+        ),
+        pair_weights,
+        _build,
+        frozenset({"teacher", "ranking", "generalist", "temperature", "generalist_weight"}),
+    ),
+)

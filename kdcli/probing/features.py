@@ -1,0 +1,85 @@
+"""Frozen features of images: from a model, by its forward over view 0."""
+
+from typing import final
+
+import numpy as np
+import torch
+from jaxtyping import Float32, UInt8
+from torch.utils.data import DataLoader, Dataset
+
+from kdcli.config import ProbeConfig
+from kdcli.console import console
+from kdcli.data.sources import ImageData
+from kdcli.data.views import ViewSet, render
+from kdcli.errors import KdError
+from kdcli.models.spec import Model
+from kdcli.models.teacher import TeacherRunner
+from kdcli.runtime import pick_device, worker_count, worker_init
+from kdcli.types import Preprocess
+
+Rendered = UInt8[np.ndarray, "h w 3"] | KdError
+"""A picture, or why there is none: an exception raised in a worker would arrive without its hint."""
+
+
+@final
+class EvalImages(Dataset[Rendered]):
+    """The evaluation view of images, as pixels of a model's input size.
+
+    Args:
+        data: the images.
+        preprocess: size, interpolation and crop fraction of the model.
+    """
+
+    def __init__(self, data: ImageData, preprocess: Preprocess) -> None:
+        self._data, self._preprocess = data, preprocess
+        # The recipe concerns training views only; view 0 is the same in all of them.
+        self._views = ViewSet.parse("eval", crop_fraction=preprocess.crop_fraction, recipe="imagenet")
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, row: int) -> Rendered:
+        try:
+            image = self._data.image(row)
+        except KdError as error:
+            return error
+        params = self._views.params(self._data.keys[row], 0, *image.size)
+        return render(image, params, self._preprocess.size, self._preprocess.interpolation)
+
+
+def model_features(
+    model: Model, data: ImageData, config: ProbeConfig, title: str
+) -> Float32[np.ndarray, "n d"]:
+    """Pooled features of all images, in their order.
+
+    Raises:
+        BadDataError: an image cannot be decoded.
+        DeviceError: no such device, or out of memory.
+    """
+    runner = TeacherRunner(model, pick_device(config.device), "off", ("features",))
+    loader = DataLoader(
+        EvalImages(data, model.preprocess),
+        batch_size=config.batch_size,
+        num_workers=worker_count(config.workers),
+        worker_init_fn=worker_init,
+        collate_fn=_stack,
+    )
+    features = np.empty((len(data), model.num_features), np.float32)
+    done = 0
+    with console.progress(len(data), "images", title) as bar:
+        for batch in loader:
+            if isinstance(batch, KdError):
+                raise batch
+            features[done : done + len(batch)] = runner(batch)["features"].numpy()
+            done += len(batch)
+            bar.advance(len(batch))
+    return features
+
+
+def _stack(samples: list[Rendered]) -> torch.Tensor | KdError:
+    pictures = []
+    for sample in samples:
+        if isinstance(sample, KdError):
+            return sample
+        pictures.append(sample)
+    return torch.from_numpy(np.stack(pictures))

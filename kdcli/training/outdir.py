@@ -1,0 +1,130 @@
+"""The output folder of a run: what is in it, who may write there, and what a rerun finds.
+
+config.yaml         the configuration with all defaults filled in (--config reads it)
+run.json            identity of the run and library versions; its presence marks the folder as kd's
+ranking.json        the ranking, where one gave the weights
+metrics.jsonl       one line per epoch, written as it goes
+state/              the last checkpoint, until the run is finished
+heads.safetensors   all heads of the student
+export/             the student as timm opens it
+result.json         the result; its presence marks the run as finished
+"""
+
+import json
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kdcli.errors import OutputExistsError, StorageError
+from kdcli.runtime import atomic_write_text, read_json, storage_errors, versions, write_json
+from kdcli.training.plan import Plan
+from kdcli.types import differences
+
+_FILES = ("result.json", "config.yaml", "ranking.json", "metrics.jsonl", "heads.safetensors")
+_EXPORT = ("config.json", "model.safetensors")
+_MAX_SHOWN = 8
+
+
+def require_folder(out: Path) -> None:
+    """Refuse an output that is no place for a run, before anything is opened.
+
+    Raises:
+        StorageError: it is a file, or cannot be written.
+        OutputExistsError: it holds something else; kd never removes what it did not make.
+    """
+    if out.exists() and not out.is_dir():
+        raise StorageError(f"--out {out} is a file", "Give a folder; it is created when it is not there.")
+    place = out
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise StorageError(
+            f"--out {out} cannot be written: no permission in {place}", "Choose another --out."
+        )
+    with storage_errors(out):
+        foreign = out.is_dir() and not (out / "run.json").is_file() and any(out.iterdir())
+    if foreign:
+        raise OutputExistsError(
+            f"--out {out} is not empty and holds no kd run",
+            "Choose another folder; kd removes only its own files.",
+        )
+
+
+def finished_result(out: Path) -> dict[str, Any] | None:
+    """The result document of a finished run, None for one that is not finished."""
+    path = out / "result.json"
+    if not path.is_file():
+        return None
+    document: dict[str, Any] = read_json(path)
+    return document
+
+
+def pinned_teachers(out: Path) -> tuple[str, ...]:
+    """Teachers of the run that ``out`` holds. It keeps to them when more are cached later."""
+    marker = out / "run.json"
+    return tuple(read_json(marker).get("identity", {}).get("teachers", {})) if marker.is_file() else ()
+
+
+def require_same_run(plan: Plan) -> None:
+    """Refuse a folder that holds a run of another identity; one without a run is fine.
+
+    Raises:
+        OutputExistsError: naming the differing fields with their old and new values.
+    """
+    out, marker = plan.config.out, plan.config.out / "run.json"
+    if not marker.is_file():
+        return
+    new = json.loads(json.dumps(plan.identity()))  # tuples become lists, as in what is read
+    found = differences(read_json(marker).get("identity", {}), new)
+    if found:
+        shown = "; ".join(str(difference) for difference in found[:_MAX_SHOWN])
+        more = f"; and {len(found) - _MAX_SHOWN} more" if len(found) > _MAX_SHOWN else ""
+        raise OutputExistsError(
+            f"--out {out} holds another run: {shown}{more}",
+            "Choose another --out, or add --overwrite to start anew.",
+        )
+
+
+def begin(plan: Plan) -> None:
+    """Make the folder this run's, or go on in it where it is already.
+
+    Raises:
+        StorageError, NoSpaceError: it cannot be written.
+    """
+    out, config = plan.config.out, plan.config
+    if config.overwrite and (out / "run.json").is_file():
+        _remove_run(out)
+    with storage_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    if not (out / "run.json").is_file():  # first of all files: it says whose folder this is
+        write_json(out / "run.json", {"identity": plan.identity(), "versions": versions()})
+    if not (out / "config.yaml").is_file():
+        changes: dict[str, Any] = {"overwrite": False}  # of this call, not of the run
+        if plan.ranking is not None:
+            write_json(out / "ranking.json", asdict(plan.ranking))
+            changes["ranking"] = str(out / "ranking.json")
+        document = config.model_copy(update=changes).model_dump(mode="json")
+        atomic_write_text(out / "config.yaml", yaml.safe_dump(document, sort_keys=False))
+
+
+def forget_checkpoints(out: Path) -> None:
+    """Remove the checkpoints of a finished run."""
+    with storage_errors(out):
+        if (out / "state").is_dir():
+            shutil.rmtree(out / "state")
+
+
+def _remove_run(out: Path) -> None:
+    """Remove what kd wrote, the marker last: a kill in between leaves a folder that is still kd's."""
+    forget_checkpoints(out)
+    with storage_errors(out):
+        for name in (*_FILES, *(f"export/{file}" for file in _EXPORT)):
+            (out / name).unlink(missing_ok=True)
+        export = out / "export"
+        if export.is_dir() and not any(export.iterdir()):
+            export.rmdir()
+        (out / "run.json").unlink()
