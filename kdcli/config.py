@@ -112,7 +112,7 @@ class RankConfig(StepConfig):
     on: Literal["features", "pseudo"] = Field(
         "features", description="Representation: features or softmax outputs."
     )
-    probe_size: int = Field(500, ge=3, description="Images of the probe set.")
+    probe_size: int = Field(500, ge=4, description="Images of the probe set.")
     power: float = Field(
         12.0, ge=0, description="Power p of the weights (P2 Eq. 5); 0 is equal, inf is nearest."
     )

@@ -43,13 +43,20 @@ def record_of(name: str = "t", classes: int = 5, weights: str = "w", **changes: 
         "dtype": "float16",
         "amp": "off",
         "declared_preprocess": {
-            "size": [8, 8], "interpolation": "bilinear", "mean": [0, 0, 0], "std": [1, 1, 1], "crop_fraction": 1.0,
+            "size": [8, 8],
+            "interpolation": "bilinear",
+            "mean": [0, 0, 0],
+            "std": [1, 1, 1],
+            "crop_fraction": 1.0,
         },
         "num_classes": classes,
         "num_features": 3,
         "class_names": None,
         "temperatures": (1.0,),
-        "arrays": {"logits": {"row_shape": [classes], "dtype": "<f2"}, "lse": {"row_shape": [1], "dtype": "<f4"}},
+        "arrays": {
+            "logits": {"row_shape": [classes], "dtype": "<f2"},
+            "lse": {"row_shape": [1], "dtype": "<f4"},
+        },
         "pixels": (1, 2, 3),
         "compute": {"batch_size": 8, "device": "cpu"},
     }
@@ -71,7 +78,9 @@ def logits_of(name: str, row: np.ndarray, view: int, classes: int = 5) -> np.nda
 
 
 def unit_arrays(manifest: Manifest, unit: Unit) -> tuple[dict[str, np.ndarray], str]:
-    rows = np.arange(manifest.rows)[slice(manifest.rows_of(unit.block).start, manifest.rows_of(unit.block).stop)]
+    rows = np.arange(manifest.rows)[
+        slice(manifest.rows_of(unit.block).start, manifest.rows_of(unit.block).stop)
+    ]
     views = list(manifest.views_of(unit.group))
     sizes, crcs = rows + 100, rows * 7 + 1
     content = content_digest(sizes, crcs)
@@ -131,4 +140,9 @@ def payload(root: Path) -> dict[str, bytes]:
 if __name__ == "__main__":
     import sys
 
-    fill(Path(sys.argv[1]), tuple(sys.argv[2].split(",")), int(sys.argv[3]), float(os.environ.get("PAUSE", "0")))
+    fill(
+        Path(sys.argv[1]),
+        tuple(sys.argv[2].split(",")),
+        int(sys.argv[3]),
+        float(os.environ.get("PAUSE", "0")),
+    )

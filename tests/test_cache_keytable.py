@@ -48,7 +48,9 @@ def test_equal_hashes_do_not_make_equal_keys(monkeypatch) -> None:
 
 
 def test_the_digest_knows_order_and_boundaries() -> None:
-    digests = {KeyTable.from_strings(keys).digest() for keys in (["ab", "c"], ["a", "bc"], ["c", "ab"], ["abc"])}
+    digests = {
+        KeyTable.from_strings(keys).digest() for keys in (["ab", "c"], ["a", "bc"], ["c", "ab"], ["abc"])
+    }
     assert len(digests) == 4
 
 

@@ -23,7 +23,14 @@ from kdcli.cache.layout import SAMPLES, Layout, Unit, choose_block_rows, load_ma
 from kdcli.cache.reader import CacheReader
 from kdcli.cache.verify import verify_part
 from kdcli.cache.writer import CacheWriter
-from kdcli.errors import CacheMissingError, CorruptError, IdentityError, KdError, OutputExistsError, StorageError
+from kdcli.errors import (
+    CacheMissingError,
+    CorruptError,
+    IdentityError,
+    KdError,
+    OutputExistsError,
+    StorageError,
+)
 
 
 @pytest.fixture
@@ -82,7 +89,10 @@ def test_nothing_but_arrays_lies_in_the_group_and_nothing_in_tmp(cache: Path) ->
 
 def test_records_of_a_finished_part_are_one_file(cache: Path) -> None:
     assert sorted(path.name for path in (cache / "commits").rglob("*") if path.is_file()) == [
-        "created.json", "samples.jsonl", "t.jsonl", "u.jsonl",
+        "created.json",
+        "samples.jsonl",
+        "t.jsonl",
+        "u.jsonl",
     ]
     assert len((cache / "commits/t.jsonl").read_text().splitlines()) == 8
 
@@ -220,12 +230,20 @@ def test_a_checked_state_is_not_checked_again_but_a_changed_one_is(cache: Path, 
         ({"keep": ("logits", "features")}, "keep"),
         ({"temperatures": (1.0, 2.0)}, "temperatures"),
         ({"class_names": ("x",)}, "class_names"),
-        ({"declared_preprocess": {**tools.record_of().declared_preprocess, "mean": [1, 0, 0]}}, "preprocess.mean"),
-        ({"declared_preprocess": {**tools.record_of().declared_preprocess, "size": [9, 9]}}, "preprocess.size"),
+        (
+            {"declared_preprocess": {**tools.record_of().declared_preprocess, "mean": [1, 0, 0]}},
+            "preprocess.mean",
+        ),
+        (
+            {"declared_preprocess": {**tools.record_of().declared_preprocess, "size": [9, 9]}},
+            "preprocess.size",
+        ),
         ({"pixels": (1, 2, 6)}, "preprocess.pixels"),
     ],
 )
-def test_another_teacher_of_the_same_name_is_refused_with_the_field(cache: Path, change: dict, field: str) -> None:
+def test_another_teacher_of_the_same_name_is_refused_with_the_field(
+    cache: Path, change: dict, field: str
+) -> None:
     with CacheWriter(cache, load_manifest(cache)) as writer, pytest.raises(IdentityError) as caught:
         writer.add_teacher(tools.record_of("t", **change))
     assert [difference.field for difference in caught.value.differences] == [field]
@@ -271,7 +289,6 @@ def start(root: Path, names: str = "t,u", rows: int = 600, pause: float = 0.0) -
     return subprocess.Popen(
         [sys.executable, Path(tools.__file__), root, names, str(rows)],
         env={**os.environ, "PAUSE": str(pause)},
-
     )
 
 

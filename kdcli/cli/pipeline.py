@@ -286,7 +286,7 @@ def train_student(
 
     settings = configure(TrainConfig, flags, common)
     chosen = _read_ranking(settings.ranking)
-    from kdcli.training import train_student as step
+    from kdcli.training.run import train_student as step
 
     result = step(settings, ranking=chosen).document()
     if json:
@@ -345,7 +345,7 @@ def eval_probe(
     from kdcli.config import ProbeConfig
 
     settings = configure(ProbeConfig, flags, common)
-    from kdcli.probing import eval_probe as step
+    from kdcli.probing.step import eval_probe as step
 
     result = step(settings).document()
     if json:

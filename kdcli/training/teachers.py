@@ -55,11 +55,6 @@ def require_options(config: TrainConfig, method: Method, ranking: Ranking | None
         )
     if ranking is not None and not ranking.sources and method.needs.kinds:
         raise UsageError("the ranking has no sources", "Make it anew: kd rank-sources " + cache_flags(config))
-    if method.needs.generalist and config.generalist is None:
-        raise UsageError(
-            f"{name} needs --generalist NAME, the cached teacher that the student starts from",
-            f"See the cached teachers with kd cache ls, then add --generalist NAME to {cache_flags(config)}.",
-        )
 
 
 def choose_teachers(
@@ -83,9 +78,14 @@ def choose_teachers(
     Raises:
         NotFoundError: a teacher of that name is not in the cache.
         IdentityError: the ranking is of other teachers than the cache holds.
-        UsageError: ``--teacher`` contradicts the ranking, or no teacher is left.
+        UsageError: no generalist is named, ``--teacher`` contradicts the ranking, or no teacher is left.
         CacheMissingError: a teacher was cached without an array that the method needs.
     """
+    if method.needs.generalist and config.generalist is None:
+        raise UsageError(
+            f"{method.name} needs --generalist NAME, the cached teacher that the student starts from",
+            f"Cached teachers: {', '.join(cache.teachers) or 'none yet'}.",
+        )
     if ranking is not None:
         _require_same_sources(ranking, cache, config)
     names = _names(config, cache, ranking, pinned)

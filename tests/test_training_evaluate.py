@@ -1,0 +1,98 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import top_k_accuracy_score
+from training_place import Place, make_place
+
+from kdcli.data.sources import ImageData, open_data
+from kdcli.data.views import ViewSet, render
+from kdcli.errors import BadDataError, StoppedEarly
+from kdcli.models.teacher import normalise
+from kdcli.runtime import StopFlag
+from kdcli.training.evaluate import accuracy, head_to_test
+from kdcli.training.plan import make_plan
+from kdcli.training.student import Built, build_student
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return make_place(tmp_path_factory.mktemp("evaluate"))
+
+
+def logits_of(built: Built, head: str, data: ImageData) -> np.ndarray:
+    """Image by image, without the feed."""
+    preprocess, views, rows = (
+        built.model.preprocess,
+        ViewSet(0, built.model.preprocess.crop_fraction, "mild"),
+        [],
+    )
+    built.student.eval()
+    for row in range(len(data)):
+        image = data.image(row)
+        params = views.params(data.keys[row], 0, image.width, image.height)
+        pixels = torch.from_numpy(render(image, params, preprocess.size, preprocess.interpolation))[None]
+        with torch.inference_mode():
+            rows.append(built.student(normalise(pixels, preprocess), [head]).logits[head][0].numpy())
+    return np.stack(rows)
+
+
+@pytest.mark.parametrize("head", ["label", "exp"])
+def test_accuracies_are_those_of_the_eval_view(place: Place, head: str) -> None:
+    built, data = build_student(make_plan(place.config("x", "distill-equal"))), open_data(place.test)
+    found = accuracy(built.student, head, data, data.labels, built.model.preprocess, CPU, 4, 0, StopFlag())
+    logits = logits_of(built, head, data)
+    best = np.argsort(-logits, axis=1)
+    assert found["top1"] == pytest.approx(np.mean(best[:, 0] == data.labels))
+    assert found["top5"] == 1.0 if logits.shape[1] <= 5 else top_k_accuracy_score(data.labels, logits, k=5)
+
+
+def test_top5_is_over_five_of_more_classes(place: Place) -> None:
+    plan = make_plan(place.config("x", data="sklearn/digits@n=40", test="sklearn/digits@n=50,seed=1"))
+    built, data = build_student(plan), plan.test
+    assert data is not None
+    found = accuracy(
+        built.student, "label", data, data.labels, built.model.preprocess, CPU, 16, 0, StopFlag()
+    )
+    expected = top_k_accuracy_score(data.labels, logits_of(built, "label", data), k=5, labels=np.arange(10))
+    assert found["top5"] == pytest.approx(expected)
+
+
+def test_a_stop_signal_ends_the_test(place: Place) -> None:
+    built, data = build_student(make_plan(place.config("x"))), open_data(place.test)
+    stop = StopFlag()
+    stop.set()
+    with pytest.raises(StoppedEarly, match="while testing"):
+        accuracy(built.student, "label", data, data.labels, built.model.preprocess, CPU, 4, 0, stop)
+
+
+def test_test_classes_are_matched_by_name(place: Place) -> None:
+    plan = make_plan(place.config("x", test=f"{place.test}@classes=class2"))
+    choice = head_to_test(plan)
+    assert choice is not None
+    assert choice[0] == "label"
+    assert set(choice[1].tolist()) == {2}
+
+
+def test_test_classes_that_were_never_trained_are_refused(place: Place) -> None:
+    plan = make_plan(place.config("x", data=f"{place.data}@classes=class0+class1", test=place.test))
+    with pytest.raises(BadDataError, match="'class2'"):
+        head_to_test(plan)
+
+
+def test_consolidation_tests_the_head_whose_teacher_has_the_class_names(place: Place) -> None:
+    choice = head_to_test(make_plan(place.config("x", "consolidation", test=place.test)))
+    assert choice is not None
+    assert choice[0] == "label"  # the generalist's
+    swapped = make_plan(
+        place.config("x", "consolidation", generalist="exp", test=place.test, student="test_vit")
+    )
+    choice = head_to_test(swapped)
+    assert choice is not None
+    assert choice[0] == "gen"
+    assert "gen" in build_student(swapped).student.heads
+
+
+def test_without_test_data_nothing_is_tested(place: Place) -> None:
+    assert head_to_test(make_plan(place.config("x"))) is None
