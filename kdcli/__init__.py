@@ -8,6 +8,8 @@ The four steps and their configurations can be imported from here:
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from kdcli._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from kdcli.cache.cacheset import CacheSet as CacheSet
     from kdcli.caching import CacheResult as CacheResult
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
     from kdcli.training.run import train_student as train_student
     from kdcli.types import Ranking as Ranking
 
-__version__ = "0.1.0.dev0"
 
 _HOMES = {
     "CacheSet": "kdcli.cache.cacheset",

@@ -4,6 +4,7 @@ Precedence: flag > ``--set`` > ``--config`` file > default. All errors are repor
 Fields marked ``mechanical`` do not change results; all others are part of a run's identity.
 """
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, final
@@ -276,10 +277,8 @@ def resolve(
     else:
         if not problems:
             return config
-    from_flags = (
-        (not sets
-        and file is None)
-        or all(text.startswith("--") and not text.startswith("--set") for text in problems)
+    from_flags = (not sets and file is None) or all(
+        text.startswith("--") and not text.startswith("--set") for text in problems
     )
     failure = UsageError if from_flags else ConfigError
     raise failure(
@@ -354,3 +353,32 @@ def to_yaml(config: StepConfig) -> str:
     """The resolved configuration as YAML; fed back with ``--config`` it gives the same run."""
     text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     return text
+
+
+def command_line(config: StepConfig) -> str:
+    """The shell command that gives this configuration: what differs from the defaults, as flags."""
+    words = ["kd", _section_name(type(config))]
+    flags: list[str] = []
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if value == field.default:
+            continue
+        if name == "data" and not isinstance(config, RankConfig):
+            words.append(shlex.quote(str(value)))
+        else:
+            flags += _flag(name, value)
+    return " ".join([*words, *flags])
+
+
+def _flag(name: str, value: Any) -> list[str]:
+    option = f"--{name.replace('_', '-')}"
+    if isinstance(value, bool):
+        return [option if value else f"--no-{name}"]
+    if name in ("keep", "temperatures"):
+        return [option, ",".join(str(item) for item in value)]
+    values = value if isinstance(value, tuple) else (value,)
+    return [
+        word
+        for item in values
+        for word in (option, shlex.quote(f"{item:g}" if isinstance(item, float) else str(item)))
+    ]

@@ -245,7 +245,7 @@ def versions() -> dict[str, str]:
     import platform
     from importlib import metadata
 
-    from kdcli import __version__
+    from kdcli._version import __version__
 
     names = ("torch", "torchvision", "timm", "numpy", "pillow", "zarr")
     return {"kd": __version__, "python": platform.python_version(), **{n: metadata.version(n) for n in names}}

@@ -96,7 +96,8 @@ def test_shards_in_any_order_make_the_same_cache_as_one_run(
 def test_a_killed_run_goes_on_and_ends_byte_equal(kd: Kd, tmp_path: Path, teachers: dict[str, str]) -> None:
     data = make_folder(tmp_path / "images", classes=4, per_class=150)
     base = [
-        "cache-teachers", data, "--teacher", f"a={teachers['a']}", "--block-rows", 32, "--batch-size", 16, "--workers", 1,
+        "cache-teachers", data, "--teacher", f"a={teachers['a']}", "--block-rows", 32, "--batch-size", 16,
+        "--workers", 1,
     ]  # fmt: skip
     assert kd(*base, "--cache", "whole.kd").code == 0
     for wait in (4.0, 4.5):
@@ -116,8 +117,8 @@ def test_a_stop_signal_to_the_whole_job_ends_with_75_and_the_same_command_goes_o
 ) -> None:
     data = make_folder(tmp_path / "images", classes=4, per_class=400)
     base = [
-        "cache-teachers", data, "--teacher", f"a={teachers['a']}", "--block-rows", 32, "--batch-size", 4, "--workers", 2,
-        "--cache", "c.kd",
+        "cache-teachers", data, "--teacher", f"a={teachers['a']}", "--block-rows", 32, "--batch-size", 4,
+        "--workers", 2, "--cache", "c.kd",
     ]  # fmt: skip
     with subprocess.Popen(
         [sys.executable, "-m", "kdcli", *map(str, base)],
@@ -266,6 +267,7 @@ def test_a_teacher_too_large_for_half_precision_names_the_way_out(
     kd: Kd, images: Path, tmp_path: Path, teachers: dict[str, str]
 ) -> None:
     import torch
+
     from kdcli.models.export import export_model
 
     model = open_model(teachers["a"])

@@ -110,9 +110,7 @@ def test_features_that_were_not_kept_exit_20_with_the_command(root: Path, tmp_pa
 
 def test_images_that_changed_exit_21(root: Path, tmp_path: Path) -> None:
     folder = write_images(tmp_path / "images", {"ant": 4, "bee": 4})
-    own = write_cache(
-        tmp_path / "own.kd", str(folder), {"big": f"local-dir:{root / 'teachers' / 'big'}"}
-    )
+    own = write_cache(tmp_path / "own.kd", str(folder), {"big": f"local-dir:{root / 'teachers' / 'big'}"})
     file = folder / "bee" / "02.png"
     changed = bytearray(file.read_bytes())
     changed[-1] ^= 1

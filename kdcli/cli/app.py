@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 from typer.exceptions import TyperException
 
-from kdcli import __version__
+from kdcli._version import __version__
 from kdcli.cli import admin, pipeline
 from kdcli.console import console
 from kdcli.errors import DeviceError, KdError, NoSpaceError, StorageError, UsageError

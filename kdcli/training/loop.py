@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
@@ -117,9 +117,18 @@ class Engine:
         settings: the resolved numbers.
         steps: of the whole training.
         accelerator: where it runs.
+        on_batch: called with every batch before its step.
     """
 
-    def __init__(self, built: Built, settings: Settings, steps: int, accelerator: Accelerator) -> None:
+    def __init__(
+        self,
+        built: Built,
+        settings: Settings,
+        steps: int,
+        accelerator: Accelerator,
+        on_batch: Callable[[FeedBatch], None] | None = None,
+    ) -> None:
+        self._on_batch = on_batch
         self.accelerator = accelerator
         self.student, self.objective = built.student, built.objective
         self._preprocess = built.model.preprocess
@@ -158,6 +167,8 @@ class Engine:
             DeviceError: out of memory.
         """
         self._schedule.step_update(schedule_time(number))
+        if self._on_batch is not None:
+            self._on_batch(batch)
         with _memory_errors(len(batch.labels)):
             batch = batch.to(self.accelerator.device)
             output = self._student(normalise(batch.pixels, self._preprocess), self._heads)

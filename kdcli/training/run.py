@@ -1,7 +1,7 @@
 """``train_student``: the step behind ``kd train-student``."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
@@ -15,7 +15,7 @@ from kdcli.models.export import export_model
 from kdcli.models.student import LABEL_HEAD
 from kdcli.runtime import StopFlag, atomic_write_bytes, stop_signals, versions, worker_count, write_json
 from kdcli.training.evaluate import accuracy, head_to_test
-from kdcli.training.feed import EpochOrder, Feed, Recording, make_loader
+from kdcli.training.feed import EpochOrder, Feed, FeedBatch, Recording, make_loader
 from kdcli.training.loop import Engine, fit, make_accelerator
 from kdcli.training.outdir import (
     begin,
@@ -76,12 +76,18 @@ class TrainResult:
         return cls(**own, details={name: value for name, value in document.items() if name not in own})
 
 
-def train_student(config: TrainConfig, *, ranking: Ranking | None = None) -> TrainResult:
+def train_student(
+    config: TrainConfig,
+    *,
+    ranking: Ranking | None = None,
+    on_batch: Callable[[FeedBatch], None] | None = None,
+) -> TrainResult:
     """Train one student, or go on with it, or give the result of the finished run.
 
     Args:
         config: what to train; None in it means the method's default.
         ranking: the value of what ``config.ranking`` names; reading it is the caller's.
+        on_batch: called with every batch before its step, for instance to measure what live teachers cost.
 
     Returns:
         The result, which is also in OUT/result.json.
@@ -105,7 +111,7 @@ def train_student(config: TrainConfig, *, ranking: Ranking | None = None) -> Tra
     _say(plan)
     built = build_student(plan)
     begin(plan)
-    result = _train(plan, built)
+    result = _train(plan, built, on_batch)
     write_json(out / "result.json", result.document())
     forget_checkpoints(out)
     return result
@@ -128,7 +134,7 @@ def _say(plan: Plan) -> None:
         console.note(f"soft cross-entropy at T = {numbers.temperature:g}{label}; weights: {shares}")
 
 
-def _train(plan: Plan, built: Built) -> TrainResult:
+def _train(plan: Plan, built: Built, on_batch: Callable[[FeedBatch], None] | None) -> TrainResult:
     numbers, config = plan.settings, plan.config
     accelerator = make_accelerator(plan.device, config.amp)
     workers = worker_count(config.workers)
@@ -143,7 +149,7 @@ def _train(plan: Plan, built: Built) -> TrainResult:
     if recording is not None:
         recording = Recording(recording.cache, recording.rows, built.objective.reads())
     feed = Feed(plan.data, built.model.preprocess, plan.rule, recording)
-    engine = Engine(built, numbers, order.batches * numbers.epochs, accelerator)
+    engine = Engine(built, numbers, order.batches * numbers.epochs, accelerator, on_batch)
     loader = make_loader(feed, order, workers, accelerator.device)
     with stop_signals() as stop:
         progress = fit(engine, loader, order, plan.rule, numbers.epochs, config.out, stop)
