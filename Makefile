@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: test lint check clean
+.PHONY: demo test lint check clean
 
 $(READY): pyproject.toml requirements-oracles.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -12,6 +12,9 @@ $(READY): pyproject.toml requirements-oracles.txt
 	$(BIN)/python -m pip install --quiet --editable '.[demo,report,bench,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements-oracles.txt
 	touch $(READY)
+
+demo: $(READY)
+	$(BIN)/kd demo
 
 test: $(READY)
 	$(BIN)/python -m pytest

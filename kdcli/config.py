@@ -7,7 +7,7 @@ Fields marked ``mechanical`` do not change results; all others are part of a run
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, final
+from typing import Any, Literal, TypeVar, final, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -268,7 +268,9 @@ def resolve(
     for values, label in layers:
         for raw, value in values.items():
             key = raw.replace("-", "_")
-            merged[key] = value
+            merged[key] = (
+                (value,) if _wants_several(kind, key) and not isinstance(value, list | tuple) else value
+            )
             origin[key] = label
     try:
         config = kind.model_validate(merged)
@@ -281,9 +283,13 @@ def resolve(
         text.startswith("--") and not text.startswith("--set") for text in problems
     )
     failure = UsageError if from_flags else ConfigError
-    raise failure(
-        "; ".join(problems), "Every option is explained by --help; --print-config shows the resolved values."
-    )
+    raise failure("; ".join(problems), f"kd {_section_name(kind)} --help explains every option.")
+
+
+def _wants_several(kind: type[StepConfig], key: str) -> bool:
+    """Whether a field holds several values, so that a lone one in a file stands for a list of one."""
+    field = kind.model_fields.get(key)
+    return field is not None and get_origin(field.annotation) is tuple
 
 
 def _section_name(kind: type[StepConfig]) -> str:
@@ -338,7 +344,8 @@ def _explain(kind: type[StepConfig], item: Any, origin: Mapping[str, str]) -> st
     value = item.get("input")
     match item["type"]:
         case "missing":
-            return f"--{key.replace('_', '-')} is missing"
+            positional = key == "data" and kind is not RankConfig
+            return "DATA is missing" if positional else f"--{key.replace('_', '-')} is missing"
         case "extra_forbidden":
             return f"{label}{key}: unknown key.{nearest(key, kind.model_fields)}"
         case "literal_error":
@@ -377,8 +384,4 @@ def _flag(name: str, value: Any) -> list[str]:
     if name in ("keep", "temperatures"):
         return [option, ",".join(str(item) for item in value)]
     values = value if isinstance(value, tuple) else (value,)
-    return [
-        word
-        for item in values
-        for word in (option, shlex.quote(f"{item:g}" if isinstance(item, float) else str(item)))
-    ]
+    return [word for item in values for word in (option, shlex.quote(str(item)))]

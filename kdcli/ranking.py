@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Float64, Int64
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from kdcli.cache.cacheset import CacheSet
+from kdcli.cache.cacheset import CacheSet, second_name
 from kdcli.config import RankConfig
 from kdcli.console import console
 from kdcli.data.sources import ImageData, open_data
@@ -18,7 +18,7 @@ from kdcli.errors import BadDataError, CacheMissingError, KdError, NotFoundError
 from kdcli.metrics.checks import check_classes, check_finite
 from kdcli.metrics.cka import label_cka
 from kdcli.metrics.parc import parc
-from kdcli.types import RankedSource, Ranking
+from kdcli.types import OutputKind, RankedSource, Ranking
 
 METRICS: Final[Mapping[str, Callable[..., float]]] = {"parc": parc, "cka": label_cka}
 """Similarity of a representation [n d] and labels [n], higher is better."""
@@ -113,18 +113,19 @@ def _chosen_teachers(caches: CacheSet, config: RankConfig) -> list[str]:
     return names
 
 
-def _required_array(caches: CacheSet, names: Sequence[str], config: RankConfig) -> str:
-    array = "logits" if config.on == "pseudo" else "features"
-    for name in names:
-        record = caches.teacher(name)
-        if array not in record.keep:
-            # What is kept is part of a teacher's identity, so the same model needs a second name.
-            raise CacheMissingError(
-                f"--on {config.on} needs {array}, but of teacher '{name}' the cache keeps only "
-                f"{', '.join(record.keep)}",
-                f"kd cache-teachers {caches.members[0].manifest.data.location} --cache {config.cache[0]} "
-                f"--teacher {name}-{array}={record.spec} --keep {array}, then --exclude {name}",
-            )
+def _required_array(caches: CacheSet, names: Sequence[str], config: RankConfig) -> OutputKind:
+    array: OutputKind = "logits" if config.on == "pseudo" else "features"
+    lacking = [name for name in names if array not in caches.teacher(name).keep]
+    if lacking:
+        # The same model gets a second name: what is kept of a teacher is part of its identity.
+        instead = [f"--teacher {second_name(name, [array])}" for name in lacking]
+        swap = " ".join(f"--exclude {name}" for name in lacking) if not config.teacher else " ".join(instead)
+        more = f" (and {len(lacking) - 1} more)" if len(lacking) > 1 else ""
+        raise CacheMissingError(
+            f"--on {config.on} needs {array}, but of teacher '{lacking[0]}'{more} the cache keeps only "
+            f"{', '.join(caches.teacher(lacking[0]).keep)}",
+            f"{caches.add_command(lacking, [array])}, then {swap}",
+        )
     return array
 
 

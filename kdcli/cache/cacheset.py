@@ -1,8 +1,8 @@
 """Several caches read as one: rows are numbered through, a teacher must be the same in all of them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Protocol, final
+from typing import Any, Protocol, final
 
 import numpy as np
 from jaxtyping import Bool, Int64
@@ -13,9 +13,12 @@ from kdcli.cache.provenance import TeacherRecord
 from kdcli.cache.reader import CacheReader
 from kdcli.cache.verify import VerifyMode, ensure_verified
 from kdcli.cache.zarr_backend import checksum
+from kdcli.config import CacheConfig, command_line
 from kdcli.console import console
 from kdcli.errors import CacheMissingError, IdentityError, NotFoundError, UsageError, nearest
-from kdcli.types import Difference
+from kdcli.types import Difference, OutputKind
+
+_NEW = Path("NEW.kd")
 
 
 class Samples(Protocol):
@@ -140,20 +143,52 @@ class CacheSet:
         if wrong:
             raise IdentityError(
                 f"{len(wrong)} of {len(data)} images changed since they were cached, first {data.keys[wrong[0]]}",
-                f"Restore the images, or cache them anew: {self._fill_command(data.location, 'NEW.kd')}",
+                f"Restore the images, or cache them anew: {self.fill_command((), data.location, _NEW)}",
                 [changed[wrong[0]]],
             )
         raise CacheMissingError(
             f"{len(lost)} of {len(data)} samples are not in {self._paths()}, first {data.keys[int(lost[0])]}",
-            f"Cache them: {self._fill_command(data.location, 'NEW.kd')}, then add --cache NEW.kd",
+            f"Cache them: {self.fill_command((), data.location, _NEW)}, then add --cache {_NEW}",
         )
 
-    def _fill_command(self, location: str, cache: Path | str, names: Sequence[str] | None = None) -> str:
-        teachers = [self.teachers[name] for name in (self.teachers if names is None else names)]
-        specs = " ".join(f"--teacher {record.name}={record.spec}" for record in teachers) or "--teacher SPEC"
-        count, recipe = self.view_set["train_views"], self.view_set["recipe"]["name"]
-        extra = f" --views eval+train:{count} --recipe {recipe}" if count else ""
-        return f"kd cache-teachers {location} --cache {cache}{extra} {specs}"
+    def fill_command(
+        self, names: Iterable[str], location: str, cache: Path, add: Sequence[OutputKind] = ()
+    ) -> str:
+        """The shell command that runs recorded teachers again, exactly as they ran and on the same views.
+
+        Args:
+            names: the teachers; none means all.
+            location: data set to run them over.
+            cache: where to; it may be new.
+            add: outputs to keep besides. What is kept is part of a teacher's identity, so with them the
+                teacher is another one and goes by its :func:`second_name`.
+        """
+        records = [self.teachers[name] for name in tuple(names) or self.teachers]
+        count, crop = self.view_set["train_views"], self.view_set["crop_fraction"]
+        views: dict[str, Any] = {}
+        if count:
+            views = {"views": f"eval+train:{count}", "recipe": self.view_set["recipe"]["name"]}
+        if records and crop != records[0].preprocess.crop_fraction:  # the first teacher's is the default
+            views["eval_crop"] = crop
+        groups: dict[str, CacheConfig] = {}
+        for record in records:
+            fields = {name: getattr(record, name) for name in ("keep", "dtype", "amp", "temperatures")}
+            name = record.name
+            if add:
+                fields["keep"], name = tuple(dict.fromkeys((*record.keep, *add))), second_name(name, add)
+            known = groups.get(str(fields))
+            teachers = (*(known.teacher if known else ()), f"{name}={record.spec}")
+            groups[str(fields)] = CacheConfig(data=location, cache=cache, teacher=teachers, **views, **fields)
+        nobody = CacheConfig(data=location, cache=cache, teacher=("SPEC",), **views)
+        return " && ".join(map(command_line, groups.values() or [nobody]))
+
+    def add_command(self, names: Sequence[str], add: Sequence[OutputKind]) -> str:
+        """:func:`fill_command` for outputs that were not kept, in every cache that holds the teachers."""
+        return " && ".join(
+            self.fill_command(held, member.manifest.data.location, member.layout.root, add)
+            for member in self.members
+            if (held := [name for name in names if name in member.teachers])
+        )
 
     # --- what is there ---------------------------------------------------------------------------
 
@@ -162,9 +197,11 @@ class CacheSet:
         teachers: Sequence[str],
         rows: Int64[np.ndarray, " n"],
         views: Sequence[int],
-        allow_partial: bool = False,
+        allow_partial: bool | None = False,
     ) -> Bool[np.ndarray, " n"]:
         """Check that rows are written, and their bytes sound, for all teachers and views.
+
+        ``allow_partial`` None refuses like False, for a caller that has no such option to hint at.
 
         Returns:
             Which rows can be used; False are dropped bad images and, with ``allow_partial``,
@@ -206,7 +243,7 @@ class CacheSet:
         teachers: Sequence[str],
         missing: int,
         total: int,
-        allow_partial: bool,
+        allow_partial: bool | None,
     ) -> None:
         root = member.layout.root
         if allow_partial:
@@ -215,12 +252,12 @@ class CacheSet:
             )
             return
         names = [part] if part != SAMPLES else list(teachers)
-        command = self._fill_command(
-            member.manifest.data.location, root, [n for n in names if n in self.teachers]
+        command = self.fill_command(
+            [name for name in names if name in self.teachers], member.manifest.data.location, root
         )
         raise CacheMissingError(
             f"{missing} of {total} rows of '{part}' are not written in {root}",
-            f"{command} (or --allow-partial to go on without them)",
+            command if allow_partial is None else f"{command} (or --allow-partial to go on without them)",
         )
 
     def _say_unusable(self, usable: Bool[np.ndarray, " n"]) -> None:
@@ -257,6 +294,11 @@ class CacheSet:
             self.gather(SAMPLES, "content_size", rows).astype(np.int64),
             self.gather(SAMPLES, "content_crc", rows).astype(np.int64),
         )
+
+
+def second_name(name: str, add: Sequence[OutputKind]) -> str:
+    """What a teacher is called when it is cached again with more outputs."""
+    return "-".join((name, *add))
 
 
 def _joint_names(members: Sequence[CacheReader]) -> tuple[str, ...] | None:

@@ -313,7 +313,9 @@ class _Run:
         rate = None
         if runner is not None and runner.images:
             rate = round(runner.images / runner.seconds, 2)
-        else:
+        elif all(part.done == total for part in parts.values()):
             console.note(f"cache {self._writer.layout.root} is complete: nothing to compute")
+        else:
+            console.note(f"cache {self._writer.layout.root}: nothing to compute in shard {self._shard}")
         size = sum(payload_bytes(manifest, record.array_specs()) for record in self._records.values())
         return CacheResult(manifest.cache_id, manifest.rows, manifest.views, parts, rate, size)

@@ -4,6 +4,7 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
@@ -13,6 +14,7 @@ from kdcli._version import __version__
 from kdcli.cli import admin, pipeline
 from kdcli.console import console
 from kdcli.errors import DeviceError, KdError, NoSpaceError, StorageError, UsageError
+from kdcli.runtime import calm_openmp
 
 app = typer.Typer(
     name="kd",
@@ -44,6 +46,10 @@ def _root(
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run ``kd`` and exit with the documented code; errors go to stderr, with ``--json`` to stdout as well."""
+    for name in ("stdout", "stderr"):  # closed by the shell (>&-): write to nowhere instead of crashing
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - it stays open as long as the process
+    calm_openmp()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     code = _run(arguments)
     try:
@@ -89,7 +95,9 @@ def _translate(error: Exception) -> KdError | None:
         case KdError():
             return error
         case TyperException():
-            return UsageError(error.format_message(), "kd COMMAND --help lists the options.")
+            context = getattr(error, "ctx", None)
+            command = "kd" if context is None else context.command_path
+            return UsageError(error.format_message(), f"{command} --help lists what there is.")
         case OSError() if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return NoSpaceError(
                 f"{error.filename or 'disk'}: {error.strerror}", "Free some space, then run it again."

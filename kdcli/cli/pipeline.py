@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,6 +12,7 @@ from kdcli.cli.options import configure
 from kdcli.console import console
 
 if TYPE_CHECKING:
+    from kdcli.config import TrainConfig
     from kdcli.types import Ranking
 
 Data = Annotated[
@@ -285,7 +287,7 @@ def train_student(
     from kdcli.config import TrainConfig
 
     settings = configure(TrainConfig, flags, common)
-    chosen = _read_ranking(settings.ranking)
+    chosen = _read_ranking(settings)
     from kdcli.training.run import train_student as step
 
     result = step(settings, ranking=chosen).document()
@@ -377,8 +379,9 @@ def _fraction(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
-def _read_ranking(source: str | None) -> "Ranking | None":
+def _read_ranking(settings: "TrainConfig") -> "Ranking | None":
     """The ranking in a file or, for ``-``, on standard input."""
+    source = settings.ranking
     if source is None:
         return None
     from kdcli.errors import NotFoundError
@@ -389,8 +392,10 @@ def _read_ranking(source: str | None) -> "Ranking | None":
         return parse_ranking(sys.stdin.read())
     path = Path(source)
     if not path.is_file():
+        caches = " ".join(f"--cache {quote(str(cache))}" for cache in settings.cache) or "--cache CACHE"
         raise NotFoundError(
-            f"there is no ranking file {path}", f"kd rank-sources --cache CACHE --json > {path}"
+            f"--ranking {path} is {'a folder' if path.is_dir() else 'not there'}",
+            f"kd rank-sources {caches} --json > {'ranking.json' if path.is_dir() else quote(str(path))}",
         )
     with storage_errors(path):
         return parse_ranking(path.read_text(encoding="utf-8"))

@@ -9,7 +9,8 @@
 * Head 0 is the network's own classifier. Backbone and head 0 start from the generalist's weights where the
   architectures agree, the other heads from random ones. Where they differ, the student starts as ``--init``
   says; its classifier is kept if it happens to have the generalist's number of classes, else it is new.
-* BatchNorm statistics are frozen; whether its scale and shift train is not printed: here they do.
+* BatchNorm statistics are frozen; whether its scale and shift train is not printed: here they do. A student
+  that starts from random weights has no statistics worth keeping: there they are trained (ours).
 * SGD, momentum 0.9, weight decay 1e-4, batch 32, 40 epochs, learning rate 0.01 for every head and 0.001
   for the backbone, x0.1 at 50 % and 80 % (P1 appendix A).
 """

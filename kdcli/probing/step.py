@@ -6,7 +6,7 @@ from typing import Any, final
 import numpy as np
 from jaxtyping import Float, Int64
 
-from kdcli.cache.cacheset import CacheSet
+from kdcli.cache.cacheset import CacheSet, second_name
 from kdcli.config import ProbeConfig
 from kdcli.console import console
 from kdcli.data.sources import ImageData, open_data
@@ -131,7 +131,10 @@ def _labelled(data: ImageData, text: str) -> ImageData:
     """The images of ``data`` that have a label."""
     rows = np.flatnonzero(data.labels >= 0)
     if not len(rows):
-        raise BadDataError(f"{text} has no labels, and a probe needs them", "Name labelled data.")
+        raise BadDataError(
+            f"{text} has no labels, and a probe needs them",
+            "Leave labels=none out, or give the images class folders or a labels.csv.",
+        )
     return data if len(rows) == len(data) else data.select(rows)
 
 
@@ -172,7 +175,7 @@ def _cached(caches: CacheSet, teacher: str, data: ImageData) -> ImageData:
 
     Reads no image: at a million of them that is left to those that some draw uses.
     """
-    usable = caches.require([teacher], caches.rows_of(data, check_content=False), [EVAL_VIEW], False)
+    usable = caches.require([teacher], caches.rows_of(data, check_content=False), [EVAL_VIEW], None)
     return data if usable.all() else data.select(np.flatnonzero(usable))
 
 
@@ -181,16 +184,14 @@ def _from_cache(
 ) -> tuple[str, Float[np.ndarray, "n d"], Float[np.ndarray, "m d"]]:
     record = caches.teacher(teacher)
     if "features" not in record.keep:
-        location = caches.members[0].manifest.data.location
         raise CacheMissingError(
             f"a probe needs features; of teacher '{teacher}' the cache keeps only {', '.join(record.keep)}",
-            f"kd cache-teachers {location} --cache {caches.members[0].layout.root} "
-            f"--teacher {teacher}-features={record.spec} --keep features",
+            f"{caches.add_command([teacher], ['features'])}, then --teacher {second_name(teacher, ['features'])}",
         )
     parts = []
     for data in (task.train, task.test):
         rows = caches.rows_of(data)  # compares the bytes of the images, now only of those that are used
-        caches.require([teacher], rows, [EVAL_VIEW], False)
+        caches.require([teacher], rows, [EVAL_VIEW], None)
         parts.append(caches.gather(teacher, "features", rows, EVAL_VIEW))
     return teacher, parts[0], parts[1]
 

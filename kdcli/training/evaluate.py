@@ -52,8 +52,9 @@ def _labels_for(plan: Plan, test: ImageData) -> Int64[np.ndarray, " n"]:
     used = [test.class_names[label] for label in np.unique(test.labels)]
     unknown = [name for name in used if name not in set(plan.class_names)]
     if unknown:
+        more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
         raise BadDataError(
-            f"--test has {len(unknown)} classes that the training data lacks, first '{unknown[0]}'",
+            f"class '{unknown[0]}'{more} of --test is not in the training data",
             "Test on the classes that the student is trained on, e.g. another split of the same data.",
         )
     return _renumber(test.labels, test.class_names, plan.class_names)

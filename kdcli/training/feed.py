@@ -212,8 +212,10 @@ class Feed(Dataset[FeedBatch | KdError]):
 class EpochOrder(Sampler[Ticket]):
     """Shuffled batches of one epoch, the same for any number of workers and processes.
 
-    Labelled and unlabelled images are spread evenly, so every batch has its share of both. Batches are
-    of equal size up to one image: a last batch of one image would break BatchNorm.
+    Where some images are unlabelled, labelled and unlabelled ones are spread evenly, so every batch has its
+    share of both; labelled images that are fewer come again, newly shuffled, until they are half of each
+    batch: P2 (Eq. 4) takes a mean over a batch of either kind, and a mean over two or three labelled images
+    is mostly noise. Batches are of equal size up to one image: a last batch of one image would break BatchNorm.
 
     Args:
         labels: -1 is unlabelled.
@@ -228,7 +230,8 @@ class EpochOrder(Sampler[Ticket]):
         self._groups = [
             group for group in (np.flatnonzero(labels >= 0), np.flatnonzero(labels < 0)) if len(group)
         ]
-        self._batches = -(-len(labels) // batch_size)
+        self._length = max(map(len, self._groups)) * 2 if self._repeats() else len(labels)
+        self._batches = -(-self._length // batch_size)
         self._seed, self._rank, self._world = seed, rank, world
         self._epoch = self._start = 0
 
@@ -250,12 +253,26 @@ class EpochOrder(Sampler[Ticket]):
 
     def _positions(self) -> Int64[np.ndarray, " n"]:
         random = np.random.Generator(np.random.Philox(key=[self._seed, self._epoch]))
-        shuffled = [random.permutation(group) for group in self._groups]
-        places = [(np.arange(len(group)) + random.random()) / len(group) for group in self._groups]
+        shuffled = [self._shuffled(group, random) for group in self._groups]
+        places = [(np.arange(len(group)) + random.random()) / len(group) for group in shuffled]
         positions: Int64[np.ndarray, " n"] = np.concatenate(shuffled)[
             np.argsort(np.concatenate(places), kind="stable")
         ]
         return positions
+
+    def _repeats(self) -> bool:
+        """Whether there are labelled images, but fewer than unlabelled ones."""
+        return len(self._groups) == 2 and len(self._groups[0]) < len(self._groups[1])
+
+    def _shuffled(
+        self, group: Int64[np.ndarray, " k"], random: np.random.Generator
+    ) -> Int64[np.ndarray, " m"]:
+        """A group in random order; the labelled one as often as it takes to match the unlabelled one."""
+        if not self._repeats() or group is self._groups[1]:
+            return random.permutation(group)
+        size = len(self._groups[1])
+        rounds = [random.permutation(group) for _ in range(-(-size // len(group)))]
+        return np.concatenate(rounds)[:size]
 
 
 def plain_order(count: int, batch_size: int) -> list[Ticket]:

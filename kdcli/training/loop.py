@@ -36,6 +36,8 @@ from kdcli.training.state import (
 from kdcli.training.student import Built
 from kdcli.types import AmpName
 
+CHECKPOINT_SECONDS = 10.0
+"""An epoch's end is saved unless the last checkpoint is younger: epochs of a second cost more to save than to run."""
 _PRECISION = {"off": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
@@ -231,6 +233,7 @@ def fit(
     if main:
         write_metrics(metrics, progress.history)
     total = order.batches * (epochs - progress.epoch) - progress.step
+    saved = time.monotonic()
     with console.progress(total, "steps", "training") as bar:
         while progress.epoch < epochs:
             order.seek(progress.epoch, progress.step)
@@ -241,7 +244,9 @@ def fit(
             document = progress.close_epoch({"lr": engine.lr, "view": rule.student(progress.epoch)})
             if main:
                 append_metrics(metrics, document)
+            if main and not stop and time.monotonic() - saved >= CHECKPOINT_SECONDS:
                 save_checkpoint(checkpoints, stateful, progress)
+                saved = time.monotonic()
             console.detail(
                 f"epoch {progress.epoch}/{epochs}: loss {document['loss']:.4f}, lr {document['lr']:g}"
             )

@@ -41,7 +41,9 @@ def require_folder(out: Path) -> None:
     place = out
     while not place.exists():
         place = place.parent
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+    if not place.is_dir():
+        raise StorageError(f"--out {out} cannot be a folder: {place} is a file", "Choose another --out.")
+    if not os.access(place, os.W_OK | os.X_OK):
         raise StorageError(
             f"--out {out} cannot be written: no permission in {place}", "Choose another --out."
         )

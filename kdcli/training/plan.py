@@ -146,12 +146,13 @@ def make_plan(config: TrainConfig, ranking: Ranking | None = None, pinned: Seque
     if cache is not None and method.needs.kinds:
         teachers = choose_teachers(config, method, settings, cache, ranking, pinned)
     init = resolve_init(config.init, student, teachers.generalist if teachers is not None else None)
+    settings = _fit_batchnorm(config, settings, init)
     rule = _views(config, cache)
     everything = open_data(config.data, data_root=config.data_root, download=config.download)
     data = everything if method.needs.kinds else _labelled(everything)
     recording, data = _record(config, settings, data, cache, teachers, rule)
     if method.needs.labels:
-        _require_classes(data, config.data, settings)
+        _require_classes(data, config.data)
     test = _test_data(config)
     config = config.model_copy(
         update={
@@ -202,6 +203,14 @@ def _settings(config: TrainConfig, defaults: Settings) -> Settings:
             f"timm has {', '.join(known[:8])} and {len(known) - 8} more.",
         )
     return settings
+
+
+def _fit_batchnorm(config: TrainConfig, settings: Settings, init: str) -> Settings:
+    """Freezing keeps the statistics of the weights a student starts from. Random weights have none."""
+    if settings.bn == "train" or config.bn is not None or init != "random":
+        return settings
+    console.note("the student starts from random weights, so BatchNorm statistics are trained, not frozen")
+    return replace(settings, bn="train")
 
 
 def _device(config: TrainConfig) -> str:
@@ -268,7 +277,7 @@ def _record(
     return Recording(cache, rows, {}), data
 
 
-def _require_classes(data: ImageData, name: str, settings: Settings) -> None:
+def _require_classes(data: ImageData, name: str) -> None:
     labelled = data.labels[data.labels >= 0]
     present = np.unique(labelled)
     if not len(present):
@@ -281,11 +290,6 @@ def _require_classes(data: ImageData, name: str, settings: Settings) -> None:
         raise BadDataError(
             f"{name} has labelled images of one class only ('{only}')",
             "Give at least two classes to tell apart.",
-        )
-    if len(labelled) * settings.batch_size < len(data):
-        console.warn(
-            f"{len(labelled)} labelled images among {len(data)}: some batches of {settings.batch_size} "
-            "have none; use a larger --batch-size"
         )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
+import numpy as np
 import torch
 from safetensors.torch import save
 
@@ -138,8 +139,9 @@ def _train(plan: Plan, built: Built, on_batch: Callable[[FeedBatch], None] | Non
     numbers, config = plan.settings, plan.config
     accelerator = make_accelerator(plan.device, config.amp)
     workers = worker_count(config.workers)
+    labels = plan.data.labels if plan.method.needs.labels else np.zeros(len(plan.data), np.int64)
     order = EpochOrder(
-        plan.data.labels,
+        labels,
         numbers.batch_size,
         config.data_seed,
         accelerator.process_index,

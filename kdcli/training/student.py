@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from kdcli.cache.provenance import TeacherRecord
-from kdcli.errors import IdentityError, UsageError
+from kdcli.errors import IdentityError, NotFoundError, UsageError, nearest
 from kdcli.models.grammar import TORCHVISION
 from kdcli.models.spec import Model, ModelSpec, default_init, open_model, weights_sha256
 from kdcli.models.student import Student
@@ -34,6 +34,7 @@ def resolve_init(init: str | None, student: ModelSpec, generalist: TeacherRecord
 
     Raises:
         UsageError: ``--init`` contradicts that, or names a model of another architecture.
+        NotFoundError: it names no model.
     """
     own = architecture_name(student)
     if generalist is not None and own == generalist.architecture:
@@ -48,7 +49,17 @@ def resolve_init(init: str | None, student: ModelSpec, generalist: TeacherRecord
         return default_init(student)
     if init in ("pretrained", "random"):
         return init
-    start_spec = ModelSpec.parse(init)
+    try:
+        start_spec = ModelSpec.parse(init)
+    except NotFoundError as error:
+        from timm import list_models
+
+        near = nearest(init, ("pretrained", "random", *list_models()))
+        if near and near not in error.message:
+            raise UsageError(
+                f"--init {init}: must be pretrained, random or a model.{near}", error.hint
+            ) from error
+        raise
     if (other := architecture_name(start_spec)) != own:
         raise UsageError(
             f"--init {init} is a {other}, the student a {own}",

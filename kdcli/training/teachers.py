@@ -2,17 +2,16 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from shlex import quote
 from typing import final
 
-from kdcli.cache.cacheset import CacheSet
+from kdcli.cache.cacheset import CacheSet, second_name
 from kdcli.cache.provenance import TeacherRecord
-from kdcli.config import TrainConfig
+from kdcli.config import TrainConfig, command_line
 from kdcli.console import console
 from kdcli.errors import CacheMissingError, IdentityError, UsageError
 from kdcli.objectives.base import Choice, Method, Settings
 from kdcli.types import Difference, Ranking
-
-_RANK = "kd rank-sources {caches} --json | kd train-student {data} {caches} --ranking - --method {method} ..."
 
 
 @final
@@ -33,7 +32,7 @@ class Teachers:
 
 def cache_flags(config: TrainConfig) -> str:
     """The ``--cache`` options of a run, for hints."""
-    return " ".join(f"--cache {path}" for path in config.cache) or "--cache PATH"
+    return " ".join(f"--cache {quote(str(path))}" for path in config.cache) or "--cache PATH"
 
 
 def require_options(config: TrainConfig, method: Method, ranking: Ranking | None) -> None:
@@ -51,7 +50,8 @@ def require_options(config: TrainConfig, method: Method, ranking: Ranking | None
     if method.needs.ranking and ranking is None:
         raise UsageError(
             f"{name} needs --ranking",
-            _RANK.format(caches=cache_flags(config), data=config.data, method=name),
+            f"kd rank-sources {cache_flags(config)} --json | "
+            + command_line(config.model_copy(update={"ranking": "-"})),
         )
     if ranking is not None and not ranking.sources and method.needs.kinds:
         raise UsageError("the ranking has no sources", "Make it anew: kd rank-sources " + cache_flags(config))
@@ -100,7 +100,7 @@ def choose_teachers(
         )
     used = dict.fromkeys([*weights, *([generalist.name] if generalist else [])])
     records = {name: cache.teacher(name) for name in used}
-    _require_arrays(config, method, cache, [records[name] for name in weights])
+    _require_arrays(config, method, cache, [records[name] for name in weights], ranking)
     return Teachers(weights, records, generalist)
 
 
@@ -160,15 +160,28 @@ def joint_id(cache_ids: Iterable[str]) -> str:
 
 
 def _require_arrays(
-    config: TrainConfig, method: Method, cache: CacheSet, records: Sequence[TeacherRecord]
+    config: TrainConfig,
+    method: Method,
+    cache: CacheSet,
+    records: Sequence[TeacherRecord],
+    ranking: Ranking | None,
 ) -> None:
-    for record in records:
-        missing = sorted(method.needs.kinds - set(record.keep))
-        if missing:
-            keep = ",".join(sorted({*record.keep, *missing}))
-            raise CacheMissingError(
-                f"{method.name} needs the {' and '.join(missing)} of '{record.name}', which was cached with "
-                f"{','.join(record.keep)} only",
-                f"kd cache-teachers {config.data} {cache_flags(config)} --keep {keep} "
-                f"--teacher {record.name}-{keep.replace(',', '-')}={record.spec}",
-            )
+    add = tuple(sorted({kind for record in records for kind in method.needs.kinds - set(record.keep)}))
+    lacking = [record for record in records if not method.needs.kinds <= set(record.keep)]
+    if not lacking:
+        return
+    # The same model gets a second name: what is kept of a teacher is part of its identity.
+    names = [record.name for record in lacking]
+    then = "rank again with " + " ".join(f"--exclude {name}" for name in names)
+    if ranking is None:
+        then = "add " + " ".join(
+            f"--{'generalist' if record.name == config.generalist else 'teacher'} "
+            + (second_name(record.name, add) if record in lacking else record.name)
+            for record in records
+        )
+    more = f" (and {len(lacking) - 1} more)" if len(lacking) > 1 else ""
+    raise CacheMissingError(
+        f"{method.name} needs the {' and '.join(add)} of '{names[0]}'{more}, which was cached with "
+        f"{','.join(lacking[0].keep)} only",
+        f"{cache.add_command(names, add)}, then {then}",
+    )
