@@ -179,9 +179,12 @@ def load_manifest(root: Path) -> Manifest:
             f"{root} is a file, not a cache folder", "Give the folder that cache-teachers made."
         )
     if not layout.manifest.is_file():
-        what = "is not a kd cache (no manifest.json)" if root.exists() else "does not exist"
+        if root.exists():
+            raise CacheMissingError(
+                f"{root} is not a kd cache (no manifest.json)", "Give the folder that kd cache-teachers made."
+            )
         raise CacheMissingError(
-            f"cache {root} {what}", f"kd cache-teachers DATA --cache {root} --teacher SPEC"
+            f"cache {root} does not exist", f"kd cache-teachers DATA --cache {root} --teacher SPEC"
         )
     restore = "Restore manifest.json, or make the cache again; kd never guesses what a cache is."
     try:

@@ -32,14 +32,15 @@ def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder of the demo.")] = Path("kd-demo"),
     json: opt.Json = False,
 ) -> None:
-    """Run the whole main job on real images and real ImageNet weights that pip packages ship.
+    """Run the whole main job on real images and weights.
 
-    A few minutes on two processors. Prints each step as the command you would type, then the ranking and a
-    table, and writes a report. A second run finds what the first one made.
+    Both come from pip packages; the generalist has real ImageNet weights. Takes a few minutes on two
+    processors. Prints each step as the command you would type, then the ranking and a table, and writes a
+    report. A second run finds what the first one made.
 
+    \b
     Examples:
       kd demo
-
       kd demo --export-weights weights/lite0
     """
     from kdcli.demo import export_pretrained_weights, run_demo
@@ -60,11 +61,11 @@ def demo(
 
 
 def methods(json: opt.Json = False) -> None:
-    """List the methods: where each is from, its equation, and what must be there first.
+    """List the methods: paper, equation, and what each needs.
 
+    \b
     Examples:
       kd methods
-
       kd methods --json
     """
     from kdcli.objectives.registry import METHODS
@@ -104,11 +105,13 @@ def methods(json: opt.Json = False) -> None:
 
 
 def doctor(json: opt.Json = False) -> None:
-    """Show what kd finds here: versions, devices, folders, limits, scheduler variables, optional parts.
+    """Show what kd finds here: versions, devices, folders.
 
+    Also limits, offline flags, scheduler variables, and how to install what is missing.
+
+    \b
     Examples:
       kd doctor
-
       kd doctor --json
     """
     from kdcli.doctor import examine

@@ -102,9 +102,9 @@ def cache_teachers(
 ) -> None:
     """Run teachers once over a data set and cache what they say.
 
+    \b
     Examples:
       kd cache-teachers photos/ --cache photos.kd --teacher resnet50.a1_in1k
-
       kd cache-teachers photos/@split=train --cache train.kd --teacher gen=local-dir:weights --views eval+train:8
     """
     flags, common = _flags(dict(locals()))
@@ -166,11 +166,13 @@ def rank_sources(
     quiet: opt.Quiet = False,
     verbose: opt.Verbose = False,
 ) -> None:
-    """Rank cached teachers as sources for a labelled task, and weigh them. No forward pass.
+    """Rank cached teachers as sources for a labelled task.
 
+    Gives each a score and a weight, without a forward pass.
+
+    \b
     Examples:
       kd rank-sources --cache train.kd
-
       kd rank-sources --cache train.kd --metric cka --on pseudo --json > ranking.json
     """
     flags, common = _flags(dict(locals()))
@@ -276,11 +278,13 @@ def train_student(
     quiet: opt.Quiet = False,
     verbose: opt.Verbose = False,
 ) -> None:
-    """Train a student against cached teachers, or on labels alone. Teachers are read, never run.
+    """Train a student on labels and cached teachers.
 
+    Which of the two, and how, is the method's. Teachers are read, never run.
+
+    \b
     Examples:
       kd train-student photos/@split=train --student mobilenetv3_small_100 --method labels-only --out runs/plain
-
       kd rank-sources --cache C --json | kd train-student photos/@split=train --cache C --ranking - --method distill-weighted --student mobilenetv3_small_100 --out runs/a --json
     """  # noqa: E501 - a command line is one line
     flags, common = _flags(dict(locals()))
@@ -336,11 +340,13 @@ def eval_probe(
     quiet: opt.Quiet = False,
     verbose: opt.Verbose = False,
 ) -> None:
-    """Judge a representation by a few-shot linear SVM (P1's protocol).
+    """Judge a representation by a few-shot linear SVM.
 
+    The protocol of P1: random shots of each class, many draws, accuracy on --test.
+
+    \b
     Examples:
       kd eval-probe photos/@split=train --test photos/@split=test --model local-dir:runs/a/export
-
       kd eval-probe photos/@split=train --test photos/@split=test --cache train.kd --cache test.kd --teacher gen
     """
     flags, common = _flags(dict(locals()))

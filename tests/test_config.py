@@ -1,0 +1,98 @@
+"""Configurations: precedence, all errors at once, and the command line that gives a configuration."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kdcli.config import CacheConfig, ProbeConfig, RankConfig, TrainConfig, command_line, resolve, to_yaml
+from kdcli.errors import ConfigError, NotFoundError, UsageError
+
+TRAIN = {"data": "x", "student": "resnet10t", "method": "labels-only", "out": "o"}
+
+
+def test_a_flag_beats_set_beats_file_beats_default(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump({**TRAIN, "epochs": 1, "lr": 0.1, "seed": 1}))
+    config = resolve(TrainConfig, {"epochs": 3}, ["epochs=2", "lr=2e-1"], file)
+    assert (config.epochs, config.lr, config.seed, config.data_seed) == (3, 0.2, 1, 0)
+
+
+def test_a_file_may_hold_a_section_per_command(tmp_path: Path) -> None:
+    file = tmp_path / "all.yaml"
+    file.write_text(
+        yaml.safe_dump({"train-student": {**TRAIN, "batch-size": 8}, "rank-sources": {"cache": "c.kd"}})
+    )
+    assert resolve(TrainConfig, {}, (), file).batch_size == 8
+    assert resolve(RankConfig, {}, (), file).cache == (Path("c.kd"),)
+
+
+def test_all_mistakes_are_reported_together_with_the_nearest_key(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump({**TRAIN, "epochz": 3, "batch_size": 0, "schedule": "cosin"}))
+    with pytest.raises(ConfigError) as caught:
+        resolve(TrainConfig, {}, (), file)
+    message = caught.value.message
+    assert "epochz: unknown key. Did you mean 'epochs'?" in message
+    assert "batch_size 0: " in message
+    assert "Did you mean 'cosine'?" in message
+
+
+def test_mistakes_of_the_command_line_alone_are_usage_errors() -> None:
+    with pytest.raises(UsageError, match="--batch-size 0"):
+        resolve(TrainConfig, {**TRAIN, "batch_size": 0})
+    with pytest.raises(UsageError, match="DATA is missing"):
+        resolve(TrainConfig, {"student": "x"})
+
+
+def test_a_file_that_is_not_there_or_no_mapping(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError):
+        resolve(TrainConfig, {}, (), tmp_path / "none.yaml")
+    for text in ("- a\n", "a: [", "3"):
+        (tmp_path / "bad.yaml").write_text(text)
+        with pytest.raises(ConfigError):
+            resolve(TrainConfig, {}, (), tmp_path / "bad.yaml")
+
+
+NAMES = st.from_regex(r"[A-Za-z][A-Za-z0-9 '_=.,@-]{0,12}", fullmatch=True)
+
+
+@given(
+    NAMES, st.lists(NAMES, min_size=1, max_size=3), st.floats(1e-9, 1e3), st.booleans(), st.integers(0, 2**31)
+)
+def test_the_command_line_of_a_configuration_gives_it_back(
+    data: str, teachers: list[str], number: float, flag: bool, seed: int
+) -> None:
+    configs = [
+        CacheConfig(
+            data=data, cache=Path("c d.kd"), teacher=tuple(teachers), buffer_gb=number, dry_run=flag, wait=flag,
+            temperatures=(1.0, number), keep=("logits",),
+        ),
+        RankConfig(cache=(Path("a"), Path("b c")), data=data, power=number, seed=seed),
+        TrainConfig(**TRAIN | {"data": data}, teacher=tuple(teachers), lr=number, overwrite=flag, seed=seed),
+        ProbeConfig(data=data, test=data, model="m", seed=seed),
+    ]  # fmt: skip
+    for config in configs:
+        assert _parsed(command_line(config), type(config)) == config
+
+
+def _parsed(line: str, kind: type) -> object:
+    """The configuration that typer makes of a command line."""
+    import contextlib
+    import io
+
+    from kdcli.cli.app import app
+
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        app([*shlex.split(line)[1:], "--print-config"], standalone_mode=False)
+    return kind.model_validate(yaml.safe_load(printed.getvalue()))
+
+
+def test_a_printed_configuration_fed_back_is_the_same(tmp_path: Path) -> None:
+    config = TrainConfig(**TRAIN, cache=("a.kd",), lr=1e-5, test="t@split=test")
+    (tmp_path / "c.yaml").write_text(to_yaml(config))
+    assert resolve(TrainConfig, {}, (), tmp_path / "c.yaml") == config

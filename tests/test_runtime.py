@@ -1,0 +1,81 @@
+"""Shards, signals and files that are whole or absent."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kdcli.errors import KdError, StorageError, UsageError
+from kdcli.runtime import atomic_write_text, parse_shard, read_json, stop_signals, write_json
+
+
+@pytest.mark.parametrize("count", [1, 3, 7])
+def test_shards_share_the_blocks_without_overlap(count: int) -> None:
+    shards = [parse_shard(f"{index}/{count}") for index in range(count)]
+    owners = [[shard.owns(block) for shard in shards].count(True) for block in range(50)]
+    assert owners == [1] * 50
+
+
+@pytest.mark.parametrize("text", ["4/4", "-1/4", "1/0", "1", "a/b", "1/2/3", "", " 1/2"])
+def test_a_share_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_shard(text)
+
+
+def test_an_array_that_does_not_start_at_zero_or_steps_is_counted_right(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in {"TASK_ID": 14, "TASK_COUNT": 3, "TASK_MIN": 10, "TASK_STEP": 2}.items():
+        monkeypatch.setenv(f"SLURM_ARRAY_{name}", str(value))
+    assert str(parse_shard("array")) == "2/3"
+
+
+def test_a_shard_is_never_implied_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "2")
+    assert parse_shard(None) is None
+    monkeypatch.delenv("SLURM_ARRAY_TASK_COUNT")
+    with pytest.raises(UsageError, match="SLURM_ARRAY_TASK_COUNT"):
+        parse_shard("array")
+
+
+def test_a_stop_signal_raises_a_flag_and_the_old_handler_comes_back() -> None:
+    before = signal.getsignal(signal.SIGUSR1)
+    with stop_signals() as stop:
+        assert not stop
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert stop
+    assert signal.getsignal(signal.SIGUSR1) is before
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
+    target = tmp_path / "a.json"
+    write_json(target, {"a": 1})
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(target, {"a": float("nan")})
+    assert read_json(target) == {"a": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+    with pytest.raises(StorageError) as caught:
+        atomic_write_text(tmp_path / "none" / "b", "x")
+    assert isinstance(caught.value, KdError)
+    assert isinstance(caught.value, OSError)
+
+
+def test_two_trainings_do_not_spin_each_other_off_the_processors() -> None:
+    code = "from kdcli.runtime import calm_openmp; calm_openmp(); import os; print(os.environ.get('GOMP_SPINCOUNT'))"
+    clean = {
+        name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    }
+
+    def spins(**extra: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", code], env={**clean, **extra}, capture_output=True, text=True
+        )
+        return done.stdout.strip()
+
+    assert spins() == "2000"
+    assert spins(OMP_WAIT_POLICY="ACTIVE") == "None"
+    assert spins(GOMP_SPINCOUNT="7") == "7"
