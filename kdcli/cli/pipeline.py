@@ -285,8 +285,10 @@ def train_student(
     \b
     Examples:
       kd train-student photos/@split=train --student mobilenetv3_small_100 --method labels-only --out runs/plain
-      kd rank-sources --cache C --json | kd train-student photos/@split=train --cache C --ranking - --method distill-weighted --student mobilenetv3_small_100 --out runs/a --json
-    """  # noqa: E501 - a command line is one line
+      kd rank-sources --cache C --json |
+          kd train-student photos/@split=train --cache C --ranking - --method distill-weighted \\
+              --student mobilenetv3_small_100 --out runs/a --json
+    """
     flags, common = _flags(dict(locals()))
     from kdcli.config import TrainConfig
 
