@@ -107,7 +107,7 @@ def few_shot_accuracies(
     Yields:
         One result per row of ``draws``; nothing of a draw is kept.
     """
-    folds = min(MAX_FOLDS, int(np.bincount(train_labels[draws[0]]).max()))
+    folds = min(MAX_FOLDS, int(np.max(np.bincount(train_labels[draws[0]]))))
     grid = C_GRID
     if folds < 2:
         console.warn(f"one shot per class leaves nothing to hold out: C = {DEFAULT_C:g}, no cross-validation")

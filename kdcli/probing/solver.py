@@ -92,7 +92,7 @@ def _best_c(
             scores = rows[held_out] @ coefficients.T + intercepts
             accuracies[number, fold] = (classes[scores.argmax(axis=1)] == labels[held_out]).mean()
     # Rounded, because equal accuracies summed in another order differ in the last bit.
-    return float(grid[int(accuracies.mean(axis=1).round(12).argmax())])
+    return float(grid[int(np.argmax(accuracies.mean(axis=1).round(12)))])
 
 
 @final
