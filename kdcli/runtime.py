@@ -35,7 +35,7 @@ def worker_count(requested: int | None) -> int:
 
 
 def pick_device(name: str) -> str:
-    """``auto`` becomes cuda when there is one, else cpu; any other name is checked.
+    """``auto`` becomes cuda when there is one (torchrun: this rank's), else cpu; any other name is checked.
 
     Raises:
         DeviceError: there is no such device here.
@@ -43,7 +43,9 @@ def pick_device(name: str) -> str:
     import torch
 
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        if not torch.cuda.is_available():
+            return "cpu"
+        return f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

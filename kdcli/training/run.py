@@ -1,5 +1,6 @@
 """``train_student``: the step behind ``kd train-student``."""
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from safetensors.torch import save
 
 from kdcli.config import TrainConfig
 from kdcli.console import console
+from kdcli.errors import UsageError
 from kdcli.models.export import export_model
 from kdcli.models.student import LABEL_HEAD
 from kdcli.runtime import StopFlag, atomic_write_bytes, stop_signals, versions, worker_count, write_json
@@ -99,6 +101,7 @@ def train_student(
         OutputExistsError: OUT holds another run.
         KdError: see :func:`kdcli.training.plan.make_plan` for what is refused before training.
     """
+    _require_one_process()
     require_folder(config.out)
     plan = make_plan(config, ranking, pinned=() if config.overwrite else pinned_teachers(config.out))
     head_to_test(plan)  # refuses unsuitable test data before training rather than after it
@@ -116,6 +119,16 @@ def train_student(
     write_json(out / "result.json", result.document())
     forget_checkpoints(out)
     return result
+
+
+def _require_one_process() -> None:
+    """Several ranks would write the same files of OUT over each other."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world > 1:
+        raise UsageError(
+            f"train-student runs in one process, but WORLD_SIZE is {world}",
+            "Start it without torchrun; train several students side by side, as examples/students.sbatch does.",
+        )
 
 
 def _say(plan: Plan) -> None:
