@@ -2,14 +2,16 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from kdcli.config import StepConfig, resolve, to_yaml
 from kdcli.console import console
 
-Config = TypeVar("Config", bound=StepConfig)
+if TYPE_CHECKING:
+    from kdcli.config import StepConfig
+
+Config = TypeVar("Config", bound="StepConfig")
 
 Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON document on stdout.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with options; flags win.")]
@@ -24,7 +26,9 @@ Quiet = Annotated[
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="More narration on stderr.")]
 
-Caches = Annotated[list[Path] | None, typer.Option("--cache", help="Cache folder; repeatable.")]
+Caches = Annotated[
+    list[Path] | None, typer.Option("--cache", metavar="PATH", help="Cache folder; repeatable.")
+]
 Device = Annotated[str | None, typer.Option("--device", help="auto (default), cpu, cuda or cuda:N.")]
 Workers = Annotated[
     int | None, typer.Option("--workers", help="Decode processes; default: one per processor but one.")
@@ -48,6 +52,8 @@ Download = Annotated[bool | None, typer.Option("--download", help="Allow a data 
 
 def configure(kind: type[Config], flags: Mapping[str, Any], common: Mapping[str, Any]) -> Config:
     """Resolve flags, ``--set`` and ``--config``; with ``--print-config`` print the result and exit."""
+    from kdcli.config import resolve, to_yaml
+
     console.quiet, console.verbose = bool(common.get("quiet")), bool(common.get("verbose"))
     config = resolve(kind, flags, common.get("sets") or (), common.get("config"))
     if common.get("print_config"):

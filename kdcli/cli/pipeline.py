@@ -136,10 +136,12 @@ def cache_teachers(
 def rank_sources(
     cache: opt.Caches = None,
     teacher: Annotated[
-        list[str] | None, typer.Option("--teacher", help="Cached teacher to rank; default all. Repeatable.")
+        list[str] | None,
+        typer.Option("--teacher", metavar="NAME", help="Cached teacher to rank; default all. Repeatable."),
     ] = None,
     exclude: Annotated[
-        list[str] | None, typer.Option("--exclude", help="Cached teacher to leave out; repeatable.")
+        list[str] | None,
+        typer.Option("--exclude", metavar="NAME", help="Cached teacher to leave out; repeatable."),
     ] = None,
     data: Annotated[
         str | None, typer.Option("--data", help="Rank on this part of the cached data and with its labels.")
@@ -204,7 +206,11 @@ def train_student(
     out: Annotated[Path | None, typer.Option("--out", help="Output folder of the run.")] = None,
     teacher: Annotated[
         list[str] | None,
-        typer.Option("--teacher", help="Cached teacher to use; default all, or the ranking's. Repeatable."),
+        typer.Option(
+            "--teacher",
+            metavar="NAME",
+            help="Cached teacher to use; default all, or the ranking's. Repeatable.",
+        ),
     ] = None,
     generalist: Annotated[
         str | None, typer.Option("--generalist", help="Cached teacher that consolidation starts from.")
