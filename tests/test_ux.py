@@ -85,7 +85,6 @@ HEAVY = (
     "scipy",
     "rich",
     "PIL",
-    "pydantic",
     "yaml",
 )
 
