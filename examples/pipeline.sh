@@ -14,8 +14,8 @@ else
 fi
 
 # The task: handwritten digits, a few of them labelled.
-train=sklearn/digits@split=train,n=600,labelled=0.25
-shots=sklearn/digits@split=train,n=600
+train=sklearn/digits@split=train,n=500,labelled=0.25
+shots=sklearn/digits@split=train,n=500
 test=sklearn/digits@split=test,n=400
 student=(--student mobilenetv3_small_050 --image-size 64 --lr 0.003)
 
@@ -32,7 +32,7 @@ echo "== The ranking goes straight into a student; no teacher runs any more" >&2
 kd rank-sources --cache digits.kd
 kd rank-sources --cache digits.kd --json |
     kd train-student "$train" --cache digits.kd --ranking - --method distill-weighted "${student[@]}" \
-        --epochs 12 --test "$test" --out students/weighted --json > weighted.json
+        --epochs 8 --test "$test" --out students/weighted --json > weighted.json
 
 echo "== How good is its representation?" >&2
 kd eval-probe "$shots" --test "$test" --model local-dir:students/weighted/export --draws 10
