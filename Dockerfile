@@ -1,6 +1,6 @@
 # kd with CUDA-enabled torch from PyPI; runs on CPU as well.
 #   docker build -t kd .
-#   docker run --rm --gpus all --shm-size 8g -v $PWD:/work kd cache-teachers photos --cache photos.kd --teacher …
+#   docker run --rm --gpus all --shm-size 8g --user "$(id -u):$(id -g)" -e HOME=/work -v $PWD:/work kd cache-teachers photos --cache photos.kd --teacher …
 FROM python:3.12-slim AS build
 WORKDIR /src
 RUN python -m venv /opt/kd
@@ -12,7 +12,7 @@ RUN pip install --no-cache-dir '.[report]'
 FROM python:3.12-slim
 COPY --from=build /opt/kd /opt/kd
 ENV PATH=/opt/kd/bin:$PATH PYTHONUNBUFFERED=1
-RUN useradd --create-home kd
+RUN useradd --create-home kd && install -d -o kd -g kd /work
 USER kd
 WORKDIR /work
 RUN kd --version

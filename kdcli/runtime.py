@@ -108,6 +108,8 @@ def parse_shard(text: str | None) -> Shard | None:
                 f"--shard {text} needs {' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not set",
                 f"Start kd under {text}, or give --shard i/n.",
             )
+        given = [name for name in _SHARD_SOURCES[text] if name is not None and name in os.environ]
+        _require_numbers(text, given)
         first = int(os.environ.get(minimum_name, "0")) if minimum_name else 0
         step = int(os.environ.get("SLURM_ARRAY_TASK_STEP", "1")) if text == "array" else 1
         index, count = (int(os.environ[index_name]) - first) // step, int(os.environ[count_name])
@@ -124,6 +126,18 @@ def parse_shard(text: str | None) -> Shard | None:
             f"Shards count from 0: 0/{max(count, 1)} to {max(count, 1) - 1}/{max(count, 1)}.",
         )
     return Shard(index, count)
+
+
+def _require_numbers(shard: str, names: list[str]) -> None:
+    """Refuse a scheduler variable that is no whole number.
+
+    Raises:
+        UsageError: naming the variable and its value.
+    """
+    for name in names:
+        value = os.environ[name]
+        if not value.isdecimal():
+            raise UsageError(f"--shard {shard}: {name} is '{value}', not a whole number", "Give --shard i/n.")
 
 
 # --- signals ----------------------------------------------------------------------------------

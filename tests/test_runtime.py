@@ -79,3 +79,10 @@ def test_two_trainings_do_not_spin_each_other_off_the_processors() -> None:
     assert spins() == "2000"
     assert spins(OMP_WAIT_POLICY="ACTIVE") == "None"
     assert spins(GOMP_SPINCOUNT="7") == "7"
+
+
+def test_a_scheduler_variable_that_is_no_number_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_PROCID", "x")
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    with pytest.raises(UsageError, match="SLURM_PROCID is 'x'"):
+        parse_shard("srun")
