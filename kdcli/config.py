@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, final, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic.config import JsonDict
 
 from kdcli.errors import ConfigError, NotFoundError, StorageError, UsageError, nearest
-from kdcli.types import AmpName, FloatName, OutputKind
+from kdcli.outputs import STATS, Output, parse_keep
+from kdcli.types import AmpName, FloatName
 
 Mechanical: JsonDict = {"mechanical": True}
 
@@ -38,10 +39,19 @@ class StepConfig(BaseModel):
 class CacheConfig(StepConfig):
     """``kd cache-teachers``."""
 
-    data: str = Field(description="Data set whose images the teachers see.")
+    data: str | None = Field(
+        None, description="Data set whose images the teachers see; default: what the cache recorded."
+    )
     cache: Path = Field(description="Cache folder, created when it is not there.")
     teacher: tuple[str, ...] = Field(min_length=1, description="[NAME=]SPEC of a teacher; repeatable.")
-    keep: tuple[OutputKind, ...] = Field(("logits", "features"), min_length=1, description="Outputs to keep.")
+    keep: tuple[str, ...] = Field(
+        ("logits", "features"),
+        min_length=1,
+        description="Outputs to keep: logits, topk:K, features, maps:TAP,TAP; each may end in @eval.",
+    )
+    backend: Literal["zarr", "hdf5"] | None = Field(
+        None, description="Storage of a new cache: zarr (default) or hdf5."
+    )
     views: str | None = Field(
         None,
         description="eval, or eval+train:K for K replayable training views; default: the cache's, else eval.",
@@ -97,6 +107,24 @@ class CacheConfig(StepConfig):
     dry_run: bool = Field(
         False, description="Print what would be done; write nothing.", json_schema_extra=Mechanical
     )
+
+    @field_validator("keep")
+    @classmethod
+    def _known_outputs(cls, words: tuple[str, ...]) -> tuple[str, ...]:
+        """One word an output, so that a file, a flag and a hint mean the same."""
+        return tuple(str(output) for output in _outputs(words) if output.kind != STATS)
+
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        """What is kept, the statistics that come with it included."""
+        return parse_keep(self.keep)
+
+
+def _outputs(words: tuple[str, ...]) -> tuple[Output, ...]:
+    try:
+        return parse_keep(words)
+    except UsageError as error:
+        raise ValueError(f"{error.message} {error.hint}") from error
 
 
 @final

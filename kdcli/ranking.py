@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Float64, Int64
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from kdcli.cache.cacheset import CacheSet, second_name
+from kdcli.cache.cacheset import CacheSet
 from kdcli.config import RankConfig
 from kdcli.console import console
 from kdcli.data.sources import ImageData, open_data
@@ -45,7 +45,8 @@ def rank_sources(config: RankConfig) -> Ranking:
     names = _chosen_teachers(caches, config)
     array = _required_array(caches, names, config)
     images = _labelled_images(caches, config)
-    usable = np.flatnonzero(caches.require(names, images.rows, [EVAL_VIEW], config.allow_partial))
+    reads = {name: [array] for name in names}
+    usable = np.flatnonzero(caches.require(reads, images.rows, [EVAL_VIEW], config.allow_partial))
     if not len(usable):
         raise CacheMissingError(
             f"none of the {len(images.rows)} labelled images has cached outputs",
@@ -56,7 +57,7 @@ def rank_sources(config: RankConfig) -> Ranking:
     rows, labels = images.rows[probe], images.labels[probe]
     if images.data is not None:
         rows = caches.rows_of(images.data.select(probe))  # compares the bytes, of the images that are used
-        caches.require(names, rows, [EVAL_VIEW], config.allow_partial)
+        caches.require(reads, rows, [EVAL_VIEW], config.allow_partial)
 
     def image(row: int) -> str:
         return f"image '{caches.keys[int(rows[row])]}'"
@@ -117,14 +118,11 @@ def _required_array(caches: CacheSet, names: Sequence[str], config: RankConfig) 
     array: OutputKind = "logits" if config.on == "pseudo" else "features"
     lacking = [name for name in names if array not in caches.teacher(name).keep]
     if lacking:
-        # The same model gets a second name: what is kept of a teacher is part of its identity.
-        instead = [f"--teacher {second_name(name, [array])}" for name in lacking]
-        swap = " ".join(f"--exclude {name}" for name in lacking) if not config.teacher else " ".join(instead)
         more = f" (and {len(lacking) - 1} more)" if len(lacking) > 1 else ""
         raise CacheMissingError(
             f"--on {config.on} needs {array}, but of teacher '{lacking[0]}'{more} the cache keeps only "
             f"{', '.join(caches.teacher(lacking[0]).keep)}",
-            f"{caches.add_command(lacking, [array])}, then {swap}",
+            caches.add_command(lacking, [array]),
         )
     return array
 

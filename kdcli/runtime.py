@@ -252,6 +252,30 @@ def write_json(path: Path, document: Any) -> None:
     atomic_write_text(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
 
 
+def create_json(path: Path, document: Any, tmp: Path) -> bool:
+    """Create a JSON file that nobody ever sees half-written; False, and nothing changed, when it is there.
+
+    Args:
+        path: the file; its folder exists.
+        document: what to write.
+        tmp: folder on the same file system for the unpublished file.
+    """
+    temporary = tmp / f"json-{os.getpid()}-{os.urandom(8).hex()}"
+    with storage_errors(path):
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                json.dump(document, file, allow_nan=False)
+                file.flush()
+                os.fsync(file.fileno())
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        finally:
+            temporary.unlink(missing_ok=True)
+        fsync_folder(path.parent)
+    return True
+
+
 def read_json(path: Path) -> Any:
     """The JSON document in ``path``.
 

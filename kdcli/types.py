@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, final
 
 OutputKind = Literal["logits", "features"]
-"""What of a teacher's output a cache keeps: raw logits before softmax, pooled features."""
+"""What objectives and rankings read of a teacher: raw logits before softmax, pooled features."""
 
 FloatName = Literal["float16", "float32"]
 AmpName = Literal["off", "bf16", "fp16"]

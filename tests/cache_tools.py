@@ -8,8 +8,8 @@ import numpy as np
 
 from kdcli.cache.commits import block_digest
 from kdcli.cache.keytable import KeyTable
-from kdcli.cache.layout import SAMPLES, DataIdentity, Manifest, Unit
-from kdcli.cache.provenance import TeacherRecord
+from kdcli.cache.layout import SAMPLES, BackendName, DataIdentity, Manifest, Segment, Unit
+from kdcli.cache.provenance import OutputRecord, TeacherRecord
 from kdcli.cache.writer import CacheWriter, content_digest, create_cache
 
 VIEWS = {
@@ -19,18 +19,37 @@ VIEWS = {
 }
 
 
-def manifest_of(keys: KeyTable, labels: np.ndarray, views: int = 2, block_rows: int = 32) -> Manifest:
+PARAMS = ("left", "top", "width", "height", "flip", "source_width", "source_height")
+
+
+def manifest_of(
+    keys: KeyTable,
+    labels: np.ndarray,
+    views: int = 2,
+    block_rows: int = 32,
+    backend: BackendName = "zarr",
+    cache_id: str | None = None,
+) -> Manifest:
     return Manifest(
-        rows=len(keys),
-        views=views,
+        **({} if cache_id is None else {"cache_id": cache_id}),
+        backend=backend,
         block_rows=block_rows,
-        view_group=1,
-        data=DataIdentity(
-            spec="x", location="x", keys=keys.digest(), labels=block_digest(labels), class_names=("a", "b")
-        ),
+        segments=(Segment(rows=len(keys), spec="x", location="x"),),
+        view_groups=(1,) * views,
+        data=DataIdentity(keys=keys.digest(), labels=block_digest(labels), class_names=("a", "b")),
         view_set=VIEWS,
+        param_names=PARAMS,
         created={},
     )
+
+
+def outputs_of(classes: int = 5) -> dict[str, OutputRecord]:
+    logits = {"logits": {"row_shape": [classes], "dtype": "<f2"}}
+    stats = {"lse": {"row_shape": [1], "dtype": "<f4"}}
+    return {
+        "logits": OutputRecord(kind="logits", arrays=logits),
+        "stats": OutputRecord(kind="stats", arrays=stats),
+    }
 
 
 def record_of(name: str = "t", classes: int = 5, weights: str = "w", **changes: Any) -> TeacherRecord:
@@ -39,7 +58,6 @@ def record_of(name: str = "t", classes: int = 5, weights: str = "w", **changes: 
         "spec": "numpy:",
         "architecture": "numpy",
         "weights": weights,
-        "keep": ("logits",),
         "dtype": "float16",
         "amp": "off",
         "declared_preprocess": {
@@ -53,12 +71,9 @@ def record_of(name: str = "t", classes: int = 5, weights: str = "w", **changes: 
         "num_features": 3,
         "class_names": None,
         "temperatures": (1.0,),
-        "arrays": {
-            "logits": {"row_shape": [classes], "dtype": "<f2"},
-            "lse": {"row_shape": [1], "dtype": "<f4"},
-        },
         "pixels": (1, 2, 3),
         "compute": {"batch_size": 8, "device": "cpu"},
+        "outputs": outputs_of(classes),
     }
     return TeacherRecord(**{**fields, **changes})
 
@@ -90,27 +105,39 @@ def unit_arrays(manifest: Manifest, unit: Unit) -> tuple[dict[str, np.ndarray], 
         if unit.group == 0:
             arrays |= {"content_size": sizes, "content_crc": crcs.astype(np.uint32)}
         return arrays, content
-    logits = np.stack([logits_of(unit.part, rows, view) for view in views], axis=1)
+    logits = np.stack([logits_of(unit.teacher, rows, view) for view in views], axis=1)
+    if unit.kind == "logits":
+        return {"logits": logits}, content
     lse = np.log(np.exp(logits.astype(np.float64)).sum(-1, keepdims=True)).astype(np.float32)
-    return {"logits": logits, "lse": lse}, content
+    return {"lse": lse}, content
 
 
-def new_cache(root: Path, rows: int = 100, views: int = 2) -> Manifest:
+def new_cache(root: Path, rows: int = 100, views: int = 2, backend: BackendName = "zarr") -> Manifest:
     keys, labels = keys_of(rows), labels_of(rows)
-    return create_cache(root, manifest_of(keys, labels, views), keys, labels)
+    return create_cache(root, manifest_of(keys, labels, views, backend=backend), keys, labels)
 
 
-def fill(root: Path, names: tuple[str, ...] = ("t",), rows: int = 100, pause: float = 0.0) -> int:
+def parts_of(names: tuple[str, ...]) -> list[str]:
+    return [SAMPLES, *(f"{name}/{kind}" for name in names for kind in outputs_of())]
+
+
+def fill(
+    root: Path,
+    names: tuple[str, ...] = ("t",),
+    rows: int = 100,
+    pause: float = 0.0,
+    backend: BackendName = "zarr",
+) -> int:
     """Fill what is missing, as a job would: claim, compute, publish. Returns the units written."""
     import time
 
-    manifest = new_cache(root, rows)
+    manifest = new_cache(root, rows, backend=backend)
     written = 0
     with CacheWriter(root, manifest) as writer:
         for name in names:
             writer.add_teacher(record_of(name))
         while True:
-            missing = [unit for part in (SAMPLES, *names) for unit in writer.missing(part)]
+            missing = [unit for part in parts_of(names) for unit in writer.missing(part)]
             if not missing:
                 break
             for unit in missing:
@@ -122,14 +149,14 @@ def fill(root: Path, names: tuple[str, ...] = ("t",), rows: int = 100, pause: fl
                     written += writer.publish(unit, arrays, content, [], {"batch_size": 8}, 0.0)
                 writer.claims.release([unit])
             time.sleep(0.005)
-        for part in (SAMPLES, *names):
+        for part in parts_of(names):
             writer.finish(part)
     return written
 
 
 def payload(root: Path) -> dict[str, bytes]:
     """Every chunk file, by its path in the group."""
-    group = root / "data.zarr"
+    group = next(root.glob("data.*"))
     return {
         str(path.relative_to(group)): path.read_bytes()
         for path in sorted(group.rglob("c.*"))
@@ -145,4 +172,5 @@ if __name__ == "__main__":
         tuple(sys.argv[2].split(",")),
         int(sys.argv[3]),
         float(os.environ.get("PAUSE", "0")),
+        os.environ.get("BACKEND", "zarr"),  # type: ignore[arg-type]
     )

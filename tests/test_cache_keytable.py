@@ -15,7 +15,7 @@ def encodable(text: str) -> bool:
     return True
 
 
-UNIQUE = st.lists(st.text(max_size=12).filter(encodable), unique=True)
+UNIQUE = st.lists(st.text(min_size=1, max_size=12).filter(encodable), unique=True)
 
 
 @given(UNIQUE)
@@ -61,3 +61,11 @@ def test_concatenation_joins_tables() -> None:
 
 def test_duplicates_are_named() -> None:
     assert KeyTable.from_strings(["a", "b", "a", "c", "b", "a"]).duplicates() == ["a", "b"]
+
+
+@given(UNIQUE, st.integers(1, 5))
+def test_padding_has_no_key_and_is_never_found_nor_a_duplicate(keys: list[str], padding: int) -> None:
+    table = KeyTable.from_strings([*keys, *[""] * padding, *(f"{key}+" for key in keys if f"{key}+" not in keys)])
+    assert table.find(KeyTable.from_strings(["", *keys])).tolist() == [-1, *range(len(keys))]
+    assert not table.duplicates()
+    assert table.is_sound()

@@ -1,22 +1,23 @@
 """Several caches read as one: rows are numbered through, a teacher must be the same in all of them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, final
 
 import numpy as np
 from jaxtyping import Bool, Int64
 
+from kdcli.cache.backend import checksum
 from kdcli.cache.keytable import KeyTable
-from kdcli.cache.layout import SAMPLES
+from kdcli.cache.layout import SAMPLES, Manifest
 from kdcli.cache.provenance import TeacherRecord
 from kdcli.cache.reader import CacheReader
 from kdcli.cache.verify import VerifyMode, ensure_verified
-from kdcli.cache.zarr_backend import checksum
 from kdcli.config import CacheConfig, command_line
 from kdcli.console import console
 from kdcli.errors import CacheMissingError, IdentityError, NotFoundError, UsageError, nearest
-from kdcli.types import Difference, OutputKind
+from kdcli.outputs import STATS
+from kdcli.types import Difference, differences
 
 _NEW = Path("NEW.kd")
 
@@ -55,7 +56,7 @@ class CacheSet:
         self.keys = members[0].keys if len(members) == 1 else KeyTable.concatenate(m.keys for m in members)
         self.class_names = _joint_names(members)
         self.labels = np.concatenate([_joint_labels(member, self.class_names) for member in members])
-        self.teachers = {name: record for member in members for name, record in member.teachers.items()}
+        self.teachers = _joint_teachers(members)
         self.view_set = members[0].manifest.view_set
         self.view_count = min(member.manifest.views for member in members)
         self._require_one_view_set()
@@ -79,11 +80,12 @@ class CacheSet:
 
     def _require_one_view_set(self) -> None:
         for member in self.members[1:]:
-            if member.manifest.view_set != self.view_set:
+            found = differences(_how(self.view_set), _how(member.manifest.view_set), "views.")
+            if found:  # their number may differ: the smallest counts
                 raise IdentityError(
                     f"{member.layout.root} has other views than {self.members[0].layout.root}",
-                    "Caches read together need the same --views, --recipe and --eval-crop.",
-                    [Difference("views", self.view_set, member.manifest.view_set)],
+                    "Caches read together need the same --recipe and --eval-crop.",
+                    found,
                 )
 
     def teacher(self, name: str) -> TeacherRecord:
@@ -102,7 +104,7 @@ class CacheSet:
         records = [m.teachers[name] for m in self.members if name in m.teachers]
         for record in records[1:]:
             records[0].require_same(record, self._paths())
-        return records[0]
+        return self.teachers[name]
 
     def _paths(self) -> str:
         return ", ".join(str(member.layout.root) for member in self.members)
@@ -152,16 +154,15 @@ class CacheSet:
         )
 
     def fill_command(
-        self, names: Iterable[str], location: str, cache: Path, add: Sequence[OutputKind] = ()
+        self, names: Iterable[str], location: str | None, cache: Path, add: Sequence[str] = ()
     ) -> str:
         """The shell command that runs recorded teachers again, exactly as they ran and on the same views.
 
         Args:
             names: the teachers; none means all.
-            location: data set to run them over.
+            location: data set to run them over; None: what the cache recorded.
             cache: where to; it may be new.
-            add: outputs to keep besides. What is kept is part of a teacher's identity, so with them the
-                teacher is another one and goes by its :func:`second_name`.
+            add: outputs to keep besides, as ``--keep`` writes them.
         """
         records = [self.teachers[name] for name in tuple(names) or self.teachers]
         count, crop = self.view_set["train_views"], self.view_set["crop_fraction"]
@@ -172,20 +173,19 @@ class CacheSet:
             views["eval_crop"] = crop
         groups: dict[str, CacheConfig] = {}
         for record in records:
-            fields = {name: getattr(record, name) for name in ("keep", "dtype", "amp", "temperatures")}
-            name = record.name
-            if add:
-                fields["keep"], name = tuple(dict.fromkeys((*record.keep, *add))), second_name(name, add)
+            fields = {name: getattr(record, name) for name in ("dtype", "amp", "temperatures")}
+            kept = [str(o.output) for o in record.outputs.values() if o.kind != STATS]
+            fields["keep"] = tuple(dict.fromkeys((*kept, *add)))
             known = groups.get(str(fields))
-            teachers = (*(known.teacher if known else ()), f"{name}={record.spec}")
+            teachers = (*(known.teacher if known else ()), f"{record.name}={record.spec}")
             groups[str(fields)] = CacheConfig(data=location, cache=cache, teacher=teachers, **views, **fields)
         nobody = CacheConfig(data=location, cache=cache, teacher=("SPEC",), **views)
         return " && ".join(map(command_line, groups.values() or [nobody]))
 
-    def add_command(self, names: Sequence[str], add: Sequence[OutputKind]) -> str:
+    def add_command(self, names: Sequence[str], add: Sequence[str]) -> str:
         """:func:`fill_command` for outputs that were not kept, in every cache that holds the teachers."""
         return " && ".join(
-            self.fill_command(held, member.manifest.data.location, member.layout.root, add)
+            self.fill_command(held, only_location(member.manifest), member.layout.root, add)
             for member in self.members
             if (held := [name for name in names if name in member.teachers])
         )
@@ -194,14 +194,19 @@ class CacheSet:
 
     def require(
         self,
-        teachers: Sequence[str],
+        reads: Mapping[str, Collection[str]],
         rows: Int64[np.ndarray, " n"],
         views: Sequence[int],
         allow_partial: bool | None = False,
     ) -> Bool[np.ndarray, " n"]:
         """Check that rows are written, and their bytes sound, for all teachers and views.
 
-        ``allow_partial`` None refuses like False, for a caller that has no such option to hint at.
+        Args:
+            reads: teacher -> the arrays that will be read of it; nothing else of it has to be there.
+            rows: global rows.
+            views: views that will be read.
+            allow_partial: go on without rows that are not written; None refuses like False, for a
+                caller that has no such option to hint at.
 
         Returns:
             Which rows can be used; False are dropped bad images and, with ``allow_partial``,
@@ -211,6 +216,8 @@ class CacheSet:
             CacheMissingError: naming the command that fills the gap.
             CorruptError: bytes changed since they were written.
         """
+        for name in reads:
+            self.teacher(name)  # refuses a name that no member knows, with the nearest one
         usable = np.ones(len(rows), bool)
         member_of = np.searchsorted(self.offsets, rows, side="right") - 1
         for number, member in enumerate(self.members):
@@ -218,21 +225,16 @@ class CacheSet:
             if not len(mine):
                 continue
             local = rows[mine] - self.offsets[number]
-            for part in (SAMPLES, *teachers):
-                if part != SAMPLES and part not in member.teachers:
-                    self.teacher(part)  # refuses a name that no member knows, with the nearest one
-                    present = np.zeros(len(mine), bool)
-                else:
+            for part in _parts(member, reads):
+                present = np.zeros(len(mine), bool)
+                if part.partition("/")[0] in (SAMPLES, *member.teachers):
                     present = member.present(part, local, list(views))
-                if not present.all():
-                    self._missing(member, part, teachers, int((~present).sum()), len(mine), allow_partial)
-                usable[mine[~present]] = False
-                if part in member.teachers or part == SAMPLES:
                     ensure_verified(member, part, self._verify)
                     dropped = np.fromiter(member.absent(part), np.int64)
                     usable[mine[np.isin(local, dropped)]] = False
-        for name in teachers:
-            self.teacher(name)
+                if not present.all():
+                    self._missing(member, part, list(reads), int((~present).sum()), len(mine), allow_partial)
+                usable[mine[~present]] = False
         self._say_unusable(usable)
         return usable
 
@@ -251,9 +253,9 @@ class CacheSet:
                 f"{missing} of {total} rows of '{part}' in {root} are not written yet; going on without them"
             )
             return
-        names = [part] if part != SAMPLES else list(teachers)
+        names = [part.partition("/")[0]] if part != SAMPLES else list(teachers)
         command = self.fill_command(
-            [name for name in names if name in self.teachers], member.manifest.data.location, root
+            [name for name in names if name in self.teachers], only_location(member.manifest), root
         )
         raise CacheMissingError(
             f"{missing} of {total} rows of '{part}' are not written in {root}",
@@ -296,9 +298,37 @@ class CacheSet:
         )
 
 
-def second_name(name: str, add: Sequence[OutputKind]) -> str:
-    """What a teacher is called when it is cached again with more outputs."""
-    return "-".join((name, *add))
+def only_location(manifest: Manifest) -> str | None:
+    """Where the samples of a cache are; None when they were added from several places."""
+    return manifest.locations[0] if len(manifest.locations) == 1 else None
+
+
+def _how(view_set: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in view_set.items() if key != "train_views"}
+
+
+def _parts(member: CacheReader, reads: Mapping[str, Collection[str]]) -> list[str]:
+    """The parts to look at: the samples, and what holds the arrays; an unknown teacher by its name."""
+    parts = [SAMPLES]
+    for name, arrays in reads.items():
+        if name not in member.teachers:
+            parts.append(name)
+            continue
+        parts += [member.part_of(name, array) for array in arrays]
+    return list(dict.fromkeys(parts))
+
+
+def _joint_teachers(members: Sequence[CacheReader]) -> dict[str, TeacherRecord]:
+    """Every teacher of any member; of one that several hold, the kinds that all of them keep."""
+    found: dict[str, TeacherRecord] = {}
+    for member in members:
+        for name, record in member.teachers.items():
+            known = found.get(name)
+            if known is not None:
+                both = {kind: output for kind, output in known.outputs.items() if kind in record.outputs}
+                record = known.model_copy(update={"outputs": both})
+            found[name] = record
+    return found
 
 
 def _joint_names(members: Sequence[CacheReader]) -> tuple[str, ...] | None:

@@ -76,6 +76,15 @@ class KeyTable:
         positions = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], sizes)
         return KeyTable(self.blob[positions], offsets)
 
+    def is_sound(self) -> bool:
+        """Whether the offsets begin at 0, never fall, and end at the blob's end."""
+        return bool(
+            len(self.offsets)
+            and self.offsets[0] == 0
+            and self.offsets[-1] == len(self.blob)
+            and (np.diff(self.offsets) >= 0).all()
+        )
+
     def digest(self) -> str:
         """sha256 over keys and their order, hexadecimal."""
         digest = hashlib.sha256(self.offsets.astype("<i8").tobytes())
@@ -106,7 +115,7 @@ class KeyTable:
         wanted = other.hashes()
         places = np.searchsorted(sorted_hashes, wanted)
         inside = np.minimum(places, len(self) - 1)
-        hits = sorted_hashes[inside] == wanted
+        hits = (sorted_hashes[inside] == wanted) & (np.diff(other.offsets) > 0)  # no key at all is padding
         rows[hits] = order[inside[hits]]
         self._refute_collisions(other, rows, places, sorted_hashes, order)
         return rows
@@ -134,7 +143,7 @@ class KeyTable:
         """Keys that occur more than once."""
         hashes = self.hashes()
         _, inverse, counts = np.unique(hashes, return_inverse=True, return_counts=True)
-        suspects = np.flatnonzero(counts[inverse] > 1)
+        suspects = np.flatnonzero((counts[inverse] > 1) & (np.diff(self.offsets) > 0))
         seen: set[bytes] = set()
         again: set[bytes] = set()
         for row in suspects:

@@ -3,6 +3,8 @@
 NAME.kd/
   manifest.json      what the cache is: :class:`Manifest`
   data.zarr/         the arrays, a plain Zarr v3 group: samples/, views/, teachers/<name>/
+                     (data.hdf5/ in a cache of the HDF5 backend)
+  teachers/<name>/   teacher.json: who it is; <kind>.json: what is kept of it
   commits/           what is done: one record per unit, one file per finished part
   claims/            what is being done, and by whom
   verified/          which part was checked in which state
@@ -14,28 +16,40 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, final
 
+import numpy as np
+from jaxtyping import Int64
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from kdcli.cache.provenance import canonical_sha256
+from kdcli.cache.provenance import seal, unseal
 from kdcli.errors import BadDataError, CacheMissingError, CorruptError, StorageError
-from kdcli.runtime import read_json
+from kdcli.runtime import read_json, write_json
 
+BackendName = Literal["zarr", "hdf5"]
 FORMAT: Final = 1
 SAMPLES = "samples"
-"""Name of the part that describes the samples themselves; every other part is a teacher."""
+"""Name of the part that describes the samples themselves; every other part is an output of a teacher."""
 
 MAX_BLOCK_ROWS = 4096
 BLOCK_BYTES = 16 * 2**20
 
 
 @final
-class DataIdentity(BaseModel):
-    """Which samples a cache is about. ``location`` and ``spec`` tell where they were, not what they are."""
+class Segment(BaseModel):
+    """Samples that were added together: how many, and where they were (not what they are)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    rows: int = Field(ge=1)
     spec: str
     location: str
+
+
+@final
+class DataIdentity(BaseModel):
+    """Which samples a cache is about."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
     keys: str = Field(description="sha256 over the keys in row order")
     labels: str | None = Field(description="sha256 over the labels in row order; null without labels")
     class_names: tuple[str, ...] | None
@@ -48,44 +62,103 @@ class DataIdentity(BaseModel):
 
 @final
 class Manifest(BaseModel):
-    """``manifest.json``: written once by whoever creates the cache, read by everybody."""
+    """``manifest.json``: written by whoever creates or extends the cache, read by everybody.
+
+    Rows are numbered through all segments. A segment starts at a block of its own, so rows between the
+    end of a segment and the next one are padding: they count, but hold no sample and have an empty key.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal[1] = FORMAT
     cache_id: str = Field(default_factory=lambda: secrets.token_hex(16))
-    backend: Literal["zarr"] = "zarr"
-    rows: int = Field(ge=1)
-    views: int = Field(ge=1)
+    backend: BackendName = "zarr"
     block_rows: int = Field(ge=32, multiple_of=32)
-    view_group: int = Field(ge=1, description="views that one task computes from one decode")
+    segments: tuple[Segment, ...] = Field(min_length=1)
+    view_groups: tuple[int, ...] = Field(
+        min_length=1, description="how many views each group has; a task computes one group from one decode"
+    )
     data: DataIdentity
     view_set: dict[str, Any]
+    param_names: tuple[str, ...] = Field(min_length=1, description="columns of the stored view parameters")
+    view_pixels: tuple[int, ...] = Field((), description="a few pixels of views of fixed images")
     created: dict[str, Any]
 
     @property
+    def rows(self) -> int:
+        """N: rows of every array, padding between segments included."""
+        return sum(self._span(segment) for segment in self.segments[:-1]) + self.segments[-1].rows
+
+    @property
+    def samples(self) -> int:
+        """Rows that hold a sample."""
+        return sum(segment.rows for segment in self.segments)
+
+    @property
+    def views(self) -> int:
+        """V: view 0 and the training views."""
+        return sum(self.view_groups)
+
+    @property
     def blocks(self) -> int:
-        """Number of blocks; the last one may be shorter than ``block_rows``."""
+        """Number of blocks; the last one of each segment may be shorter than ``block_rows``."""
         return -(-self.rows // self.block_rows)
 
     @property
     def groups(self) -> int:
         """Number of view groups."""
-        return -(-self.views // self.view_group)
+        return len(self.view_groups)
+
+    @property
+    def locations(self) -> tuple[str, ...]:
+        """Specs that open the samples again, from any working directory."""
+        return tuple(segment.location for segment in self.segments)
+
+    def _span(self, segment: Segment) -> int:
+        return -(-segment.rows // self.block_rows) * self.block_rows
+
+    def segment_rows(self, number: int) -> range:
+        """Rows of the samples of one segment."""
+        start = sum(self._span(segment) for segment in self.segments[:number])
+        return range(start, start + self.segments[number].rows)
+
+    def sample_rows(self) -> Int64[np.ndarray, " samples"]:
+        """Rows that hold a sample, in order."""
+        parts = [self.segment_rows(number) for number in range(len(self.segments))]
+        return np.concatenate([np.arange(part.start, part.stop) for part in parts])
+
+    def segment_of(self, block: int) -> int:
+        """Number of the segment that a block belongs to."""
+        row = block * self.block_rows
+        return max(n for n in range(len(self.segments)) if self.segment_rows(n).start <= row)
 
     def rows_of(self, block: int) -> range:
-        """Rows of one block."""
-        return range(block * self.block_rows, min((block + 1) * self.block_rows, self.rows))
+        """Rows of one block that hold samples."""
+        stop = self.segment_rows(self.segment_of(block)).stop
+        return range(block * self.block_rows, min((block + 1) * self.block_rows, stop))
 
-    def views_of(self, group: int) -> range:
-        """Views of one group."""
-        return range(group * self.view_group, min((group + 1) * self.view_group, self.views))
+    def views_of(self, group: int, kept: int | None = None) -> range:
+        """Views of one group; of an array that keeps only the first ``kept`` views, those it keeps."""
+        start = sum(self.view_groups[:group])
+        stop = start + self.view_groups[group]
+        return range(start, stop if kept is None else max(start, min(stop, kept)))
+
+    def groups_of(self, kept: int) -> int:
+        """Number of groups of an array that keeps the first ``kept`` views."""
+        return sum(1 for group in range(self.groups) if self.views_of(group, kept))
+
+    def group_of(self, view: int) -> int:
+        """The group of a view."""
+        return next(group for group in range(self.groups) if view in self.views_of(group))
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """What is claimed, written and committed as one: a part (teacher), a block, a group of views."""
+    """What is claimed, written and committed as one: a part, a block, a group of views.
+
+    A part is the samples, or one kind of output of a teacher: ``resnet50/logits``.
+    """
 
     part: str
     block: int
@@ -95,6 +168,16 @@ class Unit:
     def stem(self) -> str:
         """File name of the unit's commit and claim, without suffix."""
         return f"{self.block:06d}-{self.group:04d}"
+
+    @property
+    def teacher(self) -> str:
+        """The teacher's name; "samples" for the samples."""
+        return self.part.partition("/")[0]
+
+    @property
+    def kind(self) -> str:
+        """The kind of output; empty for the samples."""
+        return self.part.partition("/")[2]
 
     def __str__(self) -> str:
         return f"{self.part} block {self.block} group {self.group}"
@@ -112,20 +195,24 @@ class Layout:
         """The manifest."""
         return self.root / "manifest.json"
 
+    def data(self, backend: BackendName) -> Path:
+        """Folder of the arrays."""
+        return self.root / f"data.{backend}"
+
     @property
-    def group(self) -> Path:
-        """The Zarr group."""
-        return self.root / "data.zarr"
+    def index(self) -> Path:
+        """Virtual data sets over the blocks of an HDF5 cache, for other tools; kd never reads it."""
+        return self.root / "index.h5"
+
+    @property
+    def teachers(self) -> Path:
+        """Records of the teachers."""
+        return self.root / "teachers"
 
     @property
     def commits(self) -> Path:
         """Commit records."""
         return self.root / "commits"
-
-    @property
-    def created(self) -> Path:
-        """Proof of the manifest and of the key and label arrays, written when the cache was made."""
-        return self.commits / "created.json"
 
     @property
     def claims(self) -> Path:
@@ -143,14 +230,12 @@ class Layout:
         return self.root / "tmp"
 
     def teacher(self, name: str) -> Path:
-        """Folder of one teacher's arrays."""
-        return self.group / "teachers" / name
+        """Record of one teacher."""
+        return self.teachers / name / "teacher.json"
 
-    def array(self, part: str, name: str) -> Path:
-        """Folder of one array. View parameters belong to the samples but have a folder of their own."""
-        if part != SAMPLES:
-            return self.teacher(part) / name
-        return self.group / ("views" if name == "params" else SAMPLES) / name
+    def output(self, name: str, kind: str) -> Path:
+        """Record of one kind of output of a teacher."""
+        return self.teachers / name / f"{kind}.json"
 
     def commit(self, unit: Unit) -> Path:
         """Commit record of one unit."""
@@ -176,7 +261,8 @@ def load_manifest(root: Path) -> Manifest:
     layout = Layout(root)
     if root.is_file():
         raise StorageError(
-            f"{root} is a file, not a cache folder", "Give the folder that cache-teachers made."
+            f"{root} is a file, not a cache folder",
+            "Give the folder that cache-teachers made; kd cache unpack makes one of a packed cache.",
         )
     if not layout.manifest.is_file():
         if root.exists():
@@ -188,17 +274,26 @@ def load_manifest(root: Path) -> Manifest:
         )
     restore = "Restore manifest.json, or make the cache again; kd never guesses what a cache is."
     try:
-        document, proof = read_json(layout.manifest), read_json(layout.created)
-        manifest = Manifest.model_validate(document)
+        document = read_json(layout.manifest)
+        _require_format(document, layout.manifest)
+        return Manifest.model_validate(unseal(document, layout.manifest))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise CorruptError(f"{layout.manifest}: {where}: {first['msg']}", restore) from error
-    except (BadDataError, FileNotFoundError) as error:
-        raise CorruptError(f"{layout.manifest}: {error}", restore) from error
-    if proof.get("manifest") != canonical_sha256(document):
-        raise CorruptError(f"{layout.manifest} was edited after the cache was made", restore)
-    return manifest
+    except (BadDataError, CorruptError) as error:
+        raise CorruptError(error.message, restore) from error
+
+
+def _require_format(document: Any, path: Path) -> None:
+    found = document.get("format") if isinstance(document, dict) else None
+    if isinstance(found, int) and found > FORMAT:
+        raise CorruptError(f"{path}: the cache is of format {found}, this kd reads format {FORMAT}")
+
+
+def write_manifest(layout: Layout, manifest: Manifest) -> None:
+    """Publish ``manifest``, whole or not at all."""
+    write_json(layout.manifest, seal(manifest.model_dump(mode="json")))
 
 
 def choose_block_rows(rows: int, largest_row_bytes: int) -> int:

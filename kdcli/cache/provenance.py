@@ -4,16 +4,18 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Literal, final
 
 import numpy as np
 from jaxtyping import UInt8
 from pydantic import BaseModel, ConfigDict
 
-from kdcli.errors import IdentityError
+from kdcli.console import console
+from kdcli.errors import CorruptError, IdentityError
+from kdcli.outputs import Output
 from kdcli.types import Difference, Preprocess, differences
 
-REPAIR_HINT = "Remove the damaged file and run the kd cache-teachers command that made the cache again."
+REPAIR_HINT = "Repair it: kd cache repair CACHE"
 PIXEL_TOLERANCE = 2
 """Largest difference, in steps of 1/255, that another version of a library may make to a pixel."""
 
@@ -22,6 +24,33 @@ def canonical_sha256(document: Mapping[str, Any]) -> str:
     """sha256 over the canonical JSON form of ``document``."""
     text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def seal(document: Mapping[str, Any]) -> dict[str, Any]:
+    """``document`` with the digest of everything else in it, so that any change of a byte shows."""
+    return {**document, "sha256": canonical_sha256(document)}
+
+
+def unseal(document: Any, source: object) -> dict[str, Any]:
+    """Undo :func:`seal`.
+
+    Args:
+        document: parsed JSON.
+        source: the file, for messages.
+
+    Raises:
+        CorruptError: it is no sealed document, or was changed after it was sealed.
+    """
+    if not isinstance(document, dict) or "sha256" not in document:
+        raise CorruptError(f"{source} is not a record that kd wrote", REPAIR_HINT)
+    content = {key: value for key, value in document.items() if key != "sha256"}
+    try:
+        now = canonical_sha256(content)
+    except ValueError:  # NaN is no JSON, but Python reads it
+        now = ""
+    if now != document["sha256"]:
+        raise CorruptError(f"{source} was changed after it was written", REPAIR_HINT)
+    return content
 
 
 @final
@@ -46,21 +75,61 @@ class ArraySpec:
 
 
 @final
-class TeacherRecord(BaseModel):
-    """What a cache knows of a teacher; stored as the attributes of its Zarr group.
+class OutputRecord(BaseModel):
+    """One kind of output of a teacher in a cache: which arrays, of which views.
 
-    ``weights``, ``architecture``, ``keep``, ``dtype``, ``amp`` and ``preprocess`` are its identity;
-    ``spec`` is where it was found; ``compute`` is how it ran, reused by a resume; ``pixels`` are a few
-    rendered pixels that show when another library version draws differently.
+    Attributes:
+        kind: logits, topk, stats, features or maps.
+        top_k: K of top-k, else 0.
+        tap: layer of maps, else empty.
+        eval_only: kept of view 0 only.
+        arrays: row shape and storage type of each array.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["logits", "topk", "features", "maps", "stats"]
+    top_k: int = 0
+    tap: str = ""
+    eval_only: bool = False
+    arrays: dict[str, dict[str, Any]]
+
+    @property
+    def output(self) -> Output:
+        """What ``--keep`` calls it."""
+        return Output(self.kind, self.top_k, self.tap, self.eval_only)
+
+    @property
+    def name(self) -> str:
+        """Its name within the teacher."""
+        return self.output.name
+
+    def array_specs(self) -> dict[str, ArraySpec]:
+        """Its arrays."""
+        return {
+            name: ArraySpec(tuple(spec["row_shape"]), spec["dtype"]) for name, spec in self.arrays.items()
+        }
+
+    def views(self, count: int) -> int:
+        """How many of a cache's ``count`` views it holds."""
+        return 1 if self.eval_only else count
+
+
+@final
+class TeacherRecord(BaseModel):
+    """What a cache knows of a teacher.
+
+    Its identity is :meth:`gate`; ``spec`` is where it was found; ``compute`` is how it ran, reused by a
+    resume; ``pixels`` are a few rendered pixels that show when another library version draws differently.
+    ``outputs`` is what is kept of it: it may grow, and is no part of the identity.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     spec: str
     architecture: str
     weights: str
-    keep: tuple[str, ...]
     dtype: str
     amp: str
     declared_preprocess: dict[str, Any]
@@ -68,18 +137,23 @@ class TeacherRecord(BaseModel):
     num_features: int
     class_names: tuple[str, ...] | None
     temperatures: tuple[float, ...]
-    arrays: dict[str, dict[str, Any]]
     pixels: tuple[int, ...]
     compute: dict[str, Any]
+    outputs: dict[str, OutputRecord] = {}
 
     @property
     def id(self) -> str:
-        """sha256 over the whole gate: weights, architecture, outputs, types and preprocessing.
+        """sha256 over the whole gate: weights, architecture, types and preprocessing.
 
         Preprocessing is in it because the same weights at another input size are another teacher to a
-        ranking or a student that pins the id.
+        ranking or a student that pins the id. What is kept is not: adding a tap makes no other teacher.
         """
         return canonical_sha256(self.gate())
+
+    @property
+    def keep(self) -> tuple[str, ...]:
+        """Names of the kinds it keeps."""
+        return tuple(self.outputs)
 
     @property
     def preprocess(self) -> Preprocess:
@@ -99,7 +173,6 @@ class TeacherRecord(BaseModel):
         return {
             "architecture": self.architecture,
             "weights": self.weights,
-            "keep": list(self.keep),
             "dtype": self.dtype,
             "amp": self.amp,
             "temperatures": list(self.temperatures),
@@ -109,19 +182,32 @@ class TeacherRecord(BaseModel):
             "preprocess": declared,
         }
 
+    def document(self) -> dict[str, Any]:
+        """The record as JSON, without its outputs: they have files of their own."""
+        return self.model_dump(mode="json", exclude={"outputs"})
+
     def array_specs(self) -> dict[str, ArraySpec]:
         """The arrays it keeps."""
-        return {
-            name: ArraySpec(tuple(spec["row_shape"]), spec["dtype"]) for name, spec in self.arrays.items()
-        }
+        return {name: spec for output in self.outputs.values() for name, spec in output.array_specs().items()}
+
+    def output_of(self, array: str) -> OutputRecord | None:
+        """The kind that an array belongs to; None when it is not kept."""
+        return next((output for output in self.outputs.values() if array in output.arrays), None)
 
     def require_same(self, other: "TeacherRecord", where: str) -> None:
         """Refuse ``other`` (asked for now) where it is not this teacher (recorded).
+
+        Kinds that both name must be kept alike; a kind that only one names is none of this check's business.
 
         Raises:
             IdentityError: naming every differing field with its old and new value.
         """
         found = differences(self.gate(), other.gate())
+        for kind in self.outputs.keys() & other.outputs.keys():
+            found += differences(
+                {f"keep.{kind}": self.outputs[kind].model_dump(mode="json")},
+                {f"keep.{kind}": other.outputs[kind].model_dump(mode="json")},
+            )
         drift = pixel_drift(self.pixels, other.pixels)
         if drift > PIXEL_TOLERANCE:
             found.append(Difference("preprocess.pixels", "recorded pixels", f"up to {drift}/255 apart"))
@@ -130,6 +216,10 @@ class TeacherRecord(BaseModel):
                 f"{where} holds another teacher '{self.name}'",
                 f"Give it another name (--teacher OTHER=SPEC) or use the recorded one: {self.spec}",
                 found,
+            )
+        if drift:
+            console.warn(
+                f"teacher '{self.name}': this installation draws pixels up to {drift}/255 apart from the recorded ones"
             )
 
 

@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, final
 
+from kdcli.cache.backend import Inspection
 from kdcli.cache.commits import chunk_files
-from kdcli.cache.layout import SAMPLES
 from kdcli.cache.provenance import REPAIR_HINT
 from kdcli.cache.reader import CacheReader
-from kdcli.cache.zarr_backend import chunk_path, read_crc
 from kdcli.console import console
 from kdcli.errors import CorruptError, KdError
-from kdcli.runtime import read_json, write_json
+from kdcli.runtime import write_json
 
 VerifyMode = Literal["never", "once", "always"]
 
@@ -37,18 +36,14 @@ class Damage:
 
     def __str__(self) -> str:
         view = "" if self.view is None else f" view {self.view}"
-        return f"{self.part}/{self.array} block {self.block}{view} (rows {self.rows[0]}-{self.rows[1]}): {self.reason}"
+        owner = self.part.partition("/")[0]
+        return f"{owner}/{self.array} block {self.block}{view} (rows {self.rows[0]}-{self.rows[1]}): {self.reason}"
 
 
 def _files(reader: CacheReader, part: str) -> Iterable[tuple[str, int, int | None, Path, int, int]]:
-    specs = reader.specs(part)
     for (block, _), commit in sorted(reader.commits(part).items()):
-        for array, view, path, size, crc in chunk_files(reader.layout, reader.manifest, commit, specs):
+        for array, view, path, size, crc in chunk_files(reader.store, commit):
             yield array, block, view, path, size, crc
-    if part == SAMPLES:
-        created = read_json(reader.layout.created)
-        for array, [[size, crc]] in created["arrays"].items():
-            yield array, 0, None, chunk_path(reader.layout.array(SAMPLES, array), 0, None, 0), size, crc
 
 
 def verify_part(reader: CacheReader, part: str) -> list[Damage]:
@@ -58,8 +53,7 @@ def verify_part(reader: CacheReader, part: str) -> list[Damage]:
     with console.progress(len(files), "chunks", f"verify {part}") as bar:
         for array, block, view, path, size, crc in files:
             try:
-                actual, computed, stored = read_crc(path)
-                reason = _difference(actual, computed, stored, size, crc)
+                reason = _difference(reader.store.inspect(path), size, crc)
             except KdError as error:
                 reason = error.message
             if reason:
@@ -69,12 +63,12 @@ def verify_part(reader: CacheReader, part: str) -> list[Damage]:
     return found
 
 
-def _difference(actual: int, computed: int, stored: int, size: int, crc: int) -> str:
-    if actual != size:
-        return f"{actual} bytes instead of {size}"
-    if computed != crc:
-        return f"crc32c is {computed:08x}, recorded {crc:08x}"
-    return "" if stored == computed else f"its checksum says {stored:08x}, its bytes {computed:08x}"
+def _difference(found: Inspection, size: int, crc: int) -> str:
+    if found.size != size:
+        return f"{found.size} bytes instead of {size}"
+    if found.crc != crc:
+        return f"crc32c is {found.crc:08x}, recorded {crc:08x}"
+    return "" if found.sound else "its own checksum does not fit its bytes"
 
 
 def _state(reader: CacheReader, part: str) -> str:
@@ -90,7 +84,8 @@ def _stamps(reader: CacheReader, part: str) -> list[Path]:
     from platformdirs import user_cache_path
 
     personal = user_cache_path("kd") / "verified" / reader.manifest.cache_id
-    return [reader.layout.verified / f"{part}.json", personal / f"{part}.json"]
+    name = f"{part.replace('/', '.')}.json"
+    return [reader.layout.verified / name, personal / name]
 
 
 def ensure_verified(reader: CacheReader, part: str, mode: VerifyMode) -> None:

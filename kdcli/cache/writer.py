@@ -10,42 +10,27 @@ from typing import Any, final
 import numpy as np
 from jaxtyping import Int64
 
+from kdcli.cache.arrays import WHOLE_ARRAYS
 from kdcli.cache.claims import Claims
 from kdcli.cache.commits import (
     Commit,
     block_digest,
+    chunk_files,
     compact,
-    done_mask,
+    missing_units,
     read_commit,
     read_commits,
     sizes_agree,
     write_commit,
 )
 from kdcli.cache.keytable import KeyTable
-from kdcli.cache.layout import SAMPLES, Layout, Manifest, Unit, load_manifest
-from kdcli.cache.provenance import ArraySpec, TeacherRecord, canonical_sha256
-from kdcli.cache.reader import SAMPLE_ARRAYS, load_keys, load_teachers
-from kdcli.cache.zarr_backend import (
-    chunk_path,
-    create_array,
-    create_group,
-    create_row_array,
-    map_chunk,
-    read_crc,
-    write_chunk,
-)
+from kdcli.cache.layout import SAMPLES, Layout, Manifest, Unit, load_manifest, write_manifest
+from kdcli.cache.provenance import ArraySpec, TeacherRecord
+from kdcli.cache.store import Store
 from kdcli.console import console
 from kdcli.errors import IdentityError, OutputExistsError, StorageError
-from kdcli.runtime import fsync_folder, storage_errors, write_json
+from kdcli.runtime import fsync_folder, storage_errors
 from kdcli.types import Difference
-
-
-def _write_whole(layout: Layout, group: Any, name: str, values: np.ndarray) -> dict[str, list[list[int]]]:
-    """Write a sample array as one chunk; growth adds chunks of the same size."""
-    spec = ArraySpec(values.shape[1:], values.dtype.str, per_view=False)
-    create_array(group, name, values.shape, values.shape, spec)
-    path = chunk_path(layout.array(SAMPLES, name), 0, None, values.ndim - 1)
-    return {name: [list(write_chunk(path, values, layout.tmp))]}
 
 
 def create_cache(
@@ -78,7 +63,7 @@ def create_cache(
             )
         skeleton = Layout(root.with_name(f".{root.name}.{os.getpid()}-{os.urandom(4).hex()}.tmp"))
         try:
-            _build_skeleton(skeleton, manifest, keys, labels)
+            build_skeleton(skeleton, manifest, keys, labels)
             skeleton.root.rename(root)
         except OSError:
             if Layout(root).manifest.is_file():
@@ -90,30 +75,29 @@ def create_cache(
     return manifest
 
 
-def _build_skeleton(
+def build_skeleton(
     layout: Layout, manifest: Manifest, keys: KeyTable, labels: Int64[np.ndarray, " n"] | None
 ) -> None:
-    for folder in (layout.root, layout.commits, layout.claims, layout.tmp, layout.verified):
+    """Make the folders and files of a cache in which nothing is computed yet."""
+    for folder in (layout.root, layout.commits, layout.claims, layout.tmp, layout.verified, layout.teachers):
         folder.mkdir()
-    group = create_group(layout.group)
-    samples = group.create_group(SAMPLES)
-    written = _write_whole(layout, samples, "key_bytes", keys.blob)
-    written |= _write_whole(layout, samples, "key_offsets", keys.offsets)
+    store = Store(layout.root, manifest)
+    store.write_metadata(keys)
+    write_whole_arrays(store, keys, labels)
+    write_manifest(layout, manifest)
+
+
+def write_whole_arrays(store: Store, keys: KeyTable, labels: Int64[np.ndarray, " n"] | None) -> None:
+    """Write keys and labels. A longer array takes the place of a shorter one that it begins with."""
+    values = {"key_bytes": keys.blob, "key_offsets": keys.offsets}
     if labels is not None:
-        label_group = samples.create_group("labels")
-        spec = ArraySpec((), "<i8", per_view=False)
-        create_array(label_group, "class", labels.shape, labels.shape, spec)
-        path = chunk_path(layout.array(SAMPLES, "labels/class"), 0, None, 0)
-        written["labels/class"] = [list(write_chunk(path, labels.astype("<i8"), layout.tmp))]
-    views = group.create_group("views")
-    group.create_group("teachers")
-    for name, spec in SAMPLE_ARRAYS.items():
-        parent = views if spec.per_view else samples
-        create_row_array(parent, name, manifest.rows, manifest.views, manifest.block_rows, spec)
-    document = manifest.model_dump(mode="json")
-    proof = {"cache_id": manifest.cache_id, "manifest": canonical_sha256(document), "arrays": written}
-    write_json(layout.created, proof)
-    write_json(layout.manifest, document)
+        values["labels/class"] = labels
+    for name, array in values.items():
+        spec = WHOLE_ARRAYS[name]
+        path = store.chunk(SAMPLES, name, spec, 0, None)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        store.write(path, array.astype(spec.dtype))
+        fsync_folder(path.parent)
 
 
 @final
@@ -124,10 +108,24 @@ class CacheWriter:
     """
 
     def __init__(self, root: Path, manifest: Manifest) -> None:
-        self.layout, self.manifest = Layout(root), manifest
-        self.keys = load_keys(self.layout)
-        self.teachers = load_teachers(self.layout)
-        self.claims = Claims(self.layout)
+        self.store = Store(root, manifest)
+        self.keys = self.store.load_keys()
+        self.claims = Claims(self.store.layout)
+
+    @property
+    def layout(self) -> Layout:
+        """Paths of the cache."""
+        return self.store.layout
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the cache is."""
+        return self.store.manifest
+
+    @property
+    def teachers(self) -> dict[str, TeacherRecord]:
+        """Recorded teachers by name."""
+        return self.store.teachers
 
     def __enter__(self) -> "CacheWriter":
         with storage_errors(self.layout.root):
@@ -140,57 +138,42 @@ class CacheWriter:
         self.claims.__exit__(*error)
 
     def add_teacher(self, record: TeacherRecord) -> TeacherRecord:
-        """Make the folder of a teacher by one rename, or return the one that is there.
+        """Record a teacher, or the kinds of output that a recorded one is to keep besides.
 
         Raises:
-            IdentityError: another teacher has this name in the cache.
+            IdentityError: another teacher has this name in the cache, or keeps a kind differently.
         """
-        folder = self.layout.teacher(record.name)
-        if not folder.is_dir():
-            fresh = self.layout.tmp / f"teacher-{os.getpid()}-{os.urandom(4).hex()}"
-            group = create_group(fresh, {"kd": record.model_dump(mode="json")})
-            for name, spec in record.array_specs().items():
-                create_row_array(
-                    group, name, self.manifest.rows, self.manifest.views, self.manifest.block_rows, spec
-                )
-            with storage_errors(folder):
-                try:
-                    fresh.rename(folder)
-                except OSError:
-                    if not folder.is_dir():
-                        raise
-                finally:
-                    shutil.rmtree(fresh, ignore_errors=True)
-                fsync_folder(folder.parent)
-        self.teachers = load_teachers(self.layout)
+        where = str(self.layout.root)
+        if record.name in self.teachers:
+            self.teachers[record.name].require_same(record, where)
+        self.store.add_teacher(record)
         recorded = self.teachers[record.name]
-        recorded.require_same(record, str(self.layout.root))
+        recorded.require_same(record, where)  # another process may have been faster
+        self.store.write_metadata(self.keys)
         return recorded
 
     def specs(self, part: str) -> dict[str, ArraySpec]:
         """The arrays of a part."""
-        return SAMPLE_ARRAYS if part == SAMPLES else self.teachers[part].array_specs()
+        return self.store.specs(part)
 
     def missing(self, part: str, withdraw: bool = True) -> list[Unit]:
         """Units of ``part`` that are not done, decided from the disk without touching an image.
 
         Args:
-            part: samples or a teacher.
+            part: samples or an output of a teacher.
             withdraw: also take back records whose files are gone; False only looks.
         """
         commits = read_commits(self.layout, part)
-        specs = self.specs(part)
         for place, commit in list(commits.items()):
             self._require_own(commit)
-            if not sizes_agree(self.layout, self.manifest, commit, specs):
+            if not sizes_agree(self.store, commit):
                 console.warn(
                     f"{commit.unit}: committed, but its files are missing or short; to be computed again"
                 )
                 if withdraw:
-                    self._withdraw(commit)
+                    self.withdraw(commit)
                 del commits[place]
-        done = done_mask(self.manifest, commits)
-        return [Unit(part, int(block), int(group)) for block, group in np.argwhere(~done)]
+        return missing_units(self.store, part, commits)
 
     def is_done(self, unit: Unit) -> bool:
         """Whether a record of this unit exists now."""
@@ -210,11 +193,12 @@ class CacheWriter:
             if group > 0:
                 return commit.content, None, None
             rows = len(self.manifest.rows_of(block))
+            specs = self.specs(SAMPLES)
             found = [
-                map_chunk(
-                    chunk_path(self.layout.array(SAMPLES, name), block, None, 0),
+                self.store.backend.map(
+                    self.store.chunk(SAMPLES, name, specs[name], block, None),
                     self.manifest.block_rows,
-                    SAMPLE_ARRAYS[name],
+                    specs[name],
                 )[:rows].astype(np.int64)
                 for name in ("content_size", "content_crc")
             ]
@@ -222,12 +206,11 @@ class CacheWriter:
         return None
 
     def _require_own(self, commit: Commit) -> None:
-        part_id = self.part_id(commit.part)
         found = [
             Difference(f"commit.{name}", old, new)
             for name, old, new in (
                 ("cache_id", commit.cache_id, self.manifest.cache_id),
-                ("teacher_id", commit.part_id, part_id),
+                ("teacher_id", commit.part_id, self.store.part_id(commit.part)),
                 ("keys", commit.keys, self.key_digest(commit.block)),
             )
             if old != new
@@ -235,11 +218,11 @@ class CacheWriter:
         if found:
             raise IdentityError(
                 f"{self.layout.commit(commit.unit)} belongs to another cache",
-                "Remove what was copied into this cache, or make it again.",
+                f"Take it out: kd cache repair {self.layout.root}",
                 found,
             )
 
-    def _withdraw(self, commit: Commit) -> None:
+    def withdraw(self, commit: Commit) -> None:
         """Take back the record of a unit whose files are not what it says."""
         path = self.layout.commit(commit.unit)
         if path.exists():
@@ -250,10 +233,6 @@ class CacheWriter:
         for other in remaining:
             write_commit(self.layout, other)
         self.layout.compacted(commit.part).unlink(missing_ok=True)
-
-    def part_id(self, part: str) -> str:
-        """The id that records of this part carry."""
-        return self.manifest.cache_id if part == SAMPLES else self.teachers[part].id
 
     def key_digest(self, block: int) -> str:
         """Digest of the keys of a block."""
@@ -284,15 +263,12 @@ class CacheWriter:
         """
         if not self.claims.owns(unit) and read_commit(self.layout, unit) is not None:
             return False
-        records: dict[str, list[list[int]]] = {}
-        specs = self.specs(unit.part)
-        for name, values in arrays.items():
-            records[name] = self._write_array(unit, name, specs[name], values)
+        records = {name: self._write_array(unit, name, values) for name, values in arrays.items()}
         self._sync_folders(unit, list(arrays))
         commit = Commit(
             cache_id=self.manifest.cache_id,
             part=unit.part,
-            part_id=self.part_id(unit.part),
+            part_id=self.store.part_id(unit.part),
             block=unit.block,
             group=unit.group,
             keys=self.key_digest(unit.block),
@@ -307,19 +283,17 @@ class CacheWriter:
         self._settle_conflict(commit)
         return False
 
-    def _write_array(self, unit: Unit, name: str, spec: ArraySpec, values: np.ndarray) -> list[list[int]]:
-        folder = self.layout.array(unit.part, name)
-        views: list[int | None] = [*self.manifest.views_of(unit.group)] if spec.per_view else [None]
+    def _write_array(self, unit: Unit, name: str, values: np.ndarray) -> list[list[int]]:
+        spec = self.specs(unit.part)[name]
         written = []
-        for place, view in enumerate(views):
+        for place, path in enumerate(self.store.chunks_of(unit.part, name, spec, unit.block, unit.group)):
             chunk = np.full((self.manifest.block_rows, *spec.row_shape), spec.fill, spec.dtype)
             chunk[: len(values)] = values[:, place] if spec.per_view else values
-            path = chunk_path(folder, unit.block, view, len(spec.row_shape))
-            written.append(list(write_chunk(path, chunk, self.layout.tmp)))
+            written.append(self.store.write(path, chunk))
         return written
 
     def _sync_folders(self, unit: Unit, names: list[str]) -> None:
-        for folder in {self.layout.array(unit.part, name) for name in names}:
+        for folder in {self.store.folder(unit.part, name) for name in names}:
             with storage_errors(folder):
                 fsync_folder(folder)
 
@@ -332,28 +306,21 @@ class CacheWriter:
         theirs = read_commit(self.layout, mine.unit)
         if theirs is None or theirs.same_data(mine):
             return
-        specs = self.specs(mine.part)
-        on_disk = {
-            name: [
-                list(
-                    read_crc(
-                        chunk_path(
-                            self.layout.array(mine.part, name), mine.block, view, len(specs[name].row_shape)
-                        )
-                    )[:2]
-                )
-                for view in ([*self.manifest.views_of(mine.group)] if specs[name].per_view else [None])
-            ]
-            for name in mine.arrays
-        }
+        on_disk: dict[str, list[list[int]]] = {}
+        for name, _, path, _, _ in chunk_files(self.store, mine):
+            found = self.store.inspect(path)
+            on_disk.setdefault(name, []).append([found.size, found.crc])
         if on_disk == theirs.arrays:
             return
         console.warn(f"{mine.unit}: two writers computed different bytes; it will be computed again")
-        self._withdraw(theirs)
+        self.withdraw(theirs)
 
     def finish(self, part: str) -> None:
-        """Compact the records of ``part`` once all are there."""
-        compact(self.layout, self.manifest, part)
+        """Compact the records of ``part`` once all are there; an HDF5 cache gets its index."""
+        if compact(self.store, part) and self.manifest.backend == "hdf5":
+            from kdcli.cache.hdf5_index import write_index
+
+            write_index(self.store)
 
 
 def content_digest(sizes: np.ndarray, crcs: np.ndarray) -> str:

@@ -1,121 +1,287 @@
 """From what a teacher says to what the cache keeps of it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
-from jaxtyping import Float32, Int64
-from scipy.special import logsumexp
+from jaxtyping import Float, Float32, Int64
 
 from kdcli.console import console
-from kdcli.errors import BadDataError, UsageError
-from kdcli.types import OutputKind
+from kdcli.errors import BadDataError
+from kdcli.outputs import STATS, Output, raw_outputs, with_stats
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from kdcli.models.spec import Model
 
 STORAGE = {"float16": "<f2", "float32": "<f4"}
+SMALL_IDS = 65535
+"""Most classes whose numbers fit two bytes; the largest two-byte number is the fill value."""
+ERROR_TEMPERATURES = (1.0, 4.0)
+"""Where :func:`compression_error` looks: plain probabilities, and softened ones."""
+_SMALLEST_TAIL = 1e-8
+_HALF_MAX = float(np.finfo(np.float16).max)
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class OutputPlan:
-    """Which arrays of one teacher are kept, and how they are computed from its outputs.
+    """Which arrays of one teacher are kept, and how they are computed from its raw outputs.
 
     Attributes:
         name: the teacher's name, for messages.
-        keep: logits, features or both.
-        dtype: storage type of logits and features.
+        outputs: what is kept, in a fixed order.
+        dtype: storage type of logits, features and maps.
         temperatures: temperatures of the kept logsumexp.
         label_columns: [classes of the data set] the teacher's class of each; None when it has others.
-        arrays: row shape and storage type of every array.
+        arrays: row shape and storage type of every array, by name of the output it belongs to.
     """
 
     name: str
-    keep: tuple[OutputKind, ...]
+    outputs: tuple[Output, ...]
     dtype: str
     temperatures: tuple[float, ...]
     label_columns: Int64[np.ndarray, " c"] | None
-    arrays: dict[str, dict[str, Any]]
+    arrays: dict[str, dict[str, dict[str, Any]]]
 
     def derive(
-        self, outputs: Mapping[OutputKind, Float32[np.ndarray, "b d"]], labels: Int64[np.ndarray, " b"]
-    ) -> dict[str, np.ndarray]:
-        """The rows to store for one batch.
+        self,
+        raw: Mapping[str, "Float32[Tensor, 'b ...']"],
+        labels: Int64[np.ndarray, " b"],
+        only: Collection[str] | None = None,
+    ) -> dict[str, dict[str, np.ndarray]]:
+        """The rows to store for one batch, computed where the raw outputs are and copied once.
 
         Args:
-            outputs: float32 logits and/or features.
+            raw: float32 ``logits``, ``features`` and ``maps.TAP``, as a TeacherRunner gives them.
             labels: class numbers of the data set, -1 = unlabelled.
+            only: names of the outputs wanted; default: all.
 
         Returns:
-            Values per array. The fp32 logsumexp at each temperature, the log-probability of the label and
-            the largest one come from the logits before they are rounded: half precision cannot give them.
+            Per output its arrays, as :attr:`arrays` declares them. The logsumexp at each temperature and the
+            log-probabilities come from the fp32 logits, in double precision: half precision cannot give them.
 
         Raises:
-            BadDataError: outputs are not finite, or too large for half precision.
+            BadDataError: raw outputs are not finite, or too large for half precision.
         """
-        arrays: dict[str, np.ndarray] = {kind: self._store(kind, outputs[kind]) for kind in self.keep}
-        if "logits" in self.keep:
-            logits = outputs["logits"].astype(np.float64)
-            lse = np.stack([logsumexp(logits / t, axis=1) for t in self.temperatures], axis=1)
-            log_normaliser = logsumexp(logits, axis=1)
-            arrays["lse"] = lse.astype(np.float32)
-            arrays["logp_max"] = (logits.max(axis=1) - log_normaliser).astype(np.float32)
-            if self.label_columns is not None:
-                columns = self.label_columns[np.maximum(labels, 0)]
-                picked = np.take_along_axis(logits, columns[:, None], axis=1)[:, 0] - log_normaliser
-                arrays["logp_label"] = np.where(labels >= 0, picked, np.nan).astype(np.float32)
+        import torch
+
+        wanted = {output.name: output for output in self.outputs if only is None or output.name in only}
+        with torch.inference_mode():
+            values = {name: self._values(output, raw, labels) for name, output in wanted.items()}
+            checked = {name: values[name][_payload(each)] for name, each in wanted.items() if name != STATS}
+            if "logits" in raw_outputs(wanted.values()):
+                checked["logits"] = raw["logits"]  # also what top-k leaves out must be finite
+            # Copied with the rest: to ask the device now would be to wait for it once more.
+            largest = {name: _largest(tensor) for name, tensor in checked.items()}
+            stored = {
+                (name, array): self._as_stored(name, array, tensor)
+                for name, arrays in values.items()
+                for array, tensor in arrays.items()
+            }
+            copies = _to_host([*stored.values(), *largest.values()])
+        for name, value in zip(largest, copies[len(stored) :], strict=True):
+            self._check(name, float(value), half=self.dtype == "float16" and name in wanted)
+        rows: dict[str, dict[str, np.ndarray]] = {name: {} for name in wanted}
+        for (name, array), copy in zip(stored, copies, strict=False):
+            rows[name][array] = copy.astype(self.arrays[name][array]["dtype"], copy=False)
+        return rows
+
+    def _values(
+        self, output: Output, raw: Mapping[str, "Tensor"], labels: Int64[np.ndarray, " b"]
+    ) -> dict[str, "Tensor"]:
+        """The arrays of one output, still in full precision."""
+        if output.kind == STATS:
+            return self._statistics(raw["logits"], labels)
+        if output.kind == "topk":
+            values, ids = top_k(raw["logits"], output.top_k)
+            return {"topk_ids": ids, "topk_values": values}
+        return {_payload(output): raw[output.name]}
+
+    def _statistics(
+        self, logits: "Float32[Tensor, 'b c']", labels: Int64[np.ndarray, " b"]
+    ) -> dict[str, "Tensor"]:
+        import torch
+
+        exact = logits.double()
+        normaliser = exact.logsumexp(dim=1)
+        arrays = {
+            "lse": torch.stack([(exact / t).logsumexp(dim=1) for t in self.temperatures], dim=1),
+            "logp_max": exact.amax(dim=1) - normaliser,
+        }
+        if self.label_columns is not None:
+            columns = torch.as_tensor(self.label_columns[np.maximum(labels, 0)], device=exact.device)
+            picked = exact.gather(1, columns[:, None])[:, 0] - normaliser
+            known = torch.as_tensor(labels >= 0, device=exact.device)
+            arrays["logp_label"] = picked.where(known, float("nan"))
         return arrays
 
-    def _store(self, kind: str, values: Float32[np.ndarray, "b d"]) -> np.ndarray:
-        if not np.isfinite(values).all():
+    def _as_stored(self, name: str, array: str, values: "Tensor") -> "Tensor":
+        """The values in their storage type, still on the device (which need not know unsigned integers)."""
+        import torch
+
+        types = {"<f2": torch.float16, "<f4": torch.float32}
+        return values.to(types.get(self.arrays[name][array]["dtype"], torch.int32)).contiguous()
+
+    def _check(self, name: str, largest: float, half: bool) -> None:
+        if not np.isfinite(largest):
             raise BadDataError(
-                f"teacher '{self.name}' gives {kind} that are not finite",
+                f"teacher '{self.name}' gives {name} that are not finite",
                 "Check its weights, or try --amp off.",
             )
-        largest = float(np.abs(values).max(initial=0.0))
-        if self.dtype == "float16" and largest > float(np.finfo(np.float16).max):
+        if half and largest > _HALF_MAX:
             raise BadDataError(
-                f"teacher '{self.name}' gives {kind} up to {largest:.6g}, more than float16 holds (65504)",
+                f"teacher '{self.name}' gives {name} up to {largest:.6g}, more than float16 holds (65504)",
                 "Use --dtype float32.",
             )
-        return values.astype(STORAGE[self.dtype])
 
 
 def plan_outputs(
     name: str,
     model: "Model",
-    keep: Sequence[str],
+    outputs: Sequence[Output],
     dtype: str,
     temperatures: Sequence[float],
     class_names: tuple[str, ...] | None,
 ) -> OutputPlan:
-    """Decide what is kept of a teacher.
+    """Decide what is kept of a teacher; its maps are measured on one synthetic image.
+
+    Args:
+        name: the teacher's name.
+        model: the teacher.
+        outputs: what is to be kept; statistics come with logits and top-k.
+        dtype: float16 or float32, for all but ids and statistics.
+        temperatures: temperatures of the kept logsumexp.
+        class_names: of the data set, in order; None when it has no labels.
 
     Raises:
-        UsageError: logits are asked of a model without a classifier.
+        UsageError: the model does not give it: no classifier, fewer than K classes, no such tap.
     """
-    both: tuple[OutputKind, ...] = ("logits", "features")
-    kept = tuple(kind for kind in both if kind in keep)
-    if "logits" in kept and model.num_classes == 0:
-        raise UsageError(
-            f"teacher '{name}' ({model.spec}) has no classifier, so it gives no logits",
-            "Use --keep features.",
-        )
+    from kdcli.models.taps import require_outputs, tap_shapes
+
+    outputs = with_stats(outputs)
+    require_outputs(model, outputs)
+    maps = tap_shapes(model, [output.tap for output in outputs if output.kind == "maps"])
+    needs_columns = "logits" in raw_outputs(outputs)
+    columns = label_columns(name, model, class_names) if needs_columns else None
     storage = STORAGE[dtype]
-    arrays: dict[str, dict[str, Any]] = {}
-    columns = None
-    if "logits" in kept:
-        columns = label_columns(name, model, class_names)
-        arrays["logits"] = {"row_shape": [model.num_classes], "dtype": storage}
-        arrays["lse"] = {"row_shape": [len(temperatures)], "dtype": "<f4"}
-        arrays["logp_max"] = {"row_shape": [], "dtype": "<f4"}
-        if columns is not None:
-            arrays["logp_label"] = {"row_shape": [], "dtype": "<f4"}
-    if "features" in kept:
-        arrays["features"] = {"row_shape": [model.num_features], "dtype": storage}
-    return OutputPlan(name, kept, dtype, tuple(temperatures), columns, arrays)
+    arrays: dict[str, dict[str, dict[str, Any]]] = {}
+    for output in outputs:
+        if output.kind == STATS:
+            arrays[output.name] = {"lse": _array([len(temperatures)], "<f4"), "logp_max": _array([], "<f4")}
+            if columns is not None:
+                arrays[output.name]["logp_label"] = _array([], "<f4")
+            continue
+        shape = {
+            "logits": [model.num_classes],
+            "topk": [output.top_k],
+            "features": [model.num_features],
+            "maps": list(maps.get(output.tap, ())),
+        }[output.kind]
+        arrays[output.name] = {_payload(output): _array(shape, storage)}
+        if output.kind == "topk":
+            ids = "<u2" if model.num_classes <= SMALL_IDS else "<u4"
+            arrays[output.name]["topk_ids"] = _array(shape, ids)
+    return OutputPlan(name, outputs, dtype, tuple(temperatures), columns, arrays)
+
+
+def top_k(logits: "Float32[Tensor, 'b c']", k: int) -> "tuple[Float32[Tensor, 'b k'], Int64[Tensor, 'b k']]":
+    """The k largest logits, largest first, and their classes; of equal logits the lower class comes first.
+
+    torch.topk leaves the order of equal values open, and a full stable sort takes five times as long at
+    21,841 classes. So the largest are found among integers that are all different: the bits of the logit
+    in an order-preserving form above, the class, counted from the end, below.
+    """
+    import torch
+
+    bits = (logits + 0.0).view(torch.int32)  # + 0.0: -0.0 becomes 0.0, which it equals
+    ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()
+    last = logits.shape[1] - 1
+    keys = (ordered << 32) | (last - torch.arange(last + 1, device=logits.device))
+    ids = last - (keys.topk(k, dim=1).values & 0xFFFFFFFF)
+    return logits.gather(1, ids), ids
+
+
+def compression_error(
+    raw_logits: "Float[Tensor, 'b c']",
+    stored: Mapping[str, Mapping[str, np.ndarray]],
+    temperatures: Sequence[float] = (1.0, 2.0, 4.0, 5.0),
+) -> dict[str, dict[str, float]]:
+    """What storing costs: KL(softmax of the raw logits || softmax of what is stored), the mean over images.
+
+    Of top-k, the probability that its classes leave over by the stored logsumexp is spread evenly over the
+    other classes.
+
+    Args:
+        raw_logits: as the teacher gave them.
+        stored: what :meth:`OutputPlan.derive` made of them.
+        temperatures: of the columns of the stored ``lse``.
+
+    Returns:
+        In nats, for ``logits`` and ``topk`` as far as they are stored, at temperatures ``"1"`` and ``"4"`` (of
+        top-k those that have a logsumexp).
+    """
+    import torch
+
+    raw = raw_logits.detach().double().cpu()
+    errors: dict[str, dict[str, float]] = {kind: {} for kind in ("logits", "topk") if kind in stored}
+    for t in ERROR_TEMPERATURES:
+        exact = (raw / t).log_softmax(dim=1)
+        approximate = {}
+        if "logits" in stored:
+            rounded = torch.as_tensor(stored["logits"]["logits"].astype(np.float64))
+            approximate["logits"] = (rounded / t).log_softmax(dim=1)
+        if "topk" in stored and t in temperatures:
+            lse = stored[STATS]["lse"][:, list(temperatures).index(t)]
+            approximate["topk"] = _spread(stored["topk"], lse, t, raw.shape[1])
+        for kind, found in approximate.items():
+            divergence = torch.nn.functional.kl_div(found, exact, reduction="batchmean", log_target=True)
+            errors[kind][f"{t:g}"] = float(divergence)
+    return errors
+
+
+def _spread(
+    topk: Mapping[str, np.ndarray], lse: Float32[np.ndarray, " b"], temperature: float, classes: int
+) -> "Float[Tensor, 'b c']":
+    """Log-probabilities of all classes, from the largest logits and the logsumexp of all."""
+    import torch
+
+    ids = torch.as_tensor(topk["topk_ids"].astype(np.int64))
+    values = torch.as_tensor(topk["topk_values"].astype(np.float64))
+    kept = values / temperature - torch.as_tensor(lse.astype(np.float64))[:, None]
+    # Rounding of the values may leave nothing, or less: log 0 would make the error infinite.
+    tail = (1 - kept.exp().sum(dim=1, keepdim=True)).clamp_min(_SMALLEST_TAIL)
+    others = (tail / max(classes - ids.shape[1], 1)).log().expand(-1, classes)
+    return others.scatter(1, ids, kept).log_softmax(dim=1)
+
+
+def _payload(output: Output) -> str:
+    """Name of the array with an output's values."""
+    return {"topk": "topk_values", "maps": f"maps/{output.tap}"}.get(output.kind, output.kind)
+
+
+def _array(row_shape: list[int], dtype: str) -> dict[str, Any]:
+    return {"row_shape": row_shape, "dtype": dtype}
+
+
+def _largest(values: "Tensor") -> "Tensor":
+    """The largest absolute value, as a tensor; NaN when there is one. Makes no copy of the values."""
+    import torch
+
+    low, high = values.aminmax()
+    return torch.maximum(-low, high)
+
+
+def _to_host(tensors: Sequence["Tensor"]) -> list[np.ndarray]:
+    """Copies on the CPU, all under way before one wait (torch makes their memory pinned)."""
+    import torch
+
+    copies = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
+    if tensors and tensors[0].is_cuda:
+        torch.cuda.current_stream(tensors[0].device).synchronize()
+    return [copy.numpy() for copy in copies]
 
 
 def label_columns(

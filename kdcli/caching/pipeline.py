@@ -1,6 +1,7 @@
 """The inner loop: claim a task, decode its images once, run every missing teacher, publish."""
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -10,10 +11,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from kdcli.cache.backend import checksum
 from kdcli.cache.layout import SAMPLES, Manifest, Unit
-from kdcli.cache.reader import SAMPLE_ARRAYS, VIEW_PARAMS
 from kdcli.cache.writer import CacheWriter, content_digest
-from kdcli.cache.zarr_backend import checksum
 from kdcli.caching.outputs import OutputPlan
 from kdcli.console import Bar, console
 from kdcli.data.views import ViewSet, render
@@ -97,7 +97,8 @@ class Decoder(Dataset[Decoded]):
             (size, interpolation): np.zeros((len(views), count, *size, 3), np.uint8)
             for size, interpolation in self._renders
         }
-        params = np.full((count, len(views), VIEW_PARAMS), SAMPLE_ARRAYS["params"].fill, np.int32)
+        width = len(self._manifest.param_names)
+        params = np.full((count, len(views), width), np.iinfo(np.int32).max, np.int32)
         sizes, crcs = np.zeros(count, np.int64), np.zeros(count, np.int64)
         bad: list[tuple[int, str]] = []
         for place, row in enumerate(request.rows):
@@ -141,7 +142,7 @@ class TaskQueue(Sampler[list[BatchRequest]]):
         self._places: dict[tuple[int, int, int], list[Unit]] = {}
         smallest = next(iter(workers.values())).batch_size if workers else 1
         for unit in missing:
-            batch_size = workers[unit.part].batch_size if unit.part != SAMPLES else smallest
+            batch_size = workers[unit.teacher].batch_size if unit.part != SAMPLES else smallest
             self._places.setdefault((unit.block, unit.group, batch_size), []).append(unit)
         self.tasks: dict[int, Task] = {}
 
@@ -184,7 +185,7 @@ class TaskRunner:
     ) -> None:
         self._writer, self._data, self._views, self._workers = writer, data, views, workers
         self._drop_bad, self._processes, self._stop, self._grace = drop_bad, processes, stop, grace
-        self.written: dict[str, int] = dict.fromkeys([SAMPLES, *workers], 0)
+        self.written: Counter[str] = Counter()
         self.failed: dict[tuple[int, int], list[tuple[int, str]]] = {}
         self.images = 0
         self.seconds = 0.0
@@ -260,19 +261,37 @@ class TaskRunner:
         self._keep(task, SAMPLES, {**values, "params": decoded.params.numpy()}, inside, len(task.rows))
         if task.bad and not self._drop_bad:
             return  # the task cannot be published; decode on, so that every bad file is listed
-        labels = self._data.labels[rows.start : rows.stop]
-        for unit in task.units:
-            if unit.part == SAMPLES:
-                continue
-            worker = self._workers[unit.part]
-            per_view = []
-            for pixels in decoded.pixels[worker.render]:
-                outputs = {kind: out.numpy() for kind, out in worker.runner(pixels).items()}
-                per_view.append(worker.plan.derive(outputs, labels))
-            stacked = {name: np.stack([view[name] for view in per_view], axis=1) for name in per_view[0]}
-            self._keep(task, unit.part, stacked, inside, len(task.rows))
+        for teacher, kinds in self._wanted(task).items():
+            self._forward(task, teacher, kinds, decoded, inside)
         self._waited["forward"] += time.monotonic() - before
         self.images += len(rows) * decoded.params.shape[1]
+
+    @staticmethod
+    def _wanted(task: Task) -> dict[str, list[str]]:
+        """The kinds of output that a task has to compute, by teacher."""
+        wanted: dict[str, list[str]] = {}
+        for unit in task.units:
+            if unit.part != SAMPLES:
+                wanted.setdefault(unit.teacher, []).append(unit.kind)
+        return wanted
+
+    def _forward(
+        self, task: Task, teacher: str, kinds: Sequence[str], decoded: Decoded, inside: slice
+    ) -> None:
+        """Run one teacher over a batch, view by view, for the kinds that keep the view."""
+        worker, store = self._workers[teacher], self._writer.store
+        labels = self._data.labels[decoded.request.rows.start : decoded.request.rows.stop]
+        kept: dict[str, list[dict[str, np.ndarray]]] = {kind: [] for kind in kinds}
+        for place, view in enumerate(self._writer.manifest.views_of(task.group)):
+            wanted = [kind for kind in kinds if view < store.views(f"{teacher}/{kind}")]
+            if not wanted:
+                continue
+            raw = worker.runner(decoded.pixels[worker.render][place])
+            for kind, arrays in worker.plan.derive(raw, labels, wanted).items():
+                kept[kind].append(arrays)
+        for kind, views in kept.items():
+            stacked = {name: np.stack([view[name] for view in views], axis=1) for name in views[0]}
+            self._keep(task, f"{teacher}/{kind}", stacked, inside, len(task.rows))
 
     @staticmethod
     def _keep(task: Task, part: str, values: Mapping[str, np.ndarray], inside: slice, rows: int) -> None:
@@ -301,7 +320,7 @@ class TaskRunner:
                 else:
                     for name, values in arrays.items():
                         values[dropped] = self._writer.specs(unit.part)[name].fill
-                    made = {**self._workers[unit.part].made, "versions": versions()}
+                    made = {**self._workers[unit.teacher].made, "versions": versions()}
                 seconds = time.monotonic() - task.started
                 if self._writer.publish(unit, arrays, content, task.bad, made, seconds):
                     self.written[unit.part] += 1

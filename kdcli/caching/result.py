@@ -1,14 +1,13 @@
 """What ``kd cache-teachers`` did, as a value."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
 
 from kdcli.cache.layout import Manifest
-from kdcli.cache.provenance import ArraySpec, TeacherRecord
-from kdcli.cache.zarr_backend import CRC_BYTES
+from kdcli.cache.provenance import TeacherRecord
+from kdcli.cache.store import BACKENDS
 
 
 @final
@@ -57,15 +56,23 @@ class CacheResult:
         return document | ({"dry_run": True} if self.dry_run else {})
 
 
-def payload_bytes(manifest: Manifest, arrays: Mapping[str, ArraySpec]) -> int:
-    """Bytes on disk of a teacher's arrays, the padding of the last block included."""
-    chunks = manifest.blocks * manifest.views
-    return sum(chunks * (manifest.block_rows * spec.row_bytes + CRC_BYTES) for spec in arrays.values())
+def payload_bytes(manifest: Manifest, record: TeacherRecord) -> dict[str, int]:
+    """Bytes on disk of each of a teacher's arrays, the padding of the last block included."""
+    backend = BACKENDS[manifest.backend]
+    return {
+        name: manifest.blocks * output.views(manifest.views) * backend.file_size(manifest.block_rows, spec)
+        for output in record.outputs.values()
+        for name, spec in output.array_specs().items()
+    }
 
 
 def shapes(manifest: Manifest, record: TeacherRecord) -> dict[str, dict[str, Any]]:
     """Full shape and type of a teacher's arrays."""
     return {
-        name: {"shape": [manifest.rows, manifest.views, *spec.row_shape], "dtype": np.dtype(spec.dtype).name}
-        for name, spec in record.array_specs().items()
+        name: {
+            "shape": [manifest.rows, output.views(manifest.views), *spec.row_shape],
+            "dtype": np.dtype(spec.dtype).name,
+        }
+        for output in record.outputs.values()
+        for name, spec in output.array_specs().items()
     }

@@ -12,6 +12,7 @@ from kdcli.cache.layout import (
     DataIdentity,
     Layout,
     Manifest,
+    Segment,
     Unit,
     choose_block_rows,
     load_manifest,
@@ -28,6 +29,7 @@ from kdcli.errors import (
     IdentityError,
     StoppedEarly,
     StorageError,
+    UsageError,
 )
 from kdcli.runtime import Shard, parse_shard, pick_device, stop_signals, versions, worker_count
 from kdcli.types import differences
@@ -61,9 +63,9 @@ def cache_teachers(config: CacheConfig) -> CacheResult:
         raise StorageError(f"{root} is a file, not a cache folder", "Give --cache another path.")
     # A typo is refused before models are loaded.
     ViewSet.parse(config.views or "eval", crop_fraction=1.0, recipe=config.recipe or DEFAULT_RECIPE)
-    data = open_data(config.data, data_root=config.data_root, download=config.download)
+    existing = load_manifest(root) if Layout(root).manifest.is_file() else None
+    data = open_data(_data_spec(config, existing), data_root=config.data_root, download=config.download)
     with stop_signals() as stop, ExitStack() as stack:
-        existing = load_manifest(root) if Layout(root).manifest.is_file() else None
         teachers = {name: open_teacher(name, spec, config, data) for name, spec in specs.items()}
         views = _view_set(config, next(iter(teachers.values())).model, existing)
         manifest = _manifest(config, data, views, teachers, existing)
@@ -76,6 +78,17 @@ def cache_teachers(config: CacheConfig) -> CacheResult:
         writer = stack.enter_context(CacheWriter(root, manifest))
         records = {name: writer.add_teacher(teacher.record) for name, teacher in teachers.items()}
         return _Run(config, writer, data, views, teachers, records, shard).complete(stop)
+
+
+def _data_spec(config: CacheConfig, existing: Manifest | None) -> str:
+    if config.data is not None:
+        return config.data
+    if existing is None:
+        raise UsageError(
+            f"no data set is given, and there is no cache {config.cache} that recorded one",
+            f"kd cache-teachers DATA --cache {config.cache} --teacher SPEC",
+        )
+    return existing.locations[0]
 
 
 def _view_set(config: CacheConfig, first: "Model", existing: Manifest | None) -> "ViewSet":
@@ -110,22 +123,29 @@ def _manifest(
     )
     by_buffer = int(config.buffer_gb * 1e9 // (block_rows * sum(spec.row_bytes for spec in arrays)))
     by_pixels = PIXEL_BYTES // (config.batch_size * pixels)
+    from kdcli.data.views import PARAM_NAMES
+
+    group = max(1, min(views.count, by_buffer, by_pixels))
     labelled = data.class_names is not None
     return Manifest(
-        rows=len(data),
-        views=views.count,
+        backend=config.backend or "zarr",
         block_rows=block_rows,
-        view_group=max(1, min(views.count, by_buffer, by_pixels)),
+        segments=(Segment(rows=len(data), spec=str(data.spec), location=data.location),),
+        view_groups=split_views(views.count, group),
         data=DataIdentity(
-            spec=str(data.spec),
-            location=data.location,
             keys=data.keys.digest(),
             labels=block_digest(data.labels.astype("<i8")) if labelled else None,
             class_names=data.class_names,
         ),
         view_set=views.document(),
+        param_names=PARAM_NAMES,
         created={"versions": versions(), "config": config.identity()},
     )
+
+
+def split_views(count: int, group: int) -> tuple[int, ...]:
+    """Views per group: as many as ``group`` each, the rest in the last one."""
+    return tuple(min(group, count - start) for start in range(0, count, group))
 
 
 def _require_same_data(root: Path, manifest: Manifest, data: "ImageData", views: "ViewSet") -> None:
@@ -145,7 +165,7 @@ def _require_same_data(root: Path, manifest: Manifest, data: "ImageData", views:
     found = differences(recorded, asked)
     if found:
         raise IdentityError(
-            f"{root} is a cache of other data ({manifest.data.spec})",
+            f"{root} is a cache of other data ({manifest.segments[0].spec})",
             "Use another --cache for this data set; reading several caches together is what --cache CACHE "
             "--cache CACHE does.",
             found,
@@ -161,24 +181,36 @@ def _planned(
     root: Path, manifest: Manifest, teachers: Mapping[str, Teacher], existing: Manifest | None
 ) -> CacheResult:
     """What a run would do, computed without writing anything."""
-    total = manifest.blocks * manifest.groups
     parts = {}
     for name, teacher in teachers.items():
-        done = 0
-        if existing is not None and Layout(root).teacher(name).is_dir():
+        total = done = _unit_count(manifest, teacher.record)
+        missing = total
+        if existing is not None and Layout(root).teacher(name).is_file():
             writer = CacheWriter(root, existing)
             writer.teachers[name].require_same(teacher.record, str(root))
-            done = total - len(writer.missing(name, withdraw=False))
+            known = [kind for kind in teacher.record.outputs if kind in writer.teachers[name].outputs]
+            there = {kind: teacher.record.outputs[kind] for kind in known}
+            missing -= _unit_count(manifest, teacher.record.model_copy(update={"outputs": there}))
+            missing += sum(len(writer.missing(f"{name}/{kind}", withdraw=False)) for kind in known)
+        done = total - missing
         parts[name] = TeacherProgress(teacher.record.id, shapes(manifest, teacher.record), total, done, 0)
-    size = sum(payload_bytes(manifest, teacher.record.array_specs()) for teacher in teachers.values())
+    size = sum(sum(payload_bytes(manifest, teacher.record).values()) for teacher in teachers.values())
     return CacheResult(
         existing.cache_id if existing else None,
-        manifest.rows,
+        manifest.samples,
         manifest.views,
         parts,
         None,
         size,
         dry_run=True,
+    )
+
+
+def _unit_count(manifest: Manifest, record: TeacherRecord) -> int:
+    """Units of a teacher when it is complete."""
+    return sum(
+        manifest.blocks * manifest.groups_of(output.views(manifest.views))
+        for output in record.outputs.values()
     )
 
 
@@ -200,9 +232,13 @@ class _Run:
         self._teachers, self._records, self._shard = teachers, records, shard
         self._failed: dict[tuple[int, int], list[tuple[int, str]]] = {}
 
+    def _parts(self) -> list[str]:
+        """What this run is to complete: the samples, and the kinds asked for of its teachers."""
+        asked = ((name, kind) for name, teacher in self._teachers.items() for kind in teacher.record.outputs)
+        return [SAMPLES, *(f"{name}/{kind}" for name, kind in asked)]
+
     def _missing(self) -> list[Unit]:
-        parts = [SAMPLES, *self._records]
-        units = [unit for part in parts for unit in self._writer.missing(part)]
+        units = [unit for part in self._parts() for unit in self._writer.missing(part)]
         return [
             unit
             for unit in units
@@ -222,7 +258,7 @@ class _Run:
                 self._writer,
                 self._data,
                 self._views,
-                self._workers({unit.part for unit in missing}),
+                self._workers({unit.teacher for unit in missing}),
                 drop_bad=self._config.bad_images == "drop",
                 processes=worker_count(self._config.workers),
                 stop=stop,
@@ -241,16 +277,16 @@ class _Run:
                 self._wait(missing[0])
         if self._failed:
             self._refuse_bad_images()
-        for part in (SAMPLES, *self._records):
+        for part in self._parts():
             self._writer.finish(part)
         return self._result(runner)
 
     def _say_plan(self, missing: Sequence[Unit]) -> None:
         tasks = {(unit.block, unit.group) for unit in missing}
-        names = [name for name in self._records if any(unit.part == name for unit in missing)]
+        names = [name for name in self._records if any(unit.teacher == name for unit in missing)]
         console.note(
             f"cache {self._writer.layout.root}: {len(tasks)} tasks to do for {', '.join(names) or 'the samples'} "
-            f"({self._writer.manifest.rows} images, {self._writer.manifest.views} views)"
+            f"({self._writer.manifest.samples} images, {self._writer.manifest.views} views)"
         )
 
     def _wait(self, unit: Unit) -> None:
@@ -263,7 +299,7 @@ class _Run:
         console.detail(f"waiting for {holder}")
         wait_a_moment()
 
-    def _workers(self, parts: set[str]) -> dict[str, Any]:
+    def _workers(self, names: set[str]) -> dict[str, Any]:
         """Teachers that have something to do, on the device, with the settings of the first run."""
         from kdcli.caching.pipeline import Worker
         from kdcli.models.teacher import TeacherRunner
@@ -271,7 +307,7 @@ class _Run:
         device = pick_device(self._config.device)
         workers = {}
         for name, record in self._records.items():
-            if name not in parts:
+            if name not in names:
                 continue
             teacher, compute = self._teachers[name], record.compute
             if compute["batch_size"] != self._config.batch_size:
@@ -285,7 +321,7 @@ class _Run:
                 )
             model = teacher.model
             workers[name] = Worker(
-                TeacherRunner(model, device, self._config.amp, teacher.plan.keep),
+                TeacherRunner(model, device, self._config.amp, teacher.plan.outputs),
                 teacher.plan,
                 (model.preprocess.size, model.preprocess.interpolation),
                 compute["batch_size"],
@@ -304,18 +340,26 @@ class _Run:
 
     def _result(self, runner: Any) -> CacheResult:
         manifest = self._writer.manifest
-        total = manifest.blocks * manifest.groups
         parts = {}
         for name, record in self._records.items():
-            written = runner.written[name] if runner is not None and name in runner.written else 0
-            done = total - len(self._writer.missing(name))
+            asked = {kind: record.outputs[kind] for kind in self._teachers[name].record.outputs}
+            record = record.model_copy(update={"outputs": asked})
+            written = sum(runner.written[f"{name}/{kind}"] for kind in asked) if runner is not None else 0
+            total = _unit_count(manifest, record)
+            done = total - sum(len(self._writer.missing(f"{name}/{kind}")) for kind in asked)
             parts[name] = TeacherProgress(record.id, shapes(manifest, record), total, done, written)
         rate = None
         if runner is not None and runner.images:
             rate = round(runner.images / runner.seconds, 2)
-        elif all(part.done == total for part in parts.values()):
+        elif all(part.done == part.total for part in parts.values()):
             console.note(f"cache {self._writer.layout.root} is complete: nothing to compute")
         else:
             console.note(f"cache {self._writer.layout.root}: nothing to compute in shard {self._shard}")
-        size = sum(payload_bytes(manifest, record.array_specs()) for record in self._records.values())
-        return CacheResult(manifest.cache_id, manifest.rows, manifest.views, parts, rate, size)
+        size = sum(
+            self._bytes(name, payload_bytes(manifest, record)) for name, record in self._records.items()
+        )
+        return CacheResult(manifest.cache_id, manifest.samples, manifest.views, parts, rate, size)
+
+    def _bytes(self, name: str, sizes: Mapping[str, int]) -> int:
+        """Bytes of the arrays that were asked for."""
+        return sum(sizes[array] for array in self._teachers[name].record.array_specs())

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, final
 
-from kdcli.cache.provenance import TeacherRecord, as_pixels
+from kdcli.cache.provenance import OutputRecord, TeacherRecord, as_pixels
 from kdcli.caching.outputs import OutputPlan, plan_outputs
 from kdcli.config import CacheConfig
 from kdcli.errors import UsageError
@@ -76,7 +76,7 @@ def open_teacher(name: str, spec: str, config: CacheConfig, data: "ImageData") -
     from kdcli.models.spec import open_model
 
     model = open_model(spec)
-    plan = plan_outputs(name, model, config.keep, config.dtype, config.temperatures, data.class_names)
+    plan = plan_outputs(name, model, config.outputs, config.dtype, config.temperatures, data.class_names)
     device = pick_device(config.device)
     preprocess = model.preprocess
     record = TeacherRecord(
@@ -84,7 +84,6 @@ def open_teacher(name: str, spec: str, config: CacheConfig, data: "ImageData") -
         spec=model.spec,
         architecture=model.architecture,
         weights=weights_sha256(model.network),
-        keep=plan.keep,
         dtype=config.dtype,
         amp=config.amp,
         declared_preprocess={**preprocess.document(), "crop_fraction": preprocess.crop_fraction},
@@ -92,7 +91,6 @@ def open_teacher(name: str, spec: str, config: CacheConfig, data: "ImageData") -
         num_features=model.num_features,
         class_names=model.class_names,
         temperatures=plan.temperatures,
-        arrays=plan.arrays,
         pixels=as_pixels(fingerprint(preprocess.size, preprocess.interpolation)),
         compute={
             "batch_size": config.batch_size,
@@ -100,6 +98,16 @@ def open_teacher(name: str, spec: str, config: CacheConfig, data: "ImageData") -
             "threads": torch.get_num_threads(),
             "tf32": torch.backends.cuda.matmul.allow_tf32,
             "versions": versions(),
+        },
+        outputs={
+            output.name: OutputRecord(
+                kind=output.kind,
+                top_k=output.top_k,
+                tap=output.tap,
+                eval_only=output.eval_only,
+                arrays=plan.arrays[output.name],
+            )
+            for output in plan.outputs
         },
     )
     return Teacher(model, plan, record)

@@ -11,7 +11,7 @@ import typer
 from typer.exceptions import TyperException
 
 from kdcli._version import __version__
-from kdcli.cli import admin, pipeline
+from kdcli.cli import admin, cache, pipeline
 from kdcli.console import console
 from kdcli.errors import DeviceError, KdError, NoSpaceError, StorageError, UsageError
 from kdcli.runtime import calm_openmp
@@ -26,6 +26,7 @@ app = typer.Typer(
 )
 pipeline.register(app)
 admin.register(app)
+cache.register(app)
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,72 +1,45 @@
-"""Replayable views: which box of the source image a model sees, and whether it is mirrored.
+"""Replayable views: what of the source image a model sees, mirrored, recoloured or mixed how.
 
-A view set has view 0, one centre square per sample, and views 1..K, random resized crops. View v of a
-sample is a pure function of (recipe, key, v): it is the same alone, in any order and on any platform.
-Models only resize the box to their own input size, so teachers and students see the same source pixels.
+A view set has view 0, one centre square per sample, and views 1..K, made by a recipe
+(:mod:`kdcli.data.recipes`). View v of a sample is a pure function of (recipe, key, v) and, where images are
+mixed, of the rows that partners come from: it is the same alone, in any order and on any platform. It is
+recorded as integers, places as shares of the image, so teachers and students of any input size see the
+same view. Order: crop box, resize to the model's size, mirror, colours, operations, erase, mix.
 """
 
-import hashlib
-import json
-import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, final
 
 import numpy as np
-from jaxtyping import Int32, UInt8
+from jaxtyping import Float32, Int32, Int64, UInt8
 from PIL import Image
 
-from kdcli.data.philox import WORD, below, words
-from kdcli.errors import BadDataError, IdentityError, UsageError, nearest
+from kdcli.data.boxes import BOX_WORDS, UNIT, Box, centre_box, centre_square, random_box
+from kdcli.data.mixing import NO_PARTNER, Pixels
+from kdcli.data.philox import WORD, words
+from kdcli.data.recipes import CUSTOM, RECIPES, Recipe, digest_of, find_recipe, recipe_from
+from kdcli.errors import BadDataError, ConfigError, IdentityError, UsageError
 from kdcli.types import Interpolation, differences
 
+__all__ = ["PARAM_NAMES", "RECIPES", "Recipe", "Render", "ViewSet", "fingerprint", "render"]
+
 PARAM_NAMES = ("left", "top", "width", "height", "flip", "source_width", "source_height")
-"""Columns of view parameters: the box in source pixels, 0 or 1, the size of the upright source image."""
+"""First columns of view parameters: the box in source pixels, 0 or 1, the size of the upright source image."""
 
-Params = Int32[np.ndarray, " 7"]
+Params = Int32[np.ndarray, " w"]
+Render = tuple[tuple[int, int], Interpolation]
+"""Input size (height, width) and interpolation: models that share both share their pixels."""
 
-_TRIES = 10
-_WORDS = 1 + 4 * _TRIES
-_FRACTION_BITS = 32
 _RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """How training views are drawn: torchvision's RandomResizedCrop, then a mirror image.
-
-    Attributes:
-        scale: least and largest share of the source area.
-        ratio: largest ratio of width to height; the smallest is its inverse.
-        flip: probability of the mirror image.
-    """
-
-    scale: tuple[float, float]
-    ratio: float
-    flip: float
-
-    def document(self) -> dict[str, Any]:
-        """The definition as JSON."""
-        return {"scale": list(self.scale), "ratio": self.ratio, "flip": self.flip}
-
-    def digest(self) -> str:
-        """Names the random streams of this definition."""
-        text = json.dumps(self.document(), sort_keys=True)
-        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-RECIPES = {
-    "imagenet": Recipe(scale=(0.08, 1.0), ratio=4 / 3, flip=0.5),
-    "mild": Recipe(scale=(0.35, 1.0), ratio=4 / 3, flip=0.5),
-    "glyph": Recipe(scale=(0.6, 1.0), ratio=4 / 3, flip=0.0),
-}
-_DIGESTS = {name: recipe.digest() for name, recipe in RECIPES.items()}
+_find = lru_cache(maxsize=64)(find_recipe)
 
 
 @final
@@ -77,7 +50,8 @@ class ViewSet:
     Attributes:
         train_views: K, the number of training views; views above K are defined all the same.
         crop_fraction: share of the shorter source side that view 0 keeps, in (0, 1].
-        recipe: of the training views, one of :data:`RECIPES`.
+        recipe: of the training views: a name, a YAML file or a definition (see
+            :func:`~kdcli.data.recipes.find_recipe`). Kept as its name, or the definition as JSON: never a path.
     """
 
     train_views: int
@@ -85,11 +59,7 @@ class ViewSet:
     recipe: str
 
     def __post_init__(self) -> None:
-        if self.recipe not in RECIPES:
-            raise UsageError(
-                f"unknown view recipe '{self.recipe}'.{nearest(self.recipe, RECIPES)}",
-                f"Recipes are {', '.join(RECIPES)}.",
-            )
+        object.__setattr__(self, "recipe", str(find_recipe(self.recipe)))
         if not 0 < self.crop_fraction <= 1:
             raise UsageError(
                 f"crop fraction {self.crop_fraction} is not in (0, 1]", "Use --eval-crop 0.875, or 1."
@@ -101,6 +71,7 @@ class ViewSet:
 
         Raises:
             UsageError: neither, or an unknown recipe.
+            NotFoundError, ConfigError: see :func:`~kdcli.data.recipes.find_recipe`.
         """
         match = re.fullmatch(r"eval(?:\+train:([1-9][0-9]{0,5}))?", text, re.ASCII)
         if not match:
@@ -118,43 +89,145 @@ class ViewSet:
         """1 + K."""
         return 1 + self.train_views
 
-    def params(self, key: str, view: int, width: int, height: int) -> Params:
-        """Parameters of one view of one sample, see :data:`PARAM_NAMES`.
+    @property
+    def rule(self) -> Recipe:
+        """The recipe's definition."""
+        return _find(self.recipe)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether training views are mixed with other images."""
+        return self.rule.mixing is not None
+
+    # --- parameters ------------------------------------------------------------------------------
+
+    @property
+    def param_names(self) -> tuple[str, ...]:
+        """Columns of view parameters: :data:`PARAM_NAMES`, then those of the recipe."""
+        own = [name for _, stage in self.rule.stages for name in stage.names]
+        mixing = self.rule.mixing
+        return (*PARAM_NAMES, *own, *(() if mixing is None else mixing.names))
+
+    def params(self, key: str, view: int, width: int, height: int, pool: range | None = None) -> Params:
+        """Parameters of one view of one sample, see :attr:`param_names`.
 
         Args:
             key: the sample's key.
             view: 0 for the centre square; any v >= 1 for a training view, also above K.
             width: of the upright source image, pixels.
             height: likewise.
+            pool: rows that a partner may come from; needed where the recipe mixes.
         """
+        rule, size = self.rule, (width, height)
         if view == 0:
-            box = _centre_square(width, height, self.crop_fraction)
-            return np.array([*box, 0, width, height], np.int32)
-        random = [int(word) for word in words(_WORDS, "view", _DIGESTS[self.recipe], key, str(view))]
-        recipe = RECIPES[self.recipe]
-        flip = random[0] < int(recipe.flip * WORD)
-        box = _random_box(recipe, random[1:], width, height)
-        return np.array([*box, flip, width, height], np.int32)
+            values = [*centre_square(*size, self.crop_fraction), 0, *size]
+            values += [value for _, stage in rule.stages for value in stage.neutral]
+            return np.array([*values, *(() if rule.mixing is None else rule.mixing.neutral)], np.int32)
+
+        def random(name: str, count: int) -> list[int]:
+            return [int(word) for word in words(count, name, digest_of(rule), key, str(view))]
+
+        flip, *box = random("view", 1 + BOX_WORDS)
+        values = [*_crop(rule, box, width, height), flip < int(rule.flip * WORD), *size]
+        for name, stage in rule.stages:
+            values += stage.sample(random(name, stage.word_count))
+        if rule.mixing is not None:
+            if pool is None:
+                raise ValueError("a recipe that mixes needs the rows that partners come from")
+            values += rule.mixing.sample(random("mix", rule.mixing.word_count), pool)
+        return np.array(values, np.int32)
+
+    def partners(self, params: Int32[np.ndarray, "*b w"]) -> Int64[np.ndarray, "*b"]:
+        """Row that each view is mixed with; -1 for none."""
+        if not self.mixes:
+            return np.full(params.shape[:-1], NO_PARTNER, np.int64)
+        return params[..., self.param_names.index("partner")].astype(np.int64)
+
+    def own_share(self, params: Int32[np.ndarray, "*b w"]) -> Float32[np.ndarray, "*b"]:
+        """Share of each view that is the sample's own, from 0 to 1; 1 where it is not mixed."""
+        if not self.mixes:
+            return np.ones(params.shape[:-1], np.float32)
+        return (params[..., self.param_names.index("lam")] / UNIT).astype(np.float32)
+
+    # --- pixels ----------------------------------------------------------------------------------
+
+    def draw(
+        self,
+        image: Image.Image,
+        params: Params,
+        size: tuple[int, int],
+        interpolation: Interpolation,
+        partner: tuple[Image.Image, Params] | None = None,
+    ) -> Pixels:
+        """Draw one view.
+
+        Args:
+            image: the upright RGB source image that ``params`` were made for.
+            params: see :attr:`param_names`.
+            size: (height, width) in pixels of the result.
+            interpolation: resampling filter of the resize.
+            partner: image and parameters (of the same view) of the row that :meth:`partners` names, if any.
+        """
+        own = self._unmixed(image, params, size, interpolation)
+        if partner is None or self.rule.mixing is None:
+            return own
+        other = self._unmixed(*partner, size, interpolation)
+        values = [int(value) for value in params[-len(self.rule.mixing.names) :]]
+        return self.rule.mixing.blend(own, other, values)
+
+    def _unmixed(
+        self, image: Image.Image, params: Params, size: tuple[int, int], interpolation: Interpolation
+    ) -> Pixels:
+        pixels, rule = render(image, params, size, interpolation), self.rule
+        if not rule.stages:
+            return pixels
+        picture, place = Image.fromarray(pixels), len(PARAM_NAMES)
+        for _, stage in rule.stages:
+            values = [int(value) for value in params[place : place + len(stage.names)]]
+            picture, place = stage.apply(picture, values, rule.fill), place + len(stage.names)
+        return np.array(picture)
+
+    def pixels(self) -> UInt8[np.ndarray, " k"]:
+        """What this installation draws of two fixed images by this recipe: tells when a library changes pixels.
+
+        Returns:
+            A 4 x 4 grid of pixels of 8 training views of each image, flattened.
+        """
+        images, parts = _fixed_images(), []
+        for view in range(1, 9):
+            params = [
+                self.params(f"fixed/{number}", view, *image.size, range(len(images)))
+                for number, image in enumerate(images)
+            ]
+            for image, own in zip(images, params, strict=True):
+                other = int(self.partners(own))
+                partner = None if other == NO_PARTNER else (images[other], params[other])
+                drawn = self.draw(image, own, (32, 32), "bilinear", partner)
+                parts.append(drawn[4::8, 4::8].ravel())
+        return np.concatenate(parts)
+
+    # --- documents -------------------------------------------------------------------------------
 
     def document(self) -> dict[str, Any]:
-        """The view set as JSON, with the recipe's definition."""
+        """The view set as JSON, with the recipe's definition; its name is ``custom`` if it has none."""
         return {
             "train_views": self.train_views,
             "crop_fraction": self.crop_fraction,
-            "recipe": {"name": self.recipe, **RECIPES[self.recipe].document()},
+            "recipe": {"name": self.rule.name, **self.rule.document()},
         }
 
     @classmethod
     def from_document(cls, document: dict[str, Any]) -> "ViewSet":
-        """Undo :meth:`document`.
+        """Undo :meth:`document`; no recipe file is needed.
 
         Raises:
             BadDataError: it is not such a document.
-            IdentityError: this version of kd defines the recipe differently.
+            IdentityError: this version of kd has no such recipe, or defines it differently.
         """
         try:
-            found = cls(document["train_views"], document["crop_fraction"], document["recipe"]["name"])
-        except (KeyError, TypeError) as error:
+            recipe = _recorded(document["recipe"])
+            found = cls(document["train_views"], document["crop_fraction"], recipe)
+        except (KeyError, TypeError, ConfigError) as error:
             raise BadDataError(f"not a description of views: {document}", "Make the cache again.") from error
         changed = differences(document, found.document())
         if changed:
@@ -164,56 +237,33 @@ class ViewSet:
         return found
 
 
-def _centre_square(width: int, height: int, fraction: float) -> tuple[int, int, int, int]:
-    side = max(1, math.floor(fraction * min(width, height) + 0.5))
-    return (width - side) // 2, (height - side) // 2, side, side
+def _recorded(recipe: Mapping[str, Any]) -> str:
+    """The text of a recorded recipe."""
+    name = recipe["name"]
+    if name == CUSTOM:
+        return str(recipe_from({key: value for key, value in recipe.items() if key != "name"}, CUSTOM))
+    if name not in RECIPES:
+        raise IdentityError(
+            f"this version of kd has no view recipe '{name}'",
+            "Use the version that made the cache, or make a new one.",
+        )
+    return str(name)
 
 
-def _random_box(recipe: Recipe, random: list[int], width: int, height: int) -> tuple[int, int, int, int]:
-    """Torchvision's RandomResizedCrop (after Szegedy et al. 2015): ten tries, then a centre crop.
-
-    The area's share is uniform, the ratio of the sides log-uniform. Sides are computed in integers from
-    fixed-point numbers, so that the last bit of a platform's exp() does not matter.
-
-    Args:
-        recipe: ranges of share and ratio.
-        random: four raw words for each try.
-        width: of the source, pixels.
-        height: likewise.
-
-    Returns:
-        left, top, width, height of a box inside the source.
-    """
-    one = 1 << _FRACTION_BITS
-    least, largest = (round(bound * one) for bound in recipe.scale)
-    for start in range(0, 4 * _TRIES, 4):
-        share_word, ratio_word, left_word, top_word = random[start : start + 4]
-        share = least + below(share_word, largest - least + 1)
-        ratio = round(recipe.ratio ** (2 * (ratio_word >> 12) / (1 << 52) - 1) * one)
-        area = width * height * share
-        box_width = _rounded_root(area * ratio, one * one)
-        box_height = _rounded_root(area, ratio)
-        if 0 < box_width <= width and 0 < box_height <= height:
-            left, top = below(left_word, width - box_width + 1), below(top_word, height - box_height + 1)
-            return left, top, box_width, box_height
-    box_width = min(width, math.floor(height * recipe.ratio + 0.5))
-    box_height = min(height, math.floor(width * recipe.ratio + 0.5))
-    return (width - box_width) // 2, (height - box_height) // 2, box_width, box_height
-
-
-def _rounded_root(numerator: int, denominator: int) -> int:
-    """round(sqrt(numerator / denominator)), exactly."""
-    return (math.isqrt(4 * numerator // denominator) + 1) // 2
+def _crop(rule: Recipe, random: list[int], width: int, height: int) -> Box:
+    if rule.scale is None:
+        return 0, 0, width, height
+    return random_box(rule.scale, rule.ratio, random, width, height) or centre_box(rule.ratio, width, height)
 
 
 def render(
     image: Image.Image, params: Params, size: tuple[int, int], interpolation: Interpolation
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Draw one view: crop its box, resize that with antialiasing, then mirror it.
+    """Draw what every view begins with: crop its box, resize that with antialiasing, then mirror it.
 
     Args:
         image: the upright RGB source image that ``params`` were made for.
-        params: see :data:`PARAM_NAMES`.
+        params: at least :data:`PARAM_NAMES`; more columns do not matter.
         size: (height, width) in pixels of the result.
         interpolation: resampling filter.
     """
@@ -224,6 +274,15 @@ def render(
     return np.ascontiguousarray(pixels[:, ::-1]) if flip else np.array(pixels)
 
 
+def _fixed_images() -> list[Image.Image]:
+    images = []
+    for number, (width, height) in enumerate(((97, 61), (40, 56))):
+        x, y = np.meshgrid(np.arange(width), np.arange(height))
+        pattern = np.stack([x * 5 + y, x * y // 3, (x // 4 + y // 4) % 2 * 200 + number], axis=-1) % 256
+        images.append(Image.fromarray(pattern.astype(np.uint8)))
+    return images
+
+
 def fingerprint(size: tuple[int, int], interpolation: Interpolation) -> UInt8[np.ndarray, " k"]:
     """What this installation draws of two fixed images: tells when a library changes pixels.
 
@@ -231,11 +290,10 @@ def fingerprint(size: tuple[int, int], interpolation: Interpolation) -> UInt8[np
         An 8 x 8 grid of pixels of each image, flattened.
     """
     parts = []
-    for number, (width, height) in enumerate(((97, 61), (40, 56))):
-        x, y = np.meshgrid(np.arange(width), np.arange(height))
-        pattern = np.stack([x * 5 + y, x * y // 3, (x // 4 + y // 4) % 2 * 200 + number], axis=-1) % 256
+    for number, image in enumerate(_fixed_images()):
+        width, height = image.size
         box = np.array([1, 2, width - 3, height - 4, number, width, height], np.int32)
-        pixels = render(Image.fromarray(pattern.astype(np.uint8)), box, size, interpolation)
+        pixels = render(image, box, size, interpolation)
         rows = np.linspace(0, size[0] - 1, 8).astype(int)
         columns = np.linspace(0, size[1] - 1, 8).astype(int)
         parts.append(pixels[np.ix_(rows, columns)].ravel())

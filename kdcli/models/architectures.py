@@ -1,4 +1,4 @@
-"""What kd asks of a library that networks come from; timm's and torchvision's answers have a file each."""
+"""What kd asks of a library that networks come from; the answers of timm, torchvision and ONNX have a file each."""
 
 from abc import ABC, abstractmethod
 
@@ -12,7 +12,7 @@ class Architecture(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """The architecture, without pretrained tag; ``torchvision/NAME`` for torchvision."""
+        """The architecture, without pretrained tag; ``torchvision/NAME`` for torchvision, or ``onnx``."""
 
     @abstractmethod
     def random(self, num_classes: int | None, image_size: int | None) -> Classifier:

@@ -5,6 +5,7 @@ hf-hub:ORG/NAME[@REV]          timm model on the Hugging Face hub
 local-dir:PATH                 folder with config.json and model.safetensors (what kd exports)
 torchvision/NAME               torchvision classification model
 ARCH@FILE.safetensors          weights of a timm or torchvision/NAME architecture from a file
+onnx:FILE                      ONNX graph, as a teacher only; onnxruntime runs it
 """
 
 from collections.abc import Callable
@@ -14,11 +15,16 @@ from typing import Literal, final
 
 from kdcli.errors import NotFoundError, UsageError, nearest
 
-ModelKind = Literal["timm", "hf-hub", "local-dir", "torchvision", "file"]
+ModelKind = Literal["timm", "hf-hub", "local-dir", "torchvision", "file", "onnx"]
 WeightsName = Literal["pretrained", "random"]
 
 TORCHVISION = "torchvision/"
-_FORMS = "Known forms: a timm name, hf-hub:ORG/NAME, local-dir:PATH, torchvision/NAME, ARCH@FILE.safetensors."
+ONNX = "onnx"
+"""Both the form of the spec and what its architecture is called."""
+_FORMS = (
+    "Known forms: a timm name, hf-hub:ORG/NAME, local-dir:PATH, torchvision/NAME, ARCH@FILE.safetensors,"
+    " onnx:FILE."
+)
 _CONVERT = (
     "Convert it once, from a source you trust: "
     'safetensors.torch.save_file(torch.load("FILE", weights_only=True), "FILE.safetensors").'
@@ -33,8 +39,8 @@ class ModelSpec:
     Attributes:
         kind: which of the forms.
         name: architecture (``torchvision/NAME`` for torchvision), or the hub's ORG/NAME[@REV];
-            empty for a folder, whose config.json says it.
-        file: absolute path of the folder or weights file.
+            empty for a folder, whose config.json says it, and for an ONNX file.
+        file: absolute path of the folder, weights file or ONNX file.
     """
 
     kind: ModelKind
@@ -57,7 +63,7 @@ class ModelSpec:
         """
         text = text.strip()
         scheme, colon, rest = text.partition(":")
-        if colon and (scheme := scheme.replace("_", "-")) in ("hf-hub", "local-dir"):
+        if colon and (scheme := scheme.replace("_", "-")) in ("hf-hub", "local-dir", "onnx"):
             return cls._located(text, scheme, rest)
         architecture, at, file = text.partition("@")
         if at:
@@ -69,8 +75,9 @@ class ModelSpec:
     def _located(cls, text: str, scheme: str, rest: str) -> "ModelSpec":
         if not rest:
             raise UsageError(f"model '{text}' names nothing after '{scheme}:'", _FORMS)
-        if scheme == "local-dir":
-            return cls("local-dir", "", Path(rest).expanduser().absolute())
+        if scheme != "hf-hub":
+            kind: ModelKind = "onnx" if scheme == ONNX else "local-dir"
+            return cls(kind, "", Path(rest).expanduser().absolute())
         owner, slash, name = rest.partition("/")
         if not (owner and slash and name) or rest.count("@") > 1:
             raise UsageError(
@@ -81,14 +88,22 @@ class ModelSpec:
     def __str__(self) -> str:
         if self.kind == "file":
             return f"{self.name}@{self.file}"
-        if self.kind == "local-dir":
-            return f"local-dir:{self.file}"
+        if self.kind in ("local-dir", "onnx"):
+            return f"{self.kind}:{self.file}"
         return f"hf-hub:{self.name}" if self.kind == "hf-hub" else self.name
 
 
 def default_init(spec: ModelSpec) -> WeightsName:
     """What a student starts from when nothing is said: bare names random, all that names weights, those."""
     return "random" if spec.kind in ("timm", "torchvision") else "pretrained"
+
+
+def only_a_teacher(spec: "ModelSpec | str") -> UsageError:
+    """The error for an ONNX file that is to be trained, changed or exported."""
+    return UsageError(
+        f"'{spec}' can only be a teacher: an ONNX file runs as it is, it cannot be trained or exported",
+        "Choose a timm architecture for the student, e.g. --student resnet18.",
+    )
 
 
 def unknown_architecture(name: str, where: str) -> NotFoundError:
@@ -150,6 +165,8 @@ def _not_a_name(name: str, text: str) -> NotFoundError | UsageError:
         return UsageError("the model string is empty", _FORMS)
     if Path(text).expanduser().is_dir():
         return NotFoundError(f"'{text}' is a folder, not a model name", f"Write local-dir:{text}.")
+    if name.endswith(".onnx"):
+        return NotFoundError(f"'{text}' is a file, not a model name", f"Write onnx:{text}.")
     if name.endswith(".safetensors"):
         return NotFoundError(
             f"'{text}' is a file, not a model name", f"Write ARCH@{text} with its architecture."

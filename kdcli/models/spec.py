@@ -5,7 +5,8 @@ from typing import final
 
 from kdcli.models.architectures import Architecture
 from kdcli.models.grammar import TORCHVISION, ModelSpec, WeightsName, default_init
-from kdcli.models.network import Classifier, check_cut, head_name, weights_sha256
+from kdcli.models.network import Classifier, head_name, weights_sha256
+from kdcli.models.onnx_models import OnnxArchitecture
 from kdcli.models.timm_models import TimmArchitecture
 from kdcli.models.torchvision_models import TorchvisionArchitecture
 from kdcli.models.weights import load_strictly, read_shapes, with_body_of
@@ -20,12 +21,12 @@ class Model:
     """A network that is open, checked, and in eval mode on the CPU.
 
     Attributes:
-        network: the network, cut before its last linear layer.
+        network: the network, cut before its last linear layer (of ``onnx:``, where that was found).
         spec: canonical model string that opens the same again.
-        architecture: timm's name without tag, or ``torchvision/NAME``.
+        architecture: timm's name without tag, ``torchvision/NAME``, or ``onnx``.
         preprocess: how it wants its pixels.
         num_classes: width of its logits; 0 when it gives features only.
-        num_features: width of its features.
+        num_features: width of its features; 0 when they cannot be had (``onnx:`` only).
         class_names: of the logits, in order, where known.
     """
 
@@ -60,7 +61,9 @@ def open_model(
     Raises:
         NotFoundError: the model is unknown, or its weights cannot be had.
         BadDataError: its weights or configuration are damaged, or do not fit it.
-        UsageError: it takes no images of that size, or does not end in one linear layer.
+        UsageError: it takes no images of that size, does not end in one linear layer, or is an ONNX file
+            that something else than a teacher is asked of.
+        MissingExtraError: an ONNX file, without the packages that run it.
     """
     spec = ModelSpec.parse(spec) if isinstance(spec, str) else spec
     architecture = _architecture(spec)
@@ -73,7 +76,7 @@ def open_model(
         own_classes = classifier.num_classes
         if num_classes not in (None, own_classes):
             classifier = with_body_of(classifier, architecture.random(num_classes, image_size))
-    num_features = check_cut(classifier, preprocess.size, str(spec))
+    num_features = classifier.check(preprocess.size, str(spec))
     return Model(
         network=classifier,
         spec=str(spec),
@@ -86,6 +89,8 @@ def open_model(
 
 
 def _architecture(spec: ModelSpec) -> Architecture:
+    if spec.kind == "onnx":
+        return OnnxArchitecture(spec)
     return TorchvisionArchitecture(spec) if spec.name.startswith(TORCHVISION) else TimmArchitecture(spec)
 
 

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kdcli.errors import IdentityError, UsageError
+from kdcli.models.grammar import ONNX, only_a_teacher
 from kdcli.models.network import TimmClassifier
 from kdcli.models.spec import Model
 from kdcli.types import Difference
@@ -35,12 +36,12 @@ class Student(nn.Module):
         heads: width of each further head by name, drawn from torch's generator in this order.
 
     Raises:
-        UsageError: the model is torchvision's (no export could reopen it), or a head is called label.
+        UsageError: the model is not timm's (no export could reopen it), or a head is called label.
     """
 
     def __init__(self, model: Model, heads: Mapping[str, int]) -> None:
         super().__init__()
-        refuse_torchvision(model)
+        require_timm(model)
         if LABEL_HEAD in heads:
             raise UsageError(f"no head may be called '{LABEL_HEAD}': that is the network's own", "Rename it.")
         self.model = model
@@ -138,12 +139,14 @@ class Student(nn.Module):
         ]
 
 
-def refuse_torchvision(model: Model) -> None:
+def require_timm(model: Model) -> None:
     """Students are timm's, so that what they export opens with ``timm.create_model``.
 
     Raises:
         UsageError: the model is not timm's.
     """
+    if model.architecture == ONNX:
+        raise only_a_teacher(model.spec)
     if not isinstance(model.network, TimmClassifier):
         raise UsageError(
             f"'{model.spec}' cannot be a student: exports are in timm's layout",

@@ -1,6 +1,6 @@
-"""A teacher at work: pixels in, what the cache keeps of its outputs out."""
+"""A teacher at work: pixels in, its raw outputs out; what is stored of them is for caching/outputs.py."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import final
 
@@ -9,9 +9,11 @@ import torch
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
-from kdcli.errors import BadDataError, DeviceError, UsageError
+from kdcli.errors import BadDataError, DeviceError
 from kdcli.models.spec import Model
-from kdcli.types import AmpName, OutputKind, Preprocess
+from kdcli.models.taps import require_outputs
+from kdcli.outputs import Output, raw_outputs
+from kdcli.types import AmpName, Preprocess
 
 _AMP_DTYPE = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -38,42 +40,43 @@ def autocast(device: str, amp: AmpName) -> "torch.autocast | nullcontext[None]":
 
 @final
 class TeacherRunner:
-    """Callable ``pixels -> {kind: array}``; picklable, so it also serves as a worker elsewhere.
+    """Callable ``pixels -> {name: tensor}``; picklable, so it also serves as a worker elsewhere.
 
     The same batch gives the same bits on the same machine; another batch composition may not.
 
     Args:
         model: the teacher; it is moved to the device and into the channels_last format.
         device: cpu, cuda or cuda:N.
-        amp: mixed precision of the forward; outputs are float32 all the same.
-        keep: the outputs wanted.
+        amp: mixed precision of the forward (an ONNX file runs as it is); outputs are float32 all the same.
+        outputs: what is to be kept; one forward gives all that it is made of.
 
     Raises:
-        UsageError: logits are wanted of a model without classes.
+        UsageError: the model does not give it, see :func:`kdcli.models.taps.require_outputs`.
+        DeviceError: out of memory.
     """
 
-    def __init__(self, model: Model, device: str, amp: AmpName, keep: Sequence[OutputKind]) -> None:
-        if "logits" in keep and not model.num_classes:
-            raise UsageError(
-                f"'{model.spec}' has no classifier, so it gives no logits", "Use --keep features."
-            )
+    def __init__(self, model: Model, device: str, amp: AmpName, outputs: Sequence[Output]) -> None:
+        require_outputs(model, outputs)
         self.model = model
-        self.keep: tuple[OutputKind, ...] = tuple(dict.fromkeys(keep))
+        self.outputs = tuple(outputs)
         self._device = device
         self._amp = amp
         with _memory_errors(model.spec):
             model.network.eval().to(device).to(memory_format=torch.channels_last)
 
     def __call__(
-        self, pixels: UInt8[np.ndarray | Tensor, "b h w 3"]
-    ) -> dict[OutputKind, Float32[Tensor, "b k"]]:
-        """Outputs for a batch of images that were rendered at this model's size.
+        self, pixels: UInt8[np.ndarray | Tensor, "b h w 3"], only: Collection[str] | None = None
+    ) -> dict[str, Float32[Tensor, "b ..."]]:
+        """Raw outputs for a batch of images that were rendered at this model's size.
 
         Args:
-            pixels: uint8 images at ``model.preprocess.size``.
+            pixels: uint8 images at ``model.preprocess.size``; copied to the device without waiting
+                when they are in pinned memory.
+            only: names of the outputs (``Output.name``) that are wanted of this batch; default: all.
 
         Returns:
-            Per wanted kind a float32 tensor on the CPU: raw logits before softmax, pooled features.
+            float32 tensors on the device: ``logits`` [b, c] before softmax (also when only their top-k or
+            statistics are kept), ``features`` [b, d], ``maps.TAP`` [b, C, H, W].
 
         Raises:
             BadDataError: the images are of another size.
@@ -85,15 +88,11 @@ class TeacherRunner:
                 f"'{self.model.spec}' wants images of {wanted} pixels, got shape {tuple(pixels.shape)}",
                 "Render them at model.preprocess.size.",
             )
-        network = self.model.network
-        outputs: dict[OutputKind, Tensor] = {}
+        names = raw_outputs(output for output in self.outputs if only is None or output.name in only)
         with _memory_errors(self.model.spec), torch.inference_mode(), autocast(self._device, self._amp):
             batch = torch.as_tensor(pixels).to(self._device, non_blocking=True)
-            features = network.features(normalise(batch, self.model.preprocess))
-            for kind in self.keep:
-                wanted_output = features if kind == "features" else network.classify(features)
-                outputs[kind] = wanted_output.float().cpu()
-        return outputs
+            found = self.model.network.outputs(normalise(batch, self.model.preprocess), names)
+            return {name: output.float() for name, output in found.items()}
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from timm.models import is_model, resolve_model_input_args
 
 from kdcli.errors import BadDataError, NotFoundError, UsageError
 from kdcli.models.architectures import Architecture
-from kdcli.models.grammar import ModelSpec, unknown_architecture
+from kdcli.models.grammar import ModelSpec, only_a_teacher, unknown_architecture
 from kdcli.models.hub import download_errors
 from kdcli.models.network import Classifier, TimmClassifier
 from kdcli.models.weights import broken_file, read_shapes, refuse_differences
@@ -23,13 +23,14 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 _EXPORTS = "kd train-student writes OUT/export."
 
-_INTERPOLATION: dict[str, Interpolation] = {
+INTERPOLATION: dict[str, Interpolation] = {
     "nearest": "nearest",
     "bilinear": "bilinear",
     "bicubic": "bicubic",
     "lanczos": "lanczos",
     "random": "bilinear",  # timm draws bilinear or bicubic in training; a cache needs one
 }
+"""Our name of each filter that a pretrained configuration may name."""
 
 
 @final
@@ -40,11 +41,14 @@ class TimmArchitecture(Architecture):
         spec: of kind timm, hf-hub, local-dir, or file with a timm architecture.
 
     Raises:
+        UsageError: the spec is an ONNX file.
         NotFoundError: the folder, the hub's model, or the architecture it names is not there.
         BadDataError: the configuration cannot be read, or is not for RGB images.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
+        if spec.kind == "onnx":  # who asks for its architecture by name wants to train it
+            raise only_a_teacher(spec)
         self._spec = spec
         self._folder = spec.file if spec.kind == "local-dir" else None
         if self._folder is not None:
@@ -82,14 +86,14 @@ class TimmArchitecture(Architecture):
         """See the base."""
         resolved = resolve_data_config(pretrained_cfg=self._config)  # type: ignore[no-untyped-call]
         interpolation = resolved["interpolation"]
-        if interpolation not in _INTERPOLATION:
+        if interpolation not in INTERPOLATION:
             raise BadDataError(
                 f"'{self._spec}' wants the filter '{interpolation}'", "Set a known one in its config."
             )
         _, height, width = resolved["input_size"]
         return Preprocess(
             size=(image_size, image_size) if image_size else (int(height), int(width)),
-            interpolation=_INTERPOLATION[interpolation],
+            interpolation=INTERPOLATION[interpolation],
             mean=_three(resolved["mean"]),
             std=_three(resolved["std"]),
             crop_fraction=float(resolved["crop_pct"]),

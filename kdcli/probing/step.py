@@ -6,7 +6,7 @@ from typing import Any, final
 import numpy as np
 from jaxtyping import Float, Int64
 
-from kdcli.cache.cacheset import CacheSet, second_name
+from kdcli.cache.cacheset import CacheSet
 from kdcli.config import ProbeConfig
 from kdcli.console import console
 from kdcli.data.sources import ImageData, open_data
@@ -175,7 +175,7 @@ def _cached(caches: CacheSet, teacher: str, data: ImageData) -> ImageData:
 
     Reads no image: at a million of them that is left to those that some draw uses.
     """
-    usable = caches.require([teacher], caches.rows_of(data, check_content=False), [EVAL_VIEW], None)
+    usable = caches.require({teacher: ["features"]}, caches.rows_of(data, check_content=False), [EVAL_VIEW], None)
     return data if usable.all() else data.select(np.flatnonzero(usable))
 
 
@@ -186,12 +186,12 @@ def _from_cache(
     if "features" not in record.keep:
         raise CacheMissingError(
             f"a probe needs features; of teacher '{teacher}' the cache keeps only {', '.join(record.keep)}",
-            f"{caches.add_command([teacher], ['features'])}, then --teacher {second_name(teacher, ['features'])}",
+            caches.add_command([teacher], ["features"]),
         )
     parts = []
     for data in (task.train, task.test):
         rows = caches.rows_of(data)  # compares the bytes of the images, now only of those that are used
-        caches.require([teacher], rows, [EVAL_VIEW], None)
+        caches.require({teacher: ["features"]}, rows, [EVAL_VIEW], None)
         parts.append(caches.gather(teacher, "features", rows, EVAL_VIEW))
     return teacher, parts[0], parts[1]
 

@@ -21,7 +21,7 @@ import yaml
 
 from kdcli.errors import OutputExistsError, StorageError
 from kdcli.runtime import atomic_write_text, read_json, storage_errors, versions, write_json
-from kdcli.training.plan import Plan
+from kdcli.training.plan import Pins, Plan
 from kdcli.types import differences
 
 _FILES = ("result.json", "config.yaml", "ranking.json", "metrics.jsonl", "heads.safetensors")
@@ -65,10 +65,13 @@ def finished_result(out: Path) -> dict[str, Any] | None:
     return document
 
 
-def pinned_teachers(out: Path) -> tuple[str, ...]:
-    """Teachers of the run that ``out`` holds. It keeps to them when more are cached later."""
+def read_pins(out: Path) -> Pins:
+    """What the run that ``out`` holds keeps to, when teachers or views are added to the cache later."""
     marker = out / "run.json"
-    return tuple(read_json(marker).get("identity", {}).get("teachers", {})) if marker.is_file() else ()
+    if not marker.is_file():
+        return Pins()
+    identity = read_json(marker).get("identity", {})
+    return Pins(tuple(identity.get("teachers", {})), identity.get("views", {}).get("train_views"))
 
 
 def require_same_run(plan: Plan) -> None:

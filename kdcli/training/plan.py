@@ -1,7 +1,6 @@
 """From a configuration to a plan: everything is resolved and checked here, before a model is opened."""
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, final
 
@@ -118,13 +117,27 @@ class Plan:
         }
 
 
-def make_plan(config: TrainConfig, ranking: Ranking | None = None, pinned: Sequence[str] = ()) -> Plan:
+@final
+@dataclass(frozen=True, slots=True)
+class Pins:
+    """What a run that was begun earlier keeps to, though the cache may hold more by now.
+
+    Attributes:
+        teachers: the cached ones it uses.
+        train_views: how many training views it cycles through.
+    """
+
+    teachers: tuple[str, ...] = ()
+    train_views: int | None = None
+
+
+def make_plan(config: TrainConfig, ranking: Ranking | None = None, pins: Pins | None = None) -> Plan:
     """Resolve and check a configuration.
 
     Args:
         config: what the user asked for.
         ranking: what ``config.ranking`` holds, already read.
-        pinned: the teachers that a run begun earlier understood by all cached ones.
+        pins: what a run begun earlier understood by all cached teachers and views.
 
     Raises:
         UsageError: options that contradict each other or the method.
@@ -134,7 +147,7 @@ def make_plan(config: TrainConfig, ranking: Ranking | None = None, pinned: Seque
         IdentityError: a cache of other images, or a ranking of other teachers.
         DeviceError: no such device, or one that cannot run at this precision.
     """
-    method = METHODS[config.method]
+    method, pins = METHODS[config.method], pins or Pins()
     config = _without_unused(config, method)
     ranking = ranking if "ranking" in method.options else None
     settings = _settings(config, method.defaults)
@@ -144,13 +157,13 @@ def make_plan(config: TrainConfig, ranking: Ranking | None = None, pinned: Seque
     cache = CacheSet.open(config.cache, config.verify) if config.cache else None
     teachers = None
     if cache is not None and method.needs.kinds:
-        teachers = choose_teachers(config, method, settings, cache, ranking, pinned)
+        teachers = choose_teachers(config, method, settings, cache, ranking, pins.teachers)
     init = resolve_init(config.init, student, teachers.generalist if teachers is not None else None)
     settings = _fit_batchnorm(config, settings, init)
-    rule = _views(config, cache)
+    rule = _views(config, cache, pins.train_views)
     everything = open_data(config.data, data_root=config.data_root, download=config.download)
     data = everything if method.needs.kinds else _labelled(everything)
-    recording, data = _record(config, settings, data, cache, teachers, rule)
+    recording, data = _record(config, method, settings, data, cache, teachers, rule)
     if method.needs.labels:
         _require_classes(data, config.data)
     test = _test_data(config)
@@ -223,11 +236,14 @@ def _device(config: TrainConfig) -> str:
 # --- views ------------------------------------------------------------------------------------
 
 
-def _views(config: TrainConfig, cache: CacheSet | None) -> ViewRule:
+def _views(config: TrainConfig, cache: CacheSet | None, pinned: int | None) -> ViewRule:
     if cache is None:
         return ViewRule(ViewSet(0, 1.0, config.recipe or DEFAULT_RECIPE), None)
     views = ViewSet.from_document(cache.view_set)
     cached = cache.view_count - 1
+    if pinned is not None and pinned <= cached:
+        cached = pinned
+    views = replace(views, train_views=cached)
     if config.teacher_view == "eval":
         return ViewRule(replace(views, recipe=config.recipe or views.recipe), cached, "eval")
     if config.recipe not in (None, views.recipe):
@@ -253,6 +269,7 @@ def _labelled(data: ImageData) -> ImageData:
 
 def _record(
     config: TrainConfig,
+    method: Method,
     settings: Settings,
     data: ImageData,
     cache: CacheSet | None,
@@ -264,8 +281,8 @@ def _record(
         return None, data
     rows = cache.rows_of(data, check_content=False)  # the feed compares the bytes as it decodes them
     views = sorted({rule.teacher(epoch) for epoch in range(settings.epochs)} & set(range(cache.view_count)))
-    names = [] if teachers is None else list(teachers.weights)
-    usable = cache.require(names, rows, views, config.allow_partial)
+    reads = {} if teachers is None else dict.fromkeys(teachers.weights, sorted(method.needs.kinds))
+    usable = cache.require(reads, rows, views, config.allow_partial)
     if not usable.any():
         raise CacheMissingError(
             f"none of the {len(data)} images of {config.data} has cached outputs",

@@ -24,7 +24,7 @@ from kdcli.training.outdir import (
     begin,
     finished_result,
     forget_checkpoints,
-    pinned_teachers,
+    read_pins,
     require_folder,
     require_same_run,
 )
@@ -103,7 +103,7 @@ def train_student(
     """
     _require_one_process()
     require_folder(config.out)
-    plan = make_plan(config, ranking, pinned=() if config.overwrite else pinned_teachers(config.out))
+    plan = make_plan(config, ranking, None if config.overwrite else read_pins(config.out))
     head_to_test(plan)  # refuses unsuitable test data before training rather than after it
     out = plan.config.out
     if not config.overwrite:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from shlex import quote
 from typing import final
 
-from kdcli.cache.cacheset import CacheSet, second_name
+from kdcli.cache.cacheset import CacheSet
 from kdcli.cache.provenance import TeacherRecord
 from kdcli.config import TrainConfig, command_line
 from kdcli.console import console
@@ -100,7 +100,7 @@ def choose_teachers(
         )
     used = dict.fromkeys([*weights, *([generalist.name] if generalist else [])])
     records = {name: cache.teacher(name) for name in used}
-    _require_arrays(config, method, cache, [records[name] for name in weights], ranking)
+    _require_arrays(method, cache, [records[name] for name in weights])
     return Teachers(weights, records, generalist)
 
 
@@ -159,29 +159,14 @@ def joint_id(cache_ids: Iterable[str]) -> str:
     return ",".join(cache_ids)
 
 
-def _require_arrays(
-    config: TrainConfig,
-    method: Method,
-    cache: CacheSet,
-    records: Sequence[TeacherRecord],
-    ranking: Ranking | None,
-) -> None:
+def _require_arrays(method: Method, cache: CacheSet, records: Sequence[TeacherRecord]) -> None:
     add = tuple(sorted({kind for record in records for kind in method.needs.kinds - set(record.keep)}))
     lacking = [record for record in records if not method.needs.kinds <= set(record.keep)]
     if not lacking:
         return
-    # The same model gets a second name: what is kept of a teacher is part of its identity.
-    names = [record.name for record in lacking]
-    then = "rank again with " + " ".join(f"--exclude {name}" for name in names)
-    if ranking is None:
-        then = "add " + " ".join(
-            f"--{'generalist' if record.name == config.generalist else 'teacher'} "
-            + (second_name(record.name, add) if record in lacking else record.name)
-            for record in records
-        )
     more = f" (and {len(lacking) - 1} more)" if len(lacking) > 1 else ""
     raise CacheMissingError(
-        f"{method.name} needs the {' and '.join(add)} of '{names[0]}'{more}, which was cached with "
+        f"{method.name} needs the {' and '.join(add)} of '{lacking[0].name}'{more}, which was cached with "
         f"{','.join(lacking[0].keep)} only",
-        f"{cache.add_command(names, add)}, then {then}",
+        cache.add_command([record.name for record in lacking], add),
     )

@@ -1,0 +1,219 @@
+"""The files of one cache, whatever its backend: records of teachers, arrays, chunks."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import final
+
+import numpy as np
+from jaxtyping import Int64
+from pydantic import ValidationError
+
+from kdcli.cache.arrays import WHOLE_ARRAYS, array_folder, sample_arrays
+from kdcli.cache.backend import Backend, Inspection
+from kdcli.cache.hdf5_backend import HDF5Backend
+from kdcli.cache.keytable import KeyTable
+from kdcli.cache.layout import SAMPLES, BackendName, Layout, Manifest
+from kdcli.cache.provenance import REPAIR_HINT, ArraySpec, OutputRecord, TeacherRecord, seal, unseal
+from kdcli.cache.zarr_backend import ZarrBackend
+from kdcli.errors import CorruptError, IdentityError, KdError
+from kdcli.outputs import STATS
+from kdcli.runtime import create_json, read_json, storage_errors
+from kdcli.types import Difference
+
+BACKENDS: dict[BackendName, Backend] = {"zarr": ZarrBackend(), "hdf5": HDF5Backend()}
+_KIND_ORDER = ("logits", "topk", STATS, "features", "maps")
+
+
+@final
+class Store:
+    """Where the arrays of a cache lie, and what they are.
+
+    Attributes:
+        layout: paths of the bookkeeping.
+        manifest: what the cache is.
+        backend: how its chunks are stored.
+        teachers: records by name, as they were when the store was opened or :meth:`refresh` was called.
+    """
+
+    def __init__(self, root: Path, manifest: Manifest) -> None:
+        self.layout, self.manifest = Layout(root), manifest
+        self.backend = BACKENDS[manifest.backend]
+        self.teachers: dict[str, TeacherRecord] = {}
+        self.refresh()
+
+    @property
+    def data(self) -> Path:
+        """Folder of the arrays."""
+        return self.layout.data(self.manifest.backend)
+
+    def refresh(self) -> None:
+        """Read the teachers' records again."""
+        self.teachers = load_teachers(self.layout)
+
+    def parts(self) -> list[str]:
+        """Every part of the cache: the samples, and each kind of output of each teacher."""
+        outputs = ((name, kind) for name, record in self.teachers.items() for kind in record.outputs)
+        return [SAMPLES, *(f"{name}/{kind}" for name, kind in outputs)]
+
+    def specs(self, part: str) -> dict[str, ArraySpec]:
+        """The arrays of a part."""
+        if part == SAMPLES:
+            return sample_arrays(self.manifest)
+        return self.output(part).array_specs()
+
+    def output(self, part: str) -> OutputRecord:
+        """The record of a part that is an output of a teacher."""
+        teacher, _, kind = part.partition("/")
+        return self.teachers[teacher].outputs[kind]
+
+    def part_id(self, part: str) -> str:
+        """The id that commit records of this part carry."""
+        if part == SAMPLES:
+            return self.manifest.cache_id
+        return self.teachers[part.partition("/")[0]].id
+
+    def views(self, part: str) -> int:
+        """How many views a part holds: the first so many of the cache's."""
+        count = self.manifest.views
+        return count if part == SAMPLES else self.output(part).views(count)
+
+    def units_of(self, part: str) -> Iterator[tuple[int, int]]:
+        """(block, group) of every unit that a part has when it is complete."""
+        groups = self.manifest.groups_of(self.views(part))
+        return ((block, group) for block in range(self.manifest.blocks) for group in range(groups))
+
+    def arrays_in(self, part: str, group: int) -> dict[str, ArraySpec]:
+        """The arrays that a unit of this view group holds: those without views are in group 0 only."""
+        return {name: spec for name, spec in self.specs(part).items() if spec.per_view or group == 0}
+
+    # --- chunks ----------------------------------------------------------------------------------
+
+    def folder(self, part: str, name: str) -> Path:
+        """Folder of an array."""
+        return self.data / array_folder(part, name)
+
+    def chunk(self, part: str, name: str, spec: ArraySpec, block: int, view: int | None) -> Path:
+        """File of a chunk; ``view`` is ignored for arrays without views."""
+        place = view if spec.per_view else None
+        return self.folder(part, name) / self.backend.chunk_name(block, place, len(spec.row_shape))
+
+    def chunks_of(self, part: str, name: str, spec: ArraySpec, block: int, group: int) -> list[Path]:
+        """Files of an array that one unit holds, in view order."""
+        if not spec.per_view:
+            return [self.chunk(part, name, spec, block, None)]
+        views = self.manifest.views_of(group, self.views(part))
+        return [self.chunk(part, name, spec, block, view) for view in views]
+
+    def write(self, path: Path, values: np.ndarray) -> list[int]:
+        """Write a chunk; [size, crc32c] for the record."""
+        return list(self.backend.write(path, values, self.layout.tmp))
+
+    def inspect(self, path: Path) -> Inspection:
+        """Read a chunk and say what it is."""
+        return self.backend.inspect(path)
+
+    # --- arrays of whole data sets ---------------------------------------------------------------
+
+    def whole(self, name: str, length: int) -> np.ndarray:
+        """Map the first ``length`` values of keys or labels: a growing cache may have more already.
+
+        Raises:
+            CorruptError: there are fewer.
+        """
+        spec = WHOLE_ARRAYS[name]
+        path = self.chunk(SAMPLES, name, spec, 0, None)
+        try:
+            count = self.backend.rows_in(path, spec)
+        except FileNotFoundError as error:
+            raise CorruptError(f"{path} is missing", REPAIR_HINT) from error
+        if count < length:
+            raise CorruptError(f"{path} holds {count} values, not {length}", REPAIR_HINT)
+        return self.backend.map(path, count, spec)[:length]
+
+    def load_keys(self) -> KeyTable:
+        """The keys of all rows, checked against the manifest.
+
+        Raises:
+            CorruptError: they are not the manifest's.
+        """
+        offsets = self.whole("key_offsets", self.manifest.rows + 1)
+        keys = KeyTable(self.whole("key_bytes", max(0, int(offsets[-1]))), offsets)
+        if not keys.is_sound() or keys.digest() != self.manifest.data.keys:
+            raise CorruptError(f"{self.layout.root}: its keys are not those of its manifest", REPAIR_HINT)
+        return keys
+
+    def load_labels(self) -> Int64[np.ndarray, " n"]:
+        """The labels of all rows, -1 = unlabelled, checked against the manifest."""
+        from kdcli.cache.commits import block_digest
+
+        rows, recorded = self.manifest.rows, self.manifest.data.labels
+        if recorded is None:
+            return np.full(rows, -1, np.int64)
+        labels = self.whole("labels/class", rows)
+        if block_digest(labels) != recorded:
+            raise CorruptError(f"{self.layout.root}: its labels are not those of its manifest", REPAIR_HINT)
+        return labels
+
+    # --- records and metadata --------------------------------------------------------------------
+
+    def add_teacher(self, record: TeacherRecord) -> None:
+        """Record a teacher and its outputs where they are not there yet; the first writer of a record wins."""
+        documents = {self.layout.teacher(record.name): record.document()}
+        for kind, output in record.outputs.items():
+            documents[self.layout.output(record.name, kind)] = output.model_dump(mode="json")
+        for path, document in documents.items():
+            with storage_errors(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                create_json(path, seal(document), self.layout.tmp)
+        self.refresh()
+
+    def write_metadata(self, keys: KeyTable) -> None:
+        """Make every folder, and every metadata file that is missing or out of date."""
+        documents = self.backend.metadata(self.manifest, keys, self.teachers)
+        folders = {self.folder(part, name) for part in self.parts() for name in self.specs(part)}
+        with storage_errors(self.data):
+            for folder in sorted(folders | {(self.data / path).parent for path in documents}):
+                folder.mkdir(parents=True, exist_ok=True)
+            for path, content in documents.items():
+                target = self.data / path
+                if not target.is_file() or target.read_bytes() != content:
+                    temporary = self.layout.tmp / f"meta-{os.getpid()}-{os.urandom(8).hex()}"
+                    temporary.write_bytes(content)
+                    temporary.replace(target)
+
+
+def load_teachers(layout: Layout) -> dict[str, TeacherRecord]:
+    """The teachers of a cache, by name, each with the kinds that are kept of it.
+
+    Raises:
+        CorruptError: a record was changed after it was written.
+        IdentityError: a folder was renamed.
+    """
+    found = {}
+    for folder in sorted(layout.teachers.iterdir()) if layout.teachers.is_dir() else ():
+        path = folder / "teacher.json"
+        if not path.is_file():
+            continue  # being made, or being removed
+        record = TeacherRecord.model_validate(_sealed(path, TeacherRecord))
+        if record.name != folder.name:
+            difference = Difference("name", record.name, folder.name)
+            raise IdentityError(f"{folder} was renamed", f"Rename it back to '{record.name}'.", [difference])
+        outputs = [
+            OutputRecord.model_validate(_sealed(file, OutputRecord))
+            for file in folder.glob("*.json")
+            if file != path
+        ]
+        outputs.sort(key=lambda output: (_KIND_ORDER.index(output.kind), output.tap))
+        found[record.name] = record.model_copy(update={"outputs": {o.name: o for o in outputs}})
+    return found
+
+
+def _sealed(path: Path, kind: type[TeacherRecord] | type[OutputRecord]) -> dict[str, object]:
+    try:
+        document = unseal(read_json(path), path)
+        kind.model_validate(document)
+    except (KdError, ValidationError) as error:
+        reason = error.message if isinstance(error, KdError) else "no valid record"
+        raise CorruptError(f"{path}: {reason}", REPAIR_HINT) from error
+    return document

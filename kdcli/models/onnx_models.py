@@ -1,0 +1,265 @@
+"""ONNX graphs as teachers: ``onnx:FILE``, run by onnxruntime. No pickle is read, nothing is trained."""
+
+import json
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Any, cast, final
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from kdcli.console import console
+from kdcli.errors import BadDataError, DeviceError, KdError, NotFoundError, UsageError
+from kdcli.models.architectures import Architecture
+from kdcli.models.grammar import ONNX, ModelSpec, only_a_teacher
+from kdcli.models.network import Classifier, synthetic_image
+from kdcli.models.onnx_graph import OnnxGraph, read_graph
+from kdcli.models.timm_models import INTERPOLATION
+from kdcli.types import Preprocess
+
+_METADATA_KEYS = ("kd", "pretrained_cfg")
+_EXAMPLE = (
+    '{"input_size": [3, 224, 224], "interpolation": "bicubic", "mean": [0.485, 0.456, 0.406],'
+    ' "std": [0.229, 0.224, 0.225], "crop_pct": 0.875}'
+)
+
+
+@final
+class OnnxArchitecture(Architecture):
+    """An ONNX file with its preprocessing.
+
+    That is FILE.json, with the fields of timm's pretrained_cfg (``input_size``, ``interpolation``, ``mean``,
+    ``std``, ``crop_pct``, and ``label_names`` where known), or else the same JSON in the file's own metadata
+    under ``kd`` or ``pretrained_cfg``.
+
+    Args:
+        spec: of kind onnx.
+
+    Raises:
+        NotFoundError: there is no such file, or nobody says how it wants its pixels.
+        MissingExtraError: onnx or onnxruntime is not installed.
+        BadDataError: the graph or its description cannot be used.
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        if spec.file is None:
+            raise UsageError(f"'{spec}' names no file", "Write onnx:FILE.")
+        self._spec = spec
+        self._graph = read_graph(spec.file)
+        self._where, self._config = self._description()
+
+    @property
+    def name(self) -> str:
+        """See the base."""
+        return ONNX
+
+    def random(self, num_classes: int | None, image_size: int | None) -> Classifier:
+        """See the base: it has no other weights than its own.
+
+        Raises:
+            UsageError: always.
+        """
+        raise only_a_teacher(self._spec)
+
+    def pretrained(self, image_size: int | None) -> Classifier:
+        """See the base."""
+        classifier = OnnxClassifier(self._graph, str(self._spec))
+        classifier.measure(self.preprocess(image_size).size)
+        names = self.class_names()
+        if names is not None and len(names) != classifier.num_classes:
+            raise BadDataError(
+                f"{self._where} gives {len(names)} label_names for {classifier.num_classes} classes",
+                "Give one name per class, in the order of the logits, or none.",
+            )
+        return classifier
+
+    def preprocess(self, image_size: int | None) -> Preprocess:
+        """See the base."""
+        config = self._config
+        try:
+            channels, height, width = (int(side) for side in config["input_size"])
+            mean, std = (tuple(float(value) for value in config[key]) for key in ("mean", "std"))
+            crop_fraction = float(config["crop_pct"])
+            interpolation = INTERPOLATION[config["interpolation"]]
+        except KeyError as error:
+            if error.args[0] in ("input_size", "mean", "std", "crop_pct", "interpolation"):
+                raise BadDataError(f"{self._where} has no {error}", f"For example {_EXAMPLE}") from error
+            raise BadDataError(
+                f"{self._where} wants the filter {error}", f"Known: {', '.join(INTERPOLATION)}."
+            ) from error
+        except (TypeError, ValueError) as error:
+            raise BadDataError(f"{self._where} cannot be used: {error}", f"For example {_EXAMPLE}") from error
+        sizes_fit = channels == len(mean) == len(std) == 3 and min(height, width) > 0
+        if not (sizes_fit and min(std) > 0 and 0 < crop_fraction <= 1):
+            raise BadDataError(
+                f"{self._where} is out of range: 3 channels, std above 0 and crop_pct in (0, 1] are needed",
+                f"For example {_EXAMPLE}",
+            )
+        return Preprocess(
+            size=(image_size, image_size) if image_size else (height, width),
+            interpolation=interpolation,
+            mean=cast("tuple[float, float, float]", mean),
+            std=cast("tuple[float, float, float]", std),
+            crop_fraction=crop_fraction,
+        )
+
+    def class_names(self) -> tuple[str, ...] | None:
+        """See the base."""
+        names = self._config.get("label_names")
+        return tuple(str(name) for name in names) if isinstance(names, list) and names else None
+
+    def _description(self) -> tuple[str, dict[str, Any]]:
+        """Where the preprocessing is written, and what is written there."""
+        sidecar = self._graph.path.with_name(f"{self._graph.path.name}.json")
+        if sidecar.is_file():
+            return f"'{sidecar}'", _json_object(sidecar.read_bytes(), f"'{sidecar}'")
+        for key in _METADATA_KEYS:
+            if key in self._graph.metadata:
+                where = f"the metadata '{key}' of '{self._graph.path}'"
+                return where, _json_object(self._graph.metadata[key].encode(), where)
+        raise NotFoundError(
+            f"'{self._spec}' does not say how it wants its pixels", f"Write '{sidecar}': {_EXAMPLE}"
+        )
+
+
+def _json_object(text: bytes, where: str) -> dict[str, Any]:
+    try:
+        document = json.loads(text)
+    except ValueError as error:
+        raise BadDataError(f"{where} is not JSON: {error}", f"For example {_EXAMPLE}") from error
+    if not isinstance(document, dict):
+        raise BadDataError(f"{where} is not a JSON object", f"For example {_EXAMPLE}")
+    inner = document.get("pretrained_cfg")  # a config.json in timm's layout serves as it is
+    return {**document, **inner} if isinstance(inner, dict) else document
+
+
+@final
+class OnnxClassifier(Classifier):
+    """An ONNX graph that gives logits, and features where the input of its last linear layer was found.
+
+    It runs on the device of its images where onnxruntime can, else on the CPU. Pickles carry the graph;
+    external weights stay in their files.
+
+    Args:
+        graph: the file.
+        name: what to call it in errors.
+    """
+
+    def __init__(self, graph: OnnxGraph, name: str) -> None:
+        super().__init__(nn.Identity())  # nothing in it is torch's
+        self._graph, self._name = graph, name
+        self._widths: dict[str, int] = {}
+        self._sessions: dict[str, Any] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_sessions": {}}
+
+    @property
+    def head(self) -> nn.Module:
+        """See the base."""
+        return self.plain
+
+    @property
+    def num_classes(self) -> int:
+        """See the base."""
+        return self._widths["logits"]
+
+    def digest(self) -> str:
+        """See the base: of the file and its external weights."""
+        return self._graph.sha256
+
+    def features(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        """See the base."""
+        return self.outputs(images, ("features",))["features"]
+
+    def classify(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b c"]:
+        """See the base; an ONNX graph runs whole.
+
+        Raises:
+            UsageError: always.
+        """
+        raise only_a_teacher(self._name)
+
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c"]:
+        """See the base."""
+        return self.outputs(images, ("logits",))["logits"]
+
+    def outputs(self, images: Float[Tensor, "b 3 h w"], names: Collection[str]) -> dict[str, Tensor]:
+        """See the base."""
+        values = {"logits": self._graph.logits, "features": self._graph.features}
+        if unknown := [name for name in names if values.get(name) is None]:
+            raise UsageError(f"'{self._name}' gives no {unknown[0]}", "Use --keep logits.")
+        # Whatever memory format the images have, onnxruntime reads them in the order of their shape.
+        array = images.detach().to("cpu", torch.float32).contiguous().numpy()
+        with _onnx_errors(self._name):
+            session = self._session(images.device)
+            found = session.run([values[name] for name in names], {self._graph.input: array})
+        return {
+            name: torch.from_numpy(np.asarray(value, np.float32)).to(images.device)
+            for name, value in zip(names, found, strict=True)
+        }
+
+    def measure(self, size: tuple[int, int]) -> None:
+        """Find the widths of logits and features on two synthetic images.
+
+        Raises:
+            BadDataError: the graph cannot be run on them, or gives no logits [b, C].
+        """
+        self.eval()
+        names = ("logits", "features") if self._graph.features else ("logits",)
+        for name, value in self.outputs(synthetic_image(size).repeat(2, 1, 1, 1), names).items():
+            if value.ndim != 2 or value.shape[0] != 2:
+                raise BadDataError(
+                    f"'{self._name}' gives {name} of shape {tuple(value.shape)} for two images",
+                    "They must be [b, width]: export it with a batch axis on its input and outputs.",
+                )
+            self._widths[name] = value.shape[1]
+
+    def check(self, size: tuple[int, int], name: str) -> int:
+        """See the base: the cut is the graph's own, so only its width is to be told."""
+        return self._widths.get("features", 0)
+
+    def _session(self, device: torch.device) -> Any:
+        if (key := str(device)) not in self._sessions:
+            self._sessions[key] = _open_session(self._graph, device, self._name)
+        return self._sessions[key]
+
+
+def _open_session(graph: OnnxGraph, device: torch.device, name: str) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(graph.path.parent)
+    )
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if device.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        tf32 = int(torch.backends.cuda.matmul.allow_tf32)
+        providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0, "use_tf32": tf32}))
+    elif device.type == "cuda":
+        console.warn(f"'{name}' runs on the CPU: the onnxruntime installed here has no CUDA provider")
+    return onnxruntime.InferenceSession(graph.document, options, providers=providers)
+
+
+@contextmanager
+def _onnx_errors(name: str) -> Iterator[None]:
+    try:
+        yield
+    except KdError:
+        raise
+    except Exception as error:
+        if not type(error).__module__.startswith("onnxruntime"):
+            raise
+        reason = str(error)[:300]
+        if "allocate memory" in reason:
+            raise DeviceError(
+                f"out of memory while running '{name}': {reason}", "Use a smaller --batch-size."
+            ) from error
+        raise BadDataError(
+            f"onnxruntime cannot run '{name}': {reason}",
+            "Check the file, and that input_size and a free batch axis suit it.",
+        ) from error

@@ -1,0 +1,85 @@
+"""What can be had of an open model: logits, features, and feature maps at named taps."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from kdcli.errors import UsageError, nearest
+from kdcli.models.network import nearly_equal, synthetic_image
+from kdcli.models.spec import Model
+from kdcli.outputs import Output, raw_outputs
+
+_SHOWN = 40
+"""How many taps an error lists."""
+
+
+def require_outputs(model: Model, outputs: Iterable[Output]) -> None:
+    """Make sure that a model gives what is to be kept; nothing is run.
+
+    Raises:
+        UsageError: it has no classes, fewer than K of them, no features, or no such tap.
+    """
+    outputs = tuple(outputs)
+    raw = raw_outputs(outputs)
+    if "logits" in raw and not model.num_classes:
+        raise UsageError(f"'{model.spec}' has no classifier, so it gives no logits", "Use --keep features.")
+    if "features" in raw and not model.num_features:
+        raise UsageError(
+            f"'{model.spec}' gives no features: its logits do not come from one linear layer that can be found",
+            "Use --keep logits.",
+        )
+    for output in outputs:
+        if output.top_k > model.num_classes:
+            raise UsageError(
+                f"--keep {output}: '{model.spec}' has only {model.num_classes} classes",
+                f"Use --keep logits, or topk:K with K of at most {model.num_classes}.",
+            )
+    _require_taps(model, [output.tap for output in outputs if output.kind == "maps"])
+
+
+def tap_shapes(model: Model, taps: Sequence[str]) -> dict[str, tuple[int, int, int]]:
+    """The shape (C, H, W) of the feature map at each tap, found with one synthetic image.
+
+    Args:
+        model: an open model; its network stays where it is, in eval mode.
+        taps: timm's feature_info names, or torchvision's names of submodules.
+
+    Raises:
+        UsageError: there is no such tap, or it gives no feature map; or the forward that gives the maps
+            gives other features than the plain one.
+    """
+    _require_taps(model, taps)
+    if not taps:
+        return {}
+    network = model.network.eval()
+    device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+    image = synthetic_image(model.preprocess.size).to(device)
+    with torch.inference_mode():
+        features, maps = network.features_and_maps(image, taps)
+        same = nearly_equal(features, network.features(image))
+    if not same or any(found.ndim != 4 for found in maps.values()):
+        raise UsageError(
+            f"'{model.spec}' cannot give feature maps: timm's forward_intermediates differs from its forward",
+            "Leave maps out for this teacher.",
+        )
+    return {tap: (maps[tap].shape[1], maps[tap].shape[2], maps[tap].shape[3]) for tap in taps}
+
+
+def _require_taps(model: Model, taps: Sequence[str]) -> None:
+    known = model.network.taps
+    for tap in taps:
+        if not known:
+            raise UsageError(f"'{model.spec}' has no taps, so it gives no feature maps", "Leave maps out.")
+        if tap not in known:
+            raise UsageError(
+                f"'{model.spec}' has no tap '{tap}'.{nearest(tap, known)}", f"Its taps: {_listed(known)}."
+            )
+
+
+def _listed(known: Sequence[str]) -> str:
+    """The taps, those deep inside others left out where there are too many."""
+    for depth in (9, 2, 1, 0):
+        shown = [name for name in known if name.count(".") <= depth]
+        if len(shown) <= _SHOWN:
+            break
+    return ", ".join(shown[:_SHOWN]) + (", ..." if len(shown) < len(known) or len(shown) > _SHOWN else "")

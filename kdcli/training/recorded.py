@@ -1,0 +1,151 @@
+"""The cached side of a feed: views drawn again from what the cache recorded, and teachers' outputs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import google_crc32c
+import numpy as np
+import torch
+from jaxtyping import Int64
+from PIL import Image
+from torch import Tensor
+
+from kdcli.cache.cacheset import CacheSet
+from kdcli.cache.layout import SAMPLES
+from kdcli.data.draw import Partner
+from kdcli.data.mixing import NO_PARTNER
+from kdcli.data.sources import ImageData
+from kdcli.data.views import Params, ViewSet
+from kdcli.errors import BadDataError, IdentityError
+from kdcli.types import Difference
+
+_CHUNK = 65536
+"""Rows whose parameters are looked at in one go: a cache of a million is not read into memory."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """The cached side of a feed.
+
+    Attributes:
+        cache: where outputs are.
+        rows: row in the cache of every sample of the data set.
+        reads: arrays to gather: teacher -> names.
+    """
+
+    cache: CacheSet
+    rows: Int64[np.ndarray, " n"]
+    reads: Mapping[str, tuple[str, ...]]
+
+    def outputs(self, positions: Int64[np.ndarray, " b"], view: int) -> dict[str, dict[str, Tensor]]:
+        """What the teachers said about a view: teacher -> array -> [b, ...]."""
+        rows = self.rows[positions]
+        return {
+            teacher: {name: torch.from_numpy(self.cache.gather(teacher, name, rows, view)) for name in names}
+            for teacher, names in self.reads.items()
+        }
+
+    def params(self, positions: Int64[np.ndarray, " b"], view: int) -> Params:
+        """Parameters of a view as they were recorded, [b, w]."""
+        return self.cache.gather(SAMPLES, "params", self.rows[positions], view)
+
+    def partner_rows(self, views: ViewSet, positions: Int64[np.ndarray, " b"], view: int) -> np.ndarray:
+        """Cache row that each view is mixed with; -1 for none. Recorded rows count within their own cache."""
+        partners = views.partners(self.params(positions, view))
+        member = np.searchsorted(self.cache.offsets, self.rows[positions], side="right") - 1
+        return np.where(partners == NO_PARTNER, NO_PARTNER, partners + self.cache.offsets[member])
+
+    def places(self) -> Int64[np.ndarray, " m"]:
+        """Position in the data set of every row of the cache; -1 for those that are not in it."""
+        places = np.full(self.cache.offsets[-1], -1, np.int64)
+        places[self.rows] = np.arange(len(self.rows))
+        return places
+
+    def check(self, data: ImageData, positions: Int64[np.ndarray, " b"], encoded: Sequence[bytes]) -> None:
+        """Refuse an image whose bytes are not those that the teachers saw.
+
+        Raises:
+            IdentityError: naming the first one that differs.
+        """
+        sizes, crcs = self.cache.content(self.rows[positions])
+        for position, found, size, crc in zip(positions, encoded, sizes, crcs, strict=True):
+            if len(found) != size or google_crc32c.value(found) != crc:
+                now = f"{len(found)}/{google_crc32c.value(found):08x}"
+                raise IdentityError(
+                    f"{data.path(int(position))} changed since the teachers saw it",
+                    "Restore the image, or make a new cache for the changed data set.",
+                    [Difference("bytes/crc32c", f"{size}/{crc:08x}", now)],
+                )
+
+
+def require_partners(recording: Recording, data: ImageData, views: ViewSet, shown: Sequence[int]) -> None:
+    """Refuse data that lacks images which the cached views are mixed with.
+
+    Args:
+        recording: of the data.
+        data: what the student trains on.
+        views: the cache's.
+        shown: views that the student will see.
+
+    Raises:
+        BadDataError: one is missing; it says how many.
+    """
+    if not views.mixes:
+        return
+    places, lost = recording.places(), set[int]()
+    for view in shown:
+        for start in range(0, len(data), _CHUNK):
+            positions = np.arange(start, min(start + _CHUNK, len(data)))
+            rows = recording.partner_rows(views, positions, view)
+            lost.update(rows[(rows != NO_PARTNER) & (places[rows] < 0)].tolist())
+    if lost:
+        raise BadDataError(
+            f"the cached views are mixed with {len(lost)} images that are not in the training data, "
+            f"first {recording.cache.keys[min(lost)]}",
+            "Train on all the data that was cached, or cache this part by itself with a --cache of its own.",
+        )
+
+
+@final
+class Partners:
+    """Images that cached views are mixed with, read and checked like the images themselves."""
+
+    def __init__(self, data: ImageData, recording: Recording, views: ViewSet) -> None:
+        self._data, self._recording, self._views = data, recording, views
+        self._places = recording.places() if views.mixes else None
+
+    def positions(self, positions: Int64[np.ndarray, " b"], view: int) -> Int64[np.ndarray, " b"]:
+        """Position of the partner of each image; -1 for none.
+
+        Raises:
+            BadDataError: a partner is not in the data.
+        """
+        if self._places is None:
+            return np.full(len(positions), NO_PARTNER, np.int64)
+        rows = self._recording.partner_rows(self._views, positions, view)
+        found = np.where(rows == NO_PARTNER, NO_PARTNER, self._places[rows])
+        lost = np.flatnonzero((rows != NO_PARTNER) & (found < 0))
+        if len(lost):
+            raise BadDataError(
+                f"{self._data.path(int(positions[lost[0]]))} is mixed with "
+                f"{self._recording.cache.keys[int(rows[lost[0]])]}, which is not in the training data",
+                "Train on all the data that was cached.",
+            )
+        return found
+
+    def load(self, positions: Int64[np.ndarray, " b"], view: int) -> list[Partner]:
+        """Images at ``positions`` with their recorded parameters of the view.
+
+        Raises:
+            IdentityError: one changed since the teachers saw it.
+            BadDataError: one cannot be decoded.
+        """
+        encoded = [self._data.encoded(int(position)) for position in positions]
+        self._recording.check(self._data, positions, encoded)
+        images: list[Image.Image] = [
+            self._data.decode(int(position), content)
+            for position, content in zip(positions, encoded, strict=True)
+        ]
+        return list(zip(images, self._recording.params(positions, view), strict=True))
