@@ -9,11 +9,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import stats
 
+from kdcli.data.boxes import UNIT
 from kdcli.data.views import PARAM_NAMES, RECIPES, ViewSet, fingerprint, render
 from kdcli.errors import BadDataError, IdentityError, UsageError
 from kdcli.types import Interpolation
 
 VIEWS = ViewSet.parse("eval+train:4", crop_fraction=0.875, recipe="imagenet")
+POOL = range(30, 90)
+PLAIN = ("imagenet", "mild", "glyph")
 sides = st.integers(1, 3000)
 recipes = st.sampled_from(sorted(RECIPES))
 
@@ -22,15 +25,23 @@ recipes = st.sampled_from(sorted(RECIPES))
 def test_boxes_lie_inside_the_image(
     key: str, view: int, width: int, height: int, recipe: str, crop: float
 ) -> None:
-    params = ViewSet(8, crop, recipe).params(key, view, width, height)
+    views = ViewSet(8, crop, recipe)
+    params = views.params(key, view, width, height, POOL)
     assert params.dtype == np.int32
-    named = dict(zip(PARAM_NAMES, params.tolist(), strict=True))
+    assert views.param_names[:7] == PARAM_NAMES
+    named = dict(zip(views.param_names, params.tolist(), strict=True))
     assert 0 <= named["left"] <= named["left"] + named["width"] <= width
     assert 0 <= named["top"] <= named["top"] + named["height"] <= height
     assert named["width"] >= 1
     assert named["height"] >= 1
     assert named["flip"] in (0, 1)
     assert (named["source_width"], named["source_height"]) == (width, height)
+    for box in ("erase", "cut"):
+        for place, side in (("left", "width"), ("top", "height")):
+            first, length = named.get(f"{box}_{place}", 0), named.get(f"{box}_{side}", 0)
+            assert 0 <= first <= first + length <= UNIT
+    assert named.get("partner", -1) in (-1, *POOL)
+    assert 0 <= named.get("lam", 0) <= UNIT
 
 
 @given(sides, sides, st.floats(0.01, 1))
@@ -66,8 +77,60 @@ SECOND = [250, 40, 222, 235, 0, 500, 375]
 
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES))
+def test_views_of_no_recipe_ever_change(recipe: str) -> None:
+    views = ViewSet(2, 1.0, recipe)
+    found = [views.params("cat/1.jpg", view, 500, 375, range(1000)).tolist() for view in (1, 2)]
+    assert found == FROZEN[recipe]
+
+
+FROZEN = {
+    "imagenet": [
+        [9, 20, 358, 347, 0, 500, 375],
+        [250, 40, 222, 235, 0, 500, 375],
+    ],
+    "mild": [
+        [6, 7, 319, 351, 1, 500, 375],
+        [162, 64, 306, 272, 1, 500, 375],
+    ],
+    "glyph": [
+        [56, 5, 437, 367, 0, 500, 375],
+        [88, 17, 338, 349, 0, 500, 375],
+    ],
+    "glyph-jitter": [
+        [153, 10, 336, 358, 0, 500, 375, 5, 53257, 63524, 75014, 0, 0, 0, 0, 0],
+        [99, 6, 365, 366, 0, 500, 375, 17, 75421, 80707, 60803, 0, 0, 0, 0, 0],
+    ],
+    "jitter": [
+        [97, 105, 264, 257, 0, 500, 375, 16, 89461, 49465, 64507, 6038],
+        [285, 161, 160, 132, 0, 500, 375, 12, 42983, 40565, 66713, -857],
+    ],
+    "randaugment": [
+        [87, 109, 209, 257, 1, 500, 375, 1, -5899, 6, -17695],
+        [205, 180, 156, 190, 0, 500, 375, 0, 0, 3, 8910],
+    ],
+    "autoaugment": [
+        [0, 0, 500, 375, 0, 500, 375, 14, 0, 13, 0],
+        [0, 0, 500, 375, 0, 500, 375, 5, 1747627, 7, 13108],
+    ],
+    "fixmatch": [
+        [95, 79, 256, 260, 0, 500, 375, 8, 1967, 10, 6, 34340, 10056, 28040, 28040],
+        [44, 28, 319, 338, 0, 500, 375, 3, -10890, 13, 0, 8278, 6099, 18484, 18484],
+    ],
+    "mixup": [
+        [16, 3, 387, 318, 1, 500, 375, 192, 65343],
+        [30, 83, 199, 252, 0, 500, 375, 225, 0],
+    ],
+    "cutmix": [
+        [211, 219, 154, 135, 1, 500, 375, 434, 59667, 21938, 48000, 21932, 17536],
+        [214, 6, 179, 190, 1, 500, 375, 528, 32765, 6571, 0, 49964, 42984],
+    ],
+}
+
+
+@pytest.mark.parametrize("recipe", PLAIN)
 def test_areas_ratios_and_flips_have_the_recipes_distribution(recipe: str) -> None:
     rule = RECIPES[recipe]
+    assert rule.scale is not None
     side = 4000  # large: rounding to pixels does not show, and boxes hardly ever miss the image...
     found = np.array([ViewSet(1, 1.0, recipe).params(f"k{i}", 1, side, side) for i in range(2000)])
     share = found[:, 2].astype(float) * found[:, 3] / side**2

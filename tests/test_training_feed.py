@@ -16,12 +16,12 @@ from kdcli.training.feed import (
     EpochOrder,
     Feed,
     FeedBatch,
-    Recording,
     Ticket,
     ViewRule,
     make_loader,
     plain_order,
 )
+from kdcli.training.recorded import Recording
 from kdcli.types import Preprocess
 
 SMALL = Preprocess((16, 16), "bilinear", (0.5,) * 3, (0.5,) * 3, 0.9)

@@ -7,13 +7,16 @@ import numpy as np
 from jaxtyping import Int64
 from PIL import Image
 
+from kdcli.data.joined import Images
 from kdcli.data.mixing import NO_PARTNER, Pixels
-from kdcli.data.sources import ImageData
 from kdcli.data.views import Params, Render, ViewSet
 from kdcli.errors import BadDataError
 
 Partner = tuple[Image.Image, Params]
 """The image that a view is mixed with, and the parameters of that image's own view of the same number."""
+
+Drawn = dict[Render, Pixels]
+"""One view at every size and interpolation."""
 
 
 @final
@@ -30,7 +33,7 @@ class Drawer:
 
     def __init__(
         self,
-        data: ImageData,
+        data: Images,
         views: ViewSet,
         renders: Sequence[Render],
         pool: range,
@@ -39,7 +42,11 @@ class Drawer:
         self._data, self._views, self._renders = data, views, tuple(renders)
         self._pool, self._places = pool, places
 
-    def draw(self, position: int, image: Image.Image, view: int) -> tuple[Params, dict[Render, Pixels]]:
+    def params(self, position: int, image: Image.Image, view: int) -> Params:
+        """Parameters of one view of the image at a position, without drawing it."""
+        return self._views.params(self._data.keys[position], view, *image.size, self._pool)
+
+    def draw(self, position: int, image: Image.Image, view: int) -> tuple[Params, Drawn]:
         """One view of the image at a position; a partner is decoded as well.
 
         Args:
@@ -53,20 +60,17 @@ class Drawer:
         Raises:
             BadDataError: the partner cannot be decoded, or is not in the data.
         """
-        params = self._params(position, image, view)
+        params = self.params(position, image, view)
         row = int(self._views.partners(params))
         partner = None if row == NO_PARTNER else self._partner(position, row, view)
         return params, self.replay(image, params, partner)
 
-    def replay(self, image: Image.Image, params: Params, partner: Partner | None) -> dict[Render, Pixels]:
+    def replay(self, image: Image.Image, params: Params, partner: Partner | None) -> Drawn:
         """The view that ``params`` describe; ``partner`` where :meth:`ViewSet.partners` names one."""
         return {
             (size, interpolation): self._views.draw(image, params, size, interpolation, partner)
             for size, interpolation in self._renders
         }
-
-    def _params(self, position: int, image: Image.Image, view: int) -> Params:
-        return self._views.params(self._data.keys[position], view, *image.size, self._pool)
 
     def _partner(self, position: int, row: int, view: int) -> Partner:
         place = row if self._places is None else int(self._places[row])
@@ -81,4 +85,4 @@ class Drawer:
             raise BadDataError(
                 f"{self._data.path(position)} is mixed with a bad image: {error.message}", error.hint
             ) from error
-        return image, self._params(place, image, view)
+        return image, self.params(place, image, view)

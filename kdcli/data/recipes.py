@@ -21,6 +21,7 @@ For glyphs, digits and other images whose mirror image or colour is another clas
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -210,6 +211,8 @@ def recipe_from(document: Any, where: str) -> Recipe:
 
 
 def _yaml(text: str, where: str) -> Any:
+    with suppress(ValueError):
+        return json.loads(text)  # YAML 1.1 takes JSON's 1e-05 for a text
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:

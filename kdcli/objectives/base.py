@@ -114,16 +114,32 @@ class Setup:
 
 @final
 @dataclass(frozen=True, slots=True)
+class Mixed:
+    """What the images of a batch are mixed with (MixUp, CutMix).
+
+    Attributes:
+        labels: class index of each image's partner; -1 is unlabelled, or no partner.
+        own: lambda, the share of each image that is its own, from 0 to 1; 1 without a partner.
+    """
+
+    labels: Int64[Tensor, " b"]
+    own: Float[Tensor, " b"]
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class Batch:
     """What an objective knows of a batch besides outputs.
 
     Attributes:
         labels: class indices; -1 is unlabelled.
         index: position of each image in the data set (stable over epochs).
+        mixed: partners and shares, where the view mixes images; teachers saw the same mixtures.
     """
 
     labels: Int64[Tensor, " b"]
     index: Int64[Tensor, " b"]
+    mixed: Mixed | None = None
 
 
 class Objective(nn.Module, ABC):
@@ -201,15 +217,28 @@ def soft_cross_entropy(
     return losses.masked_fill(~rows, 0.0).sum() / rows.sum().clamp(min=1)
 
 
-def label_cross_entropy(logits: Float[Tensor, "b c"], labels: Int64[Tensor, " b"]) -> Float[Tensor, ""]:
+def label_cross_entropy(
+    logits: Float[Tensor, "b c"], labels: Int64[Tensor, " b"], mixed: Mixed | None = None
+) -> Float[Tensor, ""]:
     """Cross-entropy against class labels, mean over the labelled rows (P2 Eq. 2); 0 when there are none.
+
+    A mixed image counts for both of its labels: ``lam CE(y) + (1 - lam) CE(y_partner)`` (MixUp and CutMix);
+    it is a labelled row if either is labelled, and an unlabelled part adds nothing.
 
     Args:
         logits: raw.
         labels: class indices; -1 is unlabelled.
+        mixed: what the images are mixed with, if they are.
     """
-    total = functional.cross_entropy(logits.float(), labels, ignore_index=-1, reduction="sum")
-    return total / (labels >= 0).sum().clamp(min=1)
+    if mixed is None:
+        total = functional.cross_entropy(logits.float(), labels, ignore_index=-1, reduction="sum")
+        return total / (labels >= 0).sum().clamp(min=1)
+    own, theirs = (
+        functional.cross_entropy(logits.float(), classes, ignore_index=-1, reduction="none")
+        for classes in (labels, mixed.labels)
+    )
+    rows = (labels >= 0) | (mixed.labels >= 0)
+    return (mixed.own * own + (1 - mixed.own) * theirs).sum() / rows.sum().clamp(min=1)
 
 
 def weighted_sum(parts: Mapping[str, Tensor], weights: Mapping[str, float], names: Sequence[str]) -> Tensor:

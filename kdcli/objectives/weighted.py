@@ -67,7 +67,7 @@ class LabelsOnly(Objective):
 
     def forward(self, student: StudentOutput, teacher: TeacherOutputs, batch: Batch) -> dict[str, Tensor]:
         """See :class:`Objective`."""
-        loss = label_cross_entropy(student.logits[LABEL_HEAD], batch.labels)
+        loss = label_cross_entropy(student.logits[LABEL_HEAD], batch.labels, batch.mixed)
         return {"loss": loss, "label": loss.detach()}
 
 
@@ -113,7 +113,7 @@ class WeightedDistillation(Objective):
         parts: dict[str, Tensor] = {}
         weights: dict[str, float] = {}
         if self._label_weight > 0:
-            parts["label"] = label_cross_entropy(student.logits[LABEL_HEAD], batch.labels)
+            parts["label"] = label_cross_entropy(student.logits[LABEL_HEAD], batch.labels, batch.mixed)
             weights["label"] = self._label_weight
         if self._alphas:
             rows = batch.labels < 0 if self._split else None

@@ -4,23 +4,24 @@ One item of the data set is one whole batch, so that a worker gathers cached out
 of an epoch follows from (data seed, epoch) alone: not from workers, nor from the number of processes.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
-import google_crc32c
 import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from kdcli.cache.cacheset import CacheSet
+from kdcli.data.draw import Drawer, Drawn
 from kdcli.data.sources import ImageData
-from kdcli.data.views import ViewSet, render
-from kdcli.errors import IdentityError, KdError
+from kdcli.data.views import Params, Render, ViewSet
+from kdcli.errors import KdError
+from kdcli.objectives.base import Mixed
 from kdcli.runtime import worker_init
-from kdcli.types import Difference, Preprocess
+from kdcli.training.recorded import Recording, Replay
+from kdcli.types import Preprocess
 
 
 @final
@@ -46,6 +47,11 @@ class ViewRule:
             return 1 + epoch
         return 1 + epoch % self.cached if self.cached else 0
 
+    @property
+    def recorded(self) -> bool:
+        """Whether the student's views are those of the cache, with their parameters recorded there."""
+        return self.cached is not None and self.teacher_view == "same"
+
     def teacher(self, epoch: int) -> int:
         """View whose cached outputs are read in ``epoch`` (from 0)."""
         return 0 if self.teacher_view == "eval" else self.student(epoch)
@@ -58,6 +64,11 @@ class EvalRule:
 
     views: ViewSet
 
+    @property
+    def recorded(self) -> bool:
+        """False: drawn anew."""
+        return False
+
     def student(self, epoch: int) -> int:
         """0."""
         return 0
@@ -65,22 +76,6 @@ class EvalRule:
     def teacher(self, epoch: int) -> int:
         """0."""
         return 0
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Recording:
-    """The cached side of a feed.
-
-    Attributes:
-        cache: where outputs are.
-        rows: row in the cache of every sample of the data set.
-        reads: arrays to gather: teacher -> names.
-    """
-
-    cache: CacheSet
-    rows: Int64[np.ndarray, " n"]
-    reads: Mapping[str, tuple[str, ...]]
 
 
 @final
@@ -102,12 +97,14 @@ class FeedBatch:
         labels: class indices, -1 is unlabelled.
         index: position of each image in the data set.
         teacher: cached outputs: teacher -> array -> [b, ...], in the type they are stored in.
+        mixed: what the images are mixed with, in a view that mixes.
     """
 
     pixels: UInt8[Tensor, "b h w 3"]
     labels: Int64[Tensor, " b"]
     index: Int64[Tensor, " b"]
     teacher: dict[str, dict[str, Tensor]]
+    mixed: Mixed | None = None
 
     def pin_memory(self) -> "FeedBatch":
         """In pinned memory; called by the loader."""
@@ -122,7 +119,8 @@ class FeedBatch:
             name: {key: change(value) for key, value in arrays.items()}
             for name, arrays in self.teacher.items()
         }
-        return FeedBatch(change(self.pixels), change(self.labels), change(self.index), teacher)
+        mixed = self.mixed and Mixed(change(self.mixed.labels), change(self.mixed.own))
+        return FeedBatch(change(self.pixels), change(self.labels), change(self.index), teacher, mixed)
 
 
 @final
@@ -146,7 +144,12 @@ class Feed(Dataset[FeedBatch | KdError]):
         rule: ViewRule | EvalRule,
         recording: Recording | None = None,
     ) -> None:
-        self._data, self._preprocess, self._rule, self._recording = data, preprocess, rule, recording
+        self._data, self._rule, self._recording = data, rule, recording
+        self._render: Render = (preprocess.size, preprocess.interpolation)
+        self._drawer = Drawer(data, rule.views, [self._render], range(len(data)))
+        self._replay = None
+        if recording is not None and rule.recorded:
+            self._replay = Replay(data, recording, rule.views, self._drawer)
 
     def __len__(self) -> int:
         return len(self._data)
@@ -158,54 +161,38 @@ class Feed(Dataset[FeedBatch | KdError]):
             return error
 
     def _batch(self, ticket: Ticket) -> FeedBatch:
-        positions = ticket.positions
+        positions, view = ticket.positions, self._rule.student(ticket.epoch)
         encoded = [self._data.encoded(int(position)) for position in positions]
-        if self._recording is not None:
-            self._check_content(positions, encoded, self._recording)
-        view = self._rule.student(ticket.epoch)
-        pixels = np.stack(
-            [self._pixels(int(p), data, view) for p, data in zip(positions, encoded, strict=True)]
-        )
+        recording = self._recording
+        if recording is not None:
+            recording.check(self._data, positions, encoded)
+        if self._replay is not None:
+            drawn, partners, params = self._replay.draw(positions, encoded, view)
+        else:
+            drawn, partners, params = self._live(positions, encoded, view)
+        labels = self._data.labels
+        mixed = None
+        if (partners >= 0).any():
+            theirs = np.where(partners >= 0, labels[partners], -1)
+            mixed = Mixed(torch.from_numpy(theirs), torch.from_numpy(self._rule.views.own_share(params)))
         return FeedBatch(
-            torch.from_numpy(pixels),
-            torch.from_numpy(self._data.labels[positions]),
+            torch.from_numpy(np.stack([pixels[self._render] for pixels in drawn])),
+            torch.from_numpy(labels[positions]),
             torch.from_numpy(positions),
-            {} if self._recording is None else self._outputs(positions, ticket.epoch, self._recording),
+            {} if recording is None else recording.outputs(positions, self._rule.teacher(ticket.epoch)),
+            mixed,
         )
 
-    def _pixels(self, position: int, encoded: bytes, view: int) -> UInt8[np.ndarray, "h w 3"]:
-        image = self._data.decode(position, encoded)
-        params = self._rule.views.params(self._data.keys[position], view, image.width, image.height)
-        return render(image, params, self._preprocess.size, self._preprocess.interpolation)
-
-    def _outputs(
-        self, positions: Int64[np.ndarray, " b"], epoch: int, recording: Recording
-    ) -> dict[str, dict[str, Tensor]]:
-        rows, view = recording.rows[positions], self._rule.teacher(epoch)
-        return {
-            teacher: {
-                name: torch.from_numpy(recording.cache.gather(teacher, name, rows, view)) for name in names
-            }
-            for teacher, names in recording.reads.items()
-        }
-
-    def _check_content(
-        self, positions: Int64[np.ndarray, " b"], encoded: Sequence[bytes], recording: Recording
-    ) -> None:
-        sizes, crcs = recording.cache.content(recording.rows[positions])
-        for position, data, size, crc in zip(positions, encoded, sizes, crcs, strict=True):
-            if len(data) != size or google_crc32c.value(data) != crc:
-                raise IdentityError(
-                    f"{self._data.path(int(position))} changed since the teachers saw it",
-                    "Restore the image, or make a new cache for the changed data set.",
-                    [
-                        Difference(
-                            "bytes/crc32c",
-                            f"{size}/{crc:08x}",
-                            f"{len(data)}/{google_crc32c.value(data):08x}",
-                        )
-                    ],
-                )
+    def _live(
+        self, positions: Int64[np.ndarray, " b"], encoded: Sequence[bytes], view: int
+    ) -> tuple[list[Drawn], Int64[np.ndarray, " b"], Params]:
+        """Views that no cache holds, drawn anew; partners are images of the same data set."""
+        views = [
+            self._drawer.draw(int(position), self._data.decode(int(position), content), view)
+            for position, content in zip(positions, encoded, strict=True)
+        ]
+        params = np.stack([own for own, _ in views])
+        return [drawn for _, drawn in views], self._rule.views.partners(params), params
 
 
 @final
@@ -239,6 +226,11 @@ class EpochOrder(Sampler[Ticket]):
     def batches(self) -> int:
         """Steps of a whole epoch."""
         return self._batches
+
+    @property
+    def epoch(self) -> int:
+        """Number (from 0) of the epoch that is drawn."""
+        return self._epoch
 
     def seek(self, epoch: int, start: int = 0) -> None:
         """Make the next iteration that of ``epoch`` (from 0), from batch ``start`` on."""

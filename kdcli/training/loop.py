@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
@@ -23,7 +23,7 @@ from kdcli.models.student import Student
 from kdcli.models.teacher import normalise
 from kdcli.objectives.base import Batch, Objective, Settings
 from kdcli.runtime import StopFlag
-from kdcli.training.feed import EpochOrder, FeedBatch, Loader, ViewRule
+from kdcli.training.feed import EpochOrder, FeedBatch, ViewRule
 from kdcli.training.state import (
     Progress,
     Stateful,
@@ -174,7 +174,7 @@ class Engine:
         with _memory_errors(len(batch.labels)):
             batch = batch.to(self.accelerator.device)
             output = self._student(normalise(batch.pixels, self._preprocess), self._heads)
-            parts = self._objective(output, batch.teacher, Batch(batch.labels, batch.index))
+            parts = self._objective(output, batch.teacher, Batch(batch.labels, batch.index, batch.mixed))
             values = self._values(parts)
             self._require_finite(values, number)
             self._optimizer.zero_grad(set_to_none=True)
@@ -201,7 +201,7 @@ class Engine:
 
 def fit(
     engine: Engine,
-    loader: Loader,
+    loader: Iterable[FeedBatch | KdError],
     order: EpochOrder,
     rule: ViewRule,
     epochs: int,

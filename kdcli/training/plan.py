@@ -8,6 +8,8 @@ import numpy as np
 from jaxtyping import Int64
 
 from kdcli.cache.cacheset import CacheSet
+from kdcli.cache.provenance import as_pixels, require_same_pixels
+from kdcli.cache.staging import Needs
 from kdcli.config import TrainConfig
 from kdcli.console import console
 from kdcli.data.sources import ImageData, open_data
@@ -17,7 +19,8 @@ from kdcli.models.spec import ModelSpec
 from kdcli.objectives.base import Method, Settings, Setup
 from kdcli.objectives.registry import METHODS
 from kdcli.runtime import pick_device
-from kdcli.training.feed import Recording, ViewRule
+from kdcli.training.feed import ViewRule
+from kdcli.training.recorded import Recording, require_partners
 from kdcli.training.student import resolve_init
 from kdcli.training.teachers import Teachers, choose_teachers, joint_id, require_options
 from kdcli.types import Ranking
@@ -244,19 +247,33 @@ def _views(config: TrainConfig, cache: CacheSet | None, pinned: int | None) -> V
     if pinned is not None and pinned <= cached:
         cached = pinned
     views = replace(views, train_views=cached)
+    asked = views if config.recipe is None else replace(views, recipe=config.recipe)
     if config.teacher_view == "eval":
-        return ViewRule(replace(views, recipe=config.recipe or views.recipe), cached, "eval")
-    if config.recipe not in (None, views.recipe):
+        _require_unmixed(asked)
+        return ViewRule(asked, cached, "eval")
+    if asked != views:
         raise UsageError(
             f"--recipe {config.recipe}, but the cached views are of recipe {views.recipe}",
             "Leave --recipe out, or take the teachers' clean view for augmented images: --teacher-view eval",
         )
+    for member in cache.members:
+        require_same_pixels(member.manifest.view_pixels, as_pixels(views.pixels()), member.layout.root)
     if cached == 0:
         console.warn(
             "the cache has only the eval view: every epoch shows the same pixels; "
             "cache --views eval+train:K, or use --teacher-view eval"
         )
     return ViewRule(views, cached)
+
+
+def _require_unmixed(views: ViewSet) -> None:
+    """Only a mixture that the teachers saw too has outputs to learn from."""
+    if views.mixes:
+        raise UsageError(
+            f"recipe {views.recipe} mixes images, and with --teacher-view eval the teachers saw them unmixed",
+            "Cache the mixed views (kd cache-teachers --views eval+train:K --recipe ...) and use "
+            "--teacher-view same, or add --recipe imagenet here.",
+        )
 
 
 # --- data -------------------------------------------------------------------------------------
@@ -282,6 +299,8 @@ def _record(
     rows = cache.rows_of(data, check_content=False)  # the feed compares the bytes as it decodes them
     views = sorted({rule.teacher(epoch) for epoch in range(settings.epochs)} & set(range(cache.view_count)))
     reads = {} if teachers is None else dict.fromkeys(teachers.weights, sorted(method.needs.kinds))
+    if config.stage is not None:
+        cache.stage(Needs(reads, rows, tuple(views)), config.stage)
     usable = cache.require(reads, rows, views, config.allow_partial)
     if not usable.any():
         raise CacheMissingError(
@@ -291,7 +310,10 @@ def _record(
     if not usable.all():
         kept = np.flatnonzero(usable)
         data, rows = data.select(kept), rows[kept]
-    return Recording(cache, rows, {}), data
+    recording = Recording(cache, rows, {})
+    if rule.recorded:
+        require_partners(recording, data, rule.views, [view for view in views if view])
+    return recording, data
 
 
 def _require_classes(data: ImageData, name: str) -> None:

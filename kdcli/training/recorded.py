@@ -8,12 +8,11 @@ import google_crc32c
 import numpy as np
 import torch
 from jaxtyping import Int64
-from PIL import Image
 from torch import Tensor
 
 from kdcli.cache.cacheset import CacheSet
 from kdcli.cache.layout import SAMPLES
-from kdcli.data.draw import Partner
+from kdcli.data.draw import Drawer, Drawn
 from kdcli.data.mixing import NO_PARTNER
 from kdcli.data.sources import ImageData
 from kdcli.data.views import Params, ViewSet
@@ -51,9 +50,11 @@ class Recording:
         """Parameters of a view as they were recorded, [b, w]."""
         return self.cache.gather(SAMPLES, "params", self.rows[positions], view)
 
-    def partner_rows(self, views: ViewSet, positions: Int64[np.ndarray, " b"], view: int) -> np.ndarray:
+    def partner_rows(
+        self, views: ViewSet, positions: Int64[np.ndarray, " b"], params: Params
+    ) -> Int64[np.ndarray, " b"]:
         """Cache row that each view is mixed with; -1 for none. Recorded rows count within their own cache."""
-        partners = views.partners(self.params(positions, view))
+        partners = views.partners(params)
         member = np.searchsorted(self.cache.offsets, self.rows[positions], side="right") - 1
         return np.where(partners == NO_PARTNER, NO_PARTNER, partners + self.cache.offsets[member])
 
@@ -98,54 +99,71 @@ def require_partners(recording: Recording, data: ImageData, views: ViewSet, show
     for view in shown:
         for start in range(0, len(data), _CHUNK):
             positions = np.arange(start, min(start + _CHUNK, len(data)))
-            rows = recording.partner_rows(views, positions, view)
+            rows = recording.partner_rows(views, positions, recording.params(positions, view))
             lost.update(rows[(rows != NO_PARTNER) & (places[rows] < 0)].tolist())
     if lost:
         raise BadDataError(
             f"the cached views are mixed with {len(lost)} images that are not in the training data, "
             f"first {recording.cache.keys[min(lost)]}",
-            "Train on all the data that was cached, or cache this part by itself with a --cache of its own.",
+            "Train on all the data that was cached, and complete the cache first; or cache this part by itself, "
+            "in a --cache of its own.",
         )
 
 
 @final
-class Partners:
-    """Images that cached views are mixed with, read and checked like the images themselves."""
+class Replay:
+    """Draws cached views again: from the recorded parameters, so that no random code is run.
 
-    def __init__(self, data: ImageData, recording: Recording, views: ViewSet) -> None:
-        self._data, self._recording, self._views = data, recording, views
-        self._places = recording.places() if views.mixes else None
+    Args:
+        data: what the student trains on.
+        recording: of the data.
+        views: the cache's.
+        drawer: for the student's input size.
+    """
 
-    def positions(self, positions: Int64[np.ndarray, " b"], view: int) -> Int64[np.ndarray, " b"]:
-        """Position of the partner of each image; -1 for none.
+    def __init__(self, data: ImageData, recording: Recording, views: ViewSet, drawer: Drawer) -> None:
+        self._data, self._recording, self._views, self._drawer = data, recording, views, drawer
+        self._places = recording.places() if views.mixes else np.empty(0, np.int64)
+
+    def draw(
+        self, positions: Int64[np.ndarray, " b"], encoded: Sequence[bytes], view: int
+    ) -> tuple[list[Drawn], Int64[np.ndarray, " b"], Params]:
+        """The view of each image, the position of its partner (-1 for none), and the parameters.
 
         Raises:
-            BadDataError: a partner is not in the data.
+            IdentityError: a partner changed since the teachers saw it.
+            BadDataError: an image cannot be decoded, or a partner is not in the data.
         """
-        if self._places is None:
+        params = self._recording.params(positions, view)
+        partners = self._partners(positions, params)
+        mixed = np.flatnonzero(partners >= 0)
+        others = dict(zip(mixed.tolist(), self._read(partners[mixed], view), strict=True))
+        drawn = []
+        for place, (position, content) in enumerate(zip(positions, encoded, strict=True)):
+            partner = None
+            if place in others:
+                other, other_params = others[place]
+                partner = (self._data.decode(int(partners[place]), other), other_params)
+            image = self._data.decode(int(position), content)
+            drawn.append(self._drawer.replay(image, params[place], partner))
+        return drawn, partners, params
+
+    def _partners(self, positions: Int64[np.ndarray, " b"], params: Params) -> Int64[np.ndarray, " b"]:
+        if not self._views.mixes:
             return np.full(len(positions), NO_PARTNER, np.int64)
-        rows = self._recording.partner_rows(self._views, positions, view)
+        rows = self._recording.partner_rows(self._views, positions, params)
         found = np.where(rows == NO_PARTNER, NO_PARTNER, self._places[rows])
         lost = np.flatnonzero((rows != NO_PARTNER) & (found < 0))
         if len(lost):
+            key = self._recording.cache.keys[int(rows[lost[0]])]
             raise BadDataError(
-                f"{self._data.path(int(positions[lost[0]]))} is mixed with "
-                f"{self._recording.cache.keys[int(rows[lost[0]])]}, which is not in the training data",
+                f"{self._data.path(int(positions[lost[0]]))} is mixed with {key}, which is not in the data",
                 "Train on all the data that was cached.",
             )
         return found
 
-    def load(self, positions: Int64[np.ndarray, " b"], view: int) -> list[Partner]:
-        """Images at ``positions`` with their recorded parameters of the view.
-
-        Raises:
-            IdentityError: one changed since the teachers saw it.
-            BadDataError: one cannot be decoded.
-        """
+    def _read(self, positions: Int64[np.ndarray, " m"], view: int) -> list[tuple[bytes, Params]]:
+        """Checked bytes and recorded parameters of partners."""
         encoded = [self._data.encoded(int(position)) for position in positions]
         self._recording.check(self._data, positions, encoded)
-        images: list[Image.Image] = [
-            self._data.decode(int(position), content)
-            for position, content in zip(positions, encoded, strict=True)
-        ]
-        return list(zip(images, self._recording.params(positions, view), strict=True))
+        return list(zip(encoded, self._recording.params(positions, view), strict=True))

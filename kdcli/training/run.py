@@ -18,7 +18,7 @@ from kdcli.models.export import export_model
 from kdcli.models.student import LABEL_HEAD
 from kdcli.runtime import StopFlag, atomic_write_bytes, stop_signals, versions, worker_count, write_json
 from kdcli.training.evaluate import accuracy, head_to_test
-from kdcli.training.feed import EpochOrder, Feed, FeedBatch, Recording, make_loader
+from kdcli.training.feed import EpochOrder, Feed, FeedBatch, make_loader
 from kdcli.training.loop import Engine, fit, make_accelerator
 from kdcli.training.outdir import (
     begin,
@@ -29,6 +29,8 @@ from kdcli.training.outdir import (
     require_same_run,
 )
 from kdcli.training.plan import Plan, make_plan
+from kdcli.training.recorded import Recording
+from kdcli.training.resident import DeviceFed, bring_near
 from kdcli.training.student import Built, build_student
 from kdcli.types import Ranking
 
@@ -160,14 +162,16 @@ def _train(plan: Plan, built: Built, on_batch: Callable[[FeedBatch], None] | Non
         accelerator.process_index,
         accelerator.num_processes,
     )
-    recording = plan.recording
+    recording, held = plan.recording, None
     if recording is not None:
         recording = Recording(recording.cache, recording.rows, built.objective.reads())
+        recording, held = bring_near(config, recording, plan.rule, numbers.epochs, accelerator.device)
     feed = Feed(plan.data, built.model.preprocess, plan.rule, recording)
     engine = Engine(built, numbers, order.batches * numbers.epochs, accelerator, on_batch)
     loader = make_loader(feed, order, workers, accelerator.device)
+    batches = loader if held is None else DeviceFed(loader, order, plan.rule, held)
     with stop_signals() as stop:
-        progress = fit(engine, loader, order, plan.rule, numbers.epochs, config.out, stop)
+        progress = fit(engine, batches, order, plan.rule, numbers.epochs, config.out, stop)
         started = time.perf_counter()
         test = _test(plan, built, accelerator.device, workers, stop)
     _write_student(plan, built, config.out)

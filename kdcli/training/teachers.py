@@ -100,7 +100,7 @@ def choose_teachers(
         )
     used = dict.fromkeys([*weights, *([generalist.name] if generalist else [])])
     records = {name: cache.teacher(name) for name in used}
-    _require_arrays(method, cache, [records[name] for name in weights])
+    cache.require_kept(dict.fromkeys(weights, sorted(method.needs.kinds)))
     return Teachers(weights, records, generalist)
 
 
@@ -157,16 +157,3 @@ def _require_same_sources(ranking: Ranking, cache: CacheSet, config: TrainConfig
 def joint_id(cache_ids: Iterable[str]) -> str:
     """One text for the identities of several caches."""
     return ",".join(cache_ids)
-
-
-def _require_arrays(method: Method, cache: CacheSet, records: Sequence[TeacherRecord]) -> None:
-    add = tuple(sorted({kind for record in records for kind in method.needs.kinds - set(record.keep)}))
-    lacking = [record for record in records if not method.needs.kinds <= set(record.keep)]
-    if not lacking:
-        return
-    more = f" (and {len(lacking) - 1} more)" if len(lacking) > 1 else ""
-    raise CacheMissingError(
-        f"{method.name} needs the {' and '.join(add)} of '{lacking[0].name}'{more}, which was cached with "
-        f"{','.join(lacking[0].keep)} only",
-        cache.add_command([record.name for record in lacking], add),
-    )
