@@ -111,3 +111,11 @@ def _plain(kind: str, colon: str, rest: str, item: str, eval_only: bool) -> Outp
     if kind == "features" and not colon:
         return Output("features", eval_only=eval_only)
     raise UsageError(f"--keep {item} is no kind of output", _FORMS)
+
+
+def keep_word(array: str) -> str:
+    """What ``--keep`` calls the output that an array belongs to, where its name alone tells."""
+    head, slash, tap = array.partition("/")
+    if slash:
+        return f"{head}:{tap}"
+    return "features" if array == "features" else "topk:32" if array.startswith("topk_") else "logits"

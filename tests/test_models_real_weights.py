@@ -12,6 +12,7 @@ from PIL import Image
 from kdcli.demo import export_pretrained_weights
 from kdcli.models.spec import open_model
 from kdcli.models.teacher import TeacherRunner
+from kdcli.outputs import Output
 
 
 def photos() -> list[tuple[Path, int]]:
@@ -36,7 +37,7 @@ def test_real_weights_know_at_least_15_of_20_photos(folder: Path) -> None:
     labelled = photos()
     assert len(labelled) == 20
     batch = np.stack([np.asarray(_square(Image.open(file).convert("RGB"), height)) for file, _ in labelled])
-    logits = TeacherRunner(model, "cpu", "off", ("logits",))(batch)["logits"]
+    logits = TeacherRunner(model, "cpu", "off", (Output("logits"),))(batch)["logits"]
     right = logits.argmax(dim=1) == torch.tensor([label for _, label in labelled])
     assert int(right.sum()) >= 15
 

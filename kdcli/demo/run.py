@@ -296,10 +296,12 @@ def _live_cost(
 
     from kdcli.models.spec import open_model
     from kdcli.models.teacher import TeacherRunner
+    from kdcli.outputs import Output
 
     device = pick_device("auto")
     runners = {
-        name: TeacherRunner(open_model(spec), device, "off", ("logits",)) for name, spec in teachers.items()
+        name: TeacherRunner(open_model(spec), device, "off", (Output("logits"),))
+        for name, spec in teachers.items()
     }
     spent, images = dict.fromkeys(runners, 0.0), 0
 
@@ -310,7 +312,7 @@ def _live_cost(
         for name, runner in runners.items():
             start = time.perf_counter()
             resized = interpolate(pixels, runner.model.preprocess.size)
-            runner(resized.permute(0, 2, 3, 1))
+            runner(resized.permute(0, 2, 3, 1))["logits"].cpu()  # waits for the device
             spent[name] += time.perf_counter() - start
 
     config = _train_config(folder, task, "distill-weighted", "live", epochs=1, overwrite=True, test=None)

@@ -77,7 +77,7 @@ class ModelSpec:
             raise UsageError(f"model '{text}' names nothing after '{scheme}:'", _FORMS)
         if scheme != "hf-hub":
             kind: ModelKind = "onnx" if scheme == ONNX else "local-dir"
-            return cls(kind, "", Path(rest).expanduser().absolute())
+            return cls(kind, "", _expanded(rest).absolute())
         owner, slash, name = rest.partition("/")
         if not (owner and slash and name) or rest.count("@") > 1:
             raise UsageError(
@@ -122,7 +122,7 @@ def unknown_architecture(name: str, where: str) -> NotFoundError:
 def _known_architecture(name: str, text: str) -> str:
     if name.startswith(TORCHVISION):
         return _known_torchvision(name, text)
-    if not name or any(character in name for character in "/\\: "):
+    if not name or name.endswith(".onnx") or any(character in name for character in "/\\: "):
         raise _not_a_name(name, text)
     from timm.models import (
         get_deprecated_models,
@@ -163,7 +163,7 @@ def _known_torchvision(name: str, text: str) -> str:
 def _not_a_name(name: str, text: str) -> NotFoundError | UsageError:
     if not text:
         return UsageError("the model string is empty", _FORMS)
-    if Path(text).expanduser().is_dir():
+    if _expanded(text).is_dir():
         return NotFoundError(f"'{text}' is a folder, not a model name", f"Write local-dir:{text}.")
     if name.endswith(".onnx"):
         return NotFoundError(f"'{text}' is a file, not a model name", f"Write onnx:{text}.")
@@ -182,7 +182,15 @@ def _not_a_name(name: str, text: str) -> NotFoundError | UsageError:
 def _weights_file(file: str, text: str) -> Path:
     if not file:
         raise UsageError(f"model '{text}' names no file after '@'", _FORMS)
-    path = Path(file).expanduser().absolute()
+    path = _expanded(file).absolute()
     if path.suffix != ".safetensors":
         raise UsageError(f"'{file}' is not a .safetensors file; kd loads no pickled weights", _CONVERT)
     return path
+
+
+def _expanded(text: str) -> Path:
+    """A path with ``~`` filled in; ``~NAME`` of a user who is not there is a name like any other."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)

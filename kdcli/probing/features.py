@@ -14,6 +14,7 @@ from kdcli.data.views import ViewSet, render
 from kdcli.errors import KdError
 from kdcli.models.spec import Model
 from kdcli.models.teacher import TeacherRunner
+from kdcli.outputs import Output
 from kdcli.runtime import pick_device, worker_count, worker_init
 from kdcli.types import Preprocess
 
@@ -56,7 +57,7 @@ def model_features(
         BadDataError: an image cannot be decoded.
         DeviceError: no such device, or out of memory.
     """
-    runner = TeacherRunner(model, pick_device(config.device), "off", ("features",))
+    runner = TeacherRunner(model, pick_device(config.device), "off", (Output("features"),))
     loader = DataLoader(
         EvalImages(data, model.preprocess),
         batch_size=config.batch_size,
@@ -70,7 +71,7 @@ def model_features(
         for batch in loader:
             if isinstance(batch, KdError):
                 raise batch
-            features[done : done + len(batch)] = runner(batch)["features"].numpy()
+            features[done : done + len(batch)] = runner(batch)["features"].cpu().numpy()
             done += len(batch)
             bar.advance(len(batch))
     return features

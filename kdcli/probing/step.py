@@ -10,7 +10,7 @@ from kdcli.cache.cacheset import CacheSet
 from kdcli.config import ProbeConfig
 from kdcli.console import console
 from kdcli.data.sources import ImageData, open_data
-from kdcli.errors import BadDataError, CacheMissingError, UsageError
+from kdcli.errors import BadDataError, UsageError
 from kdcli.metrics.checks import check_finite
 from kdcli.probing.protocols import Draw, few_shot_accuracies, report_convergence, shot_draws
 from kdcli.probing.stats import Summary, summarise
@@ -175,19 +175,15 @@ def _cached(caches: CacheSet, teacher: str, data: ImageData) -> ImageData:
 
     Reads no image: at a million of them that is left to those that some draw uses.
     """
-    usable = caches.require({teacher: ["features"]}, caches.rows_of(data, check_content=False), [EVAL_VIEW], None)
+    usable = caches.require(
+        {teacher: ["features"]}, caches.rows_of(data, check_content=False), [EVAL_VIEW], None
+    )
     return data if usable.all() else data.select(np.flatnonzero(usable))
 
 
 def _from_cache(
     caches: CacheSet, teacher: str, task: _Task
 ) -> tuple[str, Float[np.ndarray, "n d"], Float[np.ndarray, "m d"]]:
-    record = caches.teacher(teacher)
-    if "features" not in record.keep:
-        raise CacheMissingError(
-            f"a probe needs features; of teacher '{teacher}' the cache keeps only {', '.join(record.keep)}",
-            caches.add_command([teacher], ["features"]),
-        )
     parts = []
     for data in (task.train, task.test):
         rows = caches.rows_of(data)  # compares the bytes of the images, now only of those that are used
