@@ -116,14 +116,7 @@ def _chosen_teachers(caches: CacheSet, config: RankConfig) -> list[str]:
 
 def _required_array(caches: CacheSet, names: Sequence[str], config: RankConfig) -> OutputKind:
     array: OutputKind = "logits" if config.on == "pseudo" else "features"
-    lacking = [name for name in names if array not in caches.teacher(name).keep]
-    if lacking:
-        more = f" (and {len(lacking) - 1} more)" if len(lacking) > 1 else ""
-        raise CacheMissingError(
-            f"--on {config.on} needs {array}, but of teacher '{lacking[0]}'{more} the cache keeps only "
-            f"{', '.join(caches.teacher(lacking[0]).keep)}",
-            caches.add_command(lacking, [array]),
-        )
+    caches.require_kept({name: [array] for name in names})
     return array
 
 

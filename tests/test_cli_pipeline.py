@@ -529,24 +529,21 @@ def test_outputs_that_were_not_kept_name_the_command_that_adds_them(kd: Kd, plac
     rank = ("rank-sources", "--cache", "logits.kd")
     probe = ("eval-probe", "images", "--test", "images", "--cache", "logits.kd", "--draws", 2)
     probing = kd(*probe, "--teacher", "gen")
-    probing.refused(20, "keeps only logits", "then --teacher gen-features")
+    probing.refused(20, "the features of 'gen' are needed", "keeps only its logits", "kd cache-teachers")
     refusal = kd(*rank)
-    refusal.refused(20, "keeps only logits", "then --exclude gen")
-    kd(*rank, "--teacher", "gen").refused(20, "then --teacher gen-features")
+    refusal.refused(20, "the features of 'gen' are needed", "kd cache-teachers")
     follow(kd, refusal)
-    follow(kd, probing)
-    assert kd(*rank, "--exclude", "gen").code == 0
-    assert kd(*probe, "--teacher", "gen-features").code == 0
+    assert kd(*rank).code == 0
+    assert kd(*probe, "--teacher", "gen").code == 0
 
     train = ("train-student", "images", "--cache", "features.kd", *TRAIN, "--out", "logits")
     refusal = kd(*train, "--method", "distill-equal")
-    refusal.refused(20, "needs the logits of 'gen'", "then add --teacher gen-logits")
-    consolidate = kd(*train, "--method", "consolidation", "--generalist", "gen")
-    consolidate.refused(20, "then add --generalist gen-logits")
+    refusal.refused(20, "the logits of 'gen' are needed")
+    kd(*train, "--method", "consolidation", "--generalist", "gen").refused(20, "the logits of 'gen'")
     follow(kd, refusal)
-    done = kd(*train, "--method", "distill-equal", "--teacher", "gen-logits", "--json")
+    done = kd(*train, "--method", "distill-equal", "--json")
     assert done.code == 0, done.err
-    assert done.json["weights"] == {"gen-logits": 1.0}
+    assert done.json["weights"] == {"gen": 1.0}
 
 
 def test_a_method_without_its_ranking_names_the_pipe_that_gives_one(

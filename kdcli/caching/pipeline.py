@@ -1,32 +1,37 @@
-"""The inner loop: claim a task, decode its images once, run every missing teacher, publish."""
+"""The inner loop: claim a task, decode its images once, run every missing teacher, publish.
 
+    decode processes -> (pinned) pixels -> teachers, one after the other -> bounded queue -> writer threads
+
+Whichever of decoding, forward and writing the loop waits for most is named on the display.
+"""
+
+import threading
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader
 
-from kdcli.cache.backend import checksum
-from kdcli.cache.layout import SAMPLES, Manifest, Unit
+from kdcli.cache.layout import SAMPLES, Unit
 from kdcli.cache.writer import CacheWriter, content_digest
-from kdcli.caching.outputs import OutputPlan
+from kdcli.caching.decoding import Decoded, Decoder, Task, TaskQueue
+from kdcli.caching.outputs import OutputPlan, compression_error
 from kdcli.console import Bar, console
-from kdcli.data.views import ViewSet, render
-from kdcli.errors import BadDataError, IdentityError
+from kdcli.data.views import Render, ViewSet
+from kdcli.errors import IdentityError
 from kdcli.runtime import StopFlag, versions, worker_init
-from kdcli.types import Difference, Interpolation
+from kdcli.types import Difference
 
 if TYPE_CHECKING:
-    from kdcli.data.sources import ImageData
+    from kdcli.data.joined import Images
     from kdcli.models.teacher import TeacherRunner
 
-RenderKey = tuple[tuple[int, int], Interpolation]
-"""Input size and interpolation: teachers that share both share their pixels."""
+WRITERS = 2
+"""Finished tasks that may wait to be written, each by its thread; a third one makes the loop wait."""
 
 
 @final
@@ -36,135 +41,9 @@ class Worker:
 
     runner: "TeacherRunner"
     plan: OutputPlan
-    render: RenderKey
+    render: Render
     batch_size: int
     made: dict[str, Any]
-
-
-@final
-@dataclass(slots=True)
-class Task:
-    """A block and a group of views, for the units of it that this process has claimed."""
-
-    number: int
-    block: int
-    group: int
-    units: list[Unit]
-    rows: range
-    started: float = field(default_factory=time.monotonic)
-    arrays: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
-    done: int = 0
-    bad: list[tuple[int, str]] = field(default_factory=list)
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class BatchRequest:
-    """Rows of one task to decode together; a batch never crosses a block."""
-
-    task: int
-    group: int
-    rows: range
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Decoded:
-    """What a decode process hands over: pixels per (size, interpolation) as [views, b, h, w, 3] uint8."""
-
-    request: BatchRequest
-    pixels: dict[RenderKey, torch.Tensor]
-    params: torch.Tensor
-    sizes: torch.Tensor
-    crcs: torch.Tensor
-    bad: tuple[tuple[int, str], ...]
-
-
-@final
-class Decoder(Dataset[Decoded]):
-    """Reads, checks and decodes each image once, and draws all views of a group from it."""
-
-    def __init__(
-        self, data: "ImageData", views: ViewSet, manifest: Manifest, renders: Sequence[RenderKey]
-    ) -> None:
-        self._data, self._views, self._manifest, self._renders = data, views, manifest, tuple(renders)
-
-    def __getitems__(self, requests: list[BatchRequest]) -> Decoded:
-        """Decode the one request of a batch; a bad image is recorded and drawn black."""
-        (request,) = requests
-        views, count = self._manifest.views_of(request.group), len(request.rows)
-        pixels = {
-            (size, interpolation): np.zeros((len(views), count, *size, 3), np.uint8)
-            for size, interpolation in self._renders
-        }
-        width = len(self._manifest.param_names)
-        params = np.full((count, len(views), width), np.iinfo(np.int32).max, np.int32)
-        sizes, crcs = np.zeros(count, np.int64), np.zeros(count, np.int64)
-        bad: list[tuple[int, str]] = []
-        for place, row in enumerate(request.rows):
-            try:
-                encoded = self._data.encoded(row)
-                sizes[place], crcs[place] = len(encoded), checksum(encoded)
-                image = self._data.decode(row, encoded)
-            except BadDataError as error:
-                bad.append((row, error.message))
-                continue
-            key = self._data.keys[row]
-            for number, view in enumerate(views):
-                params[place, number] = self._views.params(key, view, *image.size)
-                for (size, interpolation), canvas in pixels.items():
-                    canvas[number, place] = render(image, params[place, number], size, interpolation)
-        return Decoded(
-            request,
-            {key: torch.from_numpy(canvas) for key, canvas in pixels.items()},
-            torch.from_numpy(params),
-            torch.from_numpy(sizes),
-            torch.from_numpy(crcs),
-            tuple(bad),
-        )
-
-    def __getitem__(self, request: BatchRequest) -> Decoded:
-        return self.__getitems__([request])
-
-
-@final
-class TaskQueue(Sampler[list[BatchRequest]]):
-    """Claims one task after the other, as the loader asks for more; never waits.
-
-    It must not wait: the loader asks ahead, and a process that waited here would hold finished
-    batches of a claimed task that another process may be waiting for.
-    """
-
-    def __init__(
-        self, writer: CacheWriter, workers: Mapping[str, Worker], missing: Sequence[Unit], stop: StopFlag
-    ) -> None:
-        self._writer, self._workers, self._stop = writer, workers, stop
-        self._places: dict[tuple[int, int, int], list[Unit]] = {}
-        smallest = next(iter(workers.values())).batch_size if workers else 1
-        for unit in missing:
-            batch_size = workers[unit.teacher].batch_size if unit.part != SAMPLES else smallest
-            self._places.setdefault((unit.block, unit.group, batch_size), []).append(unit)
-        self.tasks: dict[int, Task] = {}
-
-    def __iter__(self) -> Iterator[list[BatchRequest]]:
-        for number, ((block, group, batch_size), units) in enumerate(sorted(self._places.items())):
-            if self._stop:
-                return
-            claimed = [unit for unit in units if self._claim(unit)]
-            if not claimed:
-                continue
-            rows = self._writer.manifest.rows_of(block)
-            self.tasks[number] = Task(number, block, group, claimed, rows)
-            for start in range(rows.start, rows.stop, batch_size):
-                yield [BatchRequest(number, group, range(start, min(start + batch_size, rows.stop)))]
-
-    def _claim(self, unit: Unit) -> bool:
-        if not self._writer.claims.acquire(unit):
-            return False
-        if self._writer.is_done(unit):  # somebody finished it since the list was made
-            self._writer.claims.release([unit])
-            return False
-        return True
 
 
 @final
@@ -174,7 +53,7 @@ class TaskRunner:
     def __init__(
         self,
         writer: CacheWriter,
-        data: "ImageData",
+        data: "Images",
         views: ViewSet,
         workers: Mapping[str, Worker],
         *,
@@ -182,24 +61,29 @@ class TaskRunner:
         processes: int,
         stop: StopFlag,
         grace: float,
+        pinned: bool = False,
     ) -> None:
         self._writer, self._data, self._views, self._workers = writer, data, views, workers
         self._drop_bad, self._processes, self._stop, self._grace = drop_bad, processes, stop, grace
+        self._pinned = pinned
         self.written: Counter[str] = Counter()
         self.failed: dict[tuple[int, int], list[tuple[int, str]]] = {}
         self.images = 0
         self.seconds = 0.0
         self._waited = {"decode": 0.0, "forward": 0.0, "write": 0.0}
+        self._compression: dict[str, dict[str, dict[str, float]]] = {}
+        self._lock = threading.Lock()
 
     def run(self, missing: Sequence[Unit]) -> None:
         """Claim, compute and publish what can be claimed of ``missing``; return when nothing is left to claim."""
         places = {(unit.block, unit.group) for unit in missing}
         manifest = self._writer.manifest
         total = sum(len(manifest.rows_of(b)) * len(manifest.views_of(g)) for b, g in places)
-        queue = TaskQueue(self._writer, self._workers, missing, self._stop)
+        batch_sizes = {name: worker.batch_size for name, worker in self._workers.items()}
+        queue = TaskQueue(self._writer, batch_sizes, missing, self._stop, time.monotonic)
         start = time.monotonic()
         with (
-            ThreadPoolExecutor(1, "kd-writer") as executor,
+            ThreadPoolExecutor(WRITERS, "kd-writer") as executor,
             console.progress(total, "images", "cache") as bar,
         ):
             try:
@@ -210,6 +94,10 @@ class TaskRunner:
                     self._writer.claims.release(task.units)
                 self.seconds += time.monotonic() - start
 
+    def bound(self) -> str:
+        """What the loop waits for most: decode, forward or write."""
+        return max(self._waited, key=lambda name: self._waited[name])
+
     def _loader(self, queue: TaskQueue) -> DataLoader[Decoded]:
         renders = list(dict.fromkeys(worker.render for worker in self._workers.values()))
         decoder = Decoder(self._data, self._views, self._writer.manifest, renders)
@@ -219,11 +107,11 @@ class TaskRunner:
             num_workers=self._processes,
             collate_fn=_as_it_is,
             worker_init_fn=worker_init if self._processes else None,
-            pin_memory=False,
+            pin_memory=self._pinned,
         )
 
     def _consume(self, queue: TaskQueue, executor: ThreadPoolExecutor, bar: Bar) -> None:
-        pending: Future[None] | None = None
+        pending: deque[Future[None]] = deque()
         batches = iter(self._loader(queue))
         while True:
             before = time.monotonic()
@@ -235,21 +123,21 @@ class TaskRunner:
             if self._stop and (task.done == 0 or self._stop.seconds() > self._grace):
                 break  # not begun, or out of time: its claim is released, another run computes it
             self._compute(task, decoded)
-            bar.advance(len(decoded.request.rows) * decoded.params.shape[1], bound=self._bound())
-            if task.done < len(task.rows):
-                continue
-            before = time.monotonic()
-            if pending is not None:
-                pending.result()
-            self._waited["write"] += time.monotonic() - before
-            del queue.tasks[task.number]
-            pending = executor.submit(self._finish, task)
-        if pending is not None:
-            pending.result()
+            amount = len(decoded.request.rows) * decoded.params.shape[1]
+            bar.advance(amount, bound=self.bound(), writing=len(pending))
+            self._settle(pending, WRITERS)
+            if task.done == len(task.rows):
+                self._settle(pending, WRITERS - 1)
+                del queue.tasks[task.number]
+                pending.append(executor.submit(self._finish, task))
+        self._settle(pending, 0)
 
-    def _bound(self) -> str:
-        """What the loop waits for most: decode, forward or write."""
-        return max(self._waited, key=lambda name: self._waited[name])
+    def _settle(self, pending: deque[Future[None]], allowed: int) -> None:
+        """Wait until at most ``allowed`` tasks are being written; what a writer raised is raised here."""
+        before = time.monotonic()
+        while pending and (len(pending) > allowed or pending[0].done()):
+            pending.popleft().result()
+        self._waited["write"] += time.monotonic() - before
 
     def _compute(self, task: Task, decoded: Decoded) -> None:
         before = time.monotonic()
@@ -286,12 +174,24 @@ class TaskRunner:
             wanted = [kind for kind in kinds if view < store.views(f"{teacher}/{kind}")]
             if not wanted:
                 continue
-            raw = worker.runner(decoded.pixels[worker.render][place])
-            for kind, arrays in worker.plan.derive(raw, labels, wanted).items():
+            raw = worker.runner(decoded.pixels[worker.render][place], wanted)
+            derived = worker.plan.derive(raw, labels, wanted)
+            if teacher not in self._compression and "logits" in raw:
+                self._measure_compression(teacher, compression_error(raw["logits"], derived))
+            for kind, arrays in derived.items():
                 kept[kind].append(arrays)
         for kind, views in kept.items():
             stacked = {name: np.stack([view[name] for view in views], axis=1) for name in views[0]}
             self._keep(task, f"{teacher}/{kind}", stacked, inside, len(task.rows))
+
+    def _measure_compression(self, teacher: str, errors: dict[str, dict[str, float]]) -> None:
+        """Say, and record with every unit, what rounding and leaving out cost on the first batch."""
+        self._compression[teacher] = errors
+        for kind, by_temperature in errors.items():
+            costs = ", ".join(f"{nats:.2g} nats at T = {t}" for t, nats in by_temperature.items())
+            console.note(
+                f"teacher '{teacher}': KL of its {kind} as stored against its own, first batch: {costs}"
+            )
 
     @staticmethod
     def _keep(task: Task, part: str, values: Mapping[str, np.ndarray], inside: slice, rows: int) -> None:
@@ -302,7 +202,7 @@ class TaskRunner:
             arrays[name][inside] = batch
 
     def _finish(self, task: Task) -> None:
-        """Publish a computed task (in the writer thread)."""
+        """Publish a computed task (in a writer thread)."""
         try:
             if task.bad and not self._drop_bad:
                 self.failed[task.block, task.group] = task.bad
@@ -313,19 +213,24 @@ class TaskRunner:
             dropped = [row - task.rows.start for row, _ in task.bad]
             for unit in task.units:
                 arrays = task.arrays[unit.part]
-                if unit.part == SAMPLES:
-                    if unit.group > 0:
-                        arrays = {"params": arrays["params"]}
-                    made = {"versions": versions()}
-                else:
+                if unit.part == SAMPLES and unit.group > 0:
+                    arrays = {"params": arrays["params"]}
+                if unit.part != SAMPLES:
                     for name, values in arrays.items():
                         values[dropped] = self._writer.specs(unit.part)[name].fill
-                    made = {**self._workers[unit.teacher].made, "versions": versions()}
                 seconds = time.monotonic() - task.started
-                if self._writer.publish(unit, arrays, content, task.bad, made, seconds):
-                    self.written[unit.part] += 1
+                if self._writer.publish(unit, arrays, content, task.bad, self._made(unit), seconds):
+                    with self._lock:
+                        self.written[unit.part] += 1
         finally:
             self._writer.claims.release(task.units)
+
+    def _made(self, unit: Unit) -> dict[str, Any]:
+        made: dict[str, Any] = {"versions": versions()}
+        if unit.part != SAMPLES:
+            made |= self._workers[unit.teacher].made
+        error = self._compression.get(unit.teacher, {}).get(unit.kind)
+        return made if error is None else {**made, "kl": error}
 
     def _require_recorded_content(self, task: Task, content: str) -> None:
         """The images must be the ones that earlier units of this block saw.
