@@ -72,6 +72,16 @@ class CacheConfig(StepConfig):
         None, ge=32, multiple_of=32, description="Rows per block, a multiple of 32; default: by size."
     )
     buffer_gb: float = Field(1.0, gt=0, description="Memory for the outputs of one task, in GB.")
+    min_accuracy: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Refuse a teacher that gets fewer of some labelled images right.",
+        json_schema_extra=Mechanical,
+    )
+    min_accuracy_images: int = Field(
+        256, ge=1, description="Images that --min-accuracy looks at.", json_schema_extra=Mechanical
+    )
     bad_images: Literal["fail", "drop"] = Field(
         "fail", description="fail: finish the rest, list every bad file, exit 12; drop: record them absent."
     )
@@ -222,6 +232,21 @@ class TrainConfig(StepConfig):
         None,
         ge=0,
         description="Decode processes; default: the processors of this job.",
+        json_schema_extra=Mechanical,
+    )
+    stage: Path | None = Field(
+        None,
+        description="Folder on a disk of this node: copy what is read of the cache there first.",
+        json_schema_extra=Mechanical,
+    )
+    prewarm: bool = Field(
+        False,
+        description="Read the cache's files through once, so that the kernel has them in memory.",
+        json_schema_extra=Mechanical,
+    )
+    resident: Literal["ram", "gpu"] | None = Field(
+        None,
+        description="Hold the teachers' outputs in memory (ram) or on the training device (gpu).",
         json_schema_extra=Mechanical,
     )
     overwrite: bool = Field(

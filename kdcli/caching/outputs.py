@@ -226,14 +226,15 @@ def compression_error(
     import torch
 
     raw = raw_logits.detach().double().cpu()
-    errors: dict[str, dict[str, float]] = {kind: {} for kind in ("logits", "topk") if kind in stored}
+    kinds = [kind for kind in ("logits", "topk") if kind in stored and (kind != "topk" or STATS in stored)]
+    errors: dict[str, dict[str, float]] = {kind: {} for kind in kinds}
     for t in ERROR_TEMPERATURES:
         exact = (raw / t).log_softmax(dim=1)
         approximate = {}
         if "logits" in stored:
             rounded = torch.as_tensor(stored["logits"]["logits"].astype(np.float64))
             approximate["logits"] = (rounded / t).log_softmax(dim=1)
-        if "topk" in stored and t in temperatures:
+        if "topk" in errors and t in temperatures:
             lse = stored[STATS]["lse"][:, list(temperatures).index(t)]
             approximate["topk"] = _spread(stored["topk"], lse, t, raw.shape[1])
         for kind, found in approximate.items():

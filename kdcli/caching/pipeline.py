@@ -8,7 +8,7 @@ Whichever of decoding, forward and writing the loop waits for most is named on t
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
@@ -23,12 +23,14 @@ from kdcli.caching.outputs import OutputPlan, compression_error
 from kdcli.console import Bar, console
 from kdcli.data.views import Render, ViewSet
 from kdcli.errors import IdentityError
-from kdcli.runtime import StopFlag, versions, worker_init
+from kdcli.models.teacher import TeacherRunner
+from kdcli.runtime import StopFlag, pick_device, versions, worker_init
 from kdcli.types import Difference
 
 if TYPE_CHECKING:
+    from kdcli.cache.provenance import TeacherRecord
+    from kdcli.caching.prepare import Prepared
     from kdcli.data.joined import Images
-    from kdcli.models.teacher import TeacherRunner
 
 WRITERS = 2
 """Finished tasks that may wait to be written, each by its thread; a third one makes the loop wait."""
@@ -39,11 +41,46 @@ WRITERS = 2
 class Worker:
     """A teacher ready to run, and what is kept of it."""
 
-    runner: "TeacherRunner"
+    runner: TeacherRunner
     plan: OutputPlan
     render: Render
     batch_size: int
     made: dict[str, Any]
+
+
+def open_workers(
+    prepared: "Prepared", records: Mapping[str, "TeacherRecord"], names: Collection[str]
+) -> dict[str, Worker]:
+    """Teachers that have something to do, on the device, with the settings of their first run.
+
+    Args:
+        prepared: the opened teachers.
+        records: what the cache recorded of them.
+        names: those wanted.
+    """
+    config = prepared.config
+    device = pick_device(config.device)
+    workers = {}
+    for name, record in records.items():
+        if name not in names:
+            continue
+        teacher, compute = prepared.teachers[name], record.compute
+        if compute["batch_size"] != config.batch_size:
+            console.note(f"teacher '{name}': going on with its recorded batch size {compute['batch_size']}")
+        if compute["device"] != device.split(":")[0]:
+            console.warn(
+                f"teacher '{name}' was begun on {compute['device']} and goes on on {device}: rows may differ in "
+                "their last bits"
+            )
+        preprocess = teacher.model.preprocess
+        workers[name] = Worker(
+            TeacherRunner(teacher.model, device, config.amp, teacher.plan.outputs),
+            teacher.plan,
+            (preprocess.size, preprocess.interpolation),
+            compute["batch_size"],
+            {"batch_size": compute["batch_size"], "device": device, "amp": config.amp},
+        )
+    return workers
 
 
 @final
@@ -245,7 +282,9 @@ class TaskRunner:
         samples = task.arrays[SAMPLES]
         if sizes is None or crcs is None:
             raise IdentityError(
-                f"images of rows {task.rows.start}-{task.rows.stop - 1} changed while they were cached"
+                f"images of rows {task.rows.start}-{task.rows.stop - 1} changed since they were cached",
+                "Restore them, or make a new cache: outputs of two versions of an image do not mix.",
+                [Difference("content", recorded[0], content)],
             )
         changed = np.flatnonzero((sizes != samples["content_size"]) | (crcs != samples["content_crc"]))
         row = task.rows.start + int(changed[0])

@@ -1,66 +1,25 @@
-"""What a run of cache-teachers would cost: bytes, files, and - measured on the spot - hours and what bounds them."""
+"""What a run of cache-teachers would cost, to the byte; measuring.py adds the hours."""
 
-import os
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
-import numpy as np
-from torch.utils.data import DataLoader
-
-from kdcli.cache.layout import SAMPLES, Manifest
-from kdcli.cache.store import BACKENDS
-from kdcli.caching.decoding import BatchRequest, Decoded, Decoder
+from kdcli.cache.arrays import WHOLE_ARRAYS, sample_arrays
+from kdcli.cache.layout import SAMPLES, Manifest, Unit
+from kdcli.cache.store import BACKENDS, Store
+from kdcli.cache.writer import CacheWriter
+from kdcli.caching.prepare import Prepared, prepare
 from kdcli.caching.result import payload_bytes
-from kdcli.console import console, duration
+from kdcli.config import CacheConfig
+from kdcli.console import size
 from kdcli.errors import NoSpaceError
-from kdcli.runtime import available_gb, storage_errors, worker_init
+from kdcli.runtime import available_gb, worker_count
 
 if TYPE_CHECKING:
     from kdcli.cache.provenance import TeacherRecord
-    from kdcli.caching.pipeline import Worker
-    from kdcli.data.joined import Images
-    from kdcli.data.views import ViewSet
-
-BATCHES = 20
-"""Batches that a measurement runs, after one to warm up."""
-WRITE_BYTES = 256 * 2**20
-"""Bytes that a measurement writes (and removes again), at most."""
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """Speeds on this machine, in image views a second unless said otherwise.
-
-    Attributes:
-        decode: of the decode processes alone.
-        forward: of each teacher alone.
-        write_mb: MB/s of files of a chunk's size, written and fsynced.
-        write: the same in image views a second.
-        bound: the slowest of decode, forward and write.
-        hours: for all that is missing, if the three overlap perfectly.
-    """
-
-    decode: float
-    forward: dict[str, float]
-    write_mb: float
-    write: float
-    bound: str
-    hours: float
-
-    def document(self) -> dict[str, Any]:
-        """As JSON."""
-        return {
-            "decode_per_second": round(self.decode, 2),
-            "forward_per_second": {name: round(rate, 2) for name, rate in self.forward.items()},
-            "write_mb_per_second": round(self.write_mb, 1),
-            "write_per_second": round(self.write, 2),
-            "bound": self.bound,
-            "hours": round(self.hours, 4),
-        }
+    from kdcli.caching.measuring import Measured
 
 
 @final
@@ -78,6 +37,7 @@ class CachePlan:
         bytes: all of these together.
         bytes_missing: of those, what is not written yet.
         free: bytes free where the cache lies or would lie.
+        units_missing: units (kind x block x view group) to do, by teacher.
         measured: speeds, if they were asked for.
     """
 
@@ -90,7 +50,8 @@ class CachePlan:
     bytes: int
     bytes_missing: int
     free: int
-    measured: Measured | None = None
+    units_missing: dict[str, int]
+    measured: "Measured | None" = None
 
     @property
     def fits(self) -> bool:
@@ -121,24 +82,13 @@ class CachePlan:
         """
         if not self.fits:
             raise NoSpaceError(
-                f"{root} needs {size_text(self.bytes_missing)} more, and {size_text(self.free)} are free there",
+                f"{root} needs {size(self.bytes_missing)} more, and {size(self.free)} are free there",
                 "Free some space, choose another --cache, or keep less (--keep topk:32, --dtype float16).",
             )
 
 
-def size_text(count: float) -> str:
-    """Bytes as a person reads them: ``3.2 GB``."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(count) < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
-
-
 def sample_bytes(manifest: Manifest, key_bytes: int) -> dict[str, int]:
     """Bytes on disk of what is kept of the images: keys, labels, content, view parameters."""
-    from kdcli.cache.arrays import WHOLE_ARRAYS, sample_arrays
-
     backend = BACKENDS[manifest.backend]
     lengths = {"key_bytes": key_bytes, "key_offsets": manifest.rows + 1}
     if manifest.data.labels is not None:
@@ -160,128 +110,101 @@ def count_bytes(
     }
 
 
+def plan_of(prepared: "Prepared") -> CachePlan:
+    """What a prepared run would do, from the commit records alone."""
+    manifest, records = prepared.manifest, prepared.records
+    missing, store = _missing(prepared)
+    arrays = count_bytes(manifest, len(prepared.data.keys.blob), records)
+    left = sum(_unit_bytes(manifest, records, unit) for unit in missing)
+    if store is None:  # keys, labels: written as the cache is made
+        left += sum(size for name, size in arrays[SAMPLES].items() if name in WHOLE_ARRAYS)
+    tasks, counts = {(unit.block, unit.group) for unit in missing}, Counter(unit.teacher for unit in missing)
+    return CachePlan(
+        rows=manifest.samples,
+        views=manifest.views,
+        block_rows=manifest.block_rows,
+        tasks=len(tasks),
+        images=sum(len(manifest.rows_of(b)) * len(manifest.views_of(g)) for b, g in tasks),
+        arrays=arrays,
+        bytes=sum(sum(sizes.values()) for sizes in arrays.values()),
+        bytes_missing=left,
+        free=free_bytes(prepared.root),
+        units_missing={name: counts[name] for name in records},
+    )
+
+
+def _missing(prepared: "Prepared") -> tuple[list[Unit], Store | None]:
+    """Every unit that is not done; the store of a cache that is there."""
+    manifest = prepared.manifest
+    groups = {SAMPLES: manifest.groups}
+    for name, record in prepared.records.items():
+        for kind, output in record.outputs.items():
+            groups[f"{name}/{kind}"] = manifest.groups_of(output.views(manifest.views))
+    writer = CacheWriter(prepared.root, manifest) if prepared.exists else None
+    units: list[Unit] = []
+    for part, count in groups.items():
+        if writer is not None and part in writer.store.parts():
+            units += writer.missing(part, withdraw=False)
+        else:
+            units += [Unit(part, block, group) for block in range(manifest.blocks) for group in range(count)]
+    return units, None if writer is None else writer.store
+
+
+def _unit_bytes(manifest: Manifest, records: Mapping[str, "TeacherRecord"], unit: Unit) -> int:
+    """Bytes of a unit's chunk files."""
+    backend, rows = BACKENDS[manifest.backend], manifest.block_rows
+    if unit.part == SAMPLES:
+        specs, kept = sample_arrays(manifest), manifest.views
+    else:
+        output = records[unit.teacher].outputs[unit.kind]
+        specs, kept = output.array_specs(), output.views(manifest.views)
+    views = len(manifest.views_of(unit.group, kept))
+    counts = {name: views if spec.per_view else int(unit.group == 0) for name, spec in specs.items()}
+    return sum(counts[name] * backend.file_size(rows, spec) for name, spec in specs.items())
+
+
+def unit_count(manifest: Manifest, record: "TeacherRecord") -> int:
+    """Units of a teacher when it is complete."""
+    return sum(
+        manifest.blocks * manifest.groups_of(output.views(manifest.views))
+        for output in record.outputs.values()
+    )
+
+
+def plan_cache(config: CacheConfig, measured: bool = False) -> CachePlan:
+    """What ``kd cache-teachers`` with this configuration would cost. Changes nothing.
+
+    Args:
+        config: as for :func:`~kdcli.caching.step.cache_teachers`.
+        measured: also run :data:`BATCHES` batches of each stage, and a temporary write.
+
+    Raises:
+        KdError: as cache_teachers refuses.
+    """
+    prepared = prepare(config)
+    plan = plan_of(prepared)
+    if not measured or not plan.tasks:
+        return plan
+    from kdcli.caching.measuring import measure
+    from kdcli.caching.pipeline import open_workers
+
+    workers = open_workers(prepared, prepared.records, prepared.records)
+    place = prepared.root.absolute()
+    while not place.is_dir():
+        place = place.parent
+    found = measure(
+        prepared.data,
+        prepared.views,
+        prepared.manifest,
+        workers,
+        processes=worker_count(config.workers),
+        place=place,
+        images=plan.images,
+        bytes_missing=plan.bytes_missing,
+    )
+    return replace(plan, measured=found)
+
+
 def free_bytes(root: Path) -> int:
     """Bytes free where ``root`` is or would be."""
     return int(available_gb(root.absolute()) * 1e9)
-
-
-# --- measuring --------------------------------------------------------------------------------
-
-
-def measure(
-    data: "Images",
-    views: "ViewSet",
-    manifest: Manifest,
-    workers: Mapping[str, "Worker"],
-    *,
-    processes: int,
-    place: Path,
-    images: int,
-    bytes_missing: int,
-) -> Measured:
-    """Run a few batches of each stage alone, and a temporary write.
-
-    Args:
-        data: the images.
-        views: what is drawn of them.
-        manifest: of the cache, made or planned.
-        workers: the teachers that have something to do.
-        processes: decode processes.
-        place: folder on the cache's file system; a temporary file is written there and removed.
-        images: image views that are missing.
-        bytes_missing: bytes that are not written yet.
-    """
-    batches, decode = _decode_rate(data, views, manifest, workers, processes)
-    forward = {name: _forward_rate(worker, batches) for name, worker in workers.items()}
-    write_mb = _write_speed(place, manifest, bytes_missing)
-    per_image = bytes_missing / max(1, images)
-    together = 1 / sum(1 / rate for rate in forward.values()) if forward else float("inf")
-    rates = {"decode": decode, "forward": together, "write": write_mb * 1e6 / max(1.0, per_image)}
-    bound = min(rates, key=lambda name: rates[name])
-    hours = images / rates[bound] / 3600
-    console.note(f"measured: {bound}-bound, about {duration(hours * 3600)} for {images} image views")
-    return Measured(decode, forward, write_mb, rates["write"], bound, hours)
-
-
-def _requests(manifest: Manifest, batch_size: int) -> Iterator[BatchRequest]:
-    """Batches from the beginning of the cache on, as a run would ask for them; again from there if it ends."""
-    count = 0
-    while True:
-        for block in range(manifest.blocks):
-            for group in range(manifest.groups):
-                rows, views = manifest.rows_of(block), len(manifest.views_of(group))
-                for start in range(rows.start, rows.stop, batch_size):
-                    if count > BATCHES:
-                        return
-                    count += 1
-                    yield BatchRequest(
-                        0, block, group, range(start, min(start + batch_size, rows.stop)), views
-                    )
-
-
-def _decode_rate(
-    data: "Images", views: "ViewSet", manifest: Manifest, workers: Mapping[str, "Worker"], processes: int
-) -> tuple[list[Decoded], float]:
-    """A few decoded batches, and image views a second."""
-    renders = list(dict.fromkeys(worker.render for worker in workers.values()))
-    size = min((worker.batch_size for worker in workers.values()), default=64)
-    requests = [[request] for request in _requests(manifest, size)]
-    loader: DataLoader[Decoded] = DataLoader(
-        Decoder(data, views, manifest, renders),
-        batch_sampler=requests,
-        num_workers=processes,
-        collate_fn=_as_it_is,
-        worker_init_fn=worker_init if processes else None,
-    )
-    kept: list[Decoded] = []
-    iterator = iter(loader)
-    kept.append(next(iterator))  # starting processes is no part of a rate
-    start, count = time.perf_counter(), 0
-    for decoded in iterator:
-        count += _views_in(decoded)
-        if len(kept) < 2:
-            kept.append(decoded)
-    seconds = time.perf_counter() - start
-    return kept, count / seconds if count else float("inf")
-
-
-def _as_it_is(decoded: Any) -> Any:
-    return decoded
-
-
-def _views_in(decoded: Decoded) -> int:
-    return len(decoded.request.rows) * decoded.request.views
-
-
-def _forward_rate(worker: "Worker", batches: Sequence[Decoded]) -> float:
-    """Image views a second of one teacher, its outputs on the host as the cache would store them."""
-    pixels = [view for decoded in batches for view in decoded.pixels[worker.render]]
-    labels = np.full(max(len(view) for view in pixels), -1, np.int64)
-    worker.plan.derive(worker.runner(pixels[0]), labels[: len(pixels[0])])
-    start, count = time.perf_counter(), 0
-    for number in range(BATCHES):
-        batch = pixels[number % len(pixels)]
-        worker.plan.derive(worker.runner(batch), labels[: len(batch)])
-        count += len(batch)
-    return count / (time.perf_counter() - start)
-
-
-def _write_speed(place: Path, manifest: Manifest, bytes_missing: int) -> float:
-    """MB/s of chunk-sized files, each fsynced, in ``place``."""
-    total = max(2**20, min(WRITE_BYTES, bytes_missing))
-    piece = os.urandom(2**20)
-    file = place / f".kd-plan-{os.getpid()}-{os.urandom(4).hex()}.tmp"
-    written, seconds = 0, 0.0
-    with storage_errors(place):
-        try:
-            while written < total:
-                start = time.perf_counter()
-                with file.open("wb") as stream:
-                    for _ in range(16):
-                        written += stream.write(piece)
-                    stream.flush()
-                    os.fsync(stream.fileno())
-                seconds += time.perf_counter() - start
-        finally:
-            file.unlink(missing_ok=True)
-    return written / 1e6 / seconds

@@ -2,46 +2,23 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, cast, final
 
 from kdcli.cache.claims import wait_a_moment
-from kdcli.cache.commits import block_digest
-from kdcli.cache.layout import (
-    SAMPLES,
-    DataIdentity,
-    Layout,
-    Manifest,
-    Segment,
-    Unit,
-    choose_block_rows,
-    load_manifest,
-)
+from kdcli.cache.layout import SAMPLES, Unit
 from kdcli.cache.provenance import TeacherRecord
 from kdcli.cache.writer import CacheWriter, create_cache
+from kdcli.caching.opening import require_same_data
+from kdcli.caching.planning import CachePlan, plan_of, unit_count
+from kdcli.caching.prepare import Prepared, prepare, require_same_views
 from kdcli.caching.result import CacheResult, TeacherProgress, payload_bytes, shapes
-from kdcli.caching.teachers import Teacher, name_teachers, open_teacher
 from kdcli.config import CacheConfig
 from kdcli.console import console
-from kdcli.errors import (
-    BadDataError,
-    ClaimedError,
-    IdentityError,
-    StoppedEarly,
-    StorageError,
-    UsageError,
-)
-from kdcli.runtime import Shard, parse_shard, pick_device, stop_signals, versions, worker_count
-from kdcli.types import differences
+from kdcli.errors import BadDataError, ClaimedError, StoppedEarly
+from kdcli.runtime import Shard, parse_shard, pick_device, stop_signals, worker_count
 
 if TYPE_CHECKING:
     from kdcli.data.sources import ImageData
-    from kdcli.data.views import ViewSet
-    from kdcli.models.spec import Model
-
-DEFAULT_RECIPE = "imagenet"
-PIXEL_BYTES = 64 * 2**20
-"""Decoded pixels of one batch and group of views stay below this."""
 
 
 def cache_teachers(config: CacheConfig) -> CacheResult:
@@ -53,165 +30,34 @@ def cache_teachers(config: CacheConfig) -> CacheResult:
     Raises:
         KdError: see :mod:`kdcli.errors`; StoppedEarly after a signal, ClaimedError with ``wait=False``.
     """
-    from kdcli.data.sources import open_data
-    from kdcli.data.views import ViewSet
-
     shard = parse_shard(config.shard)
-    specs = name_teachers(config.teacher)
-    root = config.cache
-    if root.is_file():
-        raise StorageError(f"{root} is a file, not a cache folder", "Give --cache another path.")
-    # A typo is refused before models are loaded.
-    ViewSet.parse(config.views or "eval", crop_fraction=1.0, recipe=config.recipe or DEFAULT_RECIPE)
-    existing = load_manifest(root) if Layout(root).manifest.is_file() else None
-    data = open_data(_data_spec(config, existing), data_root=config.data_root, download=config.download)
     with stop_signals() as stop, ExitStack() as stack:
-        teachers = {name: open_teacher(name, spec, config, data) for name, spec in specs.items()}
-        views = _view_set(config, next(iter(teachers.values())).model, existing)
-        manifest = _manifest(config, data, views, teachers, existing)
+        prepared = prepare(config)
+        plan = plan_of(prepared)
         if config.dry_run:
-            return _planned(root, manifest, teachers, existing)
-        manifest = create_cache(
-            root, manifest, data.keys, data.labels if data.class_names is not None else None
-        )
-        _require_same_data(root, manifest, data, views)
+            return _planned(prepared, plan)
+        plan.require_space(prepared.root)
+        root, manifest = prepared.root, prepared.manifest
+        if not prepared.exists:
+            manifest = create_cache(root, manifest, prepared.data.keys, prepared.recorded_labels())
+            # Another process may have been faster.
+            require_same_data(root, manifest, cast("ImageData", prepared.data))
+            require_same_views(root, manifest, prepared.views)
         writer = stack.enter_context(CacheWriter(root, manifest))
-        records = {name: writer.add_teacher(teacher.record) for name, teacher in teachers.items()}
-        return _Run(config, writer, data, views, teachers, records, shard).complete(stop)
+        records = {name: writer.add_teacher(record) for name, record in prepared.records.items()}
+        return _Run(prepared, writer, records, shard).complete(stop)
 
 
-def _data_spec(config: CacheConfig, existing: Manifest | None) -> str:
-    if config.data is not None:
-        return config.data
-    if existing is None:
-        raise UsageError(
-            f"no data set is given, and there is no cache {config.cache} that recorded one",
-            f"kd cache-teachers DATA --cache {config.cache} --teacher SPEC",
-        )
-    return existing.locations[0]
-
-
-def _view_set(config: CacheConfig, first: "Model", existing: Manifest | None) -> "ViewSet":
-    """The views asked for; what was not asked for is the existing cache's, else the default."""
-    from kdcli.data.views import ViewSet
-
-    default = ViewSet(0, first.preprocess.crop_fraction, DEFAULT_RECIPE)
-    if existing is not None:
-        default = ViewSet.from_document(existing.view_set)
-    return ViewSet.parse(
-        config.views or str(default),
-        crop_fraction=config.eval_crop or default.crop_fraction,
-        recipe=config.recipe or default.recipe,
-    )
-
-
-def _manifest(
-    config: CacheConfig,
-    data: "ImageData",
-    views: "ViewSet",
-    teachers: Mapping[str, Teacher],
-    existing: Manifest | None,
-) -> Manifest:
-    if existing is not None:
-        return existing
-    arrays = [spec for teacher in teachers.values() for spec in teacher.record.array_specs().values()]
-    largest = max(spec.row_bytes for spec in arrays)
-    block_rows = config.block_rows or choose_block_rows(len(data), largest)
-    pixels = sum(
-        height * width * 3
-        for height, width in {teacher.model.preprocess.size for teacher in teachers.values()}
-    )
-    by_buffer = int(config.buffer_gb * 1e9 // (block_rows * sum(spec.row_bytes for spec in arrays)))
-    by_pixels = PIXEL_BYTES // (config.batch_size * pixels)
-    from kdcli.data.views import PARAM_NAMES
-
-    group = max(1, min(views.count, by_buffer, by_pixels))
-    labelled = data.class_names is not None
-    return Manifest(
-        backend=config.backend or "zarr",
-        block_rows=block_rows,
-        segments=(Segment(rows=len(data), spec=str(data.spec), location=data.location),),
-        view_groups=split_views(views.count, group),
-        data=DataIdentity(
-            keys=data.keys.digest(),
-            labels=block_digest(data.labels.astype("<i8")) if labelled else None,
-            class_names=data.class_names,
-        ),
-        view_set=views.document(),
-        param_names=PARAM_NAMES,
-        created={"versions": versions(), "config": config.identity()},
-    )
-
-
-def split_views(count: int, group: int) -> tuple[int, ...]:
-    """Views per group: as many as ``group`` each, the rest in the last one."""
-    return tuple(min(group, count - start) for start in range(0, count, group))
-
-
-def _require_same_data(root: Path, manifest: Manifest, data: "ImageData", views: "ViewSet") -> None:
-    """Refuse to fill a cache with another data set's outputs.
-
-    Raises:
-        IdentityError: naming each differing field.
-    """
-    labelled = data.class_names is not None
-    asked = {
-        "rows": len(data),
-        "keys": data.keys.digest(),
-        "labels": block_digest(data.labels.astype("<i8")) if labelled else None,
-        "class_names": None if data.class_names is None else list(data.class_names),
-    }
-    recorded = {"rows": manifest.rows, **manifest.data.gate()}
-    found = differences(recorded, asked)
-    if found:
-        raise IdentityError(
-            f"{root} is a cache of other data ({manifest.segments[0].spec})",
-            "Use another --cache for this data set; reading several caches together is what --cache CACHE "
-            "--cache CACHE does.",
-            found,
-        )
-    found = differences(manifest.view_set, views.document(), "views.")
-    if found:
-        raise IdentityError(
-            f"{root} holds other views", "Ask for the recorded views, or use another --cache.", found
-        )
-
-
-def _planned(
-    root: Path, manifest: Manifest, teachers: Mapping[str, Teacher], existing: Manifest | None
-) -> CacheResult:
+def _planned(prepared: Prepared, plan: CachePlan) -> CacheResult:
     """What a run would do, computed without writing anything."""
-    parts = {}
-    for name, teacher in teachers.items():
-        total = done = _unit_count(manifest, teacher.record)
-        missing = total
-        if existing is not None and Layout(root).teacher(name).is_file():
-            writer = CacheWriter(root, existing)
-            writer.teachers[name].require_same(teacher.record, str(root))
-            known = [kind for kind in teacher.record.outputs if kind in writer.teachers[name].outputs]
-            there = {kind: teacher.record.outputs[kind] for kind in known}
-            missing -= _unit_count(manifest, teacher.record.model_copy(update={"outputs": there}))
-            missing += sum(len(writer.missing(f"{name}/{kind}", withdraw=False)) for kind in known)
-        done = total - missing
-        parts[name] = TeacherProgress(teacher.record.id, shapes(manifest, teacher.record), total, done, 0)
-    size = sum(sum(payload_bytes(manifest, teacher.record).values()) for teacher in teachers.values())
-    return CacheResult(
-        existing.cache_id if existing else None,
-        manifest.samples,
-        manifest.views,
-        parts,
-        None,
-        size,
-        dry_run=True,
-    )
-
-
-def _unit_count(manifest: Manifest, record: TeacherRecord) -> int:
-    """Units of a teacher when it is complete."""
-    return sum(
-        manifest.blocks * manifest.groups_of(output.views(manifest.views))
-        for output in record.outputs.values()
-    )
+    manifest, parts = prepared.manifest, {}
+    for name, record in prepared.records.items():
+        total = unit_count(manifest, record)
+        done = total - plan.units_missing[name]
+        parts[name] = TeacherProgress(record.id, shapes(manifest, record), total, done, 0)
+    size = sum(sum(plan.arrays[name].values()) for name in prepared.records)
+    cache_id = manifest.cache_id if prepared.exists else None
+    return CacheResult(cache_id, manifest.samples, manifest.views, parts, None, size, dry_run=True)
 
 
 @final
@@ -220,16 +66,14 @@ class _Run:
 
     def __init__(
         self,
-        config: CacheConfig,
+        prepared: Prepared,
         writer: CacheWriter,
-        data: "ImageData",
-        views: "ViewSet",
-        teachers: Mapping[str, Teacher],
         records: Mapping[str, TeacherRecord],
         shard: Shard | None,
     ) -> None:
-        self._config, self._writer, self._data, self._views = config, writer, data, views
-        self._teachers, self._records, self._shard = teachers, records, shard
+        self._prepared, self._config, self._data = prepared, prepared.config, prepared.data
+        self._teachers, self._writer, self._records = prepared.teachers, writer, records
+        self._shard = shard
         self._failed: dict[tuple[int, int], list[tuple[int, str]]] = {}
 
     def _parts(self) -> list[str]:
@@ -248,7 +92,7 @@ class _Run:
 
     def complete(self, stop: Any) -> CacheResult:
         """Work and wait until nothing is missing, then say what was done."""
-        from kdcli.caching.pipeline import TaskRunner
+        from kdcli.caching.pipeline import TaskRunner, open_workers
 
         missing = self._missing()
         runner = None
@@ -257,12 +101,13 @@ class _Run:
             runner = TaskRunner(
                 self._writer,
                 self._data,
-                self._views,
-                self._workers({unit.teacher for unit in missing}),
+                self._prepared.views,
+                open_workers(self._prepared, self._records, {unit.teacher for unit in missing}),
                 drop_bad=self._config.bad_images == "drop",
                 processes=worker_count(self._config.workers),
                 stop=stop,
                 grace=self._config.grace,
+                pinned=pick_device(self._config.device).startswith("cuda"),
             )
         while missing and runner is not None:
             runner.run(missing)
@@ -299,36 +144,6 @@ class _Run:
         console.detail(f"waiting for {holder}")
         wait_a_moment()
 
-    def _workers(self, names: set[str]) -> dict[str, Any]:
-        """Teachers that have something to do, on the device, with the settings of the first run."""
-        from kdcli.caching.pipeline import Worker
-        from kdcli.models.teacher import TeacherRunner
-
-        device = pick_device(self._config.device)
-        workers = {}
-        for name, record in self._records.items():
-            if name not in names:
-                continue
-            teacher, compute = self._teachers[name], record.compute
-            if compute["batch_size"] != self._config.batch_size:
-                console.note(
-                    f"teacher '{name}': going on with its recorded batch size {compute['batch_size']}"
-                )
-            if compute["device"] != device.split(":")[0]:
-                console.warn(
-                    f"teacher '{name}' was begun on {compute['device']} and goes on on {device}: rows may differ in "
-                    "their last bits"
-                )
-            model = teacher.model
-            workers[name] = Worker(
-                TeacherRunner(model, device, self._config.amp, teacher.plan.outputs),
-                teacher.plan,
-                (model.preprocess.size, model.preprocess.interpolation),
-                compute["batch_size"],
-                {"batch_size": compute["batch_size"], "device": device, "amp": self._config.amp},
-            )
-        return workers
-
     def _refuse_bad_images(self) -> None:
         bad = sorted({item for items in self._failed.values() for item in items})
         for row, reason in bad:
@@ -345,7 +160,7 @@ class _Run:
             asked = {kind: record.outputs[kind] for kind in self._teachers[name].record.outputs}
             record = record.model_copy(update={"outputs": asked})
             written = sum(runner.written[f"{name}/{kind}"] for kind in asked) if runner is not None else 0
-            total = _unit_count(manifest, record)
+            total = unit_count(manifest, record)
             done = total - sum(len(self._writer.missing(f"{name}/{kind}")) for kind in asked)
             parts[name] = TeacherProgress(record.id, shapes(manifest, record), total, done, written)
         rate = None

@@ -12,7 +12,7 @@ from kdcli.errors import UsageError
 from kdcli.runtime import pick_device, versions
 
 if TYPE_CHECKING:
-    from kdcli.data.sources import ImageData
+    from kdcli.data.joined import Images
     from kdcli.models.spec import Model
 
 
@@ -62,7 +62,7 @@ class Teacher:
     record: TeacherRecord
 
 
-def open_teacher(name: str, spec: str, config: CacheConfig, data: "ImageData") -> Teacher:
+def open_teacher(name: str, spec: str, config: CacheConfig, data: "Images") -> Teacher:
     """Open a teacher with its weights and describe it.
 
     Raises:

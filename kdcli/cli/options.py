@@ -26,6 +26,10 @@ Quiet = Annotated[
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="More narration on stderr.")]
 
+Data = Annotated[
+    str | None, typer.Argument(help="Data set: SOURCE[@key=value,...]; a bare path is a folder.")
+]
+
 Caches = Annotated[
     list[Path] | None, typer.Option("--cache", metavar="PATH", help="Cache folder; repeatable.")
 ]
@@ -60,3 +64,15 @@ def configure(kind: type[Config], flags: Mapping[str, Any], common: Mapping[str,
         print(to_yaml(config), end="")
         raise typer.Exit
     return config
+
+
+def split_flags(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split a command's parameters into the step's flags and the options common to all commands."""
+    names = ("json", "config", "sets", "print_config", "quiet", "verbose")
+    common = {name: values.pop(name) for name in names}
+    return values, common
+
+
+def words(text: str | None) -> list[str] | None:
+    """Split a comma-separated option."""
+    return None if text is None else [word.strip() for word in text.split(",") if word.strip()]

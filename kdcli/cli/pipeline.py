@@ -3,134 +3,26 @@
 import sys
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kdcli.cli import options as opt
-from kdcli.cli.options import configure
+from kdcli.cli import teachers
+from kdcli.cli.options import Data, configure, split_flags
 from kdcli.console import console
 
 if TYPE_CHECKING:
     from kdcli.config import TrainConfig
     from kdcli.types import Ranking
 
-Data = Annotated[
-    str | None, typer.Argument(help="Data set: SOURCE[@key=value,...]; a bare path is a folder.")
-]
-
-
-def _flags(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Split a command's parameters into the step's flags and the options common to all commands."""
-    names = ("json", "config", "sets", "print_config", "quiet", "verbose")
-    common = {name: values.pop(name) for name in names}
-    return values, common
-
 
 def register(app: typer.Typer) -> None:
     """Add the pipeline commands to ``app``."""
-    app.command("cache-teachers")(cache_teachers)
+    app.command("cache-teachers")(teachers.cache_teachers)
     app.command("rank-sources")(rank_sources)
     app.command("train-student")(train_student)
     app.command("eval-probe")(eval_probe)
-
-
-def cache_teachers(
-    data: Data = None,
-    cache: Annotated[
-        Path | None, typer.Option("--cache", help="Cache folder; created when it is not there.")
-    ] = None,
-    teacher: Annotated[
-        list[str] | None, typer.Option("--teacher", metavar="[NAME=]SPEC", help="A teacher; repeatable.")
-    ] = None,
-    keep: Annotated[
-        str | None, typer.Option("--keep", help="Outputs to keep: logits,features (default).")
-    ] = None,
-    views: Annotated[
-        str | None,
-        typer.Option("--views", help="eval (default), or eval+train:K for K replayable training views."),
-    ] = None,
-    recipe: Annotated[
-        str | None, typer.Option("--recipe", help="Recipe of the training views (default imagenet).")
-    ] = None,
-    eval_crop: Annotated[
-        float | None,
-        typer.Option("--eval-crop", help="Crop fraction of view 0; default: the first teacher's."),
-    ] = None,
-    dtype: Annotated[
-        str | None, typer.Option("--dtype", help="Storage: float16 (default) or float32.")
-    ] = None,
-    temperatures: Annotated[
-        str | None,
-        typer.Option("--temperatures", help="Temperatures of the kept logsumexp (default 1,2,4,5)."),
-    ] = None,
-    amp: opt.Amp = None,
-    batch_size: opt.BatchSize = None,
-    block_rows: Annotated[
-        int | None, typer.Option("--block-rows", help="Rows per block, a multiple of 32; default: by size.")
-    ] = None,
-    buffer_gb: Annotated[
-        float | None, typer.Option("--buffer-gb", help="Memory for one task's outputs (default 1).")
-    ] = None,
-    bad_images: Annotated[
-        str | None,
-        typer.Option("--bad-images", help="fail (default): list them at the end; drop: record them absent."),
-    ] = None,
-    shard: Annotated[
-        str | None,
-        typer.Option("--shard", help="i/n, array, srun or torchrun: do only this share of the blocks."),
-    ] = None,
-    no_wait: Annotated[
-        bool | None, typer.Option("--no-wait", help="Exit 23 instead of waiting for other writers.")
-    ] = None,
-    grace: Annotated[
-        float | None, typer.Option("--grace", help="Seconds a stop signal leaves for a task (20).")
-    ] = None,
-    device: opt.Device = None,
-    workers: opt.Workers = None,
-    data_root: opt.DataRoot = None,
-    download: opt.Download = None,
-    dry_run: Annotated[
-        bool | None, typer.Option("--dry-run", help="Print counts and bytes; write nothing.")
-    ] = None,
-    config: opt.ConfigFile = None,
-    sets: opt.Sets = None,
-    print_config: opt.PrintConfig = False,
-    json: opt.Json = False,
-    quiet: opt.Quiet = False,
-    verbose: opt.Verbose = False,
-) -> None:
-    """Run teachers once over a data set and cache what they say.
-
-    \b
-    Examples:
-      kd cache-teachers photos/ --cache photos.kd --teacher resnet50.a1_in1k
-      kd cache-teachers photos/@split=train --cache train.kd --teacher gen=local-dir:weights --views eval+train:8
-    """
-    flags, common = _flags(dict(locals()))
-    flags["keep"] = _words(flags["keep"])
-    flags["temperatures"] = _words(flags["temperatures"])
-    flags["wait"] = False if flags.pop("no_wait") else None
-    from kdcli.config import CacheConfig
-
-    settings = configure(CacheConfig, flags, common)
-    from kdcli.caching import cache_teachers as step
-
-    result = step(settings)
-    if json:
-        console.document(result.document())
-        return
-    rows = [
-        [
-            name,
-            part.id[:12],
-            f"{part.done}/{part.total}",
-            part.written,
-            " ".join(f"{array}{tuple(spec['shape'])}" for array, spec in part.arrays.items()),
-        ]
-        for name, part in result.teachers.items()
-    ]
-    console.table(["teacher", "id", "tasks", "written", "arrays"], rows)
 
 
 def rank_sources(
@@ -177,7 +69,7 @@ def rank_sources(
       kd rank-sources --cache train.kd
       kd rank-sources --cache train.kd --metric cka --on pseudo --json > ranking.json
     """
-    flags, common = _flags(dict(locals()))
+    flags, common = split_flags(dict(locals()))
     from kdcli.config import RankConfig
 
     settings = configure(RankConfig, flags, common)
@@ -272,6 +164,19 @@ def train_student(
     allow_partial: opt.AllowPartial = None,
     device: opt.Device = None,
     workers: opt.Workers = None,
+    stage: Annotated[
+        Path | None,
+        typer.Option(
+            "--stage", metavar="DIR", help="Copy what is read of the cache to this local disk first."
+        ),
+    ] = None,
+    prewarm: Annotated[
+        bool | None, typer.Option("--prewarm", help="Read the cache's files into the page cache first.")
+    ] = None,
+    resident: Annotated[
+        str | None,
+        typer.Option("--resident", help="ram or gpu: hold the teachers' outputs there while training."),
+    ] = None,
     overwrite: Annotated[
         bool | None, typer.Option("--overwrite", help="Start anew where --out holds another run.")
     ] = None,
@@ -295,7 +200,7 @@ def train_student(
           kd train-student photos/@split=train --cache C --ranking - --method distill-weighted \\
               --student mobilenetv3_small_100 --out runs/a --json
     """
-    flags, common = _flags(dict(locals()))
+    flags, common = split_flags(dict(locals()))
     from kdcli.config import TrainConfig
 
     settings = configure(TrainConfig, flags, common)
@@ -357,7 +262,7 @@ def eval_probe(
       kd eval-probe photos/@split=train --test photos/@split=test --model local-dir:runs/a/export
       kd eval-probe photos/@split=train --test photos/@split=test --cache train.kd --cache test.kd --teacher gen
     """
-    flags, common = _flags(dict(locals()))
+    flags, common = split_flags(dict(locals()))
     from kdcli.config import ProbeConfig
 
     settings = configure(ProbeConfig, flags, common)
@@ -382,11 +287,6 @@ def eval_probe(
             ]
         ],
     )
-
-
-def _words(text: str | None) -> list[str] | None:
-    """Split a comma-separated option."""
-    return None if text is None else [word.strip() for word in text.split(",") if word.strip()]
 
 
 def _fraction(value: float | None) -> str:
