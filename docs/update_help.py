@@ -35,10 +35,11 @@ def help_of(command: str) -> str:
     ).stdout.rstrip()
 
 
-def commands() -> list[str]:
-    """``kd`` and each of its commands, in the order of ``kd --help``."""
-    listed = help_of("kd").partition("\nCommands:\n")[2]
-    return ["kd", *(f"kd {name}" for name in re.findall(r"^  (\S+)", listed, re.MULTILINE))]
+def commands(group: str = "kd") -> list[str]:
+    """``kd`` and each of its commands, in the order of ``kd --help``; those of a group follow it."""
+    listed = help_of(group).partition("\nCommands:\n")[2]
+    names = re.findall(r"^  (\S+)", listed, re.MULTILINE)
+    return [group, *(command for name in names for command in commands(f"{group} {name}"))]
 
 
 def block(command: str) -> str:

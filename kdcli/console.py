@@ -76,6 +76,16 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
 
 
+def size(count: int) -> str:
+    """Bytes as a person reads them, in powers of 1000: ``512 B``, ``3.4 MB``."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 999.5:
+            return f"{value:.0f} {unit}" if unit == "B" or value >= 99.95 else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
 @final
 class Console:
     """Notes, warnings and progress on stderr; tables and JSON documents on stdout."""

@@ -1,12 +1,16 @@
 """What the process lives in: devices, ranks, signals, and files that are whole or absent."""
 
+import errno
+import functools
+import hashlib
 import json
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -16,6 +20,8 @@ if TYPE_CHECKING:
     import types
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+REPEAT_SECONDS = 1.0
+"""A second stop signal within this time is the same one again: schedulers signal a step and its group."""
 _HAS_AFFINITY = "sched_getaffinity" in dir(os)  # not on macOS
 
 
@@ -145,22 +151,31 @@ def _require_numbers(shard: str, names: list[str]) -> None:
 
 @final
 class StopFlag:
-    """Truthy once SIGTERM or SIGUSR1 has arrived; nothing else happens in the handler."""
+    """Truthy once SIGTERM or SIGUSR1 has arrived; nothing else happens in the handler.
+
+    A second signal takes the rest of the grace: whoever sends it does not want to wait any longer.
+    """
 
     def __init__(self) -> None:
         self._since: float | None = None
+        self._hurry = False
 
     def __bool__(self) -> bool:
         return self._since is not None
 
     def seconds(self) -> float:
-        """Seconds since the signal; 0.0 when none arrived."""
-        return 0.0 if self._since is None else time.monotonic() - self._since
+        """Seconds since the signal; 0.0 when none arrived, infinite after a second one."""
+        if self._since is None:
+            return 0.0
+        return float("inf") if self._hurry else time.monotonic() - self._since
 
     def set(self) -> None:
-        """Ask for a stop (first call counts)."""
+        """Ask for a stop; asked again, for one without grace."""
+        now = time.monotonic()
         if self._since is None:
-            self._since = time.monotonic()
+            self._since = now
+        elif now - self._since > REPEAT_SECONDS:
+            self._hurry = True
 
 
 @contextmanager
@@ -200,8 +215,6 @@ def worker_init(_worker: int = 0) -> None:
 @contextmanager
 def storage_errors(path: Path | str) -> Iterator[None]:
     """Turn the operating system's refusals about ``path`` into errors with a code and a hint."""
-    import errno
-
     try:
         yield
     except KdError:
@@ -218,18 +231,56 @@ def storage_errors(path: Path | str) -> Iterator[None]:
         ) from error
 
 
+@functools.cache
+def machine() -> str:
+    """Digest that names a machine since it was started; a container on it is another one.
+
+    Processes with equal values see each other by number. A host name does not tell that: nodes of a
+    cloud and containers are often all called the same.
+    """
+    known = [socket.gethostname()]
+    with suppress(OSError):  # not on macOS
+        known.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8"))
+        known.append(str(Path("/proc/self/ns/pid").readlink()))
+    return hashlib.sha256("\n".join(known).encode()).hexdigest()[:12]
+
+
+def scratch_name() -> str:
+    """A new name for an unpublished file; it tells whose it is, so that what a killed process left is known."""
+    return f"{machine()}-{os.getpid()}-{os.urandom(8).hex()}"
+
+
 def fsync_folder(folder: Path) -> None:
     """Make a rename or a new name in ``folder`` durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that has no such thing
+            raise
     finally:
         os.close(descriptor)
 
 
-def atomic_write_bytes(path: Path, data: bytes) -> None:
-    """Write a file that a reader sees whole or not at all, also after a power cut."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, so that a power cut cannot take them from under what is put in them."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    fsync_folder(folder.parent)
+
+
+def atomic_write_bytes(path: Path, data: bytes, tmp: Path | None = None) -> None:
+    """Write a file that a reader sees whole or not at all, also after a power cut.
+
+    Args:
+        path: the file; its folder exists.
+        data: what to write.
+        tmp: folder on the same file system for the unpublished file; default: that of the file.
+    """
+    # The name must be new on every host: two that shared it would write into each other's file.
+    temporary = (tmp or path.parent) / f".{path.name}.{scratch_name()}.tmp"
     with storage_errors(path):
         try:
             with temporary.open("wb") as file:
@@ -252,28 +303,46 @@ def write_json(path: Path, document: Any) -> None:
     atomic_write_text(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
 
 
-def create_json(path: Path, document: Any, tmp: Path) -> bool:
-    """Create a JSON file that nobody ever sees half-written; False, and nothing changed, when it is there.
+def create_text(path: Path, text: str, tmp: Path, durable: bool = True) -> bool:
+    """Create a file that nobody ever sees half-written; False, and nothing changed, when it is there.
 
     Args:
         path: the file; its folder exists.
-        document: what to write.
+        text: what to write.
         tmp: folder on the same file system for the unpublished file.
+        durable: also after a power cut.
     """
-    temporary = tmp / f"json-{os.getpid()}-{os.urandom(8).hex()}"
+    temporary = tmp / scratch_name()
     with storage_errors(path):
         try:
             with temporary.open("w", encoding="utf-8") as file:
-                json.dump(document, file, allow_nan=False)
-                file.flush()
-                os.fsync(file.fileno())
-            os.link(temporary, path)
-        except FileExistsError:
-            return False
+                file.write(text)
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                # NFS says so, too, when its answer to the very link that made it was lost.
+                return temporary.stat().st_nlink > 1
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+                raise
+            raise StorageError(
+                f"{path}: the file system has no hard links ({error.strerror}), by which kd writers tell who "
+                "was first",
+                "Put the cache on a local disk, NFS, Lustre or GPFS.",
+            ) from error
         finally:
             temporary.unlink(missing_ok=True)
-        fsync_folder(path.parent)
+        if durable:
+            fsync_folder(path.parent)
     return True
+
+
+def create_json(path: Path, document: Any, tmp: Path) -> bool:
+    """:func:`create_text` for a JSON document. NaN is not JSON and refused."""
+    return create_text(path, json.dumps(document, allow_nan=False), tmp)
 
 
 def read_json(path: Path) -> Any:
@@ -284,10 +353,10 @@ def read_json(path: Path) -> Any:
         BadDataError: it is not JSON.
     """
     with storage_errors(path):
-        text = path.read_text(encoding="utf-8")
+        data = path.read_bytes()
     try:
-        return json.loads(text)
-    except ValueError as error:
+        return json.loads(data.decode())
+    except ValueError as error:  # also what is no UTF-8
         raise BadDataError(f"{path} is not JSON: {error}", "Restore the file or remove it.") from error
 
 

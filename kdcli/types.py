@@ -1,6 +1,6 @@
 """Frozen values that several layers share. No torch, no numpy, no I/O."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, final
 
 OutputKind = Literal["logits", "features"]
@@ -85,10 +85,14 @@ class RankedSource:
 @final
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """What ``kd rank-sources`` prints and ``kd train-student --ranking`` reads."""
+    """What ``kd rank-sources`` prints and ``kd train-student --ranking`` reads.
+
+    ``weighting`` says how the weights were made where that is not P2's default (Eq. 5 with p = 12).
+    """
 
     cache_id: str | None
     metric: str
     on: str
     probe: dict[str, Any]
     sources: tuple[RankedSource, ...]
+    weighting: dict[str, Any] = field(default_factory=dict)

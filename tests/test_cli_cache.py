@@ -168,7 +168,7 @@ def test_bad_images_are_listed_after_everything_else_is_done(
     assert dropped.code == 0, dropped.err
     assert dropped.json["teachers"]["a"]["tasks"] == {"total": 3, "done": 3, "written": 1}
     cache = CacheSet.open([tmp_path / "c.kd"])
-    usable = cache.require(["a"], np.arange(80), [0])
+    usable = cache.require({"a": ["logits"]}, np.arange(80), [0])
     assert np.flatnonzero(~usable).tolist() == [3, 10]
     assert np.isnan(cache.gather("a", "logits", np.asarray([3]))).all()
 

@@ -103,7 +103,7 @@ def test_other_images_of_the_same_names_are_not_taken_for_those_cached(root: Pat
 def test_features_that_were_not_kept_exit_20_with_the_command(root: Path, tmp_path: Path) -> None:
     specs = {"big": f"local-dir:{root / 'teachers' / 'big'}"}
     thin = write_cache(tmp_path / "thin.kd", str(root / "train"), specs, keep=("logits",))
-    with pytest.raises(CacheMissingError, match="keeps only logits") as error:
+    with pytest.raises(CacheMissingError, match="keeps only its logits") as error:
         eval_probe(cached(root, cache=(thin,), test=str(root / "train")))
     assert error.value.hint.startswith("kd cache-teachers")
 

@@ -20,8 +20,8 @@
 15  eight writers lose nothing                            test_cache_store, test_cli_cache; code 23: not yet
 16  shards in any order; never implied                    test_cli_cache, test_runtime; from the shell: here
 17  what changes an identity and what does not            test_cache_store, test_cli_cache, test_training_plan
-18  a flipped byte is never read silently                 test_cache_store; here. ``cache verify``: later
-19  ``cache ls``, ``gc``, ``rm``                          not yet: these commands belong to a later issue
+18  a flipped byte is never read silently                 test_cache_conformance, test_cache_verify; here
+19  ``cache ls``, ``gc``, ``rm``                          test_cli_cache_admin, test_cache_inventory
 20  a log has no \\r, no ESC, and a progress line          here
 21  without a network                                     all tests run so; a model that is missing: here
 22  rerun: same, changed (24), --overwrite                test_cli_pipeline, test_training_run
@@ -89,7 +89,9 @@ HEAVY = (
 )
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["train-student", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["train-student", "--help"], ["cache", "info", "--help"]]
+)
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     done = python(
         "import sys\nfrom kdcli.cli.app import main\n"

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, ClassVar, final
 import numpy as np
 
 from kdcli.cache.layout import BackendName, Manifest
-from kdcli.cache.provenance import REPAIR_HINT, ArraySpec, TeacherRecord
-from kdcli.errors import CorruptError
-from kdcli.runtime import storage_errors
+from kdcli.cache.mapping import map_bytes
+from kdcli.cache.provenance import ArraySpec, TeacherRecord, repair_hint
+from kdcli.errors import CorruptError, StorageError
+from kdcli.runtime import scratch_name, storage_errors
 
 if TYPE_CHECKING:
     from kdcli.cache.keytable import KeyTable
@@ -90,7 +91,7 @@ class Backend(ABC):
             Size of the file in bytes and the crc32c to record.
         """
         pieces, crc = self.encode(np.ascontiguousarray(values))
-        temporary = tmp / f"{os.getpid()}-{os.urandom(8).hex()}"
+        temporary = tmp / scratch_name()
         with storage_errors(path):
             try:
                 with temporary.open("wb") as file:
@@ -112,12 +113,14 @@ class Backend(ABC):
         try:
             size, expected = path.stat().st_size, self.file_size(rows, spec)
             if size != expected:
-                raise CorruptError(f"{path} has {size} bytes, not {expected}", REPAIR_HINT)
+                raise CorruptError(f"{path} has {size} bytes, not {expected}", repair_hint(path))
             shape = (rows, *spec.row_shape)
             if not rows * spec.row_bytes:
                 return np.empty(shape, spec.dtype)  # nothing can be mapped of nothing
             offset = self.payload_offset(path, rows, spec)
-            mapped = np.memmap(path, mode="r", dtype=spec.dtype, shape=shape, offset=offset)
+            payload = map_bytes(path, size)[offset : offset + rows * spec.row_bytes]
         except FileNotFoundError as error:
-            raise CorruptError(f"{path} is committed but missing", REPAIR_HINT) from error
-        return mapped.view(np.ndarray)
+            raise CorruptError(f"{path} is committed but missing", repair_hint(path)) from error
+        except OSError as error:
+            raise StorageError(f"{path}: {error.strerror}", "Check its permissions.") from error
+        return payload.view(spec.dtype).reshape(shape)

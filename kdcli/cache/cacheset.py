@@ -1,47 +1,28 @@
 """Several caches read as one: rows are numbered through, a teacher must be the same in all of them."""
 
+import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, final
+from typing import Any, final
 
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from kdcli.cache.backend import checksum
 from kdcli.cache.keytable import KeyTable
 from kdcli.cache.layout import SAMPLES, Manifest
+from kdcli.cache.matching import Samples, class_numbers, require_same_class, same_content
 from kdcli.cache.provenance import TeacherRecord
 from kdcli.cache.reader import CacheReader
+from kdcli.cache.resident import ResidentRows
+from kdcli.cache.staging import Needs, stage
 from kdcli.cache.verify import VerifyMode, ensure_verified
 from kdcli.config import CacheConfig, command_line
 from kdcli.console import console
 from kdcli.errors import CacheMissingError, IdentityError, NotFoundError, UsageError, nearest
-from kdcli.outputs import STATS
+from kdcli.outputs import STATS, keep_word
 from kdcli.types import Difference, differences
 
 _NEW = Path("NEW.kd")
-
-
-class Samples(Protocol):
-    """What the cache must know of a data set to find its rows. ``ImageData`` is one."""
-
-    keys: KeyTable
-    labels: Int64[np.ndarray, " n"]
-    class_names: tuple[str, ...] | None
-
-    def __len__(self) -> int: ...
-    @property
-    def location(self) -> str:
-        """Spec that opens the same data from anywhere."""
-        ...
-
-    def sizes(self) -> Int64[np.ndarray, " n"]:
-        """Encoded bytes per sample; -1 where only reading them tells."""
-        ...
-
-    def encoded(self, index: int) -> bytes:
-        """The bytes a sample's identity is computed over."""
-        ...
 
 
 @final
@@ -59,6 +40,7 @@ class CacheSet:
         self.teachers = _joint_teachers(members)
         self.view_set = members[0].manifest.view_set
         self.view_count = min(member.manifest.views for member in members)
+        self._resident: ResidentRows | None = None
         self._require_one_view_set()
 
     @classmethod
@@ -131,8 +113,8 @@ class CacheSet:
             found = member.keys.find(data.keys.select(open_places))
             hits = found >= 0
             places, local = open_places[hits], found[hits]
-            equal = _same_content(member, local, places, sizes, data if check_content else None, changed)
-            _require_same_class(member, data, places[equal], local[equal])
+            equal = same_content(member, local, places, sizes, data if check_content else None, changed)
+            require_same_class(member, data, places[equal], local[equal])
             rows[places[equal]] = local[equal] + offset
         self._require_all_found(data, rows, changed)
         return rows
@@ -168,7 +150,7 @@ class CacheSet:
         count, crop = self.view_set["train_views"], self.view_set["crop_fraction"]
         views: dict[str, Any] = {}
         if count:
-            views = {"views": f"eval+train:{count}", "recipe": self.view_set["recipe"]["name"]}
+            views = {"views": f"eval+train:{count}", "recipe": _recipe(self.view_set)}
         if records and crop != records[0].preprocess.crop_fraction:  # the first teacher's is the default
             views["eval_crop"] = crop
         groups: dict[str, CacheConfig] = {}
@@ -191,6 +173,28 @@ class CacheSet:
         )
 
     # --- what is there ---------------------------------------------------------------------------
+
+    def require_kept(self, reads: Mapping[str, Collection[str]]) -> None:
+        """Refuse teachers of which an array was not kept, naming the command that adds it.
+
+        Raises:
+            NotFoundError: no member has a teacher of that name.
+            CacheMissingError: an array is not kept.
+        """
+        missing = {
+            name: [a for a in arrays if self.teacher(name).output_of(a) is None]
+            for name, arrays in reads.items()
+        }
+        lacking = [name for name, arrays in missing.items() if arrays]
+        if not lacking:
+            return
+        add = list(dict.fromkeys(array for name in lacking for array in missing[name]))
+        more = f" (and {len(lacking) - 1} more)" if len(lacking) > 1 else ""
+        raise CacheMissingError(
+            f"the {' and '.join(add)} of '{lacking[0]}'{more} are needed, and the cache keeps only its "
+            f"{', '.join(self.teacher(lacking[0]).keep)}",
+            self.add_command(lacking, [keep_word(array) for array in add]),
+        )
 
     def require(
         self,
@@ -216,8 +220,7 @@ class CacheSet:
             CacheMissingError: naming the command that fills the gap.
             CorruptError: bytes changed since they were written.
         """
-        for name in reads:
-            self.teacher(name)  # refuses a name that no member knows, with the nearest one
+        self.require_kept(reads)
         usable = np.ones(len(rows), bool)
         member_of = np.searchsorted(self.offsets, rows, side="right") - 1
         for number, member in enumerate(self.members):
@@ -228,10 +231,10 @@ class CacheSet:
             for part in _parts(member, reads):
                 present = np.zeros(len(mine), bool)
                 if part.partition("/")[0] in (SAMPLES, *member.teachers):
-                    present = member.present(part, local, list(views))
+                    dropped = np.isin(local, np.fromiter(member.absent(part), np.int64))
+                    present = member.present(part, local, list(views)) | dropped
                     ensure_verified(member, part, self._verify)
-                    dropped = np.fromiter(member.absent(part), np.int64)
-                    usable[mine[np.isin(local, dropped)]] = False
+                    usable[mine[dropped]] = False
                 if not present.all():
                     self._missing(member, part, list(reads), int((~present).sum()), len(mine), allow_partial)
                 usable[mine[~present]] = False
@@ -275,6 +278,11 @@ class CacheSet:
         self, part: str, array: str, rows: Int64[np.ndarray, " b"], view: int | Int64[np.ndarray, " b"] = 0
     ) -> np.ndarray:
         """[b, ...] values of an array at global ``rows``; see :meth:`CacheReader.gather`."""
+        if (
+            self._resident is not None
+            and (held := self._resident.gather(part, array, rows, view)) is not None
+        ):
+            return held
         if len(self.members) == 1:
             return self.members[0].gather(part, array, rows, view)
         member_of = np.searchsorted(self.offsets, rows, side="right") - 1
@@ -288,6 +296,18 @@ class CacheSet:
             out[mine] = values
         return self.members[0].gather(part, array, rows, view) if out is None else out
 
+    def stage(self, needs: Needs, folder: Path) -> None:
+        """Copy what will be read to a disk of this node and read it there; see :func:`kdcli.cache.staging.stage`.
+
+        Copying compares every byte with its record, so nothing is verified again.
+        """
+        stage(self, needs, folder, recheck=self._verify == "always")
+        self._verify = "never"
+
+    def make_resident(self, needs: Needs) -> None:
+        """Hold what will be read in memory that workers share; see :class:`~kdcli.cache.resident.ResidentRows`."""
+        self._resident = ResidentRows(self, needs)
+
     def content(
         self, rows: Int64[np.ndarray, " b"]
     ) -> tuple[Int64[np.ndarray, " b"], Int64[np.ndarray, " b"]]:
@@ -300,7 +320,14 @@ class CacheSet:
 
 def only_location(manifest: Manifest) -> str | None:
     """Where the samples of a cache are; None when they were added from several places."""
-    return manifest.locations[0] if len(manifest.locations) == 1 else None
+    return manifest.locations[0] if len(set(manifest.locations)) == 1 else None
+
+
+def _recipe(view_set: Mapping[str, Any]) -> str:
+    """What ``--recipe`` calls the recipe of a view set: its name, or its definition if it has none."""
+    recipe = dict(view_set["recipe"])
+    name = str(recipe.pop("name"))
+    return json.dumps(recipe) if name == "custom" else name
 
 
 def _how(view_set: Mapping[str, Any]) -> dict[str, Any]:
@@ -344,54 +371,5 @@ def _joint_labels(member: CacheReader, names: tuple[str, ...] | None) -> Int64[n
         return np.full(member.manifest.rows, -1, np.int64)
     if own == names:
         return member.labels
-    position = {name: number for number, name in enumerate(names)}
-    mapping = np.asarray([*(position[name] for name in own), -1], np.int64)
-    mapped: Int64[np.ndarray, " n"] = mapping[member.labels]  # label -1 takes the last entry
+    mapped: Int64[np.ndarray, " n"] = class_numbers(own, names)[member.labels]
     return mapped
-
-
-def _same_content(
-    member: CacheReader,
-    local: np.ndarray,
-    places: np.ndarray,
-    sizes: np.ndarray,
-    data: Samples | None,
-    changed: dict[int, Difference],
-) -> Bool[np.ndarray, " m"]:
-    """Which found rows still have the recorded bytes; rows without a record pass (they are missing, not wrong)."""
-    written = member.present(SAMPLES, local, [0])
-    equal = np.ones(len(local), bool)
-    rows, asked = local[written], places[written]
-    recorded = member.gather(SAMPLES, "content_size", rows)
-    same = (recorded == sizes[asked]) | (sizes[asked] < 0)  # -1: only the bytes tell
-    for place, old in zip(asked[~same], recorded[~same], strict=True):
-        changed[int(place)] = Difference("bytes", int(old), int(sizes[place]))
-    if data is not None:
-        for number, crc in zip(
-            np.flatnonzero(same), member.gather(SAMPLES, "content_crc", rows[same]), strict=True
-        ):
-            now = checksum(data.encoded(int(asked[number])))
-            if now != int(crc):
-                same[number] = False
-                changed[int(asked[number])] = Difference("crc32c", f"{int(crc):08x}", f"{now:08x}")
-    equal[written] = same
-    return equal
-
-
-def _require_same_class(member: CacheReader, data: Samples, places: np.ndarray, local: np.ndarray) -> None:
-    """The same image must have the same class name on both sides, when both name the same classes."""
-    cached, asked = member.manifest.data.class_names, data.class_names
-    if cached is None or asked is None or not set(asked) <= set(cached):
-        return  # without labels, or another labelling of the same images
-    number = {name: index for index, name in enumerate(cached)}
-    mapping = np.asarray([*(number[name] for name in asked), -1], np.int64)
-    ours, theirs = mapping[data.labels[places]], member.labels[local]
-    wrong = np.flatnonzero((ours >= 0) & (theirs >= 0) & (ours != theirs))
-    if len(wrong):
-        first = int(wrong[0])
-        raise IdentityError(
-            f"{len(wrong)} of {len(data)} samples have another class than when they were cached, "
-            f"first {data.keys[int(places[first])]}",
-            "Restore the labels, or cache the data set anew.",
-            [Difference("class", cached[theirs[first]], cached[ours[first]])],
-        )

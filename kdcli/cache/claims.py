@@ -1,39 +1,76 @@
 """Who is working on what: one file per claimed unit, created exclusively, refreshed while work goes on.
 
 A claim only saves double work; it is never what keeps data right. Two writers that both believe to
-own a unit (a clock that is off, a file system without O_EXCL) are caught at the commit, which is
-created by link() and never overwritten.
+own a unit (a process that was stopped for long, a clock that was set) are caught at the commit, which
+is created by link() and never overwritten.
 """
 
+import hashlib
 import json
 import os
 import socket
 import threading
 import time
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, final
 
 from kdcli.cache.layout import Layout, Unit
-from kdcli.runtime import storage_errors
+from kdcli.runtime import create_text, machine, scratch_name, storage_errors
 
 STALE_SECONDS = 600.0
 """A claim of another host that was not refreshed for this long belongs to a dead writer."""
 HEARTBEAT_SECONDS = 30.0
+_ended: set[str] = set()
+"""Tokens of this process that hold nothing any more, whatever a disk that became read-only still says."""
 
 
-def _process_start(pid: int) -> str | None:
-    """When ``pid`` started, in clock ticks since boot; None when it is not running.
+def is_running(pid: int, started: str | None = None) -> bool:
+    """Whether a process of this machine runs, and is not a later one that was given the same number.
 
-    Told apart from a later process with the same number by this value.
+    Args:
+        pid: its number.
+        started: when it started, of :func:`process_start`; None: any process of that number will do.
     """
+    if pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        pass
+    state, start = _stat(pid)
+    return state not in ("Z", "X") and (started is None or start is None or start == started)
+
+
+def process_start(pid: int) -> str | None:
+    """When a process started, in clock ticks since boot; None where that cannot be known."""
+    return _stat(pid)[1]
+
+
+def _stat(pid: int) -> tuple[str, str | None]:
+    """State and start of a process; nothing is known where there is no /proc, or it hides other users' processes."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return None
+        return "?", None
     fields = stat.rsplit(")", 1)[-1].split()
-    return None if fields[0] in ("Z", "X") else fields[19]
+    return fields[0], fields[19]
+
+
+def filesystem_now(folder: Path) -> float:
+    """The clock of a folder's file system, not this host's: the two may disagree by more than the limit."""
+    mark = folder / scratch_name()
+    try:
+        mark.touch()
+        return mark.stat().st_mtime
+    except OSError:  # read-only, or full: this host's has to do
+        return time.time()
+    finally:
+        with suppress(OSError):
+            mark.unlink()
 
 
 def _job() -> str:
@@ -47,14 +84,16 @@ class Claims:
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
-        self._owner = {
+        self._owner: dict[str, Any] = {
             "host": socket.gethostname(),
+            "machine": machine(),
             "pid": os.getpid(),
-            "started": _process_start(os.getpid()),
+            "started": process_start(os.getpid()),
             "job": _job(),
             "token": os.urandom(8).hex(),
         }
         self._held: set[Unit] = set()
+        self._seen: dict[Path, tuple[float, float]] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -69,29 +108,46 @@ class Claims:
         if self._thread is not None:
             self._thread.join()
         self.release(list(self._held))
+        _ended.add(self._owner["token"])
 
     def acquire(self, unit: Unit) -> bool:
         """Claim ``unit``; take it over when its owner is dead. False when a live writer has it."""
         path = self._layout.claim(unit)
         with storage_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            if not self._create(path):
-                if not self._is_stale(path):
-                    return False
-                self._bury(path)
-                if not self._create(path):
-                    return False
+            if not self._take(path):
+                return False
         with self._lock:
             self._held.add(unit)
         return True
 
     def release(self, units: Iterable[Unit]) -> None:
-        """Give units back, whether they were finished or not."""
+        """Give units back, whether they were finished or not. A claim that cannot be removed goes stale."""
         for unit in units:
             with self._lock:
                 self._held.discard(unit)
-            if self.owns(unit):
-                self._layout.claim(unit).unlink(missing_ok=True)
+            with suppress(OSError):
+                if self.owns(unit):
+                    self._layout.claim(unit).unlink()
+
+    @contextmanager
+    def alone(self, part: str) -> Iterator[None]:
+        """Wait for the sole right to rewrite the records of ``part``: two at once would undo each other."""
+        records = Unit(part, -1, 0)  # no unit of work, but claimed like one
+        while not self.acquire(records):
+            wait_a_moment(0.05)
+        try:
+            yield
+        finally:
+            self.release([records])
+
+    def discard(self, path: Path) -> bool:
+        """Remove the file of a dead claim; False when its owner seems alive."""
+        with storage_errors(path):
+            if not self.is_dead(path) or not self._take(path):
+                return False
+            path.unlink(missing_ok=True)
+        return True
 
     def owns(self, unit: Unit) -> bool:
         """Whether the claim on disk is still this process's."""
@@ -106,59 +162,74 @@ class Claims:
     def is_live(self, unit: Unit) -> bool:
         """Whether somebody who seems alive holds ``unit``."""
         path = self._layout.claim(unit)
-        return path.exists() and not self._is_stale(path)
+        return path.exists() and not self.is_dead(path)
+
+    def is_dead(self, path: Path) -> bool:
+        """Whether the owner of the claim in ``path`` is dead, or has been silent for too long."""
+        owner = self._read(path)
+        if owner.get("token") in _ended:
+            return True
+        near = all(owner.get(name) == self._owner[name] for name in ("host", "machine"))
+        if near and isinstance(owner.get("pid"), int):
+            return not is_running(owner["pid"], owner.get("started"))
+        try:
+            touched = path.stat().st_mtime
+        except FileNotFoundError:
+            return False
+        return self._silence(path, touched) > STALE_SECONDS
+
+    def _take(self, path: Path) -> bool:
+        """Create the file of a claim, in the place of a dead one if there is one."""
+        if self._create(path):
+            return True
+        found = self._identity(path)
+        if not found or not self.is_dead(path):
+            return False
+        # Only one process may remove this very claim: a slower one, that found it dead as well, would
+        # remove the claim of the faster one. The right to do so is a claim, too, and can be inherited.
+        right = path.with_name(f"{path.name}.{found}")
+        if not self._take(right):
+            return False
+        try:
+            if self._identity(path) == found:
+                path.unlink()
+            return self._create(path)
+        finally:
+            right.unlink(missing_ok=True)
 
     def _create(self, path: Path) -> bool:
-        # Written aside and linked: a claim is never seen half-written.
-        temporary = self._layout.tmp / f"claim-{os.getpid()}-{os.urandom(8).hex()}"
-        temporary.write_text(json.dumps(self._owner), encoding="utf-8")
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            return False
-        finally:
-            temporary.unlink()
-        return True
+        return create_text(path, json.dumps(self._owner), self._layout.tmp, durable=False)
 
-    def _bury(self, path: Path) -> None:
-        """Remove a stale claim. If another process was faster, its fresh claim is put back."""
-        grave = self._layout.tmp / f"stale-{os.getpid()}-{os.urandom(8).hex()}"
+    @staticmethod
+    def _identity(path: Path) -> str:
+        """Tells a claim from a later one of the same name; empty when there is none."""
         try:
-            path.rename(grave)
+            return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
         except FileNotFoundError:
-            return
-        if not self._is_stale(grave):
-            with suppress(FileExistsError):  # a third process may hold it by now; the commit decides
-                os.link(grave, path)
-        grave.unlink()
+            return ""
 
-    def _is_stale(self, path: Path) -> bool:
-        owner = self._read(path)
-        if owner.get("host") == self._owner["host"] and "pid" in owner:
-            return _process_start(int(owner["pid"])) != owner.get("started") or owner.get("started") is None
-        try:
-            age = self._now() - path.stat().st_mtime
-        except FileNotFoundError:
-            return False
-        return age > STALE_SECONDS
+    def _silence(self, path: Path, touched: float) -> float:
+        """Seconds since a claim was refreshed: its age, or how long it was seen untouched from here.
 
-    def _now(self) -> float:
-        """The file system's clock, not this host's: the two may disagree by more than the limit."""
-        mark = self._layout.tmp / f"clock-{os.getpid()}-{os.urandom(4).hex()}"
-        mark.touch()
-        now = mark.stat().st_mtime
-        mark.unlink()
-        return now
+        The latter counts when its time lies ahead, because a clock was set back.
+        """
+        now = time.monotonic()
+        last, since = self._seen.get(path, (touched, now))
+        if last != touched:
+            since = now
+        self._seen[path] = (touched, since)
+        return max(filesystem_now(self._layout.tmp) - touched, now - since)
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):
             with self._lock:
                 held = list(self._held)
             for unit in held:
-                try:
-                    os.utime(self._layout.claim(unit))
-                except FileNotFoundError:
-                    continue  # taken over; the owner notices before its commit
+                # Only its own: to refresh the claim of who took over would keep that alive after its death.
+                # Nor is a disk that refuses this thread's business: the next write says so.
+                with suppress(OSError):
+                    if self.owns(unit):
+                        os.utime(self._layout.claim(unit))
 
     @staticmethod
     def _read(path: Path) -> dict[str, Any]:

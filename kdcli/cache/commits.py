@@ -6,7 +6,8 @@ finished part are compacted into one file of JSON lines.
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -15,9 +16,9 @@ import numpy as np
 from jaxtyping import Bool
 
 from kdcli.cache.layout import Layout, Unit
-from kdcli.cache.provenance import REPAIR_HINT, seal, unseal
+from kdcli.cache.provenance import repair_hint, seal, unseal
 from kdcli.errors import CorruptError
-from kdcli.runtime import atomic_write_text, create_json, storage_errors
+from kdcli.runtime import atomic_write_text, create_json, fsync_folder, make_folder, storage_errors
 
 if TYPE_CHECKING:
     from kdcli.cache.arrays import ArrayExtent
@@ -71,24 +72,29 @@ def write_commit(layout: Layout, commit: Commit) -> bool:
     """Create the record; False, and nothing changed, when there is one already."""
     path = layout.commit(commit.unit)
     with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
     return create_json(path, seal(asdict(commit)), layout.tmp)
 
 
-def _parse(text: str, source: Path) -> Commit:
+def parse_commit(text: str, source: Path) -> Commit:
+    """The record in a line of JSON.
+
+    Raises:
+        CorruptError: it is none, or was changed after it was written.
+    """
     try:
         return Commit(**unseal(json.loads(text), source))
     except (ValueError, TypeError) as error:
         if isinstance(error, CorruptError):
             raise
-        raise CorruptError(f"{source} is no commit record: {error}", REPAIR_HINT) from error
+        raise CorruptError(f"{source} is no commit record: {error}", repair_hint(source)) from error
 
 
 def read_commit(layout: Layout, unit: Unit) -> Commit | None:
     """The record of one unit, if it is done."""
     path = layout.commit(unit)
     try:
-        commit = _parse(path.read_text(encoding="utf-8"), path)
+        commit = parse_commit(path.read_bytes().decode(errors="replace"), path)
     except FileNotFoundError:
         return next((commit for commit in _compacted(layout, unit.part) if commit.unit == unit), None)
     _require_place(commit, unit, path)
@@ -97,7 +103,7 @@ def read_commit(layout: Layout, unit: Unit) -> Commit | None:
 
 def _require_place(commit: Commit, unit: Unit, path: Path) -> None:
     if commit.unit != unit:
-        raise CorruptError(f"{path} is the record of {commit.unit}", REPAIR_HINT)
+        raise CorruptError(f"{path} is the record of {commit.unit}", repair_hint(path))
 
 
 def _compacted(layout: Layout, part: str) -> Iterator[Commit]:
@@ -106,7 +112,10 @@ def _compacted(layout: Layout, part: str) -> Iterator[Commit]:
         with storage_errors(path):
             lines = path.read_bytes().splitlines()
         for line in lines:
-            yield _parse(line.decode(errors="replace"), path)
+            commit = parse_commit(line.decode(errors="replace"), path)
+            if commit.part != part:
+                raise CorruptError(f"{path} holds the record of {commit.unit}", repair_hint(path))
+            yield commit
 
 
 def read_commits(layout: Layout, part: str) -> dict[tuple[int, int], Commit]:
@@ -115,36 +124,59 @@ def read_commits(layout: Layout, part: str) -> dict[tuple[int, int], Commit]:
     folder = layout.commits / part
     for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
         try:
-            commit = _parse(path.read_bytes().decode(errors="replace"), path)
+            commit = parse_commit(path.read_bytes().decode(errors="replace"), path)
         except FileNotFoundError:
             continue  # compacted by another process since the listing
         if (commit.part, commit.unit.stem) != (part, path.stem):
-            raise CorruptError(f"{path} is the record of {commit.unit}", REPAIR_HINT)
+            raise CorruptError(f"{path} is the record of {commit.unit}", repair_hint(path))
         found[commit.block, commit.group] = commit
     # Read last: what vanished from the folder is in here by now.
     return {(commit.block, commit.group): commit for commit in _compacted(layout, part)} | found
 
 
-def compact(store: "Store", part: str) -> bool:
-    """Join the records of a finished part into one file, then remove the single ones.
+def as_lines(commits: Iterable[Commit]) -> str:
+    """Records of a part as in its compacted file: in order, one sealed JSON document a line."""
+    ordered = sorted(commits, key=lambda commit: (commit.block, commit.group))
+    return "".join(f"{json.dumps(seal(asdict(commit)))}\n" for commit in ordered)
 
-    Returns:
-        Whether there was anything to do: every unit of the part is there, and was not compacted yet.
+
+def is_compactable(store: "Store", part: str) -> bool:
+    """Whether every unit of a part is done, and some of their records are still files of their own."""
+    folder = store.layout.commits / part
+    if not folder.is_dir() or not any(folder.glob("*.json")):
+        return False
+    return set(store.units_of(part)) <= read_commits(store.layout, part).keys()
+
+
+def compact(store: "Store", part: str) -> None:
+    """Join the records of a part into one file, then remove the single ones.
+
+    Only for who has the records alone (:meth:`~kdcli.cache.claims.Claims.alone`): a record that is taken
+    back while others are joined would be back again.
     """
     layout = store.layout
     folder = layout.commits / part
-    single = list(folder.glob("*.json")) if folder.is_dir() else []
-    if not single:
-        return False
-    found = read_commits(layout, part)
-    if not set(store.units_of(part)) <= found.keys():
-        return False
-    lines = [json.dumps(seal(asdict(found[place]))) for place in sorted(found)]
-    atomic_write_text(layout.compacted(part), "\n".join(lines) + "\n")
+    single = list(folder.glob("*.json"))
+    # Whatever is listed is in what is read after it; a kill before the last removal leaves both, alike.
+    atomic_write_text(layout.compacted(part), as_lines(read_commits(layout, part).values()))
     with storage_errors(folder):
-        for path in single:  # the folder stays: others may be compacting, too
+        for path in single:  # the folder stays: others may be about to write into it
             path.unlink(missing_ok=True)
-    return True
+
+
+def drop_record(layout: Layout, commit: Commit) -> None:
+    """Take back this very record, wherever it is kept; one of later work on the same unit stays.
+
+    Only for who has the records alone. What is left are single records, joined ones, or both, never less.
+    """
+    path, joined = layout.commit(commit.unit), layout.compacted(commit.part)
+    before = list(_compacted(layout, commit.part))
+    if commit in before:
+        atomic_write_text(joined, as_lines(other for other in before if other != commit))
+    with storage_errors(path), suppress(FileNotFoundError):
+        if parse_commit(path.read_text(encoding="utf-8"), path) == commit:
+            path.unlink()
+            fsync_folder(path.parent)
 
 
 def chunk_files(store: "Store", commit: Commit) -> Iterator[tuple[str, int | None, Path, int, int]]:
@@ -174,11 +206,13 @@ def sizes_agree(store: "Store", commit: Commit) -> bool:
 
 
 def committed_chunks(store: "Store", extent: "ArrayExtent") -> Iterator[tuple[int, int | None]]:
-    """(block, view) of every committed chunk of an array; of keys and labels, the one there is."""
+    """(block, view) of every committed chunk of an array that is there; of keys and labels, the one there is."""
     if extent.whole:
         yield 0, None
         return
-    for (block, _), commit in sorted(read_commits(store.layout, extent.part).items()):
+    for (block, group), commit in sorted(read_commits(store.layout, extent.part).items()):
+        if not store.manifest.holds(block, group) or not sizes_agree(store, commit):
+            continue
         for array, view, _, _, _ in chunk_files(store, commit):
             if array == extent.name:
                 yield block, view

@@ -29,6 +29,8 @@ FORMAT: Final = 1
 SAMPLES = "samples"
 """Name of the part that describes the samples themselves; every other part is an output of a teacher."""
 
+_UPDATE = "Update kd: pip install --upgrade kdcli"
+
 MAX_BLOCK_ROWS = 4096
 BLOCK_BYTES = 16 * 2**20
 
@@ -126,6 +128,16 @@ class Manifest(BaseModel):
         """Rows that hold a sample, in order."""
         parts = [self.segment_rows(number) for number in range(len(self.segments))]
         return np.concatenate([np.arange(part.start, part.stop) for part in parts])
+
+    def padding_rows(self) -> Int64[np.ndarray, " padding"]:
+        """Rows that hold no sample, because the next segment starts at a new block; in order."""
+        ends = [self.segment_rows(number).stop for number in range(len(self.segments) - 1)]
+        parts = [np.arange(end, -(-end // self.block_rows) * self.block_rows) for end in ends]
+        return np.concatenate([np.empty(0, np.int64), *parts])
+
+    def holds(self, block: int, group: int) -> bool:
+        """Whether a unit is one of this manifest's; a cache that has grown since it was read has more."""
+        return block < self.blocks and group < self.groups
 
     def segment_of(self, block: int) -> int:
         """Number of the segment that a block belongs to."""
@@ -282,13 +294,13 @@ def load_manifest(root: Path) -> Manifest:
         where = ".".join(map(str, first["loc"]))
         raise CorruptError(f"{layout.manifest}: {where}: {first['msg']}", restore) from error
     except (BadDataError, CorruptError) as error:
-        raise CorruptError(error.message, restore) from error
+        raise CorruptError(error.message, error.hint if error.hint == _UPDATE else restore) from error
 
 
 def _require_format(document: Any, path: Path) -> None:
     found = document.get("format") if isinstance(document, dict) else None
     if isinstance(found, int) and found > FORMAT:
-        raise CorruptError(f"{path}: the cache is of format {found}, this kd reads format {FORMAT}")
+        raise CorruptError(f"{path}: the cache is of format {found}, this kd reads format {FORMAT}", _UPDATE)
 
 
 def write_manifest(layout: Layout, manifest: Manifest) -> None:

@@ -4,6 +4,8 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from shlex import quote
 from typing import Any, Literal, final
 
 import numpy as np
@@ -12,12 +14,19 @@ from pydantic import BaseModel, ConfigDict
 
 from kdcli.console import console
 from kdcli.errors import CorruptError, IdentityError
-from kdcli.outputs import Output
+from kdcli.outputs import STATS, Output
 from kdcli.types import Difference, Preprocess, differences
 
 REPAIR_HINT = "Repair it: kd cache repair CACHE"
 PIXEL_TOLERANCE = 2
 """Largest difference, in steps of 1/255, that another version of a library may make to a pixel."""
+
+
+def repair_hint(source: object) -> str:
+    """The command that repairs the cache that ``source``, a file or the cache itself, is in."""
+    folders = [source, *source.parents] if isinstance(source, Path) else []
+    root = next((folder for folder in folders if (folder / "manifest.json").is_file()), None)
+    return REPAIR_HINT if root is None else REPAIR_HINT.replace("CACHE", quote(str(root)))
 
 
 def canonical_sha256(document: Mapping[str, Any]) -> str:
@@ -42,14 +51,14 @@ def unseal(document: Any, source: object) -> dict[str, Any]:
         CorruptError: it is no sealed document, or was changed after it was sealed.
     """
     if not isinstance(document, dict) or "sha256" not in document:
-        raise CorruptError(f"{source} is not a record that kd wrote", REPAIR_HINT)
+        raise CorruptError(f"{source} is not a record that kd wrote", repair_hint(source))
     content = {key: value for key, value in document.items() if key != "sha256"}
     try:
         now = canonical_sha256(content)
     except ValueError:  # NaN is no JSON, but Python reads it
         now = ""
     if now != document["sha256"]:
-        raise CorruptError(f"{source} was changed after it was written", REPAIR_HINT)
+        raise CorruptError(f"{source} was changed after it was written", repair_hint(source))
     return content
 
 
@@ -152,8 +161,8 @@ class TeacherRecord(BaseModel):
 
     @property
     def keep(self) -> tuple[str, ...]:
-        """Names of the kinds it keeps."""
-        return tuple(self.outputs)
+        """Names of the kinds it keeps, as they were asked for: without the statistics that come with them."""
+        return tuple(name for name in self.outputs if name != STATS)
 
     @property
     def preprocess(self) -> Preprocess:
@@ -230,6 +239,30 @@ def pixel_drift(old: tuple[int, ...], new: tuple[int, ...]) -> int:
     if not old:
         return 0
     return int(np.abs(np.asarray(old, np.int16) - np.asarray(new, np.int16)).max())
+
+
+def require_same_pixels(recorded: tuple[int, ...], now: tuple[int, ...], where: object) -> None:
+    """Refuse to replay views that this installation draws differently; say a small drift.
+
+    Args:
+        recorded: a few pixels of the views of fixed images, as the cache was made.
+        now: the same, as they are drawn here.
+        where: the cache, for messages.
+
+    Raises:
+        IdentityError: they are more than :data:`PIXEL_TOLERANCE` steps apart.
+    """
+    drift = pixel_drift(recorded, now)
+    if drift > PIXEL_TOLERANCE:
+        raise IdentityError(
+            f"{where}: this installation draws the training views differently",
+            "Install the library versions that kd cache info shows, or make a new cache.",
+            [Difference("views.pixels", "recorded pixels", f"up to {drift}/255 apart")],
+        )
+    if drift:
+        console.warn(
+            f"{where}: this installation draws training views up to {drift}/255 apart from the recorded"
+        )
 
 
 def as_pixels(fingerprint: UInt8[np.ndarray, " k"]) -> tuple[int, ...]:

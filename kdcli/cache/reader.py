@@ -1,8 +1,7 @@
 """Reading one cache: mapped chunks, gathered batch by batch, no Python per row."""
 
-import itertools
-import resource
-from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
@@ -11,27 +10,66 @@ from jaxtyping import Bool, Int64
 
 from kdcli.cache.commits import Commit, done_mask, read_commits, sizes_agree
 from kdcli.cache.layout import SAMPLES, Layout, Manifest, load_manifest
+from kdcli.cache.mapping import disk_reads, max_maps, prefetch
 from kdcli.cache.provenance import ArraySpec, TeacherRecord
 from kdcli.cache.store import Store
 from kdcli.errors import CacheMissingError, IdentityError
 from kdcli.types import Difference
 
 
-def max_maps() -> int:
-    """Chunks to keep mapped: each holds a file descriptor, and the process needs some of its own."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(16, min(512, soft // 3)) if soft != resource.RLIM_INFINITY else 512
+@final
+class Column:
+    """What gathering from one array needs to know.
+
+    Attributes:
+        part, name, spec: the array.
+        item: a row as one item, so that numpy copies rows as it copies bytes.
+        cold: whether the last batch, or a chunk mapped since, made the kernel read a disk.
+    """
+
+    __slots__ = ("cold", "item", "name", "part", "spec")
+
+    def __init__(self, part: str, name: str, spec: ArraySpec) -> None:
+        self.part, self.name, self.spec = part, name, spec
+        self.item = np.dtype((np.void, max(1, spec.row_bytes)))
+        self.cold = True
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ChunkFile:
+    """A committed chunk.
+
+    Attributes:
+        path: in the cache.
+        copy_name: of a copy, below the folder that a cache is staged in; another content, another name.
+        size, crc: recorded.
+    """
+
+    path: Path
+    copy_name: str
+    size: int
+    crc: int
 
 
 @final
 class CacheReader:
-    """One open cache. Cheap to pickle: workers map chunks themselves, when they first need them."""
+    """One open cache. Cheap to pickle: workers map chunks themselves, when they first need them.
+
+    Attributes:
+        store: its files.
+        keys, labels: of every row.
+        staged: folder with checked copies of chunks on a faster disk, see :mod:`kdcli.cache.staging`.
+    """
 
     def __init__(self, root: Path) -> None:
         self.store = Store(root, load_manifest(root))
         self.keys = self.store.load_keys()
         self.labels = self.store.load_labels()
-        self._maps: OrderedDict[tuple[str, str, int, int], np.ndarray] = OrderedDict()
+        self.staged: Path | None = None
+        self._block_rows, self._views = self.manifest.block_rows, self.manifest.views
+        self._columns: dict[tuple[str, str], Column] = {}
+        self._maps: dict[tuple[Column, int], np.ndarray] = {}
         self._max_maps = max_maps()
         self._commits: dict[str, dict[tuple[int, int], Commit]] = {}
 
@@ -51,7 +89,7 @@ class CacheReader:
         return self.store.teachers
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_maps": OrderedDict()}
+        return {**self.__dict__, "_columns": {}, "_maps": {}}
 
     def specs(self, part: str) -> dict[str, ArraySpec]:
         """The arrays of a part."""
@@ -95,22 +133,25 @@ class CacheReader:
                         wrong,
                     )
             self._commits[part] = {
-                place: commit for place, commit in found.items() if sizes_agree(self.store, commit)
+                place: commit
+                for place, commit in found.items()
+                if self.manifest.holds(*place) and sizes_agree(self.store, commit)
             }
         return self._commits[part]
 
     def present(self, part: str, rows: Int64[np.ndarray, " m"], views: list[int]) -> Bool[np.ndarray, " m"]:
-        """Which rows are written for all of ``views``."""
+        """Which rows are written for all of ``views``; padding between segments never is."""
         if any(view >= self.store.views(part) for view in views):
             return np.zeros(len(rows), bool)
         done = done_mask(self.store, self.commits(part))
         groups = sorted({self.manifest.group_of(view) for view in views})
         answer: Bool[np.ndarray, " m"] = done[rows // self.manifest.block_rows][:, groups].all(axis=1)
-        return answer
+        return answer & ~np.isin(rows, self.manifest.padding_rows())
 
     def absent(self, part: str) -> dict[int, str]:
-        """Rows recorded as dropped, with the reason."""
-        return {
+        """Rows without a sample's outputs for good, with the reason: dropped images, padding between segments."""
+        padding = dict.fromkeys(self.manifest.padding_rows().tolist(), "padding")
+        return padding | {
             int(row): str(reason) for commit in self.commits(part).values() for row, reason in commit.absent
         }
 
@@ -131,38 +172,96 @@ class CacheReader:
         Raises:
             CacheMissingError: a row asked for is not written.
         """
-        part = self.part_of(teacher, array)
-        spec = self.specs(part)[array]
-        size = self.manifest.block_rows
-        blocks, places = np.divmod(rows, size)
-        views = np.broadcast_to(np.asarray(view if spec.per_view else 0), rows.shape)
-        chunks = blocks * self.manifest.views + views
-        out = np.empty((len(rows), *spec.row_shape), spec.dtype)
-        order = np.argsort(chunks, kind="stable")
-        sorted_chunks = chunks[order]
-        edges = [*np.flatnonzero(np.diff(sorted_chunks, prepend=-1)), len(rows)]
-        for start, stop in itertools.pairwise(edges):
-            members = order[start:stop]
-            block, chunk_view = divmod(int(sorted_chunks[start]), self.manifest.views)
-            out[members] = self._chunk(part, array, spec, block, chunk_view)[places[members]]
-        return out
+        column = self._columns.get((teacher, array)) or self._column(teacher, array)
+        spec = column.spec
+        if not (len(rows) and spec.row_bytes):
+            return np.empty((len(rows), *spec.row_shape), spec.dtype)
+        if np.max(view) >= self._views:
+            raise CacheMissingError(f"{self.layout.root} has {self._views} views, no view {np.max(view)}")
+        blocks = rows // self._block_rows
+        chunks = blocks * self._views + (view if spec.per_view else 0)
+        order = np.argsort(chunks)
+        chunks, places = chunks[order], (rows - blocks * self._block_rows)[order]
+        edges = [0, *(np.flatnonzero(chunks[1:] != chunks[:-1]) + 1).tolist(), len(rows)]
+        mapped = [self._chunk(column, number) for number in chunks[edges[:-1]].tolist()]
+        pieces = list(zip(mapped, edges[:-1], edges[1:], strict=True))
+        before = disk_reads()
+        if column.cold:
+            for chunk, start, stop in pieces:
+                prefetch(chunk, places[start:stop])
+        grouped, out = np.empty(len(rows), column.item), np.empty(len(rows), column.item)
+        for chunk, start, stop in pieces:
+            chunk.take(places[start:stop], 0, grouped[start:stop], "clip")  # all are in range
+        out[order] = grouped
+        column.cold = disk_reads() > before
+        return out.view(spec.dtype).reshape(len(rows), *spec.row_shape)
 
-    def _chunk(self, part: str, array: str, spec: ArraySpec, block: int, view: int) -> np.ndarray:
-        place = (part, array, block, view)
-        found = self._maps.get(place)
+    def _column(self, teacher: str, array: str) -> Column:
+        part = self.part_of(teacher, array)
+        return self._columns.setdefault((teacher, array), Column(part, array, self.specs(part)[array]))
+
+    def _chunk(self, column: Column, number: int) -> np.ndarray:
+        """Rows of a chunk as items; chunks are numbered by block, then view."""
+        found = self._maps.get((column, number))
         if found is not None:
-            self._maps.move_to_end(place)
             return found
-        manifest = self.manifest
-        if view >= self.store.views(part) or (block, manifest.group_of(view)) not in self.commits(part):
-            rows = manifest.rows_of(block)
+        block, view = divmod(number, self._views)
+        mapped = self.store.backend.map(
+            self.chunk_path(column.part, column.name, block, view), self._block_rows, column.spec
+        )
+        self._maps[column, number] = mapped.reshape(self._block_rows, -1).view(column.item).reshape(-1)
+        if len(self._maps) > self._max_maps:
+            del self._maps[next(iter(self._maps))]  # rows come in random order: the oldest is as good as any
+        column.cold = True  # nothing is known of a chunk that was just mapped
+        return self._maps[column, number]
+
+    # --- chunks as files ---------------------------------------------------------------------------
+
+    def chunk_path(self, part: str, array: str, block: int, view: int) -> Path:
+        """File to read a written chunk from.
+
+        Raises:
+            CacheMissingError: it is not written.
+        """
+        found = self._recorded(part, array, block, view)
+        if found is None:
+            rows = self.manifest.rows_of(block)
             raise CacheMissingError(
                 f"{self.layout.root}: rows {rows.start}-{rows.stop - 1} of '{part}' view {view} are not written",
                 "Run the kd cache-teachers command that made the cache again; it fills what is missing.",
             )
+        return self.source(found)
+
+    def source(self, chunk: ChunkFile) -> Path:
+        """File to read a chunk from: its staged copy, where there is one."""
+        if self.staged is not None and (copy := self.staged / chunk.copy_name).is_file():
+            return copy
+        return chunk.path
+
+    def chunk_files(
+        self, teacher: str, array: str, rows: Int64[np.ndarray, " n"], views: Iterable[int]
+    ) -> Iterator[ChunkFile]:
+        """The written chunks that hold some rows and views of an array, as the cache records them."""
+        part = self.part_of(teacher, array)
+        per_view = self.specs(part)[array].per_view
+        for block in np.unique(rows // self._block_rows).tolist():
+            for view in views if per_view else (0,):
+                found = self._recorded(part, array, block, view)
+                if found is not None:
+                    yield found
+
+    def _recorded(self, part: str, array: str, block: int, view: int) -> ChunkFile | None:
+        spec, kept = self.specs(part)[array], self.store.views(part)
+        if not spec.per_view:
+            view = 0
+        if not 0 <= view < kept:
+            return None
+        group = self.manifest.group_of(view)
+        commit = self.commits(part).get((block, group))
+        if commit is None:
+            return None
+        size, crc = commit.arrays[array][
+            self.manifest.views_of(group, kept).index(view) if spec.per_view else 0
+        ]
         path = self.store.chunk(part, array, spec, block, view)
-        mapped = self.store.backend.map(path, manifest.block_rows, spec)
-        self._maps[place] = mapped
-        if len(self._maps) > self._max_maps:
-            self._maps.popitem(last=False)
-        return mapped
+        return ChunkFile(path, f"{path.relative_to(self.store.data)}.{crc:08x}", size, crc)

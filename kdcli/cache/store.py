@@ -1,7 +1,6 @@
 """The files of one cache, whatever its backend: records of teachers, arrays, chunks."""
 
-import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import final
 
@@ -14,15 +13,22 @@ from kdcli.cache.backend import Backend, Inspection
 from kdcli.cache.hdf5_backend import HDF5Backend
 from kdcli.cache.keytable import KeyTable
 from kdcli.cache.layout import SAMPLES, BackendName, Layout, Manifest
-from kdcli.cache.provenance import REPAIR_HINT, ArraySpec, OutputRecord, TeacherRecord, seal, unseal
+from kdcli.cache.provenance import (
+    ArraySpec,
+    OutputRecord,
+    TeacherRecord,
+    repair_hint,
+    seal,
+    unseal,
+)
 from kdcli.cache.zarr_backend import ZarrBackend
 from kdcli.errors import CorruptError, IdentityError, KdError
 from kdcli.outputs import STATS
-from kdcli.runtime import create_json, read_json, storage_errors
+from kdcli.runtime import atomic_write_bytes, create_json, make_folder, read_json, storage_errors
 from kdcli.types import Difference
 
 BACKENDS: dict[BackendName, Backend] = {"zarr": ZarrBackend(), "hdf5": HDF5Backend()}
-_KIND_ORDER = ("logits", "topk", STATS, "features", "maps")
+KIND_ORDER = ("logits", "topk", STATS, "features", "maps")
 
 
 @final
@@ -34,13 +40,19 @@ class Store:
         manifest: what the cache is.
         backend: how its chunks are stored.
         teachers: records by name, as they were when the store was opened or :meth:`refresh` was called.
+
+    Args:
+        root: folder of the cache.
+        manifest: what it is.
+        teachers: those that are known to be sound; default: all, and each has to be.
     """
 
-    def __init__(self, root: Path, manifest: Manifest) -> None:
+    def __init__(
+        self, root: Path, manifest: Manifest, teachers: dict[str, TeacherRecord] | None = None
+    ) -> None:
         self.layout, self.manifest = Layout(root), manifest
         self.backend = BACKENDS[manifest.backend]
-        self.teachers: dict[str, TeacherRecord] = {}
-        self.refresh()
+        self.teachers = load_teachers(self.layout) if teachers is None else teachers
 
     @property
     def data(self) -> Path:
@@ -109,6 +121,11 @@ class Store:
         """Write a chunk; [size, crc32c] for the record."""
         return list(self.backend.write(path, values, self.layout.tmp))
 
+    def foresee(self, values: np.ndarray) -> list[int]:
+        """What :meth:`write` would return, without writing."""
+        pieces, crc = self.backend.encode(np.ascontiguousarray(values))
+        return [sum(map(len, pieces)), crc]
+
     def inspect(self, path: Path) -> Inspection:
         """Read a chunk and say what it is."""
         return self.backend.inspect(path)
@@ -123,13 +140,19 @@ class Store:
         """
         spec = WHOLE_ARRAYS[name]
         path = self.chunk(SAMPLES, name, spec, 0, None)
-        try:
-            count = self.backend.rows_in(path, spec)
-        except FileNotFoundError as error:
-            raise CorruptError(f"{path} is missing", REPAIR_HINT) from error
-        if count < length:
-            raise CorruptError(f"{path} holds {count} values, not {length}", REPAIR_HINT)
-        return self.backend.map(path, count, spec)[:length]
+        count = -1
+        while True:
+            try:
+                before, count = count, self.backend.rows_in(path, spec)
+            except FileNotFoundError as error:
+                raise CorruptError(f"{path} is missing", repair_hint(path)) from error
+            if count < length:
+                raise CorruptError(f"{path} holds {count} values, not {length}", repair_hint(path))
+            try:
+                return self.backend.map(path, count, spec)[:length]
+            except CorruptError:
+                if count == before:  # else a longer array may have taken its place in between
+                    raise
 
     def load_keys(self) -> KeyTable:
         """The keys of all rows, checked against the manifest.
@@ -140,7 +163,9 @@ class Store:
         offsets = self.whole("key_offsets", self.manifest.rows + 1)
         keys = KeyTable(self.whole("key_bytes", max(0, int(offsets[-1]))), offsets)
         if not keys.is_sound() or keys.digest() != self.manifest.data.keys:
-            raise CorruptError(f"{self.layout.root}: its keys are not those of its manifest", REPAIR_HINT)
+            raise CorruptError(
+                f"{self.layout.root}: its keys are not those of its manifest", repair_hint(self.layout.root)
+            )
         return keys
 
     def load_labels(self) -> Int64[np.ndarray, " n"]:
@@ -152,20 +177,32 @@ class Store:
             return np.full(rows, -1, np.int64)
         labels = self.whole("labels/class", rows)
         if block_digest(labels) != recorded:
-            raise CorruptError(f"{self.layout.root}: its labels are not those of its manifest", REPAIR_HINT)
+            raise CorruptError(
+                f"{self.layout.root}: its labels are not those of its manifest", repair_hint(self.layout.root)
+            )
         return labels
+
+    def _not_the_manifests(self, what: str) -> CorruptError:
+        root = self.layout.root
+        return CorruptError(f"{root}: its {what} are not those of its manifest", repair_hint(root))
 
     # --- records and metadata --------------------------------------------------------------------
 
     def add_teacher(self, record: TeacherRecord) -> None:
-        """Record a teacher and its outputs where they are not there yet; the first writer of a record wins."""
-        documents = {self.layout.teacher(record.name): record.document()}
+        """Record a teacher and its outputs where they are not there yet; the first writer of a record wins.
+
+        Raises:
+            IdentityError: another process was faster with another teacher of this name; it gets none of the
+                outputs of this one.
+        """
+        path = self.layout.teacher(record.name)
+        with storage_errors(path):
+            make_folder(path.parent)
+        create_json(path, seal(record.document()), self.layout.tmp)
+        read_teacher(path).require_same(record, str(self.layout.root))
         for kind, output in record.outputs.items():
-            documents[self.layout.output(record.name, kind)] = output.model_dump(mode="json")
-        for path, document in documents.items():
-            with storage_errors(path):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                create_json(path, seal(document), self.layout.tmp)
+            document = output.model_dump(mode="json")
+            create_json(self.layout.output(record.name, kind), seal(document), self.layout.tmp)
         self.refresh()
 
     def write_metadata(self, keys: KeyTable) -> None:
@@ -174,13 +211,11 @@ class Store:
         folders = {self.folder(part, name) for part in self.parts() for name in self.specs(part)}
         with storage_errors(self.data):
             for folder in sorted(folders | {(self.data / path).parent for path in documents}):
-                folder.mkdir(parents=True, exist_ok=True)
+                make_folder(folder)
             for path, content in documents.items():
                 target = self.data / path
                 if not target.is_file() or target.read_bytes() != content:
-                    temporary = self.layout.tmp / f"meta-{os.getpid()}-{os.urandom(8).hex()}"
-                    temporary.write_bytes(content)
-                    temporary.replace(target)
+                    atomic_write_bytes(target, content, self.layout.tmp)
 
 
 def load_teachers(layout: Layout) -> dict[str, TeacherRecord]:
@@ -195,18 +230,39 @@ def load_teachers(layout: Layout) -> dict[str, TeacherRecord]:
         path = folder / "teacher.json"
         if not path.is_file():
             continue  # being made, or being removed
-        record = TeacherRecord.model_validate(_sealed(path, TeacherRecord))
-        if record.name != folder.name:
-            difference = Difference("name", record.name, folder.name)
-            raise IdentityError(f"{folder} was renamed", f"Rename it back to '{record.name}'.", [difference])
-        outputs = [
-            OutputRecord.model_validate(_sealed(file, OutputRecord))
-            for file in folder.glob("*.json")
-            if file != path
-        ]
-        outputs.sort(key=lambda output: (_KIND_ORDER.index(output.kind), output.tap))
-        found[record.name] = record.model_copy(update={"outputs": {o.name: o for o in outputs}})
+        record = read_teacher(path)
+        outputs = in_order(read_output(file) for file in folder.glob("*.json") if file != path)
+        found[record.name] = record.model_copy(update={"outputs": outputs})
     return found
+
+
+def read_teacher(path: Path) -> TeacherRecord:
+    """The record in ``teacher.json``, still without its outputs.
+
+    Raises:
+        CorruptError: it was changed after it was written.
+        IdentityError: its folder was renamed.
+    """
+    record = TeacherRecord.model_validate(_sealed(path, TeacherRecord))
+    if record.name != path.parent.name:
+        difference = Difference("name", record.name, path.parent.name)
+        raise IdentityError(f"{path.parent} was renamed", f"Rename it back to '{record.name}'.", [difference])
+    return record
+
+
+def read_output(path: Path) -> OutputRecord:
+    """The record of one kind of output.
+
+    Raises:
+        CorruptError: it was changed after it was written.
+    """
+    return OutputRecord.model_validate(_sealed(path, OutputRecord))
+
+
+def in_order(outputs: Iterable[OutputRecord]) -> dict[str, OutputRecord]:
+    """Outputs by name, in a fixed order."""
+    ordered = sorted(outputs, key=lambda output: (KIND_ORDER.index(output.kind), output.tap))
+    return {output.name: output for output in ordered}
 
 
 def _sealed(path: Path, kind: type[TeacherRecord] | type[OutputRecord]) -> dict[str, object]:
@@ -215,5 +271,5 @@ def _sealed(path: Path, kind: type[TeacherRecord] | type[OutputRecord]) -> dict[
         kind.model_validate(document)
     except (KdError, ValidationError) as error:
         reason = error.message if isinstance(error, KdError) else "no valid record"
-        raise CorruptError(f"{path}: {reason}", REPAIR_HINT) from error
+        raise CorruptError(f"{path}: {reason}", repair_hint(path)) from error
     return document

@@ -7,37 +7,18 @@ Whatever touches a file changes the stamp, so the next reader checks again.
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, final
+from typing import Literal
 
-from kdcli.cache.backend import Inspection
 from kdcli.cache.commits import chunk_files
-from kdcli.cache.provenance import REPAIR_HINT
+from kdcli.cache.damage import Damage, chunk_damage, summary
+from kdcli.cache.provenance import repair_hint
 from kdcli.cache.reader import CacheReader
 from kdcli.console import console
-from kdcli.errors import CorruptError, KdError
+from kdcli.errors import CorruptError
 from kdcli.runtime import write_json
 
 VerifyMode = Literal["never", "once", "always"]
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Damage:
-    """One chunk whose bytes are not the recorded ones."""
-
-    part: str
-    array: str
-    block: int
-    view: int | None
-    rows: tuple[int, int]
-    reason: str
-
-    def __str__(self) -> str:
-        view = "" if self.view is None else f" view {self.view}"
-        owner = self.part.partition("/")[0]
-        return f"{owner}/{self.array} block {self.block}{view} (rows {self.rows[0]}-{self.rows[1]}): {self.reason}"
 
 
 def _files(reader: CacheReader, part: str) -> Iterable[tuple[str, int, int | None, Path, int, int]]:
@@ -49,26 +30,12 @@ def _files(reader: CacheReader, part: str) -> Iterable[tuple[str, int, int | Non
 def verify_part(reader: CacheReader, part: str) -> list[Damage]:
     """Read every committed chunk of a part and compare it with its record."""
     found = []
-    files = list(_files(reader, part))
-    with console.progress(len(files), "chunks", f"verify {part}") as bar:
-        for array, block, view, path, size, crc in files:
-            try:
-                reason = _difference(reader.store.inspect(path), size, crc)
-            except KdError as error:
-                reason = error.message
-            if reason:
-                rows = reader.manifest.rows_of(block)
-                found.append(Damage(part, array, block, view, (rows.start, rows.stop - 1), reason))
+    commits = sorted(reader.commits(part).items())
+    with console.progress(len(commits), "units", f"verify {part}") as bar:
+        for _, commit in commits:
+            found += chunk_damage(reader.store, commit)
             bar.advance(1)
     return found
-
-
-def _difference(found: Inspection, size: int, crc: int) -> str:
-    if found.size != size:
-        return f"{found.size} bytes instead of {size}"
-    if found.crc != crc:
-        return f"crc32c is {found.crc:08x}, recorded {crc:08x}"
-    return "" if found.sound else "its own checksum does not fit its bytes"
 
 
 def _state(reader: CacheReader, part: str) -> str:
@@ -101,11 +68,8 @@ def ensure_verified(reader: CacheReader, part: str, mode: VerifyMode) -> None:
         return
     damage = verify_part(reader, part)
     if damage:
-        more = f", and {len(damage) - 1} more" if len(damage) > 1 else ""
-        raise CorruptError(
-            f"{reader.layout.root}: {damage[0]}{more}",
-            REPAIR_HINT,
-        )
+        root = reader.layout.root
+        raise CorruptError(f"{root}: {summary(damage)}", repair_hint(root))
     _leave_stamp(reader, part, state)
 
 

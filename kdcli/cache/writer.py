@@ -1,9 +1,9 @@
 """Making a cache and filling it, unit by unit, so that a kill at any instant loses at most a task."""
 
-import os
 import shutil
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, final
 
@@ -17,6 +17,8 @@ from kdcli.cache.commits import (
     block_digest,
     chunk_files,
     compact,
+    drop_record,
+    is_compactable,
     missing_units,
     read_commit,
     read_commits,
@@ -25,11 +27,13 @@ from kdcli.cache.commits import (
 )
 from kdcli.cache.keytable import KeyTable
 from kdcli.cache.layout import SAMPLES, Layout, Manifest, Unit, load_manifest, write_manifest
+from kdcli.cache.litter import sweep
+from kdcli.cache.mending import Mending
 from kdcli.cache.provenance import ArraySpec, TeacherRecord
 from kdcli.cache.store import Store
 from kdcli.console import console
 from kdcli.errors import IdentityError, OutputExistsError, StorageError
-from kdcli.runtime import fsync_folder, storage_errors
+from kdcli.runtime import fsync_folder, make_folder, scratch_name, storage_errors
 from kdcli.types import Difference
 
 
@@ -54,14 +58,14 @@ def create_cache(
     with storage_errors(root):
         if root.is_file():
             raise StorageError(f"{root} is a file, not a cache folder", "Give --cache another path.")
-        root.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(root.parent)
         if root.is_dir() and any(root.iterdir()):
             if Layout(root).manifest.is_file():
                 return load_manifest(root)
             raise OutputExistsError(
                 f"{root} holds other files and is not a kd cache", "Give --cache a new or empty folder."
             )
-        skeleton = Layout(root.with_name(f".{root.name}.{os.getpid()}-{os.urandom(4).hex()}.tmp"))
+        skeleton = Layout(root.with_name(f".{root.name}.{scratch_name()}.tmp"))
         try:
             build_skeleton(skeleton, manifest, keys, labels)
             skeleton.root.rename(root)
@@ -95,7 +99,7 @@ def write_whole_arrays(store: Store, keys: KeyTable, labels: Int64[np.ndarray, "
     for name, array in values.items():
         spec = WHOLE_ARRAYS[name]
         path = store.chunk(SAMPLES, name, spec, 0, None)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         store.write(path, array.astype(spec.dtype))
         fsync_folder(path.parent)
 
@@ -105,10 +109,15 @@ class CacheWriter:
     """One process's hand on one cache: claims units, publishes them, knows what is missing.
 
     Use as a context manager; leaving it releases every claim.
+
+    Args:
+        root: folder of the cache.
+        manifest: what it is.
+        mending: a repair's: the units that are written although they have a record, and what they should be.
     """
 
-    def __init__(self, root: Path, manifest: Manifest) -> None:
-        self.store = Store(root, manifest)
+    def __init__(self, root: Path, manifest: Manifest, mending: Mending | None = None) -> None:
+        self.store, self._mending = Store(root, manifest), mending
         self.keys = self.store.load_keys()
         self.claims = Claims(self.store.layout)
 
@@ -131,6 +140,8 @@ class CacheWriter:
         with storage_errors(self.layout.root):
             for folder in (self.layout.tmp, self.layout.claims, self.layout.commits):
                 folder.mkdir(exist_ok=True)
+        with suppress(StorageError):  # another user's litter is none of this run's business
+            sweep(self.layout)
         self.claims.__enter__()
         return self
 
@@ -149,7 +160,7 @@ class CacheWriter:
         self.store.add_teacher(record)
         recorded = self.teachers[record.name]
         recorded.require_same(record, where)  # another process may have been faster
-        self.store.write_metadata(self.keys)
+        describe(self.layout.root)
         return recorded
 
     def specs(self, part: str) -> dict[str, ArraySpec]:
@@ -165,6 +176,8 @@ class CacheWriter:
         """
         commits = read_commits(self.layout, part)
         for place, commit in list(commits.items()):
+            if not self.manifest.holds(*place):
+                continue  # the cache has grown since; that part is the newer writers' work
             self._require_own(commit)
             if not sizes_agree(self.store, commit):
                 console.warn(
@@ -176,7 +189,9 @@ class CacheWriter:
         return missing_units(self.store, part, commits)
 
     def is_done(self, unit: Unit) -> bool:
-        """Whether a record of this unit exists now."""
+        """Whether a record of this unit exists now; one that is to be mended is not done."""
+        if self._mending is not None and unit in self._mending.expected:
+            return False
         return read_commit(self.layout, unit) is not None
 
     def recorded_content(
@@ -192,6 +207,8 @@ class CacheWriter:
                 continue
             if group > 0:
                 return commit.content, None, None
+            if self._mending is not None and commit.unit in self._mending.expected:
+                return commit.content, None, None  # its files are damaged
             rows = len(self.manifest.rows_of(block))
             specs = self.specs(SAMPLES)
             found = [
@@ -203,7 +220,7 @@ class CacheWriter:
                 for name in ("content_size", "content_crc")
             ]
             return commit.content, found[0], found[1]
-        return None
+        return None if self._mending is None else self._mending.content(block)
 
     def _require_own(self, commit: Commit) -> None:
         found = [
@@ -224,15 +241,8 @@ class CacheWriter:
 
     def withdraw(self, commit: Commit) -> None:
         """Take back the record of a unit whose files are not what it says."""
-        path = self.layout.commit(commit.unit)
-        if path.exists():
-            path.unlink()
-            return
-        # It was compacted: write the single records out again, without this one.
-        remaining = [c for c in read_commits(self.layout, commit.part).values() if c.unit != commit.unit]
-        for other in remaining:
-            write_commit(self.layout, other)
-        self.layout.compacted(commit.part).unlink(missing_ok=True)
+        with self.claims.alone(commit.part):
+            drop_record(self.layout, commit)
 
     def key_digest(self, block: int) -> str:
         """Digest of the keys of a block."""
@@ -259,12 +269,16 @@ class CacheWriter:
             seconds: how long it took.
 
         Returns:
-            False when somebody else has committed the unit meanwhile; nothing is lost then.
+            False when somebody else has committed the unit meanwhile, or is at it; nothing is lost then.
         """
-        if not self.claims.owns(unit) and read_commit(self.layout, unit) is not None:
+        if not self.claims.owns(unit) and (self.claims.is_live(unit) or self.is_done(unit)):
+            return False  # this process was taken for dead: what it has is not written over the other's
+        if self._mending is not None and not self._may_replace(self._mending, unit, arrays, content, absent):
             return False
         records = {name: self._write_array(unit, name, values) for name, values in arrays.items()}
         self._sync_folders(unit, list(arrays))
+        if self._mending is not None and self._mending.keeps(unit):
+            return True
         commit = Commit(
             cache_id=self.manifest.cache_id,
             part=unit.part,
@@ -283,14 +297,36 @@ class CacheWriter:
         self._settle_conflict(commit)
         return False
 
-    def _write_array(self, unit: Unit, name: str, values: np.ndarray) -> list[list[int]]:
+    def _may_replace(
+        self,
+        mending: Mending,
+        unit: Unit,
+        arrays: Mapping[str, np.ndarray],
+        content: str,
+        absent: Sequence[tuple[int, str]],
+    ) -> bool:
+        """Whether a repair may write a unit; a record that does not fit what is accepted goes first."""
+        found = {
+            name: [self.store.foresee(chunk) for _, chunk in self._chunks(unit, name, values)]
+            for name, values in arrays.items()
+        }
+        if mending.compare(unit, found, content, absent):
+            return True
+        old = mending.recorded(unit)
+        if mending.accept and old is not None:
+            self.withdraw(old)
+        return mending.accept
+
+    def _chunks(self, unit: Unit, name: str, values: np.ndarray) -> Iterator[tuple[Path, np.ndarray]]:
+        """Files and contents of an array's chunks, in view order."""
         spec = self.specs(unit.part)[name]
-        written = []
         for place, path in enumerate(self.store.chunks_of(unit.part, name, spec, unit.block, unit.group)):
             chunk = np.full((self.manifest.block_rows, *spec.row_shape), spec.fill, spec.dtype)
             chunk[: len(values)] = values[:, place] if spec.per_view else values
-            written.append(self.store.write(path, chunk))
-        return written
+            yield path, chunk
+
+    def _write_array(self, unit: Unit, name: str, values: np.ndarray) -> list[list[int]]:
+        return [self.store.write(path, chunk) for path, chunk in self._chunks(unit, name, values)]
 
     def _sync_folders(self, unit: Unit, names: list[str]) -> None:
         for folder in {self.store.folder(unit.part, name) for name in names}:
@@ -317,10 +353,37 @@ class CacheWriter:
 
     def finish(self, part: str) -> None:
         """Compact the records of ``part`` once all are there; an HDF5 cache gets its index."""
-        if compact(self.store, part) and self.manifest.backend == "hdf5":
-            from kdcli.cache.hdf5_index import write_index
+        if is_compactable(self.store, part):
+            with self.claims.alone(part):
+                compact(self.store, part)
+        if self.manifest.backend == "hdf5":
+            self._update_index(self.layout.compacted(part))
 
-            write_index(self.store)
+    def _update_index(self, records: Path) -> None:
+        """Write the index anew if it is older than ``records``: also when a kill came between the two."""
+        from kdcli.cache.hdf5_index import write_index
+
+        index = self.layout.index
+        with storage_errors(index):
+            if not records.is_file():
+                return
+            if index.is_file() and index.stat().st_mtime_ns >= records.stat().st_mtime_ns:
+                return
+        with self.claims.alone("index"):
+            write_index(newest(self.layout.root))
+
+
+def newest(root: Path) -> Store:
+    """A cache as its manifest is now: it may have grown since a writer began, and never shrinks."""
+    return Store(root, load_manifest(root))
+
+
+def describe(root: Path) -> None:
+    """Bring the metadata for other tools up to date with the manifest and the teachers on disk."""
+    store, before = newest(root), None
+    while store.manifest != before:  # grown in between: what was written just now is too short
+        store.write_metadata(store.load_keys())
+        before, store = store.manifest, newest(root)
 
 
 def content_digest(sizes: np.ndarray, crcs: np.ndarray) -> str:

@@ -135,10 +135,7 @@ def require_close(root: Path, found: Collection[Comparison]) -> None:
 
 def _spread(held: CacheReader, count: int) -> Int64[np.ndarray, " m"]:
     """Rows at equal distances through all blocks that hold samples; always the same ones."""
-    rows = held.manifest.sample_rows()
-    written = held.present(SAMPLES, rows, [0])
-    absent = np.fromiter(held.absent(SAMPLES), np.int64)
-    rows = rows[written & ~np.isin(rows, absent)]
+    rows = _written(held, [SAMPLES], held.manifest.sample_rows(), 0)
     return (
         rows[np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int))]
         if len(rows)
@@ -199,7 +196,7 @@ def _compare(
     import torch
 
     kinds = [kind for kind, output in record.outputs.items() if view < output.views(held.manifest.views)]
-    rows = np.asarray([row for row in decoded if _is_written(held, record.name, kinds, row, view)], np.int64)
+    rows = _written(held, [f"{record.name}/{kind}" for kind in kinds], np.asarray([*decoded], np.int64), view)
     if not kinds or not len(rows):
         return
     now: dict[str, list[np.ndarray]] = {}
@@ -221,12 +218,14 @@ def _compare(
         yield Comparison(record.name, kind, view, len(rows), difference, relative, tolerance)
 
 
-def _is_written(held: CacheReader, teacher: str, kinds: Collection[str], row: int, view: int) -> bool:
-    at = np.asarray([row])
-    return all(
-        bool(held.present(f"{teacher}/{kind}", at, [view])[0]) and row not in held.absent(f"{teacher}/{kind}")
-        for kind in kinds
-    )
+def _written(
+    held: CacheReader, parts: Collection[str], rows: Int64[np.ndarray, " m"], view: int
+) -> Int64[np.ndarray, " k"]:
+    """Those of the rows that all parts hold."""
+    for part in parts:
+        absent = np.fromiter(held.absent(part), np.int64)
+        rows = rows[held.present(part, rows, [view]) & ~np.isin(rows, absent)]
+    return rows
 
 
 def _pairs(

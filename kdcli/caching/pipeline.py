@@ -7,7 +7,7 @@ Whichever of decoding, forward and writing the loop waits for most is named on t
 
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -103,7 +103,7 @@ class TaskRunner:
         self._writer, self._data, self._views, self._workers = writer, data, views, workers
         self._drop_bad, self._processes, self._stop, self._grace = drop_bad, processes, stop, grace
         self._pinned = pinned
-        self.written: Counter[str] = Counter()
+        self.written: dict[str, set[tuple[int, int]]] = {name: set() for name in (SAMPLES, *workers)}
         self.failed: dict[tuple[int, int], list[tuple[int, str]]] = {}
         self.images = 0
         self.seconds = 0.0
@@ -258,7 +258,7 @@ class TaskRunner:
                 seconds = time.monotonic() - task.started
                 if self._writer.publish(unit, arrays, content, task.bad, self._made(unit), seconds):
                     with self._lock:
-                        self.written[unit.part] += 1
+                        self.written[unit.teacher].add((unit.block, unit.group))
         finally:
             self._writer.claims.release(task.units)
 

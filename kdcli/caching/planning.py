@@ -1,7 +1,6 @@
 """What a run of cache-teachers would cost, to the byte; measuring.py adds the hours."""
 
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -37,7 +36,7 @@ class CachePlan:
         bytes: all of these together.
         bytes_missing: of those, what is not written yet.
         free: bytes free where the cache lies or would lie.
-        units_missing: units (kind x block x view group) to do, by teacher.
+        tasks_missing: of those tasks, the ones that each teacher has a part in.
         measured: speeds, if they were asked for.
     """
 
@@ -50,7 +49,7 @@ class CachePlan:
     bytes: int
     bytes_missing: int
     free: int
-    units_missing: dict[str, int]
+    tasks_missing: dict[str, int]
     measured: "Measured | None" = None
 
     @property
@@ -118,7 +117,7 @@ def plan_of(prepared: "Prepared") -> CachePlan:
     left = sum(_unit_bytes(manifest, records, unit) for unit in missing)
     if store is None:  # keys, labels: written as the cache is made
         left += sum(size for name, size in arrays[SAMPLES].items() if name in WHOLE_ARRAYS)
-    tasks, counts = {(unit.block, unit.group) for unit in missing}, Counter(unit.teacher for unit in missing)
+    tasks = {(unit.block, unit.group) for unit in missing}
     return CachePlan(
         rows=manifest.samples,
         views=manifest.views,
@@ -129,7 +128,7 @@ def plan_of(prepared: "Prepared") -> CachePlan:
         bytes=sum(sum(sizes.values()) for sizes in arrays.values()),
         bytes_missing=left,
         free=free_bytes(prepared.root),
-        units_missing={name: counts[name] for name in records},
+        tasks_missing={name: len(places_of(missing, name)) for name in records},
     )
 
 
@@ -163,12 +162,15 @@ def _unit_bytes(manifest: Manifest, records: Mapping[str, "TeacherRecord"], unit
     return sum(counts[name] * backend.file_size(rows, spec) for name, spec in specs.items())
 
 
-def unit_count(manifest: Manifest, record: "TeacherRecord") -> int:
-    """Units of a teacher when it is complete."""
-    return sum(
-        manifest.blocks * manifest.groups_of(output.views(manifest.views))
-        for output in record.outputs.values()
-    )
+def task_count(manifest: Manifest, record: "TeacherRecord") -> int:
+    """Tasks (blocks x view groups) that a teacher has a part in."""
+    views = (output.views(manifest.views) for output in record.outputs.values())
+    return manifest.blocks * manifest.groups_of(max(views))
+
+
+def places_of(units: Iterable[Unit], teacher: str) -> set[tuple[int, int]]:
+    """(block, group) of the units of one teacher."""
+    return {(unit.block, unit.group) for unit in units if unit.teacher == teacher}
 
 
 def plan_cache(config: CacheConfig, measured: bool = False) -> CachePlan:

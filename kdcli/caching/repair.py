@@ -111,7 +111,10 @@ def repair_cache(root: Path, sources: Sources, accept: bool = False) -> RepairRe
     if units:
         changed = _Rerun(root, found, units, sources, accept).run()
     _tidy(root, found)
-    return RepairResult(root, found.damages, audit(root).damages, changed, accept)
+    after = audit(root)
+    for gap in after.gaps:
+        console.note(str(gap))
+    return RepairResult(root, found.damages, after.damages, changed, accept)
 
 
 def _require_hope(found: Audit) -> None:

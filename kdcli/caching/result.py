@@ -13,7 +13,7 @@ from kdcli.cache.store import BACKENDS
 @final
 @dataclass(frozen=True, slots=True)
 class TeacherProgress:
-    """One teacher's part of the result: units in total, done now, written by this run."""
+    """One teacher's part of the result: tasks (blocks x view groups) in total, done now, written by this run."""
 
     id: str
     arrays: dict[str, dict[str, Any]]

@@ -9,7 +9,7 @@ from kdcli.cache.layout import SAMPLES, Unit
 from kdcli.cache.provenance import TeacherRecord
 from kdcli.cache.writer import CacheWriter, create_cache
 from kdcli.caching.opening import require_same_data
-from kdcli.caching.planning import CachePlan, plan_of, unit_count
+from kdcli.caching.planning import CachePlan, places_of, plan_of, task_count
 from kdcli.caching.prepare import Prepared, prepare, require_same_views
 from kdcli.caching.result import CacheResult, TeacherProgress, payload_bytes, shapes
 from kdcli.config import CacheConfig
@@ -52,8 +52,8 @@ def _planned(prepared: Prepared, plan: CachePlan) -> CacheResult:
     """What a run would do, computed without writing anything."""
     manifest, parts = prepared.manifest, {}
     for name, record in prepared.records.items():
-        total = unit_count(manifest, record)
-        done = total - plan.units_missing[name]
+        total = task_count(manifest, record)
+        done = total - plan.tasks_missing[name]
         parts[name] = TeacherProgress(record.id, shapes(manifest, record), total, done, 0)
     size = sum(sum(plan.arrays[name].values()) for name in prepared.records)
     cache_id = manifest.cache_id if prepared.exists else None
@@ -159,9 +159,10 @@ class _Run:
         for name, record in self._records.items():
             asked = {kind: record.outputs[kind] for kind in self._teachers[name].record.outputs}
             record = record.model_copy(update={"outputs": asked})
-            written = sum(runner.written[f"{name}/{kind}"] for kind in asked) if runner is not None else 0
-            total = unit_count(manifest, record)
-            done = total - sum(len(self._writer.missing(f"{name}/{kind}")) for kind in asked)
+            written = 0 if runner is None else len(runner.written.get(name, ()))
+            total = task_count(manifest, record)
+            left = [unit for kind in asked for unit in self._writer.missing(f"{name}/{kind}")]
+            done = total - len(places_of(left, name))
             parts[name] = TeacherProgress(record.id, shapes(manifest, record), total, done, written)
         rate = None
         if runner is not None and runner.images:

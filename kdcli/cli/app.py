@@ -2,10 +2,11 @@
 
 import errno
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from typer.exceptions import TyperException
@@ -15,6 +16,9 @@ from kdcli.cli import admin, cache, pipeline
 from kdcli.console import console
 from kdcli.errors import DeviceError, KdError, NoSpaceError, StorageError, UsageError
 from kdcli.runtime import calm_openmp
+
+if TYPE_CHECKING:
+    import types
 
 app = typer.Typer(
     name="kd",
@@ -51,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - it stays open as long as the process
     calm_openmp()
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored, as behind nohup
+        signal.signal(signal.SIGINT, _interrupt_once)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     code = _run(arguments)
     try:
@@ -64,9 +70,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def _run(arguments: list[str]) -> int:
     try:
         outcome = app(arguments, prog_name="kd", standalone_mode=False)
-    except KeyboardInterrupt:
-        console.error("interrupted", "The same command goes on from what was saved.")
-        return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
@@ -79,7 +82,15 @@ def _run(arguments: list[str]) -> int:
         return 130
     except Exception as error:
         return _report(error, as_json="--json" in arguments)
+    if outcome == 130:  # what typer makes of a KeyboardInterrupt
+        console.error("interrupted", "The same command goes on from what was saved.")
     return outcome if isinstance(outcome, int) else 0
+
+
+def _interrupt_once(_number: int, _frame: "types.FrameType | None") -> None:
+    """Who presses ^C presses it twice: the second one would break off the way out, with a traceback."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _report(error: Exception, as_json: bool) -> int:

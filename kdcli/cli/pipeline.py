@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdcli.cli import options as opt
-from kdcli.cli import teachers
+from kdcli.cli import ranking, teachers
 from kdcli.cli.options import Data, configure, split_flags
 from kdcli.console import console
 
@@ -20,68 +20,9 @@ if TYPE_CHECKING:
 def register(app: typer.Typer) -> None:
     """Add the pipeline commands to ``app``."""
     app.command("cache-teachers")(teachers.cache_teachers)
-    app.command("rank-sources")(rank_sources)
+    app.command("rank-sources")(ranking.rank_sources)
     app.command("train-student")(train_student)
     app.command("eval-probe")(eval_probe)
-
-
-def rank_sources(
-    cache: opt.Caches = None,
-    teacher: Annotated[
-        list[str] | None,
-        typer.Option("--teacher", metavar="NAME", help="Cached teacher to rank; default all. Repeatable."),
-    ] = None,
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option("--exclude", metavar="NAME", help="Cached teacher to leave out; repeatable."),
-    ] = None,
-    data: Annotated[
-        str | None, typer.Option("--data", help="Rank on this part of the cached data and with its labels.")
-    ] = None,
-    metric: Annotated[str | None, typer.Option("--metric", help="parc (default) or cka.")] = None,
-    on: Annotated[
-        str | None, typer.Option("--on", help="features (default) or pseudo (softmax outputs).")
-    ] = None,
-    probe_size: Annotated[
-        int | None, typer.Option("--probe-size", help="Images of the probe set (default 500).")
-    ] = None,
-    power: Annotated[
-        float | None,
-        typer.Option("--power", help="Power p of the weights (default 12; 0 equal, inf nearest)."),
-    ] = None,
-    seed: opt.Seed = None,
-    verify: opt.Verify = None,
-    allow_partial: opt.AllowPartial = None,
-    data_root: opt.DataRoot = None,
-    config: opt.ConfigFile = None,
-    sets: opt.Sets = None,
-    print_config: opt.PrintConfig = False,
-    json: opt.Json = False,
-    quiet: opt.Quiet = False,
-    verbose: opt.Verbose = False,
-) -> None:
-    """Rank cached teachers as sources for a labelled task.
-
-    Gives each a score and a weight, without a forward pass.
-
-    \b
-    Examples:
-      kd rank-sources --cache train.kd
-      kd rank-sources --cache train.kd --metric cka --on pseudo --json > ranking.json
-    """
-    flags, common = split_flags(dict(locals()))
-    from kdcli.config import RankConfig
-
-    settings = configure(RankConfig, flags, common)
-    from kdcli.ranking import rank_sources as step
-    from kdcli.ranking import ranking_document
-
-    ranking = step(settings)
-    if json:
-        console.document(ranking_document(ranking))
-        return
-    rows = [[source.name, f"{source.score:.4f}", f"{source.weight:.4f}"] for source in ranking.sources]
-    console.table(["source", ranking.metric, "weight"], rows)
 
 
 def train_student(

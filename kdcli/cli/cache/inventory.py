@@ -1,7 +1,397 @@
 """``kd cache``: ls, info, diff, gc, rm."""
 
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
 import typer
+
+from kdcli.cli import options as opt
+from kdcli.console import PLAIN_SECONDS, console, duration, size
+from kdcli.errors import IdentityError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from kdcli.cache.comparison import CacheDiff, PartDiff, TeacherDiff
+    from kdcli.cache.inventory import CacheInfo, CacheSummary, Unreadable
+    from kdcli.cache.progress import Progress
+    from kdcli.cache.removal import Removal
+
+SCREEN_SECONDS = 2.0
+"""How often --watch looks when a person does, too."""
+_DROPPED = 10
+
+Cache = Annotated[Path, typer.Argument(metavar="CACHE", help="Cache folder.")]
 
 
 def register(group: typer.Typer) -> None:
     """Add the commands to ``group``."""
+    group.command("ls")(ls)
+    group.command("info")(info)
+    group.command("diff")(diff)
+    group.command("gc")(gc)
+    group.command("rm")(rm)
+
+
+# --- ls --------------------------------------------------------------------------------------------
+
+
+def ls(
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[PATH]...", help="Folders to search, or caches; default: this folder."),
+    ] = None,
+    json: opt.Json = False,
+) -> None:
+    """List the caches in and below folders.
+
+    Age is the time since something was last written. A cache that cannot be read is listed with the reason.
+    Hidden folders are not searched.
+
+    \b
+    Examples:
+      kd cache ls
+      kd cache ls /data/caches train.kd --json
+    """
+    from kdcli.cache.inventory import CacheSummary, find_caches, summarise
+
+    folders = paths or [Path()]
+    found = [summarise(path) for path in find_caches(folders)]
+    if json:
+        console.document({"caches": [entry.document() for entry in found]})
+        return
+    if not found:
+        console.note(f"no caches in {', '.join(map(str, folders))}")
+    problems = any(not isinstance(entry, CacheSummary) for entry in found)
+    header = ["path", "id", "data", "samples", "views", "teachers", "complete", "size", "age"]
+    console.table([*header, *(["problem"] if problems else [])], [_entry(each, problems) for each in found])
+
+
+def _entry(entry: "CacheSummary | Unreadable", problems: bool) -> list[Any]:
+    from kdcli.cache.inventory import Unreadable
+    from kdcli.cache.progress import percent
+
+    if isinstance(entry, Unreadable):
+        return [entry.path, *["-"] * 8, entry.error.message]
+    manifest, names = entry.manifest, entry.teachers
+    more = f",+{len(names) - 3}" if len(names) > 3 else ""
+    cells = [
+        entry.path,
+        manifest.cache_id[:12],
+        "+".join(segment.spec for segment in manifest.segments),
+        manifest.samples,
+        manifest.views,
+        ",".join(names[:3]) + more or "-",
+        percent(entry.done, entry.total),
+        size(entry.bytes),
+        duration(max(0.0, time.time() - entry.written)),
+    ]
+    return [*cells, *([""] if problems else [])]
+
+
+# --- info ------------------------------------------------------------------------------------------
+
+
+def info(
+    cache: Cache,
+    watch: Annotated[bool, typer.Option("--watch", help="Follow its writers until it is complete.")] = False,
+    every: Annotated[
+        float | None,
+        typer.Option("--every", metavar="SECONDS", min=0.1, help="Pause of --watch (terminal 2, else 30)."),
+    ] = None,
+    json: opt.Json = False,
+) -> None:
+    """Show what a cache holds, or how far its writers are.
+
+    --watch reads records and claims only: it disturbs nobody, and works on a cache that is read-only for you.
+    On a terminal it redraws; else it prints a line each time. It ends when nothing is missing.
+
+    \b
+    Examples:
+      kd cache info train.kd
+      kd cache info train.kd --watch --every 60
+    """
+    from kdcli.cache.inventory import inspect_cache
+
+    if watch:
+        _watch(cache, every, json)
+        if not json:
+            return
+    elif every is not None:
+        raise UsageError("--every is the pause of --watch", "Give --watch, too.")
+    found = inspect_cache(cache)
+    if json:
+        console.document(found.document())
+        return
+    console.table(["field", "is"], _facts(found))
+    if found.teachers:
+        print()
+        console.table(["teacher", "id", "architecture", "classes", "dtype", "spec"], _teachers(found))
+        print()
+    console.table(_KINDS, _kinds(found))
+    if found.dropped:
+        print()
+        listed = [[each.row, each.key, each.reason] for each in found.dropped[:_DROPPED]]
+        console.table(["row", "dropped image", "reason"], listed)
+    if len(found.dropped) > _DROPPED:
+        console.note(f"{len(found.dropped) - _DROPPED} more images were dropped; --json lists them all")
+
+
+def _facts(found: "CacheInfo") -> "Sequence[Sequence[Any]]":
+    from kdcli.cache.progress import percent
+
+    manifest = found.manifest
+    names, views = manifest.data.class_names, manifest.view_set
+    recipe = views.get("recipe") or {}
+    versions = manifest.created.get("versions", {})
+    return [
+        ["path", found.path],
+        ["cache id", manifest.cache_id],
+        ["complete", f"{percent(found.done, found.total)} ({found.done} of {found.total} units)"],
+        ["size", size(found.bytes)],
+        *(["data", f"{part.spec}, {part.rows} samples, from {part.location}"] for part in manifest.segments),
+        ["samples", manifest.samples],
+        ["classes", "no labels" if names is None else len(names)],
+        ["views", f"{manifest.views} in groups of {', '.join(map(str, manifest.view_groups))}"],
+        ["eval crop", views.get("crop_fraction", "-")],
+        ["recipe", recipe.get("name", "-") if manifest.views > 1 else "- (view 0 only)"],
+        ["backend", f"{manifest.backend}, format {manifest.format}"],
+        ["blocks", f"{manifest.blocks} of {manifest.block_rows} rows"],
+        ["made with", ", ".join(f"{name} {version}" for name, version in versions.items()) or "-"],
+    ]  # fmt: skip
+
+
+def _teachers(found: "CacheInfo") -> list[list[Any]]:
+    return [
+        [name, record.id[:12], record.architecture, record.num_classes, record.dtype, record.spec]
+        for name, record in found.teachers.items()
+    ]
+
+
+_KINDS = ["teacher", "kind", "units", "size", "seconds", "absent", "KL (nats)", "arrays"]
+
+
+def _kinds(found: "CacheInfo") -> list[list[Any]]:
+    rows = []
+    for part, state in found.states.items():
+        teacher, _, kind = part.partition("/")
+        arrays = found.shapes(part) if kind else {}
+        texts = (f"{name} {dtype}{shape}".replace(" [", "[") for name, (shape, dtype) in arrays.items())
+        losses = (f"{value:.2g} (T={t})" for t, value in state.compression.items())
+        cells = [
+            teacher,
+            kind or "-",
+            f"{state.done}/{state.total}",
+            size(state.bytes),
+            f"{state.seconds:.1f}",
+        ]
+        rows.append([*cells, len(state.absent), ", ".join(losses) or "-", ", ".join(texts) or "-"])
+    return rows
+
+
+def _watch(cache: Path, every: float | None, json: bool) -> None:
+    """Follow the writers: redrawn on a terminal, one line a look elsewhere (with --json on stderr)."""
+    from kdcli.cache.progress import watch
+
+    drawn = sys.stdout.isatty() and not json
+    lines = 0
+    for progress in watch(cache, every or (SCREEN_SECONDS if drawn else PLAIN_SECONDS)):
+        if drawn:
+            lines = _redraw(_frame(progress), lines)
+        elif json:
+            console.note(progress.line())
+        else:
+            print(progress.line(), flush=True)
+
+
+def _frame(progress: "Progress") -> list[str]:
+    from kdcli.cache.progress import percent
+
+    width = max(map(len, progress.parts))
+    parts = [
+        f"{part:<{width}}  {percent(done, total):>6}  {done}/{total}"
+        for part, (done, total) in progress.parts.items()
+    ]
+    return [*parts, progress.line()]
+
+
+def _redraw(lines: list[str], before: int) -> int:
+    """Print over the ``before`` lines of the last time; a line that would wrap is cut."""
+    columns = shutil.get_terminal_size().columns
+    back = f"\x1b[{before}F\x1b[J" if before else ""
+    print(back + "\n".join(line[: columns - 1] for line in lines), flush=True)
+    return len(lines)
+
+
+# --- diff ------------------------------------------------------------------------------------------
+
+
+def diff(
+    a: Annotated[Path, typer.Argument(metavar="A", help="Cache folder.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Cache folder to compare it with.")],
+    json: opt.Json = False,
+) -> int:
+    """Say what differs between two caches.
+
+    Exits with 0 when both say the same, with 21 when they differ. How they are stored (backend, block rows,
+    ids, where the images were) is told but is no difference. Values are read only where recorded checksums
+    do not settle it.
+
+    \b
+    Examples:
+      kd cache diff train.kd copy.kd
+      kd cache diff a.kd b.kd --json
+    """
+    from kdcli.cache.comparison import compare_caches
+
+    found = compare_caches(a, b)
+    if json:
+        console.document(found.document())
+    else:
+        console.table(["what", "A", "B"], _differences(found))
+        console.note(f"{a} and {b} {'say the same' if found.equal else 'differ'}")
+    return 0 if found.equal else IdentityError.exit_code
+
+
+def _differences(found: "CacheDiff") -> list[list[Any]]:
+    samples = found.samples
+    rows: list[list[Any]] = [[f"stored: {each.field}", each.old, each.new] for each in found.storage]
+    if samples.only_a.count or samples.only_b.count:
+        rows.append(["samples only in", samples.only_a, samples.only_b])
+    for name, some in (("labels", samples.labels), ("images", samples.images)):
+        if some.count:
+            rows.append([f"{name} differ", some, some])
+    if samples.class_names:
+        rows.append(["class names", "differ", "differ"])
+    rows += [[f"views: {each.field}", each.old, each.new] for each in found.views]
+    if found.only_a or found.only_b:
+        rows.append(["teachers only in", ", ".join(found.only_a) or "-", ", ".join(found.only_b) or "-"])
+    for teacher in found.teachers:
+        rows += _teacher_differences(teacher)
+    return rows
+
+
+def _teacher_differences(teacher: "TeacherDiff") -> list[list[Any]]:
+    rows: list[list[Any]] = [
+        [f"{teacher.name}: {each.field}", each.old, each.new] for each in (*teacher.identity, *teacher.kept)
+    ]
+    if teacher.kinds_a or teacher.kinds_b:
+        kinds = (", ".join(teacher.kinds_a) or "-", ", ".join(teacher.kinds_b) or "-")
+        rows.append([f"{teacher.name}: kinds only in", *kinds])
+    return rows + [row for part in teacher.parts for row in _part_differences(part)]
+
+
+def _part_differences(part: "PartDiff") -> list[list[Any]]:
+    rows: list[list[Any]] = []
+    if part.only_a or part.only_b:
+        rows.append([f"{part.part}: samples only in", part.only_a, part.only_b])
+    for array, count in part.differing.items():
+        if count:
+            largest = part.largest[array]
+            by = "" if largest is None else f", by up to {largest:.3g}"
+            text = f"{count} of {part.compared} samples differ{by}"
+            rows.append([f"{part.part}: {array}", text, "-"])
+    return rows
+
+
+# --- gc --------------------------------------------------------------------------------------------
+
+
+def gc(
+    caches: Annotated[list[Path], typer.Argument(metavar="CACHE...", help="Cache folders.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    json: opt.Json = False,
+) -> None:
+    """Remove what dead writers left behind.
+
+    Unpublished files and claims of processes that are no more; nothing that is committed.
+
+    \b
+    Examples:
+      kd cache gc train.kd --dry-run
+      kd cache gc caches/*.kd
+    """
+    from kdcli.cache.inventory import open_store
+    from kdcli.cache.litter import collect_garbage
+
+    for cache in caches:
+        open_store(cache)  # all names are right before the first file goes
+    reports = {cache: collect_garbage(cache, dry_run=dry_run) for cache in caches}
+    if json:
+        listed = [
+            {
+                "path": str(cache),
+                "files": found.files,
+                "bytes": found.bytes,
+                "paths": list(map(str, found.paths)),
+            }
+            for cache, found in reports.items()
+        ]
+        console.document({"dry_run": dry_run, "caches": listed})
+        return
+    header = ["path", "would remove" if dry_run else "removed", "would free" if dry_run else "freed"]
+    console.table(header, [[path, found.files, size(found.bytes)] for path, found in reports.items()])
+
+
+# --- rm --------------------------------------------------------------------------------------------
+
+
+def rm(
+    cache: Cache,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            "--teacher", metavar="NAME[/KIND]", help="Only this teacher, or one kind of its output."
+        ),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Even while somebody writes it (else exit 23).")
+    ] = False,
+    json: opt.Json = False,
+) -> None:
+    """Remove a cache, or a teacher in it.
+
+    Asks first; without a terminal it needs --yes. Records go before data, so that a kill in between leaves
+    nothing that reads as complete: give the same command again. Without logits and top-k their statistics stay
+    until they are removed by name (--teacher NAME/stats).
+
+    \b
+    Examples:
+      kd cache rm old.kd
+      kd cache rm train.kd --teacher resnet50 --yes
+      kd cache rm train.kd --teacher resnet50/maps.layer3 --yes
+    """
+    from kdcli.cache.removal import plan_cache_removal, plan_output_removal, remove, require_no_writers
+
+    plan = plan_cache_removal(cache) if teacher is None else plan_output_removal(cache, teacher)
+    if not force:
+        require_no_writers(plan)
+    if not yes:
+        _ask(plan)
+    done = remove(plan, force)
+    if done.kept:
+        console.warn(f"{cache} stays: kd did not make {', '.join(done.kept)}")
+    if json:
+        console.document(done.document())
+        return
+    what = ", ".join(done.parts) or "all"
+    console.table(["path", "removed", "files", "freed"], [[cache, what, done.files, size(done.bytes)]])
+
+
+def _ask(plan: "Removal") -> None:
+    """Go on only after a typed yes.
+
+    Raises:
+        UsageError: there is no terminal to ask on, or the answer is another.
+    """
+    what = f"{', '.join(plan.parts)} of {plan.root}" if plan.parts else f"all of {plan.root}"
+    facts = f"{plan.files} files, {size(plan.bytes)}"
+    if not (sys.stdin and sys.stdin.isatty()):
+        raise UsageError(f"nobody is there to confirm removing {what} ({facts})", "Add --yes to remove it.")
+    print(f"Remove {what} ({facts})? Type yes: ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() != "yes":
+        raise UsageError("nothing was removed: the answer was not yes", "Type yes, or give --yes.")

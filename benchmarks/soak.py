@@ -1,0 +1,155 @@
+"""Kill writers again and again, and count what is lost: every figure should be 0, but what is computed twice.
+
+    python benchmarks/soak.py [--kills 200] [--writers 4] [--backend zarr|hdf5] [--quick] [--json]
+
+Writers with numpy teachers fill a cache of 19 blocks, each killed by SIGKILL at a random step on disk or at a
+random instant. After each round every committed byte is checked against its record; a finished cache is
+compared with that of an uninterrupted run, and the next one is begun.
+"""
+
+import argparse
+import json
+import os
+import platform
+import random
+import signal
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+import cache_tools as tools
+from crash_tools import Server, computed
+
+from kdcli.cache.commits import Commit, read_commits
+from kdcli.cache.litter import collect_garbage
+from kdcli.cache.reader import CacheReader
+from kdcli.cache.verify import verify_part
+
+NAMES, ROWS = ("t", "u"), 600
+
+
+@dataclass
+class Counts:
+    """What went wrong so far."""
+
+    kills: int = 0
+    caches: int = 0
+    rows_lost: int = 0
+    bytes_differing: int = 0
+    recomputed: int = 0
+    decoded_again: int = 0
+    litter: int = 0
+    failed: list[int] = field(default_factory=list)
+
+
+def records(reader: CacheReader) -> dict[str, Commit]:
+    """Every record of a cache, by unit."""
+    parts = reader.store.parts()
+    return {str(c.unit): c for part in parts for c in read_commits(reader.layout, part).values()}
+
+
+def look(root: Path, seen: dict[str, Commit], counts: Counts) -> dict[str, Commit]:
+    """Compare a cache with the records seen before, and its bytes with its records."""
+    if not (root / "manifest.json").exists():
+        return seen
+    reader = CacheReader(root)
+    now = records(reader)
+    rows = {unit: len(reader.manifest.rows_of(commit.block)) for unit, commit in seen.items()}
+    counts.rows_lost += sum(rows[unit] for unit, commit in seen.items() if now.get(unit) != commit)
+    for part in reader.store.parts():
+        counts.rows_lost += sum(damage.rows[1] - damage.rows[0] + 1 for damage in verify_part(reader, part))
+    return now
+
+
+def kill_some(server: Server, job: dict[str, object], writers: int, draw: random.Random) -> list[int]:
+    """Start writers and kill each: one half at a random step, the other at a random instant. Exit codes."""
+    by_step = draw.random() < 0.5
+    running = [
+        server.fill(**job, kill_at=draw.randrange(1, 400) if by_step else None)  # type: ignore[arg-type]
+        for _ in range(writers)
+    ]
+    if not by_step:
+        for pid in running:
+            time.sleep(draw.expovariate(1 / 0.04))
+            os.kill(pid, signal.SIGKILL)
+    return [server.wait(pid) for pid in running]
+
+
+def fill_one(
+    server: Server, root: Path, expected: dict[str, bytes], options: argparse.Namespace, counts: Counts
+) -> None:
+    """Fill one cache under fire until it is finished or enough were killed; then finish it and compare."""
+    draw, log = random.Random(counts.caches), root.with_suffix(".log")
+    job = {"root": root, "log": log, "names": NAMES, "rows": ROWS, "backend": options.backend}
+    seen: dict[str, Commit] = {}
+    codes: list[int] = []
+    while counts.kills < options.kills and 0 not in codes:
+        before = computed(log)
+        codes = kill_some(server, job, options.writers, draw)
+        counts.failed += [code for code in codes if code not in (0, -signal.SIGKILL)]
+        counts.kills += codes.count(-signal.SIGKILL)
+        counts.decoded_again += len((computed(log) - before).keys() & seen.keys())
+        seen = look(root, seen, counts)
+    code = server.wait(server.fill(**job))  # type: ignore[arg-type]
+    counts.failed += [code] if code else []
+    seen = look(root, seen, counts)
+    found = tools.payload(root)
+    counts.bytes_differing += sum(
+        sum(a != b for a, b in zip(found.get(name, b""), content, strict=False))
+        + abs(len(found.get(name, b"")) - len(content))
+        for name, content in expected.items()
+        if found.get(name) != content
+    )
+    counts.recomputed += sum(computed(log).values()) - len(seen)
+    counts.litter += len(collect_garbage(root, dry_run=True).paths)
+    counts.caches += 1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--writers", type=int, default=4)
+    parser.add_argument("--backend", choices=["zarr", "hdf5"], default="zarr")
+    parser.add_argument("--quick", action="store_true", help="40 kills")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    if options.quick:
+        options.kills = min(options.kills, 40)
+    counts, start = Counts(), time.monotonic()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Server("h5py", "kdcli.cache.hdf5_index") as server,
+    ):
+        tools.fill(Path(folder) / "whole.kd", NAMES, ROWS, backend=options.backend)
+        expected = tools.payload(Path(folder) / "whole.kd")
+        while counts.kills < options.kills:
+            fill_one(server, Path(folder) / f"{counts.caches}.kd", expected, options, counts)
+    values = {
+        "rows_lost": (counts.rows_lost, 0, "rows"),
+        "bytes_differing": (counts.bytes_differing, 0, "bytes"),
+        "units_recomputed_per_kill": (counts.recomputed / counts.kills, 1, "units"),
+        "finished_units_computed_again": (counts.decoded_again, 0, "units"),
+        "litter_left": (counts.litter, 0, "paths"),
+        "runs_failed": (len(counts.failed), 0, "runs"),
+    }
+    figures = {
+        name: {"value": value, "goal": goal, "higher_is_better": False, "unit": unit}
+        for name, (value, goal, unit) in values.items()
+    }
+    machine = (
+        f"{platform.machine()}, Python {platform.python_version()}, {options.backend}, {counts.kills} kills of "
+        f"{options.writers} writers, {counts.caches} caches of {len(expected)} files"
+    )
+    if options.json:
+        print(json.dumps({"figures": figures, "machine": machine}))
+        return
+    print(f"{machine}, {time.monotonic() - start:.0f} s")
+    for name, figure in figures.items():
+        print(f"{name:30} {figure['value']:8.3g}  goal {figure['goal']}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,218 @@
+"""Reading the records of a cache that may be damaged: what is sound is returned, what is not is named.
+
+The seal of a record finds every change of its meaning; that its bytes are those that kd writes finds the
+rest (``1e-5`` for ``1E-5`` means the same, but nobody wrote it).
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from kdcli.cache.commits import Commit, parse_commit
+from kdcli.cache.damage import Damage, Remedy, rows_of
+from kdcli.cache.layout import SAMPLES, Layout, Unit
+from kdcli.cache.provenance import OutputRecord, TeacherRecord
+from kdcli.cache.store import KIND_ORDER, Store, in_order, read_output, read_teacher
+from kdcli.errors import CorruptError, KdError
+from kdcli.outputs import MAPS
+
+Place = tuple[int, int]
+_STEM = re.compile(r"([0-9]{6,})-([0-9]{4,})")
+
+
+def require_own_bytes(data: bytes, source: Path) -> None:
+    """Refuse JSON that kd did not write as it is.
+
+    Raises:
+        CorruptError: see above.
+    """
+    try:
+        document = json.loads(data)
+        forms = (json.dumps(document), json.dumps(document, indent=1) + "\n")
+    except (ValueError, RecursionError) as error:
+        raise CorruptError(f"{source} is not JSON: {error}") from error
+    if data not in (form.encode() for form in forms):
+        raise CorruptError(f"{source} was changed after it was written")
+
+
+# --- teachers ----------------------------------------------------------------------------------------
+
+
+def scan_teachers(layout: Layout) -> tuple[dict[str, TeacherRecord], list[Damage]]:
+    """The teachers whose records are sound, all of them, and what is wrong with the others.
+
+    A folder without a record is none's: a teacher that is being made or removed.
+    """
+    found: dict[str, TeacherRecord] = {}
+    damages: list[Damage] = []
+    for folder in sorted(layout.teachers.iterdir()) if layout.teachers.is_dir() else ():
+        path = folder / "teacher.json"
+        if not path.is_file():
+            continue
+        try:
+            record = read_teacher(path)
+            require_own_bytes(path.read_bytes(), path)
+        except KdError as error:
+            damages.append(_restore(layout, path, error.message))
+            continue
+        outputs, bad = _scan_outputs(layout, folder)
+        damages += bad
+        if not any(damage.remedy == "restore" for damage in bad):
+            found[record.name] = record.model_copy(update={"outputs": in_order(outputs.values())})
+    return found, damages
+
+
+def _scan_outputs(layout: Layout, folder: Path) -> tuple[dict[str, OutputRecord], list[Damage]]:
+    found: dict[str, OutputRecord] = {}
+    damages = []
+    for path in sorted(folder.glob("*.json")):
+        if path.name == "teacher.json":
+            continue
+        if path.stem not in KIND_ORDER and not path.stem.startswith(MAPS):
+            file = str(path.relative_to(layout.root))
+            damages.append(Damage(file, "nothing vouches for this file", "remove"))
+            continue
+        try:
+            record = read_output(path)
+            require_own_bytes(path.read_bytes(), path)
+            if record.name != path.stem:
+                raise CorruptError(f"{path} is the record of {record.name}")
+        except KdError as error:
+            damages.append(_restore(layout, path, error.message))
+            continue
+        found[record.name] = record
+    return found, damages
+
+
+def lost_records(layout: Layout, teachers: dict[str, TeacherRecord], unsound: set[str]) -> list[Damage]:
+    """Teachers and kinds of output whose records are gone while something vouches for what they said."""
+    damages = []
+    for folder in sorted(layout.commits.iterdir()) if layout.commits.is_dir() else ():
+        name = folder.name
+        if not folder.is_dir() or name == SAMPLES or name in unsound:
+            continue
+        kinds = {path.stem for path in folder.glob("*.jsonl")} | {
+            path.name for path in folder.iterdir() if path.is_dir() and any(path.glob("*.json"))
+        }
+        if kinds and name not in teachers:
+            damages.append(_restore(layout, layout.teacher(name), "the record is missing"))
+            continue
+        known = teachers[name].outputs if name in teachers else {}
+        damages += [
+            _restore(layout, layout.output(name, kind), "the record is missing")
+            for kind in sorted(kinds - known.keys())
+        ]
+    return damages
+
+
+def _restore(layout: Layout, path: Path, reason: str) -> Damage:
+    file = str(path.relative_to(layout.root))
+    return Damage(file, _short(reason, path), "restore", path.parent.name)
+
+
+def _short(reason: str, path: Path) -> str:
+    """A message without the path that it begins with."""
+    return reason.replace(f"{path}: ", "").removeprefix(f"{path} ")
+
+
+# --- commits -----------------------------------------------------------------------------------------
+
+
+def scan_commits(store: Store, part: str) -> tuple[dict[Place, Commit], list[Damage]]:
+    """The records of a part that are sound in themselves, by (block, group), and the others."""
+    units = set(store.units_of(part))
+    found: dict[Place, Commit] = {}
+    damages: list[Damage] = []
+    folder = store.layout.commits / part
+    for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
+        match = _STEM.fullmatch(path.stem)
+        place = (int(match[1]), int(match[2])) if match else None
+        if place not in units:
+            damages.append(_damage(store, part, path, "it is of no unit of this cache", None))
+            continue
+        try:
+            data = path.read_bytes()
+            commit = _sound(data, path, part)
+            if (commit.block, commit.group) != place:
+                raise CorruptError(f"{path} is the record of {commit.unit}")
+            found[place] = commit
+        except FileNotFoundError:
+            continue  # compacted since the listing
+        except KdError as error:
+            damages.append(_damage(store, part, path, error.message, place))
+    compacted, bad = _scan_compacted(store, part, units)
+    single = {Unit(part, *place) for place in found}
+    return compacted | found, [*damages, *(damage for damage in bad if damage.unit not in single)]
+
+
+def _sound(data: bytes, source: Path, part: str) -> Commit:
+    commit = parse_commit(data.decode(errors="replace"), source)
+    require_own_bytes(data, source)
+    if commit.part != part:
+        raise CorruptError(f"{source} is the record of {commit.unit}")
+    return commit
+
+
+def _scan_compacted(store: Store, part: str, units: set[Place]) -> tuple[dict[Place, Commit], list[Damage]]:
+    path = store.layout.compacted(part)
+    if not path.is_file():
+        return {}, []
+    found: dict[Place, Commit] = {}
+    reasons: list[str] = []
+    lines = path.read_bytes().split(b"\n")
+    if lines.pop() != b"":
+        reasons.append("its last line is cut off")
+    for number, line in enumerate(lines, start=1):
+        try:
+            commit = _sound(line, path, part)
+            found[commit.block, commit.group] = commit
+        except KdError as error:
+            reasons.append(f"line {number}: {_short(error.message, path)}")
+    reasons += [f"block {block} is not of this cache" for block, group in found.keys() - units]
+    found = {place: commit for place, commit in found.items() if place in units}
+    damages = [_damage(store, part, path, reason, None, "rewrite") for reason in reasons]
+    if reasons:  # what a damaged line was about it cannot say itself: a unit that is there without a record
+        lost = [place for place in sorted(units - found.keys()) if _is_there(store, part, place)]
+        named = [_damage(store, part, path, reasons[0], place) for place in lost]
+        damages = [*named, *damages[len(named) :]]
+    return found, damages
+
+
+def _is_there(store: Store, part: str, place: Place) -> bool:
+    """Whether all files of a unit are there."""
+    arrays = store.arrays_in(part, place[1]).items()
+    return all(path.is_file() for name, spec in arrays for path in store.chunks_of(part, name, spec, *place))
+
+
+def _damage(
+    store: Store, part: str, path: Path, reason: str, place: Place | None, remedy: Remedy = "remove"
+) -> Damage:
+    file, text = str(path.relative_to(store.layout.root)), _short(reason, path)
+    if place is None:
+        return Damage(file, text, remedy, part)
+    rows = rows_of(store.manifest, place[0])
+    return Damage(file, text, "recompute", part, "", Unit(part, *place), None, rows)
+
+
+def misfits(store: Store, part: str, commit: Commit, keys: str | None) -> Iterator[str]:
+    """Why a sound record is not one of this cache and teacher.
+
+    Args:
+        store: the cache.
+        part: that the record is about.
+        commit: the record.
+        keys: digest of the block's keys; None where they cannot be read.
+    """
+    pairs: list[tuple[str, Any, Any]] = [
+        ("cache_id", commit.cache_id, store.manifest.cache_id),
+        ("teacher_id" if part != SAMPLES else "part_id", commit.part_id, store.part_id(part)),
+        ("keys", commit.keys, commit.keys if keys is None else keys),
+        ("arrays", sorted(commit.arrays), sorted(store.arrays_in(part, commit.group))),
+    ]
+    yield from (f"{name} is {old}, not {new}" for name, old, new in pairs if old != new)
+    views = len(store.manifest.views_of(commit.group, store.views(part)))
+    for name, spec in store.arrays_in(part, commit.group).items():
+        if len(commit.arrays.get(name, ())) != (views if spec.per_view else 1):
+            yield f"it has another number of views of {name}"
