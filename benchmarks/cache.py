@@ -29,6 +29,7 @@ import zarr
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import cache_tools as tools
+import throughput
 
 from kdcli.cache.cacheset import CacheSet
 from kdcli.cache.layout import SAMPLES, BackendName, Unit
@@ -293,6 +294,7 @@ def main() -> None:
         write_files(root / "files", values[:files])
         figures = cold_figures(root, values, turns) | warm_figures(root, values, files, seconds)
         figures |= {} if options.quick else memory_figures(root)
+        figures |= throughput.figures(options.quick)
     machine = (
         f"{platform.machine()}, {os.cpu_count()} processors, {rows} rows, Python {platform.python_version()}, "
         f"numpy {np.__version__}, zarr {zarr.__version__}, h5py {h5py.__version__}, torch {torch.__version__}"

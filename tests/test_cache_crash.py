@@ -9,6 +9,7 @@ import random
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,6 +36,14 @@ NAMES = ("t", "u")
 ROWS = 600
 """19 blocks, 2 groups of views, 5 parts: 190 units."""
 UNITS = 190
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """In memory where there is such a place: a kill takes nothing back from a disk, so none is needed."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
+        yield Path(folder)
 
 
 @pytest.fixture(scope="module")
@@ -286,6 +295,32 @@ def test_a_claim_from_the_future_is_waited_for_as_long_as_any_other(
     assert not mine.acquire(UNIT)
     monkeypatch.setattr(time, "monotonic", lambda: real() + 1300)
     assert mine.acquire(UNIT)
+
+
+@pytest.mark.parametrize("late", ["before the right", "with the right"])
+def test_a_slower_heir_of_a_dead_claim_leaves_the_faster_one_alone(small: Path, late: str) -> None:
+    """Both found the claim dead; the faster one had it, and buried it, when the slower one went on."""
+    layout = Layout(small)
+    far_claim(layout, age=700)
+    fast, slow, path = Claims(layout), Claims(layout), layout.claim(UNIT)
+    if late == "before the right":
+        real = slow.is_dead
+
+        def is_dead(asked: Path) -> bool:
+            return (real(asked), asked == path and fast.acquire(UNIT))[0]
+
+        slow.is_dead = is_dead  # type: ignore[method-assign]
+        assert not slow.acquire(UNIT)
+    else:
+        identity = slow._identity(path)
+        assert slow._take(path.with_name(f"{path.name}.{identity}"))
+        assert not fast.acquire(UNIT)  # the slower one has the right to bury it, and is alive
+        slow._owner["pid"] = 2**22 + 1
+        path.with_name(f"{path.name}.{identity}").unlink()
+        assert slow._take(path.with_name(f"{path.name}.{identity}"))
+        assert fast.acquire(UNIT)  # it died with the right: that is inherited
+        assert [file.name for file in path.parent.iterdir()] == [path.name]
+    assert fast.owns(UNIT)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"host": 1, "pid": "x"}', b"\xff\xfe"])

@@ -1,6 +1,6 @@
 """PARC against closed-form vectors, independent implementations and its invariances."""
 
-import math
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -9,9 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import pdist
 from scipy.stats import spearmanr
+from sklearn.decomposition import PCA
+from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from kdcli.errors import BadDataError
-from kdcli.metrics.parc import pair_correlations, parc
+from kdcli.metrics.parc import parc
+from kdcli.metrics.targets import Targets
 
 I = np.arange(12)  # noqa: E741  # the index of methods.md's vectors
 X = np.sin(1.3 * I[:, None] + 0.7 * np.arange(5) + 0.1 * I[:, None] * np.arange(5))
@@ -92,15 +96,61 @@ def test_magnitudes_near_the_ends_of_the_float_range_do_not_matter() -> None:
     assert parc(X * scales, Y) == pytest.approx(parc(X, Y), abs=1e-12)
 
 
-def test_pairs_of_one_class_come_first() -> None:
-    order = np.argsort(Y, kind="stable")
-    values, same = pair_correlations(X[order], Y[order])
-    correlations = np.corrcoef(X[order])
-    blocks = [correlations[i : i + 4, i : i + 4][np.triu_indices(4, 1)] for i in (0, 4, 8)]
-    assert same == 3 * math.comb(4, 2)
-    everything = correlations[np.triu_indices(12, 1)]
-    assert np.sort(values) / 1e12 == pytest.approx(np.sort(everything), abs=1e-12)
-    assert np.sort(values[:same]) / 1e12 == pytest.approx(np.sort(np.concatenate(blocks)), abs=1e-12)
+def test_variants_are_vectors_v1b_and_v1c_of_the_fact_sheet() -> None:
+    assert parc(X, Y, variant="standardised") == pytest.approx(-0.1767969900, abs=1e-9)
+    assert parc(X, Y, variant="bolya", components=3) == pytest.approx(-0.1053638627, abs=1e-9)
+
+
+@pytest.mark.parametrize(("n", "d"), [(60, 8), (60, 100), (120, 40)])
+def test_variants_equal_scikit_learn_and_scipy(n: int, d: int) -> None:
+    features, labels = problem(n + d, n, d, 5)
+    features[:, 1] = 0.1  # a constant column must not become noise of variance 1
+    scaled = StandardScaler().fit_transform(features)
+    assert parc(features, labels, variant="standardised") == pytest.approx(by_scipy(scaled, labels), abs=1e-9)
+    reduced = PCA(min(32, d - 1), svd_solver="full").fit_transform(features)
+    expected = by_scipy(StandardScaler().fit_transform(reduced), labels)
+    assert parc(features, labels, variant="bolya") == pytest.approx(expected, abs=1e-9)
+
+
+def test_multi_label_images_are_compared_by_whole_label_rows() -> None:
+    features, _ = problem(5, 50, 9, 5)
+    labels = (np.random.default_rng(6).random((50, 7)) < 0.4).astype(int)
+    labels[:, 0], labels[:, 1] = 1, 0  # no row is constant
+    distances = [pdist(rows.astype(float), "correlation").round(12) for rows in (features, labels)]
+    assert parc(features, labels) == pytest.approx(float(spearmanr(*distances).statistic), abs=1e-9)
+
+
+def test_one_hot_rows_as_multi_label_equal_class_indices() -> None:
+    features, labels = problem(7, 45, 9, 5)
+    assert parc(features, np.eye(5)[labels]) == pytest.approx(parc(features, labels), abs=1e-12)
+
+
+def test_targets_are_shared_between_sources() -> None:
+    labels = Targets.of(Y)
+    assert parc(X, labels) == parc(X, Y)
+    rows = Targets.of(np.eye(3)[Y])
+    assert parc(X, rows) == parc(X, np.eye(3)[Y])
+    assert rows.pair_ranks is rows.pair_ranks
+
+
+def test_neither_blocks_nor_threads_show_in_the_score() -> None:
+    features, labels = problem(8, 700, 20, 6)
+    features[350:] = features[:350]  # many ties, across blocks and threads
+    expected = by_scipy(features, labels)
+    for threads in (1, 2, 3):
+        with threadpool_limits(threads, user_api="blas"):
+            assert parc(features, labels) == pytest.approx(expected, abs=1e-9)
+
+
+def test_takes_less_memory_than_two_distance_matrices() -> None:
+    n = 2000
+    features, labels = problem(9, n, 300, 10)
+    parc(features[:500], labels[:500])
+    tracemalloc.start()
+    parc(features, labels)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * n * n * 8
 
 
 def wrong(name: str) -> tuple[Any, Any]:

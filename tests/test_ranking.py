@@ -1,6 +1,7 @@
 """Probe sets, weights, rankings of a real cache, and rankings as JSON."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from small_cache import write_cache, write_images, write_teachers
 
 from kdcli.cache.cacheset import CacheSet
-from kdcli.config import RankConfig
+from kdcli.config import RankConfig, TrainConfig
 from kdcli.errors import (
     BadDataError,
     CacheMissingError,
@@ -20,15 +21,19 @@ from kdcli.errors import (
     NotFoundError,
     UsageError,
 )
+from kdcli.metrics import METRICS
 from kdcli.metrics.parc import parc
 from kdcli.ranking import (
     parse_ranking,
+    rank,
     rank_sources,
     ranking_document,
     select_probe,
     softmax,
     source_weights,
 )
+from kdcli.ranking.evidence import evidence_of_ranking
+from kdcli.training.run import train_student
 
 # --- probe set --------------------------------------------------------------------------------
 
@@ -182,7 +187,8 @@ def test_ranking_scores_the_cached_features_of_the_probe_set(cache: Path) -> Non
 def test_document_has_exactly_the_promised_fields_and_reads_back(cache: Path, metric: str, on: str) -> None:
     ranking = rank_sources(config(cache, metric=metric, on=on, seed=3, power=2))
     document = json.loads(json.dumps(ranking_document(ranking), allow_nan=False))
-    assert list(document) == ["cache_id", "metric", "on", "probe", "sources"]
+    assert list(document) == ["cache_id", "metric", "on", "probe", "sources", "weighting"]
+    assert document["weighting"] == {"scheme": "weighted", "power": 2}
     assert document["probe"] == {"size": 12, "seed": 3}
     assert (document["metric"], document["on"]) == (metric, on)
     assert [list(source) for source in document["sources"]] == [["name", "id", "score", "weight"]] * 2
@@ -250,7 +256,7 @@ def test_representation_that_was_not_kept_exits_20_with_the_command(
     images: Path, teachers: dict[str, str], tmp_path: Path
 ) -> None:
     thin = write_cache(tmp_path / "thin.kd", str(images), {"big": teachers["big"]}, keep=("logits",))
-    with pytest.raises(CacheMissingError, match="keeps only logits") as error:
+    with pytest.raises(CacheMissingError, match="keeps only its logits") as error:
         rank_sources(config(thin))
     assert error.value.hint.startswith("kd cache-teachers")
     assert rank_sources(config(thin, on="pseudo")).on == "pseudo"
@@ -276,10 +282,82 @@ def test_power_zero_and_no_positive_score(
     assert [s.weight for s in rank_sources(config(cache, power=0)).sources] == [0.5, 0.5]
     assert "no source has a positive score" not in capsys.readouterr().err
     scores = iter([-0.2, -0.1])
-    monkeypatch.setattr("kdcli.ranking.METRICS", {"parc": lambda *_, **__: next(scores)})
+    fake = replace(METRICS["parc"], score=lambda *_, **__: next(scores))
+    monkeypatch.setattr("kdcli.ranking.columns.METRICS", {"parc": fake})
     ranking = rank_sources(config(cache))
     assert [(s.name, s.weight) for s in ranking.sources] == [("small", 1.0), ("big", 0.0)]
     assert "no source has a positive score" in capsys.readouterr().err
+
+
+def test_all_metrics_read_each_array_of_each_teacher_once(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[tuple[str, str]] = []
+    gather = CacheSet.gather
+
+    def counted(self: CacheSet, part: str, array: str, *where: Any) -> np.ndarray:
+        read.append((part, array))
+        return gather(self, part, array, *where)
+
+    monkeypatch.setattr(CacheSet, "gather", counted)
+    result = rank(config(cache, metric="all", repeats=3))
+    assert sorted(read) == sorted(
+        (name, array) for name in ("big", "small") for array in ("features", "logits")
+    )
+    assert list(result.table) == [f"{name}/{on}" for name, metric in METRICS.items() for on in metric.on]
+    assert all(set(row) == set(std) == {"big", "small"} for row, std in zip(
+        result.table.values(), result.std.values(), strict=True))  # fmt: skip
+    monkeypatch.undo()
+    for column in ("parc/features", "logme/pseudo", "leep/pseudo", "nleep/features", "cka-debiased/features"):
+        metric, on = column.split("/")
+        alone = rank_sources(config(cache, metric=metric, on=on, repeats=3))
+        assert {s.name: s.score for s in alone.sources} == pytest.approx(result.table[column], abs=1e-12)
+
+
+def test_a_variant_is_named_and_a_metric_says_what_it_reads(cache: Path) -> None:
+    for variant, name in (("plain", "parc"), ("standardised", "parc-standardised"), ("bolya", "parc-bolya")):
+        ranking = rank_sources(config(cache, variant=variant))
+        assert ranking.metric == name
+        assert ranking == rank_sources(config(cache, metric=name))
+    assert rank_sources(config(cache, metric="leep")).on == "pseudo"
+    with pytest.raises(UsageError, match="leep cannot be computed on features") as error:
+        rank_sources(config(cache, metric="leep", on="features"))
+    assert "--on pseudo" in error.value.hint
+
+
+def test_all_metrics_go_without_an_array_that_was_not_kept(
+    images: Path, teachers: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    thin = write_cache(tmp_path / "thin.kd", str(images), {"big": teachers["big"]}, keep=("features",))
+    result = rank(config(thin, metric="all"))
+    assert {column.partition("/")[2] for column in result.table} == {"features"}
+    assert "not all sources keep logits" in capsys.readouterr().err
+
+
+def test_students_of_a_real_cache_are_the_evidence(
+    images: Path, teachers: dict[str, str], tmp_path: Path
+) -> None:
+    three = teachers | {"third": teachers["small"]}
+    path = write_cache(tmp_path / "pets.kd", str(images), three)
+    common = {"data": str(images), "cache": (path,), "student": "test_resnet", "image_size": 32, "test": str(images),
+              "workers": 0, "epochs": 1}  # fmt: skip
+    for name in three:
+        train_student(
+            TrainConfig(**common, method="distill-equal", teacher=(name,), out=tmp_path / "runs" / name)
+        )
+    for scheme in ("inverse", "weighted"):
+        ranking = rank_sources(config(path, scheme=scheme, metric="cka", power=2))
+        train_student(
+            TrainConfig(**common, method="distill-weighted", ranking="-", out=tmp_path / "runs" / scheme),
+            ranking=parse_ranking(json.dumps(ranking_document(ranking))),
+        )
+    options = config(path, metric="cka", against=(str(tmp_path / "runs"),))
+    evidence = evidence_of_ranking(rank(options), options)
+    (target,) = evidence.targets
+    assert (target.name, target.students) == ("pets", 5)
+    assert set(target.accuracy) == set(three)
+    assert set(target.schemes) == {"inverse", "weighted(2)", "random-selection"}
+    assert set(target.powers) == {2.0}
 
 
 def test_softmax_is_stable_and_sums_to_one() -> None:

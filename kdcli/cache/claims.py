@@ -151,7 +151,7 @@ class Claims:
 
     def owns(self, unit: Unit) -> bool:
         """Whether the claim on disk is still this process's."""
-        return self._read(self._layout.claim(unit)).get("token") == self._owner["token"]
+        return bool(self._read(self._layout.claim(unit)).get("token") == self._owner["token"])
 
     def holder(self, unit: Unit) -> str:
         """Who holds ``unit``, for a message."""

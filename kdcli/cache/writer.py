@@ -140,13 +140,18 @@ class CacheWriter:
         with storage_errors(self.layout.root):
             for folder in (self.layout.tmp, self.layout.claims, self.layout.commits):
                 folder.mkdir(exist_ok=True)
-        with suppress(StorageError):  # another user's litter is none of this run's business
-            sweep(self.layout)
+        self._sweep()
         self.claims.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
         self.claims.__exit__(*error)
+        if error[0] is None:  # others may have died meanwhile
+            self._sweep()
+
+    def _sweep(self) -> None:
+        with suppress(StorageError):  # another user's litter is none of this run's business
+            sweep(self.layout)
 
     def add_teacher(self, record: TeacherRecord) -> TeacherRecord:
         """Record a teacher, or the kinds of output that a recorded one is to keep besides.

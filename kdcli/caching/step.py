@@ -110,16 +110,18 @@ class _Run:
                 pinned=pick_device(self._config.device).startswith("cuda"),
             )
         while missing and runner is not None:
-            runner.run(missing)
-            self._failed.update(runner.failed)
+            if all(self._writer.claims.is_live(unit) for unit in missing):
+                self._wait(missing[0])  # without forking decode processes to find out
+            else:
+                runner.run(missing)
+                self._failed.update(runner.failed)
             missing = self._missing()
-            if stop:
+            if stop and missing:
+                tasks = {(unit.block, unit.group) for unit in missing}
                 raise StoppedEarly(
-                    f"stopped by a signal with {len(missing)} tasks left; all finished ones are kept",
+                    f"stopped by a signal with {len(tasks)} tasks left; all finished ones are kept",
                     "Run the same command again to go on.",
                 )
-            if missing and all(self._writer.claims.is_live(unit) for unit in missing):
-                self._wait(missing[0])
         if self._failed:
             self._refuse_bad_images()
         for part in self._parts():

@@ -135,7 +135,9 @@ def _settings(parameters: dict[str, Any]) -> "CacheConfig":
 
 
 def plan(*, measure: bool = False, **parameters: Any) -> None:
-    """Say what kd cache-teachers with the same options would write: bytes per array, and free space.
+    """Say what kd cache-teachers would write, and how long.
+
+    Bytes per array, what is left to do, and the free space; takes the same options.
 
     With --measure it also runs 20 batches of decoding and of each teacher and writes a temporary file, and
     says how long the run takes and what it is bound by. Changes nothing.

@@ -10,6 +10,9 @@ from kdcli.errors import BadDataError
 MIN_IMAGES = 4
 """Two classes of two images: below that no metric compares anything."""
 
+_ROWS = 4096
+"""Rows at a time, so that no copy of everything is made."""
+
 RowName = Callable[[int], str]
 """What a person would call a row, for error messages."""
 
@@ -31,7 +34,8 @@ def check_finite(features: Float[np.ndarray, "n d"], row_name: RowName = row_num
     """
     if features.shape[1] == 0:
         raise BadDataError("the representation has 0 columns", "Cache features with at least one column.")
-    wrong = np.flatnonzero(~np.isfinite(features).all(axis=1))
+    parts = [features[start : start + _ROWS] for start in range(0, len(features), _ROWS)]
+    wrong = np.flatnonzero(np.concatenate([~np.isfinite(part).all(axis=1) for part in parts]))
     if len(wrong):
         raise BadDataError(
             f"{row_name(int(wrong[0]))} holds NaN or inf ({len(wrong)} of {len(features)} rows do)",
@@ -61,10 +65,29 @@ def check_columns_vary(features: Float[np.ndarray, "n d"]) -> None:
     Raises:
         BadDataError: nothing is left after centring.
     """
-    if (features == features[:1]).all():
+    parts = (features[start : start + _ROWS] for start in range(0, len(features), _ROWS))
+    if all((part == features[:1]).all() for part in parts):
         raise BadDataError(
             f"all {len(features)} images have the same representation",
             "This model tells nothing about these images: leave it out.",
+        )
+
+
+def check_distributions(pseudo: Float[np.ndarray, "n z"], row_name: RowName = row_number) -> None:
+    """Refuse rows that are no probabilities of classes.
+
+    Raises:
+        BadDataError: a value below 0, or a row whose sum is not 1 (to the precision of fp16); names it.
+    """
+    check_finite(pseudo, row_name)
+    sums = pseudo.sum(axis=1, dtype=np.float64)
+    wrong = np.flatnonzero((np.abs(sums - 1) > 0.01) | (pseudo.min(axis=1) < 0))
+    if len(wrong):
+        row = int(wrong[0])
+        raise BadDataError(
+            f"{row_name(row)} holds no probabilities: they sum to {sums[row]:g}, the least is "
+            f"{float(pseudo[row].min()):g}",
+            "Give the softmax of a model's logits, not features or logits.",
         )
 
 

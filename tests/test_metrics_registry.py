@@ -1,0 +1,188 @@
+"""Every metric by name: what it may be given, and that none ever returns NaN."""
+
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kdcli.errors import BadDataError
+from kdcli.metrics import METRICS, Metric, Targets
+
+NAMES = "parc parc-standardised parc-bolya cka cka-rbf cka-debiased rsa logme leep nleep nce hscore knn linear-probe"
+ALL = pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS)
+
+
+def input_of(metric: Metric, n: int, d: int, dtype: Any = np.float64, seed: int = 0) -> Any:
+    values = np.random.default_rng(seed).normal(size=(n, d))
+    if metric.on == ("pseudo",):
+        values = np.exp(values) / np.exp(values).sum(axis=1, keepdims=True)
+    return values.astype(dtype)
+
+
+def labels_of(n: int, classes: int = 3) -> Any:
+    return np.arange(n) % classes
+
+
+def test_names_sources_and_settings() -> None:
+    assert list(METRICS) == NAMES.split()
+    for name, metric in METRICS.items():
+        assert metric.name == name
+        assert metric.source
+        assert set(metric.on) <= {"features", "pseudo"}
+        assert metric.on
+
+
+@ALL
+@pytest.mark.parametrize(("n", "d"), [(12, 5), (12, 300), (300, 3)])
+def test_scores_are_finite_numbers_and_shared_targets_change_nothing(metric: Metric, n: int, d: int) -> None:
+    features, labels = input_of(metric, n, d), labels_of(n)
+    score = metric.score(features, labels)
+    assert isinstance(score, float)
+    assert np.isfinite(score)
+    assert metric.score(features, Targets.of(labels)) == score
+
+
+@ALL
+def test_half_precision_is_computed_in_double_and_input_is_not_changed(metric: Metric) -> None:
+    half, labels = input_of(metric, 24, 8, np.float16), labels_of(24)
+    before = half.copy()
+    assert metric.score(half, labels) == pytest.approx(
+        metric.score(half.astype(np.float64), labels), abs=1e-12
+    )
+    assert (half == before).all()
+
+
+@ALL
+def test_names_of_classes_do_not_matter(metric: Metric) -> None:
+    features, labels = input_of(metric, 24, 8), labels_of(24)
+    if metric.name != "linear-probe":  # its folds are drawn in the order of classes
+        assert metric.score(features, 50 + 7 * labels) == pytest.approx(
+            metric.score(features, labels), abs=1e-12
+        )
+
+
+@ALL
+def test_multi_label_targets_are_scored_or_refused_with_the_reason(metric: Metric) -> None:
+    features, labels = (
+        input_of(metric, 12, 8),
+        np.array([[1, 0, 0, 1], [1, 1, 0, 0], [0, 1, 1, 1]])[labels_of(12)],
+    )
+    if metric.multi_label:
+        assert np.isfinite(metric.score(features, labels))
+        return
+    with pytest.raises(BadDataError, match="one label per image") as error:
+        metric.score(features, labels)
+    assert "parc" in error.value.hint
+
+
+@ALL
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.full(12, 5), "all 12 images are of one class, 5"),
+        (np.where(np.arange(12) == 4, 9, labels_of(12)), "class 9 has 1 image"),
+        (labels_of(9), "12 images have features and 9 have labels"),
+    ],
+)
+def test_labels_with_nothing_to_compare_are_named(metric: Metric, labels: Any, message: str) -> None:
+    with pytest.raises(BadDataError, match=message):
+        metric.score(input_of(metric, 12, 5), labels)
+
+
+@ALL
+@pytest.mark.parametrize("n", [0, 1, 2, 3])
+def test_three_images_are_too_few(metric: Metric, n: int) -> None:
+    with pytest.raises(BadDataError, match=f"{n} images are too few|has 1 image|none of the images"):
+        metric.score(input_of(metric, n, 5), labels_of(n, 2))
+
+
+@ALL
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_named(metric: Metric, value: float) -> None:
+    features = input_of(metric, 12, 5, np.float16)
+    features[7, 2] = value
+    with pytest.raises(BadDataError, match="image no7 holds NaN or inf"):
+        metric.score(features, labels_of(12), row_name=lambda row: f"image no{row}")
+
+
+@ALL
+def test_no_columns_are_refused(metric: Metric) -> None:
+    with pytest.raises(BadDataError, match="0 columns"):
+        metric.score(np.zeros((12, 0)), labels_of(12))
+
+
+@ALL
+def test_equal_images_are_refused_or_have_a_finite_score(metric: Metric) -> None:
+    features = np.repeat(input_of(metric, 1, 5), 12, axis=0)
+    if metric.on == ("pseudo",):
+        assert metric.score(features, labels_of(12)) == pytest.approx(-np.log(3))
+        return
+    with pytest.raises(BadDataError, match=r"same representation|equally far apart"):
+        metric.score(features, labels_of(12))
+
+
+@ALL
+@pytest.mark.parametrize("scale", [1e200, 1e-200])
+def test_magnitudes_near_the_ends_of_the_float_range_do_not_matter_or_are_refused(
+    metric: Metric, scale: float
+) -> None:
+    features, labels = input_of(metric, 24, 8), labels_of(24)
+    if metric.name == "logme":
+        with pytest.raises(BadDataError, match="over- or underflow"):
+            metric.score(features * scale, labels)
+    elif metric.on != ("pseudo",):
+        score = metric.score(features, labels)
+        assert metric.score(features * scale, labels) == pytest.approx(score, abs=1e-9)
+
+
+@ALL
+def test_duplicate_images_have_a_score(metric: Metric) -> None:
+    features, labels = input_of(metric, 60, 8), labels_of(60)
+    assert np.isfinite(metric.score(np.concatenate([features, features]), np.concatenate([labels, labels])))
+
+
+@ALL
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("kind", ["one column", "constant rows", "two values", "perfect", "one outlier"])
+def test_a_score_is_finite_or_an_error_never_nan(metric: Metric, kind: str, seed: int) -> None:
+    features, labels = input_of(metric, 12, 5, seed=seed), labels_of(12)
+    match kind:
+        case "one column":
+            features = features[:, :1]
+        case "constant rows":
+            features[:6] = 0.25
+        case "two values":
+            features = np.eye(2)[np.arange(12) % 2]
+        case "perfect":
+            features = np.eye(3)[labels]
+        case _:
+            features[0] *= 1e8
+    with np.errstate(all="raise", under="ignore"):
+        try:
+            score = metric.score(features, labels)
+        except BadDataError:
+            return
+    assert np.isfinite(score)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.full((4, 2), 2), "row 0 are not all 0 or 1"),
+        (np.array([[0, 1], [0, 0], [1, 0], [0, 1]]), "row 1 has none of the 2 labels"),
+        (np.array([[0, 1], [1, 0], [1, 1], [0, 1]]), "row 2 has all of the 2 labels"),
+        (np.array([[0, 1]] * 4), "all 4 images have the same labels"),
+        (np.array([[0, 1]] * 3), "3 images are too few"),
+    ],
+)
+def test_multi_label_rows_without_a_correlation_are_named(labels: Any, message: str) -> None:
+    with pytest.raises(BadDataError, match=message):
+        Targets.of(labels)
+
+
+def test_the_registry_loads_no_heavy_library() -> None:
+    code = "import sys, kdcli.metrics; print([m for m in ('torch', 'sklearn', 'scipy.stats') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
