@@ -9,6 +9,7 @@ difference in MiB. cache-teachers computes four blocks; the rest of the cache is
 """
 
 import argparse
+import contextlib
 import json
 import platform
 import subprocess
@@ -137,10 +138,8 @@ def run_step(step: str, rows: int, root: Path) -> int:
 
             config = TrainConfig(data="synthetic", cache=(root,), method="distill-equal", student="test_resnet",
                                  image_size=32, epochs=1, workers=0, out=root.parent / f"run{rows}")  # fmt: skip
-            try:
+            with contextlib.suppress(Enough):
                 train_student(config, on_batch=count)
-            except Enough:
-                pass
     finally:
         time.sleep(0.1)
         stop.set()
@@ -164,7 +163,16 @@ def measure(rows: int, steps: tuple[str, ...]) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         make_net(Path(folder) / "net")
         for step in steps:
-            command = [sys.executable, __file__, "--step", step, "--rows", str(rows), "--root", f"{folder}/c.kd"]
+            command = [
+                sys.executable,
+                __file__,
+                "--step",
+                step,
+                "--rows",
+                str(rows),
+                "--root",
+                f"{folder}/c.kd",
+            ]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise SystemExit(f"{step} with {rows} rows failed:\n{done.stderr[-2000:]}")

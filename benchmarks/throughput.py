@@ -43,7 +43,9 @@ def make_place(root: Path, rows: int) -> None:
 
 def config(root: Path, cache: Path, names: str) -> CacheConfig:
     teachers = tuple(f"{name}=local-dir:{root / name}" for name in names)
-    return CacheConfig(data=str(root / "img"), cache=cache, teacher=teachers, workers=1, batch_size=BATCH, block_rows=256)
+    return CacheConfig(
+        data=str(root / "img"), cache=cache, teacher=teachers, workers=1, batch_size=BATCH, block_rows=256
+    )
 
 
 def cached_rate(root: Path, names: str) -> float:
@@ -68,7 +70,9 @@ def bare_rate(root: Path, sample: Path, names: str) -> tuple[float, float]:
     """Images a second of the bare loop, and of forward alone on batches that are decoded already."""
     manifest, data = load_manifest(sample), open_data(str(root / "img"))
     views = ViewSet.from_document(manifest.view_set)
-    runners = [TeacherRunner(open_model(f"local-dir:{root / name}"), "cpu", "off", outputs()) for name in names]
+    runners = [
+        TeacherRunner(open_model(f"local-dir:{root / name}"), "cpu", "off", outputs()) for name in names
+    ]
     preprocess = runners[0].model.preprocess
     render = (preprocess.size, preprocess.interpolation)
     start, count, kept = time.perf_counter(), 0, []

@@ -40,7 +40,10 @@ def files_in(folder: Path) -> dict[str, int]:
 @pytest.mark.parametrize("backend", ["zarr", "hdf5"])
 def test_planned_bytes_are_those_that_are_written(place: Path, backend: str) -> None:
     asked = config(
-        place, keep=("logits", "topk:3", "features", "maps:layer4@eval"), views="eval+train:2", backend=backend
+        place,
+        keep=("logits", "topk:3", "features", "maps:layer4@eval"),
+        views="eval+train:2",
+        backend=backend,
     ).model_copy(update={"teacher": (f"big={write_teachers(place / 'nets')['big']}",)})
     plan = plan_cache(asked)
     assert not (place / "c.kd").exists()
