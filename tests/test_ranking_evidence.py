@@ -156,6 +156,17 @@ def test_too_few_single_source_students(tmp_path: Path) -> None:
     assert "--method distill-equal" in error.value.hint
 
 
+def test_what_leaves_nothing_to_measure_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_ranking(tmp_path / "t.json", {"a": 0.1, "b": 0.2, "c": 0.3}, "c")
+    for source in "abc":
+        write_result(tmp_path / f"runs/{source}", 0.5, {source: 1}, "c")
+    cells = evidence(tmp_path, "t").grid["parc/features"]["t"]
+    assert {estimate.value for estimate in cells.values()} == {None}
+    err = capsys.readouterr().err
+    assert "students of target 't' do equally well" in err
+    assert "the top 3 of 3 sources leave no choice" in err
+
+
 def test_places_are_files_folders_and_patterns(tmp_path: Path) -> None:
     write_target(tmp_path, "pets", 0)
     runs = tmp_path / "runs"

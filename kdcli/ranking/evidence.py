@@ -200,6 +200,9 @@ def _evidence(scores: Sequence[Scores], config: RankConfig) -> Evidence:
     students = read_students(config.against)
     groups = _by_target(scores, students)
     targets = tuple(_target(one, group) for one, group in zip(scores, groups, strict=True))
+    fewest = min(len(target.accuracy) for target in targets)
+    if fewest <= config.top:
+        console.warn(f"the top {config.top} of {fewest} sources leave no choice: give a smaller --top")
     columns = [c for c in scores[0].table if all(target.pairs(c) is not None for target in targets)]
     grid = {
         column: estimate_all(
@@ -270,6 +273,10 @@ def _target(scores: Scores, students: Sequence[Student]) -> Target:
         )
     _warn_of_settings(scores.target, students)
     accuracy = {name: float(np.mean(values)) for name, values in sorted(singles.items())}
+    if len(set(accuracy.values())) == 1:
+        console.warn(
+            f"all single-source students of target '{scores.target}' do equally well: nothing to predict"
+        )
     schemes, powers = _schemes(scores.target, students, ranked)
     schemes[RANDOM_SELECTION] = float(np.mean(list(accuracy.values())))
     return Target(scores, accuracy, _ordered(schemes), powers, len(students))
