@@ -157,14 +157,14 @@ def test_too_few_single_source_students(tmp_path: Path) -> None:
 
 
 def test_what_leaves_nothing_to_measure_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_ranking(tmp_path / "t.json", {"a": 0.1, "b": 0.2, "c": 0.3}, "c")
-    for source in "abc":
+    write_ranking(tmp_path / "flat.json", {"a": 0.1, "b": 0.2, "c": 0.3, "d": 0.4}, "c")
+    for source in "abcd":
         write_result(tmp_path / f"runs/{source}", 0.5, {source: 1}, "c")
-    cells = evidence(tmp_path, "t").grid["parc/features"]["t"]
+    cells = evidence(tmp_path, "flat", top=4).grid["parc/features"]["flat"]
     assert {estimate.value for estimate in cells.values()} == {None}
     err = capsys.readouterr().err
-    assert "students of target 't' do equally well" in err
-    assert "the top 3 of 3 sources leave no choice" in err
+    assert "students of target 'flat' do equally well" in err
+    assert "the top 4 of 4 sources leave no choice" in err
 
 
 def test_places_are_files_folders_and_patterns(tmp_path: Path) -> None:
