@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+TEST_PROCESSES ?= auto
 
 .PHONY: demo test lint check clean
 
@@ -17,7 +18,7 @@ demo: $(READY)
 	$(BIN)/kd demo
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -206,7 +207,19 @@ def worker_init(_worker: int = 0) -> None:
 
     for number in (*STOP_SIGNALS, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+    sys.excepthook = _unless_hung_up
     torch.set_num_threads(1)
+
+
+def _unless_hung_up(
+    kind: type[BaseException], error: BaseException, trace: "types.TracebackType | None"
+) -> None:
+    """Errors of a worker's batches travel to the parent; this one is of the thread that hands them over.
+
+    It finds the line dead when the parent was interrupted while it fetched a batch: nobody's bug.
+    """
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)
 
 
 # --- files ------------------------------------------------------------------------------------

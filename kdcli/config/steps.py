@@ -1,19 +1,15 @@
-"""Configuration of every step: pydantic models hold the defaults, the types and the ranges.
+"""What each step can be told, with defaults, types and ranges.
 
-Precedence: flag > ``--set`` > ``--config`` file > default. All errors are reported in one go.
 Fields marked ``mechanical`` do not change results; all others are part of a run's identity.
 """
 
-import shlex
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, final, get_origin
+from typing import Any, Literal, final
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic.config import JsonDict
 
-from kdcli.errors import ConfigError, NotFoundError, StorageError, UsageError, nearest
+from kdcli.errors import UsageError
 from kdcli.outputs import STATS, Output, parse_keep
 from kdcli.types import AmpName, FloatName
 
@@ -329,152 +325,3 @@ class ProbeConfig(StepConfig):
     download: bool = Field(
         False, description="Allow a data set to be downloaded.", json_schema_extra=Mechanical
     )
-
-
-Config = TypeVar("Config", bound=StepConfig)
-
-
-def resolve(
-    kind: type[Config], flags: Mapping[str, Any], sets: Sequence[str] = (), file: Path | None = None
-) -> Config:
-    """Merge defaults < ``file`` < ``sets`` < ``flags`` and validate, reporting all errors at once.
-
-    Args:
-        kind: the configuration to make.
-        flags: values of the command line; None and empty sequences mean "not given".
-        sets: ``KEY=VALUE`` texts; the value is read as YAML.
-        file: YAML file: the keys of this step, or a section of them per command name.
-
-    Raises:
-        UsageError: everything that is wrong came from flags.
-        ConfigError: something in the file or in ``sets`` is wrong.
-        NotFoundError: there is no such file.
-    """
-    origin: dict[str, str] = {}
-    merged: dict[str, Any] = {}
-    problems: list[str] = []
-    layers = [
-        (_from_file(kind, file), f"{file}: "),
-        (_from_sets(sets, problems), "--set "),
-        ({key: value for key, value in flags.items() if value not in (None, (), [])}, "--"),
-    ]
-    for values, label in layers:
-        for raw, value in values.items():
-            key = raw.replace("-", "_")
-            merged[key] = (
-                (value,) if _wants_several(kind, key) and not isinstance(value, list | tuple) else value
-            )
-            origin[key] = label
-    try:
-        config = kind.model_validate(merged)
-    except ValidationError as error:
-        problems += [_explain(kind, item, origin) for item in error.errors()]
-    else:
-        if not problems:
-            return config
-    from_flags = (not sets and file is None) or all(
-        text.startswith("--") and not text.startswith("--set") for text in problems
-    )
-    failure = UsageError if from_flags else ConfigError
-    raise failure("; ".join(problems), f"kd {_section_name(kind)} --help explains every option.")
-
-
-def _wants_several(kind: type[StepConfig], key: str) -> bool:
-    """Whether a field holds several values, so that a lone one in a file stands for a list of one."""
-    field = kind.model_fields.get(key)
-    return field is not None and get_origin(field.annotation) is tuple
-
-
-def _section_name(kind: type[StepConfig]) -> str:
-    names: dict[type[StepConfig], str] = {
-        CacheConfig: "cache-teachers",
-        RankConfig: "rank-sources",
-        TrainConfig: "train-student",
-        ProbeConfig: "eval-probe",
-    }
-    return names[kind]
-
-
-def _from_file(kind: type[StepConfig], file: Path | None) -> dict[str, Any]:
-    if file is None:
-        return {}
-    try:
-        document = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise NotFoundError(f"there is no configuration file {file}", "Check --config.") from error
-    except OSError as error:
-        raise StorageError(f"{file}: {error.strerror}", "Check --config and its permissions.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} is not YAML: {error}", "Correct the file.") from error
-    document = document if document is not None else {}
-    section = _section_name(kind)
-    if isinstance(document, dict) and section in document:
-        document = document[section]
-    if not isinstance(document, dict) or not all(isinstance(key, str) for key in document):
-        raise ConfigError(f"{file} does not hold keys and values", "Write lines such as: epochs: 20")
-    return document
-
-
-def _from_sets(sets: Sequence[str], problems: list[str]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for text in sets:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            problems.append(f"--set {text} is not KEY=VALUE")
-            continue
-        try:
-            values[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            values[key.strip()] = value
-    return values
-
-
-def _explain(kind: type[StepConfig], item: Any, origin: Mapping[str, str]) -> str:
-    """One validation error in the user's terms, with the nearest name where that helps."""
-    key = str(item["loc"][0]) if item["loc"] else ""
-    label = origin.get(key, "--")
-    name = f"{label}{key.replace('_', '-') if label == '--' else key}"
-    value = item.get("input")
-    match item["type"]:
-        case "missing":
-            positional = key == "data" and kind is not RankConfig
-            return "DATA is missing" if positional else f"--{key.replace('_', '-')} is missing"
-        case "extra_forbidden":
-            return f"{label}{key}: unknown key.{nearest(key, kind.model_fields)}"
-        case "literal_error":
-            allowed = item["ctx"]["expected"]
-            choices = [choice.strip("' ") for choice in allowed.replace(" or ", ",").split(",")]
-            return f"{name} {value}: must be one of {', '.join(choices)}.{nearest(str(value), choices)}"
-        case _:
-            return f"{name} {value}: {item['msg'][0].lower()}{item['msg'][1:]}"
-
-
-def to_yaml(config: StepConfig) -> str:
-    """The resolved configuration as YAML; fed back with ``--config`` it gives the same run."""
-    text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    return text
-
-
-def command_line(config: StepConfig) -> str:
-    """The shell command that gives this configuration: what differs from the defaults, as flags."""
-    words = ["kd", _section_name(type(config))]
-    flags: list[str] = []
-    for name, field in type(config).model_fields.items():
-        value = getattr(config, name)
-        if value == field.default:
-            continue
-        if name == "data" and not isinstance(config, RankConfig):
-            words.append(shlex.quote(str(value)))
-        else:
-            flags += _flag(name, value)
-    return " ".join([*words, *flags])
-
-
-def _flag(name: str, value: Any) -> list[str]:
-    option = f"--{name.replace('_', '-')}"
-    if isinstance(value, bool):
-        return [option if value else f"--no-{name}"]
-    if name in ("keep", "temperatures"):
-        return [option, ",".join(str(item) for item in value)]
-    values = value if isinstance(value, tuple) else (value,)
-    return [word for item in values for word in (option, shlex.quote(str(item)))]

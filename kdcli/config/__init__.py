@@ -1,0 +1,28 @@
+"""Configuration of every step: pydantic models hold the defaults, the types and the ranges.
+
+Precedence: flag > ``--set`` > ``--config`` file > default. All errors are reported in one go.
+"""
+
+from kdcli.config.resolving import command_line, resolve, to_yaml
+from kdcli.config.steps import (
+    CacheConfig,
+    MethodName,
+    MetricName,
+    ProbeConfig,
+    RankConfig,
+    StepConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "CacheConfig",
+    "MethodName",
+    "MetricName",
+    "ProbeConfig",
+    "RankConfig",
+    "StepConfig",
+    "TrainConfig",
+    "command_line",
+    "resolve",
+    "to_yaml",
+]
