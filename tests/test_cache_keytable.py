@@ -65,7 +65,9 @@ def test_duplicates_are_named() -> None:
 
 @given(UNIQUE, st.integers(1, 5))
 def test_padding_has_no_key_and_is_never_found_nor_a_duplicate(keys: list[str], padding: int) -> None:
-    table = KeyTable.from_strings([*keys, *[""] * padding, *(f"{key}+" for key in keys if f"{key}+" not in keys)])
+    table = KeyTable.from_strings(
+        [*keys, *[""] * padding, *(f"{key}+" for key in keys if f"{key}+" not in keys)]
+    )
     assert table.find(KeyTable.from_strings(["", *keys])).tolist() == [-1, *range(len(keys))]
     assert not table.duplicates()
     assert table.is_sound()
