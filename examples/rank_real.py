@@ -2,6 +2,7 @@
 """Does a ranking predict the students? P2's Tables 2 and 3 and Figs 1, 3, 4, 6 on data that pip packages carry.
 
     python examples/rank_real.py FOLDER            10 sources (2 architectures x 5 tasks), 3 targets, 66 students
+    python examples/rank_real.py FOLDER --singles --target lao       the single-source students of one target
     python examples/rank_real.py FOLDER --tiny     3 sources, 2 targets, one epoch: to see that it runs
 
 Needs kd with its demo extra: pip install 'kdcli[demo]'. Every step is a kd command, printed as it runs; the same call
@@ -89,24 +90,21 @@ def train_sources(plan: Plan, folder: Path) -> list[str]:
     return teachers
 
 
-def train_students(plan: Plan, folder: Path, name: str, teachers: list[str]) -> None:
-    """One target: cache, ranking, and the students of every single source and every scheme."""
+def rank_target(plan: Plan, folder: Path, name: str, teachers: list[str]) -> None:
+    """One target: its cache, and every metric's scores on five probe sets."""
+    cache, flags = folder / f"{name}.kd", [word for teacher in teachers for word in ("--teacher", teacher)]
+    data, count = plan.targets[name]
+    kd("cache-teachers", f"{data.format('train')},{count},labelled=0.2", "--cache", cache, *flags,
+       "--views", "eval+train:2", "--recipe", "glyph", "--quiet")  # fmt: skip
+    kd("rank-sources", "--cache", cache, "--metric", "all", "--repeats", 5, "--quiet", "--json",
+       output=folder / f"{name}.json")  # fmt: skip
+
+
+def train_students(plan: Plan, folder: Path, name: str, teachers: list[str], schemes: bool) -> None:
+    """The students of every single source of one target, and of every scheme."""
     data, count = plan.targets[name]
     train, test = f"{data.format('train')},{count},labelled=0.2", data.format("test")
     cache, runs = folder / f"{name}.kd", folder / "runs" / name
-    flags = [word for teacher in teachers for word in ("--teacher", teacher)]
-    kd(
-        "cache-teachers",
-        train,
-        "--cache",
-        cache,
-        *flags,
-        "--views",
-        "eval+train:2",
-        "--recipe",
-        "glyph",
-        "--quiet",
-    )
     common = ("--student", plan.student, *SIZE, "--lr", "0.003", "--epochs", plan.epochs, "--test", test, "--quiet",
               "--json")  # fmt: skip
 
@@ -132,14 +130,14 @@ def train_students(plan: Plan, folder: Path, name: str, teachers: list[str]) -> 
     student("equal", "distill-equal", "--cache", cache)
     for source in (teacher.partition("=")[0] for teacher in teachers):
         student(f"single-{source}", "distill-equal", "--cache", cache, "--teacher", source)
+    if not schemes:
+        return
     for power in (1, 4, 12):
         weighted(f"weighted-{power}", "--power", power)
     weighted("nearest", "--scheme", "nearest")
     weighted("inverse", "--scheme", "inverse")
     for seed in range(plan.random_draws):
         weighted(f"random-{seed}", "--scheme", "random-weights", "--seed", seed)
-    kd("rank-sources", "--cache", cache, "--metric", "all", "--repeats", 5, "--quiet", "--json",
-       output=folder / f"{name}.json")  # fmt: skip
 
 
 def main() -> None:
@@ -149,13 +147,18 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path, help="where everything is kept")
     parser.add_argument("--tiny", action="store_true", help="a few minutes' work cut to one")
+    parser.add_argument("--target", action="append", help="students of this target only; repeatable")
+    parser.add_argument("--singles", action="store_true", help="only the students of single sources")
     arguments = parser.parse_args()
     plan, folder = TINY if arguments.tiny else Plan(), arguments.folder
     (folder / "rankings").mkdir(parents=True, exist_ok=True)
     teachers = train_sources(plan, folder)
     for name in plan.targets:
-        train_students(plan, folder, name, teachers)
-    rankings = [word for name in plan.targets for word in ("--ranking", folder / f"{name}.json")]
+        rank_target(plan, folder, name, teachers)
+    chosen = arguments.target or list(plan.targets)
+    for name in chosen:
+        train_students(plan, folder, name, teachers, schemes=not arguments.singles)
+    rankings = [word for name in chosen for word in ("--ranking", folder / f"{name}.json")]
     kd("rank-sources", *rankings, "--against", folder / "runs", "--plot", folder / "figures")
 
 

@@ -32,8 +32,9 @@ if TYPE_CHECKING:
     from kdcli.caching.prepare import Prepared
     from kdcli.data.joined import Images
 
-WRITERS = 2
-"""Finished tasks that may wait to be written, each by its thread; a third one makes the loop wait."""
+WRITERS = 1
+"""Finished tasks that may be being written, each by its thread, while the next one is computed; one more makes
+the loop wait. A kill loses what is being computed and what is being written, so there are not more."""
 
 
 @final
