@@ -235,7 +235,7 @@ def test_array_tasks_share_a_cache_and_a_stopped_one_goes_on(
         "photos", "--cache", "c.kd", "--teacher", f"a={teachers['a']}", "--block-rows", 32, "--batch-size", 4,
         "--workers", 1, "--json",
     )  # fmt: skip
-    commits = cluster.folder / "c.kd/commits/a"
+    commits = cluster.folder / "c.kd/commits/a/logits"
     job = cluster.start(ARRAY, *command)
     wait_for(lambda: commits.is_dir() and len(list(commits.iterdir())) >= 2, job)
     job.send_signal(signal.SIGUSR1)
