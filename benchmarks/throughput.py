@@ -24,7 +24,7 @@ from kdcli.models.spec import open_model
 from kdcli.models.teacher import TeacherRunner
 from kdcli.runtime import worker_init
 
-ARCHITECTURES = {"a": "resnet10t", "b": "mobilenetv3_small_100", "c": "mobilenetv3_small_075"}
+ARCHITECTURES = {"a": "resnet18", "b": "resnet34", "c": "mobilenetv3_large_100"}
 SIZE, BATCH = 96, 64
 
 
@@ -108,10 +108,15 @@ def outputs() -> tuple:
 
 
 def figures(quick: bool) -> dict[str, dict[str, object]]:
-    """The second and third row of the design's table of numbers."""
-    rows, repeats = (512, 3) if quick else (2048, 5)
+    """The second and third row of the design's table of numbers.
+
+    The limit of several teachers is their forward alone, one after the other, on pixels that are in memory:
+    with teachers this large on two processors, decoding (one process) takes little of it.
+    """
+    rows, repeats = (256, 3) if quick else (768, 3)
     one: list[float] = []
     three: list[float] = []
+    limit: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         make_place(root, rows)
@@ -119,12 +124,15 @@ def figures(quick: bool) -> dict[str, dict[str, object]]:
         for _ in range(repeats):
             bare, _ = bare_rate(root, root / "sample.kd", "a")
             one.append(cached_rate(root, "a") / bare)
-            _, forward = bare_rate(root, root / "sample.kd", "abc")
-            three.append(cached_rate(root, "abc") / forward)
+            bare, forward = bare_rate(root, root / "sample.kd", "abc")
+            cached = cached_rate(root, "abc")
+            three.append(cached / bare)
+            limit.append(cached / forward)
     shape = {"goal": 0.95, "higher_is_better": True, "unit": "x images/s"}
     return {
         "cache_teachers_vs_bare_loop": {"value": statistics.median(one), **shape},
-        "three_teachers_vs_forward_limit": {"value": statistics.median(three), **shape},
+        "three_teachers_vs_bare_loop": {"value": statistics.median(three), **shape},
+        "three_teachers_vs_forward_limit": {"value": statistics.median(limit), **shape},
     }
 
 
