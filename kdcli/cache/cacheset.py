@@ -10,7 +10,14 @@ from jaxtyping import Bool, Int64
 
 from kdcli.cache.keytable import KeyTable
 from kdcli.cache.layout import SAMPLES, Manifest
-from kdcli.cache.matching import Samples, class_numbers, require_same_class, same_content
+from kdcli.cache.matching import (
+    ROWS_AT_ONCE,
+    Samples,
+    class_numbers,
+    find_places,
+    require_same_class,
+    same_content,
+)
 from kdcli.cache.provenance import TeacherRecord
 from kdcli.cache.reader import CacheReader
 from kdcli.cache.resident import ResidentRows
@@ -110,7 +117,7 @@ class CacheSet:
         changed: dict[int, Difference] = {}
         for member, offset in zip(self.members, self.offsets, strict=False):
             open_places = np.flatnonzero(rows < 0)
-            found = member.keys.find(data.keys.select(open_places))
+            found = find_places(member, data, open_places)
             hits = found >= 0
             places, local = open_places[hits], found[hits]
             equal = same_content(member, local, places, sizes, data if check_content else None, changed)
@@ -222,24 +229,41 @@ class CacheSet:
         """
         self.require_kept(reads)
         usable = np.ones(len(rows), bool)
-        member_of = np.searchsorted(self.offsets, rows, side="right") - 1
         for number, member in enumerate(self.members):
-            mine = np.flatnonzero(member_of == number)
-            if not len(mine):
-                continue
-            local = rows[mine] - self.offsets[number]
             for part in _parts(member, reads):
-                present = np.zeros(len(mine), bool)
-                if part.partition("/")[0] in (SAMPLES, *member.teachers):
-                    dropped = np.isin(local, np.fromiter(member.absent(part), np.int64))
-                    present = member.present(part, local, list(views)) | dropped
-                    ensure_verified(member, part, self._verify)
-                    usable[mine[dropped]] = False
-                if not present.all():
-                    self._missing(member, part, list(reads), int((~present).sum()), len(mine), allow_partial)
-                usable[mine[~present]] = False
+                self._require_part(number, part, list(reads), rows, list(views), usable, allow_partial)
         self._say_unusable(usable)
         return usable
+
+    def _require_part(
+        self,
+        number: int,
+        part: str,
+        teachers: Sequence[str],
+        rows: Int64[np.ndarray, " n"],
+        views: list[int],
+        usable: Bool[np.ndarray, " n"],
+        allow_partial: bool | None,
+    ) -> None:
+        """:meth:`require` for one part of one member; clears ``usable`` where a row cannot be used."""
+        member, first, stop = self.members[number], self.offsets[number], self.offsets[number + 1]
+        known = part.partition("/")[0] in (SAMPLES, *member.teachers)
+        absent = np.fromiter(member.absent(part), np.int64) if known else np.zeros(0, np.int64)
+        missing = total = 0
+        for start in range(0, len(rows), ROWS_AT_ONCE):  # a million rows at once would cost 60 MB
+            some = rows[start : start + ROWS_AT_ONCE]
+            mine = np.flatnonzero((some >= first) & (some < stop))
+            local = some[mine] - first
+            dropped = np.isin(local, absent)
+            present = dropped | (member.present(part, local, views) if known else False)
+            missing, total = missing + int((~present).sum()), total + len(mine)
+            usable[start + mine[dropped | ~present]] = False
+        if not total:
+            return
+        if known:
+            ensure_verified(member, part, self._verify)
+        if missing:
+            self._missing(member, part, teachers, missing, total, allow_partial)
 
     def _missing(
         self,

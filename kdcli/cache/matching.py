@@ -35,6 +35,23 @@ class Samples(Protocol):
         ...
 
 
+ROWS_AT_ONCE = 65_536
+"""Rows looked at together: what is needed besides is then small, however many rows there are."""
+
+
+def find_places(
+    member: CacheReader, data: Samples, places: Int64[np.ndarray, " m"]
+) -> Int64[np.ndarray, " m"]:
+    """Row in a cache of each of the samples at ``places``, by key; -1 where it is not there."""
+    if len(places) == len(data) and member.keys == data.keys:
+        return np.arange(len(data))
+    found = np.empty(len(places), np.int64)
+    for start in range(0, len(places), ROWS_AT_ONCE):
+        some = places[start : start + ROWS_AT_ONCE]
+        found[start : start + len(some)] = member.keys.find(data.keys.select(some))
+    return found
+
+
 def require_unchanged(
     member: CacheReader, data: Samples, rows: Int64[np.ndarray, " n"], check_content: bool = True
 ) -> None:
@@ -71,6 +88,11 @@ def same_content(
     changed: dict[int, Difference],
 ) -> Bool[np.ndarray, " m"]:
     """Which found rows still have the recorded bytes; rows without a record pass (they are missing, not wrong)."""
+    if len(local) > ROWS_AT_ONCE:
+        parts = [slice(start, start + ROWS_AT_ONCE) for start in range(0, len(local), ROWS_AT_ONCE)]
+        return np.concatenate(
+            [same_content(member, local[p], places[p], sizes, data, changed) for p in parts]
+        )
     written = member.present(SAMPLES, local, [0])
     equal = np.ones(len(local), bool)
     rows, asked = local[written], places[written]
@@ -101,15 +123,21 @@ def require_same_class(
     cached, asked = member.manifest.data.class_names, data.class_names
     if cached is None or asked is None or not set(asked) <= set(cached):
         return  # without labels, or another labelling of the same images
-    ours, theirs = class_numbers(asked, cached)[data.labels[places]], member.labels[local]
-    wrong = np.flatnonzero((ours >= 0) & (theirs >= 0) & (ours != theirs))
-    if len(wrong):
-        first = int(wrong[0])
+    numbers, wrong = class_numbers(asked, cached), 0
+    first: tuple[int, int, int] | None = None  # place, class in the cache, class asked for
+    for start in range(0, len(places), ROWS_AT_ONCE):
+        some = places[start : start + ROWS_AT_ONCE]
+        ours, theirs = numbers[data.labels[some]], member.labels[local[start : start + len(some)]]
+        found = np.flatnonzero((ours >= 0) & (theirs >= 0) & (ours != theirs))
+        wrong += len(found)
+        if first is None and len(found):
+            first = int(some[found[0]]), int(theirs[found[0]]), int(ours[found[0]])
+    if first is not None:
         raise IdentityError(
-            f"{len(wrong)} of {len(data)} samples have another class than when they were cached, "
-            f"first {data.keys[int(places[first])]}",
+            f"{wrong} of {len(data)} samples have another class than when they were cached, "
+            f"first {data.keys[first[0]]}",
             "Restore the labels, or cache the data set anew.",
-            [Difference("class", cached[theirs[first]], cached[ours[first]])],
+            [Difference("class", cached[first[1]], cached[first[2]])],
         )
 
 

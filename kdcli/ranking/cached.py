@@ -96,11 +96,12 @@ def open_cached(config: RankConfig, needed: OutputKind, wanted: Sequence[OutputK
         raise CacheMissingError(
             f"none of the {len(rows)} labelled images has cached outputs", "Run kd cache-teachers to its end."
         )
-    usable = usable[_key_order(caches, rows[usable])]
-    data = None if data is None else data.select(usable)
-    return CachedMaterial(
-        caches, names, kept, rows[usable], labels[usable], class_names, data, config.allow_partial
-    )
+    if len(usable) < len(rows):
+        rows, labels, data = rows[usable], labels[usable], None if data is None else data.select(usable)
+    del usable  # 8 bytes a row, and there may be millions
+    order = _key_order(caches, rows)
+    rows, labels, data = rows[order], labels[order], None if data is None else data.select(order)
+    return CachedMaterial(caches, names, kept, rows, labels, class_names, data, config.allow_partial)
 
 
 def _chosen_teachers(caches: CacheSet, config: RankConfig) -> tuple[str, ...]:

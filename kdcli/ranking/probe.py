@@ -53,8 +53,10 @@ def select_probe(
 def _by_class(
     labels: Int64[np.ndarray, " n"], rows: Int64[np.ndarray, " m"]
 ) -> list[Int64[np.ndarray, " _"]]:
-    order = rows[np.argsort(labels[rows], kind="stable")]
-    return np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
+    values = labels[rows].astype(np.int32)
+    order = np.argsort(values, kind="stable")
+    edges = np.flatnonzero(np.diff(values[order])) + 1
+    return np.split(rows[order], edges)
 
 
 def _round_robin(available: Int64[np.ndarray, " c"], size: int) -> Int64[np.ndarray, " c"]:

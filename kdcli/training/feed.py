@@ -246,6 +246,8 @@ class EpochOrder(Sampler[Ticket]):
     def _positions(self) -> Int64[np.ndarray, " n"]:
         random = np.random.Generator(np.random.Philox(key=[self._seed, self._epoch]))
         shuffled = [self._shuffled(group, random) for group in self._groups]
+        if len(shuffled) == 1:
+            return shuffled[0]
         places = [(np.arange(len(group)) + random.random()) / len(group) for group in shuffled]
         positions: Int64[np.ndarray, " n"] = np.concatenate(shuffled)[
             np.argsort(np.concatenate(places), kind="stable")
