@@ -113,7 +113,7 @@ def figures(quick: bool) -> dict[str, dict[str, object]]:
     The limit of several teachers is their forward alone, one after the other, on pixels that are in memory:
     with teachers this large on two processors, decoding (one process) takes little of it.
     """
-    rows, repeats = (256, 3) if quick else (768, 3)
+    rows, repeats = (192, 2) if quick else (768, 3)
     one: list[float] = []
     three: list[float] = []
     limit: list[float] = []
