@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 from PIL import Image
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+hypothesis.settings.register_profile("kd", deadline=None)  # no test depends on how fast this machine is today
+hypothesis.settings.load_profile("kd")
 # Started in the background of a script, this process ignores SIGINT, and so would every kd that it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
