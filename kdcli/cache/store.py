@@ -182,10 +182,6 @@ class Store:
             )
         return labels
 
-    def _not_the_manifests(self, what: str) -> CorruptError:
-        root = self.layout.root
-        return CorruptError(f"{root}: its {what} are not those of its manifest", repair_hint(root))
-
     # --- records and metadata --------------------------------------------------------------------
 
     def add_teacher(self, record: TeacherRecord) -> None:

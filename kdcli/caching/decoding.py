@@ -161,7 +161,7 @@ class TaskQueue(Sampler[list[BatchRequest]]):
         for number, ((block, group, batch_size), units) in enumerate(sorted(self._places.items())):
             if self._stop:
                 return
-            claimed = [unit for unit in units if self._claim(unit)]
+            claimed = self._claim_all(units)
             if not claimed:
                 continue
             rows = self._writer.manifest.rows_of(block)
@@ -179,6 +179,18 @@ class TaskQueue(Sampler[list[BatchRequest]]):
             if unit.part != SAMPLES
         ]
         return max(counts, default=0)
+
+    def _claim_all(self, units: Sequence[Unit]) -> list[Unit]:
+        """Claim what can be claimed, all kinds of a teacher or none: two processes that came to a task at the
+        same moment and took one kind each would both run the teacher."""
+        claimed: list[Unit] = []
+        busy: set[str] = set()
+        for unit in sorted(units, key=lambda unit: unit.part):  # in every process alike: the first decides
+            if unit.teacher not in busy and self._claim(unit):
+                claimed.append(unit)
+            elif self._writer.claims.is_live(unit):
+                busy.add(unit.teacher)
+        return claimed
 
     def _claim(self, unit: Unit) -> bool:
         if not self._writer.claims.acquire(unit):

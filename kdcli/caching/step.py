@@ -115,13 +115,15 @@ class _Run:
             else:
                 runner.run(missing)
                 self._failed.update(runner.failed)
-            missing = self._missing()
+            before, missing = missing, self._missing()
             if stop and missing:
                 tasks = {(unit.block, unit.group) for unit in missing}
                 raise StoppedEarly(
                     f"stopped by a signal with {len(tasks)} tasks left; all finished ones are kept",
                     "Run the same command again to go on.",
                 )
+            if missing == before:  # others are at the rest
+                wait_a_moment()
         if self._failed:
             self._refuse_bad_images()
         for part in self._parts():
