@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
 
 from kdcli.config import RankConfig
 from kdcli.errors import BadDataError, KdError, NotFoundError, UsageError
@@ -169,3 +170,61 @@ def test_pickles_are_not_loaded(folder: Path) -> None:
 def test_wrong_options(folder: Path, options: dict[str, Any], error: type[KdError], message: str) -> None:
     with pytest.raises(error, match=message):
         rank_sources(config(folder, **options))
+
+
+def several_labels(folder: Path) -> np.ndarray:
+    """0/1 rows: the class, and two attributes drawn at random; 6 images without any label known."""
+    rng = np.random.default_rng(1)
+    rows = np.concatenate([np.eye(4, dtype=np.int64)[LABELS], rng.integers(0, 2, (60, 2))], axis=1)
+    rows[:6] = -1
+    np.save(folder / "y.npy", rows)
+    return rows
+
+
+def test_several_labels_per_image(folder: Path) -> None:
+    rows = several_labels(folder)
+    ranking = rank_sources(config(folder, probe_size=500))
+    pairs = np.triu_indices(54, 1)
+    for source in ranking.sources:
+        values = np.load(folder / f"{source.name}.npy")[6:].astype(np.float64)
+        expected = spearmanr((1 - np.corrcoef(values))[pairs], (1 - np.corrcoef(rows[6:]))[pairs].round(12))
+        assert source.score == pytest.approx(expected.statistic, abs=1e-9)
+    assert ranking.sources[0].name == "good"
+
+
+def test_a_probe_set_of_several_labels_is_balanced(folder: Path) -> None:
+    rows = np.zeros((400, 8), np.int64)
+    rows[:, 0] = 1
+    for label in range(1, 8):  # 7 rare labels of 12 images each
+        rows[12 * label : 12 * label + 12, label] = 1
+    probe = select_probe(rows, 56, 0)
+    assert len(probe) == len(np.unique(probe)) == 56
+    assert (rows[probe].sum(axis=0)[1:] >= 7).all(), "each of 8 labels has a turn in each of 7 rounds"
+    assert select_probe(rows, 56, 0).tolist() == probe.tolist() != select_probe(rows, 56, 1).tolist()
+    assert set(select_probe(np.eye(8, dtype=np.int64)[[0] * 3 + [1] * 30], 10, 0)[:3]) == {0, 1, 2}
+
+
+def test_metrics_of_one_label_say_so(folder: Path) -> None:
+    several_labels(folder)
+    with pytest.raises(BadDataError, match="source 'fair': LogME is defined for one label per image"):
+        rank_sources(config(folder, metric="logme"))
+    table = rank(config(folder, metric="all", on="features")).table
+    assert all(score is None for score in table["logme/features"].values())
+    assert all(score is not None for score in table["cka/features"].values())
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ([0] * 6, "row 9 has none of the 6 labels"),
+        ([1] * 6, "row 9 has all of the 6 labels"),
+        ([2, 0, 0, 0, 0, 0], "the labels of row 9 are not all 0 or 1"),
+        ([1, -1, 0, 0, 0, 0], "the labels of row 9 are not all 0 or 1"),
+    ],
+)
+def test_rows_of_labels_that_say_nothing(folder: Path, row: list[int], message: str) -> None:
+    rows = several_labels(folder)
+    rows[9] = row
+    np.save(folder / "y.npy", rows)
+    with pytest.raises(BadDataError, match=message):
+        rank_sources(config(folder, probe_size=500))

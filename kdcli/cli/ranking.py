@@ -33,7 +33,9 @@ def rank_sources(
     ] = None,
     labels: Annotated[
         Path | None,
-        typer.Option("--labels", metavar="FILE", help="With --features: .npy file of labels [n]."),
+        typer.Option(
+            "--labels", metavar="FILE", help="With --features: .npy file of labels, [n], or 0/1 rows [n, l]."
+        ),
     ] = None,
     ranking: Annotated[
         list[Path] | None,

@@ -157,7 +157,10 @@ class RankConfig(StepConfig):
 
     cache: tuple[Path, ...] = Field((), description="Cache folder; repeatable.")
     features: Path | None = Field(None, description="Folder of .npy files [n, d], one a source; no cache.")
-    labels: Path | None = Field(None, description="With --features: .npy file of the labels [n].")
+    labels: Path | None = Field(
+        None,
+        description="With --features: .npy file of the labels, [n], or 0/1 rows [n, l] of images with several.",
+    )
     ranking: tuple[Path, ...] = Field(
         (), description="Rankings made before, one a target, to compare with --against. Repeatable."
     )

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int64
 
 from kdcli.config import RankConfig
 from kdcli.errors import BadDataError, NotFoundError, StorageError, nearest
+from kdcli.ranking.probe import ProbeLabels, labelled_rows
 from kdcli.runtime import storage_errors
 from kdcli.types import OutputKind
 
@@ -26,7 +27,7 @@ class FileMaterial:
     arrays: dict[str, Float[np.ndarray, "all d"]]
     kept: tuple[OutputKind, ...]
     rows: Int64[np.ndarray, " n"]
-    labels: Int64[np.ndarray, " n"]
+    labels: ProbeLabels
     class_names: tuple[str, ...] | None
     cache_id: None = None
 
@@ -67,7 +68,7 @@ def open_files(config: RankConfig, kind: OutputKind) -> FileMaterial:
     labels, class_names = _read_labels(config.labels)
     files = _sources(config)
     arrays = {name: _read_source(path, len(labels), config.labels) for name, path in files.items()}
-    rows = np.flatnonzero(labels >= 0)
+    rows = labelled_rows(labels)
     return FileMaterial(arrays, (kind,), rows, labels[rows], class_names)
 
 
@@ -93,13 +94,15 @@ def _sources(config: RankConfig) -> dict[str, Path]:
     return {name: files[name] for name in names}
 
 
-def _read_labels(path: Path) -> tuple[Int64[np.ndarray, " n"], tuple[str, ...] | None]:
-    """Class indices, or names that are numbered in their order."""
+def _read_labels(path: Path) -> tuple[ProbeLabels, tuple[str, ...] | None]:
+    """Class indices, names that are numbered in their order, or 0/1 rows of images with several labels."""
     values = _load(path, "labels")
-    if values.ndim != 1 or values.dtype.kind not in "iuU":
+    kinds = {1: "iuU", 2: "iub"}.get(values.ndim, "")
+    if values.dtype.kind not in kinds or values.shape[1:] == (1,):
         raise BadDataError(
             f"the labels in {path} are {values.dtype} of shape {list(values.shape)}",
-            "Labels are one integer per image (-1 for none) or one class name per image, shape [n].",
+            "Labels are one integer (-1 for none) or one class name per image, shape [n]; or, where an image may "
+            "have several, 0 or 1 per image and label, shape [n, l] (-1 throughout for none).",
         )
     if values.dtype.kind == "U":
         classes, numbers = np.unique(values, return_inverse=True)

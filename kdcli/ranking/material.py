@@ -6,6 +6,7 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Float, Int64
 
+from kdcli.ranking.probe import ProbeLabels
 from kdcli.types import OutputKind
 
 
@@ -15,7 +16,7 @@ class Material(Protocol):
     Attributes:
         names: of the sources, sorted.
         kept: arrays that every source has.
-        labels: class index of each image, -1 for none.
+        labels: class index of each image, or 0/1 per image and label; -1 for none.
         class_names: names of the classes, if they have any.
         cache_id: of the cache or caches; None where there is none.
     """
@@ -25,7 +26,7 @@ class Material(Protocol):
     @property
     def kept(self) -> tuple[OutputKind, ...]: ...  # noqa: D102
     @property
-    def labels(self) -> Int64[np.ndarray, " n"]: ...  # noqa: D102
+    def labels(self) -> ProbeLabels: ...  # noqa: D102
     @property
     def class_names(self) -> Sequence[str] | None: ...  # noqa: D102
     @property

@@ -139,7 +139,7 @@ def _scores(
     union = np.unique(np.concatenate(probes))
     chosen = material.select(union)
     places = [np.searchsorted(union, probe) for probe in probes]
-    tasks = [(rows, Targets.of(chosen.labels[rows])) for rows in places]
+    tasks = [(rows, _targets(chosen, rows)) for rows in places]
     scores: dict[str, dict[str, list[float] | None]] = {column.label: {} for column in columns}
     with console.progress(len(chosen.names), "sources", "ranking") as bar:
         for name in chosen.names:
@@ -165,10 +165,11 @@ def _score(
     rows: Int64[np.ndarray, " m"],
     targets: Targets,
 ) -> float:
-    def row_name(row: int) -> str:
-        return images.image(int(rows[row]))
+    return score(column, values[rows], targets, lambda row: images.image(int(rows[row])))
 
-    return score(column, values[rows], targets, row_name)
+
+def _targets(images: Material, rows: Int64[np.ndarray, " m"]) -> Targets:
+    return Targets.of(images.labels[rows], lambda row: images.image(int(rows[row])))
 
 
 def _mean(values: Sequence[float] | None) -> float | None:
