@@ -93,12 +93,12 @@ def train_sources(plan: Plan, folder: Path) -> list[str]:
 
 
 def rank_target(plan: Plan, folder: Path, name: str, teachers: list[str]) -> None:
-    """One target: its cache, and every metric's scores on five probe sets."""
+    """One target: its cache, and every metric's scores on all its labelled images."""
     cache, flags = folder / f"{name}.kd", [word for teacher in teachers for word in ("--teacher", teacher)]
     data, count = plan.targets[name]
     kd("cache-teachers", f"{data.format('train')},{count}", "--cache", cache, *flags,
        "--views", "eval+train:2", "--recipe", "glyph", "--quiet")  # fmt: skip
-    kd("rank-sources", "--cache", cache, "--metric", "all", "--repeats", 5, "--quiet", "--json",
+    kd("rank-sources", "--cache", cache, "--metric", "all", "--quiet", "--json",
        output=folder / f"{name}.json")  # fmt: skip
 
 

@@ -138,8 +138,8 @@ def _scores(
     """Column -> source -> its score on each probe set; outputs of a source are gathered once."""
     union = np.unique(np.concatenate(probes))
     chosen = material.select(union)
-    places = [np.searchsorted(union, probe) for probe in probes]
-    tasks = [(rows, _targets(chosen, rows)) for rows in places]
+    drawn = [tuple(np.searchsorted(union, probe)) for probe in probes]
+    tasks = {rows: _targets(chosen, np.array(rows)) for rows in drawn}  # equal ones are scored once
     scores: dict[str, dict[str, list[float] | None]] = {column.label: {} for column in columns}
     with console.progress(len(chosen.names), "sources", "ranking") as bar:
         for name in chosen.names:
@@ -148,7 +148,10 @@ def _scores(
             for column in columns:
                 values = stored[column.array]
                 try:
-                    scores[column.label][name] = [_score(column, values, chosen, *task) for task in tasks]
+                    found = {
+                        rows: _score(column, values, chosen, np.array(rows), tasks[rows]) for rows in tasks
+                    }
+                    scores[column.label][name] = [found[rows] for rows in drawn]
                 except BadDataError as error:
                     if column == own:
                         raise BadDataError(f"source '{name}': {error.message}", error.hint) from error
