@@ -107,7 +107,7 @@ def run_step(step: str, rows: int, root: Path) -> int:
     from kdcli.config import CacheConfig, RankConfig, TrainConfig
 
     torch.set_num_threads(1)
-    data = synthetic_data(rows)
+    data = None if step == "rank" else synthetic_data(rows)  # a ranking reads its labels from the cache
     opening._open = lambda *_: data  # the only stand-in: where the images come from
     plan.open_data = lambda *_, **__: data
     peak, stop = [0], threading.Event()
