@@ -151,6 +151,11 @@ class Engine:
         """Learning rate of the heads in the last step."""
         return float(max(group["lr"] for group in self._plain_optimizer.param_groups))
 
+    def resume_after(self, steps: int) -> None:
+        """Take the learning rate of the last of ``steps`` steps: an epoch that only has to be judged logs it."""
+        if steps:
+            self._schedule.step_update(schedule_time(steps - 1))
+
     def stateful(self) -> Stateful:
         """What a checkpoint captures."""
         modules = {"student": self.student, "objective": self.objective}
@@ -242,6 +247,7 @@ def fit(
     progress = Progress()
     if (place := latest_checkpoint(checkpoints)) is not None:
         progress = load_checkpoint(place, stateful)
+        engine.resume_after(progress.steps)
         console.note(f"going on from step {progress.steps} (epoch {progress.epoch + 1} of {epochs})")
     main = engine.accelerator.is_main_process
     if main:
