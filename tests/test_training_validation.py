@@ -260,9 +260,7 @@ def test_a_grid_goes_on_where_it_was_killed(place: Place, monkeypatch: pytest.Mo
 def test_a_rate_that_diverges_is_out_and_is_not_tried_again(
     place: Place, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = place.config(
-        "grid-diverges", optimizer="sgd", **{**GRID, "lr_grid": "1e-3,1e30", "epochs": 2}
-    )
+    config = place.config("grid-diverges", optimizer="sgd", **{**GRID, "lr_grid": "1e-3,1e30", "epochs": 2})
     result = train_grid(config)
     assert [found["top1"] is None for found in result.details["grid"]] == [False, True]
     assert "1e+30 diverged" in capsys.readouterr().err
