@@ -11,6 +11,7 @@ from kdcli.cache.cacheset import CacheSet
 from kdcli.cache.provenance import TeacherRecord
 from kdcli.config import CacheConfig, TrainConfig, command_line
 from kdcli.errors import CacheMissingError, UsageError
+from kdcli.models.spec import ModelSpec
 from kdcli.objectives.base import TeacherOutputs
 from kdcli.training.student import UNTRAINED, Start
 
@@ -61,7 +62,7 @@ def choose_lower(config: TrainConfig, start: Start, cache: CacheSet | None) -> L
     _require_options(config, start, cache)
     if cache is None:
         raise AssertionError
-    spec = config.student if start.init == "pretrained" else start.init
+    spec = str(ModelSpec.parse(config.student)) if start.init == "pretrained" else start.init
     known = [record for record in cache.teachers.values() if record.spec == spec]
     if not known:
         adding = CacheConfig(cache=config.cache[0], teacher=(f"start={spec}",), keep=(f"maps:{tap}",))

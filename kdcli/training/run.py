@@ -145,6 +145,17 @@ def _say(plan: Plan) -> None:
         f"weight decay {numbers.weight_decay:g}, {numbers.schedule}, {numbers.epochs} epochs "
         f"of batches of {numbers.batch_size}, BatchNorm {numbers.bn}"
     )
+    if config.freeze is not None:
+        console.note("the backbone is frozen; the heads train on its features of eval mode")
+    if plan.lower is not None:
+        console.note(
+            f"the layers up to {plan.lower.tap} stay as they are; their maps are read as teacher "
+            f"'{plan.lower.teacher.name}' stored them ({plan.lower.teacher.dtype})"
+        )
+    if plan.validation is not None:
+        console.note(
+            f"{len(plan.validation)} labelled images are set aside; the {config.select} epoch is exported"
+        )
     if plan.teachers is not None:
         shares = ", ".join(f"{name} {weight:.4g}" for name, weight in plan.teachers.weights.items())
         label = f", label weight {numbers.label_weight:g}" if plan.method.needs.labels else ""
