@@ -155,6 +155,30 @@ def test_a_classifier_of_its_own_does_not_hide_that_the_start_is_cached(place: P
     assert plan.lower.teacher.num_classes == 5
 
 
+def test_mixed_views_have_the_labels_of_both_images(tmp_path: Path) -> None:
+    """With nothing that moves, the loss from maps is the loss of the whole network on the mixed pixels."""
+    place = make_place(tmp_path)
+    cache = tmp_path / "mixed.kd"
+    cache_teachers(
+        CacheConfig(
+            data=place.data,
+            cache=cache,
+            teacher=(f"start={place.specs['exp']}",),
+            keep=(f"maps:{TAP}",),
+            dtype="float32",
+            views="eval+train:2",
+            recipe="cutmix",
+            workers=0,
+            device="cpu",
+        )
+    )
+    same = {"cache": (cache,), "optimizer": "sgd", "lr": 1e-12, "bn": "frozen", "epochs": 2}
+    mapped = train_student(from_maps(place, "mapped", **same))
+    pixels = train_student(place.config("pixels", student=place.specs["exp"], image_size=None, **same))
+    for one, other in zip(mapped.history, pixels.history, strict=True):
+        assert one["label"] == pytest.approx(other["label"], rel=1e-4)
+
+
 # --- what is refused --------------------------------------------------------------------------
 
 

@@ -208,6 +208,13 @@ def test_a_consolidated_student_of_the_generalists_architecture_starts_from_the_
             make_plan(place.config("p1", "consolidation", student=STUDENT, init=init), place.ranking())
 
 
+def test_a_consolidated_student_of_another_architecture_may_start_from_a_source(place: Place) -> None:
+    config = place.config("p1-other", "consolidation", student="test_resnet", init="nearest-source")
+    plan = make_plan(config, place.ranking())
+    assert (plan.init, plan.num_classes) == (place.specs["exp"], 3)
+    assert plan.ranking == place.ranking()
+
+
 def test_an_initialisation_nearly_named_is_suggested(place: Place) -> None:
     for wrong, right in (("xaver", "xavier"), ("nearest-sorce", "nearest-source")):
         with pytest.raises(UsageError, match=f"Did you mean '{right}'"):
