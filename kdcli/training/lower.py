@@ -59,9 +59,7 @@ def choose_lower(config: TrainConfig, start: Start, cache: CacheSet | None) -> L
     tap = config.train_from
     if tap is None:
         return None
-    _require_options(config, start, cache)
-    if cache is None:
-        raise AssertionError
+    cache = _require_options(config, start, cache)
     spec = str(ModelSpec.parse(config.student)) if start.init == "pretrained" else start.init
     known = [record for record in cache.teachers.values() if record.spec == spec]
     if not known:
@@ -82,7 +80,7 @@ def choose_lower(config: TrainConfig, start: Start, cache: CacheSet | None) -> L
     return Lower(teacher, tap)
 
 
-def _require_options(config: TrainConfig, start: Start, cache: CacheSet | None) -> None:
+def _require_options(config: TrainConfig, start: Start, cache: CacheSet | None) -> CacheSet:
     tap = config.train_from
     if cache is None:
         raise UsageError(
@@ -106,3 +104,4 @@ def _require_options(config: TrainConfig, start: Start, cache: CacheSet | None) 
             " that are not cached",
             "Use --teacher-view same; cache --views eval+train:K for augmented ones.",
         )
+    return cache
