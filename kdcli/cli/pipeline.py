@@ -53,9 +53,43 @@ def train_student(
     ] = None,
     init: Annotated[
         str | None,
-        typer.Option("--init", help="pretrained, random or a SPEC; default by the kind of --student."),
+        typer.Option(
+            "--init",
+            help="pretrained, random, xavier, nearest-source or a SPEC; default by the kind of --student.",
+        ),
+    ] = None,
+    freeze: Annotated[
+        str | None, typer.Option("--freeze", help="backbone: train the heads only, on frozen features.")
+    ] = None,
+    train_from: Annotated[
+        str | None,
+        typer.Option(
+            "--train-from",
+            metavar="TAP",
+            help="Keep the layers up to TAP as they start, and read their maps from the cache.",
+        ),
     ] = None,
     test: Annotated[str | None, typer.Option("--test", help="Data set to test on after training.")] = None,
+    validation: Annotated[
+        float | None,
+        typer.Option(
+            "--validation",
+            metavar="SHARE",
+            help="Set this share of each class aside; judge every epoch on it.",
+        ),
+    ] = None,
+    select: Annotated[
+        str | None,
+        typer.Option("--select", help="Epoch to export: last (default), or best on the validation split."),
+    ] = None,
+    lr_grid: Annotated[
+        str | None,
+        typer.Option(
+            "--lr-grid",
+            metavar="RATES",
+            help="Choose among 0.001,0.003,0.01 or 0.0001:0.1:7log on the validation split.",
+        ),
+    ] = None,
     epochs: Annotated[
         int | None, typer.Option("--epochs", help="Passes over the data; default: the method's.")
     ] = None,
@@ -146,9 +180,13 @@ def train_student(
 
     settings = configure(TrainConfig, flags, common)
     chosen = _read_ranking(settings)
-    from kdcli.training.run import train_student as step
+    from kdcli.training.grid import train_grid
+    from kdcli.training.run import train_student as lone_run
 
+    step = lone_run if settings.lr_grid is None else train_grid
     result = step(settings, ranking=chosen).document()
+    export = quote(f"local-dir:{result['out']}/export")
+    console.note(f"the student can be a teacher: kd cache-teachers ... --teacher NAME={export}")
     if json:
         console.document(result)
         return

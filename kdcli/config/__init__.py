@@ -12,6 +12,7 @@ from kdcli.config.steps import (
     RankConfig,
     StepConfig,
     TrainConfig,
+    learning_rates,
 )
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "StepConfig",
     "TrainConfig",
     "command_line",
+    "learning_rates",
     "resolve",
     "to_yaml",
 ]

@@ -125,6 +125,8 @@ def _explain(kind: type[StepConfig], item: Any, origin: Mapping[str, str]) -> st
             allowed = item["ctx"]["expected"]
             choices = [choice.strip("' ") for choice in allowed.replace(" or ", ",").split(",")]
             return f"{name} {value}: must be one of {', '.join(choices)}.{nearest(str(value), choices)}"
+        case "value_error":
+            return f"{name} {value}: {item['ctx']['error']}"
         case _:
             return f"{name} {value}: {item['msg'][0].lower()}{item['msg'][1:]}"
 

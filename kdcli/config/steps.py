@@ -225,10 +225,25 @@ class TrainConfig(StepConfig):
     ranking: str | None = Field(None, description="Ranking JSON of kd rank-sources; - reads standard input.")
     init: str | None = Field(
         None,
-        description="pretrained, random or a SPEC to start from; default: pretrained for "
-        "local-dir:, hf-hub: and ARCH@FILE, random for bare names.",
+        description="pretrained, random, xavier, nearest-source or a SPEC to start from; default: pretrained "
+        "for local-dir:, hf-hub: and ARCH@FILE, random for bare names.",
+    )
+    freeze: Literal["backbone"] | None = Field(
+        None, description="backbone: only the heads train, on features of the frozen start."
+    )
+    train_from: str | None = Field(
+        None, min_length=1, description="Tap up to which the student stays as it starts, read from the cache."
     )
     test: str | None = Field(None, description="Data set to test on after training.")
+    validation: float | None = Field(
+        None, gt=0, lt=1, description="Share of the labelled images to set aside and judge every epoch on."
+    )
+    select: Literal["last", "best"] = Field(
+        "last", description="Which epoch is exported; best: by the validation split."
+    )
+    lr_grid: str | None = Field(
+        None, description="Learning rates to choose among: 0.001,0.003,0.01 or 0.0001:0.1:7log."
+    )
     epochs: int | None = Field(None, ge=1, description="Passes over the data.")
     lr: float | None = Field(
         None, gt=0, description="Peak learning rate (of the heads, where groups differ)."
@@ -297,6 +312,40 @@ class TrainConfig(StepConfig):
     download: bool = Field(
         False, description="Allow a data set to be downloaded.", json_schema_extra=Mechanical
     )
+
+    @field_validator("lr_grid")
+    @classmethod
+    def _known_rates(cls, text: str | None) -> str | None:
+        if text is not None:
+            learning_rates(text)
+        return text
+
+
+def learning_rates(text: str) -> tuple[float, ...]:
+    """The rates of ``--lr-grid``: numbers between commas, or ``FIRST:LAST:COUNTlog``, evenly spaced in log.
+
+    Returns:
+        The rates, ascending, each once; a spaced one is rounded to four digits, so that it can be typed.
+
+    Raises:
+        ValueError: it is neither, holds fewer than two rates, or one that is not positive.
+    """
+    first, *rest = text.split(":")
+    try:
+        if rest:
+            last, count = rest
+            steps = int(count.removesuffix("log")) - 1
+            low, high = float(first), float(last)
+            if not count.endswith("log") or not 0 < low < high or steps < 1:
+                raise ValueError
+            rates = [float(f"{low * (high / low) ** (step / steps):.4g}") for step in range(steps + 1)]
+        else:
+            rates = sorted({float(word) for word in text.split(",")})
+    except ValueError:
+        rates = []
+    if len(rates) < 2 or not all(0 < rate < float("inf") for rate in rates):
+        raise ValueError("must be two or more positive rates, as in 0.001,0.003,0.01 or 0.0001:0.1:7log")
+    return tuple(rates)
 
 
 @final

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import final
 
 from kdcli.models.architectures import Architecture
-from kdcli.models.grammar import TORCHVISION, ModelSpec, WeightsName, default_init
+from kdcli.models.grammar import TORCHVISION, ModelSpec, WeightsName, default_init, only_a_teacher
 from kdcli.models.network import Classifier, head_name, weights_sha256
 from kdcli.models.onnx_models import OnnxArchitecture
 from kdcli.models.timm_models import TimmArchitecture
@@ -12,7 +12,7 @@ from kdcli.models.torchvision_models import TorchvisionArchitecture
 from kdcli.models.weights import load_strictly, read_shapes, with_body_of
 from kdcli.types import Preprocess
 
-__all__ = ["Model", "ModelSpec", "default_init", "open_model", "weights_sha256"]
+__all__ = ["Model", "ModelSpec", "architecture_name", "default_init", "open_model", "weights_sha256"]
 
 
 @final
@@ -86,6 +86,18 @@ def open_model(
         num_features=num_features,
         class_names=architecture.class_names() if classifier.num_classes == own_classes else None,
     )
+
+
+def architecture_name(spec: ModelSpec) -> str:
+    """The architecture of a spec that is to be trained, from its configuration alone; no weights are read.
+
+    Raises:
+        UsageError: an ONNX file, which can only be a teacher.
+        NotFoundError: a folder, or a model of the hub, that is not there.
+    """
+    if spec.kind == "onnx":
+        raise only_a_teacher(spec)
+    return _architecture(spec).name
 
 
 def _architecture(spec: ModelSpec) -> Architecture:

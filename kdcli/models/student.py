@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kdcli.errors import IdentityError, UsageError
+from kdcli.models.cut import Cut
 from kdcli.models.grammar import ONNX, only_a_teacher
 from kdcli.models.network import TimmClassifier
 from kdcli.models.spec import Model
@@ -50,6 +51,8 @@ class Student(nn.Module):
         self._extra = nn.ModuleList(nn.Linear(model.num_features, width) for width in heads.values())
         self._extra_names = tuple(heads)
         self._frozen_batchnorm = False
+        self._frozen_backbone = False
+        self._cut: Cut | None = None
 
     @property
     def heads(self) -> dict[str, nn.Linear]:
@@ -58,26 +61,65 @@ class Student(nn.Module):
         extra = zip(self._extra_names, self._extra, strict=True)
         return {name: head for name, head in [*own.items(), *extra] if isinstance(head, nn.Linear)}
 
-    def forward(self, images: Float[Tensor, "b 3 h w"], heads: Sequence[str] | None = None) -> StudentOutput:
+    def forward(
+        self,
+        images: Float[Tensor, "b 3 h w"] | None,
+        heads: Sequence[str] | None = None,
+        feature_map: Float[Tensor, "b c h w"] | None = None,
+    ) -> StudentOutput:
         """Features, and logits of the heads asked for.
 
         Args:
-            images: normalised images.
+            images: normalised images; not looked at where their feature map is given.
             heads: names of heads; default: all.
+            feature_map: what the layers up to the cut gave of the images; see :meth:`freeze_up_to`.
         """
-        features = self.network.features(images)
+        features = self._features(images, feature_map)
         known = self.heads
         names = known if heads is None else heads
         return StudentOutput(features, {name: known[name](features) for name in names})
 
+    def _features(self, images: Tensor | None, feature_map: Tensor | None) -> Float[Tensor, "b d"]:
+        if feature_map is not None:
+            if self._cut is None:
+                raise ValueError("a feature map for a student that is not cut")
+            return self._cut.features(self.network, feature_map)
+        if images is None:
+            raise ValueError("neither images nor their feature map")
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._frozen_backbone):
+            return self.network.features(images)
+
     def train(self, mode: bool = True) -> "Student":
-        """As in torch, but frozen batch norms stay in eval mode."""
+        """As in torch, but what is frozen stays in eval mode."""
         super().train(mode)
         if self._frozen_batchnorm:
             for module in self.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
+        if self._frozen_backbone:
+            self.network.eval()
+        for layer in self._cut.lower if self._cut is not None else ():
+            layer.eval()
         return self
+
+    def freeze_backbone(self) -> None:
+        """Train the heads only: the backbone gives the features of eval mode and gets no gradient."""
+        self._frozen_backbone = True
+        in_heads = {id(parameter) for head in self.heads.values() for parameter in head.parameters()}
+        for parameter in self.parameters():
+            parameter.requires_grad_(id(parameter) in in_heads)
+        self.train(self.training)
+
+    def freeze_up_to(self, cut: Cut) -> None:
+        """Train what comes after a cut only: the layers before it stay in eval mode and get no gradient.
+
+        Args:
+            cut: of this student's network.
+        """
+        self._cut = cut
+        for layer in cut.lower:
+            layer.requires_grad_(False)
+        self.train(self.training)
 
     def set_batchnorm(self, frozen: bool) -> None:
         """Freeze the running statistics of batch norms (P1) or update them; scale and shift always train.

@@ -65,6 +65,15 @@ def tap_shapes(model: Model, taps: Sequence[str]) -> dict[str, tuple[int, int, i
     return {tap: (maps[tap].shape[1], maps[tap].shape[2], maps[tap].shape[3]) for tap in taps}
 
 
+def require_tap(model: Model, tap: str) -> None:
+    """Make sure that a model has a tap.
+
+    Raises:
+        UsageError: it has none of that name; the nearest and the others are named.
+    """
+    _require_taps(model, [tap])
+
+
 def _require_taps(model: Model, taps: Sequence[str]) -> None:
     known = model.network.taps
     for tap in taps:

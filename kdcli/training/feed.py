@@ -135,6 +135,7 @@ class Feed(Dataset[FeedBatch | KdError]):
         preprocess: size and interpolation of the student's input.
         rule: which view an epoch shows.
         recording: cached outputs, if any.
+        decoded: whether the images are looked at; if not, batches have no pixels, only cached outputs.
     """
 
     def __init__(
@@ -143,7 +144,9 @@ class Feed(Dataset[FeedBatch | KdError]):
         preprocess: Preprocess,
         rule: ViewRule | EvalRule,
         recording: Recording | None = None,
+        decoded: bool = True,
     ) -> None:
+        self._decoded = decoded
         self._data, self._rule, self._recording = data, rule, recording
         self._render: Render = (preprocess.size, preprocess.interpolation)
         self._drawer = Drawer(data, rule.views, [self._render], range(len(data)))
@@ -162,6 +165,8 @@ class Feed(Dataset[FeedBatch | KdError]):
 
     def _batch(self, ticket: Ticket) -> FeedBatch:
         positions, view = ticket.positions, self._rule.student(ticket.epoch)
+        if not self._decoded:
+            return self._undecoded(ticket)
         encoded = [self._data.encoded(int(position)) for position in positions]
         recording = self._recording
         if recording is not None:
@@ -181,6 +186,16 @@ class Feed(Dataset[FeedBatch | KdError]):
             torch.from_numpy(positions),
             {} if recording is None else recording.outputs(positions, self._rule.teacher(ticket.epoch)),
             mixed,
+        )
+
+    def _undecoded(self, ticket: Ticket) -> FeedBatch:
+        """A batch of what the cache holds; no image is read."""
+        positions, recording = ticket.positions, self._recording
+        return FeedBatch(
+            torch.empty((len(positions), 0, 0, 3), dtype=torch.uint8),
+            torch.from_numpy(self._data.labels[positions]),
+            torch.from_numpy(positions),
+            {} if recording is None else recording.outputs(positions, self._rule.teacher(ticket.epoch)),
         )
 
     def _live(

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
 
@@ -19,7 +20,7 @@ from torch.optim import Optimizer
 
 from kdcli.console import console
 from kdcli.errors import DeviceError, DivergedError, KdError, StoppedEarly
-from kdcli.models.student import Student
+from kdcli.models.student import Student, StudentOutput
 from kdcli.models.teacher import normalise
 from kdcli.objectives.base import Batch, Objective, Settings
 from kdcli.runtime import StopFlag
@@ -34,6 +35,7 @@ from kdcli.training.state import (
     write_metrics,
 )
 from kdcli.training.student import Built
+from kdcli.training.validation import Watch
 from kdcli.types import AmpName
 
 CHECKPOINT_SECONDS = 10.0
@@ -133,7 +135,7 @@ class Engine:
         self._on_batch = on_batch
         self.accelerator = accelerator
         self.student, self.objective = built.student, built.objective
-        self._preprocess = built.model.preprocess
+        self._preprocess, self._lower = built.model.preprocess, built.lower
         self.student.to(memory_format=torch.channels_last)
         optimizer = make_optimizer(self.student, self.objective, settings)
         self._schedule = make_schedule(optimizer, settings, steps)
@@ -148,6 +150,11 @@ class Engine:
     def lr(self) -> float:
         """Learning rate of the heads in the last step."""
         return float(max(group["lr"] for group in self._plain_optimizer.param_groups))
+
+    def resume_after(self, steps: int) -> None:
+        """Take the learning rate of the last of ``steps`` steps: an epoch that only has to be judged logs it."""
+        if steps:
+            self._schedule.step_update(schedule_time(steps - 1))
 
     def stateful(self) -> Stateful:
         """What a checkpoint captures."""
@@ -173,7 +180,7 @@ class Engine:
             self._on_batch(batch)
         with _memory_errors(len(batch.labels)):
             batch = batch.to(self.accelerator.device)
-            output = self._student(normalise(batch.pixels, self._preprocess), self._heads)
+            output = self._forward(batch)
             parts = self._objective(output, batch.teacher, Batch(batch.labels, batch.index, batch.mixed))
             values = self._values(parts)
             self._require_finite(values, number)
@@ -181,6 +188,14 @@ class Engine:
             self.accelerator.backward(parts["loss"])
             self._optimizer.step()
         return values
+
+    def _forward(self, batch: FeedBatch) -> StudentOutput:
+        output: StudentOutput
+        if self._lower is not None:
+            output = self._student(None, self._heads, self._lower.maps(batch.teacher))
+        else:
+            output = self._student(normalise(batch.pixels, self._preprocess), self._heads)
+        return output
 
     def _values(self, parts: dict[str, Tensor]) -> dict[str, float]:
         together = torch.stack([part.detach().float() for part in parts.values()])  # one wait for the device
@@ -207,6 +222,7 @@ def fit(
     epochs: int,
     folder: Path,
     stop: StopFlag,
+    watch: Watch | None = None,
 ) -> Progress:
     """Train to the end, from the last checkpoint in ``folder`` if there is one.
 
@@ -218,6 +234,7 @@ def fit(
         epochs: of the whole training.
         folder: OUT.
         stop: raised by a signal.
+        watch: judges the student after every epoch, if anything does.
 
     Raises:
         StoppedEarly: a signal arrived; everything is saved.
@@ -225,9 +242,12 @@ def fit(
         KdError: a batch could not be made.
     """
     checkpoints, metrics, stateful = folder / "state", folder / "metrics.jsonl", engine.stateful()
+    if watch is not None and watch.best is not None:
+        stateful = replace(stateful, modules={**stateful.modules, "best": watch.best})
     progress = Progress()
     if (place := latest_checkpoint(checkpoints)) is not None:
         progress = load_checkpoint(place, stateful)
+        engine.resume_after(progress.steps)
         console.note(f"going on from step {progress.steps} (epoch {progress.epoch + 1} of {epochs})")
     main = engine.accelerator.is_main_process
     if main:
@@ -241,7 +261,13 @@ def fit(
                 bar.advance(1, loss=f"{values['loss']:.4f}", epoch=f"{progress.epoch + 1}/{epochs}")
                 if stop and progress.step < order.batches:
                     _stop(checkpoints, stateful, progress, main, stop)
-            document = progress.close_epoch({"lr": engine.lr, "view": rule.student(progress.epoch)})
+            facts = {"lr": engine.lr, "view": rule.student(progress.epoch)}
+            if watch is not None:
+                try:
+                    facts |= watch.after_epoch(progress.epoch + 1)
+                except StoppedEarly:  # before the epoch is closed: it is judged when the run goes on
+                    _stop(checkpoints, stateful, progress, main, stop)
+            document = progress.close_epoch(facts)
             if main:
                 append_metrics(metrics, document)
             if main and not stop and time.monotonic() - saved >= CHECKPOINT_SECONDS:

@@ -8,6 +8,8 @@ state/              the last checkpoint, until the run is finished
 heads.safetensors   all heads of the student
 export/             the student as timm opens it
 result.json         the result; its presence marks the run as finished
+grid.json           with --lr-grid: its rates, and those that diverged; marks the folder as kd's, too
+lr-RATE/            with --lr-grid: the run at that rate
 """
 
 import json
@@ -25,6 +27,7 @@ from kdcli.training.plan import Pins, Plan
 from kdcli.types import differences
 
 _FILES = ("result.json", "config.yaml", "ranking.json", "metrics.jsonl", "heads.safetensors")
+GRID = "grid.json"
 _EXPORT = ("config.json", "model.safetensors")
 _MAX_SHOWN = 8
 
@@ -48,7 +51,8 @@ def require_folder(out: Path) -> None:
             f"--out {out} cannot be written: no permission in {place}", "Choose another --out."
         )
     with storage_errors(out):
-        foreign = out.is_dir() and not (out / "run.json").is_file() and any(out.iterdir())
+        marked = any((out / marker).is_file() for marker in ("run.json", GRID))
+        foreign = out.is_dir() and not marked and any(out.iterdir())
     if foreign:
         raise OutputExistsError(
             f"--out {out} is not empty and holds no kd run",
@@ -102,7 +106,7 @@ def begin(plan: Plan) -> None:
     """
     out, config = plan.config.out, plan.config
     if config.overwrite and (out / "run.json").is_file():
-        _remove_run(out)
+        remove_run(out)
     with storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     if not (out / "run.json").is_file():  # first of all files: it says whose folder this is
@@ -123,7 +127,7 @@ def forget_checkpoints(out: Path) -> None:
             shutil.rmtree(out / "state")
 
 
-def _remove_run(out: Path) -> None:
+def remove_run(out: Path) -> None:
     """Remove what kd wrote, the marker last: a kill in between leaves a folder that is still kd's."""
     forget_checkpoints(out)
     with storage_errors(out):
@@ -132,4 +136,4 @@ def _remove_run(out: Path) -> None:
         export = out / "export"
         if export.is_dir() and not any(export.iterdir()):
             export.rmdir()
-        (out / "run.json").unlink()
+        (out / "run.json").unlink(missing_ok=True)

@@ -20,9 +20,11 @@ from kdcli.objectives.base import Method, Settings, Setup
 from kdcli.objectives.registry import METHODS
 from kdcli.runtime import pick_device
 from kdcli.training.feed import ViewRule
+from kdcli.training.lower import Lower, choose_lower
 from kdcli.training.recorded import Recording, require_partners
-from kdcli.training.student import resolve_init
-from kdcli.training.teachers import Teachers, choose_teachers, joint_id, require_options
+from kdcli.training.student import NEAREST_SOURCE, UNTRAINED, Start, resolve_start
+from kdcli.training.teachers import Teachers, choose_teachers, joint_id, ranked_records, require_options
+from kdcli.training.validation import split_off
 from kdcli.types import Ranking
 
 DEFAULT_RECIPE = "imagenet"
@@ -44,8 +46,10 @@ class Plan:
         recording: the open cache and the rows of ``data`` in it; None without a cache.
         teachers: who is used, with which weight; None without teachers.
         ranking: the ranking that gave the weights, if any.
-        init: ``pretrained``, ``random`` or the spec of the model that the student starts from.
+        start: what the student starts from.
         device: where it runs.
+        lower: what the cache holds of the student's lower part, with ``--train-from``.
+        validation: labelled images that were set aside of ``data``, if any.
     """
 
     config: TrainConfig
@@ -57,8 +61,15 @@ class Plan:
     recording: Recording | None
     teachers: Teachers | None
     ranking: Ranking | None
-    init: str
+    start: Start
     device: str
+    lower: Lower | None = None
+    validation: ImageData | None = None
+
+    @property
+    def init(self) -> str:
+        """``pretrained``, ``random``, ``xavier`` or the spec of the model that the student starts from."""
+        return self.start.init
 
     @property
     def num_classes(self) -> int:
@@ -117,6 +128,11 @@ class Plan:
             else {name: record.id for name, record in teachers.records.items()},
             "weights": {} if teachers is None else dict(teachers.weights),
             "generalist": teachers.generalist.name if teachers and teachers.generalist else None,
+            "freeze": config.freeze,
+            "started_from": None if self.start.record is None else self.start.record.id,
+            "train_from": None if self.lower is None else f"{self.lower.tap} of {self.lower.teacher.id}",
+            "validation": config.validation,
+            "select": config.select if self.validation is not None else None,
         }
 
 
@@ -152,7 +168,11 @@ def make_plan(config: TrainConfig, ranking: Ranking | None = None, pins: Pins | 
     """
     method, pins = METHODS[config.method], pins or Pins()
     config = _without_unused(config, method)
-    ranking = ranking if "ranking" in method.options else None
+    if config.lr_grid is not None:
+        raise UsageError(
+            "--lr-grid makes several runs, and this is one", "Call kdcli.training.grid.train_grid."
+        )
+    ranked, ranking = ranking, ranking if "ranking" in method.options else None
     settings = _settings(config, method.defaults)
     require_options(config, method, ranking)
     student = ModelSpec.parse(config.student)
@@ -161,12 +181,19 @@ def make_plan(config: TrainConfig, ranking: Ranking | None = None, pins: Pins | 
     teachers = None
     if cache is not None and method.needs.kinds:
         teachers = choose_teachers(config, method, settings, cache, ranking, pins.teachers)
-    init = resolve_init(config.init, student, teachers.generalist if teachers is not None else None)
-    settings = _fit_batchnorm(config, settings, init)
+    start = resolve_start(
+        config.init,
+        student,
+        teachers.generalist if teachers is not None else None,
+        lambda: ranked_records(ranked, cache, config),
+    )
+    settings = _fit_batchnorm(config, settings, start.init)
+    lower = choose_lower(config, start, cache)
     rule = _views(config, cache, pins.train_views)
     everything = open_data(config.data, data_root=config.data_root, download=config.download)
     data = everything if method.needs.kinds else _labelled(everything)
-    recording, data = _record(config, method, settings, data, cache, teachers, rule)
+    data, validation = split_off(config, method, data)
+    recording, data = _record(config, method, settings, data, cache, teachers, lower, rule)
     if method.needs.labels:
         _require_classes(data, config.data)
     test = _test_data(config)
@@ -176,7 +203,7 @@ def make_plan(config: TrainConfig, ranking: Ranking | None = None, pins: Pins | 
             "data": everything.location,
             "test": None if test is None else test.location,
             "student": str(student),
-            "init": init,
+            "init": NEAREST_SOURCE if config.init == NEAREST_SOURCE else start.init,
             "teacher": () if teachers is None else tuple(teachers.records),
             "cache": tuple(path.absolute() for path in config.cache),
             "recipe": rule.views.recipe,
@@ -184,7 +211,21 @@ def make_plan(config: TrainConfig, ranking: Ranking | None = None, pins: Pins | 
             "data_root": None if config.data_root is None else config.data_root.absolute(),
         }
     )
-    return Plan(config, method, settings, data, test, rule, recording, teachers, ranking, init, device)
+    return Plan(
+        config,
+        method,
+        settings,
+        data,
+        test,
+        rule,
+        recording,
+        teachers,
+        ranked if config.init == NEAREST_SOURCE else ranking,
+        start,
+        device,
+        lower,
+        validation,
+    )
 
 
 # --- options ----------------------------------------------------------------------------------
@@ -200,7 +241,8 @@ def _unused(method: Method) -> set[str]:
 
 def _without_unused(config: TrainConfig, method: Method) -> TrainConfig:
     # Said, not refused: a script that loops over methods gives all of them the same options.
-    given = [name for name in _METHOD_OPTIONS if name not in method.options and getattr(config, name)]
+    used = method.options | ({"ranking"} if config.init == NEAREST_SOURCE else set())
+    given = [name for name in _METHOD_OPTIONS if name not in used and getattr(config, name)]
     if given:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         console.note(f"{method.name} does not use {flags}")
@@ -223,10 +265,24 @@ def _settings(config: TrainConfig, defaults: Settings) -> Settings:
 
 def _fit_batchnorm(config: TrainConfig, settings: Settings, init: str) -> Settings:
     """Freezing keeps the statistics of the weights a student starts from. Random weights have none."""
-    if settings.bn == "train" or config.bn is not None or init != "random":
+    if config.freeze is not None:
+        return _fit_frozen(config, settings, init)
+    if settings.bn == "train" or config.bn is not None or init not in UNTRAINED:
         return settings
     console.note("the student starts from random weights, so BatchNorm statistics are trained, not frozen")
     return replace(settings, bn="train")
+
+
+def _fit_frozen(config: TrainConfig, settings: Settings, init: str) -> Settings:
+    """A frozen backbone has no statistics to update, and no learning rate."""
+    if config.bn == "train" or config.backbone_lr_scale:
+        flag = "--bn train" if config.bn == "train" else f"--backbone-lr-scale {config.backbone_lr_scale:g}"
+        raise UsageError(
+            f"--freeze {config.freeze}, but {flag} would change the backbone", "Leave one of them out."
+        )
+    if init in UNTRAINED:
+        console.warn(f"--freeze {config.freeze} with --init {init}: the heads learn from untrained features")
+    return replace(settings, bn="frozen", backbone_lr_scale=0.0)
 
 
 def _device(config: TrainConfig) -> str:
@@ -291,6 +347,7 @@ def _record(
     data: ImageData,
     cache: CacheSet | None,
     teachers: Teachers | None,
+    lower: Lower | None,
     rule: ViewRule,
 ) -> tuple[Recording | None, ImageData]:
     """Find the data in the cache, and leave out what the teachers have no outputs for."""
@@ -298,7 +355,10 @@ def _record(
         return None, data
     rows = cache.rows_of(data, check_content=False)  # the feed compares the bytes as it decodes them
     views = sorted({rule.teacher(epoch) for epoch in range(settings.epochs)} & set(range(cache.view_count)))
-    reads = {} if teachers is None else dict.fromkeys(teachers.weights, sorted(method.needs.kinds))
+    kinds: tuple[str, ...] = tuple(sorted(method.needs.kinds))
+    reads = {} if teachers is None else dict.fromkeys(teachers.weights, kinds)
+    if lower is not None:
+        reads = lower.with_maps(reads)
     if config.stage is not None:
         cache.stage(Needs(reads, rows, tuple(views)), config.stage)
     usable = cache.require(reads, rows, views, config.allow_partial)

@@ -32,6 +32,7 @@ from kdcli.training.plan import Plan, make_plan
 from kdcli.training.recorded import Recording
 from kdcli.training.resident import DeviceFed, bring_near
 from kdcli.training.student import Built, build_student
+from kdcli.training.validation import Watch
 from kdcli.types import Ranking
 
 
@@ -144,6 +145,17 @@ def _say(plan: Plan) -> None:
         f"weight decay {numbers.weight_decay:g}, {numbers.schedule}, {numbers.epochs} epochs "
         f"of batches of {numbers.batch_size}, BatchNorm {numbers.bn}"
     )
+    if config.freeze is not None:
+        console.note("the backbone is frozen; the heads train on its features of eval mode")
+    if plan.lower is not None:
+        console.note(
+            f"the layers up to {plan.lower.tap} stay as they are; their maps are read as teacher "
+            f"'{plan.lower.teacher.name}' stored them ({plan.lower.teacher.dtype})"
+        )
+    if plan.validation is not None:
+        console.note(
+            f"{len(plan.validation)} labelled images are set aside; the {config.select} epoch is exported"
+        )
     if plan.teachers is not None:
         shares = ", ".join(f"{name} {weight:.4g}" for name, weight in plan.teachers.weights.items())
         label = f", label weight {numbers.label_weight:g}" if plan.method.needs.labels else ""
@@ -164,14 +176,21 @@ def _train(plan: Plan, built: Built, on_batch: Callable[[FeedBatch], None] | Non
     )
     recording, held = plan.recording, None
     if recording is not None:
-        recording = Recording(recording.cache, recording.rows, built.objective.reads())
+        reads = built.objective.reads()
+        if plan.lower is not None:
+            reads = plan.lower.with_maps(reads)
+        recording = Recording(recording.cache, recording.rows, reads)
         recording, held = bring_near(config, recording, plan.rule, numbers.epochs, accelerator.device)
-    feed = Feed(plan.data, built.model.preprocess, plan.rule, recording)
+    # Maps are all that a cut student sees; images that are mixed are drawn, for the labels of their partners.
+    decoded = plan.lower is None or plan.rule.views.mixes
+    feed = Feed(plan.data, built.model.preprocess, plan.rule, recording, decoded)
     engine = Engine(built, numbers, order.batches * numbers.epochs, accelerator, on_batch)
     loader = make_loader(feed, order, workers, accelerator.device)
     batches = loader if held is None else DeviceFed(loader, order, plan.rule, held)
     with stop_signals() as stop:
-        progress = fit(engine, batches, order, plan.rule, numbers.epochs, config.out, stop)
+        watch = _watch(plan, built, accelerator.device, workers, stop)
+        progress = fit(engine, batches, order, plan.rule, numbers.epochs, config.out, stop, watch)
+        validation = None if watch is None else watch.settle(progress.history)
         started = time.perf_counter()
         test = _test(plan, built, accelerator.device, workers, stop)
     _write_student(plan, built, config.out)
@@ -187,6 +206,7 @@ def _train(plan: Plan, built: Built, on_batch: Callable[[FeedBatch], None] | Non
             "student": config.student,
             "init": plan.init,
             "images": len(plan.data),
+            **({} if validation is None else {"validation": {"images": _count(plan), **validation}}),
             "weights": {} if plan.teachers is None else dict(plan.teachers.weights),
             "teachers": {} if plan.teachers is None else {n: r.id for n, r in plan.teachers.records.items()},
             "seed": config.seed,
@@ -195,6 +215,24 @@ def _train(plan: Plan, built: Built, on_batch: Callable[[FeedBatch], None] | Non
             "versions": versions(),
         },
     )
+
+
+def _count(plan: Plan) -> int:
+    return 0 if plan.validation is None else len(plan.validation)
+
+
+def _watch(plan: Plan, built: Built, device: torch.device, workers: int, stop: StopFlag) -> Watch | None:
+    data = plan.validation
+    if data is None:
+        return None
+    student, size = built.student, plan.settings.batch_size
+
+    def judge() -> dict[str, float]:
+        return accuracy(
+            student, LABEL_HEAD, data, data.labels, built.model.preprocess, device, size, workers, stop
+        )
+
+    return Watch(student, judge, plan.config.select == "best")
 
 
 def _test(

@@ -1,5 +1,6 @@
 """The student: what it starts from, and its heads."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, final
 
@@ -8,32 +9,64 @@ from torch import nn
 
 from kdcli.cache.provenance import TeacherRecord
 from kdcli.errors import IdentityError, NotFoundError, UsageError, nearest
-from kdcli.models.grammar import TORCHVISION
-from kdcli.models.spec import Model, ModelSpec, default_init, open_model, weights_sha256
+from kdcli.models.cut import cut_at
+from kdcli.models.spec import (
+    Model,
+    ModelSpec,
+    architecture_name,
+    default_init,
+    open_model,
+    weights_sha256,
+)
 from kdcli.models.student import Student
-from kdcli.models.timm_models import TimmArchitecture
-from kdcli.models.torchvision_models import TorchvisionArchitecture
 from kdcli.objectives.base import Objective
 from kdcli.types import Difference
 
 if TYPE_CHECKING:
+    from kdcli.training.lower import Lower
     from kdcli.training.plan import Plan
 
+FRESH = ("pretrained", "random", "xavier")
+"""Values of ``--init`` that name no model: the student's own weights, or none."""
+UNTRAINED = ("random", "xavier")
+NEAREST_SOURCE = "nearest-source"
 
-def architecture_name(spec: ModelSpec) -> str:
-    """The architecture of a spec, from its configuration alone; no weights are read."""
-    known = TorchvisionArchitecture(spec) if spec.name.startswith(TORCHVISION) else TimmArchitecture(spec)
-    return known.name
+
+@final
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a student starts from.
+
+    Attributes:
+        init: ``pretrained``, ``random``, ``xavier``, or the spec of a model.
+        record: the cached teacher that this model is, if the student starts from it as a teacher: its weights
+            must still be those that were cached.
+    """
+
+    init: str
+    record: TeacherRecord | None = None
 
 
-def resolve_init(init: str | None, student: ModelSpec, generalist: TeacherRecord | None) -> str:
-    """What the student starts from: ``pretrained``, ``random``, or the spec of a model.
+def resolve_start(
+    init: str | None,
+    student: ModelSpec,
+    generalist: TeacherRecord | None,
+    sources: Callable[[], Sequence[TeacherRecord]] | None = None,
+) -> Start:
+    """What the student starts from.
 
     A student of the generalist's architecture starts from the generalist (P1 section 2); any other
     from ``--init``, by default pretrained where the student's spec names weights and random for bare names.
 
+    Args:
+        init: what ``--init`` says.
+        student: the student's spec.
+        generalist: the generalist, if the method has one.
+        sources: gives the ranking's sources, best first, or refuses; asked for ``nearest-source`` only.
+
     Raises:
-        UsageError: ``--init`` contradicts that, or names a model of another architecture.
+        UsageError: ``--init`` contradicts that, or names a model of another architecture, or no source of the
+            ranking has the student's.
         NotFoundError: it names no model.
     """
     own = architecture_name(student)
@@ -44,28 +77,46 @@ def resolve_init(init: str | None, student: ModelSpec, generalist: TeacherRecord
                 f"--init {init}, but a {own} starts from its generalist '{generalist.name}' ({start})",
                 "Leave --init out, or choose a student of another architecture.",
             )
-        return start
+        return Start(start, generalist)
     if init is None:
-        return default_init(student)
-    if init in ("pretrained", "random"):
-        return init
+        return Start(default_init(student))
+    if init in FRESH:
+        return Start(init)
+    if init == NEAREST_SOURCE:
+        return _nearest_source(own, sources() if sources is not None else ())
+    return Start(str(_named(init, own)))
+
+
+def _nearest_source(own: str, sources: Sequence[TeacherRecord]) -> Start:
+    """The best source of the student's architecture (P2 Table 1: "fine-tune selected source")."""
+    for record in sources:
+        if record.architecture == own:
+            return Start(str(ModelSpec.parse(record.spec)), record)
+    known = ", ".join(f"{record.architecture} ({record.name})" for record in sources)
+    raise UsageError(
+        f"--init {NEAREST_SOURCE}: no source of the ranking is a {own}",
+        f"Choose a student of one of their architectures: {known or 'there are none'}.",
+    )
+
+
+def _named(init: str, own: str) -> ModelSpec:
     try:
-        start_spec = ModelSpec.parse(init)
+        start = ModelSpec.parse(init)
     except NotFoundError as error:
         from timm import list_models
 
-        near = nearest(init, ("pretrained", "random", *list_models()))
+        near = nearest(init, (*FRESH, NEAREST_SOURCE, *list_models()))
         if near and near not in error.message:
             raise UsageError(
-                f"--init {init}: must be pretrained, random or a model.{near}", error.hint
+                f"--init {init}: must be {', '.join(FRESH)}, {NEAREST_SOURCE} or a model.{near}", error.hint
             ) from error
         raise
-    if (other := architecture_name(start_spec)) != own:
+    if (other := architecture_name(start)) != own:
         raise UsageError(
             f"--init {init} is a {other}, the student a {own}",
             "Start from a model of the student's architecture.",
         )
-    return str(start_spec)
+    return start
 
 
 @final
@@ -77,11 +128,13 @@ class Built:
         model: the open network and how it wants its pixels.
         student: the same network with the objective's heads.
         objective: what it learns from.
+        lower: what the cache holds of its lower part, with ``--train-from``.
     """
 
     model: Model
     student: Student
     objective: Objective
+    lower: "Lower | None" = None
 
 
 def build_student(plan: "Plan") -> Built:
@@ -92,24 +145,30 @@ def build_student(plan: "Plan") -> Built:
 
     Raises:
         NotFoundError: the weights cannot be had.
-        IdentityError: the generalist's weights are not those that were cached.
-        UsageError: BatchNorm cannot work with one image a step.
+        IdentityError: the weights of a teacher that it starts from are not those that were cached.
+        UsageError: BatchNorm cannot work with one image a step, or the network cannot be cut at ``--train-from``.
     """
     config, seed = plan.config, plan.config.seed
+    for record in (plan.start.record, plan.lower.teacher if plan.lower is not None else None):
+        if record is not None:
+            _require_as_cached(record)
     torch.manual_seed(seed)
-    fresh = plan.init in ("pretrained", "random")
     model = open_model(
-        config.student if fresh else plan.init,
-        weights="random" if plan.init == "random" else "pretrained",
+        config.student if plan.init in FRESH else plan.init,
+        weights="random" if plan.init in UNTRAINED else "pretrained",
         num_classes=plan.num_classes,
         image_size=config.image_size,
     )
-    if not fresh and plan.teachers is not None and plan.teachers.generalist is not None:
-        _require_generalist(model, plan.teachers.generalist)
+    if plan.init == "xavier":
+        draw_xavier(model.network.plain)
     objective = plan.method.build(plan.setup())
     torch.manual_seed(seed)
     student = Student(model, objective.heads())
     student.set_batchnorm(frozen=plan.settings.bn == "frozen")
+    if config.freeze == "backbone":
+        student.freeze_backbone()
+    if plan.lower is not None:
+        student.freeze_up_to(cut_at(model, plan.lower.tap))
     if (
         plan.settings.bn == "train"
         and min(plan.settings.batch_size, len(plan.data)) == 1
@@ -119,15 +178,29 @@ def build_student(plan: "Plan") -> Built:
             "batch size 1 leaves BatchNorm nothing to average over",
             "Use --batch-size 2 or more, or --bn frozen.",
         )
-    return Built(model, student, objective)
+    return Built(model, student, objective, plan.lower)
 
 
-def _require_generalist(model: Model, record: TeacherRecord) -> None:
-    if model.spec != str(ModelSpec.parse(record.spec)):
-        return  # the architectures differ, and --init names another start
-    if (now := weights_sha256(model.network)) != record.weights:
+def draw_xavier(network: nn.Module) -> None:
+    """Draw all weights of convolutions and linear layers from N(0, 2 / (fan_in + fan_out)); biases become 0.
+
+    That is how P4 (Algorithm 1, steps 2 and 16) prints Xavier initialisation. Norms keep their start.
+
+    Args:
+        network: the whole student, its classifier included; drawn from torch's generator, layer by layer.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
+            nn.init.xavier_normal_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def _require_as_cached(record: TeacherRecord) -> None:
+    # At its own size and with its own classes, as it was cached: the student may have others.
+    if (now := weights_sha256(open_model(record.spec).network)) != record.weights:
         raise IdentityError(
-            f"{record.spec} is not the generalist that was cached any more",
+            f"{record.spec} is not the teacher '{record.name}' that was cached any more",
             f"Restore its weights, or cache it anew under another name: --teacher OTHER={record.spec}",
             [Difference("weights", record.weights, now)],
         )

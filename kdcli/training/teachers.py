@@ -87,7 +87,7 @@ def choose_teachers(
             f"Cached teachers: {', '.join(cache.teachers) or 'none yet'}.",
         )
     if ranking is not None:
-        _require_same_sources(ranking, cache, config)
+        require_same_sources(ranking, cache, config)
     names = _names(config, cache, ranking, pinned)
     generalist = cache.teacher(config.generalist) if config.generalist is not None else None
     choice = Choice(names, ranking, config.generalist, settings.generalist_weight)
@@ -134,7 +134,33 @@ def _require_agreement(
         )
 
 
-def _require_same_sources(ranking: Ranking, cache: CacheSet, config: TrainConfig) -> None:
+def ranked_records(
+    ranking: Ranking | None, cache: CacheSet | None, config: TrainConfig
+) -> list[TeacherRecord]:
+    """The cached teachers that ``--init nearest-source`` chooses among, the highest score first.
+
+    Raises:
+        UsageError: no ranking or no cache is given.
+        IdentityError: the ranking is of other teachers than the cache holds.
+    """
+    if ranking is None or cache is None:
+        lacking = "--ranking" if ranking is None else "--cache"
+        raise UsageError(
+            f"--init nearest-source needs {lacking}: it starts from the ranking's best source, as it was cached",
+            f"kd rank-sources {cache_flags(config)} --json > ranking.json, then add "
+            f"{cache_flags(config)} --ranking ranking.json here",
+        )
+    require_same_sources(ranking, cache, config)
+    best_first = sorted(ranking.sources, key=lambda source: -source.score)
+    return [cache.teacher(source.name) for source in best_first]
+
+
+def require_same_sources(ranking: Ranking, cache: CacheSet, config: TrainConfig) -> None:
+    """Refuse a ranking of other teachers than the cache holds.
+
+    Raises:
+        IdentityError: naming every source that differs.
+    """
     found: list[Difference] = []
     for source in ranking.sources:
         record = cache.teacher(source.name) if source.name in cache.teachers else None

@@ -1,0 +1,148 @@
+"""A network cut at a tap: what comes before it stays as it is, what comes after runs from its feature map."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from kdcli.errors import UsageError
+from kdcli.models.network import Classifier, TimmClassifier, nearly_equal, synthetic_image
+from kdcli.models.spec import Model
+from kdcli.models.taps import require_tap
+
+_HINT = (
+    "Networks whose stages follow each other can be cut: ResNet, RegNet, EfficientNet, MobileNetV3, ConvNeXt."
+)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A timm network in two parts, by the layers that its forward runs one after the other.
+
+    Attributes:
+        tap: name of the last layer of the lower part.
+        lower: the layers up to it, in order.
+        upper: the layers after it, in order, as far as the pooling.
+    """
+
+    tap: str
+    lower: tuple[nn.Module, ...]
+    upper: tuple[nn.Module, ...]
+
+    def features(self, network: Classifier, feature_map: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
+        """Pooled features of images whose feature map at the tap is given.
+
+        Args:
+            network: the network that was cut.
+            feature_map: what its lower part gave.
+        """
+        plain: Any = network.plain
+        for layer in self.upper:
+            feature_map = layer(feature_map)
+        pooled: Tensor = plain.forward_head(feature_map, pre_logits=True)
+        return pooled
+
+
+@final
+@dataclass(slots=True)
+class _Call:
+    """One layer of a traced forward: what went in and what came out."""
+
+    name: str
+    layer: nn.Module
+    inputs: tuple[Any, ...]
+    output: Any
+
+
+def cut_at(model: Model, tap: str) -> Cut:
+    """Cut a network at a tap, where that can be done honestly.
+
+    One image is followed through the network: each layer must be handed exactly what the one before it
+    gave, and both parts together must give the features of the whole.
+
+    Args:
+        model: an open timm model; its network is put into eval mode.
+        tap: one of timm's feature_info names.
+
+    Raises:
+        UsageError: there is no such tap, or the network does more than run its layers in turn.
+    """
+    require_tap(model, tap)
+    network = model.network.eval()
+    if not isinstance(network, TimmClassifier):
+        raise UsageError(f"--train-from {tap}: only timm's networks can be cut", _HINT)
+    refuse = _refusal(model, tap)
+    parameter = next(network.parameters(), torch.zeros(()))
+    image = synthetic_image(model.preprocess.size).to(parameter.device)
+    units = _units(network.plain, tap, refuse)
+    with torch.no_grad():
+        calls, result = _follow(network.plain, units, image)
+        _require_chain(calls, image, result, refuse)
+        names = [call.name for call in calls]
+        if tap not in names:
+            raise refuse(f"its forward does not run '{tap}' by itself")
+        place = names.index(tap) + 1
+        cut = Cut(tap, tuple(c.layer for c in calls[:place]), tuple(c.layer for c in calls[place:]))
+        whole, maps = network.features_and_maps(image, [tap])
+        handed_on = calls[place - 1].output
+        if handed_on.shape != maps[tap].shape:
+            raise refuse("what the layer hands on is not laid out as its feature map [b, C, H, W]")
+        if not nearly_equal(cut.features(network, maps[tap]), whole):
+            raise refuse("the layers after it do not give its features from the map alone")
+    return cut
+
+
+def _refusal(model: Model, tap: str) -> Callable[[str], UsageError]:
+    return lambda reason: UsageError(
+        f"--train-from {tap}: a {model.architecture} cannot be cut there: {reason}", _HINT
+    )
+
+
+def _units(plain: nn.Module, tap: str, refuse: Callable[[str], UsageError]) -> dict[str, nn.Module]:
+    """The layers to follow: the network's children, those that hold the tap taken apart."""
+    units: dict[str, nn.Module] = {}
+    for name, child in plain.named_children():
+        holds = tap.startswith(f"{name}.")
+        inner = _units(child, tap.removeprefix(f"{name}."), refuse) if holds else {}
+        units |= {f"{name}.{key}": layer for key, layer in inner.items()} if holds else {name: child}
+    own = [name for name, _ in plain.named_parameters(recurse=False)]
+    if own:
+        raise refuse(f"it has weights outside of its layers ({own[0]})")
+    return units
+
+
+def _follow(plain: Any, units: dict[str, nn.Module], image: Tensor) -> tuple[list[_Call], Any]:
+    """The layers that ``forward_features`` runs, in order, and what it returns."""
+    calls: list[_Call] = []
+    handles = [
+        unit.register_forward_hook(
+            lambda layer, inputs, output, name=name: calls.append(_Call(name, layer, inputs, output))
+        )
+        for name, unit in units.items()
+    ]
+    try:
+        result = plain.forward_features(image)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls, result
+
+
+def _require_chain(
+    calls: list[_Call], image: Tensor, result: Any, refuse: Callable[[str], UsageError]
+) -> None:
+    """Make sure that every layer takes what the one before it gave, and the last gives the result."""
+    value: Any = image
+    before = "the image"
+    for call in calls:
+        if len(call.inputs) != 1 or call.inputs[0] is not value:
+            raise refuse(f"its forward does something of its own between {before} and '{call.name}'")
+        value, before = call.output, f"'{call.name}'"
+    if result is not value:
+        raise refuse(f"its forward does something of its own after {before}")
+    if len({id(call.layer) for call in calls}) != len(calls):
+        raise refuse("its forward runs a layer twice")

@@ -1,0 +1,107 @@
+"""``--train-from TAP``: the layers up to TAP stay as they start, and the cache holds what they give."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import final
+
+from jaxtyping import Float
+from torch import Tensor
+
+from kdcli.cache.cacheset import CacheSet
+from kdcli.cache.provenance import TeacherRecord
+from kdcli.config import CacheConfig, TrainConfig, command_line
+from kdcli.errors import CacheMissingError, UsageError
+from kdcli.models.spec import ModelSpec
+from kdcli.objectives.base import TeacherOutputs
+from kdcli.training.student import UNTRAINED, Start
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Lower:
+    """The lower part of a student, as a cached teacher gave it.
+
+    Attributes:
+        teacher: the student's start, cached.
+        tap: name of the last layer of the lower part.
+    """
+
+    teacher: TeacherRecord
+    tap: str
+
+    @property
+    def array(self) -> str:
+        """Name of its maps in the cache."""
+        return f"maps/{self.tap}"
+
+    def maps(self, outputs: TeacherOutputs) -> Float[Tensor, "b c h w"]:
+        """The cached feature maps of a batch, in fp32 whatever they are stored in."""
+        return outputs[self.teacher.name][self.array].float()
+
+    def with_maps(self, reads: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        """What is read of each teacher, the maps included."""
+        own = reads.get(self.teacher.name, ())
+        return {**reads, self.teacher.name: (*own, self.array)}
+
+
+def choose_lower(config: TrainConfig, start: Start, cache: CacheSet | None) -> Lower | None:
+    """The cached teacher whose maps the student is trained from; None without ``--train-from``.
+
+    Args:
+        config: the run.
+        start: what the student starts from.
+        cache: where the maps are.
+
+    Raises:
+        UsageError: there is no cache, or another option contradicts it.
+        CacheMissingError: the start, or its maps, are not cached; the hint is the command that adds them.
+    """
+    tap = config.train_from
+    if tap is None:
+        return None
+    cache = _require_options(config, start, cache)
+    spec = str(ModelSpec.parse(config.student)) if start.init == "pretrained" else start.init
+    known = [record for record in cache.teachers.values() if record.spec == spec]
+    if not known:
+        adding = CacheConfig(cache=config.cache[0], teacher=(f"start={spec}",), keep=(f"maps:{tap}",))
+        raise CacheMissingError(
+            f"--train-from {tap}: {spec}, which the student starts from, is not in the cache",
+            command_line(adding),
+        )
+    array = f"maps/{tap}"
+    teacher = next((record for record in known if record.output_of(array) is not None), known[0])
+    cache.require_kept({teacher.name: [array]})
+    size = tuple(teacher.declared_preprocess["size"])
+    if config.image_size is not None and size != (config.image_size, config.image_size):
+        raise UsageError(
+            f"--image-size {config.image_size}, but the maps of '{teacher.name}' are of {size[0]} x {size[1]} pixels",
+            "Leave --image-size out with --train-from.",
+        )
+    return Lower(teacher, tap)
+
+
+def _require_options(config: TrainConfig, start: Start, cache: CacheSet | None) -> CacheSet:
+    tap = config.train_from
+    if cache is None:
+        raise UsageError(
+            f"--train-from {tap} reads feature maps from a cache, and no --cache is given",
+            f"kd cache-teachers {config.data} --cache PATH --teacher start=SPEC --keep maps:{tap}, "
+            "then add --cache PATH",
+        )
+    if config.freeze is not None:
+        raise UsageError(
+            f"--freeze {config.freeze} leaves --train-from {tap} nothing to train but the heads",
+            "Leave one of them out.",
+        )
+    if start.init in UNTRAINED:
+        raise UsageError(
+            f"--train-from {tap} keeps the layers up to it as they start, and --init {start.init} gives untrained ones",
+            "Start from weights that can be cached: --init pretrained, or --init SPEC.",
+        )
+    if config.teacher_view == "eval":
+        raise UsageError(
+            f"--train-from {tap} reads the maps of the student's own view, and --teacher-view eval shows it views"
+            " that are not cached",
+            "Use --teacher-view same; cache --views eval+train:K for augmented ones.",
+        )
+    return cache

@@ -1,0 +1,144 @@
+"""Labelled images set aside of the training data: judged after every epoch, never trained on. Tests never select."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, final
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from torch import Tensor, nn
+
+from kdcli.config import TrainConfig
+from kdcli.data.sources import ImageData
+from kdcli.data.subset import draw, fractions_of
+from kdcli.errors import BadDataError, UsageError
+from kdcli.objectives.base import Method
+
+if TYPE_CHECKING:
+    from kdcli.models.student import Student
+
+TOP1 = "val_top1"
+"""What metrics.jsonl calls the accuracy on the validation split."""
+
+
+def split_off(config: TrainConfig, method: Method, data: ImageData) -> tuple[ImageData, ImageData | None]:
+    """Set aside ``--validation`` of the labelled images, as large a share of every class; at least one of each
+    class stays for training, and unlabelled images all stay.
+
+    Args:
+        config: the share, and the data seed that draws it.
+        method: that is to be trained.
+        data: what there is to train on.
+
+    Returns:
+        What is left to train on, and what was set aside; None without ``--validation``.
+
+    Raises:
+        UsageError: a method without labels, or ``--select best`` without a split to select by.
+        BadDataError: there are too few labelled images.
+    """
+    if config.validation is None:
+        if config.select == "best":
+            raise UsageError(
+                "--select best needs a validation split; a test set never selects",
+                "Add --validation 0.2, or leave --select out.",
+            )
+        return data, None
+    if not method.needs.labels:
+        raise UsageError(
+            f"--validation judges the classifier on labels, and {method.name} learns from none",
+            "Leave --validation out; judge the finished student by kd eval-probe.",
+        )
+    aside = draw(data.labels, _quotas(data.labels, config.validation), "validation", config.data_seed)
+    if not aside.any():
+        raise BadDataError(
+            f"--validation {config.validation:g} of {config.data} is no image: no class has two labelled ones",
+            "Give more labelled images, or leave --validation out.",
+        )
+    return data.select(np.flatnonzero(~aside)), data.select(np.flatnonzero(aside))
+
+
+def _quotas(labels: Int64[np.ndarray, " n"], share: float) -> Int64[np.ndarray, " k1"]:
+    sizes = np.bincount(labels + 1, minlength=1)
+    quotas: Int64[np.ndarray, " k1"] = np.minimum(fractions_of(labels, share), np.maximum(sizes - 1, 0))
+    return quotas
+
+
+@final
+class BestEpoch(nn.Module):
+    """A copy of the student as it was after its best epoch. A module: a checkpoint holds it.
+
+    Args:
+        student: to copy from, and into at the end.
+    """
+
+    accuracy: Tensor
+    epoch: Tensor
+
+    def __init__(self, student: "Student") -> None:
+        super().__init__()
+        self._names = list(student.state_dict())
+        for index, tensor in enumerate(student.state_dict().values()):
+            self.register_buffer(f"copy{index}", tensor.detach().clone())
+        self.register_buffer("accuracy", torch.tensor(-1.0, dtype=torch.float64))
+        self.register_buffer("epoch", torch.tensor(0))
+
+    def offer(self, student: "Student", accuracy: float, epoch: int) -> None:
+        """Copy the student if it is better than the best one so far; of equals, the first stays."""
+        if accuracy <= float(self.accuracy):
+            return
+        self.accuracy.fill_(accuracy)
+        self.epoch.fill_(epoch)
+        for index, tensor in enumerate(student.state_dict().values()):
+            self.get_buffer(f"copy{index}").copy_(tensor)
+
+    def restore(self, student: "Student") -> None:
+        """Make the student what it was after its best epoch."""
+        copies = {name: self.get_buffer(f"copy{index}") for index, name in enumerate(self._names)}
+        student.load_state_dict(copies)
+
+
+@final
+class Watch:
+    """Judges the student after every epoch, and keeps the best one if asked to.
+
+    Args:
+        student: that is trained.
+        judge: gives its accuracy on the validation split, as ``{"top1", "top5"}``.
+        keep_best: ``--select best``.
+    """
+
+    def __init__(self, student: "Student", judge: Callable[[], dict[str, float]], keep_best: bool) -> None:
+        self._student, self._judge = student, judge
+        self.best = BestEpoch(student) if keep_best else None
+
+    def after_epoch(self, epoch: int) -> dict[str, float]:
+        """Judge epoch ``epoch`` (from 1).
+
+        Returns:
+            What metrics.jsonl records of it.
+
+        Raises:
+            StoppedEarly: a signal arrived.
+        """
+        found = self._judge()
+        self._student.train()
+        if self.best is not None:
+            self.best.offer(self._student, found["top1"], epoch)
+        return {TOP1: found["top1"], "val_top5": found["top5"]}
+
+    def settle(self, history: list[dict[str, Any]]) -> dict[str, Any]:
+        """Choose the student that is exported, the best or the last, and say how well it did.
+
+        Args:
+            history: of all epochs.
+
+        Returns:
+            ``epoch``, ``top1`` and ``top5`` of what was chosen.
+        """
+        epoch = len(history)
+        if self.best is not None:
+            self.best.restore(self._student)
+            epoch = int(self.best.epoch)
+        chosen = history[epoch - 1]
+        return {"epoch": epoch, "top1": chosen[TOP1], "top5": chosen["val_top5"]}

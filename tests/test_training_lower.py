@@ -1,0 +1,252 @@
+"""--train-from: the upper part of a student learns from cached maps of its lower part."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+from test_training_run import interrupt, same_student
+from training_place import Place, make_place
+
+from kdcli.cache.cacheset import CacheSet
+from kdcli.caching.step import cache_teachers
+from kdcli.config import CacheConfig, TrainConfig
+from kdcli.console import console
+from kdcli.data.sources import ImageData
+from kdcli.errors import CacheMissingError, IdentityError, UsageError
+from kdcli.models.export import export_model
+from kdcli.models.spec import open_model
+from kdcli.training.plan import make_plan
+from kdcli.training.run import train_student
+
+TAP = "layer2"
+
+
+def keep_maps(place: Place, keep: str = f"maps:{TAP}", dtype: str = "float32", name: str = "start") -> None:
+    cache_teachers(
+        CacheConfig(
+            data=place.data, cache=place.cache, teacher=(f"{name}={place.specs['exp']}",), keep=(keep,),
+            dtype=dtype, workers=0, device="cpu",
+        )  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    made = make_place(tmp_path_factory.mktemp("lower"))
+    keep_maps(made)
+    return made
+
+
+@pytest.fixture(autouse=True)
+def _say_every_warning_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "_warned", set())
+
+
+def from_maps(place: Place, out: str, method: str = "labels-only", **changes: Any) -> TrainConfig:
+    fields = {"student": place.specs["exp"], "cache": (place.cache,), "train_from": TAP, "image_size": None}
+    return place.config(out, method, **{**fields, **changes})
+
+
+def test_the_export_is_the_whole_network_with_its_lower_part_bit_for_bit(place: Place) -> None:
+    config = from_maps(place, "whole", lr=0.01)
+    train_student(config)
+    start = load_file(place.root / "exp" / "model.safetensors")
+    end = load_file(config.out / "export" / "model.safetensors")
+    lower = ("conv1", "bn1", "layer1", "layer2")
+    for name in start:
+        if not name.startswith("fc."):
+            assert torch.equal(start[name], end[name]) == name.startswith(lower), name
+    network = timm.create_model(f"local-dir:{config.out / 'export'}", pretrained=True).eval()
+    assert network(torch.zeros(1, 3, *network.pretrained_cfg["input_size"][1:])).shape == (1, 3)
+
+
+def test_no_image_is_decoded(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: ImageData, row: int, encoded: bytes) -> Any:
+        raise AssertionError("an image was decoded")
+
+    monkeypatch.setattr(ImageData, "decode", refuse)
+    train_student(from_maps(place, "undecoded", "distill-equal", teacher=("gen", "exp"), epochs=2))
+
+
+def test_views_differ_from_epoch_to_epoch_as_the_caches_do(place: Place) -> None:
+    result = train_student(from_maps(place, "views"))
+    assert [epoch["view"] for epoch in result.history] == [1, 2, 1]
+
+
+@pytest.mark.parametrize("method", ["labels-only", "distill-equal"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("float16", 0.1)])
+def test_training_from_the_map_is_training_with_the_frozen_lower_part(
+    tmp_path: Path, method: str, dtype: str, tolerance: float
+) -> None:
+    """The oracle is a loop of our own: the lower layers run on the cached views' pixels, without a gradient."""
+    place = make_place(tmp_path)
+    keep_maps(place, dtype=dtype)
+    fields = {"optimizer": "sgd", "lr": 0.05, "schedule": "constant", "weight_decay": 0.0}
+    if method != "labels-only":
+        fields["teacher"] = ("gen", "exp")
+    config = from_maps(place, "cached", method, **fields)
+    batches: list[Any] = []
+    whole = place.config(
+        "pixels", method, student=place.specs["exp"], image_size=None, cache=(place.cache,), **fields
+    )
+    train_student(whole, on_batch=batches.append)  # the same order and views, with pixels
+    train_student(config)
+    wanted = _train_live(make_plan(config), batches)
+    got = load_file(config.out / "export" / "model.safetensors")
+    began = load_file(place.root / "exp" / "model.safetensors")
+    apart = moved = 0.0
+    learnt = [n for n in got if n.startswith(("layer3", "layer4")) and n.endswith(("weight", "bias"))]
+    for name in learnt:
+        apart += float((wanted[name] - got[name]).square().sum())
+        moved += float((wanted[name] - began[name]).square().sum())
+    assert moved > 1e-2
+    assert (apart / moved) ** 0.5 < tolerance
+
+
+def _train_live(plan: Any, batches: list[Any]) -> dict[str, torch.Tensor]:
+    from kdcli.models.teacher import normalise
+    from kdcli.objectives.base import Batch
+    from kdcli.training.student import build_student
+
+    built = build_student(plan)
+    network = built.student.network.plain
+    lower = [network.conv1, network.bn1, network.layer1, network.layer2]
+    upper = [p for n, p in built.student.named_parameters() if not n.startswith(_LOWER)]
+    optimizer = torch.optim.SGD(upper, lr=0.05, momentum=0.9, nesterov=True)
+    for batch in batches:
+        built.student.train()
+        for layer in lower:
+            layer.eval()
+        output = built.student(normalise(batch.pixels, built.model.preprocess), built.objective.active())
+        loss = built.objective(output, batch.teacher, Batch(batch.labels, batch.index))["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return {name: tensor.detach() for name, tensor in network.state_dict().items()}
+
+
+_LOWER = tuple(f"network.plain.{name}." for name in ("conv1", "bn1", "layer1", "layer2"))
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    train_student(from_maps(place, "unkilled"))
+    for step in (2, 5):
+        config = from_maps(place, f"killed{step}")
+        interrupt(config, step, monkeypatch)
+        train_student(config)
+        assert same_student(config.out, place.root / "unkilled")
+
+
+def test_workers_and_resident_rows_change_nothing(place: Place) -> None:
+    train_student(from_maps(place, "plain"))
+    train_student(from_maps(place, "worked", workers=2, resident="ram"))
+    assert same_student(place.root / "plain", place.root / "worked")
+
+
+def test_a_classifier_of_its_own_does_not_hide_that_the_start_is_cached(place: Place) -> None:
+    # Three classes here, five in the teacher: weights are compared as the teacher was cached.
+    plan = make_plan(from_maps(place, "three"))
+    assert plan.num_classes == 3
+    assert plan.lower is not None
+    assert plan.lower.teacher.num_classes == 5
+
+
+def test_mixed_views_have_the_labels_of_both_images(tmp_path: Path) -> None:
+    """With nothing that moves, the loss from maps is the loss of the whole network on the mixed pixels."""
+    place = make_place(tmp_path)
+    cache = tmp_path / "mixed.kd"
+    cache_teachers(
+        CacheConfig(
+            data=place.data,
+            cache=cache,
+            teacher=(f"start={place.specs['exp']}",),
+            keep=(f"maps:{TAP}",),
+            dtype="float32",
+            views="eval+train:2",
+            recipe="cutmix",
+            workers=0,
+            device="cpu",
+        )
+    )
+    same = {"cache": (cache,), "optimizer": "sgd", "lr": 1e-12, "bn": "frozen", "epochs": 2}
+    mapped = train_student(from_maps(place, "mapped", **same))
+    pixels = train_student(place.config("pixels", student=place.specs["exp"], image_size=None, **same))
+    for one, other in zip(mapped.history, pixels.history, strict=True):
+        assert one["label"] == pytest.approx(other["label"], rel=1e-4)
+
+
+# --- what is refused --------------------------------------------------------------------------
+
+
+def test_maps_that_are_not_cached_are_refused_with_the_command_that_adds_them(place: Place) -> None:
+    with pytest.raises(CacheMissingError, match="maps/layer3") as caught:
+        make_plan(from_maps(place, "no", train_from="layer3"))
+    assert "kd cache-teachers" in caught.value.hint
+    assert "maps:layer3" in caught.value.hint
+
+
+def test_the_command_of_the_hint_fills_the_gap(tmp_path: Path) -> None:
+    import shlex
+
+    from typer.testing import CliRunner
+
+    from kdcli.cli.app import app
+
+    place = make_place(tmp_path)
+    torch.manual_seed(8)
+    export_model(
+        open_model("test_resnet", weights="random", num_classes=3, image_size=32), tmp_path / "s", None
+    )
+    config = from_maps(place, "filled", student=f"local-dir:{tmp_path / 's'}")
+    with pytest.raises(CacheMissingError, match="is not in the cache") as caught:
+        make_plan(config)
+    words = shlex.split(caught.value.hint)
+    assert words[:2] == ["kd", "cache-teachers"]
+    done = CliRunner().invoke(app, [*words[1:], "--workers", "0", "--device", "cpu"])
+    assert done.exit_code == 0, done.output
+    assert train_student(config).history[-1]["view"] == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"cache": ()}, "no --cache"),
+        ({"freeze": "backbone"}, "nothing to train"),
+        ({"init": "random"}, "untrained"),
+        ({"init": "xavier"}, "untrained"),
+        ({"teacher_view": "eval"}, "not cached"),
+        ({"image_size": 48}, "maps of 'start' are of"),
+    ],
+)
+def test_options_that_contradict_it_are_refused(place: Place, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        make_plan(from_maps(place, "no", **changes))
+
+
+def test_a_start_that_is_not_the_one_that_was_cached_any_more_is_refused(tmp_path: Path) -> None:
+    place = make_place(tmp_path)
+    keep_maps(place)
+    torch.manual_seed(78)
+    export_model(
+        open_model("test_resnet", weights="random", num_classes=5, image_size=32), tmp_path / "exp", None
+    )
+    with pytest.raises(IdentityError, match="cached any more"):
+        train_student(from_maps(place, "changed"))
+
+
+def test_maps_of_the_eval_view_alone_do_not_serve_training_views(tmp_path: Path) -> None:
+    place = make_place(tmp_path)
+    keep_maps(place, keep=f"maps:{TAP}@eval")
+    with pytest.raises(CacheMissingError):
+        make_plan(from_maps(place, "eval-only"))
+
+
+def test_the_cached_map_is_that_of_the_students_view(place: Place) -> None:
+    cache = CacheSet.open([place.cache])
+    rows = np.arange(4)
+    maps = [cache.gather("start", f"maps/{TAP}", rows, view) for view in (1, 2)]
+    assert not np.array_equal(*maps)
