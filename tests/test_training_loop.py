@@ -14,7 +14,8 @@ from kdcli.objectives.base import Batch, Objective, Settings, TeacherOutputs
 from kdcli.objectives.registry import METHODS
 from kdcli.objectives.weighted import LabelsOnly, WeightedDistillation
 from kdcli.training.feed import FeedBatch
-from kdcli.training.loop import Engine, make_accelerator, make_optimizer, make_schedule, schedule_time
+from kdcli.training.loop import Engine, make_accelerator, make_optimizer
+from kdcli.training.schedule import make_schedule, schedule_time
 from kdcli.training.student import Built
 
 P1 = METHODS["consolidation"].defaults

@@ -1,6 +1,7 @@
 """From a configuration to a plan: everything is resolved and checked here, before a model is opened."""
 
 import hashlib
+import os
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, final
 
@@ -21,11 +22,14 @@ from kdcli.objectives.registry import METHODS
 from kdcli.runtime import pick_device
 from kdcli.training.feed import ViewRule
 from kdcli.training.recorded import Recording, require_partners
+from kdcli.training.schedule import ONE_CYCLE_WARMUP
 from kdcli.training.student import resolve_init
 from kdcli.training.teachers import Teachers, choose_teachers, joint_id, require_options
 from kdcli.types import Ranking
 
 DEFAULT_RECIPE = "imagenet"
+_OFF = {"accumulate": 1, "clip_norm": None, "label_smoothing": 0.0, "ema": None}
+"""Options of the engine, and the values that leave a run as it is without them."""
 _METHOD_OPTIONS = ("teacher", "ranking", "generalist", "temperature", "label_weight", "generalist_weight")
 
 
@@ -46,6 +50,7 @@ class Plan:
         ranking: the ranking that gave the weights, if any.
         init: ``pretrained``, ``random`` or the spec of the model that the student starts from.
         device: where it runs.
+        processes: that share each step; BatchNorm and random numbers are each one's own.
     """
 
     config: TrainConfig
@@ -59,6 +64,7 @@ class Plan:
     ranking: Ranking | None
     init: str
     device: str
+    processes: int = 1
 
     @property
     def num_classes(self) -> int:
@@ -97,6 +103,14 @@ class Plan:
         numbers = asdict(self.settings)
         for name in _unused(self.method) & numbers.keys():
             del numbers[name]
+        for (
+            name,
+            off,
+        ) in _OFF.items():  # not told of where it does nothing: runs begun before it existed go on
+            if numbers.get(name, off) == off:
+                numbers.pop(name, None)
+        if self.processes > 1:
+            numbers["processes"] = self.processes
         return {
             "method": self.method.name,
             "student": config.student,
@@ -134,13 +148,16 @@ class Pins:
     train_views: int | None = None
 
 
-def make_plan(config: TrainConfig, ranking: Ranking | None = None, pins: Pins | None = None) -> Plan:
+def make_plan(
+    config: TrainConfig, ranking: Ranking | None = None, pins: Pins | None = None, processes: int = 1
+) -> Plan:
     """Resolve and check a configuration.
 
     Args:
         config: what the user asked for.
         ranking: what ``config.ranking`` holds, already read.
         pins: what a run begun earlier understood by all cached teachers and views.
+        processes: that share each step.
 
     Raises:
         UsageError: options that contradict each other or the method.
@@ -184,7 +201,9 @@ def make_plan(config: TrainConfig, ranking: Ranking | None = None, pins: Pins | 
             "data_root": None if config.data_root is None else config.data_root.absolute(),
         }
     )
-    return Plan(config, method, settings, data, test, rule, recording, teachers, ranking, init, device)
+    return Plan(
+        config, method, settings, data, test, rule, recording, teachers, ranking, init, device, processes
+    )
 
 
 # --- options ----------------------------------------------------------------------------------
@@ -195,12 +214,14 @@ def _numbers() -> set[str]:
 
 
 def _unused(method: Method) -> set[str]:
-    return set(_METHOD_OPTIONS) - method.options
+    labels = set() if method.needs.labels else {"label_smoothing"}
+    return labels | set(_METHOD_OPTIONS) - method.options
 
 
 def _without_unused(config: TrainConfig, method: Method) -> TrainConfig:
     # Said, not refused: a script that loops over methods gives all of them the same options.
-    given = [name for name in _METHOD_OPTIONS if name not in method.options and getattr(config, name)]
+    names = (*_METHOD_OPTIONS, "label_smoothing")
+    given = [name for name in names if name in _unused(method) and getattr(config, name)]
     if given:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         console.note(f"{method.name} does not use {flags}")
@@ -212,6 +233,8 @@ def _settings(config: TrainConfig, defaults: Settings) -> Settings:
 
     chosen = {name: getattr(config, name) for name in _numbers() if getattr(config, name) is not None}
     settings = replace(defaults, **chosen)
+    if settings.schedule == "one-cycle" and config.warmup is None:
+        settings = replace(settings, warmup=ONE_CYCLE_WARMUP)
     known = [str(name) for name in list_optimizers()]
     if settings.optimizer not in known:
         raise UsageError(
@@ -231,6 +254,11 @@ def _fit_batchnorm(config: TrainConfig, settings: Settings, init: str) -> Settin
 
 def _device(config: TrainConfig) -> str:
     device = pick_device(config.device)
+    if config.device.startswith("cuda:") and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError(
+            f"--device {config.device}, but every process of the run takes a device of its own",
+            "Use --device auto.",
+        )
     if config.amp == "fp16" and not device.startswith("cuda"):
         raise DeviceError(f"--amp fp16 does not train on {device}", "Use --amp bf16 or off.")
     return device
