@@ -41,9 +41,8 @@ def resolve(
     for values, label in layers:
         for raw, value in values.items():
             key = raw.replace("-", "_")
-            merged[key] = (
-                (value,) if _wants_several(kind, key) and not isinstance(value, list | tuple) else value
-            )
+            alone = value is not None and not isinstance(value, list | tuple)
+            merged[key] = (value,) if alone and _wants_several(kind, key) else value
             origin[key] = label
     try:
         config = kind.model_validate(merged)
