@@ -1,7 +1,6 @@
 """From a configuration to a plan: everything is resolved and checked here, before a model is opened."""
 
 import hashlib
-import os
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, final
 
@@ -173,7 +172,7 @@ def make_plan(
     settings = _settings(config, method.defaults)
     require_options(config, method, ranking)
     student = ModelSpec.parse(config.student)
-    device = _device(config)
+    device = _device(config, processes)
     cache = CacheSet.open(config.cache, config.verify) if config.cache else None
     teachers = None
     if cache is not None and method.needs.kinds:
@@ -252,9 +251,9 @@ def _fit_batchnorm(config: TrainConfig, settings: Settings, init: str) -> Settin
     return replace(settings, bn="train")
 
 
-def _device(config: TrainConfig) -> str:
+def _device(config: TrainConfig, processes: int) -> str:
     device = pick_device(config.device)
-    if config.device.startswith("cuda:") and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if config.device.startswith("cuda:") and processes > 1:
         raise UsageError(
             f"--device {config.device}, but every process of the run takes a device of its own",
             "Use --device auto.",

@@ -123,10 +123,13 @@ def join_ranks() -> Iterator[Ranks]:
     """Meet the other processes that torchrun or accelerate launch started, for the time of the block.
 
     Raises:
-        UsageError: WORLD_SIZE says that there are others, but not how to reach them.
+        UsageError: WORLD_SIZE says that there are others, but nothing says how to reach them.
     """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1:
+    text = os.environ.get("WORLD_SIZE", "1")
+    if not text.isdecimal():
+        raise UsageError(f"WORLD_SIZE is '{text}', not a number of processes", "Unset it, or use torchrun.")
+    world = int(text)
+    if world <= 1:
         yield Ranks()
         return
     missing = [name for name in _NEEDED if name not in os.environ]
