@@ -93,11 +93,13 @@ class Console:
     def __init__(self) -> None:
         self.quiet = False
         self.verbose = False
+        self.silent = False
+        """Whether another process of the same run speaks: then neither notes nor warnings are printed."""
         self._warned: set[str] = set()
 
     def note(self, text: str) -> None:
         """One line of narration."""
-        if not self.quiet:
+        if not self.quiet and not self.silent:
             print(text, file=sys.stderr, flush=True)
 
     def detail(self, text: str) -> None:
@@ -107,7 +109,7 @@ class Console:
 
     def warn(self, text: str) -> None:
         """One line that the user should see even with ``--quiet``; the same text is said once."""
-        if text not in self._warned:
+        if text not in self._warned and not self.silent:
             self._warned.add(text)
             print(f"warning: {text}", file=sys.stderr, flush=True)
 
@@ -130,7 +132,9 @@ class Console:
             print(json.dumps(value, allow_nan=False), flush=True)
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """An aligned plain table on stdout: the same bytes in a pipe and on a terminal."""
+        """An aligned plain table on stdout: the same bytes in a pipe and on a terminal; of ranks the first's."""
+        if os.environ.get("RANK", "0") != "0":
+            return
         cells = [[str(cell) for cell in row] for row in (header, *rows)]
         widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
         for row in cells:
@@ -143,7 +147,7 @@ class Console:
 
         The terminal test is ours: rich believes FORCE_COLOR even where stderr is a file.
         """
-        if self.quiet or not sys.stderr.isatty():
+        if self.quiet or self.silent or not sys.stderr.isatty():
             yield PlainBar(self, total, unit, title)
             return
         from rich.console import Console as RichConsole

@@ -36,6 +36,8 @@ class KdError(Exception):
     """
 
     exit_code: ClassVar[int] = 1
+    told: bool = False
+    """Whether another process of the same run tells the user."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)

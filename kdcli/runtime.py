@@ -35,10 +35,15 @@ def processor_count() -> int:
 
 
 def worker_count(requested: int | None) -> int:
-    """Decode processes to start: what was asked for, else one per processor but one (at most 16)."""
+    """Decode processes to start: what was asked for, else one per processor but one (at most 16).
+
+    Processes that torchrun started on this machine share its processors.
+    """
     if requested is not None:
         return requested
-    return max(0, min(16, processor_count() - 1))
+    local = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    share = processor_count() // max(1, int(local) if local.isdecimal() else 1)
+    return max(0, min(16, share - 1))
 
 
 def pick_device(name: str) -> str:
@@ -151,15 +156,25 @@ def _require_numbers(shard: str, names: list[str]) -> None:
 
 
 @final
+class StopNow(BaseException):
+    """A signal arrived where nothing needs saving. No ``except Exception`` on the way takes it for an error."""
+
+
+@final
 class StopFlag:
     """Truthy once SIGTERM or SIGUSR1 has arrived; nothing else happens in the handler.
 
     A second signal takes the rest of the grace: whoever sends it does not want to wait any longer.
+
+    Attributes:
+        at_once: while it is set, a signal ends :func:`stop_signals`' block at once, by :class:`StopNow`:
+            for work of which a part is worth nothing.
     """
 
     def __init__(self) -> None:
         self._since: float | None = None
         self._hurry = False
+        self.at_once = False
 
     def __bool__(self) -> bool:
         return self._since is not None
@@ -192,6 +207,8 @@ def stop_signals() -> Iterator[StopFlag]:
 
     def handle(_number: int, _frame: "types.FrameType | None") -> None:
         flag.set()
+        if flag.at_once:
+            raise StopNow
 
     before = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
     try:

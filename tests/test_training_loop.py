@@ -1,4 +1,5 @@
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +15,8 @@ from kdcli.objectives.base import Batch, Objective, Settings, TeacherOutputs
 from kdcli.objectives.registry import METHODS
 from kdcli.objectives.weighted import LabelsOnly, WeightedDistillation
 from kdcli.training.feed import FeedBatch
-from kdcli.training.loop import Engine, make_accelerator, make_optimizer, make_schedule, schedule_time
+from kdcli.training.loop import Engine, make_accelerator, make_optimizer
+from kdcli.training.schedule import make_schedule, schedule_time
 from kdcli.training.student import Built
 
 P1 = METHODS["consolidation"].defaults
@@ -151,16 +153,23 @@ def test_a_loss_that_is_not_finite_names_part_step_and_rate_and_changes_no_weigh
     assert all(torch.equal(a, b) for a, b in zip(before, engine.student.parameters(), strict=True))
 
 
-def test_out_of_memory_suggests_half_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = make_engine(LabelsOnly())
+def _real_shortage(*_: object) -> None:
+    torch.empty(2**58, dtype=torch.uint8)  # more than any machine has: the CPU allocator's own error
 
-    def full(*_: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr(engine.objective, "forward", full)
+def _device_shortage(*_: object) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+@pytest.mark.parametrize("shortage", [_real_shortage, _device_shortage])
+def test_out_of_memory_suggests_half_the_batch(shortage: Callable[..., None]) -> None:
+    engine = make_engine(LabelsOnly(), replace(P2, accumulate=2))
+    engine.student.network.register_forward_hook(shortage)
+    engine.student.heads["label"].register_forward_hook(shortage)
     with pytest.raises(DeviceError, match="4 images a step") as caught:
         engine.step(make_batch(), 0)
-    assert caught.value.hint == "--batch-size 2"
+    assert caught.value.exit_code == 30
+    assert caught.value.hint == "--batch-size 2, or the same step in more pieces: --accumulate 4"
 
 
 def test_mixed_precision_keeps_weights_and_loss_in_float32() -> None:

@@ -100,7 +100,8 @@ def _report(error: Exception, as_json: bool) -> int:
         known = KdError(
             f"{type(error).__name__}: {error}", "This is a bug in kd: please report it with the lines above."
         )
-    console.error(known.message, known.hint)
+    if not known.told:
+        console.error(known.message, known.hint)
     if as_json:
         console.document(known.document())
     return known.exit_code

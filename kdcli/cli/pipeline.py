@@ -9,7 +9,7 @@ import typer
 
 from kdcli.cli import options as opt
 from kdcli.cli import ranking, teachers
-from kdcli.cli.options import Data, configure, split_flags
+from kdcli.cli.options import Data, configure, split_flags, words
 from kdcli.console import console
 
 if TYPE_CHECKING:
@@ -106,7 +106,31 @@ def train_student(
         float | None, typer.Option("--weight-decay", help="Weight decay; default: the method's.")
     ] = None,
     schedule: Annotated[
-        str | None, typer.Option("--schedule", help="constant, cosine or step; default: the method's.")
+        str | None,
+        typer.Option("--schedule", help="constant, cosine, step or one-cycle; default: the method's."),
+    ] = None,
+    milestones: Annotated[
+        str | None,
+        typer.Option(
+            "--milestones", metavar="SHARES", help="Where --schedule step falls tenfold, e.g. 0.5,0.8."
+        ),
+    ] = None,
+    warmup: Annotated[
+        float | None, typer.Option("--warmup", help="Share of the training in which the rate rises.")
+    ] = None,
+    accumulate: Annotated[
+        int | None,
+        typer.Option("--accumulate", help="Compute each step's batch in this many pieces; less memory."),
+    ] = None,
+    clip_norm: Annotated[
+        float | None, typer.Option("--clip-norm", help="Largest norm of the gradient (default: none).")
+    ] = None,
+    label_smoothing: Annotated[
+        float | None, typer.Option("--label-smoothing", help="Share of a label spread over all classes.")
+    ] = None,
+    ema: Annotated[
+        float | None,
+        typer.Option("--ema", help="Decay of a moving average of the weights, tested and exported."),
     ] = None,
     temperature: Annotated[
         float | None, typer.Option("--temperature", help="Softmax temperature of the distillation term.")
@@ -118,7 +142,9 @@ def train_student(
         float | None,
         typer.Option("--generalist-weight", help="Weight of head 0 (P1's lambda_0, 1); all sum to 2."),
     ] = None,
-    bn: Annotated[str | None, typer.Option("--bn", help="BatchNorm statistics: train or frozen.")] = None,
+    bn: Annotated[
+        str | None, typer.Option("--bn", help="BatchNorm: train, frozen (statistics) or frozen-affine (all).")
+    ] = None,
     image_size: Annotated[
         int | None, typer.Option("--image-size", help="Input size in pixels; default: the student's.")
     ] = None,
@@ -152,6 +178,13 @@ def train_student(
         str | None,
         typer.Option("--resident", help="ram or gpu: hold the teachers' outputs there while training."),
     ] = None,
+    compile: Annotated[
+        bool | None, typer.Option("--compile", help="Run the student through torch.compile.")
+    ] = None,
+    tracker: Annotated[
+        list[str] | None,
+        typer.Option("--tracker", help="Log epochs to tensorboard, wandb, mlflow, ... too. Repeatable."),
+    ] = None,
     overwrite: Annotated[
         bool | None, typer.Option("--overwrite", help="Start anew where --out holds another run.")
     ] = None,
@@ -176,6 +209,7 @@ def train_student(
               --student mobilenetv3_small_100 --out runs/a --json
     """
     flags, common = split_flags(dict(locals()))
+    flags["milestones"] = words(flags["milestones"])
     from kdcli.config import TrainConfig
 
     settings = configure(TrainConfig, flags, common)

@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
@@ -41,9 +41,8 @@ def resolve(
     for values, label in layers:
         for raw, value in values.items():
             key = raw.replace("-", "_")
-            merged[key] = (
-                (value,) if _wants_several(kind, key) and not isinstance(value, list | tuple) else value
-            )
+            alone = value is not None and not isinstance(value, list | tuple)
+            merged[key] = (value,) if alone and _wants_several(kind, key) else value
             origin[key] = label
     try:
         config = kind.model_validate(merged)
@@ -62,7 +61,8 @@ def resolve(
 def _wants_several(kind: type[StepConfig], key: str) -> bool:
     """Whether a field holds several values, so that a lone one in a file stands for a list of one."""
     field = kind.model_fields.get(key)
-    return field is not None and get_origin(field.annotation) is tuple
+    kinds = () if field is None else (field.annotation, *get_args(field.annotation))
+    return any(get_origin(kind) is tuple for kind in kinds)
 
 
 def _section_name(kind: type[StepConfig]) -> str:
@@ -156,7 +156,7 @@ def _flag(name: str, value: Any) -> list[str]:
     option = f"--{name.replace('_', '-')}"
     if isinstance(value, bool):
         return [option if value else f"--no-{name}"]
-    if name in ("keep", "temperatures"):
+    if name in ("keep", "temperatures", "milestones"):
         return [option, ",".join(str(item) for item in value)]
     values = value if isinstance(value, tuple) else (value,)
     return [word for item in values for word in (option, shlex.quote(str(item)))]

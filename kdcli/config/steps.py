@@ -253,16 +253,34 @@ class TrainConfig(StepConfig):
     )
     optimizer: str | None = Field(None, description="timm optimiser name.")
     weight_decay: float | None = Field(None, ge=0, description="Weight decay.")
-    schedule: Literal["constant", "cosine", "step"] | None = Field(
+    schedule: Literal["constant", "cosine", "step", "one-cycle"] | None = Field(
         None, description="Learning-rate schedule."
+    )
+    milestones: tuple[float, ...] | None = Field(
+        None, description="Shares of the training at which the schedule step multiplies the rate by 0.1."
+    )
+    warmup: float | None = Field(
+        None, ge=0, lt=1, description="Share of the training in which the learning rate rises."
+    )
+    accumulate: int | None = Field(
+        None, ge=1, description="Compute each step's images in this many pieces, adding up gradients."
+    )
+    clip_norm: float | None = Field(
+        None, gt=0, description="Scale the gradient of all parameters down to this norm."
+    )
+    label_smoothing: float | None = Field(
+        None, ge=0, lt=1, description="Share of each label that is spread evenly over all classes."
+    )
+    ema: float | None = Field(
+        None, gt=0, lt=1, description="Decay of a moving average of the weights; it is tested and exported."
     )
     temperature: float | None = Field(None, gt=0, description="Softmax temperature of the distillation term.")
     label_weight: float | None = Field(
         None, ge=0, le=1, description="Weight of the labelled term (P2's lambda)."
     )
     generalist_weight: float | None = Field(None, ge=0, le=2, description="Weight of head 0 (P1's lambda_0).")
-    bn: Literal["train", "frozen"] | None = Field(
-        None, description="BatchNorm statistics: updated or frozen."
+    bn: Literal["train", "frozen", "frozen-affine"] | None = Field(
+        None, description="BatchNorm statistics: updated or frozen; frozen-affine: scale and shift as well."
     )
     image_size: int | None = Field(
         None, ge=8, description="Input size in pixels; default: the student's own."
@@ -303,6 +321,14 @@ class TrainConfig(StepConfig):
         description="Hold the teachers' outputs in memory (ram) or on the training device (gpu).",
         json_schema_extra=Mechanical,
     )
+    compile: bool = Field(
+        False, description="Run the student through torch.compile.", json_schema_extra=Mechanical
+    )
+    tracker: tuple[str, ...] = Field(
+        (),
+        description="Experiment tracker of accelerate, e.g. tensorboard or wandb; repeatable.",
+        json_schema_extra=Mechanical,
+    )
     overwrite: bool = Field(
         False, description="Start anew when the output holds another run.", json_schema_extra=Mechanical
     )
@@ -319,6 +345,15 @@ class TrainConfig(StepConfig):
         if text is not None:
             learning_rates(text)
         return text
+
+    @field_validator("milestones")
+    @classmethod
+    def _rising_shares(cls, shares: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if shares is not None and not (
+            shares == tuple(sorted(set(shares))) and all(0 < share < 1 for share in shares)
+        ):
+            raise ValueError("milestones are shares of the training between 0 and 1, each after the last")
+        return shares
 
 
 def learning_rates(text: str) -> tuple[float, ...]:

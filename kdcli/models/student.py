@@ -121,13 +121,18 @@ class Student(nn.Module):
             layer.requires_grad_(False)
         self.train(self.training)
 
-    def set_batchnorm(self, frozen: bool) -> None:
-        """Freeze the running statistics of batch norms (P1) or update them; scale and shift always train.
+    def set_batchnorm(self, frozen: bool, affine: bool = True) -> None:
+        """Freeze the running statistics of batch norms (P1) or update them.
 
         Args:
             frozen: whether they are used as they are, also after ``train()``.
+            affine: whether scale and shift train; False also takes their gradients away.
         """
         self._frozen_batchnorm = frozen
+        if not affine:
+            for module in self.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.requires_grad_(False)
         self.train(self.training)
 
     def load_head(self, name: str, weight: Float[Tensor, "c d"], bias: Float[Tensor, " c"] | None) -> None:

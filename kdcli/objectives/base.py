@@ -48,10 +48,14 @@ class Settings:
         decay_all: whether biases and normalisation parameters decay as well.
         schedule: how the learning rate falls.
         milestones: shares of the training at which ``step`` multiplies it by 0.1.
-        warmup: share of the training in which it rises linearly.
+        warmup: share of the training in which it rises, linearly (``one-cycle``: along a cosine).
         epochs: passes over the data.
         batch_size: images per step.
-        bn: whether BatchNorm statistics are updated; its scale and shift train either way.
+        bn: ``frozen``: BatchNorm statistics are not updated; ``frozen-affine``: nor are its scale and shift.
+        accumulate: pieces that a step's images are computed in, one after the other.
+        clip_norm: largest norm of the gradient of all parameters together; None: as it comes.
+        label_smoothing: share in [0, 1) of each label that is spread evenly over all classes.
+        ema: decay of the moving average of the weights that is tested and exported; None: the weights are.
         temperature: softmax temperature T of both sides of the distillation term.
         label_weight: P2's lambda, in [0, 1], the weight of the labelled term.
         generalist_weight: P1's lambda_0, in [0, 2], the weight of head 0.
@@ -62,13 +66,17 @@ class Settings:
     weight_decay: float
     epochs: int
     batch_size: int
-    schedule: Literal["constant", "cosine", "step"]
+    schedule: Literal["constant", "cosine", "step", "one-cycle"]
     milestones: tuple[float, ...] = (0.5, 0.8)
     warmup: float = 0.0
     backbone_lr_scale: float = 1.0
     momentum: float = 0.9
     decay_all: bool = False
-    bn: Literal["train", "frozen"] = "train"
+    bn: Literal["train", "frozen", "frozen-affine"] = "train"
+    accumulate: int = 1
+    clip_norm: float | None = None
+    label_smoothing: float = 0.0
+    ema: float | None = None
     temperature: float = 1.0
     label_weight: float = 1.0
     generalist_weight: float = 0.0
@@ -128,6 +136,26 @@ class Mixed:
 
 @final
 @dataclass(frozen=True, slots=True)
+class Counts:
+    """Over how many images a mean goes, where a batch is one of several pieces of a step's images.
+
+    Each is the number in the whole step (over all processes) divided by the number of pieces. A loss that
+    divides its sums by them has, as mean over the pieces, the mean over the images, however unequal the
+    pieces are; a mean over a piece's own images has not.
+
+    Attributes:
+        images: all.
+        labelled: those with a label (of their own or of the image they are mixed with).
+        unlabelled: those without one of their own.
+    """
+
+    images: float
+    labelled: float
+    unlabelled: float
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class Batch:
     """What an objective knows of a batch besides outputs.
 
@@ -135,11 +163,19 @@ class Batch:
         labels: class indices; -1 is unlabelled.
         index: position of each image in the data set (stable over epochs).
         mixed: partners and shares, where the view mixes images; teachers saw the same mixtures.
+        counts: where this is one of several pieces of a step's images: over how many its means go.
     """
 
     labels: Int64[Tensor, " b"]
     index: Int64[Tensor, " b"]
     mixed: Mixed | None = None
+    counts: Counts | None = None
+
+    def count(self, of: Literal["images", "labelled", "unlabelled"]) -> float | None:
+        """What a loss divides its sum over these images by; None: their number in this batch."""
+        if self.counts is None:
+            return None
+        return float(getattr(self.counts, of))
 
 
 class Objective(nn.Module, ABC):
@@ -195,6 +231,7 @@ def soft_cross_entropy(
     teacher_logits: Float[Tensor, "b c"],
     temperature: float,
     rows: Bool[Tensor, " b"] | None = None,
+    count: float | None = None,
 ) -> Float[Tensor, ""]:
     """Cross-entropy of the student against the teacher's soft labels; no factor T^2.
 
@@ -206,6 +243,7 @@ def soft_cross_entropy(
         teacher_logits: raw; no gradient flows into them.
         temperature: T > 0.
         rows: the rows the mean is over; default all. Without any row the result is 0.
+        count: what their sum is divided by (see :class:`Counts`); default: their number.
 
     Returns:
         The mean over the rows, in nats.
@@ -213,12 +251,16 @@ def soft_cross_entropy(
     targets = functional.softmax(teacher_logits.detach().float() / temperature, dim=1)
     losses = -(targets * functional.log_softmax(student_logits.float() / temperature, dim=1)).sum(dim=1)
     if rows is None:
-        return losses.mean()
-    return losses.masked_fill(~rows, 0.0).sum() / rows.sum().clamp(min=1)
+        return losses.mean() if count is None else losses.sum() / (count or 1.0)
+    return losses.masked_fill(~rows, 0.0).sum() / _divisor(rows, count)
 
 
 def label_cross_entropy(
-    logits: Float[Tensor, "b c"], labels: Int64[Tensor, " b"], mixed: Mixed | None = None
+    logits: Float[Tensor, "b c"],
+    labels: Int64[Tensor, " b"],
+    mixed: Mixed | None = None,
+    smoothing: float = 0.0,
+    count: float | None = None,
 ) -> Float[Tensor, ""]:
     """Cross-entropy against class labels, mean over the labelled rows (P2 Eq. 2); 0 when there are none.
 
@@ -229,16 +271,26 @@ def label_cross_entropy(
         logits: raw.
         labels: class indices; -1 is unlabelled.
         mixed: what the images are mixed with, if they are.
+        smoothing: share in [0, 1) of each label that is spread evenly over all classes, its own included.
+        count: what the sum is divided by (see :class:`Counts`); default: the number of labelled rows.
     """
     if mixed is None:
-        total = functional.cross_entropy(logits.float(), labels, ignore_index=-1, reduction="sum")
-        return total / (labels >= 0).sum().clamp(min=1)
+        total = functional.cross_entropy(
+            logits.float(), labels, ignore_index=-1, reduction="sum", label_smoothing=smoothing
+        )
+        return total / _divisor(labels >= 0, count)
     own, theirs = (
-        functional.cross_entropy(logits.float(), classes, ignore_index=-1, reduction="none")
+        functional.cross_entropy(
+            logits.float(), classes, ignore_index=-1, reduction="none", label_smoothing=smoothing
+        )
         for classes in (labels, mixed.labels)
     )
     rows = (labels >= 0) | (mixed.labels >= 0)
-    return (mixed.own * own + (1 - mixed.own) * theirs).sum() / rows.sum().clamp(min=1)
+    return (mixed.own * own + (1 - mixed.own) * theirs).sum() / _divisor(rows, count)
+
+
+def _divisor(rows: Bool[Tensor, " b"], count: float | None) -> Tensor | float:
+    return rows.sum().clamp(min=1) if count is None else count or 1.0
 
 
 def weighted_sum(parts: Mapping[str, Tensor], weights: Mapping[str, float], names: Sequence[str]) -> Tensor:

@@ -74,7 +74,12 @@ class Consolidation(Objective):
     def forward(self, student: StudentOutput, teacher: TeacherOutputs, batch: Batch) -> dict[str, Tensor]:
         """P1 Eq. 1; one part ``distill/TEACHER`` per teacher."""
         terms = {
-            name: soft_cross_entropy(student.logits[head], teacher[name]["logits"], self._temperature)
+            name: soft_cross_entropy(
+                student.logits[head],
+                teacher[name]["logits"],
+                self._temperature,
+                count=batch.count("images"),
+            )
             for name, head in self._heads.items()
         }
         loss = weighted_sum(terms, self._weights, list(terms))

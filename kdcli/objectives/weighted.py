@@ -51,7 +51,15 @@ OURS = Settings(
 
 @final
 class LabelsOnly(Objective):
-    """The baseline without teachers: cross-entropy over the labelled images (P2 Eq. 2)."""
+    """The baseline without teachers: cross-entropy over the labelled images (P2 Eq. 2).
+
+    Args:
+        smoothing: of the labels, in [0, 1).
+    """
+
+    def __init__(self, smoothing: float = 0.0) -> None:
+        super().__init__()
+        self._smoothing = smoothing
 
     def heads(self) -> dict[str, int]:
         """None."""
@@ -67,7 +75,9 @@ class LabelsOnly(Objective):
 
     def forward(self, student: StudentOutput, teacher: TeacherOutputs, batch: Batch) -> dict[str, Tensor]:
         """See :class:`Objective`."""
-        loss = label_cross_entropy(student.logits[LABEL_HEAD], batch.labels, batch.mixed)
+        loss = label_cross_entropy(
+            student.logits[LABEL_HEAD], batch.labels, batch.mixed, self._smoothing, batch.count("labelled")
+        )
         return {"loss": loss, "label": loss.detach()}
 
 
@@ -81,6 +91,7 @@ class WeightedDistillation(Objective):
         label_weight: lambda in [0, 1].
         temperature: T > 0.
         split: whether the distillation term leaves labelled images out.
+        smoothing: of the labels, in [0, 1).
     """
 
     def __init__(
@@ -90,8 +101,10 @@ class WeightedDistillation(Objective):
         label_weight: float,
         temperature: float = 1.0,
         split: bool = False,
+        smoothing: float = 0.0,
     ) -> None:
         super().__init__()
+        self._smoothing = smoothing
         self._alphas = {name: alpha for name, alpha in alphas.items() if alpha > 0 and label_weight < 1}
         self._classes = {name: classes[name] for name in self._alphas}
         self._label_weight, self._temperature, self._split = label_weight, temperature, split
@@ -113,13 +126,20 @@ class WeightedDistillation(Objective):
         parts: dict[str, Tensor] = {}
         weights: dict[str, float] = {}
         if self._label_weight > 0:
-            parts["label"] = label_cross_entropy(student.logits[LABEL_HEAD], batch.labels, batch.mixed)
+            parts["label"] = label_cross_entropy(
+                student.logits[LABEL_HEAD],
+                batch.labels,
+                batch.mixed,
+                self._smoothing,
+                batch.count("labelled"),
+            )
             weights["label"] = self._label_weight
         if self._alphas:
             rows = batch.labels < 0 if self._split else None
+            count = batch.count("unlabelled" if self._split else "images")
             terms = {
                 name: soft_cross_entropy(
-                    student.logits[name], teacher[name]["logits"], self._temperature, rows
+                    student.logits[name], teacher[name]["logits"], self._temperature, rows, count
                 )
                 for name in self._alphas
             }
@@ -133,7 +153,12 @@ class WeightedDistillation(Objective):
 def _build(setup: Setup) -> Objective:
     numbers = setup.settings
     return WeightedDistillation(
-        setup.classes, setup.weights, numbers.label_weight, numbers.temperature, setup.split
+        setup.classes,
+        setup.weights,
+        numbers.label_weight,
+        numbers.temperature,
+        setup.split,
+        numbers.label_smoothing,
     )
 
 
@@ -170,7 +195,7 @@ METHODS = (
         Needs(labels=True),
         OURS,
         lambda choice: {},
-        lambda setup: LabelsOnly(),
+        lambda setup: LabelsOnly(setup.settings.label_smoothing),
     ),
     Method(
         "distill-nearest",

@@ -13,6 +13,7 @@ from kdcli.models.teacher import normalise
 from kdcli.runtime import StopFlag
 from kdcli.training.feed import EvalRule, Feed, make_loader, plain_order
 from kdcli.training.plan import DEFAULT_RECIPE, Plan
+from kdcli.training.ranks import Ranks
 from kdcli.types import Preprocess
 
 
@@ -80,6 +81,7 @@ def accuracy(
     batch_size: int,
     workers: int,
     stop: StopFlag,
+    ranks: Ranks | None = None,
 ) -> dict[str, float]:
     """Top-1 and top-5 accuracy, as fractions; top-C where there are fewer than five classes.
 
@@ -93,21 +95,23 @@ def accuracy(
         batch_size: images per forward.
         workers: decode processes.
         stop: raised by a signal.
+        ranks: the processes that share the images.
 
     Raises:
         StoppedEarly: a signal arrived; the trained student is saved.
         BadDataError: an image cannot be decoded.
     """
     student.eval()
+    ranks = ranks or Ranks()
     views = ViewSet(0, preprocess.crop_fraction, DEFAULT_RECIPE)
     loader = make_loader(
         Feed(data, preprocess, EvalRule(views)),
-        plain_order(len(data), batch_size),
+        plain_order(len(data), batch_size)[ranks.rank :: ranks.world],
         workers,
         device,
     )
     right = np.zeros(2, np.int64)
-    with console.progress(len(data), "images", "testing") as bar:
+    with ranks.one_fate(), console.progress(len(data) // ranks.world, "images", "testing") as bar:
         for batch in loader:
             if isinstance(batch, KdError):
                 raise batch
@@ -121,4 +125,5 @@ def accuracy(
             hits = best == torch.from_numpy(labels[batch.index.numpy()]).unsqueeze(1)
             right += [int(hits[:, 0].sum()), int(hits.sum())]
             bar.advance(len(batch.labels))
-    return {"top1": float(right[0] / len(data)), "top5": float(right[1] / len(data))}
+    top1, top5 = ranks.total(*right.tolist())
+    return {"top1": top1 / len(data), "top5": top5 / len(data)}

@@ -114,6 +114,10 @@ class FeedBatch:
         """On ``device``."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
+    def piece(self, number: int, of: int) -> "FeedBatch":
+        """Every ``of``-th image, from ``number`` on."""
+        return self._each(lambda tensor: tensor[number::of])
+
     def _each(self, change: Callable[[Tensor], Tensor]) -> "FeedBatch":
         teacher = {
             name: {key: change(value) for key, value in arrays.items()}

@@ -1,8 +1,11 @@
-"""The engine: one loop for every objective. Devices and precision are accelerate's, optimisers timm's."""
+"""The engine: one loop for every objective.
+
+Devices, precision, processes and accumulation are accelerate's; optimisers and moving averages timm's.
+"""
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,19 +15,20 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]  # timm does not declare it
-from timm.scheduler.cosine_lr import CosineLRScheduler
-from timm.scheduler.multistep_lr import MultiStepLRScheduler
-from timm.scheduler.scheduler import Scheduler
-from torch import Tensor
+from timm.utils.model_ema import ModelEmaV3
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from kdcli.console import console
 from kdcli.errors import DeviceError, DivergedError, KdError, StoppedEarly
 from kdcli.models.student import Student, StudentOutput
 from kdcli.models.teacher import normalise
-from kdcli.objectives.base import Batch, Objective, Settings
+from kdcli.objectives.base import Batch, Counts, Objective, Settings
 from kdcli.runtime import StopFlag
 from kdcli.training.feed import EpochOrder, FeedBatch, ViewRule
+from kdcli.training.meter import Meter
+from kdcli.training.ranks import Ranks
+from kdcli.training.schedule import make_schedule, schedule_time
 from kdcli.training.state import (
     Progress,
     Stateful,
@@ -35,6 +39,7 @@ from kdcli.training.state import (
     write_metrics,
 )
 from kdcli.training.student import Built
+from kdcli.training.tracking import track_epoch
 from kdcli.training.validation import Watch
 from kdcli.types import AmpName
 
@@ -43,18 +48,31 @@ CHECKPOINT_SECONDS = 10.0
 _PRECISION = {"off": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
-def make_accelerator(device: str, amp: AmpName) -> Accelerator:
+def make_accelerator(
+    device: str, amp: AmpName, trackers: Sequence[str] = (), folder: Path | None = None
+) -> Accelerator:
     """Let accelerate look at the machine, for one run.
 
-    Its state is global and refuses a second run at another precision; outside a process group it is
-    forgotten first, so that one process can train several students.
+    Args:
+        device: where to train.
+        amp: mixed precision.
+        trackers: names of experiment trackers to log to.
+        folder: where trackers that write files put them.
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        # One process trains several students, maybe at several precisions, and accelerate's state is global:
+        # it refuses a second Accelerator of another precision and has no public way to forget the first
+        # (free_memory() and end_training() keep it; accelerate's own tests reset it as here). In a process
+        # group there is one run a process, so nothing is to be forgotten.
         AcceleratorState._reset_state(reset_partial_state=True)
     if device.startswith("cuda:"):
         torch.cuda.set_device(device)
     return Accelerator(
-        cpu=device == "cpu", mixed_precision=_PRECISION[amp], step_scheduler_with_optimizer=False
+        cpu=device == "cpu",
+        mixed_precision=_PRECISION[amp],
+        step_scheduler_with_optimizer=False,
+        log_with=list(trackers) or None,
+        project_dir=folder,
     )
 
 
@@ -78,40 +96,6 @@ def make_optimizer(student: Student, objective: Objective, settings: Settings) -
     return optimizer
 
 
-def make_schedule(optimizer: Optimizer, settings: Settings, steps: int) -> Scheduler:
-    """One of timm's schedules, to be asked with :func:`schedule_time` before every step.
-
-    Args:
-        optimizer: whose groups hold the peak rates.
-        settings: schedule, milestones and warm-up as shares of the training.
-        steps: of the whole training.
-    """
-    warmup = round(settings.warmup * steps)
-    if settings.schedule == "cosine":
-        return CosineLRScheduler(
-            optimizer,
-            t_initial=max(1, steps + 1 - warmup),
-            warmup_t=warmup,
-            warmup_prefix=True,
-            t_in_epochs=False,
-        )
-    shares = settings.milestones if settings.schedule == "step" else ()
-    # timm applies milestone m at time m - 1, and step k runs at time k + 1.
-    return MultiStepLRScheduler(
-        optimizer,
-        decay_t=[round(share * steps) + 2 for share in shares],
-        decay_rate=0.1,
-        warmup_t=warmup,
-        warmup_prefix=False,
-        t_in_epochs=False,
-    )
-
-
-def schedule_time(step: int) -> int:
-    """Time of step ``step`` (from 0) in the schedule. At time 0 a warm-up's rate is 0; no step runs then."""
-    return step + 1
-
-
 @final
 class Engine:
     """A student, what it learns from, and one step of it.
@@ -122,6 +106,10 @@ class Engine:
         steps: of the whole training.
         accelerator: where it runs.
         on_batch: called with every batch before its step.
+        compiled: whether the student's forward goes through torch.compile.
+
+    Raises:
+        DeviceError: torch.compile does not work here.
     """
 
     def __init__(
@@ -131,19 +119,31 @@ class Engine:
         steps: int,
         accelerator: Accelerator,
         on_batch: Callable[[FeedBatch], None] | None = None,
+        compiled: bool = False,
     ) -> None:
-        self._on_batch = on_batch
+        self._on_batch, self._settings = on_batch, settings
         self.accelerator = accelerator
+        self.ranks = Ranks(accelerator.process_index, accelerator.num_processes)
+        self.images = 0
+        """Images of the last step, over all processes."""
         self.student, self.objective = built.student, built.objective
         self._preprocess, self._lower = built.model.preprocess, built.lower
         self.student.to(memory_format=torch.channels_last)
         optimizer = make_optimizer(self.student, self.objective, settings)
         self._schedule = make_schedule(optimizer, settings, steps)
         self._objective = self.objective.to(accelerator.device)
+        self._heads = self.objective.active()
+        if self.ranks.world > 1:
+            for parameter in self._without_gradient():  # torch would wait for them in every step
+                parameter.requires_grad_(False)
         self._student: Any
         self._student, self._optimizer = accelerator.prepare(self.student, optimizer)
-        self._heads = self.objective.active()
+        if compiled:
+            require_compiler(accelerator.device)
+            self._student = torch.compile(self._student)
         self._plain_optimizer = optimizer
+        # Its decay rises to what was asked for: the average of a short run is not that of its first weights.
+        self._ema = settings.ema and ModelEmaV3(self.student, settings.ema, use_warmup=True)
         self.student.train()
 
     @property
@@ -156,10 +156,29 @@ class Engine:
         if steps:
             self._schedule.step_update(schedule_time(steps - 1))
 
+    def _without_gradient(self) -> list[nn.Parameter]:
+        """Parameters of the student that no loss reaches: heads that are not active, parts of some networks."""
+        parameters = [each for each in self.student.parameters() if each.requires_grad]
+        self.student.eval()
+        with torch.random.fork_rng():
+            output = self.student(torch.zeros(1, 3, *self._preprocess.size), self._heads)
+            total = sum((logits.sum() for logits in output.logits.values()), output.features.sum())
+            found = torch.autograd.grad(total, parameters, allow_unused=True)
+        return [each for each, gradient in zip(parameters, found, strict=True) if gradient is None]
+
     def stateful(self) -> Stateful:
         """What a checkpoint captures."""
-        modules = {"student": self.student, "objective": self.objective}
-        return Stateful(modules, self._plain_optimizer, self.accelerator.scaler)
+        modules: dict[str, nn.Module] = {"student": self.student, "objective": self.objective}
+        if self._ema:
+            modules["ema"] = self._ema
+        return Stateful(modules, self._plain_optimizer, self.accelerator.scaler, self.ranks)
+
+    def finish(self) -> None:
+        """Make the student what is kept of it: the moving average where there is one, equal in all processes."""
+        if self._ema:
+            self.student.load_state_dict(self._ema.module.state_dict())
+        for buffer in self.student.buffers():  # BatchNorm statistics are each process's own
+            self.ranks.copy_first_(buffer)
 
     def step(self, batch: FeedBatch, number: int) -> dict[str, float]:
         """One update.
@@ -178,15 +197,33 @@ class Engine:
         self._schedule.step_update(schedule_time(number))
         if self._on_batch is not None:
             self._on_batch(batch)
-        with _memory_errors(len(batch.labels)):
-            batch = batch.to(self.accelerator.device)
+        pieces, counts = self._settings.accumulate, self._counts(batch)
+        with _memory_errors(self.images, pieces):
+            self._plain_optimizer.zero_grad(set_to_none=True)
+            # Set anew in each step: the accelerator may be shared, and a step may have ended in an error.
+            self.accelerator.gradient_accumulation_steps, self.accelerator.step = pieces, 0
+            found = [self._piece(batch.piece(i, pieces), counts, number) for i in range(pieces)]
+            if self._settings.clip_norm is not None:
+                self.accelerator.clip_grad_norm_(self._parameters(), self._settings.clip_norm)
+            self._optimizer.step()
+        if self._ema:
+            self._ema.update(self.student, step=number + 1)
+        return {name: sum(values[name] for values in found) / pieces for name in found[0]}
+
+    def _piece(self, batch: FeedBatch, counts: Counts | None, number: int) -> dict[str, float]:
+        """Add the gradient of a piece of a step's images; of the last piece, over all processes."""
+        batch = batch.to(self.accelerator.device)
+        with self.accelerator.accumulate(self._student):
             output = self._forward(batch)
-            parts = self._objective(output, batch.teacher, Batch(batch.labels, batch.index, batch.mixed))
+            known = Batch(batch.labels, batch.index, batch.mixed, counts)
+            parts = self._objective(output, batch.teacher, known)
             values = self._values(parts)
             self._require_finite(values, number)
-            self._optimizer.zero_grad(set_to_none=True)
             self.accelerator.backward(parts["loss"])
-            self._optimizer.step()
+            if self.accelerator.sync_gradients:
+                for parameter in self.objective.parameters():  # the student's are averaged by its wrapper
+                    if parameter.grad is not None:
+                        self.ranks.mean_(parameter.grad)
         return values
 
     def _forward(self, batch: FeedBatch) -> StudentOutput:
@@ -197,10 +234,24 @@ class Engine:
             output = self._student(normalise(batch.pixels, self._preprocess), self._heads)
         return output
 
+    def _counts(self, batch: FeedBatch) -> Counts | None:
+        """Over how many images the means of this step go; None where a batch is all there is."""
+        pieces = self._settings.accumulate * self.ranks.world
+        self.images = len(batch.labels)
+        if pieces == 1:
+            return None
+        rows = batch.labels >= 0
+        labelled = rows if batch.mixed is None else rows | (batch.mixed.labels >= 0)
+        totals = self.ranks.total(len(rows), int(labelled.sum()), int((~rows).sum()))
+        self.images = int(totals[0])
+        return Counts(*(total / pieces for total in totals))
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [each for group in self._plain_optimizer.param_groups for each in group["params"]]
+
     def _values(self, parts: dict[str, Tensor]) -> dict[str, float]:
         together = torch.stack([part.detach().float() for part in parts.values()])  # one wait for the device
-        if self.accelerator.num_processes > 1:
-            together = self.accelerator.reduce(together, "mean")
+        self.ranks.mean_(together)
         return dict(zip(parts, together.tolist(), strict=True))
 
     def _require_finite(self, values: dict[str, float], number: int) -> None:
@@ -249,7 +300,7 @@ def fit(
         progress = load_checkpoint(place, stateful)
         engine.resume_after(progress.steps)
         console.note(f"going on from step {progress.steps} (epoch {progress.epoch + 1} of {epochs})")
-    main = engine.accelerator.is_main_process
+    main, meter = engine.ranks.first, Meter()
     if main:
         write_metrics(metrics, progress.history)
     total = order.batches * (epochs - progress.epoch) - progress.step
@@ -257,48 +308,53 @@ def fit(
     with console.progress(total, "steps", "training") as bar:
         while progress.epoch < epochs:
             order.seek(progress.epoch, progress.step)
-            for values in _steps(engine, iter(loader), progress):
-                bar.advance(1, loss=f"{values['loss']:.4f}", epoch=f"{progress.epoch + 1}/{epochs}")
+            for values in _steps(engine, iter(loader), progress, meter):
+                bar.advance(1, **meter.facts(values, f"{progress.epoch + 1}/{epochs}"))
                 if stop and progress.step < order.batches:
-                    _stop(checkpoints, stateful, progress, main, stop)
+                    _stop(checkpoints, stateful, progress, stop)
             facts = {"lr": engine.lr, "view": rule.student(progress.epoch)}
             if watch is not None:
                 try:
                     facts |= watch.after_epoch(progress.epoch + 1)
                 except StoppedEarly:  # before the epoch is closed: it is judged when the run goes on
-                    _stop(checkpoints, stateful, progress, main, stop)
+                    _stop(checkpoints, stateful, progress, stop)
             document = progress.close_epoch(facts)
             if main:
                 append_metrics(metrics, document)
-            if main and not stop and time.monotonic() - saved >= CHECKPOINT_SECONDS:
+                track_epoch(engine.accelerator, document)
+            # The first process's clock decides for all, since all take part in saving.
+            due, *_ = engine.ranks.gather(time.monotonic() - saved >= CHECKPOINT_SECONDS)
+            if due and not stop:
                 save_checkpoint(checkpoints, stateful, progress)
                 saved = time.monotonic()
             console.detail(
-                f"epoch {progress.epoch}/{epochs}: loss {document['loss']:.4f}, lr {document['lr']:g}"
+                f"epoch {progress.epoch}/{epochs}: loss {document['loss']:.4f}, lr {document['lr']:g}, "
+                f"{meter.waiting:.0%} of the time waiting for batches"
             )
             if stop:
-                _stop(checkpoints, stateful, progress, main, stop)
+                _stop(checkpoints, stateful, progress, stop)
     return progress
 
 
 def _steps(
-    engine: Engine, batches: Iterator[FeedBatch | KdError], progress: Progress
+    engine: Engine, batches: Iterator[FeedBatch | KdError], progress: Progress, meter: Meter
 ) -> Iterator[dict[str, float]]:
     """The remaining steps of an epoch. Their time includes the wait for the batch."""
     started = time.perf_counter()
     for batch in batches:
         if isinstance(batch, KdError):
             raise batch
+        arrived = time.perf_counter()
         values = engine.step(batch, progress.steps)
         now = time.perf_counter()
-        progress.add(values, len(batch.labels), now - started)
+        progress.add(values, engine.images, now - started)
+        meter.add(engine.images, arrived - started, now - arrived)
         yield values
         started = time.perf_counter()
 
 
-def _stop(checkpoints: Path, stateful: Stateful, progress: Progress, main: bool, stop: StopFlag) -> None:
-    if main:
-        save_checkpoint(checkpoints, stateful, progress)
+def _stop(checkpoints: Path, stateful: Stateful, progress: Progress, stop: StopFlag) -> None:
+    save_checkpoint(checkpoints, stateful, progress)
     console.detail(f"saved {stop.seconds():.1f} s after the signal")
     raise StoppedEarly(
         f"stopped by a signal after step {progress.steps} (epoch {progress.epoch + 1}); everything is saved",
@@ -306,8 +362,25 @@ def _stop(checkpoints: Path, stateful: Stateful, progress: Progress, main: bool,
     )
 
 
+def require_compiler(device: torch.device) -> None:
+    """Refuse what torch.compile cannot do here, before the student is compiled.
+
+    Raises:
+        DeviceError: with what torch says.
+    """
+    try:
+        torch.compile(lambda tensor: tensor * 2 + 1)(torch.ones(8, device=device))
+    # Whatever goes wrong in there (no C++ compiler, no Triton, a Python that is too new) says the same.
+    except Exception as error:
+        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise DeviceError(
+            f"torch.compile does not work here on {device.type}: {first}",
+            "Leave --compile out, or install what it names (on CPU: a C++ compiler such as g++).",
+        ) from error
+
+
 @contextmanager
-def _memory_errors(batch_size: int) -> Iterator[None]:
+def _memory_errors(batch_size: int, pieces: int) -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, RuntimeError) as error:
@@ -315,5 +388,5 @@ def _memory_errors(batch_size: int) -> Iterator[None]:
             raise
         raise DeviceError(
             f"out of memory with {batch_size} images a step: {str(error).splitlines()[0]}",
-            f"--batch-size {max(1, batch_size // 2)}",
+            f"--batch-size {max(1, batch_size // 2)}, or the same step in more pieces: --accumulate {2 * pieces}",
         ) from error

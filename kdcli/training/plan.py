@@ -22,12 +22,15 @@ from kdcli.runtime import pick_device
 from kdcli.training.feed import ViewRule
 from kdcli.training.lower import Lower, choose_lower
 from kdcli.training.recorded import Recording, require_partners
+from kdcli.training.schedule import ONE_CYCLE_WARMUP
 from kdcli.training.student import NEAREST_SOURCE, UNTRAINED, Start, resolve_start
 from kdcli.training.teachers import Teachers, choose_teachers, joint_id, ranked_records, require_options
 from kdcli.training.validation import split_off
 from kdcli.types import Ranking
 
 DEFAULT_RECIPE = "imagenet"
+_OFF = {"accumulate": 1, "clip_norm": None, "label_smoothing": 0.0, "ema": None}
+"""Options of the engine, and the values that leave a run as it is without them."""
 _METHOD_OPTIONS = ("teacher", "ranking", "generalist", "temperature", "label_weight", "generalist_weight")
 
 
@@ -50,6 +53,7 @@ class Plan:
         device: where it runs.
         lower: what the cache holds of the student's lower part, with ``--train-from``.
         validation: labelled images that were set aside of ``data``, if any.
+        processes: that share each step; BatchNorm and random numbers are each one's own.
     """
 
     config: TrainConfig
@@ -65,6 +69,7 @@ class Plan:
     device: str
     lower: Lower | None = None
     validation: ImageData | None = None
+    processes: int = 1
 
     @property
     def init(self) -> str:
@@ -108,6 +113,14 @@ class Plan:
         numbers = asdict(self.settings)
         for name in _unused(self.method) & numbers.keys():
             del numbers[name]
+        for (
+            name,
+            off,
+        ) in _OFF.items():  # not told of where it does nothing: runs begun before it existed go on
+            if numbers.get(name, off) == off:
+                numbers.pop(name, None)
+        if self.processes > 1:
+            numbers["processes"] = self.processes
         return {
             "method": self.method.name,
             "student": config.student,
@@ -150,13 +163,16 @@ class Pins:
     train_views: int | None = None
 
 
-def make_plan(config: TrainConfig, ranking: Ranking | None = None, pins: Pins | None = None) -> Plan:
+def make_plan(
+    config: TrainConfig, ranking: Ranking | None = None, pins: Pins | None = None, processes: int = 1
+) -> Plan:
     """Resolve and check a configuration.
 
     Args:
         config: what the user asked for.
         ranking: what ``config.ranking`` holds, already read.
         pins: what a run begun earlier understood by all cached teachers and views.
+        processes: that share each step.
 
     Raises:
         UsageError: options that contradict each other or the method.
@@ -176,7 +192,7 @@ def make_plan(config: TrainConfig, ranking: Ranking | None = None, pins: Pins | 
     settings = _settings(config, method.defaults)
     require_options(config, method, ranking)
     student = ModelSpec.parse(config.student)
-    device = _device(config)
+    device = _device(config, processes)
     cache = CacheSet.open(config.cache, config.verify) if config.cache else None
     teachers = None
     if cache is not None and method.needs.kinds:
@@ -225,6 +241,7 @@ def make_plan(config: TrainConfig, ranking: Ranking | None = None, pins: Pins | 
         device,
         lower,
         validation,
+        processes,
     )
 
 
@@ -236,13 +253,15 @@ def _numbers() -> set[str]:
 
 
 def _unused(method: Method) -> set[str]:
-    return set(_METHOD_OPTIONS) - method.options
+    labels = set() if method.needs.labels else {"label_smoothing"}
+    return labels | set(_METHOD_OPTIONS) - method.options
 
 
 def _without_unused(config: TrainConfig, method: Method) -> TrainConfig:
     # Said, not refused: a script that loops over methods gives all of them the same options.
-    used = method.options | ({"ranking"} if config.init == NEAREST_SOURCE else set())
-    given = [name for name in _METHOD_OPTIONS if name not in used and getattr(config, name)]
+    unused = _unused(method) - ({"ranking"} if config.init == NEAREST_SOURCE else set())
+    names = (*_METHOD_OPTIONS, "label_smoothing")
+    given = [name for name in names if name in unused and getattr(config, name)]
     if given:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         console.note(f"{method.name} does not use {flags}")
@@ -254,6 +273,8 @@ def _settings(config: TrainConfig, defaults: Settings) -> Settings:
 
     chosen = {name: getattr(config, name) for name in _numbers() if getattr(config, name) is not None}
     settings = replace(defaults, **chosen)
+    if settings.schedule == "one-cycle" and config.warmup is None:
+        settings = replace(settings, warmup=ONE_CYCLE_WARMUP)
     known = [str(name) for name in list_optimizers()]
     if settings.optimizer not in known:
         raise UsageError(
@@ -285,8 +306,13 @@ def _fit_frozen(config: TrainConfig, settings: Settings, init: str) -> Settings:
     return replace(settings, bn="frozen", backbone_lr_scale=0.0)
 
 
-def _device(config: TrainConfig) -> str:
+def _device(config: TrainConfig, processes: int) -> str:
     device = pick_device(config.device)
+    if config.device.startswith("cuda:") and processes > 1:
+        raise UsageError(
+            f"--device {config.device}, but every process of the run takes a device of its own",
+            "Use --device auto.",
+        )
     if config.amp == "fp16" and not device.startswith("cuda"):
         raise DeviceError(f"--amp fp16 does not train on {device}", "Use --amp bf16 or off.")
     return device

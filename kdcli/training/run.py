@@ -1,8 +1,8 @@
 """``train_student``: the step behind ``kd train-student``."""
 
-import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
@@ -13,10 +13,17 @@ from safetensors.torch import save
 
 from kdcli.config import TrainConfig
 from kdcli.console import console
-from kdcli.errors import UsageError
 from kdcli.models.export import export_model
 from kdcli.models.student import LABEL_HEAD
-from kdcli.runtime import StopFlag, atomic_write_bytes, stop_signals, versions, worker_count, write_json
+from kdcli.runtime import (
+    StopFlag,
+    StopNow,
+    atomic_write_bytes,
+    stop_signals,
+    versions,
+    worker_count,
+    write_json,
+)
 from kdcli.training.evaluate import accuracy, head_to_test
 from kdcli.training.feed import EpochOrder, Feed, FeedBatch, make_loader
 from kdcli.training.loop import Engine, fit, make_accelerator
@@ -29,11 +36,16 @@ from kdcli.training.outdir import (
     require_same_run,
 )
 from kdcli.training.plan import Plan, make_plan
+from kdcli.training.ranks import Ranks, Together, join_ranks, stopped_before_training
 from kdcli.training.recorded import Recording
 from kdcli.training.resident import DeviceFed, bring_near
 from kdcli.training.student import Built, build_student
+from kdcli.training.tracking import require_trackers, track_test, tracked
 from kdcli.training.validation import Watch
 from kdcli.types import Ranking
+
+_RANK_STRIDE = 1_000_003
+"""Between the seeds of the processes of a run: larger than the seeds that people count through."""
 
 
 @final
@@ -104,34 +116,60 @@ def train_student(
         OutputExistsError: OUT holds another run.
         KdError: see :func:`kdcli.training.plan.make_plan` for what is refused before training.
     """
-    _require_one_process()
-    require_folder(config.out)
-    plan = make_plan(config, ranking, None if config.overwrite else read_pins(config.out))
-    head_to_test(plan)  # refuses unsuitable test data before training rather than after it
-    out = plan.config.out
-    if not config.overwrite:
-        require_same_run(plan)
-    stored = None if config.overwrite else finished_result(out)
+    with _stoppable() as stop, join_ranks() as ranks, ranks.company():
+        before, console.silent = console.silent, not ranks.first
+        # Alone, a signal before the first step ends the run at once. Together, it does where all agree on it.
+        stop.at_once = ranks.world == 1
+        try:
+            return _run(config, ranking, on_batch, ranks, stop)
+        finally:
+            console.silent = before
+
+
+@contextmanager
+def _stoppable() -> Iterator[StopFlag]:
+    try:
+        with stop_signals() as stop:
+            yield stop
+    except StopNow as now:
+        raise stopped_before_training() from now
+
+
+def _run(
+    config: TrainConfig,
+    ranking: Ranking | None,
+    on_batch: Callable[[FeedBatch], None] | None,
+    ranks: Ranks,
+    stop: StopFlag,
+) -> TrainResult:
+    with ranks.one_fate():
+        require_folder(config.out)
+        require_trackers(config.tracker)
+        pins = None if config.overwrite else read_pins(config.out)
+        plan = make_plan(config, ranking, pins, ranks.world)
+        head_to_test(plan)  # refuses unsuitable test data before training rather than after it
+        out = plan.config.out
+        if not config.overwrite:
+            require_same_run(plan)
+        stored = None if config.overwrite else finished_result(out)
     if stored is not None:
         console.note(f"{out} is finished; nothing to do")
         return TrainResult.from_document(stored)
-    _say(plan)
-    built = build_student(plan)
-    begin(plan)
-    result = _train(plan, built, on_batch)
-    write_json(out / "result.json", result.document())
-    forget_checkpoints(out)
+    with ranks.one_fate():
+        _say(plan)
+        built = build_student(plan)
+        if stop:
+            raise stopped_before_training()
+    with ranks.one_fate():  # all have read what is in OUT before the first one writes there
+        if ranks.first:
+            begin(plan)
+    result, *_ = ranks.gather(_train(plan, built, on_batch, ranks, stop))  # each measured its own seconds
+    with ranks.one_fate():
+        if ranks.first:
+            _write_student(plan, built, out)
+            write_json(out / "result.json", result.document())
+            forget_checkpoints(out)
     return result
-
-
-def _require_one_process() -> None:
-    """Several ranks would write the same files of OUT over each other."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world > 1:
-        raise UsageError(
-            f"train-student runs in one process, but WORLD_SIZE is {world}",
-            "Start it without torchrun; train several students side by side, as examples/students.sbatch does.",
-        )
 
 
 def _say(plan: Plan) -> None:
@@ -143,7 +181,7 @@ def _say(plan: Plan) -> None:
     console.note(
         f"{plan.method.name}: {numbers.optimizer}, lr {numbers.lr:g} (backbone {backbone_lr:g}), "
         f"weight decay {numbers.weight_decay:g}, {numbers.schedule}, {numbers.epochs} epochs "
-        f"of batches of {numbers.batch_size}, BatchNorm {numbers.bn}"
+        f"of batches of {numbers.batch_size}, BatchNorm {numbers.bn}{_extras(plan)}"
     )
     if config.freeze is not None:
         console.note("the backbone is frozen; the heads train on its features of eval mode")
@@ -156,44 +194,77 @@ def _say(plan: Plan) -> None:
         console.note(
             f"{len(plan.validation)} labelled images are set aside; the {config.select} epoch is exported"
         )
+    if plan.processes > 1 and numbers.bn == "train":
+        console.note(
+            f"BatchNorm averages over each process's {numbers.batch_size // plan.processes} images; "
+            "its running statistics are the first process's"
+        )
     if plan.teachers is not None:
         shares = ", ".join(f"{name} {weight:.4g}" for name, weight in plan.teachers.weights.items())
         label = f", label weight {numbers.label_weight:g}" if plan.method.needs.labels else ""
         console.note(f"soft cross-entropy at T = {numbers.temperature:g}{label}; weights: {shares}")
 
 
-def _train(plan: Plan, built: Built, on_batch: Callable[[FeedBatch], None] | None) -> TrainResult:
+def _extras(plan: Plan) -> str:
+    """What the user asked of the engine besides, to be told at the start."""
+    numbers = plan.settings
+    told = {
+        f"warm-up over {numbers.warmup:.0%}": numbers.warmup > 0,
+        f"falling at {', '.join(f'{share:.0%}' for share in numbers.milestones)}": numbers.schedule == "step",
+        f"{numbers.accumulate} pieces a step": numbers.accumulate > 1,
+        f"gradient norm at most {numbers.clip_norm}": numbers.clip_norm is not None,
+        f"labels smoothed by {numbers.label_smoothing:g}": numbers.label_smoothing > 0,
+        f"weights averaged with decay {numbers.ema}": numbers.ema is not None,
+        f"{plan.processes} processes": plan.processes > 1,
+    }
+    return "".join(f", {text}" for text, said in told.items() if said)
+
+
+def _train(
+    plan: Plan,
+    built: Built,
+    on_batch: Callable[[FeedBatch], None] | None,
+    ranks: Ranks,
+    stop: StopFlag,
+) -> TrainResult:
     numbers, config = plan.settings, plan.config
-    accelerator = make_accelerator(plan.device, config.amp)
+    accelerator = make_accelerator(plan.device, config.amp, config.tracker, config.out / "trackers")
     workers = worker_count(config.workers)
     labels = plan.data.labels if plan.method.needs.labels else np.zeros(len(plan.data), np.int64)
     order = EpochOrder(
         labels,
         numbers.batch_size,
         config.data_seed,
-        accelerator.process_index,
-        accelerator.num_processes,
+        ranks.rank,
+        ranks.world,
     )
     recording, held = plan.recording, None
     if recording is not None:
         reads = built.objective.reads()
         if plan.lower is not None:
             reads = plan.lower.with_maps(reads)
-        recording = Recording(recording.cache, recording.rows, reads)
-        recording, held = bring_near(config, recording, plan.rule, numbers.epochs, accelerator.device)
+        with ranks.one_fate():
+            recording = Recording(recording.cache, recording.rows, reads)
+            recording, held = bring_near(config, recording, plan.rule, numbers.epochs, accelerator.device)
     # Maps are all that a cut student sees; images that are mixed are drawn, for the labels of their partners.
     decoded = plan.lower is None or plan.rule.views.mixes
     feed = Feed(plan.data, built.model.preprocess, plan.rule, recording, decoded)
-    engine = Engine(built, numbers, order.batches * numbers.epochs, accelerator, on_batch)
+    steps = order.batches * numbers.epochs
+    engine = Engine(built, numbers, steps, accelerator, on_batch, config.compile)
+    if not ranks.first:
+        # Dropout of one process must not repeat another's; the first one's is that of a run alone.
+        torch.manual_seed(config.seed + ranks.rank * _RANK_STRIDE)
     loader = make_loader(feed, order, workers, accelerator.device)
-    batches = loader if held is None else DeviceFed(loader, order, plan.rule, held)
-    with stop_signals() as stop:
+    batches = Together(loader if held is None else DeviceFed(loader, order, plan.rule, held), ranks, stop)
+    with tracked(accelerator, plan.identity(), config.out):
+        stop.at_once = False  # from here on there is something to save
         watch = _watch(plan, built, accelerator.device, workers, stop)
-        progress = fit(engine, batches, order, plan.rule, numbers.epochs, config.out, stop, watch)
+        progress = fit(engine, batches, order, plan.rule, numbers.epochs, config.out, batches.stop, watch)
+        engine.finish()
         validation = None if watch is None else watch.settle(progress.history)
         started = time.perf_counter()
-        test = _test(plan, built, accelerator.device, workers, stop)
-    _write_student(plan, built, config.out)
+        test = _test(plan, built, accelerator.device, workers, stop, ranks)
+        track_test(accelerator, test, progress.steps)
     return TrainResult(
         method=plan.method.name,
         out=str(config.out),
@@ -212,6 +283,8 @@ def _train(plan: Plan, built: Built, on_batch: Callable[[FeedBatch], None] | Non
             "seed": config.seed,
             "data_seed": config.data_seed,
             "device": plan.device,
+            "processes": plan.processes,
+            "ema": numbers.ema,
             "versions": versions(),
         },
     )
@@ -236,7 +309,7 @@ def _watch(plan: Plan, built: Built, device: torch.device, workers: int, stop: S
 
 
 def _test(
-    plan: Plan, built: Built, device: torch.device, workers: int, stop: StopFlag
+    plan: Plan, built: Built, device: torch.device, workers: int, stop: StopFlag, ranks: Ranks
 ) -> dict[str, float] | None:
     choice = head_to_test(plan)
     if plan.test is None or choice is None:
@@ -246,7 +319,7 @@ def _test(
         return None
     size = plan.settings.batch_size
     return accuracy(
-        built.student, head, plan.test, labels, built.model.preprocess, device, size, workers, stop
+        built.student, head, plan.test, labels, built.model.preprocess, device, size, workers, stop, ranks
     )
 
 

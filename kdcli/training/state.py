@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from kdcli.runtime import atomic_write_text, fsync_folder, read_json, storage_errors, write_json
+from kdcli.training.ranks import Ranks
 
 
 @final
@@ -74,15 +75,20 @@ class Progress:
 @final
 @dataclass(frozen=True, slots=True)
 class Stateful:
-    """What a checkpoint captures besides progress: modules by name, one optimiser, one loss scaler."""
+    """What a checkpoint captures besides progress: modules by name, one optimiser, one loss scaler.
+
+    Random numbers are captured of every process in ``ranks``; the rest is equal in all of them, but for
+    BatchNorm statistics, which a step begins by taking from the first process.
+    """
 
     modules: Mapping[str, nn.Module]
     optimizer: Optimizer
     scaler: torch.amp.GradScaler | None = None
+    ranks: Ranks = field(default_factory=Ranks)
 
 
 def save_checkpoint(folder: Path, stateful: Stateful, progress: Progress) -> Path:
-    """Write a checkpoint of this moment and remove older ones.
+    """Write a checkpoint of this moment and remove older ones. All processes call it, the first one writes.
 
     Args:
         folder: OUT/state.
@@ -93,14 +99,22 @@ def save_checkpoint(folder: Path, stateful: Stateful, progress: Progress) -> Pat
         NoSpaceError: the disk is full. The last checkpoint is still there.
         StorageError: it cannot be written.
     """
-    final_place = folder / f"step-{progress.steps:08d}"
-    temporary = folder / f".step-{progress.steps:08d}.{os.getpid()}.tmp"
     tensors, scalars = _capture(stateful)
+    with stateful.ranks.one_fate():
+        if stateful.ranks.first:
+            _write(folder, tensors, {"progress": asdict(progress), **scalars})
+    return folder / f"step-{progress.steps:08d}"
+
+
+def _write(folder: Path, tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> None:
+    steps = document["progress"]["steps"]
+    final_place = folder / f"step-{steps:08d}"
+    temporary = folder / f".step-{steps:08d}.{os.getpid()}.tmp"
     with storage_errors(folder):
         try:
             temporary.mkdir(parents=True)
             _save_tensors(tensors, temporary / "tensors.safetensors")
-            write_json(temporary / "state.json", {"progress": asdict(progress), **scalars})
+            write_json(temporary / "state.json", document)
             if final_place.exists():  # the same moment, saved twice: a stop right after an epoch's end
                 shutil.rmtree(final_place)
             temporary.rename(final_place)
@@ -110,7 +124,6 @@ def save_checkpoint(folder: Path, stateful: Stateful, progress: Progress) -> Pat
         for old in folder.iterdir():
             if old != final_place:
                 shutil.rmtree(old, ignore_errors=True)
-    return final_place
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
@@ -132,7 +145,7 @@ def load_checkpoint(place: Path, stateful: Stateful) -> Progress:
     _restore_optimizer(stateful.optimizer, _under(tensors, "optimizer/"), document["optimizer"])
     if stateful.scaler is not None and document["scaler"]:
         stateful.scaler.load_state_dict(document["scaler"])
-    _restore_random(_under(tensors, "random/"))
+    _restore_random(_under(tensors, _random_prefix(stateful.ranks.rank)))
     return Progress(**document["progress"])
 
 
@@ -147,12 +160,19 @@ def _capture(stateful: Stateful) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 tensors[f"optimizer/{index}/{key}"] = value
             else:
                 scalars.setdefault(str(index), {})[key] = value
-    tensors["random/cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        for device, state in enumerate(torch.cuda.get_rng_state_all()):
-            tensors[f"random/cuda{device}"] = state
+    for rank, states in enumerate(stateful.ranks.gather(_random_states())):
+        tensors |= {f"{_random_prefix(rank)}{name}": state for name, state in states.items()}
     scaler = stateful.scaler.state_dict() if stateful.scaler is not None else {}
     return tensors, {"optimizer": scalars, "scaler": scaler}
+
+
+def _random_prefix(rank: int) -> str:
+    return f"random/rank{rank}/" if rank else "random/"
+
+
+def _random_states() -> dict[str, Tensor]:
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), **{f"cuda{index}": state for index, state in enumerate(devices)}}
 
 
 def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:

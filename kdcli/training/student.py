@@ -146,7 +146,8 @@ def build_student(plan: "Plan") -> Built:
     Raises:
         NotFoundError: the weights cannot be had.
         IdentityError: the weights of a teacher that it starts from are not those that were cached.
-        UsageError: BatchNorm cannot work with one image a step, or the network cannot be cut at ``--train-from``.
+        UsageError: BatchNorm cannot work with one image at a time, some process would have none at all, or the
+            network cannot be cut at ``--train-from``.
     """
     config, seed = plan.config, plan.config.seed
     for record in (plan.start.record, plan.lower.teacher if plan.lower is not None else None):
@@ -164,20 +165,12 @@ def build_student(plan: "Plan") -> Built:
     objective = plan.method.build(plan.setup())
     torch.manual_seed(seed)
     student = Student(model, objective.heads())
-    student.set_batchnorm(frozen=plan.settings.bn == "frozen")
+    student.set_batchnorm(frozen=plan.settings.bn != "train", affine=plan.settings.bn != "frozen-affine")
     if config.freeze == "backbone":
         student.freeze_backbone()
     if plan.lower is not None:
         student.freeze_up_to(cut_at(model, plan.lower.tap))
-    if (
-        plan.settings.bn == "train"
-        and min(plan.settings.batch_size, len(plan.data)) == 1
-        and _has_batchnorm(student)
-    ):
-        raise UsageError(
-            "batch size 1 leaves BatchNorm nothing to average over",
-            "Use --batch-size 2 or more, or --bn frozen.",
-        )
+    _require_pieces(plan, student)
     return Built(model, student, objective, plan.lower)
 
 
@@ -204,6 +197,27 @@ def _require_as_cached(record: TeacherRecord) -> None:
             f"Restore its weights, or cache it anew under another name: --teacher OTHER={record.spec}",
             [Difference("weights", record.weights, now)],
         )
+
+
+def _require_pieces(plan: "Plan", student: Student) -> None:
+    """Refuse steps of which some process, or some piece of --accumulate, has too few images."""
+    images, numbers = len(plan.data), plan.settings
+    step = images // -(-images // numbers.batch_size)  # batches are of equal size up to one image
+    pieces = numbers.accumulate * plan.processes
+    least = 2 if numbers.bn == "train" and _has_batchnorm(student) else 1
+    if step // pieces >= least:
+        return
+    if pieces == 1:
+        raise UsageError(
+            "batch size 1 leaves BatchNorm nothing to average over",
+            "Use --batch-size 2 or more, or --bn frozen.",
+        )
+    raise UsageError(
+        f"a step has {step} images, too few for {pieces} pieces (processes times --accumulate)"
+        + (": BatchNorm needs two in each" if least == 2 else ""),
+        f"Use --batch-size {least * pieces} or more"
+        + (", or fewer pieces (--accumulate)." if numbers.accumulate > 1 else ", or fewer processes."),
+    )
 
 
 def _has_batchnorm(module: nn.Module) -> bool:

@@ -1,0 +1,50 @@
+"""What bounds a training: the wait for batches, or the steps themselves."""
+
+from collections import deque
+from collections.abc import Mapping
+from typing import final
+
+WINDOW = 50
+"""Steps that are looked back on: the first wait, for workers to start, is soon forgotten."""
+
+
+@final
+class Meter:
+    """Times of the last steps of a run."""
+
+    def __init__(self) -> None:
+        self._steps: deque[tuple[int, float, float]] = deque(maxlen=WINDOW)
+
+    def add(self, images: int, waited: float, computed: float) -> None:
+        """Count one step.
+
+        Args:
+            images: it had, over all processes.
+            waited: seconds until its batch was there.
+            computed: seconds from then to its end.
+        """
+        self._steps.append((images, waited, computed))
+
+    @property
+    def waiting(self) -> float:
+        """Share of the time, from 0 to 1, that was spent waiting for batches."""
+        waited, computed = (sum(step[index] for step in self._steps) for index in (1, 2))
+        return waited / (waited + computed) if waited + computed else 0.0
+
+    @property
+    def images_per_second(self) -> float:
+        """Images per second, waiting included."""
+        seconds = sum(waited + computed for _, waited, computed in self._steps)
+        return sum(images for images, _, _ in self._steps) / seconds if seconds else 0.0
+
+    def facts(self, values: Mapping[str, float], epoch: str) -> dict[str, str]:
+        """What a progress display shows besides how far the run is.
+
+        Args:
+            values: the loss and its parts in the last step.
+            epoch: which one, of how many.
+        """
+        share = self.waiting
+        bound = f"batches ({share:.0%} waiting)" if share > 0.5 else f"compute ({1 - share:.0%})"
+        parts = {name: f"{value:.4f}" for name, value in values.items()}
+        return {"images/s": f"{self.images_per_second:.0f}", "bound by": bound, "epoch": epoch, **parts}

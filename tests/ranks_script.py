@@ -1,0 +1,69 @@
+"""What each of two processes does in test_training_ranks: several runs, one after the other, in one group.
+
+    torchrun ... ranks_script.py SCENARIOS.json RESULTS
+
+Each scenario: ``config`` of the run, and what happens to rank 1 (or to all) in it.
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdcli.config import TrainConfig
+from kdcli.console import console
+from kdcli.errors import KdError
+from kdcli.objectives.weighted import LabelsOnly
+from kdcli.training.feed import FeedBatch
+from kdcli.training.ranks import join_ranks
+from kdcli.training.run import train_student
+
+
+def run(scenario: dict[str, Any], rank: int) -> dict[str, Any]:
+    """Train; what came of it, and a random number drawn in each step."""
+    changes = scenario.get("rank1", {}) if rank == 1 else {}
+    config = TrainConfig.model_validate({**scenario["config"], **changes})
+    draws: list[float] = []
+    images: list[int] = []
+
+    def on_batch(batch: FeedBatch) -> None:
+        draws.append(float(torch.rand(1)))
+        images.append(len(batch.labels))
+        if rank == 1 and len(draws) == scenario.get("signal_at"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    real = LabelsOnly.forward
+
+    def explodes(self: LabelsOnly, *arguments: Any) -> dict[str, Tensor]:
+        parts = real(self, *arguments)
+        worse = float("inf") if rank == 1 and len(draws) == scenario["explode_at"] else 1.0
+        return {name: part * worse for name, part in parts.items()}
+
+    if "explode_at" in scenario:
+        LabelsOnly.forward = explodes  # type: ignore[method-assign]
+    console._warned.clear()
+    try:
+        outcome = train_student(config, on_batch=on_batch).document()
+    except KdError as error:
+        outcome = {**error.document(), "told": error.told}
+    finally:
+        LabelsOnly.forward = real  # type: ignore[method-assign]
+    return {"outcome": outcome, "draws": draws, "images": images}
+
+
+def main() -> None:
+    """Run them all."""
+    with join_ranks() as ranks:
+        for name, scenario in json.loads(Path(sys.argv[1]).read_text()).items():
+            print(f"--- {name}", file=sys.stderr, flush=True)
+            document = run(scenario, ranks.rank)
+            (Path(sys.argv[2]) / f"{name}.{ranks.rank}.json").write_text(json.dumps(document))
+
+
+if __name__ == "__main__":
+    main()
