@@ -13,6 +13,7 @@ from kdcli.config.steps import (
     StepConfig,
     TrainConfig,
 )
+from kdcli.config.sweeping import resolve_sweep
 
 __all__ = [
     "CacheConfig",
@@ -24,5 +25,6 @@ __all__ = [
     "TrainConfig",
     "command_line",
     "resolve",
+    "resolve_sweep",
     "to_yaml",
 ]

@@ -1,10 +1,8 @@
-"""The engine: one loop for every objective. Devices and precision are accelerate's, optimisers timm's."""
+"""The engine: one step for every objective. Devices and precision are accelerate's, optimisers timm's."""
 
 import math
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, final
 
 import torch
@@ -17,27 +15,15 @@ from timm.scheduler.scheduler import Scheduler
 from torch import Tensor
 from torch.optim import Optimizer
 
-from kdcli.console import console
-from kdcli.errors import DeviceError, DivergedError, KdError, StoppedEarly
+from kdcli.errors import DeviceError, DivergedError
 from kdcli.models.student import Student
 from kdcli.models.teacher import normalise
 from kdcli.objectives.base import Batch, Objective, Settings
-from kdcli.runtime import StopFlag
-from kdcli.training.feed import EpochOrder, FeedBatch, ViewRule
-from kdcli.training.state import (
-    Progress,
-    Stateful,
-    append_metrics,
-    latest_checkpoint,
-    load_checkpoint,
-    save_checkpoint,
-    write_metrics,
-)
+from kdcli.training.feed import FeedBatch
+from kdcli.training.state import Stateful
 from kdcli.training.student import Built
 from kdcli.types import AmpName
 
-CHECKPOINT_SECONDS = 10.0
-"""An epoch's end is saved unless the last checkpoint is younger: epochs of a second cost more to save than to run."""
 _PRECISION = {"off": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
@@ -171,7 +157,7 @@ class Engine:
         self._schedule.step_update(schedule_time(number))
         if self._on_batch is not None:
             self._on_batch(batch)
-        with _memory_errors(len(batch.labels)):
+        with memory_errors(len(batch.labels)):
             batch = batch.to(self.accelerator.device)
             output = self._student(normalise(batch.pixels, self._preprocess), self._heads)
             parts = self._objective(output, batch.teacher, Batch(batch.labels, batch.index, batch.mixed))
@@ -199,89 +185,9 @@ class Engine:
             )
 
 
-def fit(
-    engine: Engine,
-    loader: Iterable[FeedBatch | KdError],
-    order: EpochOrder,
-    rule: ViewRule,
-    epochs: int,
-    folder: Path,
-    stop: StopFlag,
-) -> Progress:
-    """Train to the end, from the last checkpoint in ``folder`` if there is one.
-
-    Args:
-        engine: student and objective.
-        loader: batches, in the order of ``order``.
-        order: which batches an epoch has.
-        rule: which view an epoch shows, to record it.
-        epochs: of the whole training.
-        folder: OUT.
-        stop: raised by a signal.
-
-    Raises:
-        StoppedEarly: a signal arrived; everything is saved.
-        DivergedError, DeviceError: see :meth:`Engine.step`.
-        KdError: a batch could not be made.
-    """
-    checkpoints, metrics, stateful = folder / "state", folder / "metrics.jsonl", engine.stateful()
-    progress = Progress()
-    if (place := latest_checkpoint(checkpoints)) is not None:
-        progress = load_checkpoint(place, stateful)
-        console.note(f"going on from step {progress.steps} (epoch {progress.epoch + 1} of {epochs})")
-    main = engine.accelerator.is_main_process
-    if main:
-        write_metrics(metrics, progress.history)
-    total = order.batches * (epochs - progress.epoch) - progress.step
-    saved = time.monotonic()
-    with console.progress(total, "steps", "training") as bar:
-        while progress.epoch < epochs:
-            order.seek(progress.epoch, progress.step)
-            for values in _steps(engine, iter(loader), progress):
-                bar.advance(1, loss=f"{values['loss']:.4f}", epoch=f"{progress.epoch + 1}/{epochs}")
-                if stop and progress.step < order.batches:
-                    _stop(checkpoints, stateful, progress, main, stop)
-            document = progress.close_epoch({"lr": engine.lr, "view": rule.student(progress.epoch)})
-            if main:
-                append_metrics(metrics, document)
-            if main and not stop and time.monotonic() - saved >= CHECKPOINT_SECONDS:
-                save_checkpoint(checkpoints, stateful, progress)
-                saved = time.monotonic()
-            console.detail(
-                f"epoch {progress.epoch}/{epochs}: loss {document['loss']:.4f}, lr {document['lr']:g}"
-            )
-            if stop:
-                _stop(checkpoints, stateful, progress, main, stop)
-    return progress
-
-
-def _steps(
-    engine: Engine, batches: Iterator[FeedBatch | KdError], progress: Progress
-) -> Iterator[dict[str, float]]:
-    """The remaining steps of an epoch. Their time includes the wait for the batch."""
-    started = time.perf_counter()
-    for batch in batches:
-        if isinstance(batch, KdError):
-            raise batch
-        values = engine.step(batch, progress.steps)
-        now = time.perf_counter()
-        progress.add(values, len(batch.labels), now - started)
-        yield values
-        started = time.perf_counter()
-
-
-def _stop(checkpoints: Path, stateful: Stateful, progress: Progress, main: bool, stop: StopFlag) -> None:
-    if main:
-        save_checkpoint(checkpoints, stateful, progress)
-    console.detail(f"saved {stop.seconds():.1f} s after the signal")
-    raise StoppedEarly(
-        f"stopped by a signal after step {progress.steps} (epoch {progress.epoch + 1}); everything is saved",
-        "Run the same command again to go on.",
-    )
-
-
 @contextmanager
-def _memory_errors(batch_size: int) -> Iterator[None]:
+def memory_errors(batch_size: int) -> Iterator[None]:
+    """Turn running out of memory in a step of so many images into a :class:`DeviceError`."""
     try:
         yield
     except (torch.OutOfMemoryError, RuntimeError) as error:

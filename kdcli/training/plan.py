@@ -1,5 +1,6 @@
 """From a configuration to a plan: everything is resolved and checked here, before a model is opened."""
 
+import functools
 import hashlib
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, final
@@ -134,13 +135,28 @@ class Pins:
     train_views: int | None = None
 
 
-def make_plan(config: TrainConfig, ranking: Ranking | None = None, pins: Pins | None = None) -> Plan:
+@final
+class Sources:
+    """Opens data sets and caches, each of them once: several students share what they read."""
+
+    def __init__(self) -> None:
+        self.data = functools.cache(open_data)
+        self.cache = functools.cache(CacheSet.open)
+
+
+def make_plan(
+    config: TrainConfig,
+    ranking: Ranking | None = None,
+    pins: Pins | None = None,
+    sources: Sources | None = None,
+) -> Plan:
     """Resolve and check a configuration.
 
     Args:
         config: what the user asked for.
         ranking: what ``config.ranking`` holds, already read.
         pins: what a run begun earlier understood by all cached teachers and views.
+        sources: what other plans opened already.
 
     Raises:
         UsageError: options that contradict each other or the method.
@@ -150,26 +166,26 @@ def make_plan(config: TrainConfig, ranking: Ranking | None = None, pins: Pins | 
         IdentityError: a cache of other images, or a ranking of other teachers.
         DeviceError: no such device, or one that cannot run at this precision.
     """
-    method, pins = METHODS[config.method], pins or Pins()
+    method, pins, sources = METHODS[config.method], pins or Pins(), sources or Sources()
     config = _without_unused(config, method)
     ranking = ranking if "ranking" in method.options else None
     settings = _settings(config, method.defaults)
     require_options(config, method, ranking)
     student = ModelSpec.parse(config.student)
     device = _device(config)
-    cache = CacheSet.open(config.cache, config.verify) if config.cache else None
+    cache = sources.cache(config.cache, config.verify) if config.cache else None
     teachers = None
     if cache is not None and method.needs.kinds:
         teachers = choose_teachers(config, method, settings, cache, ranking, pins.teachers)
     init = resolve_init(config.init, student, teachers.generalist if teachers is not None else None)
     settings = _fit_batchnorm(config, settings, init)
     rule = _views(config, cache, pins.train_views)
-    everything = open_data(config.data, data_root=config.data_root, download=config.download)
+    everything = sources.data(config.data, data_root=config.data_root, download=config.download)
     data = everything if method.needs.kinds else _labelled(everything)
     recording, data = _record(config, method, settings, data, cache, teachers, rule)
     if method.needs.labels:
         _require_classes(data, config.data)
-    test = _test_data(config)
+    test = _test_data(config, sources)
     config = config.model_copy(
         update={
             **{name: getattr(settings, name) for name in _numbers() - _unused(method)},
@@ -332,10 +348,10 @@ def _require_classes(data: ImageData, name: str) -> None:
         )
 
 
-def _test_data(config: TrainConfig) -> ImageData | None:
+def _test_data(config: TrainConfig, sources: Sources) -> ImageData | None:
     if config.test is None:
         return None
-    data = open_data(config.test, data_root=config.data_root, download=config.download)
+    data = sources.data(config.test, data_root=config.data_root, download=config.download)
     labelled = _labelled(data)
     if not (labelled.labels >= 0).all():
         raise BadDataError(

@@ -1,25 +1,26 @@
-"""``train_student``: the step behind ``kd train-student``."""
+"""``train_student`` and ``train_students``: the step behind ``kd train-student``, for one student and for several."""
 
 import os
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypeVar, final
 
-import numpy as np
 import torch
+from accelerate import Accelerator
 from safetensors.torch import save
 
 from kdcli.config import TrainConfig
 from kdcli.console import console
-from kdcli.errors import UsageError
+from kdcli.errors import DeviceError, DivergedError, KdError, OutputExistsError, StoppedEarly, UsageError
 from kdcli.models.export import export_model
 from kdcli.models.student import LABEL_HEAD
 from kdcli.runtime import StopFlag, atomic_write_bytes, stop_signals, versions, worker_count, write_json
-from kdcli.training.evaluate import accuracy, head_to_test
-from kdcli.training.feed import EpochOrder, Feed, FeedBatch, make_loader
-from kdcli.training.loop import Engine, fit, make_accelerator
+from kdcli.training.evaluate import Examinee, accuracies, head_to_test
+from kdcli.training.feed import Feed, FeedBatch, make_loader, render_of
+from kdcli.training.fitting import Lane, OwnRandom, Stream, fit, known_divergence
+from kdcli.training.loop import Engine, make_accelerator
 from kdcli.training.outdir import (
     begin,
     finished_result,
@@ -28,11 +29,16 @@ from kdcli.training.outdir import (
     require_folder,
     require_same_run,
 )
-from kdcli.training.plan import Plan, make_plan
+from kdcli.training.plan import Plan, Sources, make_plan
 from kdcli.training.recorded import Recording
 from kdcli.training.resident import DeviceFed, bring_near
+from kdcli.training.sharing import order_of, require_one_stream
 from kdcli.training.student import Built, build_student
 from kdcli.types import Ranking
+
+Outcome = TypeVar("Outcome")
+LONE = ""
+"""Name of a student that is trained by itself."""
 
 
 @final
@@ -103,24 +109,52 @@ def train_student(
         OutputExistsError: OUT holds another run.
         KdError: see :func:`kdcli.training.plan.make_plan` for what is refused before training.
     """
+    outcome = train_students({LONE: config}, {LONE: ranking}, on_batch)[LONE]
+    if isinstance(outcome, DivergedError):
+        raise outcome
+    return outcome
+
+
+def train_students(
+    configs: Mapping[str, TrainConfig],
+    rankings: Mapping[str, Ranking | None] | None = None,
+    on_batch: Callable[[FeedBatch], None] | None = None,
+) -> dict[str, TrainResult | DivergedError]:
+    """Train several students over one stream of batches; each becomes what it would have become alone.
+
+    Every folder is afterwards as :func:`train_student` leaves it, and either function goes on with what the
+    other began. What is refused is refused for all students at once, before any is trained.
+
+    Args:
+        configs: what to train, by name; ``out`` is each student's own folder. They agree in their stream, see
+            :func:`kdcli.training.sharing.require_one_stream`.
+        rankings: the value of what ``config.ranking`` names, by name of the student.
+        on_batch: called with every student's share of a batch before its step.
+
+    Returns:
+        The result of each, or why it was given up. One that was given up before is not tried again. In several,
+        ``overwrite`` starts anew only those whose folder holds another run.
+
+    Raises:
+        StoppedEarly: a signal arrived; the same call goes on.
+        OutputExistsError: a folder holds another run.
+        UsageError: they cannot share a stream.
+        KdError: see :func:`kdcli.training.plan.make_plan` for what is refused before training.
+    """
     _require_one_process()
-    require_folder(config.out)
-    plan = make_plan(config, ranking, None if config.overwrite else read_pins(config.out))
-    head_to_test(plan)  # refuses unsuitable test data before training rather than after it
-    out = plan.config.out
-    if not config.overwrite:
-        require_same_run(plan)
-    stored = None if config.overwrite else finished_result(out)
-    if stored is not None:
-        console.note(f"{out} is finished; nothing to do")
-        return TrainResult.from_document(stored)
-    _say(plan)
-    built = build_student(plan)
-    begin(plan)
-    result = _train(plan, built, on_batch)
-    write_json(out / "result.json", result.document())
-    forget_checkpoints(out)
-    return result
+    sources, rankings = Sources(), rankings or {}
+    plans = _for_each(configs, lambda name: _decide(name, configs[name], rankings.get(name), sources))
+    outcomes: dict[str, TrainResult | DivergedError] = {}
+    for name, plan in plans.items():
+        if (outcome := _known_outcome(name, plan)) is not None:
+            outcomes[name] = outcome
+    left = {name: plan for name, plan in plans.items() if name not in outcomes}
+    if left:
+        runs = _prepare(require_one_stream(left))
+        for run in runs:
+            begin(run.plan)
+        outcomes |= _train(runs, on_batch)
+    return {name: outcomes[name] for name in configs}
 
 
 def _require_one_process() -> None:
@@ -133,56 +167,200 @@ def _require_one_process() -> None:
         )
 
 
-def _say(plan: Plan) -> None:
+def _for_each(names: Iterable[str], function: Callable[[str], Outcome]) -> dict[str, Outcome]:
+    """Results by name; or the first of all errors, its message telling all of them and whose they are."""
+    results: dict[str, Outcome] = {}
+    errors: dict[str, tuple[KdError, list[str]]] = {}
+    for name in names:
+        try:
+            results[name] = function(name)
+        except KdError as error:
+            errors.setdefault(error.message, (error, []))[1].append(name)
+    if not errors:
+        return results
+    first = next(iter(errors.values()))[0]
+    first.message = "; ".join(
+        message if LONE in wrong else f"student {', '.join(repr(name) for name in wrong)}: {message}"
+        for message, (_, wrong) in errors.items()
+    )
+    first.args = (first.message,)
+    raise first
+
+
+def _decide(name: str, config: TrainConfig, ranking: Ranking | None, sources: Sources) -> Plan:
+    """The plan of a student, whose folder is free for it or holds this very run."""
+    require_folder(config.out)
+    anew = config.overwrite and name == LONE
+    plan = make_plan(config, ranking, None if anew else read_pins(config.out), sources)
+    head_to_test(plan)  # refuses unsuitable test data before training rather than after it
+    if anew:
+        return plan
+    try:
+        require_same_run(plan)
+    except OutputExistsError:
+        if not config.overwrite:
+            raise
+        return make_plan(config, ranking, None, sources)
+    return replace(plan, config=plan.config.model_copy(update={"overwrite": False}))
+
+
+def _known_outcome(name: str, plan: Plan) -> TrainResult | DivergedError | None:
+    out = plan.config.out
+    if plan.config.overwrite:
+        return None
+    if (stored := finished_result(out)) is not None:
+        console.note(f"{out} is finished; nothing to do")
+        return TrainResult.from_document(stored)
+    error = None if name == LONE else known_divergence(out)
+    if error is not None:
+        console.warn(f"student '{name}' was given up before: {error.message}")
+    return error
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A student that is about to be trained, and its random numbers."""
+
+    name: str
+    plan: Plan
+    built: Built
+    random: OwnRandom
+
+
+def _prepare(plans: Mapping[str, Plan]) -> list[_Run]:
+    def build(name: str) -> _Run:
+        random = OwnRandom(torch.device(plans[name].device))
+        with random():
+            return _Run(name, plans[name], build_student(plans[name]), random)
+
+    for name, plan in plans.items():
+        _say(plan, f"{name}: " if name else "")
+    return list(_for_each(plans, build).values())
+
+
+def _say(plan: Plan, prefix: str) -> None:
     config, numbers = plan.config, plan.settings
     backbone_lr = numbers.lr * numbers.backbone_lr_scale
     console.note(
-        f"student {config.student}, started from {plan.init}; {len(plan.data)} images of {config.data}"
+        f"{prefix}student {config.student}, started from {plan.init}; {len(plan.data)} images of {config.data}"
     )
     console.note(
-        f"{plan.method.name}: {numbers.optimizer}, lr {numbers.lr:g} (backbone {backbone_lr:g}), "
+        f"{prefix}{plan.method.name}: {numbers.optimizer}, lr {numbers.lr:g} (backbone {backbone_lr:g}), "
         f"weight decay {numbers.weight_decay:g}, {numbers.schedule}, {numbers.epochs} epochs "
         f"of batches of {numbers.batch_size}, BatchNorm {numbers.bn}"
     )
     if plan.teachers is not None:
         shares = ", ".join(f"{name} {weight:.4g}" for name, weight in plan.teachers.weights.items())
         label = f", label weight {numbers.label_weight:g}" if plan.method.needs.labels else ""
-        console.note(f"soft cross-entropy at T = {numbers.temperature:g}{label}; weights: {shares}")
+        console.note(f"{prefix}soft cross-entropy at T = {numbers.temperature:g}{label}; weights: {shares}")
 
 
-def _train(plan: Plan, built: Built, on_batch: Callable[[FeedBatch], None] | None) -> TrainResult:
-    numbers, config = plan.settings, plan.config
-    accelerator = make_accelerator(plan.device, config.amp)
+# --- training ---------------------------------------------------------------------------------
+
+
+def _train(
+    runs: Sequence[_Run], on_batch: Callable[[FeedBatch], None] | None
+) -> dict[str, TrainResult | DivergedError]:
+    plan = runs[0].plan  # what a stream is made from is the same in all
+    config, epochs = plan.config, plan.settings.epochs
+    accelerators = [make_accelerator(run.plan.device, run.plan.config.amp) for run in runs]
+    accelerator = accelerators[0]
     workers = worker_count(config.workers)
-    labels = plan.data.labels if plan.method.needs.labels else np.zeros(len(plan.data), np.int64)
-    order = EpochOrder(
-        labels,
-        numbers.batch_size,
-        config.data_seed,
-        accelerator.process_index,
-        accelerator.num_processes,
-    )
+    order = order_of(plan, accelerator.process_index, accelerator.num_processes)
     recording, held = plan.recording, None
     if recording is not None:
-        recording = Recording(recording.cache, recording.rows, built.objective.reads())
-        recording, held = bring_near(config, recording, plan.rule, numbers.epochs, accelerator.device)
-    feed = Feed(plan.data, built.model.preprocess, plan.rule, recording)
-    engine = Engine(built, numbers, order.batches * numbers.epochs, accelerator, on_batch)
+        recording = Recording(recording.cache, recording.rows, _reads(runs))
+        recording, held = bring_near(config, recording, plan.rule, epochs, accelerator.device)
+    first, *others = (run.built.model.preprocess for run in runs)
+    feed = Feed(plan.data, first, plan.rule, recording, [render_of(other) for other in others])
     loader = make_loader(feed, order, workers, accelerator.device)
     batches = loader if held is None else DeviceFed(loader, order, plan.rule, held)
+    lanes = [
+        _lane(run, order.batches * epochs, own, on_batch, len(runs))
+        for run, own in zip(runs, accelerators, strict=True)
+    ]
     with stop_signals() as stop:
-        progress = fit(engine, batches, order, plan.rule, numbers.epochs, config.out, stop)
+        fit(lanes, Stream(batches, order, plan.rule, epochs, accelerator.device), stop)
+        results: dict[str, TrainResult | DivergedError] = {
+            lane.name: lane.diverged for lane in lanes if lane.diverged is not None
+        }
+        done = [(run, lane) for run, lane in zip(runs, lanes, strict=True) if lane.diverged is None]
         started = time.perf_counter()
-        test = _test(plan, built, accelerator.device, workers, stop)
-    _write_student(plan, built, config.out)
-    return TrainResult(
+        tests = _test(done, accelerator.device, workers, stop)
+    for run, _ in done:
+        _write_student(run.plan, run.built, run.plan.config.out)
+    seconds = (time.perf_counter() - started) / max(1, len(done))
+    for run, lane in done:
+        results[run.name] = _finish(run, lane, tests.get(run.name), seconds)
+    return results
+
+
+def _reads(runs: Sequence[_Run]) -> dict[str, tuple[str, ...]]:
+    """Everything that some student reads: teacher -> array names."""
+    together: dict[str, dict[str, None]] = {}
+    for run in runs:
+        for teacher, names in run.built.objective.reads().items():
+            together.setdefault(teacher, {}).update(dict.fromkeys(names))
+    return {teacher: tuple(names) for teacher, names in together.items()}
+
+
+def _lane(
+    run: _Run,
+    steps: int,
+    accelerator: Accelerator,
+    on_batch: Callable[[FeedBatch], None] | None,
+    students: int,
+) -> Lane:
+    built, plan = run.built, run.plan
+    try:
+        with run.random():
+            engine = Engine(built, plan.settings, steps, accelerator, on_batch)
+    except torch.OutOfMemoryError as error:
+        raise DeviceError(
+            f"out of memory before the first step: {str(error).splitlines()[0]}",
+            f"Use fewer students in a sweep than these {students}."
+            if students > 1
+            else "Use a smaller student.",
+        ) from error
+    render = render_of(built.model.preprocess)
+    return Lane(run.name, engine, plan.config.out, render, built.objective.reads(), run.random)
+
+
+def _test(
+    done: Sequence[tuple[_Run, Lane]], device: torch.device, workers: int, stop: StopFlag
+) -> dict[str, dict[str, float]]:
+    """Accuracies of the students that have a head to test, in one pass over the test data."""
+    examinees: dict[str, Examinee] = {}
+    for run, _ in done:
+        choice = head_to_test(run.plan)
+        if choice is not None and choice[0] in run.built.student.heads:  # a teacher of weight 0 has no head
+            head, labels = choice
+            examinees[run.name] = Examinee(run.built.student, head, labels, run.built.model.preprocess)
+    data = done[0][0].plan.test if done else None
+    if data is None or not examinees:
+        return {}
+    size = done[0][0].plan.settings.batch_size
+    try:
+        found = accuracies(list(examinees.values()), data, device, size, workers, stop)
+    except StoppedEarly:
+        for _, lane in done:
+            lane.save()
+        raise
+    return dict(zip(examinees, found, strict=True))
+
+
+def _finish(run: _Run, lane: Lane, test: dict[str, float] | None, seconds: float) -> TrainResult:
+    """Write the result of a trained student; from then on its run is finished."""
+    plan, config, history = run.plan, run.plan.config, lane.progress.history
+    result = TrainResult(
         method=plan.method.name,
         out=str(config.out),
-        epochs=numbers.epochs,
+        epochs=plan.settings.epochs,
         test=test,
-        history=tuple(progress.history),
+        history=tuple(history),
         cache_id=plan.cache_id,
-        seconds=sum(epoch["seconds"] for epoch in progress.history) + time.perf_counter() - started,
+        seconds=sum(epoch["seconds"] for epoch in history) + seconds,
         details={
             "student": config.student,
             "init": plan.init,
@@ -195,21 +373,9 @@ def _train(plan: Plan, built: Built, on_batch: Callable[[FeedBatch], None] | Non
             "versions": versions(),
         },
     )
-
-
-def _test(
-    plan: Plan, built: Built, device: torch.device, workers: int, stop: StopFlag
-) -> dict[str, float] | None:
-    choice = head_to_test(plan)
-    if plan.test is None or choice is None:
-        return None
-    head, labels = choice
-    if head not in built.student.heads:  # a teacher of weight 0 has no head
-        return None
-    size = plan.settings.batch_size
-    return accuracy(
-        built.student, head, plan.test, labels, built.model.preprocess, device, size, workers, stop
-    )
+    write_json(config.out / "result.json", result.document())
+    forget_checkpoints(config.out)
+    return result
 
 
 def _write_student(plan: Plan, built: Built, out: Path) -> None:
