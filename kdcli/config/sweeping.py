@@ -74,11 +74,12 @@ def resolve_sweep(
     problems += [_whose(problem, names, len(students)) for problem, names in found.items()]
     problems += _differing(configs, sweep)
     if problems or out is None:
-        failure = UsageError if only_flags(problems) else ConfigError
-        raise failure(
+        explained = "kd train-student --help explains every option."
+        if only_flags(problems):
+            raise UsageError("; ".join(problems), explained)
+        raise ConfigError(
             "; ".join(problems),
-            "A sweep file holds students: {NAME: {OPTION: VALUE}} and grid: {OPTION: [VALUE, ...]}; "
-            "kd train-student --help explains every option.",
+            f"A sweep file holds students: {{NAME: {{OPTION: VALUE}}}} and grid: {{OPTION: [VALUE, ...]}}; {explained}",
         )
     return out, configs
 
@@ -92,7 +93,7 @@ class _UniqueKeys(yaml.SafeLoader):
         for number, key in enumerate(keys):
             if key in keys[:number]:
                 raise yaml.YAMLError(
-                    f"'{key}' is there twice, again in line {node.value[number][0].start_mark.line + 1}"
+                    f"a key may come only once, and '{key}' comes again in line {node.value[number][0].start_mark.line + 1}"
                 )
         return super().construct_mapping(node, deep)
 

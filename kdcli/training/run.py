@@ -197,8 +197,13 @@ def _decide(name: str, config: TrainConfig, ranking: Ranking | None, sources: So
         return plan
     try:
         require_same_run(plan)
-    except OutputExistsError:
+    except OutputExistsError as error:
         if not config.overwrite:
+            if name != LONE:
+                error.hint = (
+                    "Give the changed student another name, or add --overwrite: it starts anew only those whose "
+                    "folder holds another run."
+                )
             raise
         return make_plan(config, ranking, None, sources)
     return replace(plan, config=plan.config.model_copy(update={"overwrite": False}))
