@@ -59,14 +59,25 @@ def test_a_grid_is_every_combination_of_every_student(tmp_path: Path) -> None:
         f"{name}-lr{lr}-seed{seed}" for name in "ab" for lr in (0.1, 0.01) for seed in (0, 1)
     ]
     assert {(config.method, config.lr, config.seed) for config in found.values()} == {
-        (method, lr, seed) for method in ("labels-only", "distill-equal") for lr in (0.1, 0.01) for seed in (0, 1)
+        (method, lr, seed)
+        for method in ("labels-only", "distill-equal")
+        for lr in (0.1, 0.01)
+        for seed in (0, 1)
     }
     assert found["b-lr0.1-seed0"].teacher == ("gen",)
 
 
 def test_text_in_a_grid_speaks_for_itself(tmp_path: Path) -> None:
-    grid = {"method": ["labels-only"], "student": ["local-dir:runs/a"], "teacher": [["gen", "exp"], []], "bn": ["frozen"]}
-    assert list(students_of(tmp_path, {"grid": grid})) == ["labels-only-a-gen+exp-frozen", "labels-only-a-teacher-none-frozen"]
+    grid = {
+        "method": ["labels-only"],
+        "student": ["local-dir:runs/a"],
+        "teacher": [["gen", "exp"], []],
+        "bn": ["frozen"],
+    }
+    assert list(students_of(tmp_path, {"grid": grid})) == [
+        "labels-only-a-gen+exp-frozen",
+        "labels-only-a-teacher-none-frozen",
+    ]
 
 
 def test_all_mistakes_are_reported_together_with_the_nearest_name(tmp_path: Path) -> None:
@@ -98,14 +109,20 @@ def test_mistakes_that_all_students_share_are_said_once(tmp_path: Path) -> None:
     file.write_text("grid: {method: [labels-only], seed: [0, 1, 2]}")
     with pytest.raises(UsageError) as caught:
         resolve_sweep({**FLAGS, "batch_size": 0, "out": None}, (), None, file)
-    assert caught.value.message == "--out is missing; --batch-size 0: input should be greater than or equal to 1"
+    assert (
+        caught.value.message == "--out is missing; --batch-size 0: input should be greater than or equal to 1"
+    )
 
 
 @pytest.mark.parametrize(
-    ("key", "values"), [("data_seed", [0, 1]), ("epochs", [1, 2]), ("batch_size", [4, 8]), ("test", ["a", "b"])]
+    ("key", "values"),
+    [("data_seed", [0, 1]), ("epochs", [1, 2]), ("batch_size", [4, 8]), ("test", ["a", "b"])],
 )
 def test_what_is_shared_may_not_differ(tmp_path: Path, key: str, values: list[Any]) -> None:
-    found = problems_of(tmp_path, {"students": dict(zip("xy", ({"method": "labels-only", key: v} for v in values), strict=True))})
+    found = problems_of(
+        tmp_path,
+        {"students": dict(zip("xy", ({"method": "labels-only", key: v} for v in values), strict=True))},
+    )
     assert f"students 'x' and 'y' differ in {key} ({values[0]} and {values[1]})" in found
 
 
@@ -116,7 +133,9 @@ def test_a_student_that_is_there_twice_is_not_lost(tmp_path: Path) -> None:
 
 def test_two_points_of_a_grid_with_one_name_are_refused(tmp_path: Path) -> None:
     grid = {"method": ["distill-weighted"], "ranking": ["a/parc.json", "b/parc.json"]}
-    assert "two students of the grid are called 'distill-weighted-parc.json'" in problems_of(tmp_path, {"grid": grid})
+    assert "two students of the grid are called 'distill-weighted-parc.json'" in problems_of(
+        tmp_path, {"grid": grid}
+    )
 
 
 def test_an_option_in_both_places_is_refused(tmp_path: Path) -> None:
@@ -124,7 +143,9 @@ def test_an_option_in_both_places_is_refused(tmp_path: Path) -> None:
     assert "students.a.lr: also in grid" in problems_of(tmp_path, document)
 
 
-@pytest.mark.parametrize("text", ["", "students: {}", "[1, 2]", "students: [a, b]", "a: [", "grid: {seed: []}"])
+@pytest.mark.parametrize(
+    "text", ["", "students: {}", "[1, 2]", "students: [a, b]", "a: [", "grid: {seed: []}"]
+)
 def test_a_file_without_students_is_refused(tmp_path: Path, text: str) -> None:
     problems_of(tmp_path, text)
 

@@ -72,21 +72,29 @@ def configs_of(place: Place, out: str, students: Mapping[str, dict[str, Any]]) -
     }
 
 
-def lone(place: Place, students: Mapping[str, dict[str, Any]], folder: str = "lone") -> dict[str, TrainResult]:
+def lone(
+    place: Place, students: Mapping[str, dict[str, Any]], folder: str = "lone"
+) -> dict[str, TrainResult]:
     """Each student by itself; trained once, however many tests ask."""
     configs = configs_of(place, folder, students)
     return {name: train_student(config, ranking=place.ranking()) for name, config in configs.items()}
 
 
-def sweep(place: Place, out: str, students: Mapping[str, dict[str, Any]]) -> dict[str, TrainResult | DivergedError]:
+def sweep(
+    place: Place, out: str, students: Mapping[str, dict[str, Any]]
+) -> dict[str, TrainResult | DivergedError]:
     return train_students(configs_of(place, out, students), dict.fromkeys(students, place.ranking()))
 
 
-def require_equal(place: Place, out: str, students: Mapping[str, dict[str, Any]], folder: str = "lone") -> None:
+def require_equal(
+    place: Place, out: str, students: Mapping[str, dict[str, Any]], folder: str = "lone"
+) -> None:
     for name, result in lone(place, students, folder).items():
         own = place.root / out / name
         assert same_student(own, Path(result.out)), name
-        documents = [timeless(json.loads((path / "result.json").read_text())) for path in (own, Path(result.out))]
+        documents = [
+            timeless(json.loads((path / "result.json").read_text())) for path in (own, Path(result.out))
+        ]
         assert documents[0] == documents[1]
         assert {path.name for path in own.iterdir()} == {path.name for path in Path(result.out).iterdir()}
         assert (own / "config.yaml").read_text() == (Path(result.out) / "config.yaml").read_text().replace(
@@ -123,6 +131,12 @@ def test_live_views_are_shared_too(place: Place, recipe: str) -> None:
     students = {"a": own, "b": {**own, "image_size": 40, "seed": 1}}
     sweep(place, recipe, students)
     require_equal(place, recipe, students, f"{recipe}-lone")
+
+
+def test_half_precision_is_shared_too(place: Place) -> None:
+    students = {name: {**DIFFERENT[name], "amp": "bf16", "epochs": 1} for name in ("plain", "dropout")}
+    sweep(place, "half", students)
+    require_equal(place, "half", students, "half-lone")
 
 
 def test_each_image_is_decoded_once_a_step_for_all_students(
@@ -166,7 +180,9 @@ def test_random_numbers_of_interleaved_students_are_those_of_separate_ones() -> 
     together = draws([1, 2, 3], 4)
     for seed, found in zip([1, 2, 3], together, strict=True):
         generator = torch.Generator().manual_seed(seed)
-        assert found == [value for step in range(4) for value in torch.rand(step + 1, generator=generator).tolist()]
+        assert found == [
+            value for step in range(4) for value in torch.rand(step + 1, generator=generator).tolist()
+        ]
 
 
 def test_accuracies_in_one_pass_are_those_of_one_pass_each(place: Place) -> None:
@@ -182,7 +198,8 @@ def test_accuracies_in_one_pass_are_those_of_one_pass_each(place: Place) -> None
     examinees = [Examinee(each.student, "label", data.labels, each.model.preprocess) for each in built]
     together = accuracies(examinees, data, device, 4, 0, stop)
     alone = [
-        accuracy(each.student, "label", data, data.labels, each.model.preprocess, device, 4, 0, stop) for each in built
+        accuracy(each.student, "label", data, data.labels, each.model.preprocess, device, 4, 0, stop)
+        for each in built
     ]
     assert together == alone
 
@@ -367,18 +384,22 @@ def test_a_student_that_diverged_is_not_tried_again_but_by_itself(
 def test_a_student_that_diverged_starts_anew_when_it_is_changed(place: Place) -> None:
     sweep(place, "cooled", HOT)
     cooler = {"hot": {**HOT["hot"], "lr": 1e-3}}
-    with pytest.raises(OutputExistsError, match="student 'hot': .*lr was 1e\\+30, is 0.001"):
+    with pytest.raises(OutputExistsError, match=r"student 'hot': .*lr was 1e\+30, is 0.001"):
         sweep(place, "cooled", cooler)
     sweep(place, "cooled", {"hot": {**cooler["hot"], "overwrite": True}})
     require_equal(place, "cooled", cooler, "cooled-lone")
 
 
+@pytest.mark.parametrize("workers", [0, 1])
 def test_who_waits_ahead_of_a_student_that_diverges_is_reached_at_once(
-    place: Place, monkeypatch: pytest.MonkeyPatch
+    place: Place, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
     """Nothing is decoded for nobody: from where the last one diverged the stream leaps to where the next one waits."""
-    students = {"plain": DIFFERENT["plain"], **HOT}
-    configs = configs_of(place, "leap", students)
+    students = {
+        "plain": {**DIFFERENT["plain"], "workers": workers},
+        "hot": {**HOT["hot"], "workers": workers},
+    }
+    configs = configs_of(place, f"leap{workers}", students)
     with monkeypatch.context() as patch:
         patch.setattr(fitting, "CHECKPOINT_SECONDS", 0.0)
         die_at(patch, 7)
@@ -394,7 +415,7 @@ def test_who_waits_ahead_of_a_student_that_diverges_is_reached_at_once(
     monkeypatch.setattr(fitting.Stream, "batches", noted)
     assert isinstance(train_students(configs)["hot"], DivergedError)
     assert drawn == [(0, 0), (2, 0)]
-    require_equal(place, "leap", {"plain": DIFFERENT["plain"]})
+    require_equal(place, f"leap{workers}", {"plain": students["plain"]}, f"lone{workers}")
 
 
 def test_out_of_memory_suggests_fewer_students(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -447,7 +468,9 @@ def test_all_refusals_come_together_before_anything_is_written(place: Place) -> 
         "also": {"method": "distill-nearest"},
         "nobody": {"method": "distill-equal", "teacher": ("nobody",)},
     }
-    with pytest.raises(KdError, match="student 'unranked', 'also': distill-nearest needs --ranking") as caught:
+    with pytest.raises(
+        KdError, match="student 'unranked', 'also': distill-nearest needs --ranking"
+    ) as caught:
         train_students(configs_of(place, "refused", students))
     assert "student 'nobody': " in caught.value.message
     assert not (place.root / "refused").exists()
@@ -458,7 +481,7 @@ def test_a_changed_student_is_refused_by_name_and_overwrite_leaves_the_others(pl
     sweep(place, "changed", students)
     kept = (place.root / "changed/plain/result.json").stat().st_mtime_ns
     changed = {**students, "large": {**students["large"], "seed": 8}}
-    with pytest.raises(OutputExistsError, match="student 'large': .*seed was 0, is 8") as caught:
+    with pytest.raises(OutputExistsError, match=r"student 'large': .*seed was 0, is 8") as caught:
         sweep(place, "changed", changed)
     assert "--overwrite" in caught.value.hint
     sweep(place, "changed", {name: {**options, "overwrite": True} for name, options in changed.items()})

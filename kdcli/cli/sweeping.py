@@ -59,7 +59,15 @@ def train_sweep(flags: Mapping[str, Any], common: Mapping[str, Any], file: Path)
             for name, student in result.students.items()
         ]
         rows += [
-            [name, configs[name].method, configs[name].student, "diverged", "-", "-", str(configs[name].out.absolute())]
+            [
+                name,
+                configs[name].method,
+                configs[name].student,
+                "diverged",
+                "-",
+                "-",
+                str(configs[name].out.absolute()),
+            ]
             for name in result.diverged
         ]
         console.table(["name", "method", "student", "top1", "top5", "seconds", "out"], rows)

@@ -92,9 +92,8 @@ class _UniqueKeys(yaml.SafeLoader):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for number, key in enumerate(keys):
             if key in keys[:number]:
-                raise yaml.YAMLError(
-                    f"a key may come only once, and '{key}' comes again in line {node.value[number][0].start_mark.line + 1}"
-                )
+                line = node.value[number][0].start_mark.line + 1
+                raise yaml.YAMLError(f"a key may come only once, and '{key}' comes again in line {line}")
         return super().construct_mapping(node, deep)
 
 
