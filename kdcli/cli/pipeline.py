@@ -143,7 +143,6 @@ def train_student(
       kd rank-sources --cache C --json |
           kd train-student photos/@split=train --cache C --ranking - --method distill-weighted \\
               --student mobilenetv3_small_100 --out runs/a --json
-      kd train-student photos/@split=train --cache C --sweep sweep.yaml --test photos/@split=test --out runs/all
     """
     flags, common = split_flags(dict(locals()))
     if (file := flags.pop("sweep")) is not None:

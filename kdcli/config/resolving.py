@@ -118,7 +118,6 @@ def read_yaml(file: Path, option: str, loader: type[yaml.SafeLoader]) -> Any:
         ConfigError: it is not YAML.
     """
     try:
-        # a safe loader, whichever it is
         document = yaml.load(file.read_text(encoding="utf-8"), loader)
     except FileNotFoundError as error:
         raise NotFoundError(f"there is no configuration file {file}", f"Check {option}.") from error
