@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from kdcli.probing.step import ProbeResult as ProbeResult
     from kdcli.probing.step import eval_probe as eval_probe
     from kdcli.ranking import rank_sources as rank_sources
-    from kdcli.training.run import TrainResult as TrainResult
+    from kdcli.training.result import TrainResult as TrainResult
     from kdcli.training.run import train_student as train_student
     from kdcli.types import Ranking as Ranking
 

@@ -21,7 +21,7 @@ Codes 0 (ok), 1 (a bug in kd), 130/143 (signals) and 141 (broken pipe) need no c
 Each error is one line that says what is wrong and one line (``hint``) that says what to do.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, final
 
 from kdcli.types import Difference
@@ -160,9 +160,21 @@ class StorageError(KdError, OSError):
 
 @final
 class DivergedError(KdError, ArithmeticError):
-    """The loss is not finite any more."""
+    """The loss is not finite any more.
+
+    Args:
+        results: of the other students of a sweep, which went on.
+    """
 
     exit_code = 40
+
+    def __init__(self, message: str, hint: str = "", results: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message, hint)
+        self._results = dict(results or {})
+
+    def document(self) -> dict[str, Any]:
+        """Like the base, after what the other students gave."""
+        return {**self._results, **super().document()}
 
 
 @final

@@ -794,3 +794,78 @@ def test_everything_wrong_in_a_configuration_is_said_at_once(kd: Kd, tmp_path: P
     kd("rank-sources", "--cache", "c.kd", "--config", "nowhere.yaml").refused(11, "nowhere.yaml")
     file.write_text("a: [\n")
     kd("rank-sources", "--cache", "c.kd", "--config", file).refused(10, "not YAML")
+
+
+# --- sweeps -----------------------------------------------------------------------------------
+
+SWEEP = """
+students:
+  plain: {method: labels-only}
+  ranked: {method: distill-weighted, ranking: '-', seed: 3}
+  large: {method: distill-equal, student: test_resnet, image_size: 48}
+"""
+
+
+def test_a_sweep_prints_its_leaderboard_and_each_student_is_a_run(kd: Kd, place: Place, ranking: str) -> None:
+    (place.root / "sweep.yaml").write_text(SWEEP)
+    common = ("train-student", "images", "--cache", "c.kd", *TRAIN, "--test", "held-out")
+    swept = kd(*common, "--sweep", "sweep.yaml", "--out", "swept", stdin=ranking)
+    assert swept.code == 0, swept.err
+    header, *rows = [line.split() for line in swept.out.splitlines()]
+    assert header == ["name", "method", "student", "top1", "top5", "seconds", "out"]
+    assert {row[0] for row in rows} == {"plain", "ranked", "large"}
+    assert [row[3] for row in rows] == sorted((row[3] for row in rows), reverse=True)
+    own = ("--student", "test_resnet", "--image-size", 48, "--method", "distill-equal", "--json")
+    alone = kd(*common, *own, "--out", "swept-alone")
+    found = kd(*common, *own, "--out", "swept/large")
+    assert "nothing to do" in found.err
+    assert found.json["test"] == alone.json["test"]
+    for file in ("export/model.safetensors", "heads.safetensors"):
+        assert (place.root / "swept/large" / file).read_bytes() == (
+            place.root / "swept-alone" / file
+        ).read_bytes()
+    document = kd(*common, "--sweep", "sweep.yaml", "--out", "swept", "--json", stdin=ranking).json
+    assert document == json.loads((place.root / "swept/sweep.json").read_text())
+    assert [student["name"] for student in document["students"]] == [row[0] for row in rows]
+
+
+def test_a_sweep_with_a_diverging_student_prints_the_others_and_exits_40(kd: Kd, place: Place) -> None:
+    (place.root / "hot.yaml").write_text("grid: {method: [labels-only], lr: [1e-3, 1e30]}")
+    line = (
+        "train-student",
+        "images",
+        *TRAIN,
+        "--epochs",
+        2,
+        "--optimizer",
+        "sgd",
+        "--sweep",
+        "hot.yaml",
+        "--out",
+        "hot",
+    )
+    done = kd(*line)
+    done.refused(40, "1 of 2 students diverged: 'labels-only-lr1e30'", "smaller lr")
+    assert [row.split()[:4:3] for row in done.out.splitlines()[1:]] == [
+        ["labels-only-lr1e-3", "-"],
+        ["labels-only-lr1e30", "diverged"],
+    ]
+    again = kd(*line, "--json")
+    assert again.code == 40
+    assert again.out.count("\n") == 1
+    assert [student["name"] for student in again.json["students"]] == ["labels-only-lr1e-3"]
+    assert again.json["error"]["code"] == 40
+
+
+def test_a_sweep_prints_what_it_resolves_to(kd: Kd, place: Place) -> None:
+    (place.root / "printed.yaml").write_text(
+        "{common: {method: labels-only, epochs: 2}, grid: {seed: [4, 5]}}"
+    )
+    done = kd("train-student", "images", *TRAIN, "--sweep", "printed.yaml", "--out", "o", "--print-config")
+    assert done.code == 0, done.err
+    found = yaml.safe_load(done.out)
+    assert {name: (own["seed"], own["epochs"], own["out"]) for name, own in found.items()} == {
+        "seed4": (4, 1, "o/seed4"),
+        "seed5": (5, 1, "o/seed5"),
+    }
+    assert not (place.root / "o").exists()

@@ -23,7 +23,8 @@ from kdcli.data.sources import open_data
 from kdcli.errors import DivergedError, OutputExistsError, StoppedEarly, StorageError
 from kdcli.models.spec import open_model
 from kdcli.training.loop import Engine
-from kdcli.training.run import TrainResult, train_student
+from kdcli.training.result import TrainResult
+from kdcli.training.run import train_student
 
 FILES = {"config.yaml", "run.json", "metrics.jsonl", "heads.safetensors", "export", "result.json"}
 TIMES = ("seconds", "images_per_second")

@@ -1,20 +1,16 @@
 """The four commands of the pipeline, in the order of the data flow."""
 
-import sys
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from kdcli.cli import options as opt
-from kdcli.cli import ranking, teachers
+from kdcli.cli import ranking, sweeping, teachers
 from kdcli.cli.options import Data, configure, split_flags, words
+from kdcli.cli.sweeping import fraction, read_ranking
 from kdcli.console import console
-
-if TYPE_CHECKING:
-    from kdcli.config import TrainConfig
-    from kdcli.types import Ranking
 
 
 def register(app: typer.Typer) -> None:
@@ -188,6 +184,14 @@ def train_student(
     overwrite: Annotated[
         bool | None, typer.Option("--overwrite", help="Start anew where --out holds another run.")
     ] = None,
+    sweep: Annotated[
+        Path | None,
+        typer.Option(
+            "--sweep",
+            metavar="FILE",
+            help="YAML file of several students to train over one stream of images.",
+        ),
+    ] = None,
     data_root: opt.DataRoot = None,
     download: opt.Download = None,
     config: opt.ConfigFile = None,
@@ -210,10 +214,13 @@ def train_student(
     """
     flags, common = split_flags(dict(locals()))
     flags["milestones"] = words(flags["milestones"])
+    if (file := flags.pop("sweep")) is not None:
+        sweeping.train_sweep(flags, common, file)
+        return
     from kdcli.config import TrainConfig
 
     settings = configure(TrainConfig, flags, common)
-    chosen = _read_ranking(settings)
+    chosen = read_ranking(settings)
     from kdcli.training.grid import train_grid
     from kdcli.training.run import train_student as lone_run
 
@@ -231,8 +238,8 @@ def train_student(
             [
                 result["method"],
                 result["epochs"],
-                _fraction(test_scores.get("top1")),
-                _fraction(test_scores.get("top5")),
+                fraction(test_scores.get("top1")),
+                fraction(test_scores.get("top5")),
                 f"{result['seconds']:.1f}",
                 result["out"],
             ]
@@ -294,35 +301,9 @@ def eval_probe(
                 result["shots"],
                 result["classes"],
                 result["draws"],
-                _fraction(accuracy["mean"]),
-                _fraction(accuracy["ci95"]),
-                _fraction(accuracy["std"]),
+                fraction(accuracy["mean"]),
+                fraction(accuracy["ci95"]),
+                fraction(accuracy["std"]),
             ]
         ],
     )
-
-
-def _fraction(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
-
-
-def _read_ranking(settings: "TrainConfig") -> "Ranking | None":
-    """The ranking in a file or, for ``-``, on standard input."""
-    source = settings.ranking
-    if source is None:
-        return None
-    from kdcli.errors import NotFoundError
-    from kdcli.ranking import parse_ranking
-    from kdcli.runtime import storage_errors
-
-    if source == "-":
-        return parse_ranking(sys.stdin.read())
-    path = Path(source)
-    if not path.is_file():
-        caches = " ".join(f"--cache {quote(str(cache))}" for cache in settings.cache) or "--cache CACHE"
-        raise NotFoundError(
-            f"--ranking {path} is {'a folder' if path.is_dir() else 'not there'}",
-            f"kd rank-sources {caches} --json > {'ranking.json' if path.is_dir() else quote(str(path))}",
-        )
-    with storage_errors(path):
-        return parse_ranking(path.read_text(encoding="utf-8"))

@@ -14,6 +14,7 @@ from kdcli.config.steps import (
     TrainConfig,
     learning_rates,
 )
+from kdcli.config.sweeping import resolve_sweep
 
 __all__ = [
     "CacheConfig",
@@ -26,5 +27,6 @@ __all__ = [
     "command_line",
     "learning_rates",
     "resolve",
+    "resolve_sweep",
     "to_yaml",
 ]

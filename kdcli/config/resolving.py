@@ -30,14 +30,38 @@ def resolve(
         ConfigError: something in the file or in ``sets`` is wrong.
         NotFoundError: there is no such file.
     """
-    origin: dict[str, str] = {}
-    merged: dict[str, Any] = {}
     problems: list[str] = []
-    layers = [
+    config = validated(kind, layers_of(kind, flags, sets, file, problems), problems)
+    if config is not None and not problems:
+        return config
+    from_flags = (not sets and file is None) or only_flags(problems)
+    failure = UsageError if from_flags else ConfigError
+    raise failure("; ".join(problems), f"kd {_section_name(kind)} --help explains every option.")
+
+
+Layer = tuple[Mapping[str, Any], str]
+"""Options from one place, and how a message calls that place."""
+
+
+def layers_of(
+    kind: type[StepConfig],
+    flags: Mapping[str, Any],
+    sets: Sequence[str],
+    file: Path | None,
+    problems: list[str],
+) -> list[Layer]:
+    """What a command line gives, the later the stronger; texts that are no option are added to ``problems``."""
+    return [
         (_from_file(kind, file), f"{file}: "),
         (_from_sets(sets, problems), "--set "),
         ({key: value for key, value in flags.items() if value not in (None, (), [])}, "--"),
     ]
+
+
+def validated(kind: type[Config], layers: Sequence[Layer], problems: list[str]) -> Config | None:
+    """The configuration that the layers make; None, with all that is wrong added to ``problems``."""
+    origin: dict[str, str] = {}
+    merged: dict[str, Any] = {}
     for values, label in layers:
         for raw, value in values.items():
             key = raw.replace("-", "_")
@@ -45,17 +69,15 @@ def resolve(
             merged[key] = (value,) if alone and _wants_several(kind, key) else value
             origin[key] = label
     try:
-        config = kind.model_validate(merged)
+        return kind.model_validate(merged)
     except ValidationError as error:
         problems += [_explain(kind, item, origin) for item in error.errors()]
-    else:
-        if not problems:
-            return config
-    from_flags = (not sets and file is None) or all(
-        text.startswith("--") and not text.startswith("--set") for text in problems
-    )
-    failure = UsageError if from_flags else ConfigError
-    raise failure("; ".join(problems), f"kd {_section_name(kind)} --help explains every option.")
+        return None
+
+
+def only_flags(problems: Sequence[str]) -> bool:
+    """Whether everything that is wrong came from flags."""
+    return all(text.startswith("--") and not text.startswith("--set") for text in problems)
 
 
 def _wants_several(kind: type[StepConfig], key: str) -> bool:
@@ -78,21 +100,32 @@ def _section_name(kind: type[StepConfig]) -> str:
 def _from_file(kind: type[StepConfig], file: Path | None) -> dict[str, Any]:
     if file is None:
         return {}
-    try:
-        document = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise NotFoundError(f"there is no configuration file {file}", "Check --config.") from error
-    except OSError as error:
-        raise StorageError(f"{file}: {error.strerror}", "Check --config and its permissions.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} is not YAML: {error}", "Correct the file.") from error
-    document = document if document is not None else {}
+    document = read_yaml(file, "--config", yaml.SafeLoader)
     section = _section_name(kind)
     if isinstance(document, dict) and section in document:
         document = document[section]
     if not isinstance(document, dict) or not all(isinstance(key, str) for key in document):
         raise ConfigError(f"{file} does not hold keys and values", "Write lines such as: epochs: 20")
     return document
+
+
+def read_yaml(file: Path, option: str, loader: type[yaml.SafeLoader]) -> Any:
+    """The document in a file that ``option`` names; an empty file is an empty mapping.
+
+    Raises:
+        NotFoundError: there is no such file.
+        StorageError: it cannot be read.
+        ConfigError: it is not YAML.
+    """
+    try:
+        document = yaml.load(file.read_text(encoding="utf-8"), loader)
+    except FileNotFoundError as error:
+        raise NotFoundError(f"there is no configuration file {file}", f"Check {option}.") from error
+    except OSError as error:
+        raise StorageError(f"{file}: {error.strerror}", f"Check {option} and its permissions.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not YAML: {error}", "Correct the file.") from error
+    return document if document is not None else {}
 
 
 def _from_sets(sets: Sequence[str], problems: list[str]) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from kdcli.probing.step import ProbeResult, eval_probe
 from kdcli.ranking import rank_sources, ranking_document
 from kdcli.reporting import Report, ReportRow, write_report
 from kdcli.runtime import pick_device, storage_errors, versions, write_json
-from kdcli.training.run import TrainResult, train_student
+from kdcli.training.result import TrainResult
+from kdcli.training.run import train_student
 from kdcli.types import Ranking
 
 if TYPE_CHECKING:

@@ -1,17 +1,25 @@
-"""Accuracy of a head on labelled images, on their eval view."""
+"""Accuracy of heads on labelled images, on their eval view."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import final
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+from torch.utils.data import Dataset
 
 from kdcli.console import console
+from kdcli.data.draw import Drawer
+from kdcli.data.mixing import Pixels
 from kdcli.data.sources import ImageData
-from kdcli.data.views import ViewSet
+from kdcli.data.views import Render, ViewSet
 from kdcli.errors import BadDataError, KdError, StoppedEarly
 from kdcli.models.student import LABEL_HEAD, Student
 from kdcli.models.teacher import normalise
 from kdcli.runtime import StopFlag
-from kdcli.training.feed import EvalRule, Feed, make_loader, plain_order
+from kdcli.training.feed import Ticket, make_loader, plain_order, render_of
 from kdcli.training.plan import DEFAULT_RECIPE, Plan
 from kdcli.training.ranks import Ranks
 from kdcli.types import Preprocess
@@ -70,7 +78,70 @@ def _renumber(
     return renumbered
 
 
-@torch.inference_mode()
+@final
+@dataclass(frozen=True, slots=True)
+class Examinee:
+    """A student to test.
+
+    Attributes:
+        student: put into eval mode.
+        head: name of the head.
+        labels: of the test images, in the numbering of the head.
+        preprocess: the student's; its crop fraction gives the eval view.
+    """
+
+    student: Student
+    head: str
+    labels: Int64[np.ndarray, " n"]
+    preprocess: Preprocess
+
+
+Look = tuple[float, Render]
+"""How a student sees an image: the share that its crop keeps, and its input size."""
+ExamBatch = tuple[dict[Look, UInt8[Tensor, "b _ _ 3"]], Int64[Tensor, " b"]]
+"""Pixels of some images as each student wants them, and their positions."""
+
+
+def look_of(preprocess: Preprocess) -> Look:
+    """The eval view that a model asks for."""
+    return preprocess.crop_fraction, render_of(preprocess)
+
+
+@final
+class Exam(Dataset[ExamBatch | KdError]):
+    """Images to test on, each decoded once and drawn in every eval view that is asked for.
+
+    Args:
+        data: the images.
+        looks: the eval views.
+    """
+
+    def __init__(self, data: ImageData, looks: Iterable[Look]) -> None:
+        self._data, self._looks = data, tuple(dict.fromkeys(looks))
+        self._drawers = {
+            crop: Drawer(
+                data,
+                ViewSet(0, crop, DEFAULT_RECIPE),
+                [render for own, render in self._looks if own == crop],
+                range(len(data)),
+            )
+            for crop, _ in self._looks
+        }
+
+    def __getitem__(self, ticket: Ticket) -> ExamBatch | KdError:
+        try:
+            drawn = [self._draw(int(position)) for position in ticket.positions]
+        except KdError as error:  # raised in a worker, it would reach the user as a worker's traceback
+            return error
+        pixels = {look: torch.from_numpy(np.stack([each[look] for each in drawn])) for look in self._looks}
+        return pixels, torch.from_numpy(ticket.positions)
+
+    def _draw(self, position: int) -> dict[Look, Pixels]:
+        image = self._data.image(position)
+        views = {crop: drawer.draw(position, image, 0)[1] for crop, drawer in self._drawers.items()}
+        return {(crop, render): views[crop][render] for crop, render in self._looks}
+
+
 def accuracy(
     student: Student,
     head: str,
@@ -83,34 +154,43 @@ def accuracy(
     stop: StopFlag,
     ranks: Ranks | None = None,
 ) -> dict[str, float]:
-    """Top-1 and top-5 accuracy, as fractions; top-C where there are fewer than five classes.
+    """:func:`accuracies` of one student."""
+    one = Examinee(student, head, labels, preprocess)
+    return accuracies([one], data, device, batch_size, workers, stop, ranks)[0]
+
+
+@torch.inference_mode()
+def accuracies(
+    examinees: Sequence[Examinee],
+    data: ImageData,
+    device: torch.device,
+    batch_size: int,
+    workers: int,
+    stop: StopFlag,
+    ranks: Ranks | None = None,
+) -> list[dict[str, float]]:
+    """Top-1 and top-5 accuracy of each, as fractions, in one pass; top-C where there are fewer than five classes.
 
     Args:
-        student: put into eval mode.
-        head: name of the head.
+        examinees: the students.
         data: the images.
-        labels: in the numbering of the head.
-        preprocess: the student's; its crop fraction gives the eval view.
-        device: where the student is.
+        device: where the students are.
         batch_size: images per forward.
         workers: decode processes.
         stop: raised by a signal.
         ranks: the processes that share the images.
 
     Raises:
-        StoppedEarly: a signal arrived; the trained student is saved.
+        StoppedEarly: a signal arrived.
         BadDataError: an image cannot be decoded.
     """
-    student.eval()
     ranks = ranks or Ranks()
-    views = ViewSet(0, preprocess.crop_fraction, DEFAULT_RECIPE)
-    loader = make_loader(
-        Feed(data, preprocess, EvalRule(views)),
-        plain_order(len(data), batch_size)[ranks.rank :: ranks.world],
-        workers,
-        device,
-    )
-    right = np.zeros(2, np.int64)
+    for examinee in examinees:
+        examinee.student.eval()
+    exam = Exam(data, [look_of(examinee.preprocess) for examinee in examinees])
+    parts = plain_order(len(data), batch_size)[ranks.rank :: ranks.world]
+    loader = make_loader(exam, parts, workers, device)
+    right = np.zeros((len(examinees), 2), np.int64)
     with ranks.one_fate(), console.progress(len(data) // ranks.world, "images", "testing") as bar:
         for batch in loader:
             if isinstance(batch, KdError):
@@ -120,10 +200,21 @@ def accuracy(
                     "stopped by a signal while testing; the trained student is saved",
                     "Run the same command again to test it.",
                 )
-            logits = student(normalise(batch.pixels.to(device), preprocess), [head]).logits[head].float()
-            best = logits.topk(min(5, logits.shape[1]), dim=1).indices.cpu()
-            hits = best == torch.from_numpy(labels[batch.index.numpy()]).unsqueeze(1)
-            right += [int(hits[:, 0].sum()), int(hits.sum())]
-            bar.advance(len(batch.labels))
-    top1, top5 = ranks.total(*right.tolist())
-    return {"top1": top1 / len(data), "top5": top5 / len(data)}
+            pixels, index = batch
+            seen = {look: images.to(device) for look, images in pixels.items()}
+            for count, examinee in zip(right, examinees, strict=True):
+                count += _right(examinee, seen[look_of(examinee.preprocess)], index)
+            bar.advance(len(index))
+    totals = np.reshape(ranks.total(*right.ravel().tolist()), right.shape)
+    return [{"top1": float(top1 / len(data)), "top5": float(top5 / len(data))} for top1, top5 in totals]
+
+
+def _right(
+    examinee: Examinee, pixels: UInt8[Tensor, "b h w 3"], index: Int64[Tensor, " b"]
+) -> tuple[int, int]:
+    """How many images of a batch are right, and how many are among the best five."""
+    output = examinee.student(normalise(pixels, examinee.preprocess), [examinee.head])
+    logits = output.logits[examinee.head].float()
+    best = logits.topk(min(5, logits.shape[1]), dim=1).indices.cpu()
+    hits = best == torch.from_numpy(examinee.labels[index.numpy()]).unsqueeze(1)
+    return int(hits[:, 0].sum()), int(hits.sum())

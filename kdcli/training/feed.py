@@ -4,9 +4,9 @@ One item of the data set is one whole batch, so that a worker gathers cached out
 of an epoch follows from (data seed, epoch) alone: not from workers, nor from the number of processes.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, final
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar, final
 
 import numpy as np
 import torch
@@ -59,27 +59,6 @@ class ViewRule:
 
 @final
 @dataclass(frozen=True, slots=True)
-class EvalRule:
-    """Only ever view 0."""
-
-    views: ViewSet
-
-    @property
-    def recorded(self) -> bool:
-        """False: drawn anew."""
-        return False
-
-    def student(self, epoch: int) -> int:
-        """0."""
-        return 0
-
-    def teacher(self, epoch: int) -> int:
-        """0."""
-        return 0
-
-
-@final
-@dataclass(frozen=True, slots=True)
 class Ticket:
     """What the order hands to the feed: make this batch."""
 
@@ -98,6 +77,7 @@ class FeedBatch:
         index: position of each image in the data set.
         teacher: cached outputs: teacher -> array -> [b, ...], in the type they are stored in.
         mixed: what the images are mixed with, in a view that mixes.
+        further: the same views in the input sizes of other students that share the batch.
     """
 
     pixels: UInt8[Tensor, "b h w 3"]
@@ -105,6 +85,18 @@ class FeedBatch:
     index: Int64[Tensor, " b"]
     teacher: dict[str, dict[str, Tensor]]
     mixed: Mixed | None = None
+    further: dict[Render, UInt8[Tensor, "b _ _ 3"]] = field(default_factory=dict)
+
+    def share(self, render: Render, reads: Mapping[str, Sequence[str]]) -> "FeedBatch":
+        """What one of several students takes of the batch, which is what it would be given alone.
+
+        Args:
+            render: its input size.
+            reads: the arrays that it learns from: teacher -> names.
+        """
+        teacher = {name: {key: self.teacher[name][key] for key in keys} for name, keys in reads.items()}
+        pixels = self.further.get(render, self.pixels)
+        return replace(self, pixels=pixels, teacher=teacher, further={})
 
     def pin_memory(self) -> "FeedBatch":
         """In pinned memory; called by the loader."""
@@ -124,7 +116,10 @@ class FeedBatch:
             for name, arrays in self.teacher.items()
         }
         mixed = self.mixed and Mixed(change(self.mixed.labels), change(self.mixed.own))
-        return FeedBatch(change(self.pixels), change(self.labels), change(self.index), teacher, mixed)
+        further = {render: change(pixels) for render, pixels in self.further.items()}
+        return FeedBatch(
+            change(self.pixels), change(self.labels), change(self.index), teacher, mixed, further
+        )
 
 
 @final
@@ -140,20 +135,23 @@ class Feed(Dataset[FeedBatch | KdError]):
         rule: which view an epoch shows.
         recording: cached outputs, if any.
         decoded: whether the images are looked at; if not, batches have no pixels, only cached outputs.
+        further: input sizes of other students, drawn of the same decoded images.
     """
 
     def __init__(
         self,
         data: ImageData,
         preprocess: Preprocess,
-        rule: ViewRule | EvalRule,
+        rule: ViewRule,
         recording: Recording | None = None,
         decoded: bool = True,
+        further: Sequence[Render] = (),
     ) -> None:
         self._decoded = decoded
         self._data, self._rule, self._recording = data, rule, recording
-        self._render: Render = (preprocess.size, preprocess.interpolation)
-        self._drawer = Drawer(data, rule.views, [self._render], range(len(data)))
+        self._render = render_of(preprocess)
+        self._further = [render for render in dict.fromkeys(further) if render != self._render]
+        self._drawer = Drawer(data, rule.views, [self._render, *self._further], range(len(data)))
         self._replay = None
         if recording is not None and rule.recorded:
             self._replay = Replay(data, recording, rule.views, self._drawer)
@@ -185,11 +183,12 @@ class Feed(Dataset[FeedBatch | KdError]):
             theirs = np.where(partners >= 0, labels[partners], -1)
             mixed = Mixed(torch.from_numpy(theirs), torch.from_numpy(self._rule.views.own_share(params)))
         return FeedBatch(
-            torch.from_numpy(np.stack([pixels[self._render] for pixels in drawn])),
+            _stacked(drawn, self._render),
             torch.from_numpy(labels[positions]),
             torch.from_numpy(positions),
             {} if recording is None else recording.outputs(positions, self._rule.teacher(ticket.epoch)),
             mixed,
+            {render: _stacked(drawn, render) for render in self._further},
         )
 
     def _undecoded(self, ticket: Ticket) -> FeedBatch:
@@ -212,6 +211,15 @@ class Feed(Dataset[FeedBatch | KdError]):
         ]
         params = np.stack([own for own, _ in views])
         return [drawn for _, drawn in views], self._rule.views.partners(params), params
+
+
+def render_of(preprocess: Preprocess) -> Render:
+    """What a view is drawn as for a model's input."""
+    return preprocess.size, preprocess.interpolation
+
+
+def _stacked(drawn: Sequence[Drawn], render: Render) -> UInt8[Tensor, "b h w 3"]:
+    return torch.from_numpy(np.stack([pixels[render] for pixels in drawn]))
 
 
 @final
@@ -296,11 +304,12 @@ def plain_order(count: int, batch_size: int) -> list[Ticket]:
 
 
 Loader = DataLoader[FeedBatch | KdError]
+Item = TypeVar("Item")
 
 
 def make_loader(
-    feed: Feed, order: Sampler[Ticket] | Sequence[Ticket], workers: int, device: torch.device
-) -> Loader:
+    feed: Dataset[Item], order: Sampler[Ticket] | Sequence[Ticket], workers: int, device: torch.device
+) -> DataLoader[Item]:
     """A loader whose items are whole batches.
 
     Its generator is its own: the loader draws a seed per epoch, which must not move the run's random numbers.

@@ -9,7 +9,8 @@ from kdcli.console import console
 from kdcli.errors import DivergedError, OutputExistsError, UsageError
 from kdcli.runtime import read_json, storage_errors, write_json
 from kdcli.training.outdir import GRID, remove_run, require_folder
-from kdcli.training.run import TrainResult, train_student
+from kdcli.training.result import TrainResult
+from kdcli.training.run import train_student
 from kdcli.types import Ranking, differences
 
 

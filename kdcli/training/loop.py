@@ -1,13 +1,11 @@
-"""The engine: one loop for every objective.
+"""The engine: one step for every objective.
 
 Devices, precision, processes and accumulation are accelerate's; optimisers and moving averages timm's.
 """
 
 import math
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
 
@@ -19,32 +17,17 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from kdcli.console import console
-from kdcli.errors import DeviceError, DivergedError, KdError, StoppedEarly
+from kdcli.errors import DeviceError, DivergedError
 from kdcli.models.student import Student, StudentOutput
 from kdcli.models.teacher import normalise
 from kdcli.objectives.base import Batch, Counts, Objective, Settings
-from kdcli.runtime import StopFlag
-from kdcli.training.feed import EpochOrder, FeedBatch, ViewRule
-from kdcli.training.meter import Meter
+from kdcli.training.feed import FeedBatch
 from kdcli.training.ranks import Ranks
 from kdcli.training.schedule import make_schedule, schedule_time
-from kdcli.training.state import (
-    Progress,
-    Stateful,
-    append_metrics,
-    latest_checkpoint,
-    load_checkpoint,
-    save_checkpoint,
-    write_metrics,
-)
+from kdcli.training.state import Stateful
 from kdcli.training.student import Built
-from kdcli.training.tracking import track_epoch
-from kdcli.training.validation import Watch
 from kdcli.types import AmpName
 
-CHECKPOINT_SECONDS = 10.0
-"""An epoch's end is saved unless the last checkpoint is younger: epochs of a second cost more to save than to run."""
 _PRECISION = {"off": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
@@ -173,6 +156,19 @@ class Engine:
             modules["ema"] = self._ema
         return Stateful(modules, self._plain_optimizer, self.accelerator.scaler, self.ranks)
 
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Within the block the student is what would be kept of it now, see :meth:`finish`."""
+        if not self._ema and self.ranks.world == 1:
+            yield
+            return
+        own = {name: tensor.clone() for name, tensor in self.student.state_dict().items()}
+        self.finish()
+        try:
+            yield
+        finally:
+            self.student.load_state_dict(own)
+
     def finish(self) -> None:
         """Make the student what is kept of it: the moving average where there is one, equal in all processes."""
         if self._ema:
@@ -198,7 +194,7 @@ class Engine:
         if self._on_batch is not None:
             self._on_batch(batch)
         pieces, counts = self._settings.accumulate, self._counts(batch)
-        with _memory_errors(self.images, pieces):
+        with memory_errors(self.images, pieces):
             self._plain_optimizer.zero_grad(set_to_none=True)
             # Set anew in each step: the accelerator may be shared, and a step may have ended in an error.
             self.accelerator.gradient_accumulation_steps, self.accelerator.step = pieces, 0
@@ -265,103 +261,6 @@ class Engine:
             )
 
 
-def fit(
-    engine: Engine,
-    loader: Iterable[FeedBatch | KdError],
-    order: EpochOrder,
-    rule: ViewRule,
-    epochs: int,
-    folder: Path,
-    stop: StopFlag,
-    watch: Watch | None = None,
-) -> Progress:
-    """Train to the end, from the last checkpoint in ``folder`` if there is one.
-
-    Args:
-        engine: student and objective.
-        loader: batches, in the order of ``order``.
-        order: which batches an epoch has.
-        rule: which view an epoch shows, to record it.
-        epochs: of the whole training.
-        folder: OUT.
-        stop: raised by a signal.
-        watch: judges the student after every epoch, if anything does.
-
-    Raises:
-        StoppedEarly: a signal arrived; everything is saved.
-        DivergedError, DeviceError: see :meth:`Engine.step`.
-        KdError: a batch could not be made.
-    """
-    checkpoints, metrics, stateful = folder / "state", folder / "metrics.jsonl", engine.stateful()
-    if watch is not None and watch.best is not None:
-        stateful = replace(stateful, modules={**stateful.modules, "best": watch.best})
-    progress = Progress()
-    if (place := latest_checkpoint(checkpoints)) is not None:
-        progress = load_checkpoint(place, stateful)
-        engine.resume_after(progress.steps)
-        console.note(f"going on from step {progress.steps} (epoch {progress.epoch + 1} of {epochs})")
-    main, meter = engine.ranks.first, Meter()
-    if main:
-        write_metrics(metrics, progress.history)
-    total = order.batches * (epochs - progress.epoch) - progress.step
-    saved = time.monotonic()
-    with console.progress(total, "steps", "training") as bar:
-        while progress.epoch < epochs:
-            order.seek(progress.epoch, progress.step)
-            for values in _steps(engine, iter(loader), progress, meter):
-                bar.advance(1, **meter.facts(values, f"{progress.epoch + 1}/{epochs}"))
-                if stop and progress.step < order.batches:
-                    _stop(checkpoints, stateful, progress, stop)
-            facts = {"lr": engine.lr, "view": rule.student(progress.epoch)}
-            if watch is not None:
-                try:
-                    facts |= watch.after_epoch(progress.epoch + 1)
-                except StoppedEarly:  # before the epoch is closed: it is judged when the run goes on
-                    _stop(checkpoints, stateful, progress, stop)
-            document = progress.close_epoch(facts)
-            if main:
-                append_metrics(metrics, document)
-                track_epoch(engine.accelerator, document)
-            # The first process's clock decides for all, since all take part in saving.
-            due, *_ = engine.ranks.gather(time.monotonic() - saved >= CHECKPOINT_SECONDS)
-            if due and not stop:
-                save_checkpoint(checkpoints, stateful, progress)
-                saved = time.monotonic()
-            console.detail(
-                f"epoch {progress.epoch}/{epochs}: loss {document['loss']:.4f}, lr {document['lr']:g}, "
-                f"{meter.waiting:.0%} of the time waiting for batches"
-            )
-            if stop:
-                _stop(checkpoints, stateful, progress, stop)
-    return progress
-
-
-def _steps(
-    engine: Engine, batches: Iterator[FeedBatch | KdError], progress: Progress, meter: Meter
-) -> Iterator[dict[str, float]]:
-    """The remaining steps of an epoch. Their time includes the wait for the batch."""
-    started = time.perf_counter()
-    for batch in batches:
-        if isinstance(batch, KdError):
-            raise batch
-        arrived = time.perf_counter()
-        values = engine.step(batch, progress.steps)
-        now = time.perf_counter()
-        progress.add(values, engine.images, now - started)
-        meter.add(engine.images, arrived - started, now - arrived)
-        yield values
-        started = time.perf_counter()
-
-
-def _stop(checkpoints: Path, stateful: Stateful, progress: Progress, stop: StopFlag) -> None:
-    save_checkpoint(checkpoints, stateful, progress)
-    console.detail(f"saved {stop.seconds():.1f} s after the signal")
-    raise StoppedEarly(
-        f"stopped by a signal after step {progress.steps} (epoch {progress.epoch + 1}); everything is saved",
-        "Run the same command again to go on.",
-    )
-
-
 def require_compiler(device: torch.device) -> None:
     """Refuse what torch.compile cannot do here, before the student is compiled.
 
@@ -380,7 +279,8 @@ def require_compiler(device: torch.device) -> None:
 
 
 @contextmanager
-def _memory_errors(batch_size: int, pieces: int) -> Iterator[None]:
+def memory_errors(batch_size: int, pieces: int = 1) -> Iterator[None]:
+    """Turn running out of memory in a step of so many images into a :class:`DeviceError`."""
     try:
         yield
     except (torch.OutOfMemoryError, RuntimeError) as error:

@@ -15,15 +15,27 @@ lr-RATE/            with --lr-grid: the run at that rate
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors.torch import save
 
 from kdcli.errors import OutputExistsError, StorageError
-from kdcli.runtime import atomic_write_text, read_json, storage_errors, versions, write_json
+from kdcli.models.export import export_model
+from kdcli.models.student import LABEL_HEAD
+from kdcli.runtime import (
+    atomic_write_bytes,
+    atomic_write_text,
+    read_json,
+    storage_errors,
+    versions,
+    write_json,
+)
 from kdcli.training.plan import Pins, Plan
+from kdcli.training.student import Built
 from kdcli.types import differences
 
 _FILES = ("result.json", "config.yaml", "ranking.json", "metrics.jsonl", "heads.safetensors")
@@ -137,3 +149,18 @@ def remove_run(out: Path) -> None:
         if export.is_dir() and not any(export.iterdir()):
             export.rmdir()
         (out / "run.json").unlink(missing_ok=True)
+
+
+def finish(plan: Plan, built: Built, result: Mapping[str, Any]) -> None:
+    """Write the heads, the export and, last of all, the result, which marks the run as finished."""
+    out = plan.config.out
+    own = plan.teachers.generalist.name if plan.teachers and plan.teachers.generalist else LABEL_HEAD
+    tensors = {
+        f"{own if name == LABEL_HEAD else name}.{key}": tensor.detach().cpu().contiguous().clone()
+        for name, head in built.student.heads.items()
+        for key, tensor in head.state_dict().items()
+    }
+    atomic_write_bytes(out / "heads.safetensors", save(tensors))
+    export_model(built.model, out / "export", plan.class_names)
+    write_json(out / "result.json", result)
+    forget_checkpoints(out)

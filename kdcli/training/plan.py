@@ -1,5 +1,6 @@
 """From a configuration to a plan: everything is resolved and checked here, before a model is opened."""
 
+import functools
 import hashlib
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, final
@@ -163,8 +164,21 @@ class Pins:
     train_views: int | None = None
 
 
+@final
+class Sources:
+    """Opens data sets and caches, each of them once: several students share what they read."""
+
+    def __init__(self) -> None:
+        self.data = functools.cache(open_data)
+        self.cache = functools.cache(CacheSet.open)
+
+
 def make_plan(
-    config: TrainConfig, ranking: Ranking | None = None, pins: Pins | None = None, processes: int = 1
+    config: TrainConfig,
+    ranking: Ranking | None = None,
+    pins: Pins | None = None,
+    processes: int = 1,
+    sources: Sources | None = None,
 ) -> Plan:
     """Resolve and check a configuration.
 
@@ -173,6 +187,7 @@ def make_plan(
         ranking: what ``config.ranking`` holds, already read.
         pins: what a run begun earlier understood by all cached teachers and views.
         processes: that share each step.
+        sources: what other plans opened already.
 
     Raises:
         UsageError: options that contradict each other or the method.
@@ -182,7 +197,7 @@ def make_plan(
         IdentityError: a cache of other images, or a ranking of other teachers.
         DeviceError: no such device, or one that cannot run at this precision.
     """
-    method, pins = METHODS[config.method], pins or Pins()
+    method, pins, sources = METHODS[config.method], pins or Pins(), sources or Sources()
     config = _without_unused(config, method)
     if config.lr_grid is not None:
         raise UsageError(
@@ -193,7 +208,7 @@ def make_plan(
     require_options(config, method, ranking)
     student = ModelSpec.parse(config.student)
     device = _device(config, processes)
-    cache = CacheSet.open(config.cache, config.verify) if config.cache else None
+    cache = sources.cache(config.cache, config.verify) if config.cache else None
     teachers = None
     if cache is not None and method.needs.kinds:
         teachers = choose_teachers(config, method, settings, cache, ranking, pins.teachers)
@@ -206,13 +221,13 @@ def make_plan(
     settings = _fit_batchnorm(config, settings, start.init)
     lower = choose_lower(config, start, cache)
     rule = _views(config, cache, pins.train_views)
-    everything = open_data(config.data, data_root=config.data_root, download=config.download)
+    everything = sources.data(config.data, data_root=config.data_root, download=config.download)
     data = everything if method.needs.kinds else _labelled(everything)
     data, validation = split_off(config, method, data)
     recording, data = _record(config, method, settings, data, cache, teachers, lower, rule)
     if method.needs.labels:
         _require_classes(data, config.data)
-    test = _test_data(config)
+    test = _test_data(config, sources)
     config = config.model_copy(
         update={
             **{name: getattr(settings, name) for name in _numbers() - _unused(method)},
@@ -418,10 +433,10 @@ def _require_classes(data: ImageData, name: str) -> None:
         )
 
 
-def _test_data(config: TrainConfig) -> ImageData | None:
+def _test_data(config: TrainConfig, sources: Sources) -> ImageData | None:
     if config.test is None:
         return None
-    data = open_data(config.test, data_root=config.data_root, download=config.download)
+    data = sources.data(config.test, data_root=config.data_root, download=config.download)
     labelled = _labelled(data)
     if not (labelled.labels >= 0).all():
         raise BadDataError(

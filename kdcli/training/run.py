@@ -1,97 +1,48 @@
-"""``train_student``: the step behind ``kd train-student``."""
+"""``train_student`` and ``train_students``: the step behind ``kd train-student``, for one student and for several."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, final
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import TypeVar, final
 
-import numpy as np
 import torch
-from safetensors.torch import save
+from accelerate import Accelerator
 
 from kdcli.config import TrainConfig
 from kdcli.console import console
-from kdcli.models.export import export_model
+from kdcli.errors import DeviceError, DivergedError, KdError, OutputExistsError, UsageError
 from kdcli.models.student import LABEL_HEAD
-from kdcli.runtime import (
-    StopFlag,
-    StopNow,
-    atomic_write_bytes,
-    stop_signals,
-    versions,
-    worker_count,
-    write_json,
-)
-from kdcli.training.evaluate import accuracy, head_to_test
-from kdcli.training.feed import EpochOrder, Feed, FeedBatch, make_loader
-from kdcli.training.loop import Engine, fit, make_accelerator
+from kdcli.runtime import StopFlag, StopNow, stop_signals, worker_count
+from kdcli.training.evaluate import Examinee, accuracies, accuracy, head_to_test
+from kdcli.training.feed import Feed, FeedBatch, make_loader, render_of
+from kdcli.training.fitting import Lane, OwnRandom, Stream, fit, known_divergence
+from kdcli.training.loop import Engine, make_accelerator
 from kdcli.training.outdir import (
     begin,
+    finish,
     finished_result,
-    forget_checkpoints,
     read_pins,
     require_folder,
     require_same_run,
 )
-from kdcli.training.plan import Plan, make_plan
+from kdcli.training.plan import Plan, Sources, make_plan
 from kdcli.training.ranks import Ranks, Together, join_ranks, stopped_before_training
 from kdcli.training.recorded import Recording
 from kdcli.training.resident import DeviceFed, bring_near
+from kdcli.training.result import TrainResult, result_of
+from kdcli.training.sharing import order_of, require_one_stream
 from kdcli.training.student import Built, build_student
+from kdcli.training.telling import tell
 from kdcli.training.tracking import require_trackers, track_test, tracked
 from kdcli.training.validation import Watch
 from kdcli.types import Ranking
 
+Outcome = TypeVar("Outcome")
+LONE = ""
+"""Name of a student that is trained by itself."""
 _RANK_STRIDE = 1_000_003
 """Between the seeds of the processes of a run: larger than the seeds that people count through."""
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class TrainResult:
-    """What a run gave.
-
-    Attributes:
-        method: name of the method.
-        out: the output folder, absolute.
-        epochs: passes over the data.
-        test: ``{"top1", "top5"}`` as fractions; None when nothing was tested.
-        history: one document per epoch, as in metrics.jsonl.
-        cache_id: of the cache it read; None without one.
-        seconds: training and testing, over all resumes.
-        details: what else result.json records: weights, start, seeds, versions.
-    """
-
-    method: str
-    out: str
-    epochs: int
-    test: dict[str, float] | None
-    history: tuple[dict[str, Any], ...]
-    cache_id: str | None
-    seconds: float
-    details: Mapping[str, Any] = field(default_factory=dict)
-
-    def document(self) -> dict[str, Any]:
-        """The result as the JSON document that the command prints and result.json holds."""
-        return {
-            "method": self.method,
-            "out": self.out,
-            "epochs": self.epochs,
-            "test": self.test,
-            "history": list(self.history),
-            "cache_id": self.cache_id,
-            "seconds": self.seconds,
-            **self.details,
-        }
-
-    @classmethod
-    def from_document(cls, document: Mapping[str, Any]) -> "TrainResult":
-        """Undo :meth:`document`."""
-        own = {name: document[name] for name in cls.__dataclass_fields__ if name != "details"}
-        own["history"] = tuple(own["history"])
-        return cls(**own, details={name: value for name, value in document.items() if name not in own})
 
 
 def train_student(
@@ -116,12 +67,44 @@ def train_student(
         OutputExistsError: OUT holds another run.
         KdError: see :func:`kdcli.training.plan.make_plan` for what is refused before training.
     """
+    outcome = train_students({LONE: config}, {LONE: ranking}, on_batch)[LONE]
+    if isinstance(outcome, DivergedError):
+        raise outcome
+    return outcome
+
+
+def train_students(
+    configs: Mapping[str, TrainConfig],
+    rankings: Mapping[str, Ranking | None] | None = None,
+    on_batch: Callable[[FeedBatch], None] | None = None,
+) -> dict[str, TrainResult | DivergedError]:
+    """Train several students over one stream of batches; each becomes what it would have become alone.
+
+    Every folder is afterwards as :func:`train_student` leaves it, and either function goes on with what the
+    other began. What is refused is refused for all students at once, before any is trained.
+
+    Args:
+        configs: what to train, by name; ``out`` is each student's own folder. They agree in their stream, see
+            :func:`kdcli.training.sharing.require_one_stream`.
+        rankings: the value of what ``config.ranking`` names, by name of the student.
+        on_batch: called with every student's share of a batch before its step.
+
+    Returns:
+        The result of each, or why it was given up. One that was given up before is not tried again. In several,
+        ``overwrite`` starts anew only those whose folder holds another run.
+
+    Raises:
+        StoppedEarly: a signal arrived; the same call goes on.
+        OutputExistsError: a folder holds another run.
+        UsageError: they cannot share a stream.
+        KdError: see :func:`kdcli.training.plan.make_plan` for what is refused before training.
+    """
     with _stoppable() as stop, join_ranks() as ranks, ranks.company():
         before, console.silent = console.silent, not ranks.first
         # Alone, a signal before the first step ends the run at once. Together, it does where all agree on it.
         stop.at_once = ranks.world == 1
         try:
-            return _run(config, ranking, on_batch, ranks, stop)
+            return _run(configs, rankings or {}, on_batch, ranks, stop)
         finally:
             console.silent = before
 
@@ -136,199 +119,273 @@ def _stoppable() -> Iterator[StopFlag]:
 
 
 def _run(
-    config: TrainConfig,
-    ranking: Ranking | None,
+    configs: Mapping[str, TrainConfig],
+    rankings: Mapping[str, Ranking | None],
     on_batch: Callable[[FeedBatch], None] | None,
     ranks: Ranks,
     stop: StopFlag,
-) -> TrainResult:
+) -> dict[str, TrainResult | DivergedError]:
     with ranks.one_fate():
-        require_folder(config.out)
-        require_trackers(config.tracker)
-        pins = None if config.overwrite else read_pins(config.out)
-        plan = make_plan(config, ranking, pins, ranks.world)
-        head_to_test(plan)  # refuses unsuitable test data before training rather than after it
-        out = plan.config.out
+        if len(configs) > 1:
+            _require_one_process(ranks)
+        sources = Sources()
+        plans = _for_each(
+            configs, lambda name: _decide(name, configs[name], rankings.get(name), sources, ranks.world)
+        )
+        found = {name: _known_outcome(name, plan) for name, plan in plans.items()}
+        outcomes = {name: outcome for name, outcome in found.items() if outcome is not None}
+        left = {name: plan for name, plan in plans.items() if name not in outcomes}
+        left = require_one_stream(left) if left else {}
+    if left:
+        with ranks.one_fate():
+            runs = _prepare(left)
+            if stop:
+                raise stopped_before_training()
+        with ranks.one_fate():  # all have read what is in OUT before the first one writes there
+            if ranks.first:
+                for run in runs:
+                    begin(run.plan)
+        outcomes |= _train(runs, on_batch, ranks, stop)
+    return {name: outcomes[name] for name in configs}
+
+
+def _require_one_process(ranks: Ranks) -> None:
+    if ranks.world > 1:
+        raise UsageError(
+            f"a sweep runs in one process, but WORLD_SIZE is {ranks.world}",
+            "Start it without torchrun; train several students side by side, as examples/students.sbatch does.",
+        )
+
+
+def _for_each(names: Iterable[str], function: Callable[[str], Outcome]) -> dict[str, Outcome]:
+    """Results by name; or the first of all errors, its message telling all of them and whose they are."""
+    results: dict[str, Outcome] = {}
+    errors: dict[str, tuple[KdError, list[str]]] = {}
+    for name in names:
+        try:
+            results[name] = function(name)
+        except KdError as error:
+            errors.setdefault(error.message, (error, []))[1].append(name)
+    if not errors:
+        return results
+    first = next(iter(errors.values()))[0]
+    first.message = "; ".join(
+        message if LONE in wrong else f"student {', '.join(repr(name) for name in wrong)}: {message}"
+        for message, (_, wrong) in errors.items()
+    )
+    first.args = (first.message,)
+    raise first
+
+
+def _decide(
+    name: str, config: TrainConfig, ranking: Ranking | None, sources: Sources, processes: int
+) -> Plan:
+    """The plan of a student, whose folder is free for it or holds this very run."""
+    require_folder(config.out)
+    require_trackers(config.tracker)
+    anew = config.overwrite and name == LONE
+    plan = make_plan(config, ranking, None if anew else read_pins(config.out), processes, sources)
+    head_to_test(plan)  # refuses unsuitable test data before training rather than after it
+    if anew:
+        return plan
+    try:
+        require_same_run(plan)
+    except OutputExistsError as error:
         if not config.overwrite:
-            require_same_run(plan)
-        stored = None if config.overwrite else finished_result(out)
-    if stored is not None:
+            if name != LONE:
+                error.hint = (
+                    "Give the changed student another name, or add --overwrite: it starts anew only those whose "
+                    "folder holds another run."
+                )
+            raise
+        return make_plan(config, ranking, None, processes, sources)
+    return replace(plan, config=plan.config.model_copy(update={"overwrite": False}))
+
+
+def _known_outcome(name: str, plan: Plan) -> TrainResult | DivergedError | None:
+    out = plan.config.out
+    if plan.config.overwrite:
+        return None
+    if (stored := finished_result(out)) is not None:
         console.note(f"{out} is finished; nothing to do")
         return TrainResult.from_document(stored)
-    with ranks.one_fate():
-        _say(plan)
-        built = build_student(plan)
-        if stop:
-            raise stopped_before_training()
-    with ranks.one_fate():  # all have read what is in OUT before the first one writes there
-        if ranks.first:
-            begin(plan)
-    result, *_ = ranks.gather(_train(plan, built, on_batch, ranks, stop))  # each measured its own seconds
-    with ranks.one_fate():
-        if ranks.first:
-            _write_student(plan, built, out)
-            write_json(out / "result.json", result.document())
-            forget_checkpoints(out)
-    return result
+    error = None if name == LONE else known_divergence(out)
+    if error is not None:
+        console.warn(f"student '{name}' was given up before: {error.message}")
+    return error
 
 
-def _say(plan: Plan) -> None:
-    config, numbers = plan.config, plan.settings
-    backbone_lr = numbers.lr * numbers.backbone_lr_scale
-    console.note(
-        f"student {config.student}, started from {plan.init}; {len(plan.data)} images of {config.data}"
-    )
-    console.note(
-        f"{plan.method.name}: {numbers.optimizer}, lr {numbers.lr:g} (backbone {backbone_lr:g}), "
-        f"weight decay {numbers.weight_decay:g}, {numbers.schedule}, {numbers.epochs} epochs "
-        f"of batches of {numbers.batch_size}, BatchNorm {numbers.bn}{_extras(plan)}"
-    )
-    if config.freeze is not None:
-        console.note("the backbone is frozen; the heads train on its features of eval mode")
-    if plan.lower is not None:
-        console.note(
-            f"the layers up to {plan.lower.tap} stay as they are; their maps are read as teacher "
-            f"'{plan.lower.teacher.name}' stored them ({plan.lower.teacher.dtype})"
-        )
-    if plan.validation is not None:
-        console.note(
-            f"{len(plan.validation)} labelled images are set aside; the {config.select} epoch is exported"
-        )
-    if plan.processes > 1 and numbers.bn == "train":
-        console.note(
-            f"BatchNorm averages over each process's {numbers.batch_size // plan.processes} images; "
-            "its running statistics are the first process's"
-        )
-    if plan.teachers is not None:
-        shares = ", ".join(f"{name} {weight:.4g}" for name, weight in plan.teachers.weights.items())
-        label = f", label weight {numbers.label_weight:g}" if plan.method.needs.labels else ""
-        console.note(f"soft cross-entropy at T = {numbers.temperature:g}{label}; weights: {shares}")
+@final
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A student that is about to be trained, and its random numbers."""
+
+    name: str
+    plan: Plan
+    built: Built
+    random: OwnRandom
 
 
-def _extras(plan: Plan) -> str:
-    """What the user asked of the engine besides, to be told at the start."""
-    numbers = plan.settings
-    told = {
-        f"warm-up over {numbers.warmup:.0%}": numbers.warmup > 0,
-        f"falling at {', '.join(f'{share:.0%}' for share in numbers.milestones)}": numbers.schedule == "step",
-        f"{numbers.accumulate} pieces a step": numbers.accumulate > 1,
-        f"gradient norm at most {numbers.clip_norm}": numbers.clip_norm is not None,
-        f"labels smoothed by {numbers.label_smoothing:g}": numbers.label_smoothing > 0,
-        f"weights averaged with decay {numbers.ema}": numbers.ema is not None,
-        f"{plan.processes} processes": plan.processes > 1,
-    }
-    return "".join(f", {text}" for text, said in told.items() if said)
+def _prepare(plans: Mapping[str, Plan]) -> list[_Run]:
+    def build(name: str) -> _Run:
+        random = OwnRandom(torch.device(plans[name].device))
+        with random():
+            return _Run(name, plans[name], build_student(plans[name]), random)
+
+    for name, plan in plans.items():
+        tell(plan, f"{name}: " if name else "")
+    return list(_for_each(plans, build).values())
+
+
+# --- training ---------------------------------------------------------------------------------
 
 
 def _train(
-    plan: Plan,
-    built: Built,
-    on_batch: Callable[[FeedBatch], None] | None,
-    ranks: Ranks,
-    stop: StopFlag,
-) -> TrainResult:
-    numbers, config = plan.settings, plan.config
-    accelerator = make_accelerator(plan.device, config.amp, config.tracker, config.out / "trackers")
+    runs: Sequence[_Run], on_batch: Callable[[FeedBatch], None] | None, ranks: Ranks, stop: StopFlag
+) -> dict[str, TrainResult | DivergedError]:
+    plan = runs[0].plan  # what a stream is made from is the same in all
+    config, epochs = plan.config, plan.settings.epochs
+    accelerators = [_accelerator(run.plan) for run in runs]
+    device = accelerators[0].device
     workers = worker_count(config.workers)
-    labels = plan.data.labels if plan.method.needs.labels else np.zeros(len(plan.data), np.int64)
-    order = EpochOrder(
-        labels,
-        numbers.batch_size,
-        config.data_seed,
-        ranks.rank,
-        ranks.world,
-    )
+    order = order_of(plan, ranks.rank, ranks.world)
     recording, held = plan.recording, None
     if recording is not None:
-        reads = built.objective.reads()
-        if plan.lower is not None:
-            reads = plan.lower.with_maps(reads)
         with ranks.one_fate():
-            recording = Recording(recording.cache, recording.rows, reads)
-            recording, held = bring_near(config, recording, plan.rule, numbers.epochs, accelerator.device)
-    # Maps are all that a cut student sees; images that are mixed are drawn, for the labels of their partners.
-    decoded = plan.lower is None or plan.rule.views.mixes
-    feed = Feed(plan.data, built.model.preprocess, plan.rule, recording, decoded)
-    steps = order.batches * numbers.epochs
-    engine = Engine(built, numbers, steps, accelerator, on_batch, config.compile)
-    if not ranks.first:
-        # Dropout of one process must not repeat another's; the first one's is that of a run alone.
-        torch.manual_seed(config.seed + ranks.rank * _RANK_STRIDE)
-    loader = make_loader(feed, order, workers, accelerator.device)
+            recording = Recording(recording.cache, recording.rows, _union(runs))
+            recording, held = bring_near(config, recording, plan.rule, epochs, device)
+    loader = make_loader(_feed(runs, recording), order, workers, device)
     batches = Together(loader if held is None else DeviceFed(loader, order, plan.rule, held), ranks, stop)
-    with tracked(accelerator, plan.identity(), config.out):
+    with ExitStack() as stack:
+        lanes = []
+        for run, accelerator in zip(runs, accelerators, strict=True):
+            watch = _watch(run, device, workers, stop, ranks)
+            lanes.append(_lane(run, order.batches * epochs, accelerator, on_batch, len(runs), watch))
+            stack.enter_context(tracked(accelerator, run.plan.identity(), run.plan.config.out))
         stop.at_once = False  # from here on there is something to save
-        watch = _watch(plan, built, accelerator.device, workers, stop)
-        progress = fit(engine, batches, order, plan.rule, numbers.epochs, config.out, batches.stop, watch)
-        engine.finish()
-        validation = None if watch is None else watch.settle(progress.history)
-        started = time.perf_counter()
-        test = _test(plan, built, accelerator.device, workers, stop, ranks)
-        track_test(accelerator, test, progress.steps)
-    return TrainResult(
-        method=plan.method.name,
-        out=str(config.out),
-        epochs=numbers.epochs,
-        test=test,
-        history=tuple(progress.history),
-        cache_id=plan.cache_id,
-        seconds=sum(epoch["seconds"] for epoch in progress.history) + time.perf_counter() - started,
-        details={
-            "student": config.student,
-            "init": plan.init,
-            "images": len(plan.data),
-            **({} if validation is None else {"validation": {"images": _count(plan), **validation}}),
-            "weights": {} if plan.teachers is None else dict(plan.teachers.weights),
-            "teachers": {} if plan.teachers is None else {n: r.id for n, r in plan.teachers.records.items()},
-            "seed": config.seed,
-            "data_seed": config.data_seed,
-            "device": plan.device,
-            "processes": plan.processes,
-            "ema": numbers.ema,
-            "versions": versions(),
-        },
+        fit(lanes, Stream(batches, order, plan.rule, epochs, device), batches.stop)
+        return _finish(runs, lanes, device, workers, ranks, stop)
+
+
+def _accelerator(plan: Plan) -> Accelerator:
+    config = plan.config
+    return make_accelerator(plan.device, config.amp, config.tracker, config.out / "trackers")
+
+
+def _feed(runs: Sequence[_Run], recording: Recording | None) -> Feed:
+    plan = runs[0].plan
+    first, *others = (run.built.model.preprocess for run in runs)
+    # Maps are all that a cut student sees; images that are mixed are drawn, for the labels of their partners.
+    decoded = plan.rule.views.mixes or any(run.plan.lower is None for run in runs)
+    return Feed(plan.data, first, plan.rule, recording, decoded, [render_of(other) for other in others])
+
+
+def _reads(run: _Run) -> dict[str, tuple[str, ...]]:
+    reads = run.built.objective.reads()
+    return reads if run.plan.lower is None else run.plan.lower.with_maps(reads)
+
+
+def _union(runs: Sequence[_Run]) -> dict[str, tuple[str, ...]]:
+    """Everything that some student reads: teacher -> array names."""
+    together: dict[str, dict[str, None]] = {}
+    for run in runs:
+        for teacher, names in _reads(run).items():
+            together.setdefault(teacher, {}).update(dict.fromkeys(names))
+    return {teacher: tuple(names) for teacher, names in together.items()}
+
+
+def _lane(
+    run: _Run,
+    steps: int,
+    accelerator: Accelerator,
+    on_batch: Callable[[FeedBatch], None] | None,
+    students: int,
+    watch: Watch | None,
+) -> Lane:
+    built, config = run.built, run.plan.config
+    try:
+        with run.random():
+            engine = Engine(built, run.plan.settings, steps, accelerator, on_batch, config.compile)
+            if not engine.ranks.first:
+                # Dropout of one process must not repeat another's; the first one's is that of a run alone.
+                torch.manual_seed(config.seed + engine.ranks.rank * _RANK_STRIDE)
+    except torch.OutOfMemoryError as error:
+        raise DeviceError(
+            f"out of memory before the first step: {str(error).splitlines()[0]}",
+            f"Use fewer students in a sweep than these {students}."
+            if students > 1
+            else "Use a smaller student.",
+        ) from error
+    return Lane(
+        run.name, engine, config.out, render_of(built.model.preprocess), _reads(run), run.random, watch
     )
 
 
-def _count(plan: Plan) -> int:
-    return 0 if plan.validation is None else len(plan.validation)
-
-
-def _watch(plan: Plan, built: Built, device: torch.device, workers: int, stop: StopFlag) -> Watch | None:
-    data = plan.validation
+def _watch(run: _Run, device: torch.device, workers: int, stop: StopFlag, ranks: Ranks) -> Watch | None:
+    data, built = run.plan.validation, run.built
     if data is None:
         return None
-    student, size = built.student, plan.settings.batch_size
 
     def judge() -> dict[str, float]:
+        size, preprocess = run.plan.settings.batch_size, built.model.preprocess
         return accuracy(
-            student, LABEL_HEAD, data, data.labels, built.model.preprocess, device, size, workers, stop
+            built.student, LABEL_HEAD, data, data.labels, preprocess, device, size, workers, stop, ranks
         )
 
-    return Watch(student, judge, plan.config.select == "best")
+    return Watch(built.student, judge, run.plan.config.select == "best")
+
+
+# --- the end ----------------------------------------------------------------------------------
+
+
+def _finish(
+    runs: Sequence[_Run],
+    lanes: Sequence[Lane],
+    device: torch.device,
+    workers: int,
+    ranks: Ranks,
+    stop: StopFlag,
+) -> dict[str, TrainResult | DivergedError]:
+    """Test and write what was trained; from then on those runs are finished."""
+    results: dict[str, TrainResult | DivergedError] = {
+        lane.name: lane.diverged for lane in lanes if lane.diverged is not None
+    }
+    done = [(run, lane) for run, lane in zip(runs, lanes, strict=True) if lane.diverged is None]
+    started = time.perf_counter()
+    chosen = {}
+    for run, lane in done:
+        lane.save()  # testing may be interrupted, and what is kept replaces what goes on
+        lane.engine.finish()
+        if lane.watch is not None:
+            chosen[run.name] = lane.watch.settle(lane.progress.history)
+    tests = _test(done, device, workers, ranks, stop)
+    seconds = (time.perf_counter() - started) / max(1, len(done))
+    for run, lane in done:
+        test = tests.get(run.name)
+        track_test(lane.engine.accelerator, test, lane.progress.steps)
+        result, *_ = ranks.gather(  # each measured its own seconds
+            result_of(run.plan, lane.progress.history, test, seconds, chosen.get(run.name))
+        )
+        with ranks.one_fate():
+            if ranks.first:
+                finish(run.plan, run.built, result.document())
+        results[run.name] = result
+    return results
 
 
 def _test(
-    plan: Plan, built: Built, device: torch.device, workers: int, stop: StopFlag, ranks: Ranks
-) -> dict[str, float] | None:
-    choice = head_to_test(plan)
-    if plan.test is None or choice is None:
-        return None
-    head, labels = choice
-    if head not in built.student.heads:  # a teacher of weight 0 has no head
-        return None
-    size = plan.settings.batch_size
-    return accuracy(
-        built.student, head, plan.test, labels, built.model.preprocess, device, size, workers, stop, ranks
-    )
-
-
-def _write_student(plan: Plan, built: Built, out: Path) -> None:
-    own = plan.teachers.generalist.name if plan.teachers and plan.teachers.generalist else LABEL_HEAD
-    tensors = {
-        f"{own if name == LABEL_HEAD else name}.{key}": tensor.detach().cpu().contiguous().clone()
-        for name, head in built.student.heads.items()
-        for key, tensor in head.state_dict().items()
-    }
-    atomic_write_bytes(out / "heads.safetensors", save(tensors))
-    export_model(built.model, out / "export", plan.class_names)
+    done: Sequence[tuple[_Run, Lane]], device: torch.device, workers: int, ranks: Ranks, stop: StopFlag
+) -> dict[str, dict[str, float]]:
+    """Accuracies of the students that have a head to test, in one pass over the test data."""
+    examinees: dict[str, Examinee] = {}
+    for run, _ in done:
+        choice = head_to_test(run.plan)
+        if choice is not None and choice[0] in run.built.student.heads:  # a teacher of weight 0 has no head
+            head, labels = choice
+            examinees[run.name] = Examinee(run.built.student, head, labels, run.built.model.preprocess)
+    data = done[0][0].plan.test if done else None
+    if data is None or not examinees:
+        return {}
+    size = done[0][0].plan.settings.batch_size
+    found = accuracies(list(examinees.values()), data, device, size, workers, stop, ranks)
+    return dict(zip(examinees, found, strict=True))

@@ -1,0 +1,90 @@
+"""How long a sweep of four small students takes, against four lone runs. Used by training.py.
+
+Photographs as cameras make them (1600 x 1200 pixels, from scikit-image's) are decoded for students of 64 and 96
+pixels: decoding takes most of the time, and a sweep does it once. Each ratio is of two neighbouring runs in one
+process with the same loader; the value is the median over the turns.
+"""
+
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import skimage.data
+import torch
+from PIL import Image
+
+from kdcli.caching import cache_teachers
+from kdcli.config import CacheConfig, TrainConfig
+from kdcli.models.export import export_model
+from kdcli.models.spec import open_model
+from kdcli.training.run import train_student, train_students
+
+PHOTOS = ("astronaut", "chelsea", "coffee", "rocket")
+WIDTH, HEIGHT = 1600, 1200
+STUDENTS: dict[str, dict[str, Any]] = {
+    "plain": {"method": "labels-only"},
+    "equal": {"method": "distill-equal"},
+    "hot": {"method": "distill-equal", "temperature": 4.0, "seed": 1},
+    "large": {"method": "distill-equal", "image_size": 96, "lr": 3e-3},
+}
+
+
+def make_place(root: Path, images: int) -> None:
+    """Random crops of photographs, one class a photograph, and the cache of one small teacher."""
+    random = np.random.default_rng(0)
+    photos = [Image.fromarray(getattr(skimage.data, name)()) for name in PHOTOS]
+    for number in range(images):
+        photo = photos[number % len(photos)]
+        left, top = random.integers(0, photo.width // 3), random.integers(0, photo.height // 3)
+        crop = photo.crop((left, top, left + photo.width // 2, top + photo.height // 2))
+        folder = root / "photos" / PHOTOS[number % len(photos)]
+        folder.mkdir(parents=True, exist_ok=True)
+        crop.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC).save(folder / f"{number:05d}.jpg", quality=92)
+    torch.manual_seed(0)
+    export_model(
+        open_model("test_resnet", weights="random", num_classes=4, image_size=64), root / "teacher", None
+    )
+    teacher = f"t=local-dir:{root / 'teacher'}"
+    cache_teachers(CacheConfig(data=str(root / "photos"), cache=root / "c.kd", teacher=(teacher,), workers=1))
+
+
+def configs(root: Path, out: Path, epochs: int) -> dict[str, TrainConfig]:
+    fields: dict[str, Any] = {
+        "data": str(root / "photos"), "cache": (root / "c.kd",), "student": "test_resnet", "image_size": 64,
+        "epochs": epochs, "batch_size": 16, "workers": 1, "device": "cpu", "teacher_view": "eval",
+    }  # fmt: skip
+    return {name: TrainConfig(**{**fields, **own, "out": out / name}) for name, own in STUDENTS.items()}
+
+
+def seconds_of(function: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def figures(quick: bool) -> dict[str, dict[str, object]]:
+    """Time of the sweep as a share of that of the four runs."""
+    images, epochs, turns = (40, 1, 3) if quick else (192, 2, 5)
+    ratios = []
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        make_place(root, images)
+        for turn in range(turns):
+            together, alone = (configs(root, root / f"{kind}{turn}", epochs) for kind in ("sweep", "lone"))
+            swept = seconds_of(lambda together=together: train_students(together))
+            apart = seconds_of(lambda alone=alone: [train_student(config) for config in alone.values()])
+            ratios.append(swept / apart)
+            print(f"sweep {swept:.2f} s, four runs {apart:.2f} s", file=sys.stderr, flush=True)
+    return {
+        "sweep_of_four_vs_four_runs": {
+            "value": round(statistics.median(ratios), 3),
+            "goal": 0.6,
+            "higher_is_better": False,
+            "unit": "x seconds",
+        }
+    }

@@ -1,0 +1,100 @@
+"""What a training run gave."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, final
+
+from kdcli.runtime import versions
+from kdcli.training.plan import Plan
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """What a run gave.
+
+    Attributes:
+        method: name of the method.
+        out: the output folder, absolute.
+        epochs: passes over the data.
+        test: ``{"top1", "top5"}`` as fractions; None when nothing was tested.
+        history: one document per epoch, as in metrics.jsonl.
+        cache_id: of the cache it read; None without one.
+        seconds: training and testing, over all resumes.
+        details: what else result.json records: weights, start, seeds, versions.
+    """
+
+    method: str
+    out: str
+    epochs: int
+    test: dict[str, float] | None
+    history: tuple[dict[str, Any], ...]
+    cache_id: str | None
+    seconds: float
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def document(self) -> dict[str, Any]:
+        """The result as the JSON document that the command prints and result.json holds."""
+        return {
+            "method": self.method,
+            "out": self.out,
+            "epochs": self.epochs,
+            "test": self.test,
+            "history": list(self.history),
+            "cache_id": self.cache_id,
+            "seconds": self.seconds,
+            **self.details,
+        }
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> "TrainResult":
+        """Undo :meth:`document`."""
+        own = {name: document[name] for name in cls.__dataclass_fields__ if name != "details"}
+        own["history"] = tuple(own["history"])
+        return cls(**own, details={name: value for name, value in document.items() if name not in own})
+
+
+def result_of(
+    plan: Plan,
+    history: Sequence[Mapping[str, Any]],
+    test: Mapping[str, float] | None,
+    seconds: float,
+    validation: Mapping[str, Any] | None = None,
+) -> TrainResult:
+    """The result of a run that was trained.
+
+    Args:
+        plan: of the run.
+        history: one document per epoch.
+        test: accuracies on the test data, if any.
+        seconds: that testing took.
+        validation: what was chosen on the validation split, if there is one.
+    """
+    config, teachers = plan.config, plan.teachers
+    judged = {}
+    if plan.validation is not None and validation is not None:
+        judged = {"validation": {"images": len(plan.validation), **validation}}
+    return TrainResult(
+        method=plan.method.name,
+        out=str(config.out),
+        epochs=plan.settings.epochs,
+        test=None if test is None else dict(test),
+        history=tuple(dict(epoch) for epoch in history),
+        cache_id=plan.cache_id,
+        seconds=sum(epoch["seconds"] for epoch in history) + seconds,
+        details={
+            "student": config.student,
+            "init": plan.init,
+            "data": config.data,
+            "images": len(plan.data),
+            **judged,
+            "weights": {} if teachers is None else dict(teachers.weights),
+            "teachers": {} if teachers is None else {n: r.id for n, r in teachers.records.items()},
+            "seed": config.seed,
+            "data_seed": config.data_seed,
+            "device": plan.device,
+            "processes": plan.processes,
+            "ema": plan.settings.ema,
+            "versions": versions(),
+        },
+    )

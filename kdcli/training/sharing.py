@@ -1,0 +1,70 @@
+"""When several students can eat the same batches."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from kdcli.errors import UsageError
+from kdcli.training.feed import EpochOrder
+from kdcli.training.plan import Plan
+from kdcli.types import Difference, differences
+
+
+def order_of(plan: Plan, rank: int = 0, world: int = 1) -> EpochOrder:
+    """The batches of a plan; a method without labels does not tell labelled from unlabelled images."""
+    labels = plan.data.labels if plan.method.needs.labels else np.zeros(len(plan.data), np.int64)
+    return EpochOrder(labels, plan.settings.batch_size, plan.config.data_seed, rank, world)
+
+
+def require_one_stream(plans: Mapping[str, Plan]) -> dict[str, Plan]:
+    """Refuse students that would see other images, other views or another order if they were alone.
+
+    Args:
+        plans: of the students, by name.
+
+    Returns:
+        The same plans, holding what they share only once.
+
+    Raises:
+        UsageError: naming two of them, and in what they differ.
+    """
+    names = list(plans)
+    first = plans[names[0]]
+    if len(plans) == 1:
+        return dict(plans)
+    known = _stream(first)
+    for name in names[1:]:
+        if found := differences(known, _stream(plans[name])):
+            raise UsageError(
+                f"students '{names[0]}' and '{name}' cannot share one stream of batches: "
+                + "; ".join(_both(difference) for difference in found),
+                "Give them the same --epochs, --batch-size and data; or put them into sweeps of their own.",
+            )
+    return {
+        name: replace(plan, data=first.data, recording=first.recording, test=first.test)
+        for name, plan in plans.items()
+    }
+
+
+def _both(difference: Difference) -> str:
+    field = "order of the images" if difference.field == "order" else difference.field
+    return f"{field} {difference.old} and {difference.new}"
+
+
+def _stream(plan: Plan) -> dict[str, Any]:
+    """What a stream of batches is made from, as JSON."""
+    identity, order = plan.identity(), order_of(plan)
+    positions = np.concatenate([ticket.positions for ticket in order])
+    return {
+        **{
+            name: identity[name] for name in ("epochs", "batch_size", "data_seed", "data", "cache_id", "test")
+        },
+        **{name: identity[name] for name in ("views", "teacher_view", "amp")},
+        "cached views": plan.rule.cached,
+        "device": plan.device,
+        "batches": order.batches,
+        "order": hashlib.sha256(np.ascontiguousarray(positions, "<i8").tobytes()).hexdigest()[:12],
+    }

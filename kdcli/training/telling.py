@@ -1,0 +1,57 @@
+"""What a run says of itself before its first step."""
+
+from kdcli.console import console
+from kdcli.training.plan import Plan
+
+
+def tell(plan: Plan, prefix: str = "") -> None:
+    """Say what is trained how, on standard error, each line after ``prefix``."""
+    for line in _lines(plan):
+        console.note(prefix + line)
+
+
+def _lines(plan: Plan) -> list[str]:
+    config, numbers = plan.config, plan.settings
+    backbone_lr = numbers.lr * numbers.backbone_lr_scale
+    lines = [
+        f"student {config.student}, started from {plan.init}; {len(plan.data)} images of {config.data}",
+        f"{plan.method.name}: {numbers.optimizer}, lr {numbers.lr:g} (backbone {backbone_lr:g}), "
+        f"weight decay {numbers.weight_decay:g}, {numbers.schedule}, {numbers.epochs} epochs "
+        f"of batches of {numbers.batch_size}, BatchNorm {numbers.bn}{_extras(plan)}",
+    ]
+    if config.freeze is not None:
+        lines.append("the backbone is frozen; the heads train on its features of eval mode")
+    if plan.lower is not None:
+        lines.append(
+            f"the layers up to {plan.lower.tap} stay as they are; their maps are read as teacher "
+            f"'{plan.lower.teacher.name}' stored them ({plan.lower.teacher.dtype})"
+        )
+    if plan.validation is not None:
+        lines.append(
+            f"{len(plan.validation)} labelled images are set aside; the {config.select} epoch is exported"
+        )
+    if plan.processes > 1 and numbers.bn == "train":
+        lines.append(
+            f"BatchNorm averages over each process's {numbers.batch_size // plan.processes} images; "
+            "its running statistics are the first process's"
+        )
+    if plan.teachers is not None:
+        shares = ", ".join(f"{name} {weight:.4g}" for name, weight in plan.teachers.weights.items())
+        label = f", label weight {numbers.label_weight:g}" if plan.method.needs.labels else ""
+        lines.append(f"soft cross-entropy at T = {numbers.temperature:g}{label}; weights: {shares}")
+    return lines
+
+
+def _extras(plan: Plan) -> str:
+    """What the user asked of the engine besides, to be told at the start."""
+    numbers = plan.settings
+    told = {
+        f"warm-up over {numbers.warmup:.0%}": numbers.warmup > 0,
+        f"falling at {', '.join(f'{share:.0%}' for share in numbers.milestones)}": numbers.schedule == "step",
+        f"{numbers.accumulate} pieces a step": numbers.accumulate > 1,
+        f"gradient norm at most {numbers.clip_norm}": numbers.clip_norm is not None,
+        f"labels smoothed by {numbers.label_smoothing:g}": numbers.label_smoothing > 0,
+        f"weights averaged with decay {numbers.ema}": numbers.ema is not None,
+        f"{plan.processes} processes": plan.processes > 1,
+    }
+    return "".join(f", {text}" for text, said in told.items() if said)
