@@ -4,13 +4,14 @@ One item of the data set is one whole batch, so that a worker gathers cached out
 of an epoch follows from (data seed, epoch) alone: not from workers, nor from the number of processes.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -98,6 +99,10 @@ class FeedBatch:
         index: position of each image in the data set.
         teacher: cached outputs: teacher -> array -> [b, ...], in the type they are stored in.
         mixed: what the images are mixed with, in a view that mixes.
+        part: see :class:`~kdcli.objectives.base.Batch`.
+        strong: likewise; strong views follow the others, in the same order.
+        turn: number (from 0) of the pass over its set that each image is in, which decides its view; None
+            where that is the epoch.
     """
 
     pixels: UInt8[Tensor, "b h w 3"]
@@ -105,6 +110,9 @@ class FeedBatch:
     index: Int64[Tensor, " b"]
     teacher: dict[str, dict[str, Tensor]]
     mixed: Mixed | None = None
+    part: Int64[Tensor, " b"] | None = None
+    strong: Bool[Tensor, " b"] | None = None
+    turn: Int64[Tensor, " b"] | None = None
 
     def pin_memory(self) -> "FeedBatch":
         """In pinned memory; called by the loader."""
@@ -120,7 +128,19 @@ class FeedBatch:
             for name, arrays in self.teacher.items()
         }
         mixed = self.mixed and Mixed(change(self.mixed.labels), change(self.mixed.own))
-        return FeedBatch(change(self.pixels), change(self.labels), change(self.index), teacher, mixed)
+        part, strong, turn = (
+            None if each is None else change(each) for each in (self.part, self.strong, self.turn)
+        )
+        return FeedBatch(
+            change(self.pixels),
+            change(self.labels),
+            change(self.index),
+            teacher,
+            mixed,
+            part,
+            strong,
+            turn,
+        )
 
 
 @final
@@ -135,6 +155,7 @@ class Feed(Dataset[FeedBatch | KdError]):
         preprocess: size and interpolation of the student's input.
         rule: which view an epoch shows.
         recording: cached outputs, if any.
+        strong: makes a second view of each live image, of the same number; for FixMatch.
     """
 
     def __init__(
@@ -143,10 +164,12 @@ class Feed(Dataset[FeedBatch | KdError]):
         preprocess: Preprocess,
         rule: ViewRule | EvalRule,
         recording: Recording | None = None,
+        strong: ViewSet | None = None,
     ) -> None:
         self._data, self._rule, self._recording = data, rule, recording
         self._render: Render = (preprocess.size, preprocess.interpolation)
         self._drawer = Drawer(data, rule.views, [self._render], range(len(data)))
+        self._strong = None if strong is None else Drawer(data, strong, [self._render], range(len(data)))
         self._replay = None
         if recording is not None and rule.recorded:
             self._replay = Replay(data, recording, rule.views, self._drawer)
@@ -170,7 +193,10 @@ class Feed(Dataset[FeedBatch | KdError]):
             drawn, partners, params = self._replay.draw(positions, encoded, view)
         else:
             drawn, partners, params = self._live(positions, encoded, view)
-        labels = self._data.labels
+        labels, strong = self._data.labels, None
+        if self._strong is not None:
+            strong = torch.arange(len(drawn)) >= len(positions)
+            positions = np.tile(positions, 2)
         mixed = None
         if (partners >= 0).any():
             theirs = np.where(partners >= 0, labels[partners], -1)
@@ -181,22 +207,59 @@ class Feed(Dataset[FeedBatch | KdError]):
             torch.from_numpy(positions),
             {} if recording is None else recording.outputs(positions, self._rule.teacher(ticket.epoch)),
             mixed,
+            strong=strong,
         )
 
     def _live(
         self, positions: Int64[np.ndarray, " b"], encoded: Sequence[bytes], view: int
     ) -> tuple[list[Drawn], Int64[np.ndarray, " b"], Params]:
-        """Views that no cache holds, drawn anew; partners are images of the same data set."""
-        views = [
-            self._drawer.draw(int(position), self._data.decode(int(position), content), view)
-            for position, content in zip(positions, encoded, strict=True)
-        ]
+        """Views that no cache holds, drawn anew, then the strong ones; partners are of the same data set."""
+        views: list[tuple[Params, Drawn]] = []
+        strong: list[Drawn] = []
+        for position, content in zip(positions, encoded, strict=True):
+            image = self._data.decode(int(position), content)
+            views.append(self._drawer.draw(int(position), image, view))
+            if self._strong is not None:
+                strong.append(self._strong.draw(int(position), image, view)[1])
         params = np.stack([own for own, _ in views])
-        return [drawn for _, drawn in views], self._rule.views.partners(params), params
+        return [*(drawn for _, drawn in views), *strong], self._rule.views.partners(params), params
+
+
+class Order(Sampler[Any], ABC):
+    """Which batches an epoch has, in which order: the same for any number of workers and processes.
+
+    Args:
+        batches: steps of a whole epoch.
+    """
+
+    def __init__(self, batches: int) -> None:
+        self._batches = batches
+        self._epoch = self._start = 0
+
+    @property
+    def batches(self) -> int:
+        """Steps of a whole epoch."""
+        return self._batches
+
+    @property
+    def epoch(self) -> int:
+        """Number (from 0) of the epoch that is drawn."""
+        return self._epoch
+
+    def seek(self, epoch: int, start: int = 0) -> None:
+        """Make the next iteration that of ``epoch`` (from 0), from batch ``start`` on."""
+        self._epoch, self._start = epoch, start
+
+    def __len__(self) -> int:
+        return self._batches - self._start
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Any]:
+        """What the feed makes batches of."""
 
 
 @final
-class EpochOrder(Sampler[Ticket]):
+class EpochOrder(Order):
     """Shuffled batches of one epoch, the same for any number of workers and processes.
 
     Where some images are unlabelled, labelled and unlabelled ones are spread evenly, so every batch has its
@@ -217,27 +280,9 @@ class EpochOrder(Sampler[Ticket]):
         self._groups = [
             group for group in (np.flatnonzero(labels >= 0), np.flatnonzero(labels < 0)) if len(group)
         ]
-        self._length = max(map(len, self._groups)) * 2 if self._repeats() else len(labels)
-        self._batches = -(-self._length // batch_size)
+        length = max(map(len, self._groups)) * 2 if self._repeats() else len(labels)
+        super().__init__(-(-length // batch_size))
         self._seed, self._rank, self._world = seed, rank, world
-        self._epoch = self._start = 0
-
-    @property
-    def batches(self) -> int:
-        """Steps of a whole epoch."""
-        return self._batches
-
-    @property
-    def epoch(self) -> int:
-        """Number (from 0) of the epoch that is drawn."""
-        return self._epoch
-
-    def seek(self, epoch: int, start: int = 0) -> None:
-        """Make the next iteration that of ``epoch`` (from 0), from batch ``start`` on."""
-        self._epoch, self._start = epoch, start
-
-    def __len__(self) -> int:
-        return self._batches - self._start
 
     def __iter__(self) -> Iterator[Ticket]:
         for batch in np.array_split(self._positions(), self._batches)[self._start :]:
@@ -280,7 +325,10 @@ Loader = DataLoader[FeedBatch | KdError]
 
 
 def make_loader(
-    feed: Feed, order: Sampler[Ticket] | Sequence[Ticket], workers: int, device: torch.device
+    feed: Dataset[FeedBatch | KdError],
+    order: Order | Sequence[Ticket],
+    workers: int,
+    device: torch.device,
 ) -> Loader:
     """A loader whose items are whole batches.
 

@@ -23,7 +23,7 @@ from kdcli.models.student import Student
 from kdcli.models.teacher import normalise
 from kdcli.objectives.base import Batch, Objective, Settings
 from kdcli.runtime import StopFlag
-from kdcli.training.feed import EpochOrder, FeedBatch, ViewRule
+from kdcli.training.feed import FeedBatch, Order, ViewRule
 from kdcli.training.state import (
     Progress,
     Stateful,
@@ -174,7 +174,8 @@ class Engine:
         with _memory_errors(len(batch.labels)):
             batch = batch.to(self.accelerator.device)
             output = self._student(normalise(batch.pixels, self._preprocess), self._heads)
-            parts = self._objective(output, batch.teacher, Batch(batch.labels, batch.index, batch.mixed))
+            known = Batch(batch.labels, batch.index, batch.mixed, batch.part, batch.strong)
+            parts = self._objective(output, batch.teacher, known)
             values = self._values(parts)
             self._require_finite(values, number)
             self._optimizer.zero_grad(set_to_none=True)
@@ -202,7 +203,7 @@ class Engine:
 def fit(
     engine: Engine,
     loader: Iterable[FeedBatch | KdError],
-    order: EpochOrder,
+    order: Order,
     rule: ViewRule,
     epochs: int,
     folder: Path,

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
-import numpy as np
 import torch
 from safetensors.torch import save
 
@@ -17,8 +16,9 @@ from kdcli.errors import UsageError
 from kdcli.models.export import export_model
 from kdcli.models.student import LABEL_HEAD
 from kdcli.runtime import StopFlag, atomic_write_bytes, stop_signals, versions, worker_count, write_json
-from kdcli.training.evaluate import accuracy, head_to_test
-from kdcli.training.feed import EpochOrder, Feed, FeedBatch, make_loader
+from kdcli.training.evaluate import accuracy, heads_to_test
+from kdcli.training.feed import FeedBatch, make_loader
+from kdcli.training.feeding import feed_of, order_of, stream_sizes
 from kdcli.training.loop import Engine, fit, make_accelerator
 from kdcli.training.outdir import (
     begin,
@@ -44,7 +44,8 @@ class TrainResult:
         method: name of the method.
         out: the output folder, absolute.
         epochs: passes over the data.
-        test: ``{"top1", "top5"}`` as fractions; None when nothing was tested.
+        test: ``{"top1", "top5"}`` as fractions; None when nothing was tested. Of several data sets: of the
+            first one tested; ``details`` has all ``tests``.
         history: one document per epoch, as in metrics.jsonl.
         cache_id: of the cache it read; None without one.
         seconds: training and testing, over all resumes.
@@ -106,7 +107,7 @@ def train_student(
     _require_one_process()
     require_folder(config.out)
     plan = make_plan(config, ranking, None if config.overwrite else read_pins(config.out))
-    head_to_test(plan)  # refuses unsuitable test data before training rather than after it
+    heads_to_test(plan)  # refuses unsuitable test data before training rather than after it
     out = plan.config.out
     if not config.overwrite:
         require_same_run(plan)
@@ -137,8 +138,17 @@ def _say(plan: Plan) -> None:
     config, numbers = plan.config, plan.settings
     backbone_lr = numbers.lr * numbers.backbone_lr_scale
     console.note(
-        f"student {config.student}, started from {plan.init}; {len(plan.data)} images of {config.data}"
+        f"student {config.student}, started from {plan.init}; {len(plan.data)} images of {config.first_data}"
     )
+    for each in plan.sets[1:]:
+        console.note(f"and {len(each.data)} images of {each.data.location}, with the head '{each.name}'")
+    if plan.split:
+        labelled, unlabelled = stream_sizes(plan)
+        share = ", labelled ones among them" if numbers.unlabelled_includes_labelled else ""
+        console.note(
+            f"batches of their own: {labelled} labelled images, {unlabelled} unlabelled{share}; "
+            f"{numbers.unlabelled_ratio or 1:g} unlabelled per labelled one in a step"
+        )
     console.note(
         f"{plan.method.name}: {numbers.optimizer}, lr {numbers.lr:g} (backbone {backbone_lr:g}), "
         f"weight decay {numbers.weight_decay:g}, {numbers.schedule}, {numbers.epochs} epochs "
@@ -154,32 +164,25 @@ def _train(plan: Plan, built: Built, on_batch: Callable[[FeedBatch], None] | Non
     numbers, config = plan.settings, plan.config
     accelerator = make_accelerator(plan.device, config.amp)
     workers = worker_count(config.workers)
-    labels = plan.data.labels if plan.method.needs.labels else np.zeros(len(plan.data), np.int64)
-    order = EpochOrder(
-        labels,
-        numbers.batch_size,
-        config.data_seed,
-        accelerator.process_index,
-        accelerator.num_processes,
-    )
+    order = order_of(plan, accelerator.process_index, accelerator.num_processes)
     recording, held = plan.recording, None
     if recording is not None:
         recording = Recording(recording.cache, recording.rows, built.objective.reads())
-        recording, held = bring_near(config, recording, plan.rule, numbers.epochs, accelerator.device)
-    feed = Feed(plan.data, built.model.preprocess, plan.rule, recording)
+        recording, held = bring_near(config, recording, plan.rule, plan.turns, accelerator.device)
+    feed = feed_of(plan, built.model.preprocess, recording)
     engine = Engine(built, numbers, order.batches * numbers.epochs, accelerator, on_batch)
     loader = make_loader(feed, order, workers, accelerator.device)
     batches = loader if held is None else DeviceFed(loader, order, plan.rule, held)
     with stop_signals() as stop:
         progress = fit(engine, batches, order, plan.rule, numbers.epochs, config.out, stop)
         started = time.perf_counter()
-        test = _test(plan, built, accelerator.device, workers, stop)
+        tests = _tests(plan, built, accelerator.device, workers, stop)
     _write_student(plan, built, config.out)
     return TrainResult(
         method=plan.method.name,
         out=str(config.out),
         epochs=numbers.epochs,
-        test=test,
+        test=next(iter(tests.values()), None),
         history=tuple(progress.history),
         cache_id=plan.cache_id,
         seconds=sum(epoch["seconds"] for epoch in progress.history) + time.perf_counter() - started,
@@ -187,6 +190,8 @@ def _train(plan: Plan, built: Built, on_batch: Callable[[FeedBatch], None] | Non
             "student": config.student,
             "init": plan.init,
             "images": len(plan.data),
+            **_streams(plan),
+            **({"tests": tests} if plan.sets else {}),
             "weights": {} if plan.teachers is None else dict(plan.teachers.weights),
             "teachers": {} if plan.teachers is None else {n: r.id for n, r in plan.teachers.records.items()},
             "seed": config.seed,
@@ -197,23 +202,41 @@ def _train(plan: Plan, built: Built, on_batch: Callable[[FeedBatch], None] | Non
     )
 
 
-def _test(
+def _streams(plan: Plan) -> dict[str, Any]:
+    """What result.json says about steps of several batches."""
+    if plan.sets:
+        space = "joint" if plan.joint else "separate"
+        return {"sets": {each.name: len(each.data) for each in plan.sets}, "label_space": space}
+    if not plan.split:
+        return {}
+    labelled, unlabelled = stream_sizes(plan)
+    return {
+        "labelled": labelled,
+        "unlabelled": unlabelled,
+        "unlabelled_ratio": plan.settings.unlabelled_ratio or 1.0,
+        "unlabelled_includes_labelled": bool(plan.settings.unlabelled_includes_labelled),
+    }
+
+
+def _tests(
     plan: Plan, built: Built, device: torch.device, workers: int, stop: StopFlag
-) -> dict[str, float] | None:
-    choice = head_to_test(plan)
-    if plan.test is None or choice is None:
-        return None
-    head, labels = choice
-    if head not in built.student.heads:  # a teacher of weight 0 has no head
-        return None
-    size = plan.settings.batch_size
-    return accuracy(
-        built.student, head, plan.test, labels, built.model.preprocess, device, size, workers, stop
-    )
+) -> dict[str, dict[str, float]]:
+    found = {}
+    for name, head, data, labels in heads_to_test(plan):
+        if head in built.student.heads:  # a teacher of weight 0 has no head
+            size = plan.settings.batch_size
+            found[name] = accuracy(
+                built.student, head, data, labels, built.model.preprocess, device, size, workers, stop
+            )
+    return found
 
 
 def _write_student(plan: Plan, built: Built, out: Path) -> None:
-    own = plan.teachers.generalist.name if plan.teachers and plan.teachers.generalist else LABEL_HEAD
+    own = LABEL_HEAD
+    if plan.teachers and plan.teachers.generalist:
+        own = plan.teachers.generalist.name
+    elif plan.sets and not plan.joint:
+        own = plan.sets[0].name
     tensors = {
         f"{own if name == LABEL_HEAD else name}.{key}": tensor.detach().cpu().contiguous().clone()
         for name, head in built.student.heads.items()
