@@ -6,8 +6,8 @@ follows from the epoch and the step, and each pass from (data seed, stream, pass
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import final
+from dataclasses import dataclass, replace
+from typing import NoReturn, final
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ class StreamOrder(Order):
 
     Args:
         members: positions of each stream's images in its data set.
-        shares: images of each stream per step, > 0, on average.
+        shares: images of each stream per step, > 0, at most (up to one).
         seed: the data seed.
         rank, world: this process takes every ``world``-th image of each stream's part of a step.
 
@@ -53,18 +53,17 @@ class StreamOrder(Order):
     ) -> None:
         self._members = tuple(members)
         self._seed, self._rank, self._world = seed, rank, world
+        if min(shares) < world:
+            _refuse(shares)
         longest = int(np.argmax([len(own) / share for own, share in zip(members, shares, strict=True)]))
         size = len(members[longest])
-        super().__init__(-int(-size / shares[longest] // 1))
-        edges = np.arange(self.batches + 1) * size // self.batches
+        super().__init__(-(-size // int(shares[longest])))
         # Cut where the longest stream is cut, so that every step has the same proportion up to one image.
-        self._edges = tuple(np.rint(edges * (share / shares[longest])).astype(np.int64) for share in shares)
-        self._edges[longest][:] = edges
+        edges = np.arange(self.batches + 1) * size // self.batches
+        ratios = [share / shares[longest] for share in shares]
+        self._edges = tuple(np.rint(edges * ratio).astype(np.int64) for ratio in ratios)
         if min(int(np.diff(own).min()) for own in self._edges) < world:
-            raise UsageError(
-                f"a step of {sum(shares):g} images has no room for every kind of them in this proportion",
-                "Raise --batch-size, or choose an --unlabelled-ratio nearer to 1.",
-            )
+            _refuse(shares)
 
     def __iter__(self) -> Iterator[tuple[Portion, ...]]:
         cursors = [_Stream(own, self._seed, number) for number, own in enumerate(self._members)]
@@ -75,6 +74,13 @@ class StreamOrder(Order):
                 places = np.arange(done + int(edges[step]), done + int(edges[step + 1]))
                 portions += [Portion(number, each) for each in cursor.take(places[self._rank :: self._world])]
             yield tuple(portions)
+
+
+def _refuse(shares: Sequence[float]) -> NoReturn:
+    raise UsageError(
+        f"a step of {sum(shares):g} images has no room for every kind of them in this proportion",
+        "Raise --batch-size, or choose an --unlabelled-ratio nearer to 1.",
+    )
 
 
 @final
@@ -133,15 +139,13 @@ class JointFeed(Dataset[FeedBatch | KdError]):
         if not self._labelled[number]:
             labels = torch.full_like(labels, -1)
             mixed = mixed and Mixed(torch.full_like(mixed.labels, -1), mixed.own)
-        return FeedBatch(
-            batch.pixels,
-            labels,
-            batch.index + self._offsets[number],
-            batch.teacher,
-            mixed,
-            torch.full_like(labels, number),
-            batch.strong,
-            torch.full_like(labels, portion.ticket.epoch),
+        return replace(
+            batch,
+            labels=labels,
+            index=batch.index + self._offsets[number],
+            mixed=mixed,
+            part=torch.full_like(labels, number),
+            turn=torch.full_like(labels, portion.ticket.epoch),
         )
 
 
