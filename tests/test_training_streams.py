@@ -1,4 +1,6 @@
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +17,34 @@ from torch.nn import functional
 from training_place import Place, make_place
 
 from kdcli.cache.cacheset import CacheSet
+from kdcli.cache.staging import Needs
 from kdcli.config import TrainConfig, command_line
 from kdcli.data.sources import open_data
 from kdcli.data.views import ViewSet, render
-from kdcli.errors import BadDataError, DeviceError, IdentityError, KdError, OutputExistsError, UsageError
+from kdcli.errors import (
+    BadDataError,
+    DeviceError,
+    IdentityError,
+    KdError,
+    OutputExistsError,
+    StoppedEarly,
+    UsageError,
+)
 from kdcli.models.spec import open_model
 from kdcli.models.student import StudentOutput
 from kdcli.objectives.base import Batch
 from kdcli.objectives.weighted import WeightedDistillation
 from kdcli.training.feed import FeedBatch, make_loader
 from kdcli.training.feeding import feed_of, order_of
+from kdcli.training.loop import Engine
 from kdcli.training.plan import Plan, make_plan
 from kdcli.training.recorded import Recording
+from kdcli.training.resident import DeviceFed, DeviceRows
 from kdcli.training.run import train_student
 from kdcli.training.streams import StreamOrder, ratio_shares
 from kdcli.types import Preprocess
 
+CPU = torch.device("cpu")
 SMALL = Preprocess((16, 16), "bilinear", (0.5,) * 3, (0.5,) * 3, 0.9)
 
 
@@ -272,6 +286,31 @@ def test_a_default_run_has_no_word_about_streams_in_its_identity(place: Place) -
         identity = make_plan(place.config("x", method)).identity()
         new = {"unlabelled_ratio", "unlabelled_includes_labelled", "threshold", "unlabelled_weight"}
         assert all(identity.get(key) is None for key in (*new, "strong_views", "sets", "label_space"))
+
+
+def test_outputs_held_on_the_device_are_those_of_the_pass(place: Place) -> None:
+    plan, reads = (
+        make_plan(partly(place, "x", unlabelled_ratio=0.5)),
+        {"gen": ("logits",), "exp": ("features",)},
+    )
+    assert plan.recording is not None
+    cache, rows = plan.recording.cache, plan.recording.rows
+    held = DeviceRows(
+        Recording(cache, rows, reads), Needs({"gen": ("logits",), "exp": ("features",)}, rows, (1, 2)), CPU
+    )
+    order = order_of(plan)
+    silent = Recording(cache, rows, {})
+    loader = make_loader(feed_of(plan, SMALL, silent), order, 0, CPU)
+    seen = set()
+    for batch in DeviceFed(loader, order, plan.rule, held):
+        assert isinstance(batch, FeedBatch)
+        assert batch.turn is not None
+        for row, (index, turn) in enumerate(zip(batch.index.tolist(), batch.turn.tolist(), strict=True)):
+            seen.add(turn)
+            for name, (array,) in reads.items():
+                said = cache.gather(name, array, rows[[index]], 1 + turn % 2)[0]
+                np.testing.assert_array_equal(batch.teacher[name][array][row].numpy(), said)
+    assert len(seen) > 1
 
 
 # --- FixMatch ---------------------------------------------------------------------------------
@@ -519,3 +558,31 @@ def test_a_killed_run_of_streams_ends_with_the_same_bits(
     assert list((killed.out / "state").glob("step-*"))
     train_student(killed)
     assert same_student(whole.out, killed.out)
+
+
+@pytest.mark.parametrize("method", ["fixmatch", "multi-task"])
+def test_a_signal_amid_an_epoch_of_streams_loses_nothing(
+    place: Place, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def config(out: str) -> TrainConfig:
+        if method == "fixmatch":
+            return place.config(out, method, data=f"{place.data}@labelled=0.3", unlabelled_ratio=2.0)
+        return several(place, out, method)
+
+    whole = config(f"unstopped-{method}")
+    steps = train_student(whole).history[-1]["steps"] // 3
+    assert steps > 2
+    real = Engine.step
+
+    def signalled(self: Engine, batch: Any, step: int) -> dict[str, float]:
+        if step == steps + 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, batch, step)
+
+    stopped = config(f"stopped-{method}").model_copy(update={"workers": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "step", signalled)
+        with pytest.raises(StoppedEarly, match=r"\(epoch 2\)"):
+            train_student(stopped)
+    train_student(stopped)
+    assert same_student(whole.out, stopped.out)

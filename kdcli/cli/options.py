@@ -32,7 +32,7 @@ Data = Annotated[
 
 TrainData = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[DATA]...", help="Data set: SOURCE[@key=value,...]; several as NAME=DATA each."),
+    typer.Argument(metavar="DATA", help="Data set: SOURCE[@key=value,...]; several as NAME=DATA each."),
 ]
 
 Caches = Annotated[

@@ -108,6 +108,7 @@ def train_student(
     require_folder(config.out)
     plan = make_plan(config, ranking, None if config.overwrite else read_pins(config.out))
     heads_to_test(plan)  # refuses unsuitable test data before training rather than after it
+    order_of(plan)  # refuses a batch size that cannot be shared out
     out = plan.config.out
     if not config.overwrite:
         require_same_run(plan)
@@ -137,11 +138,13 @@ def _require_one_process() -> None:
 def _say(plan: Plan) -> None:
     config, numbers = plan.config, plan.settings
     backbone_lr = numbers.lr * numbers.backbone_lr_scale
+    each = " of every data set" if plan.sets else ""
     console.note(
         f"student {config.student}, started from {plan.init}; {len(plan.data)} images of {config.first_data}"
     )
-    for each in plan.sets[1:]:
-        console.note(f"and {len(each.data)} images of {each.data.location}, with the head '{each.name}'")
+    for other in plan.sets[1:]:
+        head = "the same head" if plan.joint else f"the head '{other.name}'"
+        console.note(f"and {len(other.data)} images of {other.data.location}, with {head}")
     if plan.split:
         labelled, unlabelled = stream_sizes(plan)
         share = ", labelled ones among them" if numbers.unlabelled_includes_labelled else ""
@@ -152,7 +155,7 @@ def _say(plan: Plan) -> None:
     console.note(
         f"{plan.method.name}: {numbers.optimizer}, lr {numbers.lr:g} (backbone {backbone_lr:g}), "
         f"weight decay {numbers.weight_decay:g}, {numbers.schedule}, {numbers.epochs} epochs "
-        f"of batches of {numbers.batch_size}, BatchNorm {numbers.bn}"
+        f"of batches of {numbers.batch_size}{each}, BatchNorm {numbers.bn}"
     )
     if plan.teachers is not None:
         shares = ", ".join(f"{name} {weight:.4g}" for name, weight in plan.teachers.weights.items())
