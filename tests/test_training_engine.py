@@ -287,7 +287,7 @@ EVERYTHING: dict[str, Any] = {
 def test_a_killed_run_with_every_option_goes_on_to_the_same_bits(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kdcli.training.loop.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("kdcli.training.fitting.CHECKPOINT_SECONDS", 0.0)
     whole = place.config("every-whole", "distill-equal", test=place.test, **EVERYTHING)
     result = train_student(whole)
     assert result.details["ema"] == 0.9
@@ -378,7 +378,7 @@ def test_a_signal_before_the_first_step_does_not_touch_what_is_saved(
 ) -> None:
     import kdcli.training.run as module
 
-    monkeypatch.setattr("kdcli.training.loop.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("kdcli.training.fitting.CHECKPOINT_SECONDS", 0.0)
     config = place.config("early-again")
     interrupt(config, 4, monkeypatch)
     saved = sorted(path.name for path in (config.out / "state").iterdir())
@@ -421,7 +421,7 @@ def test_memory_that_runs_out_in_training_exits_30_and_a_smaller_batch_helps(
 def test_a_loss_that_is_no_number_names_step_part_and_rate_and_keeps_the_last_good_state(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kdcli.training.loop.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("kdcli.training.fitting.CHECKPOINT_SECONDS", 0.0)
     real, calls = LabelsOnly.forward, iter(range(100))
 
     def breaks(self: LabelsOnly, *arguments: Any) -> Any:

@@ -427,7 +427,10 @@ def test_out_of_memory_suggests_fewer_students(place: Place, monkeypatch: pytest
     monkeypatch.setattr(torch.nn.functional, "cross_entropy", full)
     with pytest.raises(DeviceError) as caught:
         sweep(place, "full", {name: DIFFERENT[name] for name in ("plain", "large")})
-    assert caught.value.hint == "--batch-size 4, or fewer students in a sweep than these 2"
+    assert (
+        caught.value.hint
+        == "--batch-size 4, or the same step in more pieces: --accumulate 2, or fewer students in a sweep than these 2"
+    )
     monkeypatch.setattr(torch.nn.functional, "cross_entropy", real)
 
 

@@ -136,7 +136,7 @@ def test_the_best_epoch_is_exported_if_asked_for_and_survives_kills(
     assert best.details["validation"]["epoch"] == 2
     files = [place.root / out / "export" / "model.safetensors" for out in ("two", "best-of-four")]
     assert files[0].read_bytes() == files[1].read_bytes()
-    monkeypatch.setattr("kdcli.training.loop.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("kdcli.training.fitting.CHECKPOINT_SECONDS", 0.0)
     for step in (3, 7, 11):
         config = place.config(f"killed{step}", epochs=4, select="best", **same)
         interrupt(config, step, monkeypatch)

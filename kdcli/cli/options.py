@@ -30,6 +30,11 @@ Data = Annotated[
     str | None, typer.Argument(help="Data set: SOURCE[@key=value,...]; a bare path is a folder.")
 ]
 
+TrainData = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="DATA", help="Data set: SOURCE[@key=value,...]; several as NAME=DATA each."),
+]
+
 Caches = Annotated[
     list[Path] | None, typer.Option("--cache", metavar="PATH", help="Cache folder; repeatable.")
 ]

@@ -8,7 +8,7 @@ import typer
 
 from kdcli.cli import options as opt
 from kdcli.cli import ranking, sweeping, teachers
-from kdcli.cli.options import Data, configure, split_flags, words
+from kdcli.cli.options import Data, TrainData, configure, split_flags, words
 from kdcli.cli.sweeping import fraction, read_ranking
 from kdcli.console import console
 
@@ -22,14 +22,15 @@ def register(app: typer.Typer) -> None:
 
 
 def train_student(
-    data: Data = None,
+    data: TrainData = None,
     cache: opt.Caches = None,
     student: Annotated[str | None, typer.Option("--student", help="Model spec of the student.")] = None,
     method: Annotated[
         str | None,
         typer.Option(
             "--method",
-            help="labels-only, distill-nearest, distill-weighted, distill-equal or consolidation.",
+            help="labels-only, distill-nearest, distill-weighted, distill-equal, fixmatch, consolidation, "
+            "multi-task or replay-oracle.",
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Output folder of the run.")] = None,
@@ -65,7 +66,16 @@ def train_student(
             help="Keep the layers up to TAP as they start, and read their maps from the cache.",
         ),
     ] = None,
-    test: Annotated[str | None, typer.Option("--test", help="Data set to test on after training.")] = None,
+    test: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--test", help="Data set to test on after training; of several DATA: NAME=DATA, repeatable."
+        ),
+    ] = None,
+    label_space: Annotated[
+        str | None,
+        typer.Option("--label-space", help="Of several DATA: separate (default), a head each, or joint."),
+    ] = None,
     validation: Annotated[
         float | None,
         typer.Option(
@@ -137,6 +147,36 @@ def train_student(
     generalist_weight: Annotated[
         float | None,
         typer.Option("--generalist-weight", help="Weight of head 0 (P1's lambda_0, 1); all sum to 2."),
+    ] = None,
+    unlabelled_ratio: Annotated[
+        float | None,
+        typer.Option(
+            "--unlabelled-ratio",
+            help="Unlabelled images per labelled one in a step, in a batch of their own (FixMatch: 7).",
+        ),
+    ] = None,
+    unlabelled_includes_labelled: Annotated[
+        bool | None,
+        typer.Option(
+            "--unlabelled-includes-labelled/--no-unlabelled-includes-labelled",
+            help="Labelled images are among the unlabelled ones, too (FixMatch: yes).",
+        ),
+    ] = None,
+    unlabelled_weight: Annotated[
+        float | None,
+        typer.Option("--unlabelled-weight", help="Weight of the unlabelled term (FixMatch's lambda_u, 1)."),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            "--threshold", help="Confidence from which FixMatch takes a prediction for a label (0.95)."
+        ),
+    ] = None,
+    strong_recipe: Annotated[
+        str | None,
+        typer.Option(
+            "--strong-recipe", help="FixMatch's strong views; default: --recipe, RandAugment and Cutout."
+        ),
     ] = None,
     bn: Annotated[
         str | None, typer.Option("--bn", help="BatchNorm: train, frozen (statistics) or frozen-affine (all).")
@@ -211,9 +251,12 @@ def train_student(
       kd rank-sources --cache C --json |
           kd train-student photos/@split=train --cache C --ranking - --method distill-weighted \\
               --student mobilenetv3_small_100 --out runs/a --json
+      kd train-student cars=cars/@split=train food=food/@split=train --method multi-task --test cars=cars/@split=test \\
+          --student mobilenetv3_small_100 --out runs/b
     """
     flags, common = split_flags(dict(locals()))
     flags["milestones"] = words(flags["milestones"])
+    flags |= {name: _one_or_all(flags[name]) for name in ("data", "test")}
     if (file := flags.pop("sweep")) is not None:
         sweeping.train_sweep(flags, common, file)
         return
@@ -231,18 +274,21 @@ def train_student(
     if json:
         console.document(result)
         return
-    test_scores = result["test"] or {}
+    tests = result.get("tests") or {"": result["test"] or {}}
+    several = ["set"] if result.get("tests") else []
     console.table(
-        ["method", "epochs", "top1", "top5", "seconds", "out"],
+        ["method", *several, "epochs", "top1", "top5", "seconds", "out"],
         [
             [
                 result["method"],
+                *([name] if several else []),
                 result["epochs"],
-                fraction(test_scores.get("top1")),
-                fraction(test_scores.get("top5")),
+                fraction(scores.get("top1")),
+                fraction(scores.get("top5")),
                 f"{result['seconds']:.1f}",
                 result["out"],
             ]
+            for name, scores in tests.items()
         ],
     )
 
@@ -307,3 +353,7 @@ def eval_probe(
             ]
         ],
     )
+
+
+def _one_or_all(values: list[str] | None) -> str | tuple[str, ...] | None:
+    return values[0] if values and len(values) == 1 else tuple(values or ()) or None

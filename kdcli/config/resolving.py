@@ -179,7 +179,7 @@ def command_line(config: StepConfig) -> str:
         if value == field.default:
             continue
         if name == "data" and not isinstance(config, RankConfig):
-            words.append(shlex.quote(str(value)))
+            words += [shlex.quote(str(item)) for item in (value if isinstance(value, tuple) else (value,))]
         else:
             flags += _flag(name, value)
     return " ".join([*words, *flags])
@@ -188,7 +188,7 @@ def command_line(config: StepConfig) -> str:
 def _flag(name: str, value: Any) -> list[str]:
     option = f"--{name.replace('_', '-')}"
     if isinstance(value, bool):
-        return [option if value else f"--no-{name}"]
+        return [option if value else f"--no-{name.replace('_', '-')}"]
     if name in ("keep", "temperatures", "milestones"):
         return [option, ",".join(str(item) for item in value)]
     values = value if isinstance(value, tuple) else (value,)

@@ -204,14 +204,30 @@ class RankConfig(StepConfig):
     )
 
 
-MethodName = Literal["labels-only", "distill-nearest", "distill-weighted", "distill-equal", "consolidation"]
+MethodName = Literal[
+    "labels-only",
+    "distill-nearest",
+    "distill-weighted",
+    "distill-equal",
+    "fixmatch",
+    "consolidation",
+    "multi-task",
+    "replay-oracle",
+]
 
 
 @final
 class TrainConfig(StepConfig):
     """``kd train-student``. ``None`` means: the method's default (printed and recorded)."""
 
-    data: str = Field(description="Data set the student trains on.")
+    @property
+    def first_data(self) -> str:
+        """DATA, of several the first without its name: the one that teachers have seen."""
+        return self.data if isinstance(self.data, str) else self.data[0].partition("=")[2]
+
+    data: str | tuple[str, ...] = Field(
+        description="Data set the student trains on, or several of them, each as NAME=DATA."
+    )
     student: str = Field(description="Model spec of the student.")
     method: MethodName = Field(description="Objective; see kd methods.")
     out: Path = Field(description="Output folder of the run.", json_schema_extra=Mechanical)
@@ -234,7 +250,12 @@ class TrainConfig(StepConfig):
     train_from: str | None = Field(
         None, min_length=1, description="Tap up to which the student stays as it starts, read from the cache."
     )
-    test: str | None = Field(None, description="Data set to test on after training.")
+    test: str | tuple[str, ...] | None = Field(
+        None, description="Data set to test on after training; of several DATA: NAME=DATA each."
+    )
+    label_space: Literal["separate", "joint"] | None = Field(
+        None, description="Of several data sets: a head each (default), or one over all class names."
+    )
     validation: float | None = Field(
         None, gt=0, lt=1, description="Share of the labelled images to set aside and judge every epoch on."
     )
@@ -279,6 +300,21 @@ class TrainConfig(StepConfig):
         None, ge=0, le=1, description="Weight of the labelled term (P2's lambda)."
     )
     generalist_weight: float | None = Field(None, ge=0, le=2, description="Weight of head 0 (P1's lambda_0).")
+    unlabelled_ratio: float | None = Field(
+        None, gt=0, description="Unlabelled images per labelled one in a step."
+    )
+    unlabelled_includes_labelled: bool | None = Field(
+        None, description="Whether labelled images are among the unlabelled ones, too."
+    )
+    unlabelled_weight: float | None = Field(
+        None, ge=0, description="Weight of the unlabelled term (FixMatch's lambda_u)."
+    )
+    threshold: float | None = Field(
+        None, ge=0, le=1, description="Confidence from which FixMatch takes a prediction for a label."
+    )
+    strong_recipe: str | None = Field(
+        None, description="Recipe of FixMatch's strong views; default: --recipe with RandAugment and Cutout."
+    )
     bn: Literal["train", "frozen", "frozen-affine"] | None = Field(
         None, description="BatchNorm statistics: updated or frozen; frozen-affine: scale and shift as well."
     )

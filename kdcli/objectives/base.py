@@ -26,12 +26,16 @@ class Needs:
         labels: whether some images must be labelled.
         ranking: whether a ranking of the teachers must be given.
         generalist: whether one cached teacher must be named as the generalist.
+        unlabelled: whether unlabelled images are learnt from without any teacher.
+        sets: whether it learns from several data sets, each with a name.
     """
 
     kinds: frozenset[OutputKind] = frozenset()
     labels: bool = False
     ranking: bool = False
     generalist: bool = False
+    unlabelled: bool = False
+    sets: bool = False
 
 
 @final
@@ -59,6 +63,10 @@ class Settings:
         temperature: softmax temperature T of both sides of the distillation term.
         label_weight: P2's lambda, in [0, 1], the weight of the labelled term.
         generalist_weight: P1's lambda_0, in [0, 2], the weight of head 0.
+        unlabelled_ratio: unlabelled images per labelled one in a step, > 0; None where a step is one batch.
+        unlabelled_includes_labelled: whether labelled images are among the unlabelled ones, too; None: no.
+        threshold: confidence in [0, 1] from which FixMatch takes a prediction for a label.
+        unlabelled_weight: FixMatch's lambda_u, >= 0.
     """
 
     optimizer: str
@@ -80,6 +88,10 @@ class Settings:
     temperature: float = 1.0
     label_weight: float = 1.0
     generalist_weight: float = 0.0
+    unlabelled_ratio: float | None = None
+    unlabelled_includes_labelled: bool | None = None
+    threshold: float = 0.95
+    unlabelled_weight: float = 1.0
 
 
 @final
@@ -111,6 +123,8 @@ class Setup:
         settings: the resolved numbers.
         generalist: the teacher whose head is the network's own classifier, if any.
         split: whether some images are unlabelled; only then the distillation term leaves out the others.
+        sets: class count of each data set, in the order in which they were given; empty where there is one.
+        joint: whether the sets share one classifier over the union of their classes.
     """
 
     classes: Mapping[str, int]
@@ -118,6 +132,8 @@ class Setup:
     settings: Settings
     generalist: str | None = None
     split: bool = False
+    sets: Mapping[str, int] = field(default_factory=dict)
+    joint: bool = False
 
 
 @final
@@ -147,11 +163,13 @@ class Counts:
         images: all.
         labelled: those with a label (of their own or of the image they are mixed with).
         unlabelled: those without one of their own.
+        parts: of each batch that the step is made of, see :attr:`Batch.part`.
     """
 
     images: float
     labelled: float
     unlabelled: float
+    parts: tuple[float, ...] = ()
 
 
 @final
@@ -163,18 +181,25 @@ class Batch:
         labels: class indices; -1 is unlabelled.
         index: position of each image in the data set (stable over epochs).
         mixed: partners and shares, where the view mixes images; teachers saw the same mixtures.
+        part: which of the batches that the step is made of each image belongs to, from 0; None where it
+            is one batch. With several data sets, the number of its set.
+        strong: whether a row is the strong view of an image, where images come in two views.
         counts: where this is one of several pieces of a step's images: over how many its means go.
     """
 
     labels: Int64[Tensor, " b"]
     index: Int64[Tensor, " b"]
     mixed: Mixed | None = None
+    part: Int64[Tensor, " b"] | None = None
+    strong: Bool[Tensor, " b"] | None = None
     counts: Counts | None = None
 
-    def count(self, of: Literal["images", "labelled", "unlabelled"]) -> float | None:
-        """What a loss divides its sum over these images by; None: their number in this batch."""
+    def count(self, of: Literal["images", "labelled", "unlabelled"] | int) -> float | None:
+        """What a loss divides its sum over these images, or those of a part, by; None: their number in this batch."""
         if self.counts is None:
             return None
+        if isinstance(of, int):
+            return self.counts.parts[of]
         return float(getattr(self.counts, of))
 
 
@@ -211,6 +236,7 @@ class Method:
         needs: what must be there first.
         defaults: the numbers it runs with unless told otherwise.
         options: fields of the configuration that change it beyond those every method has.
+        recipe: of live views unless told otherwise.
         weigh: weight of each teacher it uses; teachers of weight 0 are neither read nor given a head.
         build: makes the objective.
     """
@@ -224,6 +250,7 @@ class Method:
     weigh: Callable[[Choice], dict[str, float]]
     build: Callable[[Setup], Objective]
     options: frozenset[str] = field(default_factory=frozenset)
+    recipe: str = "imagenet"
 
 
 def soft_cross_entropy(

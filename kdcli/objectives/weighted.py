@@ -5,6 +5,9 @@
 * ``L_labelled`` (Eq. 2): cross-entropy of the student's own classifier, mean over the labelled images.
 * ``L_distill_s`` (Eq. 3): soft cross-entropy of one extra linear head per source against that source's
   softmax output (T = 1), mean over the unlabelled images; where all images are labelled, over all.
+  The paper does not say whether labelled images are among the unlabelled ones: they are not, unless
+  ``--unlabelled-includes-labelled``. How many unlabelled images a step has per labelled one is not printed
+  either: as many, unless ``--unlabelled-ratio``.
 * ``alpha`` (Eq. 5): DistillNearest puts all of it on the best source, DistillWeighted takes the
   ranking's weights as they are, DistillEqual shares it out equally.
 
@@ -184,7 +187,16 @@ def equal_weights(choice: Choice) -> dict[str, float]:
     return dict.fromkeys(choice.teachers, 1 / len(choice.teachers))
 
 
-_OPTIONS = frozenset({"teacher", "ranking", "temperature", "label_weight"})
+_OPTIONS = frozenset(
+    {
+        "teacher",
+        "ranking",
+        "temperature",
+        "label_weight",
+        "unlabelled_ratio",
+        "unlabelled_includes_labelled",
+    }
+)
 
 METHODS = (
     Method(

@@ -25,6 +25,26 @@ from kdcli.training.ranks import Ranks
 from kdcli.types import Preprocess
 
 
+def heads_to_test(plan: Plan) -> list[tuple[str, str, ImageData, Int64[np.ndarray, " n"]]]:
+    """All there is to test: name of the test (of its data set), head, images, labels in the head's numbering.
+
+    Raises:
+        BadDataError: test data has classes that its head was not trained on.
+    """
+    found = []
+    if plan.test is not None and (choice := head_to_test(plan)) is not None:
+        found.append(("test", choice[0], plan.test, choice[1]))
+    for number, each in enumerate(plan.sets):
+        if each.test is None:
+            continue
+        if number == 0 or plan.joint:
+            names, head, count = plan.class_names, LABEL_HEAD, plan.num_classes
+        else:
+            names, head, count = each.data.class_names, each.name, each.classes
+        found.append((each.name, head, each.test, _labels_for(each.test, names, count)))
+    return found
+
+
 def head_to_test(plan: Plan) -> tuple[str, Int64[np.ndarray, " n"]] | None:
     """The head that knows the test classes, and the test labels in its numbering.
 
@@ -37,7 +57,7 @@ def head_to_test(plan: Plan) -> tuple[str, Int64[np.ndarray, " n"]] | None:
     if plan.test is None:
         return None
     if plan.method.needs.labels:
-        return LABEL_HEAD, _labels_for(plan, plan.test)
+        return LABEL_HEAD, _labels_for(plan.test, plan.class_names, plan.num_classes)
     names = plan.test.class_names
     teachers = plan.teachers.records.values() if plan.teachers is not None else ()
     for record in teachers:
@@ -50,23 +70,23 @@ def head_to_test(plan: Plan) -> tuple[str, Int64[np.ndarray, " n"]] | None:
     return None
 
 
-def _labels_for(plan: Plan, test: ImageData) -> Int64[np.ndarray, " n"]:
-    if test.class_names is None or plan.class_names is None:
-        if int(test.labels.max()) >= plan.num_classes:
+def _labels_for(test: ImageData, names: tuple[str, ...] | None, count: int) -> Int64[np.ndarray, " n"]:
+    if test.class_names is None or names is None:
+        if int(test.labels.max()) >= count:
             raise BadDataError(
-                f"--test has class {test.labels.max()}, the training data only {plan.num_classes} classes",
+                f"--test has class {test.labels.max()}, the training data only {count} classes",
                 "Test on the classes that the student is trained on.",
             )
         return test.labels
     used = [test.class_names[label] for label in np.unique(test.labels)]
-    unknown = [name for name in used if name not in set(plan.class_names)]
+    unknown = [name for name in used if name not in set(names)]
     if unknown:
         more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
         raise BadDataError(
             f"class '{unknown[0]}'{more} of --test is not in the training data",
             "Test on the classes that the student is trained on, e.g. another split of the same data.",
         )
-    return _renumber(test.labels, test.class_names, plan.class_names)
+    return _renumber(test.labels, test.class_names, names)
 
 
 def _renumber(

@@ -4,13 +4,14 @@ One item of the data set is one whole batch, so that a worker gathers cached out
 of an epoch follows from (data seed, epoch) alone: not from workers, nor from the number of processes.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar, final
 
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -77,6 +78,10 @@ class FeedBatch:
         index: position of each image in the data set.
         teacher: cached outputs: teacher -> array -> [b, ...], in the type they are stored in.
         mixed: what the images are mixed with, in a view that mixes.
+        part: see :class:`~kdcli.objectives.base.Batch`.
+        strong: likewise; strong views follow the others, in the same order.
+        turn: number (from 0) of the pass over its set that each image is in, which decides its view; None
+            where that is the epoch.
         further: the same views in the input sizes of other students that share the batch.
     """
 
@@ -85,6 +90,9 @@ class FeedBatch:
     index: Int64[Tensor, " b"]
     teacher: dict[str, dict[str, Tensor]]
     mixed: Mixed | None = None
+    part: Int64[Tensor, " b"] | None = None
+    strong: Bool[Tensor, " b"] | None = None
+    turn: Int64[Tensor, " b"] | None = None
     further: dict[Render, UInt8[Tensor, "b _ _ 3"]] = field(default_factory=dict)
 
     def share(self, render: Render, reads: Mapping[str, Sequence[str]]) -> "FeedBatch":
@@ -107,8 +115,16 @@ class FeedBatch:
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def piece(self, number: int, of: int) -> "FeedBatch":
-        """Every ``of``-th image, from ``number`` on."""
-        return self._each(lambda tensor: tensor[number::of])
+        """Every ``of``-th image, from ``number`` on: of each part of the step, and of each kind of view."""
+        groups = torch.zeros_like(self.labels)
+        if self.part is not None:
+            groups += 2 * self.part
+        if self.strong is not None:
+            groups += self.strong
+        # In ascending order, so that weak and strong views of an image are at the same place of their kinds.
+        found = [(groups == group).nonzero().squeeze(1)[number::of] for group in sorted(set(groups.tolist()))]
+        rows = torch.cat(found).sort().values
+        return self if of == 1 else self._each(lambda tensor: tensor[rows.to(tensor.device)])
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "FeedBatch":
         teacher = {
@@ -117,8 +133,19 @@ class FeedBatch:
         }
         mixed = self.mixed and Mixed(change(self.mixed.labels), change(self.mixed.own))
         further = {render: change(pixels) for render, pixels in self.further.items()}
+        part, strong, turn = (
+            None if each is None else change(each) for each in (self.part, self.strong, self.turn)
+        )
         return FeedBatch(
-            change(self.pixels), change(self.labels), change(self.index), teacher, mixed, further
+            change(self.pixels),
+            change(self.labels),
+            change(self.index),
+            teacher,
+            mixed,
+            part,
+            strong,
+            turn,
+            further,
         )
 
 
@@ -136,6 +163,7 @@ class Feed(Dataset[FeedBatch | KdError]):
         recording: cached outputs, if any.
         decoded: whether the images are looked at; if not, batches have no pixels, only cached outputs.
         further: input sizes of other students, drawn of the same decoded images.
+        strong: makes a second view of each live image, of the same number; for FixMatch.
     """
 
     def __init__(
@@ -146,12 +174,15 @@ class Feed(Dataset[FeedBatch | KdError]):
         recording: Recording | None = None,
         decoded: bool = True,
         further: Sequence[Render] = (),
+        strong: ViewSet | None = None,
     ) -> None:
         self._decoded = decoded
         self._data, self._rule, self._recording = data, rule, recording
         self._render = render_of(preprocess)
         self._further = [render for render in dict.fromkeys(further) if render != self._render]
-        self._drawer = Drawer(data, rule.views, [self._render, *self._further], range(len(data)))
+        renders = [self._render, *self._further]
+        self._drawer = Drawer(data, rule.views, renders, range(len(data)))
+        self._strong = None if strong is None else Drawer(data, strong, renders, range(len(data)))
         self._replay = None
         if recording is not None and rule.recorded:
             self._replay = Replay(data, recording, rule.views, self._drawer)
@@ -177,7 +208,10 @@ class Feed(Dataset[FeedBatch | KdError]):
             drawn, partners, params = self._replay.draw(positions, encoded, view)
         else:
             drawn, partners, params = self._live(positions, encoded, view)
-        labels = self._data.labels
+        labels, strong = self._data.labels, None
+        if self._strong is not None:
+            strong = torch.arange(len(drawn)) >= len(positions)
+            positions = np.tile(positions, 2)
         mixed = None
         if (partners >= 0).any():
             theirs = np.where(partners >= 0, labels[partners], -1)
@@ -188,7 +222,8 @@ class Feed(Dataset[FeedBatch | KdError]):
             torch.from_numpy(positions),
             {} if recording is None else recording.outputs(positions, self._rule.teacher(ticket.epoch)),
             mixed,
-            {render: _stacked(drawn, render) for render in self._further},
+            strong=strong,
+            further={render: _stacked(drawn, render) for render in self._further},
         )
 
     def _undecoded(self, ticket: Ticket) -> FeedBatch:
@@ -204,13 +239,49 @@ class Feed(Dataset[FeedBatch | KdError]):
     def _live(
         self, positions: Int64[np.ndarray, " b"], encoded: Sequence[bytes], view: int
     ) -> tuple[list[Drawn], Int64[np.ndarray, " b"], Params]:
-        """Views that no cache holds, drawn anew; partners are images of the same data set."""
-        views = [
-            self._drawer.draw(int(position), self._data.decode(int(position), content), view)
-            for position, content in zip(positions, encoded, strict=True)
-        ]
+        """Views that no cache holds, drawn anew, then the strong ones; partners are of the same data set."""
+        views: list[tuple[Params, Drawn]] = []
+        strong: list[Drawn] = []
+        for position, content in zip(positions, encoded, strict=True):
+            image = self._data.decode(int(position), content)
+            views.append(self._drawer.draw(int(position), image, view))
+            if self._strong is not None:
+                strong.append(self._strong.draw(int(position), image, view)[1])
         params = np.stack([own for own, _ in views])
-        return [drawn for _, drawn in views], self._rule.views.partners(params), params
+        return [*(drawn for _, drawn in views), *strong], self._rule.views.partners(params), params
+
+
+class Order(Sampler[Any], ABC):
+    """Which batches an epoch has, in which order: the same for any number of workers and processes.
+
+    Args:
+        batches: steps of a whole epoch.
+    """
+
+    def __init__(self, batches: int) -> None:
+        self._batches = batches
+        self._epoch = self._start = 0
+
+    @property
+    def batches(self) -> int:
+        """Steps of a whole epoch."""
+        return self._batches
+
+    @property
+    def epoch(self) -> int:
+        """Number (from 0) of the epoch that is drawn."""
+        return self._epoch
+
+    def seek(self, epoch: int, start: int = 0) -> None:
+        """Make the next iteration that of ``epoch`` (from 0), from batch ``start`` on."""
+        self._epoch, self._start = epoch, start
+
+    def __len__(self) -> int:
+        return self._batches - self._start
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Any]:
+        """What the feed makes batches of."""
 
 
 def render_of(preprocess: Preprocess) -> Render:
@@ -223,7 +294,7 @@ def _stacked(drawn: Sequence[Drawn], render: Render) -> UInt8[Tensor, "b h w 3"]
 
 
 @final
-class EpochOrder(Sampler[Ticket]):
+class EpochOrder(Order):
     """Shuffled batches of one epoch, the same for any number of workers and processes.
 
     Where some images are unlabelled, labelled and unlabelled ones are spread evenly, so every batch has its
@@ -244,27 +315,9 @@ class EpochOrder(Sampler[Ticket]):
         self._groups = [
             group for group in (np.flatnonzero(labels >= 0), np.flatnonzero(labels < 0)) if len(group)
         ]
-        self._length = max(map(len, self._groups)) * 2 if self._repeats() else len(labels)
-        self._batches = -(-self._length // batch_size)
+        length = max(map(len, self._groups)) * 2 if self._repeats() else len(labels)
+        super().__init__(-(-length // batch_size))
         self._seed, self._rank, self._world = seed, rank, world
-        self._epoch = self._start = 0
-
-    @property
-    def batches(self) -> int:
-        """Steps of a whole epoch."""
-        return self._batches
-
-    @property
-    def epoch(self) -> int:
-        """Number (from 0) of the epoch that is drawn."""
-        return self._epoch
-
-    def seek(self, epoch: int, start: int = 0) -> None:
-        """Make the next iteration that of ``epoch`` (from 0), from batch ``start`` on."""
-        self._epoch, self._start = epoch, start
-
-    def __len__(self) -> int:
-        return self._batches - self._start
 
     def __iter__(self) -> Iterator[Ticket]:
         for batch in np.array_split(self._positions(), self._batches)[self._start :]:
@@ -308,7 +361,7 @@ Item = TypeVar("Item")
 
 
 def make_loader(
-    feed: Dataset[Item], order: Sampler[Ticket] | Sequence[Ticket], workers: int, device: torch.device
+    feed: Dataset[Item], order: Order | Sequence[Ticket], workers: int, device: torch.device
 ) -> DataLoader[Item]:
     """A loader whose items are whole batches.
 

@@ -19,7 +19,7 @@ from kdcli.console import console
 from kdcli.data.views import Render
 from kdcli.errors import DeviceError, DivergedError, KdError, StoppedEarly
 from kdcli.runtime import StopFlag, read_json, storage_errors, write_json
-from kdcli.training.feed import EpochOrder, FeedBatch, ViewRule
+from kdcli.training.feed import FeedBatch, Order, ViewRule
 from kdcli.training.loop import Engine, memory_errors
 from kdcli.training.meter import Meter
 from kdcli.training.state import (
@@ -209,7 +209,7 @@ class Stream:
     """
 
     loader: Iterable[FeedBatch | KdError]
-    order: EpochOrder
+    order: Order
     rule: ViewRule
     epochs: int
     device: torch.device
@@ -251,8 +251,8 @@ def fit(lanes: Sequence[Lane], stream: Stream, stop: StopFlag) -> None:
     with console.progress(end - at, "steps", "training") as bar:
         while left := _running(lanes, stream.epochs):
             epoch, step = min(lane.place for lane in left)
-            # Where those who were here diverged, it goes on where the next one waits.
-            bar.advance(epoch * size + step - at)
+            if epoch * size + step > at:  # those who were here diverged: on to where the next one waits
+                bar.advance(epoch * size + step - at)
             at = epoch * size + step
             for batch, waited in stream.batches(epoch, step):
                 here = [lane for lane in left if lane.place == (epoch, step) and lane.diverged is None]

@@ -211,7 +211,7 @@ class Engine:
         batch = batch.to(self.accelerator.device)
         with self.accelerator.accumulate(self._student):
             output = self._forward(batch)
-            known = Batch(batch.labels, batch.index, batch.mixed, counts)
+            known = Batch(batch.labels, batch.index, batch.mixed, batch.part, batch.strong, counts)
             parts = self._objective(output, batch.teacher, known)
             values = self._values(parts)
             self._require_finite(values, number)
@@ -238,9 +238,11 @@ class Engine:
             return None
         rows = batch.labels >= 0
         labelled = rows if batch.mixed is None else rows | (batch.mixed.labels >= 0)
-        totals = self.ranks.total(len(rows), int(labelled.sum()), int((~rows).sum()))
+        parts = [] if batch.part is None else batch.part.bincount().tolist()
+        totals = self.ranks.total(len(rows), int(labelled.sum()), int((~rows).sum()), *parts)
         self.images = int(totals[0])
-        return Counts(*(total / pieces for total in totals))
+        images, labels, others, *parts = (total / pieces for total in totals)
+        return Counts(images, labels, others, tuple(parts))
 
     def _parameters(self) -> list[nn.Parameter]:
         return [each for group in self._plain_optimizer.param_groups for each in group["params"]]

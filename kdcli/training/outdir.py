@@ -154,7 +154,11 @@ def remove_run(out: Path) -> None:
 def finish(plan: Plan, built: Built, result: Mapping[str, Any]) -> None:
     """Write the heads, the export and, last of all, the result, which marks the run as finished."""
     out = plan.config.out
-    own = plan.teachers.generalist.name if plan.teachers and plan.teachers.generalist else LABEL_HEAD
+    own = LABEL_HEAD
+    if plan.teachers and plan.teachers.generalist:
+        own = plan.teachers.generalist.name
+    elif plan.sets and not plan.joint:
+        own = plan.sets[0].name
     tensors = {
         f"{own if name == LABEL_HEAD else name}.{key}": tensor.detach().cpu().contiguous().clone()
         for name, head in built.student.heads.items()

@@ -1,12 +1,10 @@
 """From a configuration to a plan: everything is resolved and checked here, before a model is opened."""
 
 import functools
-import hashlib
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, final
 
 import numpy as np
-from jaxtyping import Int64
 
 from kdcli.cache.cacheset import CacheSet
 from kdcli.cache.provenance import as_pixels, require_same_pixels
@@ -15,15 +13,27 @@ from kdcli.config import TrainConfig
 from kdcli.console import console
 from kdcli.data.sources import ImageData, open_data
 from kdcli.data.views import ViewSet
-from kdcli.errors import BadDataError, CacheMissingError, DeviceError, UsageError, nearest
+from kdcli.errors import CacheMissingError, DeviceError, UsageError, nearest
 from kdcli.models.spec import ModelSpec
 from kdcli.objectives.base import Method, Settings, Setup
+from kdcli.objectives.fixmatch import strong_recipe
 from kdcli.objectives.registry import METHODS
 from kdcli.runtime import pick_device
 from kdcli.training.feed import ViewRule
 from kdcli.training.lower import Lower, choose_lower
 from kdcli.training.recorded import Recording, require_partners
 from kdcli.training.schedule import ONE_CYCLE_WARMUP
+from kdcli.training.sets import (
+    NamedSet,
+    data_identity,
+    labelled_only,
+    open_sets,
+    open_test,
+    require_both,
+    require_classes,
+    require_sets,
+    train_specs,
+)
 from kdcli.training.student import NEAREST_SOURCE, UNTRAINED, Start, resolve_start
 from kdcli.training.teachers import Teachers, choose_teachers, joint_id, ranked_records, require_options
 from kdcli.training.validation import split_off
@@ -32,7 +42,20 @@ from kdcli.types import Ranking
 DEFAULT_RECIPE = "imagenet"
 _OFF = {"accumulate": 1, "clip_norm": None, "label_smoothing": 0.0, "ema": None}
 """Options of the engine, and the values that leave a run as it is without them."""
-_METHOD_OPTIONS = ("teacher", "ranking", "generalist", "temperature", "label_weight", "generalist_weight")
+_METHOD_OPTIONS = (
+    "teacher",
+    "ranking",
+    "generalist",
+    "temperature",
+    "label_weight",
+    "generalist_weight",
+    "unlabelled_ratio",
+    "unlabelled_includes_labelled",
+    "unlabelled_weight",
+    "threshold",
+    "strong_recipe",
+    "label_space",
+)
 
 
 @final
@@ -55,6 +78,8 @@ class Plan:
         lower: what the cache holds of the student's lower part, with ``--train-from``.
         validation: labelled images that were set aside of ``data``, if any.
         processes: that share each step; BatchNorm and random numbers are each one's own.
+        strong: makes the strong views, where the method compares two.
+        sets: the data sets with their names, ``data`` the first; empty where there is one.
     """
 
     config: TrainConfig
@@ -71,11 +96,28 @@ class Plan:
     lower: Lower | None = None
     validation: ImageData | None = None
     processes: int = 1
+    strong: ViewSet | None = None
+    sets: tuple[NamedSet, ...] = ()
 
     @property
     def init(self) -> str:
         """``pretrained``, ``random``, ``xavier`` or the spec of the model that the student starts from."""
         return self.start.init
+
+    @property
+    def joint(self) -> bool:
+        """Whether several data sets share one classifier."""
+        return self.config.label_space == "joint"
+
+    @property
+    def split(self) -> bool:
+        """Whether labelled and unlabelled images come in batches of their own."""
+        return _splits(self.settings)
+
+    @property
+    def turns(self) -> int:
+        """Passes over the data of which the views may be shown."""
+        return _turns(self.settings, self.rule, self.split or bool(self.sets))
 
     @property
     def num_classes(self) -> int:
@@ -105,7 +147,9 @@ class Plan:
             weights={} if teachers is None else teachers.weights,
             settings=self.settings,
             generalist=teachers.generalist.name if teachers and teachers.generalist else None,
-            split=bool((self.data.labels < 0).any()),
+            split=self.split or bool((self.data.labels < 0).any()),
+            sets={each.name: each.classes for each in self.sets},
+            joint=self.joint,
         )
 
     def identity(self) -> dict[str, Any]:
@@ -134,8 +178,8 @@ class Plan:
             "amp": config.amp,
             "views": self.rule.views.document(),
             "teacher_view": config.teacher_view,
-            "data": _data_identity(self.data),
-            "test": None if self.test is None else _data_identity(self.test),
+            "data": data_identity(self.data),
+            "test": None if self.test is None else data_identity(self.test),
             "cache_id": self.cache_id,
             "teachers": {}
             if teachers is None
@@ -147,7 +191,20 @@ class Plan:
             "train_from": None if self.lower is None else f"{self.lower.tap} of {self.lower.teacher.id}",
             "validation": config.validation,
             "select": config.select if self.validation is not None else None,
+            **self._identity_of_streams(),
         }
+
+    def _identity_of_streams(self) -> dict[str, Any]:
+        # Keys that runs with one batch a step do not have: those begun before them go on.
+        found: dict[str, Any] = {}
+        if self.strong is not None:
+            found["strong_views"] = self.strong.document()
+        if self.sets:
+            found["set_names"] = [each.name for each in self.sets]
+            found["label_space"] = "joint" if self.joint else "separate"
+            found["sets"] = {each.name: data_identity(each.data) for each in self.sets}
+            found["tests"] = {each.name: data_identity(each.test) for each in self.sets if each.test}
+        return found
 
 
 @final
@@ -203,6 +260,7 @@ def make_plan(
         raise UsageError(
             "--lr-grid makes several runs, and this is one", "Call kdcli.training.grid.train_grid."
         )
+    require_sets(config, method)
     ranked, ranking = ranking, ranking if "ranking" in method.options else None
     settings = _settings(config, method.defaults)
     require_options(config, method, ranking)
@@ -220,19 +278,30 @@ def make_plan(
     )
     settings = _fit_batchnorm(config, settings, start.init)
     lower = choose_lower(config, start, cache)
-    rule = _views(config, cache, pins.train_views)
-    everything = sources.data(config.data, data_root=config.data_root, download=config.download)
-    data = everything if method.needs.kinds else _labelled(everything)
+    rule = _views(config, method, cache, pins.train_views)
+    strong = _strong_views(config, rule) if "strong_recipe" in method.options else None
+    main = next(iter(train_specs(config).values()), config.first_data)
+    everything = sources.data(main, data_root=config.data_root, download=config.download)
+    data = everything if method.needs.kinds or method.needs.unlabelled else labelled_only(everything)
     data, validation = split_off(config, method, data)
     recording, data = _record(config, method, settings, data, cache, teachers, lower, rule)
     if method.needs.labels:
-        _require_classes(data, config.data)
-    test = _test_data(config, sources)
+        require_classes(data, main)
+    if _splits(settings):
+        require_both(data, settings, main)
+    sets = open_sets(config, data, config.label_space == "joint", sources.data)
+    for each, spec in zip(sets[1:], list(train_specs(config).values())[1:], strict=True):
+        require_classes(each.data, spec)
+    if sets and config.label_space == "joint":
+        data = sets[0].data
+    test = None if sets else open_test(config, sources.data)
     config = config.model_copy(
         update={
             **{name: getattr(settings, name) for name in _numbers() - _unused(method)},
-            "data": everything.location,
-            "test": None if test is None else test.location,
+            "data": tuple(f"{each.name}={each.data.location}" for each in sets) or everything.location,
+            "test": tuple(f"{each.name}={each.test.location}" for each in sets if each.test) or None
+            if sets
+            else test and test.location,
             "student": str(student),
             "init": NEAREST_SOURCE if config.init == NEAREST_SOURCE else start.init,
             "teacher": () if teachers is None else tuple(teachers.records),
@@ -257,6 +326,8 @@ def make_plan(
         lower,
         validation,
         processes,
+        strong,
+        sets,
     )
 
 
@@ -280,6 +351,9 @@ def _without_unused(config: TrainConfig, method: Method) -> TrainConfig:
     if given:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         console.note(f"{method.name} does not use {flags}")
+    if config.cache and not method.needs.kinds and (method.needs.unlabelled or method.needs.sets):
+        console.note(f"{method.name} draws live views and does not use --cache")
+        config = config.model_copy(update={"cache": ()})
     return config.model_copy(update={name: TrainConfig.model_fields[name].default for name in given})
 
 
@@ -336,9 +410,9 @@ def _device(config: TrainConfig, processes: int) -> str:
 # --- views ------------------------------------------------------------------------------------
 
 
-def _views(config: TrainConfig, cache: CacheSet | None, pinned: int | None) -> ViewRule:
+def _views(config: TrainConfig, method: Method, cache: CacheSet | None, pinned: int | None) -> ViewRule:
     if cache is None:
-        return ViewRule(ViewSet(0, 1.0, config.recipe or DEFAULT_RECIPE), None)
+        return ViewRule(ViewSet(0, 1.0, config.recipe or method.recipe), None)
     views = ViewSet.from_document(cache.view_set)
     cached = cache.view_count - 1
     if pinned is not None and pinned <= cached:
@@ -363,6 +437,19 @@ def _views(config: TrainConfig, cache: CacheSet | None, pinned: int | None) -> V
     return ViewRule(views, cached)
 
 
+def _strong_views(config: TrainConfig, rule: ViewRule) -> ViewSet:
+    """FixMatch's strong views: by default the weak crop and flip, then RandAugment and Cutout."""
+    recipe = config.strong_recipe or str(strong_recipe(rule.views.rule))
+    strong = ViewSet(0, 1.0, recipe)
+    for views in (rule.views, strong):
+        if views.mixes:
+            raise UsageError(
+                f"recipe {views.recipe} mixes images, and fixmatch compares two views of one image",
+                "Choose a --recipe and a --strong-recipe without MixUp and CutMix.",
+            )
+    return strong
+
+
 def _require_unmixed(views: ViewSet) -> None:
     """Only a mixture that the teachers saw too has outputs to learn from."""
     if views.mixes:
@@ -376,9 +463,13 @@ def _require_unmixed(views: ViewSet) -> None:
 # --- data -------------------------------------------------------------------------------------
 
 
-def _labelled(data: ImageData) -> ImageData:
-    labelled = np.flatnonzero(data.labels >= 0)
-    return data if len(labelled) in (0, len(data)) else data.select(labelled)
+def _splits(settings: Settings) -> bool:
+    return settings.unlabelled_ratio is not None or bool(settings.unlabelled_includes_labelled)
+
+
+def _turns(settings: Settings, rule: ViewRule, several: bool) -> int:
+    """The shorter of several streams is passed more often than there are epochs: any cached view may come."""
+    return max(settings.epochs, rule.cached or 0) if several else settings.epochs
 
 
 def _record(
@@ -395,7 +486,8 @@ def _record(
     if cache is None:
         return None, data
     rows = cache.rows_of(data, check_content=False)  # the feed compares the bytes as it decodes them
-    views = sorted({rule.teacher(epoch) for epoch in range(settings.epochs)} & set(range(cache.view_count)))
+    turns = _turns(settings, rule, _splits(settings) or method.needs.sets)
+    views = sorted({rule.teacher(turn) for turn in range(turns)} & set(range(cache.view_count)))
     kinds: tuple[str, ...] = tuple(sorted(method.needs.kinds))
     reads = {} if teachers is None else dict.fromkeys(teachers.weights, kinds)
     if lower is not None:
@@ -405,7 +497,7 @@ def _record(
     usable = cache.require(reads, rows, views, config.allow_partial)
     if not usable.any():
         raise CacheMissingError(
-            f"none of the {len(data)} images of {config.data} has cached outputs",
+            f"none of the {len(data)} images of {config.first_data} has cached outputs",
             "Run kd cache-teachers to its end, then train again.",
         )
     if not usable.all():
@@ -415,45 +507,3 @@ def _record(
     if rule.recorded:
         require_partners(recording, data, rule.views, [view for view in views if view])
     return recording, data
-
-
-def _require_classes(data: ImageData, name: str) -> None:
-    labelled = data.labels[data.labels >= 0]
-    present = np.unique(labelled)
-    if not len(present):
-        raise BadDataError(
-            f"{name} has no labels, and this method learns from labels",
-            "Use data with labels, or --method consolidation, which needs none.",
-        )
-    if len(present) == 1:
-        only = data.class_names[present[0]] if data.class_names is not None else str(present[0])
-        raise BadDataError(
-            f"{name} has labelled images of one class only ('{only}')",
-            "Give at least two classes to tell apart.",
-        )
-
-
-def _test_data(config: TrainConfig, sources: Sources) -> ImageData | None:
-    if config.test is None:
-        return None
-    data = sources.data(config.test, data_root=config.data_root, download=config.download)
-    labelled = _labelled(data)
-    if not (labelled.labels >= 0).all():
-        raise BadDataError(
-            f"--test {config.test} has no labels", "Test on data with labels, or leave --test out."
-        )
-    return labelled
-
-
-def _data_identity(data: ImageData) -> dict[str, Any]:
-    return {
-        "location": data.location,
-        "images": len(data),
-        "keys": data.keys.digest(),
-        "labels": _digest(data.labels),
-        "classes": None if data.class_names is None else len(data.class_names),
-    }
-
-
-def _digest(values: Int64[np.ndarray, " n"]) -> str:
-    return hashlib.sha256(np.ascontiguousarray(values, "<i8").tobytes()).hexdigest()

@@ -15,7 +15,7 @@ from kdcli.cache.staging import Needs, prewarm
 from kdcli.config import TrainConfig
 from kdcli.console import console
 from kdcli.errors import DeviceError, KdError
-from kdcli.training.feed import EpochOrder, FeedBatch, Loader, ViewRule
+from kdcli.training.feed import FeedBatch, Loader, Order, ViewRule
 from kdcli.training.recorded import Recording
 
 
@@ -116,7 +116,7 @@ class DeviceFed:
         held: the outputs.
     """
 
-    def __init__(self, loader: Loader, order: EpochOrder, rule: ViewRule, held: DeviceRows) -> None:
+    def __init__(self, loader: Loader, order: Order, rule: ViewRule, held: DeviceRows) -> None:
         self._loader, self._order, self._rule, self._held = loader, order, rule, held
 
     def __iter__(self) -> Iterator[FeedBatch | KdError]:
@@ -124,5 +124,17 @@ class DeviceFed:
             if isinstance(batch, KdError):
                 yield batch
                 continue
-            view = self._rule.teacher(self._order.epoch)
-            yield replace(batch, teacher=self._held.outputs(batch.index, view))
+            yield replace(batch, teacher=self._outputs(batch))
+
+    def _outputs(self, batch: FeedBatch) -> dict[str, dict[str, Tensor]]:
+        if batch.turn is None:
+            return self._held.outputs(batch.index, self._rule.teacher(self._order.epoch))
+        turns = sorted(set(batch.turn.tolist()))
+        first, *others = [self._held.outputs(batch.index, self._rule.teacher(turn)) for turn in turns]
+        for turn, outputs in zip(turns[1:], others, strict=True):
+            rows = (batch.turn == turn).nonzero().squeeze(1)
+            for teacher, arrays in first.items():
+                for name, values in arrays.items():
+                    rows = rows.to(values.device)
+                    values[rows] = outputs[teacher][name][rows]
+        return first

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, final
 
 from kdcli.runtime import versions
+from kdcli.training.feeding import stream_sizes
 from kdcli.training.plan import Plan
 
 
@@ -17,7 +18,8 @@ class TrainResult:
         method: name of the method.
         out: the output folder, absolute.
         epochs: passes over the data.
-        test: ``{"top1", "top5"}`` as fractions; None when nothing was tested.
+        test: ``{"top1", "top5"}`` as fractions; None when nothing was tested. Of several data sets: of the
+            first one tested; ``details`` has all ``tests``.
         history: one document per epoch, as in metrics.jsonl.
         cache_id: of the cache it read; None without one.
         seconds: training and testing, over all resumes.
@@ -57,7 +59,7 @@ class TrainResult:
 def result_of(
     plan: Plan,
     history: Sequence[Mapping[str, Any]],
-    test: Mapping[str, float] | None,
+    tests: Mapping[str, Mapping[str, float]],
     seconds: float,
     validation: Mapping[str, Any] | None = None,
 ) -> TrainResult:
@@ -66,7 +68,7 @@ def result_of(
     Args:
         plan: of the run.
         history: one document per epoch.
-        test: accuracies on the test data, if any.
+        tests: accuracies, by test.
         seconds: that testing took.
         validation: what was chosen on the validation split, if there is one.
     """
@@ -78,15 +80,17 @@ def result_of(
         method=plan.method.name,
         out=str(config.out),
         epochs=plan.settings.epochs,
-        test=None if test is None else dict(test),
+        test=next((dict(scores) for scores in tests.values()), None),
         history=tuple(dict(epoch) for epoch in history),
         cache_id=plan.cache_id,
         seconds=sum(epoch["seconds"] for epoch in history) + seconds,
         details={
             "student": config.student,
             "init": plan.init,
-            "data": config.data,
+            "data": config.data if isinstance(config.data, str) else list(config.data),
             "images": len(plan.data),
+            **_streams(plan),
+            **({"tests": {name: dict(scores) for name, scores in tests.items()}} if plan.sets else {}),
             **judged,
             "weights": {} if teachers is None else dict(teachers.weights),
             "teachers": {} if teachers is None else {n: r.id for n, r in teachers.records.items()},
@@ -98,3 +102,19 @@ def result_of(
             "versions": versions(),
         },
     )
+
+
+def _streams(plan: Plan) -> dict[str, Any]:
+    """What result.json says about steps of several batches."""
+    if plan.sets:
+        space = "joint" if plan.joint else "separate"
+        return {"sets": {each.name: len(each.data) for each in plan.sets}, "label_space": space}
+    if not plan.split:
+        return {}
+    labelled, unlabelled = stream_sizes(plan)
+    return {
+        "labelled": labelled,
+        "unlabelled": unlabelled,
+        "unlabelled_ratio": plan.settings.unlabelled_ratio or 1.0,
+        "unlabelled_includes_labelled": bool(plan.settings.unlabelled_includes_labelled),
+    }

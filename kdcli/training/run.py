@@ -8,14 +8,17 @@ from typing import TypeVar, final
 
 import torch
 from accelerate import Accelerator
+from torch.utils.data import Dataset
 
 from kdcli.config import TrainConfig
 from kdcli.console import console
+from kdcli.data.sources import ImageData
 from kdcli.errors import DeviceError, DivergedError, KdError, OutputExistsError, UsageError
 from kdcli.models.student import LABEL_HEAD
 from kdcli.runtime import StopFlag, StopNow, stop_signals, worker_count
-from kdcli.training.evaluate import Examinee, accuracies, accuracy, head_to_test
-from kdcli.training.feed import Feed, FeedBatch, make_loader, render_of
+from kdcli.training.evaluate import Examinee, accuracies, accuracy, heads_to_test
+from kdcli.training.feed import FeedBatch, make_loader, render_of
+from kdcli.training.feeding import feed_of, order_of
 from kdcli.training.fitting import Lane, OwnRandom, Stream, fit, known_divergence
 from kdcli.training.loop import Engine, make_accelerator
 from kdcli.training.outdir import (
@@ -31,7 +34,7 @@ from kdcli.training.ranks import Ranks, Together, join_ranks, stopped_before_tra
 from kdcli.training.recorded import Recording
 from kdcli.training.resident import DeviceFed, bring_near
 from kdcli.training.result import TrainResult, result_of
-from kdcli.training.sharing import order_of, require_one_stream
+from kdcli.training.sharing import require_one_stream
 from kdcli.training.student import Built, build_student
 from kdcli.training.telling import tell
 from kdcli.training.tracking import require_trackers, track_test, tracked
@@ -185,7 +188,8 @@ def _decide(
     require_trackers(config.tracker)
     anew = config.overwrite and name == LONE
     plan = make_plan(config, ranking, None if anew else read_pins(config.out), processes, sources)
-    head_to_test(plan)  # refuses unsuitable test data before training rather than after it
+    heads_to_test(plan)  # refuses unsuitable test data before training rather than after it
+    order_of(plan)  # refuses a batch size that cannot be shared out
     if anew:
         return plan
     try:
@@ -253,7 +257,7 @@ def _train(
     if recording is not None:
         with ranks.one_fate():
             recording = Recording(recording.cache, recording.rows, _union(runs))
-            recording, held = bring_near(config, recording, plan.rule, epochs, device)
+            recording, held = bring_near(config, recording, plan.rule, plan.turns, device)
     loader = make_loader(_feed(runs, recording), order, workers, device)
     batches = Together(loader if held is None else DeviceFed(loader, order, plan.rule, held), ranks, stop)
     with ExitStack() as stack:
@@ -272,12 +276,12 @@ def _accelerator(plan: Plan) -> Accelerator:
     return make_accelerator(plan.device, config.amp, config.tracker, config.out / "trackers")
 
 
-def _feed(runs: Sequence[_Run], recording: Recording | None) -> Feed:
+def _feed(runs: Sequence[_Run], recording: Recording | None) -> Dataset[FeedBatch | KdError]:
     plan = runs[0].plan
     first, *others = (run.built.model.preprocess for run in runs)
     # Maps are all that a cut student sees; images that are mixed are drawn, for the labels of their partners.
     decoded = plan.rule.views.mixes or any(run.plan.lower is None for run in runs)
-    return Feed(plan.data, first, plan.rule, recording, decoded, [render_of(other) for other in others])
+    return feed_of(plan, first, recording, decoded, [render_of(other) for other in others])
 
 
 def _reads(run: _Run) -> dict[str, tuple[str, ...]]:
@@ -358,13 +362,13 @@ def _finish(
         lane.engine.finish()
         if lane.watch is not None:
             chosen[run.name] = lane.watch.settle(lane.progress.history)
-    tests = _test(done, device, workers, ranks, stop)
+    tests = _tests(done, device, workers, ranks, stop)
     seconds = (time.perf_counter() - started) / max(1, len(done))
     for run, lane in done:
-        test = tests.get(run.name)
-        track_test(lane.engine.accelerator, test, lane.progress.steps)
+        scores = tests.get(run.name, {})
+        track_test(lane.engine.accelerator, next(iter(scores.values()), None), lane.progress.steps)
         result, *_ = ranks.gather(  # each measured its own seconds
-            result_of(run.plan, lane.progress.history, test, seconds, chosen.get(run.name))
+            result_of(run.plan, lane.progress.history, scores, seconds, chosen.get(run.name))
         )
         with ranks.one_fate():
             if ranks.first:
@@ -373,19 +377,20 @@ def _finish(
     return results
 
 
-def _test(
+def _tests(
     done: Sequence[tuple[_Run, Lane]], device: torch.device, workers: int, ranks: Ranks, stop: StopFlag
-) -> dict[str, dict[str, float]]:
-    """Accuracies of the students that have a head to test, in one pass over the test data."""
-    examinees: dict[str, Examinee] = {}
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Accuracies of the students that have a head to test: by student, then by test. One pass over each test's data."""
+    exams: dict[str, tuple[ImageData, dict[str, Examinee]]] = {}
     for run, _ in done:
-        choice = head_to_test(run.plan)
-        if choice is not None and choice[0] in run.built.student.heads:  # a teacher of weight 0 has no head
-            head, labels = choice
-            examinees[run.name] = Examinee(run.built.student, head, labels, run.built.model.preprocess)
-    data = done[0][0].plan.test if done else None
-    if data is None or not examinees:
-        return {}
-    size = done[0][0].plan.settings.batch_size
-    found = accuracies(list(examinees.values()), data, device, size, workers, stop, ranks)
-    return dict(zip(examinees, found, strict=True))
+        for test, head, data, labels in heads_to_test(run.plan):
+            if head in run.built.student.heads:  # a teacher of weight 0 has no head
+                one = Examinee(run.built.student, head, labels, run.built.model.preprocess)
+                exams.setdefault(test, (data, {}))[1][run.name] = one
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for test, (data, examinees) in exams.items():
+        size = done[0][0].plan.settings.batch_size
+        scores = accuracies(list(examinees.values()), data, device, size, workers, stop, ranks)
+        for name, score in zip(examinees, scores, strict=True):
+            found.setdefault(name, {})[test] = score
+    return found

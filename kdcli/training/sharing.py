@@ -8,15 +8,10 @@ from typing import Any
 import numpy as np
 
 from kdcli.errors import UsageError
-from kdcli.training.feed import EpochOrder
+from kdcli.training.feeding import order_of
 from kdcli.training.plan import Plan
+from kdcli.training.streams import Portion
 from kdcli.types import Difference, differences
-
-
-def order_of(plan: Plan, rank: int = 0, world: int = 1) -> EpochOrder:
-    """The batches of a plan; a method without labels does not tell labelled from unlabelled images."""
-    labels = plan.data.labels if plan.method.needs.labels else np.zeros(len(plan.data), np.int64)
-    return EpochOrder(labels, plan.settings.batch_size, plan.config.data_seed, rank, world)
 
 
 def require_one_stream(plans: Mapping[str, Plan]) -> dict[str, Plan]:
@@ -44,7 +39,7 @@ def require_one_stream(plans: Mapping[str, Plan]) -> dict[str, Plan]:
                 "Give them the same --epochs, --batch-size and data; or put them into sweeps of their own.",
             )
     return {
-        name: replace(plan, data=first.data, recording=first.recording, test=first.test)
+        name: replace(plan, data=first.data, recording=first.recording, test=first.test, sets=first.sets)
         for name, plan in plans.items()
     }
 
@@ -57,14 +52,19 @@ def _both(difference: Difference) -> str:
 def _stream(plan: Plan) -> dict[str, Any]:
     """What a stream of batches is made from, as JSON."""
     identity, order = plan.identity(), order_of(plan)
-    positions = np.concatenate([ticket.positions for ticket in order])
+    digest = hashlib.sha256()
+    for step in order:
+        for portion in step if isinstance(step, tuple) else (Portion(0, step),):
+            head = [portion.stream, portion.ticket.epoch, len(portion.ticket.positions)]
+            digest.update(np.array([*head, *portion.ticket.positions], "<i8").tobytes())
     return {
         **{
             name: identity[name] for name in ("epochs", "batch_size", "data_seed", "data", "cache_id", "test")
         },
         **{name: identity[name] for name in ("views", "teacher_view", "amp")},
+        **{name: identity.get(name) for name in ("strong_views", "sets", "label_space", "tests")},
         "cached views": plan.rule.cached,
         "device": plan.device,
         "batches": order.batches,
-        "order": hashlib.sha256(np.ascontiguousarray(positions, "<i8").tobytes()).hexdigest()[:12],
+        "order": digest.hexdigest()[:12],
     }

@@ -45,7 +45,7 @@ def require_options(config: TrainConfig, method: Method, ranking: Ranking | None
     if method.needs.kinds and not config.cache:
         raise UsageError(
             f"{name} reads teachers from a cache, and no --cache is given",
-            f"kd cache-teachers {config.data} --cache PATH --teacher SPEC, then add --cache PATH here",
+            f"kd cache-teachers {config.first_data} --cache PATH --teacher SPEC, then add --cache PATH here",
         )
     if method.needs.ranking and ranking is None:
         raise UsageError(
@@ -115,7 +115,7 @@ def _names(
         if not names:
             raise CacheMissingError(
                 f"no teacher is cached in {cache_flags(config).replace('--cache ', '')}",
-                f"kd cache-teachers {config.data} {cache_flags(config)} --teacher SPEC",
+                f"kd cache-teachers {config.first_data} {cache_flags(config)} --teacher SPEC",
             )
         return names
     return chosen or tuple(source.name for source in ranking.sources)

@@ -1,6 +1,7 @@
 """What a run says of itself before its first step."""
 
 from kdcli.console import console
+from kdcli.training.feeding import stream_sizes
 from kdcli.training.plan import Plan
 
 
@@ -13,11 +14,13 @@ def tell(plan: Plan, prefix: str = "") -> None:
 def _lines(plan: Plan) -> list[str]:
     config, numbers = plan.config, plan.settings
     backbone_lr = numbers.lr * numbers.backbone_lr_scale
+    each = " of every data set" if plan.sets else ""
     lines = [
-        f"student {config.student}, started from {plan.init}; {len(plan.data)} images of {config.data}",
+        f"student {config.student}, started from {plan.init}; {len(plan.data)} images of {config.first_data}",
+        *_streams(plan),
         f"{plan.method.name}: {numbers.optimizer}, lr {numbers.lr:g} (backbone {backbone_lr:g}), "
         f"weight decay {numbers.weight_decay:g}, {numbers.schedule}, {numbers.epochs} epochs "
-        f"of batches of {numbers.batch_size}, BatchNorm {numbers.bn}{_extras(plan)}",
+        f"of batches of {numbers.batch_size}{each}, BatchNorm {numbers.bn}{_extras(plan)}",
     ]
     if config.freeze is not None:
         lines.append("the backbone is frozen; the heads train on its features of eval mode")
@@ -55,3 +58,19 @@ def _extras(plan: Plan) -> str:
         f"{plan.processes} processes": plan.processes > 1,
     }
     return "".join(f", {text}" for text, said in told.items() if said)
+
+
+def _streams(plan: Plan) -> list[str]:
+    """Of what batches a step is made, where they are several."""
+    lines = []
+    for other in plan.sets[1:]:
+        head = "the same head" if plan.joint else f"the head '{other.name}'"
+        lines.append(f"and {len(other.data)} images of {other.data.location}, with {head}")
+    if plan.split:
+        labelled, unlabelled = stream_sizes(plan)
+        share = ", labelled ones among them" if plan.settings.unlabelled_includes_labelled else ""
+        lines.append(
+            f"batches of their own: {labelled} labelled images, {unlabelled} unlabelled{share}; "
+            f"{plan.settings.unlabelled_ratio or 1:g} unlabelled per labelled one in a step"
+        )
+    return lines

@@ -1,0 +1,245 @@
+"""The data of a run, opened and checked: one data set, or several as ``NAME=DATA``, each with its own classes."""
+
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, final
+
+import numpy as np
+from jaxtyping import Int64
+
+from kdcli.config import TrainConfig
+from kdcli.data.sources import ImageData, open_data
+from kdcli.errors import BadDataError, UsageError, nearest
+from kdcli.models.student import LABEL_HEAD
+from kdcli.objectives.base import Method, Settings
+
+OpenData = Callable[..., ImageData]
+"""Opens a data set, as :func:`~kdcli.data.sources.open_data` does."""
+_NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)=(.+)", re.DOTALL)
+_EXAMPLE = "For example: kd train-student greek=glyphs/greek lao=glyphs/lao --method multi-task ..."
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class NamedSet:
+    """One of several data sets.
+
+    Attributes:
+        name: as the user calls it; of its head as well.
+        data: the images to train on.
+        test: labelled images to test its head on, if any.
+    """
+
+    name: str
+    data: ImageData
+    test: ImageData | None = None
+
+    @property
+    def classes(self) -> int:
+        """Width of its head."""
+        names = self.data.class_names
+        return len(names) if names is not None else int(self.data.labels.max()) + 1
+
+
+def require_sets(config: TrainConfig, method: Method) -> None:
+    """Refuse one data set where a method learns from several, and several where it learns from one.
+
+    Raises:
+        UsageError: that, or names that are missing, given twice, unknown or taken.
+    """
+    several = not isinstance(config.data, str)
+    if several and not method.needs.sets:
+        raise UsageError(
+            f"{method.name} learns from one data set, and {len(config.data)} are given",
+            "Use --method multi-task or replay-oracle, or one DATA.",
+        )
+    given = [
+        flag
+        for flag, value in (("--validation", config.validation), ("--train-from", config.train_from))
+        if value
+    ]
+    if several and given:
+        raise UsageError(
+            f"{given[0]} is for one data set, and {len(config.data)} are given", f"Leave {given[0]} out."
+        )
+    if not several and method.needs.sets:
+        raise UsageError(f"{method.name} learns from several data sets, each as NAME=DATA", _EXAMPLE)
+    names = list(train_specs(config)) if several else []
+    if several and len(names) < 2:
+        raise UsageError(f"{method.name} learns from several data sets, and one is given", _EXAMPLE)
+    taken = {LABEL_HEAD, config.generalist} & set(names)
+    if taken:
+        raise UsageError(
+            f"no data set may be called '{taken.pop()}': another head has that name", "Call it differently."
+        )
+    for name in test_specs(config) if several else {}:
+        if name not in names:
+            raise UsageError(
+                f"--test {name}=..., but no data set is called '{name}'.{nearest(name, names)}",
+                f"The data sets are {', '.join(names)}.",
+            )
+    if not several and not isinstance(config.test, str | None) and len(config.test) > 1:
+        raise UsageError("one DATA is tested on one --test", "Give --test once.")
+
+
+def train_specs(config: TrainConfig) -> dict[str, str]:
+    """Name and spec of each of several data sets, in their order."""
+    return {} if isinstance(config.data, str) else _named(config.data, "DATA")
+
+
+def test_specs(config: TrainConfig) -> dict[str, str]:
+    """Name and spec of what each of several data sets is tested on."""
+    tests = (config.test,) if isinstance(config.test, str) else config.test or ()
+    return _named(tests, "--test")
+
+
+def _named(values: Sequence[str], what: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for value in values:
+        match = _NAMED.fullmatch(value)
+        if match is None:
+            raise UsageError(f"{what} '{value}' has no name, and there are several data sets", _EXAMPLE)
+        if match[1] in found:
+            raise UsageError(f"{what} '{match[1]}' is given twice", "Give every data set its own name.")
+        found[match[1]] = match[2]
+    return found
+
+
+def labelled_only(data: ImageData) -> ImageData:
+    """The labelled images; all of them where none is."""
+    labelled = np.flatnonzero(data.labels >= 0)
+    return data if len(labelled) in (0, len(data)) else data.select(labelled)
+
+
+def open_labelled(
+    config: TrainConfig, spec: str, what: str, hint: str, opened: OpenData = open_data
+) -> ImageData:
+    """Open a data set and keep its labelled images.
+
+    Args:
+        config: where data sets are.
+        spec: of this one.
+        what: what a message calls it.
+        hint: what to do where it has no labels.
+        opened: opens it.
+
+    Raises:
+        BadDataError: it has no labels.
+        KdError: see :func:`~kdcli.data.sources.open_data`.
+    """
+    data = labelled_only(opened(spec, data_root=config.data_root, download=config.download))
+    if not (data.labels >= 0).all():
+        raise BadDataError(f"{what} {spec} has no labels", hint)
+    return data
+
+
+def open_sets(
+    config: TrainConfig, first: ImageData, joint: bool, opened: OpenData = open_data
+) -> tuple[NamedSet, ...]:
+    """The named data sets; none where there is one without a name.
+
+    Args:
+        config: names them.
+        first: the first one, as it was opened before.
+        joint: renumber all labels within the union of their class names, in the order in which they come.
+        opened: opens each.
+
+    Raises:
+        BadDataError: one of them has no labels, or no class names to join.
+        KdError: see :func:`~kdcli.data.sources.open_data`.
+    """
+    specs, tests = train_specs(config), test_specs(config) if train_specs(config) else {}
+    sets = []
+    for number, (name, spec) in enumerate(specs.items()):
+        data = first
+        if number:
+            data = open_labelled(
+                config, spec, f"{name}:", "Learn from data with labels, or leave it out.", opened
+            )
+        test = None
+        if name in tests:
+            hint = "Test on data with labels, or leave --test out."
+            test = open_labelled(config, tests[name], "--test", hint, opened)
+        sets.append(NamedSet(name, data, test))
+    return _joined(sets) if joint else tuple(sets)
+
+
+def _joined(sets: Sequence[NamedSet]) -> tuple[NamedSet, ...]:
+    for each in sets:
+        if each.data.class_names is None:
+            raise BadDataError(
+                f"the classes of {each.name} have no names, which one label space is made of",
+                "Use --label-space separate.",
+            )
+    union = tuple(dict.fromkeys(name for each in sets for name in each.data.class_names or ()))
+    number = {name: index for index, name in enumerate(union)}
+    joined = []
+    for each in sets:
+        data = each.data
+        table = np.array([*(number[name] for name in data.class_names or ()), -1], np.int64)
+        labels = table[data.labels]  # -1 stays -1: the table's last entry
+        joined.append(replace(each, data=ImageData(data.spec, data.source, data.keys, labels, union)))
+    return tuple(joined)
+
+
+def require_both(data: ImageData, settings: Settings, name: str) -> None:
+    """Refuse batches of unlabelled images where there are none.
+
+    Raises:
+        BadDataError: all images are labelled, and those are to be left out.
+    """
+    if not settings.unlabelled_includes_labelled and not (data.labels < 0).any():
+        raise BadDataError(
+            f"{name} is fully labelled, so there are no unlabelled images for a batch of their own",
+            "Add --unlabelled-includes-labelled, or keep the labels of a part: DATA@labelled=0.2",
+        )
+
+
+def require_classes(data: ImageData, name: str) -> None:
+    """Refuse data without at least two classes to tell apart.
+
+    Raises:
+        BadDataError: naming the data set.
+    """
+    labelled = data.labels[data.labels >= 0]
+    present = np.unique(labelled)
+    if not len(present):
+        raise BadDataError(
+            f"{name} has no labels, and this method learns from labels",
+            "Use data with labels, or --method consolidation, which needs none.",
+        )
+    if len(present) == 1:
+        only = data.class_names[present[0]] if data.class_names is not None else str(present[0])
+        raise BadDataError(
+            f"{name} has labelled images of one class only ('{only}')",
+            "Give at least two classes to tell apart.",
+        )
+
+
+def open_test(config: TrainConfig, opened: OpenData = open_data) -> ImageData | None:
+    """What one data set is tested on, if anything.
+
+    Raises:
+        BadDataError: it has no labels.
+    """
+    if config.test is None:
+        return None
+    spec = config.test if isinstance(config.test, str) else config.test[0]
+    return open_labelled(config, spec, "--test", "Test on data with labels, or leave --test out.", opened)
+
+
+def data_identity(data: ImageData) -> dict[str, Any]:
+    """What makes a data set this one: where it is, its keys in their order, its labels."""
+    return {
+        "location": data.location,
+        "images": len(data),
+        "keys": data.keys.digest(),
+        "labels": _digest(data.labels),
+        "classes": None if data.class_names is None else len(data.class_names),
+    }
+
+
+def _digest(values: Int64[np.ndarray, " n"]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(values, "<i8").tobytes()).hexdigest()
