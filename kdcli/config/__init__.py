@@ -12,6 +12,7 @@ from kdcli.config.steps import (
     RankConfig,
     StepConfig,
     TrainConfig,
+    old_new_weight,
 )
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "StepConfig",
     "TrainConfig",
     "command_line",
+    "old_new_weight",
     "resolve",
     "to_yaml",
 ]

@@ -3,6 +3,7 @@
 Fields marked ``mechanical`` do not change results; all others are part of a run's identity.
 """
 
+import re
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -201,7 +202,30 @@ class RankConfig(StepConfig):
     )
 
 
-MethodName = Literal["labels-only", "distill-nearest", "distill-weighted", "distill-equal", "consolidation"]
+MethodName = Literal[
+    "labels-only",
+    "distill-nearest",
+    "distill-weighted",
+    "distill-equal",
+    "consolidation",
+    "consolidation-crd",
+    "multi-head-kd",
+    "crd",
+    "soft-label",
+]
+
+
+def old_new_weight(text: str) -> float:
+    """lambda_0 of a ratio OLD:NEW: ``1:3`` is 1/2, as lambda_0 and the experts' lambdas sum to 2 (P1 Exp. 4).
+
+    Raises:
+        ValueError: it is no ratio of two numbers >= 0 that are not both 0.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?):(\d+(?:\.\d+)?)", text)
+    old, new = (float(number) for number in found.groups()) if found else (0.0, 0.0)
+    if old + new == 0:
+        raise ValueError("not a ratio OLD:NEW of numbers, such as 1:3")
+    return 2 * old / (old + new)
 
 
 @final
@@ -243,6 +267,15 @@ class TrainConfig(StepConfig):
         None, ge=0, le=1, description="Weight of the labelled term (P2's lambda)."
     )
     generalist_weight: float | None = Field(None, ge=0, le=2, description="Weight of head 0 (P1's lambda_0).")
+    old_new: str | None = Field(
+        None,
+        description="OLD:NEW: the same weight as lambda_0 : sum of the experts' lambdas, scaled to a sum of 2.",
+    )
+    crd_weight: float | None = Field(None, ge=0, description="Weight of CRD beside a teacher's KD term.")
+    crd_negatives: int | None = Field(None, ge=1, description="Negatives of CRD, at most images - 1.")
+    crd_temperature: float | None = Field(None, gt=0, description="Temperature of CRD's scores.")
+    crd_dim: int | None = Field(None, ge=1, description="Dimensions of CRD's embeddings.")
+    crd_momentum: float | None = Field(None, ge=0, lt=1, description="Share CRD's memory keeps of a row.")
     bn: Literal["train", "frozen"] | None = Field(
         None, description="BatchNorm statistics: updated or frozen."
     )
@@ -294,6 +327,15 @@ class TrainConfig(StepConfig):
     download: bool = Field(
         False, description="Allow a data set to be downloaded.", json_schema_extra=Mechanical
     )
+
+    @field_validator("old_new", mode="before")
+    @classmethod
+    def _known_ratio(cls, given: object) -> object:
+        if isinstance(given, int) and given >= 60:  # YAML 1.1 reads 1:3 as the sexagesimal number 63
+            given = "{}:{}".format(*divmod(given, 60))
+        if given is not None:
+            old_new_weight(str(given))
+        return given
 
 
 @final

@@ -55,6 +55,11 @@ class Settings:
         temperature: softmax temperature T of both sides of the distillation term.
         label_weight: P2's lambda, in [0, 1], the weight of the labelled term.
         generalist_weight: P1's lambda_0, in [0, 2], the weight of head 0.
+        crd_weight: beta, >= 0, the weight of CRD beside the distillation term of a teacher.
+        crd_negatives: CRD's K, >= 1; a plan leaves at most n - 1.
+        crd_temperature: CRD's tau, > 0.
+        crd_dim: CRD's dimensions.
+        crd_momentum: share that CRD's memory keeps of a row, in [0, 1).
     """
 
     optimizer: str
@@ -72,6 +77,11 @@ class Settings:
     temperature: float = 1.0
     label_weight: float = 1.0
     generalist_weight: float = 0.0
+    crd_weight: float = 0.8
+    crd_negatives: int = 16384
+    crd_temperature: float = 0.07
+    crd_dim: int = 128
+    crd_momentum: float = 0.5
 
 
 @final
@@ -103,6 +113,9 @@ class Setup:
         settings: the resolved numbers.
         generalist: the teacher whose head is the network's own classifier, if any.
         split: whether some images are unlabelled; only then the distillation term leaves out the others.
+        images: number of images in the data set, the range of :attr:`Batch.index`.
+        student_width: of the student's pooled features.
+        teacher_widths: of those of every teacher that has a weight.
     """
 
     classes: Mapping[str, int]
@@ -110,6 +123,9 @@ class Setup:
     settings: Settings
     generalist: str | None = None
     split: bool = False
+    images: int = 0
+    student_width: int = 0
+    teacher_widths: Mapping[str, int] = field(default_factory=dict)
 
 
 @final

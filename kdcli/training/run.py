@@ -148,6 +148,17 @@ def _say(plan: Plan) -> None:
         shares = ", ".join(f"{name} {weight:.4g}" for name, weight in plan.teachers.weights.items())
         label = f", label weight {numbers.label_weight:g}" if plan.method.needs.labels else ""
         console.note(f"soft cross-entropy at T = {numbers.temperature:g}{label}; weights: {shares}")
+        if "crd_weight" in plan.method.options:
+            console.note(_contrast(plan))
+
+
+def _contrast(plan: Plan) -> str:
+    numbers, teachers = plan.settings, len(plan.teachers.weights) if plan.teachers else 0
+    size = 2 * teachers * len(plan.data) * numbers.crd_dim * 4  # fp32, one bank for each side
+    return (
+        f"CRD: weight {numbers.crd_weight:g}, {numbers.crd_negatives} negatives, temperature "
+        f"{numbers.crd_temperature:g}, {numbers.crd_dim} dimensions; memory of {size / 1e6:.1f} MB"
+    )
 
 
 def _train(plan: Plan, built: Built, on_batch: Callable[[FeedBatch], None] | None) -> TrainResult:

@@ -106,7 +106,7 @@ def build_student(plan: "Plan") -> Built:
     )
     if not fresh and plan.teachers is not None and plan.teachers.generalist is not None:
         _require_generalist(model, plan.teachers.generalist)
-    objective = plan.method.build(plan.setup())
+    objective = plan.method.build(plan.setup(model.num_features))
     torch.manual_seed(seed)
     student = Student(model, objective.heads())
     student.set_batchnorm(frozen=plan.settings.bn == "frozen")
