@@ -48,17 +48,21 @@ def contrastive_scores(
     return (embedding @ bank.T / temperature).gather(1, columns).exp()
 
 
-def contrastive_loss(scores: Float[Tensor, "b k1"], images: int) -> Float[Tensor, ""]:
+def contrastive_loss(
+    scores: Float[Tensor, "b k1"], images: int, count: float | None = None
+) -> Float[Tensor, ""]:
     """The loss of one side, mean over the batch, in nats.
 
     Args:
         scores: ``P``; the positive first, then K negatives.
         images: n of the data set; negatives are drawn with probability 1/n.
+        count: what the sum over the batch is divided by, where it is a piece of a step; default: its images.
     """
     noise = (scores.shape[1] - 1) / images
     positive = scores[:, 0] / (scores[:, 0] + noise + EPSILON)
     negatives = noise / (scores[:, 1:] + noise + EPSILON)
-    return -(positive.log() + negatives.log().sum(dim=1)).mean()
+    losses = -(positive.log() + negatives.log().sum(dim=1))
+    return losses.mean() if count is None else losses.sum() / count
 
 
 def draw_rows(
@@ -164,6 +168,7 @@ class ContrastiveDistillation(nn.Module):
         student: Float[Tensor, "b ds"],
         teacher: Float[Tensor, "b dt"],
         index: Int64[Tensor, " b"],
+        count: float | None = None,
     ) -> Float[Tensor, ""]:
         """The loss of a batch; puts its embeddings into the banks.
 
@@ -171,9 +176,10 @@ class ContrastiveDistillation(nn.Module):
             student: pooled features.
             teacher: pooled features, cached; no gradient flows into them.
             index: position of each image in the data set.
+            count: see :func:`contrastive_loss`.
         """
         rows, columns = draw_rows(index, self._images, self._negatives, self._generator)
-        return self.contrast(student, teacher, index, rows, columns)
+        return self.contrast(student, teacher, index, rows, columns, count)
 
     def contrast(
         self,
@@ -182,6 +188,7 @@ class ContrastiveDistillation(nn.Module):
         index: Int64[Tensor, " b"],
         rows: Int64[Tensor, " m"],
         columns: Int64[Tensor, "b k1"],
+        count: float | None = None,
     ) -> Float[Tensor, ""]:
         """:meth:`forward` with given rows of the banks, see :func:`draw_rows`."""
         with torch.autocast(index.device.type, enabled=False):
@@ -194,7 +201,7 @@ class ContrastiveDistillation(nn.Module):
             self._estimate_constants(scores)
             self._update(index, ours.detach(), theirs.detach())
             sides = [
-                contrastive_loss(score / constant, self._images)
+                contrastive_loss(score / constant, self._images, count)
                 for score, constant in zip(scores, self.constants, strict=True)
             ]
         return sides[0] + sides[1]
