@@ -69,7 +69,9 @@ def test_more_than_ten_members_stay_in_order() -> None:
     assert {key.partition("/")[0] for key in data.keys} == {f"{number:02d}" for number in range(12)}
 
 
-def test_labels_stay_where_the_classes_agree_whatever_their_order_and_whoever_has_none(tmp_path: Path) -> None:
+def test_labels_stay_where_the_classes_agree_whatever_their_order_and_whoever_has_none(
+    tmp_path: Path,
+) -> None:
     make_folder(tmp_path / "a", per_class=2, size=28)
     make_folder(tmp_path / "b", per_class=2, size=28, seed=1)
     data = open_data(f"folder/{tmp_path}/a++folder/{tmp_path}/b@labels=none++folder/{tmp_path}/b")

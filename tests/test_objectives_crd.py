@@ -120,7 +120,9 @@ def test_loss_and_gradient_are_the_papers_formula_in_numpy() -> None:
     rows, columns = draw_rows(index, 11, 4, torch.Generator().manual_seed(1))
     contrast, features = rows[columns].numpy(), student.detach().numpy().copy()
     loss = crd.contrast(student, teacher, index, rows, columns)
-    assert loss.item() == pytest.approx(by_hand(crd, features, teacher.numpy(), contrast, banks, z), rel=1e-10)
+    assert loss.item() == pytest.approx(
+        by_hand(crd, features, teacher.numpy(), contrast, banks, z), rel=1e-10
+    )
     (gradient,) = torch.autograd.grad(loss, student)
     numeric = np.zeros_like(features)
     for place in np.ndindex(features.shape):
@@ -208,7 +210,9 @@ def test_scores_are_fp32_under_autocast() -> None:
     torch.manual_seed(0)
     crd = ContrastiveDistillation(5, 7, 11, negatives=10)
     student, teacher, index = batch([3, 0, 7])
-    expected = crd.contrast(student.float(), teacher.float(), index, *draw_rows(index, 11, 10, torch.Generator()))
+    expected = crd.contrast(
+        student.float(), teacher.float(), index, *draw_rows(index, 11, 10, torch.Generator())
+    )
     torch.manual_seed(0)
     again = ContrastiveDistillation(5, 7, 11, negatives=10)
     with torch.autocast("cpu", torch.bfloat16):

@@ -66,7 +66,9 @@ def test_two_teachers_of_other_widths_are_contrasted_each_with_its_own_embedding
     assert "CRD: 23 negatives instead of 16384, as there are 24 images" in said
     assert "CRD: weight 0.8, 23 negatives, temperature 0.07, 128 dimensions" in said
     last = result.history[-1]
-    expected = sum(w * (last[f"distill/{n}"] + 0.8 * last[f"crd/{n}"]) for n, w in plan.teachers.weights.items())
+    expected = sum(
+        w * (last[f"distill/{n}"] + 0.8 * last[f"crd/{n}"]) for n, w in plan.teachers.weights.items()
+    )
     assert last["loss"] == pytest.approx(expected, rel=1e-4)
     heads = {name.rpartition(".")[0] for name in load_file(Path(result.out) / "heads.safetensors")}
     assert heads == {"gen", "exp"}  # the embeddings are dropped
@@ -86,7 +88,9 @@ def test_a_killed_run_goes_on_to_the_same_bits_banks_and_draws_included(
     assert len(saved) == (1 if step > 2 else 0)
     for file in saved:
         names = set(load_file(file))
-        assert {f"objective/_contrast.0.{part}" for part in ("student_bank", "constants", "_extra_state")} <= names
+        assert {
+            f"objective/_contrast.0.{part}" for part in ("student_bank", "constants", "_extra_state")
+        } <= names
     again = train_student(killed)
     assert same_student(killed.out, Path(whole.out))
     assert timeless(again.document()) == timeless(whole.document())
@@ -108,7 +112,9 @@ def test_a_cache_without_features_is_refused_with_a_command_that_adds_them(tmp_p
     place = make_place(tmp_path, views="eval")
     cache = tmp_path / "logits.kd"
     teachers = tuple(f"{name}={spec}" for name, spec in place.specs.items())
-    keep = CacheConfig(data=place.data, cache=cache, teacher=teachers, keep=("logits",), workers=0, device="cpu")
+    keep = CacheConfig(
+        data=place.data, cache=cache, teacher=teachers, keep=("logits",), workers=0, device="cpu"
+    )
     cache_teachers(keep)
     run = config(place, "x", "consolidation-crd", cache=(cache,), epochs=1)
     with pytest.raises(CacheMissingError, match="the features of 'gen'") as caught:

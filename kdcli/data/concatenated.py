@@ -33,7 +33,8 @@ class ConcatenatedSource(ImageSource):
     def listing(self, split: str | None, task: str | None) -> Listing:
         """Which samples there are is the members' to say, with modifiers of their own."""
         raise UsageError(
-            f"{self.text} has no modifiers of its own", f"Write them behind each member: A@split=train{JOIN}B."
+            f"{self.text} has no modifiers of its own",
+            f"Write them behind each member: A@split=train{JOIN}B.",
         )
 
     def encoded(self, key: str) -> bytes:
@@ -75,7 +76,8 @@ def concatenate_keys(tables: Sequence[KeyTable]) -> KeyTable:
     """The members' keys, prefixed, one member after the other; in plain string order if the members' are."""
     width = len(str(len(tables) - 1))
     return KeyTable.concatenate(
-        KeyTable.from_strings(f"{number:0{width}d}/{key}" for key in keys) for number, keys in enumerate(tables)
+        KeyTable.from_strings(f"{number:0{width}d}/{key}" for key in keys)
+        for number, keys in enumerate(tables)
     )
 
 

@@ -113,7 +113,9 @@ def open_data(spec: str | DataSpec, *, data_root: Path | None = None, download: 
     """
     parsed = DataSpec.parse(spec) if isinstance(spec, str) else spec
     if parsed.members:
-        return _concatenate(parsed, [open_data(part, data_root=data_root, download=download) for part in parsed.members])
+        return _concatenate(
+            parsed, [open_data(part, data_root=data_root, download=download) for part in parsed.members]
+        )
     source = _open_source(parsed.source, data_root, download)
     listing = source.listing(parsed.split, None if parsed.labels == NO_LABELS else parsed.labels)
     rows, labels, class_names = choose(parsed, listing.labels, listing.class_names)
@@ -122,7 +124,9 @@ def open_data(spec: str | DataSpec, *, data_root: Path | None = None, download: 
 
 
 def _concatenate(spec: DataSpec, parts: list[ImageData]) -> ImageData:
-    labels, class_names = concatenate_labels([part.labels for part in parts], [part.class_names for part in parts])
+    labels, class_names = concatenate_labels(
+        [part.labels for part in parts], [part.class_names for part in parts]
+    )
     if class_names is None and any(part.class_names is not None for part in parts):
         console.warn(f"the data sets of {spec} name different classes, so their labels are left out")
     source = ConcatenatedSource([part.source for part in parts], [part.location for part in parts])

@@ -268,7 +268,9 @@ def _fit_negatives(method: Method, settings: Settings, images: int) -> Settings:
             f"{method.name} contrasts images with each other, and there is one image only",
             "Give more images, or use a method without CRD.",
         )
-    console.note(f"CRD: {images - 1} negatives instead of {settings.crd_negatives}, as there are {images} images")
+    console.note(
+        f"CRD: {images - 1} negatives instead of {settings.crd_negatives}, as there are {images} images"
+    )
     return replace(settings, crd_negatives=images - 1)
 
 
