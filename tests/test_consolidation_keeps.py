@@ -1,4 +1,4 @@
-"""P1's claim on real images and real ImageNet weights: learning from an expert alone forgets, consolidating does not."""
+"""P1 on real images and real weights: learning from an expert alone forgets, consolidating does not."""
 
 import importlib.util
 from pathlib import Path
