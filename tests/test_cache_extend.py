@@ -4,7 +4,7 @@ import os
 import pickle
 import shutil
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,9 @@ class Pictures:
 
     def __len__(self) -> int:
         return len(self.numbers)
+
+    def keys_in(self, locations: Sequence[str]) -> KeyTable:
+        return self.keys
 
     def sizes(self) -> np.ndarray:
         return np.asarray([len(self.encoded(row)) for row in range(len(self))], np.int64)

@@ -1,5 +1,6 @@
 """Which rows of a cache the samples of a data set are: found by key, checked by content and class."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -26,6 +27,10 @@ class Samples(Protocol):
         """Spec that opens the same data from anywhere."""
         ...
 
+    def keys_in(self, locations: Sequence[str]) -> KeyTable:
+        """What a cache made from ``locations`` calls the samples."""
+        ...
+
     def sizes(self) -> Int64[np.ndarray, " n"]:
         """Encoded bytes per sample; -1 where only reading them tells."""
         ...
@@ -45,10 +50,11 @@ def find_places(
     """Row in a cache of each of the samples at ``places``, by key; -1 where it is not there."""
     if len(places) == len(data) and member.keys == data.keys:
         return np.arange(len(data))
+    keys = data.keys_in(member.manifest.locations)
     found = np.empty(len(places), np.int64)
     for start in range(0, len(places), ROWS_AT_ONCE):
         some = places[start : start + ROWS_AT_ONCE]
-        found[start : start + len(some)] = member.keys.find(data.keys.select(some))
+        found[start : start + len(some)] = member.keys.find(keys.select(some))
     return found
 
 

@@ -30,7 +30,7 @@ def train_student(
         typer.Option(
             "--method",
             help="labels-only, distill-nearest, distill-weighted, distill-equal, fixmatch, consolidation, "
-            "multi-task or replay-oracle.",
+            "consolidation-crd, multi-head-kd, crd, soft-label, multi-task or replay-oracle; see kd methods.",
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Output folder of the run.")] = None,
@@ -147,6 +147,25 @@ def train_student(
     generalist_weight: Annotated[
         float | None,
         typer.Option("--generalist-weight", help="Weight of head 0 (P1's lambda_0, 1); all sum to 2."),
+    ] = None,
+    old_new: Annotated[
+        str | None,
+        typer.Option("--old-new", metavar="OLD:NEW", help="The same weight as a ratio; 1:3 is 0.5."),
+    ] = None,
+    crd_weight: Annotated[
+        float | None, typer.Option("--crd-weight", help="Weight of CRD beside a teacher's KD term (0.8).")
+    ] = None,
+    crd_negatives: Annotated[
+        int | None, typer.Option("--crd-negatives", help="Negatives of CRD (16384), at most images - 1.")
+    ] = None,
+    crd_temperature: Annotated[
+        float | None, typer.Option("--crd-temperature", help="Temperature of CRD's scores (0.07).")
+    ] = None,
+    crd_dim: Annotated[
+        int | None, typer.Option("--crd-dim", help="Dimensions of CRD's embeddings (128).")
+    ] = None,
+    crd_momentum: Annotated[
+        float | None, typer.Option("--crd-momentum", help="Share CRD's memory keeps of a row (0.5).")
     ] = None,
     unlabelled_ratio: Annotated[
         float | None,

@@ -13,6 +13,7 @@ from kdcli.config.steps import (
     StepConfig,
     TrainConfig,
     learning_rates,
+    old_new_weight,
 )
 from kdcli.config.sweeping import resolve_sweep
 
@@ -26,6 +27,7 @@ __all__ = [
     "TrainConfig",
     "command_line",
     "learning_rates",
+    "old_new_weight",
     "resolve",
     "resolve_sweep",
     "to_yaml",

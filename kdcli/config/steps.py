@@ -3,6 +3,7 @@
 Fields marked ``mechanical`` do not change results; all others are part of a run's identity.
 """
 
+import re
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -211,9 +212,26 @@ MethodName = Literal[
     "distill-equal",
     "fixmatch",
     "consolidation",
+    "consolidation-crd",
+    "multi-head-kd",
+    "crd",
+    "soft-label",
     "multi-task",
     "replay-oracle",
 ]
+
+
+def old_new_weight(text: str) -> float:
+    """lambda_0 of a ratio OLD:NEW: ``1:3`` is 1/2, as lambda_0 and the experts' lambdas sum to 2 (P1 Exp. 4).
+
+    Raises:
+        ValueError: it is no ratio of two numbers >= 0 that are not both 0.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?):(\d+(?:\.\d+)?)", text)
+    old, new = (float(number) for number in found.groups()) if found else (0.0, 0.0)
+    if old + new == 0:
+        raise ValueError("not a ratio OLD:NEW of numbers, such as 1:3")
+    return 2 * old / (old + new)
 
 
 @final
@@ -300,6 +318,15 @@ class TrainConfig(StepConfig):
         None, ge=0, le=1, description="Weight of the labelled term (P2's lambda)."
     )
     generalist_weight: float | None = Field(None, ge=0, le=2, description="Weight of head 0 (P1's lambda_0).")
+    old_new: str | None = Field(
+        None,
+        description="OLD:NEW: the same weight as lambda_0 : sum of the experts' lambdas, scaled to a sum of 2.",
+    )
+    crd_weight: float | None = Field(None, ge=0, description="Weight of CRD beside a teacher's KD term.")
+    crd_negatives: int | None = Field(None, ge=1, description="Negatives of CRD, at most images - 1.")
+    crd_temperature: float | None = Field(None, gt=0, description="Temperature of CRD's scores.")
+    crd_dim: int | None = Field(None, ge=1, description="Dimensions of CRD's embeddings.")
+    crd_momentum: float | None = Field(None, ge=0, lt=1, description="Share CRD's memory keeps of a row.")
     unlabelled_ratio: float | None = Field(
         None, gt=0, description="Unlabelled images per labelled one in a step."
     )
@@ -390,6 +417,15 @@ class TrainConfig(StepConfig):
         ):
             raise ValueError("milestones are shares of the training between 0 and 1, each after the last")
         return shares
+
+    @field_validator("old_new", mode="before")
+    @classmethod
+    def _known_ratio(cls, given: object) -> object:
+        if isinstance(given, int) and given >= 60:  # YAML 1.1 reads 1:3 as the sexagesimal number 63
+            given = "{}:{}".format(*divmod(given, 60))
+        if given is not None:
+            old_new_weight(str(given))
+        return given
 
 
 def learning_rates(text: str) -> tuple[float, ...]:

@@ -1,7 +1,7 @@
 """What every source of images promises, and what the row-numbered ones share."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -66,6 +66,10 @@ class ImageSource(ABC):
     @abstractmethod
     def path(self, key: str) -> str:
         """What a person calls the sample: its file, or ``source#key``."""
+
+    def keys_in(self, keys: KeyTable, sources: Collection[str]) -> KeyTable:
+        """What a cache made from the data sets ``sources`` (texts of theirs) calls these samples."""
+        return keys
 
 
 def pick_split(split: str, splits: Sequence[str], where: str) -> str:

@@ -1,5 +1,6 @@
 """From a spec string to an :class:`ImageData`: a map-style data set with stable keys."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import final
@@ -9,11 +10,13 @@ from jaxtyping import Int64
 from PIL import Image
 
 from kdcli.cache.keytable import KeyTable
+from kdcli.console import console
 from kdcli.data.base import ImageSource, Listing
+from kdcli.data.concatenated import ConcatenatedSource, concatenate_keys, concatenate_labels
 from kdcli.data.embedded import PIXEL_SETS, FoolboxSource, PixelSource
 from kdcli.data.folder import FolderSource
 from kdcli.data.glyphs import SCRIPTS, GlyphSource
-from kdcli.data.spec import NO_LABELS, SCHEMES, DataSpec
+from kdcli.data.spec import JOIN, NO_LABELS, SCHEMES, DataSpec
 from kdcli.data.subset import choose
 from kdcli.errors import NotFoundError, nearest
 from kdcli.runtime import storage_errors
@@ -54,6 +57,10 @@ class ImageData:
     def location(self) -> str:
         """Spec text that reopens the whole data set from any working directory."""
         return str(replace(self.spec, source=self.source.text))
+
+    def keys_in(self, locations: Sequence[str]) -> KeyTable:
+        """What a cache made from ``locations`` calls these samples, one key each."""
+        return self.source.keys_in(self.keys, {DataSpec.parse(location).source for location in locations})
 
     def encoded(self, row: int) -> bytes:
         """The bytes of a sample, over which its identity is computed.
@@ -105,11 +112,25 @@ def open_data(spec: str | DataSpec, *, data_root: Path | None = None, download: 
         StorageError: it cannot be read.
     """
     parsed = DataSpec.parse(spec) if isinstance(spec, str) else spec
+    if parsed.members:
+        return _concatenate(
+            parsed, [open_data(part, data_root=data_root, download=download) for part in parsed.members]
+        )
     source = _open_source(parsed.source, data_root, download)
     listing = source.listing(parsed.split, None if parsed.labels == NO_LABELS else parsed.labels)
     rows, labels, class_names = choose(parsed, listing.labels, listing.class_names)
     keys = listing.keys if len(rows) == len(listing.keys) else listing.keys.select(rows)
     return ImageData(parsed, source, keys, labels, class_names)
+
+
+def _concatenate(spec: DataSpec, parts: list[ImageData]) -> ImageData:
+    labels, class_names = concatenate_labels(
+        [part.labels for part in parts], [part.class_names for part in parts]
+    )
+    if class_names is None and any(part.class_names is not None for part in parts):
+        console.warn(f"the data sets of {spec} name different classes, so their labels are left out")
+    source = ConcatenatedSource([part.source for part in parts], [part.location for part in parts])
+    return ImageData(spec, source, concatenate_keys([part.keys for part in parts]), labels, class_names)
 
 
 def embedded_names() -> tuple[str, ...]:
@@ -159,5 +180,7 @@ def _find_folder(text: str, data_root: Path | None) -> Path:
     raise NotFoundError(
         f"there is no folder '{rest}'{'' if Path(rest).is_absolute() else where}."
         + nearest(rest, (*embedded_names(), *(f"{known}/{rest.partition('/')[2]}" for known in SCHEMES[1:]))),
-        "Check the path, give --data-root, or use an embedded set such as sklearn/digits.",
+        f"Behind {JOIN}, a folder is written folder/PATH."
+        if JOIN in rest
+        else "Check the path, give --data-root, or use an embedded set such as sklearn/digits.",
     )

@@ -14,6 +14,9 @@ modifiers only if it looks like ``key=value``, so paths may contain ``@``. In va
     shots=K           K samples of each class at random, all where a class has fewer
     labelled=F        only a fraction F in (0, 1] of each class, at least one sample, keeps its label
     seed=S            seed of all of these, default 0
+
+``A++B`` is one data set of the images of both, each with modifiers of its own; a folder after ``++`` is written
+``folder/PATH``, so that a path may contain ``++``. Labels stay where all members with labels name the same classes.
 """
 
 import re
@@ -29,6 +32,8 @@ KEYS = ("split", "classes", "shots", "labelled", "n", "labels", "seed")
 NO_LABELS = "none"
 
 _MODIFIERS = re.compile(r"[A-Za-z_-]+=")
+JOIN = "++"
+_JOINT = re.compile(rf"{re.escape(JOIN)}(?=(?:{'|'.join(SCHEMES)})/)")
 _ESCAPES = str.maketrans({character: f"%{ord(character):02X}" for character in "%,@+:"})
 _EXAMPLE = "For example flowers@split=train,shots=5."
 _TENTHS = 5
@@ -112,6 +117,9 @@ class DataSpec:
         Raises:
             UsageError: it does not follow the grammar.
         """
+        parts = _JOINT.split(text)
+        if len(parts) > 1:
+            return cls(JOIN.join(_different([str(cls.parse(part)) for part in parts])))
         head, separator, tail = text.rpartition("@")
         if not separator or not _MODIFIERS.match(tail):
             head, tail = text, ""
@@ -124,7 +132,15 @@ class DataSpec:
             )
         return cls(canonical_source(head), **fields)
 
+    @property
+    def members(self) -> "tuple[DataSpec, ...]":
+        """What is joined by ``++``; nothing for a data set that is one."""
+        parts = _JOINT.split(self.source)
+        return tuple(map(DataSpec.parse, parts)) if len(parts) > 1 else ()
+
     def __str__(self) -> str:
+        if _JOINT.search(self.source):
+            return self.source
         items = [
             f"{key}={value if isinstance(value, int | float | ClassSubset) else value.translate(_ESCAPES)}"
             for key in KEYS
@@ -133,6 +149,13 @@ class DataSpec:
         if not items and _MODIFIERS.match(self.source.rpartition("@")[2]) and "@" in self.source:
             items = ["seed=0"]  # keeps a path like a@b=c from being read as modifiers
         return f"{self.source}@{','.join(items)}" if items else self.source
+
+
+def _different(parts: list[str]) -> list[str]:
+    for number, part in enumerate(parts):
+        if part in parts[:number]:
+            raise UsageError(f"'{part}' is joined with itself", f"Give every data set of A{JOIN}B once.")
+    return parts
 
 
 def canonical_source(text: str) -> str:

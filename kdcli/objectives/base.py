@@ -67,6 +67,11 @@ class Settings:
         unlabelled_includes_labelled: whether labelled images are among the unlabelled ones, too; None: no.
         threshold: confidence in [0, 1] from which FixMatch takes a prediction for a label.
         unlabelled_weight: FixMatch's lambda_u, >= 0.
+        crd_weight: beta, >= 0, the weight of CRD beside the distillation term of a teacher.
+        crd_negatives: CRD's K, >= 1; a plan leaves at most n - 1.
+        crd_temperature: CRD's tau, > 0.
+        crd_dim: CRD's dimensions.
+        crd_momentum: share that CRD's memory keeps of a row, in [0, 1).
     """
 
     optimizer: str
@@ -92,6 +97,11 @@ class Settings:
     unlabelled_includes_labelled: bool | None = None
     threshold: float = 0.95
     unlabelled_weight: float = 1.0
+    crd_weight: float = 0.8
+    crd_negatives: int = 16384
+    crd_temperature: float = 0.07
+    crd_dim: int = 128
+    crd_momentum: float = 0.5
 
 
 @final
@@ -125,6 +135,9 @@ class Setup:
         split: whether some images are unlabelled; only then the distillation term leaves out the others.
         sets: class count of each data set, in the order in which they were given; empty where there is one.
         joint: whether the sets share one classifier over the union of their classes.
+        images: number of images in the data set, the range of :attr:`Batch.index`.
+        student_width: of the student's pooled features.
+        teacher_widths: of those of every teacher that has a weight.
     """
 
     classes: Mapping[str, int]
@@ -134,6 +147,9 @@ class Setup:
     split: bool = False
     sets: Mapping[str, int] = field(default_factory=dict)
     joint: bool = False
+    images: int = 0
+    student_width: int = 0
+    teacher_widths: Mapping[str, int] = field(default_factory=dict)
 
 
 @final

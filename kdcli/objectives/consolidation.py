@@ -13,12 +13,18 @@
   that starts from random weights has no statistics worth keeping: there they are trained (ours).
 * SGD, momentum 0.9, weight decay 1e-4, batch 32, 40 epochs, learning rate 0.01 for every head and 0.001
   for the backbone, x0.1 at 50 % and 80 % (P1 appendix A).
+* ``L_distill`` may be "the KD loss plus a contrastive embedding loss" (P1 section 2): KD + beta CRD, every teacher
+  with embeddings of its own (:mod:`kdcli.objectives.crd`). beta is not printed; 0.8 is that of CRD's authors.
+* The baselines keep everything but the generalist's term (P1 section 2: "setting lambda_0 = 0 while keeping all
+  other conditions"): the student starts from it all the same, and lambda_i stays 1/N. That is half of what
+  ``consolidation --generalist-weight 0`` gives the experts, where the weights sum to 2.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import final
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdcli.models.student import LABEL_HEAD, StudentOutput
 from kdcli.objectives.base import (
@@ -33,6 +39,9 @@ from kdcli.objectives.base import (
     soft_cross_entropy,
     weighted_sum,
 )
+from kdcli.objectives.crd import ContrastiveDistillation
+
+PAPER = "P1, Representation Consolidation"
 
 
 @final
@@ -44,6 +53,8 @@ class Consolidation(Objective):
         classes: class count of each teacher.
         weights: lambda of each teacher, >= 0; teachers of weight 0 are left out altogether.
         temperature: T > 0.
+        contrast: CRD of each teacher of positive weight; none: KD alone.
+        crd_weight: beta >= 0, beside a KD term of weight 1.
     """
 
     def __init__(
@@ -52,12 +63,17 @@ class Consolidation(Objective):
         classes: Mapping[str, int],
         weights: Mapping[str, float],
         temperature: float = 2.0,
+        contrast: Mapping[str, ContrastiveDistillation] | None = None,
+        crd_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self._weights = {name: weight for name, weight in weights.items() if weight > 0}
         self._heads = {name: LABEL_HEAD if name == generalist else name for name in self._weights}
         self._classes = {name: classes[name] for name in self._weights if name != generalist}
-        self._temperature = temperature
+        self._temperature, self._crd_weight = temperature, crd_weight
+        # A list, not a dict: names of teachers may hold dots, which module names may not.
+        contrast = contrast or {}
+        self._contrast = nn.ModuleList(contrast[name] for name in self._weights if name in contrast)
 
     def heads(self) -> dict[str, int]:
         """One per expert; head 0 is the network's own."""
@@ -68,11 +84,11 @@ class Consolidation(Objective):
         return tuple(self._heads.values())
 
     def reads(self) -> dict[str, tuple[str, ...]]:
-        """Logits of the teachers."""
-        return dict.fromkeys(self._weights, ("logits",))
+        """Logits of the teachers, and their features where those are contrasted."""
+        return dict.fromkeys(self._weights, ("logits", "features") if self._contrast else ("logits",))
 
     def forward(self, student: StudentOutput, teacher: TeacherOutputs, batch: Batch) -> dict[str, Tensor]:
-        """P1 Eq. 1; one part ``distill/TEACHER`` per teacher."""
+        """P1 Eq. 1; the parts ``distill/TEACHER`` (KD) and, with CRD, ``crd/TEACHER``."""
         terms = {
             name: soft_cross_entropy(
                 student.logits[head],
@@ -83,7 +99,15 @@ class Consolidation(Objective):
             for name, head in self._heads.items()
         }
         loss = weighted_sum(terms, self._weights, list(terms))
-        return {"loss": loss, **{f"distill/{name}": term.detach() for name, term in terms.items()}}
+        parts = {f"distill/{name}": term.detach() for name, term in terms.items()}
+        if self._contrast:
+            contrasts = {
+                name: crd(student.features, teacher[name]["features"], batch.index, batch.count("images"))
+                for name, crd in zip(self._weights, self._contrast, strict=True)
+            }
+            loss = loss + self._crd_weight * weighted_sum(contrasts, self._weights, list(contrasts))
+            parts |= {f"crd/{name}": term.detach() for name, term in contrasts.items()}
+        return {"loss": loss, **parts}
 
 
 def pair_weights(choice: Choice) -> dict[str, float]:
@@ -95,34 +119,121 @@ def pair_weights(choice: Choice) -> dict[str, float]:
     return {choice.generalist: choice.generalist_weight, **shares}
 
 
+def expert_weights(choice: Choice) -> dict[str, float]:
+    """1/N for each of the N experts, nothing for the generalist (P1 section 2: lambda_0 = 0, all else kept)."""
+    experts = [name for name in choice.teachers if name != choice.generalist]
+    return dict.fromkeys(experts, 1 / max(1, len(experts)))
+
+
+def soft_label_weights(choice: Choice) -> dict[str, float]:
+    """The generalist alone (P1 section 3, baseline 2)."""
+    return {} if choice.generalist is None else {choice.generalist: 1.0}
+
+
 def _build(setup: Setup) -> Objective:
     return Consolidation(setup.generalist or "", setup.classes, setup.weights, setup.settings.temperature)
 
 
+def _build_contrastive(setup: Setup) -> Objective:
+    numbers = setup.settings
+    contrast = {
+        name: ContrastiveDistillation(
+            setup.student_width,
+            setup.teacher_widths[name],
+            setup.images,
+            numbers.crd_dim,
+            numbers.crd_negatives,
+            numbers.crd_temperature,
+            numbers.crd_momentum,
+        )
+        for name in setup.weights
+    }
+    return Consolidation(
+        setup.generalist or "",
+        setup.classes,
+        setup.weights,
+        numbers.temperature,
+        contrast,
+        numbers.crd_weight,
+    )
+
+
+PRINTED = Settings(
+    optimizer="momentum",  # timm's "sgd" is Nesterov's, which P1 does not say
+    momentum=0.9,
+    lr=0.01,
+    backbone_lr_scale=0.1,
+    weight_decay=1e-4,
+    decay_all=True,
+    schedule="step",
+    milestones=(0.5, 0.8),
+    epochs=40,
+    batch_size=32,
+    bn="frozen",
+    temperature=2.0,
+    generalist_weight=1.0,
+)
+
+_KD = Needs(frozenset({"logits"}), generalist=True)
+_CRD = Needs(frozenset({"logits", "features"}), generalist=True)
+_OPTIONS = frozenset({"teacher", "ranking", "generalist", "temperature"})
+_PAIR = frozenset({"generalist_weight", "old_new"})
+_CONTRAST = frozenset({"crd_weight", "crd_negatives", "crd_temperature", "crd_dim", "crd_momentum"})
+
 METHODS = (
     Method(
         "consolidation",
-        "P1, Representation Consolidation",
+        PAPER,
         "Eq. 1",
         "A generalist and experts, one head each; no labels.",
-        Needs(frozenset({"logits"}), generalist=True),
-        Settings(
-            optimizer="sgd",
-            momentum=0.9,
-            lr=0.01,
-            backbone_lr_scale=0.1,
-            weight_decay=1e-4,
-            decay_all=True,
-            schedule="step",
-            milestones=(0.5, 0.8),
-            epochs=40,
-            batch_size=32,
-            bn="frozen",
-            temperature=2.0,
-            generalist_weight=1.0,
-        ),
+        _KD,
+        PRINTED,
         pair_weights,
         _build,
-        frozenset({"teacher", "ranking", "generalist", "temperature", "generalist_weight"}),
+        _OPTIONS | _PAIR,
+    ),
+    Method(
+        "consolidation-crd",
+        PAPER,
+        "Eq. 1, KD + CRD",
+        "Consolidation that contrasts features, too; no labels.",
+        _CRD,
+        PRINTED,
+        pair_weights,
+        _build_contrastive,
+        _OPTIONS | _PAIR | _CONTRAST,
+    ),
+    Method(
+        "multi-head-kd",
+        PAPER,
+        "Eq. 1, lambda_0 = 0",
+        "Baseline: the experts alone, from the generalist's weights; no labels.",
+        _KD,
+        replace(PRINTED, generalist_weight=0.0),
+        expert_weights,
+        _build,
+        _OPTIONS,
+    ),
+    Method(
+        "crd",
+        PAPER,
+        "Eq. 1, KD + CRD, lambda_0 = 0",
+        "Baseline: multi-head-kd that contrasts features, too; no labels.",
+        _CRD,
+        replace(PRINTED, generalist_weight=0.0),
+        expert_weights,
+        _build_contrastive,
+        _OPTIONS | _CONTRAST,
+    ),
+    Method(
+        "soft-label",
+        PAPER,
+        "Eq. 1, N = 0",
+        "Baseline: the generalist alone, distilled into itself; no labels.",
+        _KD,
+        PRINTED,
+        soft_label_weights,
+        _build,
+        frozenset({"teacher", "generalist", "temperature"}),
     ),
 )

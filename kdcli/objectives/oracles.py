@@ -39,7 +39,7 @@ from kdcli.objectives.base import (
 PAPER = "P1, Representation Consolidation"
 
 P1 = Settings(
-    optimizer="sgd",
+    optimizer="momentum",  # timm's "sgd" is Nesterov's, which P1 does not say
     momentum=0.9,
     lr=0.01,
     backbone_lr_scale=0.1,

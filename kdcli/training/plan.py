@@ -9,11 +9,11 @@ import numpy as np
 from kdcli.cache.cacheset import CacheSet
 from kdcli.cache.provenance import as_pixels, require_same_pixels
 from kdcli.cache.staging import Needs
-from kdcli.config import TrainConfig
+from kdcli.config import TrainConfig, old_new_weight
 from kdcli.console import console
 from kdcli.data.sources import ImageData, open_data
 from kdcli.data.views import ViewSet
-from kdcli.errors import CacheMissingError, DeviceError, UsageError, nearest
+from kdcli.errors import BadDataError, CacheMissingError, DeviceError, UsageError, nearest
 from kdcli.models.spec import ModelSpec
 from kdcli.objectives.base import Method, Settings, Setup
 from kdcli.objectives.fixmatch import strong_recipe
@@ -55,6 +55,12 @@ _METHOD_OPTIONS = (
     "threshold",
     "strong_recipe",
     "label_space",
+    "old_new",
+    "crd_weight",
+    "crd_negatives",
+    "crd_temperature",
+    "crd_dim",
+    "crd_momentum",
 )
 
 
@@ -139,17 +145,26 @@ class Plan:
         """Identity of the cache (of several: joined by commas)."""
         return None if self.recording is None else joint_id(self.recording.cache.cache_ids)
 
-    def setup(self) -> Setup:
-        """What the objective is made from."""
+    def setup(self, student_width: int = 0) -> Setup:
+        """What the objective is made from.
+
+        Args:
+            student_width: of the student's pooled features; only known once it is open, only CRD asks.
+        """
         teachers = self.teachers
+        records = {} if teachers is None else teachers.records
         return Setup(
-            classes={} if teachers is None else {name: r.num_classes for name, r in teachers.records.items()},
-            weights={} if teachers is None else teachers.weights,
+            classes={name: record.num_classes for name, record in records.items()},
+            # By name: the order of a ranking must not decide which head draws which weights.
+            weights={} if teachers is None else dict(sorted(teachers.weights.items())),
             settings=self.settings,
             generalist=teachers.generalist.name if teachers and teachers.generalist else None,
             split=self.split or bool((self.data.labels < 0).any()),
             sets={each.name: each.classes for each in self.sets},
             joint=self.joint,
+            images=len(self.data),
+            student_width=student_width,
+            teacher_widths={name: record.num_features for name, record in records.items()},
         )
 
     def identity(self) -> dict[str, Any]:
@@ -285,6 +300,7 @@ def make_plan(
     data = everything if method.needs.kinds or method.needs.unlabelled else labelled_only(everything)
     data, validation = split_off(config, method, data)
     recording, data = _record(config, method, settings, data, cache, teachers, lower, rule)
+    settings = _fit_negatives(method, settings, len(data))
     if method.needs.labels:
         require_classes(data, main)
     if _splits(settings):
@@ -304,6 +320,7 @@ def make_plan(
             else test and test.location,
             "student": str(student),
             "init": NEAREST_SOURCE if config.init == NEAREST_SOURCE else start.init,
+            "old_new": None,  # it is in generalist_weight now
             "teacher": () if teachers is None else tuple(teachers.records),
             "cache": tuple(path.absolute() for path in config.cache),
             "recipe": rule.views.recipe,
@@ -361,6 +378,13 @@ def _settings(config: TrainConfig, defaults: Settings) -> Settings:
     from timm.optim import list_optimizers  # type: ignore[attr-defined]  # timm does not declare it
 
     chosen = {name: getattr(config, name) for name in _numbers() if getattr(config, name) is not None}
+    if config.old_new is not None:
+        if config.generalist_weight is not None:
+            raise UsageError(
+                f"--old-new {config.old_new} and --generalist-weight {config.generalist_weight:g} both set lambda_0",
+                "Give one of them: OLD:NEW is --generalist-weight 2 OLD / (OLD + NEW).",
+            )
+        chosen["generalist_weight"] = old_new_weight(config.old_new)
     settings = replace(defaults, **chosen)
     if settings.schedule == "one-cycle" and config.warmup is None:
         settings = replace(settings, warmup=ONE_CYCLE_WARMUP)
@@ -381,6 +405,21 @@ def _fit_batchnorm(config: TrainConfig, settings: Settings, init: str) -> Settin
         return settings
     console.note("the student starts from random weights, so BatchNorm statistics are trained, not frozen")
     return replace(settings, bn="train")
+
+
+def _fit_negatives(method: Method, settings: Settings, images: int) -> Settings:
+    """An image has n - 1 others to be contrasted with."""
+    if "crd_negatives" not in method.options or settings.crd_negatives < images:
+        return settings
+    if images < 2:
+        raise BadDataError(
+            f"{method.name} contrasts images with each other, and there is one image only",
+            "Give more images, or use a method without CRD.",
+        )
+    console.note(
+        f"CRD: {images - 1} negatives instead of {settings.crd_negatives}, as there are {images} images"
+    )
+    return replace(settings, crd_negatives=images - 1)
 
 
 def _fit_frozen(config: TrainConfig, settings: Settings, init: str) -> Settings:

@@ -162,7 +162,7 @@ def build_student(plan: "Plan") -> Built:
     )
     if plan.init == "xavier":
         draw_xavier(model.network.plain)
-    objective = plan.method.build(plan.setup())
+    objective = plan.method.build(plan.setup(model.num_features))
     torch.manual_seed(seed)
     student = Student(model, objective.heads())
     student.set_batchnorm(frozen=plan.settings.bn != "train", affine=plan.settings.bn != "frozen-affine")

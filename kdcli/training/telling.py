@@ -42,6 +42,8 @@ def _lines(plan: Plan) -> list[str]:
         shares = ", ".join(f"{name} {weight:.4g}" for name, weight in plan.teachers.weights.items())
         label = f", label weight {numbers.label_weight:g}" if plan.method.needs.labels else ""
         lines.append(f"soft cross-entropy at T = {numbers.temperature:g}{label}; weights: {shares}")
+        if "crd_weight" in plan.method.options:
+            lines.append(_contrast(plan))
     return lines
 
 
@@ -74,3 +76,12 @@ def _streams(plan: Plan) -> list[str]:
             f"{plan.settings.unlabelled_ratio or 1:g} unlabelled per labelled one in a step"
         )
     return lines
+
+
+def _contrast(plan: Plan) -> str:
+    numbers, teachers = plan.settings, len(plan.teachers.weights) if plan.teachers else 0
+    size = 2 * teachers * len(plan.data) * numbers.crd_dim * 4  # fp32, one bank for each side
+    return (
+        f"CRD: weight {numbers.crd_weight:g}, {numbers.crd_negatives} negatives, temperature "
+        f"{numbers.crd_temperature:g}, {numbers.crd_dim} dimensions; memory of {size / 1e6:.1f} MB"
+    )
