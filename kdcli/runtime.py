@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 REPEAT_SECONDS = 1.0
 """A second stop signal within this time is the same one again: schedulers signal a step and its group."""
+_LAST_SECONDS = 1.0
+"""That child processes of this one have to end by themselves when it does."""
 _HAS_AFFINITY = "sched_getaffinity" in dir(os)  # not on macOS
 
 
@@ -216,6 +218,35 @@ def stop_signals() -> Iterator[StopFlag]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def worker_setup(processes: int) -> Callable[[int], None] | None:
+    """What to give a DataLoader as ``worker_init_fn``; its workers end with this process, come what may."""
+    if not processes:
+        return None
+    _end_workers_at_exit(os.getpid())
+    return worker_init
+
+
+@functools.cache
+def _end_workers_at_exit(_pid: int) -> None:
+    from multiprocessing import util
+
+    # Where an error's traceback still holds a loader, Python ends its workers by SIGTERM, which they ignore, and
+    # waits for them for ever. This comes before that.
+    util.Finalize(None, _end_workers, exitpriority=100)
+
+
+def _end_workers() -> None:
+    import multiprocessing
+
+    children = [child for child in multiprocessing.active_children() if child.daemon]
+    for child in children:
+        child.terminate()
+    until = time.monotonic() + _LAST_SECONDS
+    for child in children:
+        child.join(max(0.0, until - time.monotonic()))
+        child.kill()
 
 
 def worker_init(_worker: int = 0) -> None:

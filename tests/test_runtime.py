@@ -86,3 +86,20 @@ def test_a_scheduler_variable_that_is_no_number_is_named(monkeypatch: pytest.Mon
     monkeypatch.setenv("SLURM_NTASKS", "2")
     with pytest.raises(UsageError, match="SLURM_PROCID is 'x'"):
         parse_shard("srun")
+
+
+def test_workers_end_with_a_process_whose_error_still_holds_the_loader() -> None:
+    program = """
+import torch
+from torch.utils.data import DataLoader
+from kdcli.runtime import worker_setup
+
+loader = DataLoader(list(range(4)), num_workers=1, persistent_workers=True, worker_init_fn=worker_setup(1))
+for _ in loader:
+    raise ValueError("the traceback holds the loader, and Python waits for its workers at exit")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert "ValueError" in done.stderr

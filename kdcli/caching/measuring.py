@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from kdcli.cache.layout import Manifest
 from kdcli.caching.decoding import BatchRequest, Decoded, Decoder
 from kdcli.console import console, duration
-from kdcli.runtime import storage_errors, worker_init
+from kdcli.runtime import storage_errors, worker_setup
 
 if TYPE_CHECKING:
     from kdcli.caching.pipeline import Worker
@@ -122,7 +122,7 @@ def _decode_rate(
         batch_sampler=requests,
         num_workers=processes,
         collate_fn=_as_it_is,
-        worker_init_fn=worker_init if processes else None,
+        worker_init_fn=worker_setup(processes),
     )
     kept: list[Decoded] = []
     iterator = iter(loader)

@@ -24,7 +24,7 @@ from kdcli.console import Bar, console
 from kdcli.data.views import Render, ViewSet
 from kdcli.errors import IdentityError
 from kdcli.models.teacher import TeacherRunner
-from kdcli.runtime import StopFlag, pick_device, versions, worker_init
+from kdcli.runtime import StopFlag, pick_device, versions, worker_setup
 from kdcli.types import Difference
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ class TaskRunner:
             batch_sampler=queue,
             num_workers=self._processes,
             collate_fn=_as_it_is,
-            worker_init_fn=worker_init if self._processes else None,
+            worker_init_fn=worker_setup(self._processes),
             pin_memory=self._pinned,
         )
 

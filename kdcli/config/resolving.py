@@ -84,7 +84,7 @@ def _wants_several(kind: type[StepConfig], key: str) -> bool:
     """Whether a field holds several values, so that a lone one in a file stands for a list of one."""
     field = kind.model_fields.get(key)
     kinds = () if field is None else (field.annotation, *get_args(field.annotation))
-    return any(get_origin(kind) is tuple for kind in kinds)
+    return str not in kinds and any(get_origin(kind) is tuple for kind in kinds)
 
 
 def _section_name(kind: type[StepConfig]) -> str:

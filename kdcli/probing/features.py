@@ -15,7 +15,7 @@ from kdcli.errors import KdError
 from kdcli.models.spec import Model
 from kdcli.models.teacher import TeacherRunner
 from kdcli.outputs import Output
-from kdcli.runtime import pick_device, worker_count, worker_init
+from kdcli.runtime import pick_device, worker_count, worker_setup
 from kdcli.types import Preprocess
 
 Rendered = UInt8[np.ndarray, "h w 3"] | KdError
@@ -58,11 +58,12 @@ def model_features(
         DeviceError: no such device, or out of memory.
     """
     runner = TeacherRunner(model, pick_device(config.device), "off", (Output("features"),))
+    workers = worker_count(config.workers)
     loader = DataLoader(
         EvalImages(data, model.preprocess),
         batch_size=config.batch_size,
-        num_workers=worker_count(config.workers),
-        worker_init_fn=worker_init,
+        num_workers=workers,
+        worker_init_fn=worker_setup(workers),
         collate_fn=_stack,
     )
     features = np.empty((len(data), model.num_features), np.float32)

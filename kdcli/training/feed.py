@@ -20,7 +20,7 @@ from kdcli.data.sources import ImageData
 from kdcli.data.views import Params, Render, ViewSet
 from kdcli.errors import KdError
 from kdcli.objectives.base import Mixed
-from kdcli.runtime import worker_init
+from kdcli.runtime import worker_setup
 from kdcli.training.recorded import Recording, Replay
 from kdcli.types import Preprocess
 
@@ -372,7 +372,7 @@ def make_loader(
         batch_size=None,
         sampler=order,
         num_workers=workers,
-        worker_init_fn=worker_init,
+        worker_init_fn=worker_setup(workers),
         persistent_workers=workers > 0,
         pin_memory=device.type == "cuda",
         collate_fn=_unchanged,  # an item is a batch already
