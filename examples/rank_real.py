@@ -10,6 +10,7 @@ goes on where it was stopped, because finished runs and complete caches are left
 """
 
 import argparse
+import json
 import shlex
 import subprocess
 import sys
@@ -103,43 +104,46 @@ def rank_target(plan: Plan, folder: Path, name: str, teachers: list[str]) -> Non
 
 
 def train_students(plan: Plan, folder: Path, name: str, teachers: list[str], schemes: bool) -> None:
-    """The students of every single source of one target, and of every scheme."""
+    """The students of every single source of one target, and of every scheme: one sweep, one stream of images."""
     data, count = plan.targets[name]
     train, test = f"{data.format('train')},{count}", data.format("test")
     cache, runs = folder / f"{name}.kd", folder / "runs" / name
     common = ("--student", plan.student, "--image-size", STUDENT_SIZE, "--lr", "0.003", "--epochs", plan.epochs,
               "--test", test, "--quiet", "--json")  # fmt: skip
 
-    def student(out: str, method: str, *options: object) -> None:
-        kd(
-            "train-student",
-            train,
-            "--method",
-            method,
-            "--out",
-            runs / out,
-            *options,
-            *common,
-            output=folder / "last.json",
-        )
-
-    def weighted(out: str, *options: object) -> None:
+    def ranked(out: str, *options: object) -> dict[str, str]:
         ranking = folder / "rankings" / f"{name}-{out}.json"
         kd("rank-sources", "--cache", cache, *options, "--quiet", "--json", output=ranking)
-        student(out, "distill-weighted", "--cache", cache, "--ranking", ranking)
+        return {"method": "distill-weighted", "ranking": str(ranking)}
 
-    student("labels-only", "labels-only", "--recipe", "glyph")
-    student("equal", "distill-equal", "--cache", cache)
+    students: dict[str, dict[str, object]] = {"equal": {"method": "distill-equal"}}
     for source in (teacher.partition("=")[0] for teacher in teachers):
-        student(f"single-{source}", "distill-equal", "--cache", cache, "--teacher", source)
-    if not schemes:
-        return
-    for power in (1, 4, 12):
-        weighted(f"weighted-{power}", "--power", power)
-    weighted("nearest", "--scheme", "nearest")
-    weighted("inverse", "--scheme", "inverse")
-    for seed in range(plan.random_draws):
-        weighted(f"random-{seed}", "--scheme", "random-weights", "--seed", seed)
+        students[f"single-{source}"] = {"method": "distill-equal", "teacher": [source]}
+    if schemes:
+        for power in (1, 4, 12):
+            students[f"weighted-{power}"] = ranked(f"weighted-{power}", "--power", power)
+        students["nearest"] = ranked("nearest", "--scheme", "nearest")
+        students["inverse"] = ranked("inverse", "--scheme", "inverse")
+        for seed in range(plan.random_draws):
+            students[f"random-{seed}"] = ranked(
+                f"random-{seed}", "--scheme", "random-weights", "--seed", seed
+            )
+    sweep = folder / f"{name}-students.json"  # JSON is YAML
+    sweep.write_text(json.dumps({"students": students}))
+    kd("train-student", train, "--method", "labels-only", "--out", runs / "labels-only", "--recipe", "glyph", *common,
+       output=folder / "last.json")  # fmt: skip
+    kd(
+        "train-student",
+        train,
+        "--cache",
+        cache,
+        "--sweep",
+        sweep,
+        "--out",
+        runs,
+        *common,
+        output=folder / "last.json",
+    )
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ from kdcli.errors import ConfigError, UsageError, nearest
 
 SHARED = (
     "data", "cache", "data_root", "download", "test", "batch_size", "epochs", "data_seed", "recipe", "teacher_view",
+    "unlabelled_ratio", "unlabelled_includes_labelled", "strong_recipe", "label_space", "validation",
     "allow_partial", "amp", "device", "workers", "verify", "stage", "prewarm", "resident", "overwrite",
 )  # fmt: skip
 """Options of the one stream of batches, and of the process: equal for all students of a sweep."""
