@@ -1,28 +1,23 @@
 """From a configuration to a plan: everything is resolved and checked here, before a model is opened."""
 
 import functools
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass
 from typing import Any, final
 
 import numpy as np
 
 from kdcli.cache.cacheset import CacheSet
-from kdcli.cache.provenance import as_pixels, require_same_pixels
 from kdcli.cache.staging import Needs
-from kdcli.config import TrainConfig, old_new_weight
-from kdcli.console import console
+from kdcli.config import TrainConfig
 from kdcli.data.sources import ImageData, open_data
 from kdcli.data.views import ViewSet
-from kdcli.errors import BadDataError, CacheMissingError, DeviceError, UsageError, nearest
+from kdcli.errors import CacheMissingError, UsageError
 from kdcli.models.spec import ModelSpec
 from kdcli.objectives.base import Method, Settings, Setup
-from kdcli.objectives.fixmatch import strong_recipe
 from kdcli.objectives.registry import METHODS
-from kdcli.runtime import pick_device
 from kdcli.training.feed import ViewRule
 from kdcli.training.lower import Lower, choose_lower
 from kdcli.training.recorded import Recording, require_partners
-from kdcli.training.schedule import ONE_CYCLE_WARMUP
 from kdcli.training.sets import (
     NamedSet,
     data_identity,
@@ -34,34 +29,23 @@ from kdcli.training.sets import (
     require_sets,
     train_specs,
 )
-from kdcli.training.student import NEAREST_SOURCE, UNTRAINED, Start, resolve_start
+from kdcli.training.settings import (
+    OFF,
+    fit_batchnorm,
+    fit_negatives,
+    resolve_device,
+    resolve_settings,
+    settable,
+    unused_by,
+    without_unused,
+)
+from kdcli.training.student import NEAREST_SOURCE, Start, resolve_start
 from kdcli.training.teachers import Teachers, choose_teachers, joint_id, ranked_records, require_options
 from kdcli.training.validation import split_off
+from kdcli.training.viewing import choose_strong_views, choose_views
 from kdcli.types import Ranking
 
 DEFAULT_RECIPE = "imagenet"
-_OFF = {"accumulate": 1, "clip_norm": None, "label_smoothing": 0.0, "ema": None}
-"""Options of the engine, and the values that leave a run as it is without them."""
-_METHOD_OPTIONS = (
-    "teacher",
-    "ranking",
-    "generalist",
-    "temperature",
-    "label_weight",
-    "generalist_weight",
-    "unlabelled_ratio",
-    "unlabelled_includes_labelled",
-    "unlabelled_weight",
-    "threshold",
-    "strong_recipe",
-    "label_space",
-    "old_new",
-    "crd_weight",
-    "crd_negatives",
-    "crd_temperature",
-    "crd_dim",
-    "crd_momentum",
-)
 
 
 @final
@@ -171,12 +155,12 @@ class Plan:
         """What makes this run this run, as JSON: two runs of equal identity have equal results."""
         config, teachers = self.config, self.teachers
         numbers = asdict(self.settings)
-        for name in _unused(self.method) & numbers.keys():
+        for name in unused_by(self.method) & numbers.keys():
             del numbers[name]
         for (
             name,
             off,
-        ) in _OFF.items():  # not told of where it does nothing: runs begun before it existed go on
+        ) in OFF.items():  # not told of where it does nothing: runs begun before it existed go on
             if numbers.get(name, off) == off:
                 numbers.pop(name, None)
         if self.processes > 1:
@@ -270,17 +254,17 @@ def make_plan(
         DeviceError: no such device, or one that cannot run at this precision.
     """
     method, pins, sources = METHODS[config.method], pins or Pins(), sources or Sources()
-    config = _without_unused(config, method)
+    config = without_unused(config, method)
     if config.lr_grid is not None:
         raise UsageError(
             "--lr-grid makes several runs, and this is one", "Call kdcli.training.grid.train_grid."
         )
     require_sets(config, method)
     ranked, ranking = ranking, ranking if "ranking" in method.options else None
-    settings = _settings(config, method.defaults)
+    settings = resolve_settings(config, method.defaults)
     require_options(config, method, ranking)
     student = ModelSpec.parse(config.student)
-    device = _device(config, processes)
+    device = resolve_device(config, processes)
     cache = sources.cache(config.cache, config.verify) if config.cache else None
     teachers = None
     if cache is not None and method.needs.kinds:
@@ -291,16 +275,16 @@ def make_plan(
         teachers.generalist if teachers is not None else None,
         lambda: ranked_records(ranked, cache, config),
     )
-    settings = _fit_batchnorm(config, settings, start.init)
+    settings = fit_batchnorm(config, settings, start.init)
     lower = choose_lower(config, start, cache)
-    rule = _views(config, method, cache, pins.train_views)
-    strong = _strong_views(config, rule) if "strong_recipe" in method.options else None
+    rule = choose_views(config, method, cache, pins.train_views)
+    strong = choose_strong_views(config, rule) if "strong_recipe" in method.options else None
     main = next(iter(train_specs(config).values()), config.first_data)
     everything = sources.data(main, data_root=config.data_root, download=config.download)
     data = everything if method.needs.kinds or method.needs.unlabelled else labelled_only(everything)
     data, validation = split_off(config, method, data)
     recording, data = _record(config, method, settings, data, cache, teachers, lower, rule)
-    settings = _fit_negatives(method, settings, len(data))
+    settings = fit_negatives(method, settings, len(data))
     if method.needs.labels:
         require_classes(data, main)
     if _splits(settings):
@@ -313,7 +297,7 @@ def make_plan(
     test = None if sets else open_test(config, sources.data)
     config = config.model_copy(
         update={
-            **{name: getattr(settings, name) for name in _numbers() - _unused(method)},
+            **{name: getattr(settings, name) for name in settable() - unused_by(method)},
             "data": tuple(f"{each.name}={each.data.location}" for each in sets) or everything.location,
             "test": tuple(f"{each.name}={each.test.location}" for each in sets if each.test) or None
             if sets
@@ -346,160 +330,6 @@ def make_plan(
         strong,
         sets,
     )
-
-
-# --- options ----------------------------------------------------------------------------------
-
-
-def _numbers() -> set[str]:
-    return {field.name for field in fields(Settings)} & set(TrainConfig.model_fields)
-
-
-def _unused(method: Method) -> set[str]:
-    labels = set() if method.needs.labels else {"label_smoothing"}
-    return labels | set(_METHOD_OPTIONS) - method.options
-
-
-def _without_unused(config: TrainConfig, method: Method) -> TrainConfig:
-    # Said, not refused: a script that loops over methods gives all of them the same options.
-    unused = _unused(method) - ({"ranking"} if config.init == NEAREST_SOURCE else set())
-    names = (*_METHOD_OPTIONS, "label_smoothing")
-    given = [name for name in names if name in unused and getattr(config, name)]
-    if given:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        console.note(f"{method.name} does not use {flags}")
-    if config.cache and not method.needs.kinds and (method.needs.unlabelled or method.needs.sets):
-        console.note(f"{method.name} draws live views and does not use --cache")
-        config = config.model_copy(update={"cache": ()})
-    return config.model_copy(update={name: TrainConfig.model_fields[name].default for name in given})
-
-
-def _settings(config: TrainConfig, defaults: Settings) -> Settings:
-    from timm.optim import list_optimizers  # type: ignore[attr-defined]  # timm does not declare it
-
-    chosen = {name: getattr(config, name) for name in _numbers() if getattr(config, name) is not None}
-    if config.old_new is not None:
-        if config.generalist_weight is not None:
-            raise UsageError(
-                f"--old-new {config.old_new} and --generalist-weight {config.generalist_weight:g} both set lambda_0",
-                "Give one of them: OLD:NEW is --generalist-weight 2 OLD / (OLD + NEW).",
-            )
-        chosen["generalist_weight"] = old_new_weight(config.old_new)
-    settings = replace(defaults, **chosen)
-    if settings.schedule == "one-cycle" and config.warmup is None:
-        settings = replace(settings, warmup=ONE_CYCLE_WARMUP)
-    known = [str(name) for name in list_optimizers()]
-    if settings.optimizer not in known:
-        raise UsageError(
-            f"unknown optimizer '{settings.optimizer}'.{nearest(settings.optimizer, known)}",
-            f"timm has {', '.join(known[:8])} and {len(known) - 8} more.",
-        )
-    return settings
-
-
-def _fit_batchnorm(config: TrainConfig, settings: Settings, init: str) -> Settings:
-    """Freezing keeps the statistics of the weights a student starts from. Random weights have none."""
-    if config.freeze is not None:
-        return _fit_frozen(config, settings, init)
-    if settings.bn == "train" or config.bn is not None or init not in UNTRAINED:
-        return settings
-    console.note("the student starts from random weights, so BatchNorm statistics are trained, not frozen")
-    return replace(settings, bn="train")
-
-
-def _fit_negatives(method: Method, settings: Settings, images: int) -> Settings:
-    """An image has n - 1 others to be contrasted with."""
-    if "crd_negatives" not in method.options or settings.crd_negatives < images:
-        return settings
-    if images < 2:
-        raise BadDataError(
-            f"{method.name} contrasts images with each other, and there is one image only",
-            "Give more images, or use a method without CRD.",
-        )
-    console.note(
-        f"CRD: {images - 1} negatives instead of {settings.crd_negatives}, as there are {images} images"
-    )
-    return replace(settings, crd_negatives=images - 1)
-
-
-def _fit_frozen(config: TrainConfig, settings: Settings, init: str) -> Settings:
-    """A frozen backbone has no statistics to update, and no learning rate."""
-    if config.bn == "train" or config.backbone_lr_scale:
-        flag = "--bn train" if config.bn == "train" else f"--backbone-lr-scale {config.backbone_lr_scale:g}"
-        raise UsageError(
-            f"--freeze {config.freeze}, but {flag} would change the backbone", "Leave one of them out."
-        )
-    if init in UNTRAINED:
-        console.warn(f"--freeze {config.freeze} with --init {init}: the heads learn from untrained features")
-    return replace(settings, bn="frozen", backbone_lr_scale=0.0)
-
-
-def _device(config: TrainConfig, processes: int) -> str:
-    device = pick_device(config.device)
-    if config.device.startswith("cuda:") and processes > 1:
-        raise UsageError(
-            f"--device {config.device}, but every process of the run takes a device of its own",
-            "Use --device auto.",
-        )
-    if config.amp == "fp16" and not device.startswith("cuda"):
-        raise DeviceError(f"--amp fp16 does not train on {device}", "Use --amp bf16 or off.")
-    return device
-
-
-# --- views ------------------------------------------------------------------------------------
-
-
-def _views(config: TrainConfig, method: Method, cache: CacheSet | None, pinned: int | None) -> ViewRule:
-    if cache is None:
-        return ViewRule(ViewSet(0, 1.0, config.recipe or method.recipe), None)
-    views = ViewSet.from_document(cache.view_set)
-    cached = cache.view_count - 1
-    if pinned is not None and pinned <= cached:
-        cached = pinned
-    views = replace(views, train_views=cached)
-    asked = views if config.recipe is None else replace(views, recipe=config.recipe)
-    if config.teacher_view == "eval":
-        _require_unmixed(asked)
-        return ViewRule(asked, cached, "eval")
-    if asked != views:
-        raise UsageError(
-            f"--recipe {config.recipe}, but the cached views are of recipe {views.recipe}",
-            "Leave --recipe out, or take the teachers' clean view for augmented images: --teacher-view eval",
-        )
-    for member in cache.members:
-        require_same_pixels(member.manifest.view_pixels, as_pixels(views.pixels()), member.layout.root)
-    if cached == 0:
-        console.warn(
-            "the cache has only the eval view: every epoch shows the same pixels; "
-            "cache --views eval+train:K, or use --teacher-view eval"
-        )
-    return ViewRule(views, cached)
-
-
-def _strong_views(config: TrainConfig, rule: ViewRule) -> ViewSet:
-    """FixMatch's strong views: by default the weak crop and flip, then RandAugment and Cutout."""
-    recipe = config.strong_recipe or str(strong_recipe(rule.views.rule))
-    strong = ViewSet(0, 1.0, recipe)
-    for views in (rule.views, strong):
-        if views.mixes:
-            raise UsageError(
-                f"recipe {views.recipe} mixes images, and fixmatch compares two views of one image",
-                "Choose a --recipe and a --strong-recipe without MixUp and CutMix.",
-            )
-    return strong
-
-
-def _require_unmixed(views: ViewSet) -> None:
-    """Only a mixture that the teachers saw too has outputs to learn from."""
-    if views.mixes:
-        raise UsageError(
-            f"recipe {views.recipe} mixes images, and with --teacher-view eval the teachers saw them unmixed",
-            "Cache the mixed views (kd cache-teachers --views eval+train:K --recipe ...) and use "
-            "--teacher-view same, or add --recipe imagenet here.",
-        )
-
-
-# --- data -------------------------------------------------------------------------------------
 
 
 def _splits(settings: Settings) -> bool:
