@@ -79,7 +79,7 @@ def test_papers_recipe_is_the_default() -> None:
     method = METHODS["consolidation"]
     numbers = method.defaults
     assert (numbers.optimizer, numbers.momentum, numbers.weight_decay, numbers.batch_size) == (
-        "sgd",
+        "momentum",
         0.9,
         1e-4,
         32,

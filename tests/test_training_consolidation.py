@@ -60,7 +60,7 @@ def test_two_teachers_of_other_widths_are_contrasted_each_with_its_own_embedding
     shapes = [tuple(p.shape) for p in built.objective.parameters() if p.ndim == 2]
     student = built.model.num_features
     used = list(plan.teachers.weights)
-    assert shapes == [shape for name in used for shape in ((128, student), (128, widths[name]))]
+    assert shapes == [shape for name in sorted(used) for shape in ((128, student), (128, widths[name]))]
     result = train_student(config(place, f"two-{method}", method))
     said = capsys.readouterr().err
     assert "CRD: 23 negatives instead of 16384, as there are 24 images" in said
@@ -81,7 +81,7 @@ def test_a_killed_run_goes_on_to_the_same_bits_banks_and_draws_included(
     options = {"crd_negatives": 5, "crd_dim": 16, "test": place.test}
     whole = train_student(config(place, f"whole-{method}-{step}", method, **options))
     # every epoch's end is saved, so that the kill loses part of an epoch
-    monkeypatch.setattr("kdcli.training.loop.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("kdcli.training.fitting.CHECKPOINT_SECONDS", 0.0)
     killed = config(place, f"killed-{method}-{step}", method, **options)
     interrupt(killed, step, monkeypatch)
     saved = list((killed.out / "state").glob("step-*/tensors.safetensors"))

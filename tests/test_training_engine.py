@@ -196,7 +196,7 @@ def test_pieces_with_counts_average_to_the_whole_and_empty_ones_give_zero() -> N
     counts = Counts(6 / 3, 3 / 3, 3 / 3)
     found = []
     for piece in pieces:
-        batch = Batch(labels[piece], torch.arange(6)[piece], None, counts)
+        batch = Batch(labels[piece], torch.arange(6)[piece], counts=counts)
         label = label_cross_entropy(logits[piece], batch.labels, count=batch.count("labelled"))
         rows = batch.labels < 0
         soft = soft_cross_entropy(logits[piece], teacher[piece], 2.0, rows, batch.count("unlabelled"))
@@ -438,7 +438,7 @@ def test_a_loss_that_is_no_number_names_step_part_and_rate_and_keeps_the_last_go
         ) as caught:
             train_student(config)
     assert caught.value.exit_code == 40
-    assert [path.name for path in (config.out / "state").iterdir()] == ["step-00000003"]
+    assert [path.name for path in (config.out / "state").glob("step-*")] == ["step-00000003"]
     train_student(config)  # it was the machine's fault: the same command goes on from the good state
     train_student(place.config("never-nan", schedule="constant", warmup=0.0))
     assert same_student(config.out, place.root / "never-nan")

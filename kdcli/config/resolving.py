@@ -83,7 +83,9 @@ def only_flags(problems: Sequence[str]) -> bool:
 def _wants_several(kind: type[StepConfig], key: str) -> bool:
     """Whether a field holds several values, so that a lone one in a file stands for a list of one."""
     field = kind.model_fields.get(key)
-    kinds = () if field is None else (field.annotation, *get_args(field.annotation))
+    if field is None or get_origin(field.annotation) is tuple:
+        return field is not None
+    kinds = get_args(field.annotation)
     return str not in kinds and any(get_origin(kind) is tuple for kind in kinds)
 
 
