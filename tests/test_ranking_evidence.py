@@ -134,6 +134,17 @@ def test_students_that_differ_in_more_than_their_source_are_named(
     assert "epochs" not in err
 
 
+def test_a_baseline_that_started_elsewhere_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_ranking(tmp_path / "t.json", {"a": 0.1, "b": 0.2, "c": 0.3}, "c")
+    for number, source in enumerate("abc"):
+        write_result(tmp_path / f"runs/{source}", 0.5 + number / 10, {source: 1}, "c", init="random")
+    write_result(tmp_path / "runs/plain", 0.5, {}, None, target="t", init="local-dir:source")
+    evidence(tmp_path, "t")
+    assert "students of target 't' differ in init: random, local-dir:source" in capsys.readouterr().err
+
+
 def test_a_source_without_a_score_is_left_out_of_that_column_only(tmp_path: Path) -> None:
     write_target(tmp_path, "pets", 0)
     document = json.loads((tmp_path / "pets.json").read_text())

@@ -285,7 +285,9 @@ def _target(scores: Scores, students: Sequence[Student]) -> Target:
 def _warn_of_settings(target: str, students: Sequence[Student]) -> None:
     taught = [student.setting for student in students if student.weights]
     for field in taught[0]:
-        values = dict.fromkeys(str(setting[field]) for setting in taught if setting[field] is not None)
+        # Students by labels alone see fewer images, but start where the others do (P2 section 5.1).
+        settings = [student.setting for student in students] if field == "init" else taught
+        values = dict.fromkeys(str(setting[field]) for setting in settings if setting[field] is not None)
         if len(values) > 1:
             console.warn(f"students of target '{target}' differ in {field}: {', '.join(values)}")
 

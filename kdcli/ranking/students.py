@@ -70,6 +70,7 @@ class _Result(BaseModel):
     student: str | None = None
     images: int | None = None
     epochs: int | None = None
+    init: str | None = None
 
 
 def read_students(places: Sequence[str]) -> list[Student]:
@@ -122,7 +123,9 @@ def _read(path: Path) -> Student | None:
         return None
     weights = {name: weight for name, weight in result.weights.items() if weight > 0}
     scheme, power = _scheme(result.method, path, weights)
-    setting = {"student": result.student, "images": result.images, "epochs": result.epochs}
+    setting = {
+        "student": result.student, "init": result.init, "images": result.images, "epochs": result.epochs,
+    }  # fmt: skip
     return Student(
         path, result.test.top1, weights, scheme, power, result.cache_id, result.target,
         result.data or _data_of(path), setting,
