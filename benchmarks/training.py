@@ -10,6 +10,7 @@ import json
 import os
 import platform
 
+import living
 import sweeping
 import torch
 
@@ -23,7 +24,7 @@ def main() -> None:
     options = parser.parse_args()
     console.quiet = True
     torch.set_num_threads(1)
-    figures = sweeping.figures(options.quick)
+    figures = living.figures(options.quick) | sweeping.figures(options.quick)
     machine = (
         f"{platform.machine()}, {os.cpu_count()} processors, Python {platform.python_version()}, "
         f"torch {torch.__version__}"
