@@ -386,3 +386,18 @@ def test_training_by_several_ranks_is_refused_rather_than_written_over_each_othe
         check=False,
     )
     Shell(done.returncode, done.stdout, done.stderr).refused(2, "WORLD_SIZE is 2")
+
+
+def test_an_error_that_nobody_reads_keeps_its_code_and_is_no_traceback() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "kdcli", "rank-sources", "--json"],
+            stdout=writing, stderr=subprocess.PIPE, text=True, check=False, timeout=60,
+        )  # fmt: skip
+    finally:
+        os.close(writing)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr

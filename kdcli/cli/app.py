@@ -103,7 +103,10 @@ def _report(error: Exception, as_json: bool) -> int:
     if not known.told:
         console.error(known.message, known.hint)
     if as_json:
-        console.document(known.document())
+        try:
+            console.document(known.document())
+        except BrokenPipeError:  # nobody reads it any more; the exit code still says what happened
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return known.exit_code
 
 
