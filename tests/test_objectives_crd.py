@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, multiprocessing
 
 from kdcli.objectives.crd import ContrastiveDistillation, contrastive_loss, draw_rows
@@ -251,21 +252,24 @@ def _rank(rank: int, folder: str) -> None:
         loss = crd(student[mine], teacher[mine], places[mine], count=len(index) / 2)
         losses.append(loss.detach())
         gradients.append(torch.autograd.grad(loss, student)[0])
-    torch.save({"state": crd.state_dict(), "losses": losses, "gradients": gradients}, f"{folder}/{rank}.pt")
+    named = {f"state/{name}": value.contiguous() for name, value in crd.state_dict().items()}
+    named |= {f"loss/{step}": value for step, value in enumerate(losses)}
+    named |= {f"gradient/{step}": value.contiguous() for step, value in enumerate(gradients)}
+    save_file(named, f"{folder}/{rank}.safetensors")
     torch.distributed.destroy_process_group()
 
 
 def test_two_processes_keep_equal_banks_those_of_one(tmp_path: Path) -> None:
     multiprocessing.spawn(_rank, (str(tmp_path),), nprocs=2)
-    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
-    for name, value in ranks[0]["state"].items():
-        assert torch.equal(value, ranks[1]["state"][name]), name
+    ranks = [load_file(tmp_path / f"{rank}.safetensors") for rank in (0, 1)]
+    for name, value in ranks[0].items():
+        assert not name.startswith("state/") or torch.equal(value, ranks[1][name]), name
     alone = small()
     for step, index in enumerate(STEPS):
         student, teacher, places = batch(index, seed=step)
         loss = alone(student, teacher, places)
-        torch.testing.assert_close(sum(rank["losses"][step] for rank in ranks) / 2, loss.detach())
+        torch.testing.assert_close(sum(rank[f"loss/{step}"] for rank in ranks) / 2, loss.detach())
         (gradient,) = torch.autograd.grad(loss, student)
-        torch.testing.assert_close(sum(rank["gradients"][step] for rank in ranks) / 2, gradient)
+        torch.testing.assert_close(sum(rank[f"gradient/{step}"] for rank in ranks) / 2, gradient)
     for name, value in alone.state_dict().items():
-        torch.testing.assert_close(value, ranks[0]["state"][name])
+        torch.testing.assert_close(value, ranks[0][f"state/{name}"])

@@ -6,10 +6,10 @@
     python examples/realworld/p1.py FOLDER --table    the table of what is there, nothing is trained or probed
     python examples/realworld/p1.py FOLDER --tiny     few images and epochs: to see that it runs
 
-Needs kd with its demo extra, pip install 'kdcli[demo]', and Fashion-MNIST below --data-root (default /tmp/data):
+Needs kd with its demo extra, pip install 'kdcli[demo]', and Fashion-MNIST below --data-root (default: data):
 
     apt install dataset-fashion-mnist
-    mkdir -p /tmp/data/FashionMNIST/raw; cd /tmp/data/FashionMNIST/raw
+    mkdir -p data/FashionMNIST/raw; cd data/FashionMNIST/raw
     for f in /usr/share/datasets/fashion-mnist/*.gz; do gunzip -c $f > $(basename $f .gz); done
 
 Every training is a kd command, printed as it starts; the same call goes on where it was stopped. Probes are the
@@ -398,7 +398,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, help="where everything is kept")
-    parser.add_argument("--data-root", type=Path, default=Path("/tmp/data"), help="holds FashionMNIST/raw")
+    parser.add_argument("--data-root", type=Path, default=Path("data"), help="holds FashionMNIST/raw")
     parser.add_argument("--seeds", type=int, help="how many seeds")
     parser.add_argument("--tiny", action="store_true", help="a few minutes' work: to see that it runs")
     parser.add_argument("--table", action="store_true", help="train and probe nothing")

@@ -28,30 +28,18 @@ from kdcli.objectives.base import (
     Mixed,
     Needs,
     Objective,
-    Settings,
     Setup,
     TeacherOutputs,
     label_cross_entropy,
     soft_cross_entropy,
     weighted_sum,
 )
+from kdcli.objectives.consolidation import PRINTED
 
 PAPER = "P1, Representation Consolidation"
 
-P1 = Settings(
-    optimizer="momentum",  # timm's "sgd" is Nesterov's, which P1 does not say
-    momentum=0.9,
-    lr=0.01,
-    backbone_lr_scale=0.1,
-    weight_decay=1e-4,
-    decay_all=True,
-    schedule="step",
-    milestones=(0.5, 0.8),
-    epochs=40,
-    batch_size=32,
-    bn="frozen",
-    temperature=2.0,
-)
+P1 = replace(PRINTED, generalist_weight=0.0)
+"""What the paper prints for consolidation."""
 
 
 @final
