@@ -22,7 +22,7 @@ from kdcli.training.plan import make_plan
 from kdcli.training.run import train_student
 from kdcli.training.student import build_student
 
-CONTRASTIVE = ("consolidation-crd", "crd")
+CONTRASTIVE = ("consolidation-crd", "multi-head-crd")
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_two_teachers_of_other_widths_are_contrasted_each_with_its_own_embedding
     assert heads == {"gen", "exp"}  # the embeddings are dropped
 
 
-@pytest.mark.parametrize(("method", "step"), [("consolidation-crd", 4), ("crd", 7), ("consolidation-crd", 2)])
+@pytest.mark.parametrize(("method", "step"), [("consolidation-crd", 4), ("multi-head-crd", 7), ("consolidation-crd", 2)])
 def test_a_killed_run_goes_on_to_the_same_bits_banks_and_draws_included(
     place: Place, method: str, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,7 +128,7 @@ def test_a_cache_without_features_is_refused_with_a_command_that_adds_them(tmp_p
 
 def test_one_image_has_nothing_to_be_contrasted_with(place: Place) -> None:
     with pytest.raises(BadDataError, match="one image only"):
-        make_plan(config(place, "x", "crd", data=f"{place.data}@n=1"))
+        make_plan(config(place, "x", "multi-head-crd", data=f"{place.data}@n=1"))
 
 
 def test_labels_change_nothing_for_crd(place: Place) -> None:
@@ -143,13 +143,13 @@ def test_labels_change_nothing_for_crd(place: Place) -> None:
 
 def test_the_baselines_keep_lambda_i_and_drop_the_generalist(place: Place) -> None:
     assert weights(place, "consolidation-crd") == {"gen": 1.0, "exp": 1.0}
-    for method in ("multi-head-kd", "crd"):
+    for method in ("multi-head-kd", "multi-head-crd"):
         assert weights(place, method) == {"exp": 1.0}
     assert weights(place, "soft-label") == {"gen": 1.0}
     assert weights(place, "consolidation", generalist_weight=0.0) == {"exp": 2.0}
 
 
-@pytest.mark.parametrize("method", ["multi-head-kd", "crd", "soft-label"])
+@pytest.mark.parametrize("method", ["multi-head-kd", "multi-head-crd", "soft-label"])
 def test_a_baseline_starts_from_the_generalist(place: Place, method: str) -> None:
     result = train_student(config(place, f"base-{method}", method, epochs=1, lr=1e-12))
     assert result.details["init"] == place.specs["gen"]

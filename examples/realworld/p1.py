@@ -39,7 +39,7 @@ OURS = {"optimizer": "adamw", "lr": 1e-3, "backbone_lr_scale": 1.0, "weight_deca
 
 METHODS = {
     "KD": "multi-head-kd",
-    "CRD": "crd",
+    "CRD": "multi-head-crd",
     "ours KD": "consolidation",
     "ours CRD": "consolidation-crd",
 }

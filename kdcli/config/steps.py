@@ -214,7 +214,7 @@ MethodName = Literal[
     "consolidation",
     "consolidation-crd",
     "multi-head-kd",
-    "crd",
+    "multi-head-crd",
     "soft-label",
     "multi-task",
     "replay-oracle",

@@ -215,7 +215,7 @@ METHODS = (
         _OPTIONS,
     ),
     Method(
-        "crd",
+        "multi-head-crd",
         PAPER,
         "Eq. 1, KD + CRD, lambda_0 = 0",
         "Baseline: multi-head-kd that contrasts features, too; no labels.",
