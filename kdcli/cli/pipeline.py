@@ -30,7 +30,8 @@ def train_student(
         typer.Option(
             "--method",
             help="labels-only, distill-nearest, distill-weighted, distill-equal, fixmatch, consolidation, "
-            "consolidation-crd, multi-head-kd, multi-head-crd, soft-label, multi-task or replay-oracle; see kd methods.",
+            "consolidation-crd, multi-head-kd, multi-head-crd, soft-label, multi-task or replay-oracle; "
+            "see kd methods.",
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Output folder of the run.")] = None,
