@@ -3,7 +3,7 @@
 Photographs (crops of scikit-image's, as JPEGs of 160 x 120) in four classes; a resnet10t at 64 pixels learns from
 three teachers (resnet18, resnet34, mobilenetv3_large_100; random weights: the cost is that of trained ones). All
 runs share loader, images, views and batches. What is timed is whole epochs after a run's first, in which workers
-start. Each value is the median over the turns of a ratio within one turn.
+start; a run's time is their median. Each value is the median over the turns of a ratio within one turn.
 """
 
 import statistics
@@ -73,10 +73,10 @@ class Runs:
         return self.config(out, "distill-equal", **own)
 
     def labels_epoch(self, out: Path) -> float:
-        return self.mean(train_student(self.config(out, "labels-only")).history)
+        return self.middle(train_student(self.config(out, "labels-only")).history)
 
     def cached_epoch(self, out: Path, names: Sequence[str]) -> float:
-        return self.mean(train_student(self.cached(out, names)).history)
+        return self.middle(train_student(self.cached(out, names)).history)
 
     def live_epoch(self, out: Path) -> tuple[float, float]:
         """The same student with the teachers' forward in our loop; and the seconds of that forward."""
@@ -99,8 +99,7 @@ class Runs:
                 batch.teacher[name]["logits"] = logits
 
         history = train_student(self.cached(out, tuple(TEACHERS)), on_batch=forward).history
-        steps = len(spent) // self.epochs
-        return self.mean(history), sum(spent[steps:]) / (self.epochs - 1)
+        return self.middle(history), self.per_epoch(spent)
 
     def timm_epoch(self, out: Path) -> tuple[float, float]:
         """Timm's task with teacher ``a`` on batches of our loader; and the seconds of the teacher's forward."""
@@ -115,13 +114,13 @@ class Runs:
         )  # fmt: skip
         optimizer = create_optimizer_v2(student, opt="adamw", lr=LR, weight_decay=DECAY)
         task.train()
-        seconds, spent = [], [0.0]
-        task.teacher.register_forward_pre_hook(lambda *_: spent.append(-time.perf_counter()))
-        task.teacher.register_forward_hook(lambda *_: spent.append(time.perf_counter()))
+        seconds: list[float] = []
+        started: list[float] = []
+        spent: list[float] = []
+        task.teacher.register_forward_pre_hook(lambda *_: started.append(time.perf_counter()))
+        task.teacher.register_forward_hook(lambda *_: spent.append(time.perf_counter() - started[-1]))
         for epoch in range(self.epochs):
             order.seek(epoch)
-            if epoch == 1:
-                spent.clear()
             start = time.perf_counter()
             for batch in loader:
                 if isinstance(batch, KdError):
@@ -130,11 +129,18 @@ class Runs:
                 task(normalise(batch.pixels, preprocess), batch.labels)["loss"].backward()
                 optimizer.step()
             seconds.append(time.perf_counter() - start)
-        return statistics.mean(seconds[1:]), sum(spent) / (self.epochs - 1)
+        return statistics.median(seconds[1:]), self.per_epoch(spent)
+
+    def per_epoch(self, spent: Sequence[float]) -> float:
+        """Seconds that the steps of an epoch take together, of all but the first."""
+        steps = len(spent) // self.epochs
+        return statistics.median(
+            sum(spent[epoch * steps : (epoch + 1) * steps]) for epoch in range(1, self.epochs)
+        )
 
     @staticmethod
-    def mean(history: Sequence[dict[str, Any]]) -> float:
-        return statistics.mean(epoch["seconds"] for epoch in history[1:])
+    def middle(history: Sequence[dict[str, Any]]) -> float:
+        return statistics.median(epoch["seconds"] for epoch in history[1:])
 
 
 def turn(runs: Runs, out: Path, backwards: bool) -> dict[str, float]:
@@ -163,7 +169,7 @@ def turn(runs: Runs, out: Path, backwards: bool) -> dict[str, float]:
 
 def figures(quick: bool) -> dict[str, Figure]:
     """The design's two rows of an epoch on the cache, live teachers in our loop and in timm's task."""
-    images, epochs, turns = (96, 2, 2) if quick else (160, 3, 5)
+    images, epochs, turns = (96, 3, 2) if quick else (160, 6, 5)
     found: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)

