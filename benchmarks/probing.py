@@ -6,7 +6,7 @@ Both standardise 5 shots per class, choose C of 7 values by the same 5 folds, fi
 They take turns, draw by draw, on the same threads (OMP_NUM_THREADS sets them; scikit-learn gets as many
 processes); a speed is the median over the draws of the ratio in each. Accuracies and the C chosen are
 compared over all draws of all problems, objectives against liblinear at a tolerance of 1e-8. ``--quick``
-takes one problem and two draws.
+takes one problem and one draw.
 """
 
 import argparse
@@ -22,12 +22,17 @@ from typing import Any
 
 import numpy as np
 import sklearn
-import torch
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
-from kdcli.probing.protocols import few_shot_accuracies, shot_draws, standardised_fit
+from kdcli.runtime import calm_openmp
+
+calm_openmp()  # as kd does at its start
+
+import torch  # noqa: E402
+
+from kdcli.probing.protocols import few_shot_accuracies, shot_draws, standardised_fit  # noqa: E402
 
 GRID = tuple(10.0 ** np.arange(-4, 3))
 SHOTS, FOLDS, PROTOCOL_DRAWS = 5, 5, 50
@@ -132,7 +137,7 @@ def figures(problems: tuple[tuple[int, int], ...], draws: int) -> dict[str, Figu
 
 
 def figure(value: float, goal: float, unit: str, higher: bool = True) -> Figure:
-    return {"value": value, "goal": goal, "higher_is_better": higher, "unit": unit}
+    return {"value": float(f"{value:.3g}"), "goal": goal, "higher_is_better": higher, "unit": unit}
 
 
 def say(line: str) -> None:
@@ -140,27 +145,26 @@ def say(line: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--draws", type=int, help="per problem (default 5; quick: 2)")
+    parser.add_argument("--draws", type=int, help="per problem (default 5; quick: 1)")
     arguments = parser.parse_args()
     torch.set_num_threads(threads())
     warnings.simplefilter("ignore")  # liblinear's ConvergenceWarning, in its own processes too
     os.environ["PYTHONWARNINGS"] = "ignore"
     problems = PROBLEMS[:1] if arguments.quick else PROBLEMS
-    found = figures(problems, arguments.draws or (2 if arguments.quick else 5))
-    machine = {
-        "processor": platform.processor() or platform.machine(),
-        "threads": threads(),
-        "load": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "scikit-learn": sklearn.__version__,
-        "torch": torch.__version__,
-    }
+    found = figures(problems, arguments.draws or (1 if arguments.quick else 5))
+    machine = (
+        f"{platform.machine()}, {os.cpu_count()} processors, {threads()} threads, load {os.getloadavg()[0]:.1f}, "
+        f"Python {platform.python_version()}, scikit-learn {sklearn.__version__}, torch {torch.__version__}"
+    )
     if arguments.json:
-        print(json.dumps({"figures": found, "machine": machine}, indent=2))
+        print(json.dumps({"figures": found, "machine": machine}))
         return
+    print(machine)
     for name, line in found.items():
         print(f"{name:36} {line['value']:12.4g} {line['unit']}, goal {line['goal']:g}")
 

@@ -174,6 +174,5 @@ def report_convergence(draws: Sequence[Draw]) -> None:
     unconverged = sum(draw.unconverged for draw in draws)
     if unconverged:
         console.warn(
-            f"{unconverged} of {fits} fits stopped before they converged; "
-            "accuracies may be slightly off"
+            f"{unconverged} of {fits} fits stopped before they converged; accuracies may be slightly off"
         )
