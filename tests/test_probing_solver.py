@@ -11,7 +11,7 @@ from sklearn.svm import LinearSVC
 
 from kdcli.probing import solver
 from kdcli.probing.protocols import C_GRID
-from kdcli.probing.solver import fit
+from kdcli.probing.solver import Method, fit
 
 
 @pytest.fixture(scope="module")
@@ -31,32 +31,38 @@ def wide_problem(seed: int, classes: int = 4, d: int = 120) -> tuple[Any, Any]:
     return rng.normal(size=(classes, d))[labels] * 0.4 + rng.normal(size=(5 * classes, d)), labels
 
 
-def test_vector_v9_at_each_c(digits: tuple[Any, Any]) -> None:
+both_solvers = pytest.mark.parametrize("method", ["exact", "sklearn"])
+
+
+@both_solvers
+def test_vector_v9_at_each_c(digits: tuple[Any, Any], method: Method) -> None:
     features, labels = digits
     rows = v9_shots(labels, 0)
     accuracies = [
-        (fit(features[rows], labels[rows], (c,), 1).predict(features[1000:]) == labels[1000:]).mean()
+        (fit(features[rows], labels[rows], (c,), 1, method).predict(features[1000:]) == labels[1000:]).mean()
         for c in C_GRID
     ]
     assert accuracies == pytest.approx([0.810540, 0.853199, 0.858218, 0.848181], abs=1e-6)
 
 
-def test_vector_v9_with_cross_validation(digits: tuple[Any, Any]) -> None:
+@both_solvers
+def test_vector_v9_with_cross_validation(digits: tuple[Any, Any], method: Method) -> None:
     features, labels = digits
     accuracies = []
     for seed in range(10):
         rows = v9_shots(labels, seed)
-        classifier = fit(features[rows], labels[rows], C_GRID, 5)
+        classifier = fit(features[rows], labels[rows], C_GRID, 5, method)
         accuracies.append((classifier.predict(features[1000:]) == labels[1000:]).mean())
     assert np.mean(accuracies) == pytest.approx(0.838394, abs=1e-6)
     assert np.std(accuracies) == pytest.approx(0.019750, abs=1e-6)
 
 
+@both_solvers
 @pytest.mark.parametrize("c", C_GRID)
 @pytest.mark.parametrize("classes", [2, 4])
-def test_working_in_n_columns_gives_the_solution_in_d_columns(c: float, classes: int) -> None:
+def test_gives_the_solution_in_d_columns(c: float, classes: int, method: Method) -> None:
     shots, labels = wide_problem(classes, classes)
-    ours = fit(shots, labels, (c,), 1)
+    ours = fit(shots, labels, (c,), 1, method)
     theirs = LinearSVC(C=c, dual=True, tol=1e-10, max_iter=10**6, random_state=0).fit(shots, labels)
     expected, intercepts = theirs.coef_, theirs.intercept_
     if classes == 2:
@@ -67,38 +73,43 @@ def test_working_in_n_columns_gives_the_solution_in_d_columns(c: float, classes:
     assert np.array_equal(ours.predict(test), theirs.predict(test))
 
 
+@both_solvers
 @pytest.mark.parametrize("seed", range(3))
-def test_chooses_the_c_of_grid_search(seed: int) -> None:
+def test_chooses_the_c_of_grid_search(seed: int, method: Method) -> None:
     shots, labels = wide_problem(seed, classes=5)
     folds = StratifiedKFold(5, shuffle=True, random_state=0)
     model = LinearSVC(dual=True, tol=1e-6, max_iter=10_000, random_state=0)
     search = GridSearchCV(model, {"C": list(C_GRID)}, cv=folds).fit(shots, labels)
-    assert fit(shots, labels, C_GRID, 5).c == search.best_params_["C"]
+    assert fit(shots, labels, C_GRID, 5, method).c == search.best_params_["C"]
 
 
-def test_more_shots_than_columns_are_solved_as_they_are() -> None:
+@both_solvers
+def test_more_shots_than_columns(method: Method) -> None:
     rng = np.random.default_rng(0)
     labels = np.arange(90) % 3
     shots = rng.normal(size=(3, 6))[labels] + rng.normal(size=(90, 6))
     theirs = LinearSVC(C=1, dual=False, tol=1e-10, max_iter=10**6).fit(shots, labels)
-    assert fit(shots, labels, (1.0,), 1).coefficients == pytest.approx(theirs.coef_, abs=1e-4)
+    assert fit(shots, labels, (1.0,), 1, method).coefficients == pytest.approx(theirs.coef_, abs=1e-4)
 
 
-def test_equally_accurate_c_gives_the_smallest_in_any_order_of_the_grid() -> None:
+@both_solvers
+def test_equally_accurate_c_gives_the_smallest_in_any_order_of_the_grid(method: Method) -> None:
     labels = np.repeat([0, 1], 5)
     shots = np.eye(2)[labels] * 100
-    assert fit(shots, labels, (10.0, 0.1, 1.0), 5).c == 0.1
+    assert fit(shots, labels, (10.0, 0.1, 1.0), 5, method).c == 0.1
 
 
-def test_class_indices_need_not_be_consecutive() -> None:
+@both_solvers
+def test_class_indices_need_not_be_consecutive(method: Method) -> None:
     shots, labels = wide_problem(1)
-    assert set(fit(shots, labels * 7 + 3, (1.0,), 1).predict(shots)) == {3, 10, 17, 24}
+    assert set(fit(shots, labels * 7 + 3, (1.0,), 1, method).predict(shots)) == {3, 10, 17, 24}
 
 
-def test_classes_smaller_than_the_folds_are_in_order() -> None:
+@both_solvers
+def test_classes_smaller_than_the_folds_are_in_order(method: Method) -> None:
     shots, labels = wide_problem(2)
     kept = np.r_[0, 1, 5:20]
-    assert fit(shots[kept], labels[kept], C_GRID, 5).fits == 4 * 5 + 1
+    assert fit(shots[kept], labels[kept], C_GRID, 5, method).fits == 4 * 5 + 1
 
 
 def test_fits_that_stop_early_are_counted_not_warned_of(
@@ -106,6 +117,6 @@ def test_fits_that_stop_early_are_counted_not_warned_of(
 ) -> None:
     monkeypatch.setattr(solver, "MAX_ITERATIONS", 1)
     shots, labels = wide_problem(0)
-    classifier = fit(shots, labels, C_GRID, 5)
+    classifier = fit(shots, labels, C_GRID, 5, "sklearn")
     assert (classifier.fits, classifier.unconverged) == (21, 21)
     assert not [w for w in recwarn if issubclass(w.category, ConvergenceWarning)]

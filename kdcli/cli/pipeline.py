@@ -326,6 +326,10 @@ def eval_probe(
         int | None, typer.Option("--draws", help="Random draws of the shots (default 50).")
     ] = None,
     seed: opt.Seed = None,
+    solver: Annotated[
+        str | None,
+        typer.Option("--solver", help="exact (default), or sklearn: LinearSVC, the slow reference."),
+    ] = None,
     batch_size: opt.BatchSize = None,
     device: opt.Device = None,
     workers: opt.Workers = None,

@@ -467,6 +467,9 @@ class ProbeConfig(StepConfig):
     shots: int = Field(5, ge=1, description="Images per class and draw.")
     draws: int = Field(50, ge=1, description="Random draws of the shots.")
     seed: int = Field(0, ge=0, description="Seed of the draws; the same draws for every representation.")
+    solver: Literal["exact", "sklearn"] = Field(
+        "exact", description="Of the SVM: kd's exact one, or scikit-learn's LinearSVC, the slow reference."
+    )
     batch_size: int = Field(64, ge=1, description="Images per forward.", json_schema_extra=Mechanical)
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.", json_schema_extra=Mechanical)
     workers: int | None = Field(

@@ -9,7 +9,7 @@ from jaxtyping import Float, Float64, Int64
 
 from kdcli.console import console
 from kdcli.metrics.checks import check_classes
-from kdcli.probing.solver import MAX_ITERATIONS, Classifier, fit
+from kdcli.probing.solver import Classifier, Method, fit
 
 C_GRID: Final[Sequence[float]] = (0.01, 0.1, 1.0, 10.0)
 DEFAULT_C: Final = 1.0
@@ -93,6 +93,9 @@ def few_shot_accuracies(
     draws: Int64[np.ndarray, "draws k"],
     test: Float[np.ndarray, "m d"],
     test_labels: Int64[np.ndarray, " m"],
+    grid: Sequence[float] = C_GRID,
+    method: Method = "exact",
+    device: str = "cpu",
 ) -> Iterator[Draw]:
     """P1's few-shot linear probe, one draw after the other.
 
@@ -104,22 +107,37 @@ def few_shot_accuracies(
     folds; every class has two shots or more, so each is in every training part. With one shot per
     class there is nothing to hold out: C = 1, with a warning.
 
+    Args:
+        train: features that ``draws`` index.
+        train_labels: class index of each.
+        draws: of :func:`shot_draws`.
+        test: features of the test images.
+        test_labels: class index of each.
+        grid: values of C.
+        method: the solver.
+        device: torch device of the exact solver.
+
     Yields:
         One result per row of ``draws``; nothing of a draw is kept.
     """
     folds = min(MAX_FOLDS, int(np.max(np.bincount(train_labels[draws[0]]))))
-    grid = C_GRID
     if folds < 2:
         console.warn(f"one shot per class leaves nothing to hold out: C = {DEFAULT_C:g}, no cross-validation")
         grid = (DEFAULT_C,)
     for rows in draws:
-        classifier = standardised_fit(train[rows].astype(np.float64), train_labels[rows], grid, folds)
+        shots = train[rows].astype(np.float64)
+        classifier = standardised_fit(shots, train_labels[rows], grid, folds, method, device)
         accuracy = _accuracy(classifier, test, test_labels)
         yield Draw(accuracy, classifier.c, classifier.fits, classifier.unconverged)
 
 
 def standardised_fit(
-    shots: Float64[np.ndarray, "k d"], labels: Int64[np.ndarray, " k"], grid: Sequence[float], folds: int
+    shots: Float64[np.ndarray, "k d"],
+    labels: Int64[np.ndarray, " k"],
+    grid: Sequence[float],
+    folds: int,
+    method: Method = "exact",
+    device: str = "cpu",
 ) -> Classifier:
     """Fit on standardised shots and fold the scaling into the coefficients: test images need none.
 
@@ -128,11 +146,13 @@ def standardised_fit(
         labels: class index of each.
         grid: values of C.
         folds: of the cross-validation; the scaling stays that of all shots.
+        method: the solver.
+        device: torch device of the exact solver.
     """
     from sklearn.preprocessing import StandardScaler
 
     scaler = StandardScaler().fit(shots)
-    scaled = fit(scaler.transform(shots), labels, grid, folds)
+    scaled = fit(scaler.transform(shots), labels, grid, folds, method, device)
     coefficients = scaled.coefficients / scaler.scale_
     intercepts = scaled.intercepts - coefficients @ scaler.mean_
     return Classifier(coefficients, intercepts, scaled.classes, scaled.c, scaled.fits, scaled.unconverged)
@@ -154,6 +174,5 @@ def report_convergence(draws: Sequence[Draw]) -> None:
     unconverged = sum(draw.unconverged for draw in draws)
     if unconverged:
         console.warn(
-            f"{unconverged} of {fits} fits stopped at {MAX_ITERATIONS} iterations before they converged; "
-            "accuracies may be slightly off"
+            f"{unconverged} of {fits} fits stopped before they converged; accuracies may be slightly off"
         )

@@ -1,12 +1,15 @@
 """The linear classifier of a probe: L2-regularised squared hinge, one-vs-rest, C by cross-validation.
 
-Everything that knows scikit-learn is here, so that another solver is one other function :func:`fit`.
+Two solvers of the same problems: ``exact`` is kdcli.probing.squared_hinge, in sample space and for all
+classes at once; ``sklearn`` is LinearSVC, the reference. Their optima are the same, so predictions and
+the C chosen are too, but for ties within liblinear's tolerance.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import final
+from typing import Literal, final
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -14,6 +17,11 @@ from jaxtyping import Float64, Int64
 MAX_ITERATIONS = 10_000
 TOLERANCE = 1e-6
 """liblinear's default of 1e-4 moved single predictions of the reference problem; this costs no time here."""
+_SMALL = 1000
+
+Method = Literal["exact", "sklearn"]
+Folds = Sequence[tuple[Int64[np.ndarray, " _"], Int64[np.ndarray, " _"]]]
+"""Training and held-out rows of each fold."""
 
 
 @final
@@ -27,7 +35,7 @@ class Classifier:
         classes: the class index that each row stands for, ascending.
         c: the inverse regularisation strength chosen.
         fits: how many problems were solved on the way.
-        unconverged: how many of them stopped at ``MAX_ITERATIONS``.
+        unconverged: how many of them stopped before they converged.
     """
 
     coefficients: Float64[np.ndarray, "c d"]
@@ -45,15 +53,14 @@ class Classifier:
 
 
 def fit(
-    shots: Float64[np.ndarray, "n d"], labels: Int64[np.ndarray, " n"], grid: Sequence[float], folds: int
+    shots: Float64[np.ndarray, "n d"],
+    labels: Int64[np.ndarray, " n"],
+    grid: Sequence[float],
+    folds: int,
+    method: Method = "exact",
+    device: str = "cpu",
 ) -> Classifier:
-    """Choose C by cross-validation, then fit on all shots: GridSearchCV(LinearSVC), but exact in n columns.
-
-    Where n < d the rows are first written in an orthonormal basis of their span (n columns). Inner
-    products stay as they are and an L2-regularised solution lies in that span, so every problem, of the
-    folds too, has the same solution; the intercept is a column of its own in both. Measured at n = 50,
-    d = 1280: 1.4 ms a fit instead of 26. liblinear solves the dual there: separable shots at large C
-    take its primal solver 230 times as long (trap T14); that one is for n >= d.
+    """Choose C by cross-validation, then fit on all shots, as GridSearchCV(LinearSVC) does.
 
     Args:
         shots: scaled features.
@@ -61,38 +68,137 @@ def fit(
         grid: values of C; of equally accurate ones the smallest is taken.
         folds: number of stratified folds, shuffled with seed 0; 1 for no cross-validation, which
             needs a grid of one value.
+        method: the solver.
+        device: torch device of the exact solver; results are float64 everywhere.
+    """
+    grid = sorted(grid)
+    parts = stratified_folds(labels, folds) if len(grid) > 1 else []
+    if method == "exact":
+        with _one_thread_if_small(len(shots)):
+            return _fit_exact(shots, labels, grid, parts, device)
+    return _fit_sklearn(shots, labels, grid, parts)
+
+
+def stratified_folds(labels: Int64[np.ndarray, " n"], folds: int) -> Folds:
+    """Shuffled with seed 0. A class with fewer images than folds is spread over some of them."""
+    from sklearn.model_selection import StratifiedKFold
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class", UserWarning)
+        split = StratifiedKFold(folds, shuffle=True, random_state=0).split(np.zeros((len(labels), 1)), labels)
+        return list(split)
+
+
+def best_c(grid: Sequence[float], accuracies: Float64[np.ndarray, "c folds"]) -> float:
+    """The smallest C of the highest mean accuracy.
+
+    Rounded, because equal accuracies summed in another order differ in the last bit.
+    """
+    return float(grid[int(np.argmax(accuracies.mean(axis=1).round(12)))])
+
+
+# --- in sample space --------------------------------------------------------------------------
+
+
+@contextmanager
+def _one_thread_if_small(samples: int) -> Iterator[None]:
+    """Threads that share out systems of a few hundred rows wait for each other: two took 2.3 times as long."""
+    import torch
+
+    threads = torch.get_num_threads()
+    if samples <= _SMALL:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _fit_exact(
+    shots: Float64[np.ndarray, "n d"],
+    labels: Int64[np.ndarray, " n"],
+    grid: Sequence[float],
+    parts: Folds,
+    device: str,
+) -> Classifier:
+    """All folds and values of C read one Gram matrix; active sets are handed from each C to the next."""
+    import torch  # takes seconds to load; sklearn needs none of it
+
+    from kdcli.probing import squared_hinge
+
+    rows = torch.from_numpy(np.ascontiguousarray(shots)).to(device)
+    gram = squared_hinge.gram_matrix(rows)
+    accuracies = np.zeros((len(grid), len(parts)))
+    fits = unconverged = 0
+    for fold, (train, held_out) in enumerate(parts):
+        own, other = torch.from_numpy(train).to(device), torch.from_numpy(held_out).to(device)
+        within, across = gram[own[:, None], own], gram[other[:, None], own]
+        classes, signs = _signs(labels[train])
+        signs_there, active = torch.from_numpy(signs).to(device), None
+        for number, c in enumerate(grid):
+            solution = squared_hinge.solve(within, signs_there, c, active)
+            active = solution.active
+            scores = (across @ solution.beta).cpu().numpy()
+            accuracies[number, fold] = (_decide(scores, classes) == labels[held_out]).mean()
+            fits, unconverged = fits + 1, unconverged + int(not solution.converged.all())
+    c = best_c(grid, accuracies) if parts else float(grid[0])
+    classes, signs = _signs(labels)
+    solution = squared_hinge.solve(gram, torch.from_numpy(signs).to(device), c)
+    coefficients = (solution.beta.T @ rows).cpu().numpy()
+    intercepts = solution.beta.sum(dim=0).cpu().numpy()
+    unconverged += int(not solution.converged.all())
+    return Classifier(*_both(coefficients, intercepts), classes, c, fits + 1, unconverged)
+
+
+def _signs(labels: Int64[np.ndarray, " n"]) -> tuple[Int64[np.ndarray, " c"], Float64[np.ndarray, "n k"]]:
+    """Classes and a column of signs for each; of two classes only the second's, as in LinearSVC."""
+    classes = np.unique(labels)
+    columns = classes[1:] if len(classes) == 2 else classes
+    return classes, np.where(labels[:, None] == columns, 1.0, -1.0)
+
+
+def _decide(scores: Float64[np.ndarray, "m k"], classes: Int64[np.ndarray, " c"]) -> Int64[np.ndarray, " m"]:
+    chosen = scores[:, 0] > 0 if scores.shape[1] == 1 else scores.argmax(axis=1)
+    decided: Int64[np.ndarray, " m"] = classes[chosen.astype(np.int64)]
+    return decided
+
+
+def _both(
+    coefficients: Float64[np.ndarray, "k d"], intercepts: Float64[np.ndarray, " k"]
+) -> tuple[Float64[np.ndarray, "c d"], Float64[np.ndarray, " c"]]:
+    """The one row of two classes, which is the second's, written out for both."""
+    if len(coefficients) > 1:
+        return coefficients, intercepts
+    return np.vstack([-coefficients, coefficients]), np.hstack([-intercepts, intercepts])
+
+
+# --- by scikit-learn --------------------------------------------------------------------------
+
+
+def _fit_sklearn(
+    shots: Float64[np.ndarray, "n d"], labels: Int64[np.ndarray, " n"], grid: Sequence[float], parts: Folds
+) -> Classifier:
+    """LinearSVC, in n columns where n < d.
+
+    Such rows are first written in an orthonormal basis of their span. Inner products stay as they are
+    and an L2-regularised solution lies in that span, so every problem, of the folds too, has the same
+    solution; the intercept is a column of its own in both. liblinear solves the dual there: separable
+    shots at large C take its primal solver 230 times as long (trap T14); that one is for n >= d.
     """
     wide = shots.shape[0] < shots.shape[1]
     basis, columns = np.linalg.qr(shots.T) if wide else (None, shots.T)
-    solver = _Solver(dual=wide)
-    c = grid[0] if len(grid) == 1 else _best_c(columns.T, labels, sorted(grid), folds, solver)
-    coefficients, intercepts, classes = solver.solve(columns.T, labels, c)
-    if basis is not None:
-        coefficients = coefficients @ basis.T
-    return Classifier(coefficients, intercepts, classes, c, solver.fits, solver.unconverged)
-
-
-def _best_c(
-    rows: Float64[np.ndarray, "n r"],
-    labels: Int64[np.ndarray, " n"],
-    grid: Sequence[float],
-    folds: int,
-    solver: "_Solver",
-) -> float:
-    from sklearn.model_selection import StratifiedKFold
-
-    accuracies = np.zeros((len(grid), folds))
-    with warnings.catch_warnings():
-        # A class with fewer images than folds is in order: its images are spread over some of them.
-        warnings.filterwarnings("ignore", "The least populated class", UserWarning)
-        parts = list(StratifiedKFold(folds, shuffle=True, random_state=0).split(rows, labels))
+    rows, solver = columns.T, _Solver(dual=wide)
+    accuracies = np.zeros((len(grid), len(parts)))
     for fold, (train, held_out) in enumerate(parts):
         for number, c in enumerate(grid):
             coefficients, intercepts, classes = solver.solve(rows[train], labels[train], c)
             scores = rows[held_out] @ coefficients.T + intercepts
             accuracies[number, fold] = (classes[scores.argmax(axis=1)] == labels[held_out]).mean()
-    # Rounded, because equal accuracies summed in another order differ in the last bit.
-    return float(grid[int(np.argmax(accuracies.mean(axis=1).round(12)))])
+    c = best_c(grid, accuracies) if parts else float(grid[0])
+    coefficients, intercepts, classes = solver.solve(rows, labels, c)
+    if basis is not None:
+        coefficients = coefficients @ basis.T
+    return Classifier(coefficients, intercepts, classes, c, solver.fits, solver.unconverged)
 
 
 @final
@@ -119,8 +225,4 @@ class _Solver:
         for warning in caught:
             if not issubclass(warning.category, ConvergenceWarning):
                 warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-        coefficients, intercepts = model.coef_, model.intercept_
-        if len(model.classes_) == 2:  # scikit-learn gives one row for the second class: write out both
-            coefficients = np.vstack([-coefficients, coefficients])
-            intercepts = np.hstack([-intercepts, intercepts])
-        return coefficients, intercepts, model.classes_.astype(np.int64)
+        return *_both(model.coef_, model.intercept_), model.classes_.astype(np.int64)

@@ -14,6 +14,7 @@ from kdcli.errors import BadDataError, UsageError
 from kdcli.metrics.checks import check_finite
 from kdcli.probing.protocols import Draw, few_shot_accuracies, report_convergence, shot_draws
 from kdcli.probing.stats import Summary, summarise
+from kdcli.runtime import pick_device
 
 EVAL_VIEW = 0
 
@@ -91,7 +92,7 @@ def eval_probe(config: ProbeConfig) -> ProbeResult:
         representation, train_features, test_features = _from_cache(caches, teacher, task)
     check_finite(train_features, lambda row: f"image '{task.train.keys[row]}'")
     check_finite(test_features, lambda row: f"image '{task.test.keys[row]}'")
-    results = _run(task, train_features, test_features)
+    results = _run(task, train_features, test_features, config)
     report_convergence(results)
     accuracy = summarise(np.array([result.accuracy for result in results]))
     classes = len(np.unique(task.train.labels))
@@ -99,17 +100,34 @@ def eval_probe(config: ProbeConfig) -> ProbeResult:
 
 
 def _run(
-    task: _Task, train_features: Float[np.ndarray, "n d"], test_features: Float[np.ndarray, "m d"]
+    task: _Task,
+    train_features: Float[np.ndarray, "n d"],
+    test_features: Float[np.ndarray, "m d"],
+    config: ProbeConfig,
 ) -> list[Draw]:
     results: list[Draw] = []
     draws = few_shot_accuracies(
-        train_features, task.train.labels, task.draws, test_features, task.test_labels
+        train_features,
+        task.train.labels,
+        task.draws,
+        test_features,
+        task.test_labels,
+        method=config.solver,
+        device=_solver_device(config),
     )
     with console.progress(len(task.draws), "draws", "probe") as bar:
         for result in draws:
             results.append(result)
             bar.advance(1, accuracy=f"{result.accuracy:.3f}")
     return results
+
+
+def _solver_device(config: ProbeConfig) -> str:
+    """Where the exact solver computes: float64 exists on CUDA and the CPU only."""
+    if config.solver == "sklearn":
+        return "cpu"
+    device = pick_device(config.device)
+    return device if device.startswith("cuda") else "cpu"
 
 
 def _check_source(config: ProbeConfig) -> None:

@@ -1,0 +1,135 @@
+"""The exact solver: its optimum against liblinear's, duality, and the stationarity of the solution."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.svm import LinearSVC
+
+from kdcli.probing import squared_hinge
+from kdcli.probing.solver import fit
+from kdcli.probing.squared_hinge import Solution, dual_objective, gram_matrix, solve
+
+GRID = 10.0 ** np.arange(-3, 4)
+
+
+def clusters(seed: int, classes: int, shots: int, d: int, apart: float) -> tuple[Any, Any]:
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(classes), shots)
+    return apart * rng.normal(size=(classes, d))[labels] + rng.normal(size=(len(labels), d)), labels
+
+
+def signs_of(labels: Any) -> Any:
+    return np.where(labels[:, None] == np.unique(labels), 1.0, -1.0)
+
+
+def primal(samples: Any, signs: Any, weights: Any, intercepts: Any, c: float) -> Any:
+    """LinearSVC's objective as its documentation has it, with the intercept regularised."""
+    losses = np.maximum(0, 1 - signs * (samples @ weights.T + intercepts)) ** 2
+    return 0.5 * ((weights**2).sum(1) + intercepts**2) + c * losses.sum(0)
+
+
+def solved(samples: Any, signs: Any, c: float, active: Any = None) -> tuple[Solution, Any, Any]:
+    """The solution, its weights and its intercepts."""
+    rows = torch.from_numpy(samples)
+    solution = solve(gram_matrix(rows), torch.from_numpy(signs), c, active)
+    return solution, (solution.beta.T @ rows).numpy(), solution.beta.sum(0).numpy()
+
+
+@pytest.mark.parametrize("c", GRID)
+@pytest.mark.parametrize(("d", "apart"), [(200, 0.3), (12, 0.7)])
+def test_objective_is_liblinears_optimum(c: float, d: int, apart: float) -> None:
+    samples, labels = clusters(0, 6, 5, d, apart)
+    signs = signs_of(labels)
+    _, weights, intercepts = solved(samples, signs, c)
+    ours = primal(samples, signs, weights, intercepts, c)
+    reference = LinearSVC(C=c, dual=True, tol=1e-8, max_iter=10**6, random_state=0).fit(samples, labels)
+    theirs = primal(samples, signs, reference.coef_, reference.intercept_, c)
+    assert (ours <= theirs * (1 + 1e-12)).all()
+    assert ours == pytest.approx(theirs, rel=1e-6)
+
+
+@given(
+    seed=st.integers(0, 10**6),
+    classes=st.integers(2, 5),
+    shots=st.integers(1, 6),
+    d=st.integers(1, 30),
+    apart=st.sampled_from([0.0, 0.5, 20.0]),
+    exponent=st.integers(-4, 3),
+    twins=st.booleans(),
+)
+@settings(deadline=None, max_examples=80)
+def test_duality_gap_vanishes_and_the_gradient_too(
+    seed: int, classes: int, shots: int, d: int, apart: float, exponent: int, twins: bool
+) -> None:
+    samples, labels = clusters(seed, classes, shots, d, apart)
+    if twins:  # the same sample twice, and once under another label: a singular Gram matrix
+        samples = np.concatenate([samples, samples[:1], samples[:1]])
+        labels = np.concatenate([labels, labels[:1], labels[-1:]])
+    signs, c = signs_of(labels), 10.0**exponent
+    solution, weights, intercepts = solved(samples, signs, c)
+    assert solution.converged.all()
+    value = primal(samples, signs, weights, intercepts, c)
+    bound = dual_objective(gram_matrix(torch.from_numpy(samples)), solution.beta, torch.from_numpy(signs), c)
+    assert value == pytest.approx(bound.numpy(), rel=1e-8)
+    margins = np.maximum(0, 1 - signs * (samples @ weights.T + intercepts))
+    gradient = weights - 2 * c * (signs * margins).T @ samples
+    scale = 1 + 2 * c * np.abs(samples).max() * len(samples)
+    assert np.abs(gradient).max() <= 1e-8 * scale
+
+
+def test_the_start_does_not_matter() -> None:
+    samples, labels = clusters(1, 8, 5, 40, 0.5)
+    signs = signs_of(labels)
+    _, expected, intercepts = solved(samples, signs, 3.0)
+    rng = np.random.default_rng(0)
+    for start in (np.zeros(signs.shape, bool), rng.random(signs.shape) < 0.5):
+        solution, weights, others = solved(samples, signs, 3.0, torch.from_numpy(start))
+        assert solution.converged.all()
+        assert weights == pytest.approx(expected, abs=1e-9)
+        assert others == pytest.approx(intercepts, abs=1e-9)
+
+
+def test_groups_of_systems_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    samples, labels = clusters(2, 9, 5, 30, 0.4)
+    signs = signs_of(labels)
+    _, expected, _ = solved(samples, signs, 1.0)
+    monkeypatch.setattr(squared_hinge, "_ELEMENTS", 1)
+    assert solved(samples, signs, 1.0)[1] == pytest.approx(expected, abs=1e-12)
+
+
+def test_at_small_c_all_samples_are_active_and_it_is_ridge_regression() -> None:
+    samples, labels = clusters(3, 4, 5, 60, 0.5)
+    signs, c = signs_of(labels), 1e-5
+    solution, weights, intercepts = solved(samples, signs, c)
+    wide = np.c_[samples, np.ones(len(samples))]
+    ridge = np.linalg.solve(wide.T @ wide + np.eye(61) / (2 * c), wide.T @ signs).T
+    assert solution.active.all()
+    assert np.c_[weights, intercepts] == pytest.approx(ridge, abs=1e-12)
+
+
+def test_steps_that_run_out_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    samples, labels = clusters(4, 6, 5, 8, 0.3)
+    monkeypatch.setattr(squared_hinge, "MAX_STEPS", 1)
+    assert not solved(samples, signs_of(labels), 100.0)[0].converged.all()
+
+
+def test_a_class_that_a_fold_leaves_out_is_never_predicted_there() -> None:
+    samples, labels = clusters(5, 3, 4, 10, 5.0)
+    both = fit(samples, labels, (0.1, 1.0), 2), fit(samples, labels, (0.1, 1.0), 2, "sklearn")
+    assert both[0].c == both[1].c
+    lone = np.r_[0, 4:12]  # the only sample of class 0 is held out once: the training part has two classes
+    ours = fit(samples[lone], labels[lone], (0.01, 1.0), 3)
+    theirs = fit(samples[lone], labels[lone], (0.01, 1.0), 3, "sklearn")
+    assert (ours.c, ours.fits) == (theirs.c, theirs.fits)
+    assert np.array_equal(ours.predict(samples), theirs.predict(samples))
+
+
+def test_constant_features_get_no_weight() -> None:
+    samples, labels = clusters(6, 4, 5, 9, 1.0)
+    samples[:, 3] = 0  # what StandardScaler makes of a constant
+    classifier = fit(samples, labels, (1.0,), 1)
+    assert (classifier.coefficients[:, 3] == 0).all()
