@@ -49,6 +49,7 @@ from kdcli.objectives.base import (
 )
 from kdcli.objectives.crd import ContrastiveDistillation
 from kdcli.objectives.transfer_losses import (
+    Direction,
     choose_source,
     chosen_logits,
     kl_divergence,
@@ -56,6 +57,7 @@ from kdcli.objectives.transfer_losses import (
     top_classes_divergence,
 )
 from kdcli.objectives.weighted import equal_weights
+from kdcli.types import OutputKind
 
 PAPER = "P3, Fantastic Gains"
 
@@ -171,7 +173,7 @@ class DataPartitioning(Objective):
         cached: bool = False,
         supervised: bool = True,
         temperature: float = 1.0,
-        direction: str = "forward",
+        direction: Direction = "forward",
         kl_weight: float = 1.0,
         columns: Mapping[str, Sequence[int]] | None = None,
         smoothing: float = 0.0,
@@ -298,9 +300,8 @@ class ContrastiveTransfer(Objective):
 # --- the registry -----------------------------------------------------------------------------
 
 
-def _divergence(direction: str, temperature: float) -> Term:
-    known = "reverse" if direction == "reverse" else "forward"
-    return lambda ours, theirs, count: kl_divergence(ours, theirs, temperature, known, count)
+def _divergence(direction: Direction, temperature: float) -> Term:
+    return lambda ours, theirs, count: kl_divergence(ours, theirs, temperature, direction, count)
 
 
 def _transfer(term: Callable[[Settings], Term], labels: bool) -> Callable[[Setup], Objective]:
@@ -321,9 +322,8 @@ def _soft_ce(numbers: Settings) -> Term:
 
 
 def _top_classes(numbers: Settings) -> Term:
-    known = "reverse" if numbers.kl_direction == "reverse" else "forward"
     return lambda ours, theirs, count: top_classes_divergence(
-        ours, theirs, numbers.top_classes, numbers.temperature, known, count
+        ours, theirs, numbers.top_classes, numbers.temperature, numbers.kl_direction, count
     )
 
 
@@ -380,7 +380,10 @@ PRINTED = Settings(
     temperature=1.0,
 )
 
-_LOGITS, _FEATURES = frozenset({"logits"}), frozenset({"features"})
+_LOGITS: frozenset[OutputKind] = frozenset({"logits"})
+_FEATURES: frozenset[OutputKind] = frozenset({"features"})
+_LABEL: frozenset[OutputKind] = frozenset({"logits", "logp_label"})
+_LARGEST: frozenset[OutputKind] = frozenset({"logits", "logp_max"})
 _KD = frozenset({"teacher", "temperature"})
 _KL = _KD | {"kl_direction"}
 _DP = _KL | {"frozen", "frozen_teacher"}
@@ -414,10 +417,10 @@ METHODS = (
             _LABELS, replace(PRINTED, lr=0.01, kl_weight=0.7, mcl_tau=0.9999, mcl_every=2),
             _transfer(_kl, labels=True), _KL | _MCL | {"kl_weight"}),
     _method("dp", "Eq. 4, 5", "KL from whoever gives the label more: teachers, or the frozen student.",
-            Needs(_LOGITS | {"logp_label"}, labels=True, classes=True, frozen=True),
+            Needs(_LABEL, labels=True, classes=True, frozen=True),
             PRINTED, _partition(supervised=True), _DP | {"kl_weight"}),
     _method("dp-unsup", "Eq. 4, 5, largest probability", "KL from whoever is surer; no labels.",
-            Needs(_LOGITS | {"logp_max"}, classes=True, frozen=True),
+            Needs(_LARGEST, classes=True, frozen=True),
             PRINTED, _partition(supervised=False), _DP),
     _method("cd", "Eq. 6", "Similarities between a batch's images, and labels.",
             Needs(_FEATURES, labels=True), _HALF, _similarity, frozenset({"teacher", "kl_weight"})),

@@ -104,8 +104,9 @@ def choose_frozen(
         IdentityError: the teacher of that name is not the student.
         CacheMissingError: it is to be read from the cache, which lacks it, with the command that fills the gap.
     """
-    asked = "cache" if config.frozen_teacher is not None and config.frozen is None else config.frozen
-    asked = (pinned or "auto") if asked in (None, "auto") else asked
+    asked: str = config.frozen or ("auto" if config.frozen_teacher is None else "cache")
+    if asked == "auto":
+        asked = pinned or asked
     if asked == "live" and config.frozen_teacher is not None:
         raise UsageError(
             f"--frozen live runs the student, and --frozen-teacher {config.frozen_teacher} reads it",

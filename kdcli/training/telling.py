@@ -43,7 +43,10 @@ def _lines(plan: Plan) -> list[str]:
     if plan.teachers is not None:
         shares = ", ".join(f"{name} {weight:.4g}" for name, weight in plan.teachers.weights.items())
         if plan.method.paper == P3:
-            return [*lines, *_transfer(plan, shares)]
+            return [
+                *lines,
+                *_transfer(plan, shares if plan.frozen is None else ", ".join(plan.teachers.weights)),
+            ]
         label = f", label weight {numbers.label_weight:g}" if plan.method.needs.labels else ""
         lines.append(f"soft cross-entropy at T = {numbers.temperature:g}{label}; weights: {shares}")
         if "crd_weight" in plan.method.options:
@@ -63,9 +66,7 @@ def _transfer(plan: Plan, shares: str) -> list[str]:
     weight = f", weight {numbers.kl_weight:g} beside the labels" if "kl_weight" in options else ""
     if "top_classes" in options:
         weight += f", over the teacher's {numbers.top_classes} most probable classes, renormalised"
-    lines = [
-        f"{term}{weight}; teachers: {shares if plan.frozen is None else ', '.join(plan.teachers.weights)}"
-    ]
+    lines = [f"{term}{weight}; teachers: {shares}"]
     if plan.frozen is not None:
         teacher = plan.frozen.teacher
         where = (
