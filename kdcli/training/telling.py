@@ -63,7 +63,11 @@ def _transfer(plan: Plan, shares: str) -> list[str]:
         "crd": "CRD",
         "soft-ce": f"soft cross-entropy at T = {numbers.temperature:g}",
     }.get(plan.method.name, f"T^2/n KL({direction}) at T = {numbers.temperature:g}")
-    weight = f", weight {numbers.kl_weight:g} beside the labels" if "kl_weight" in options and numbers.kl_weight < 1 else ""
+    weight = (
+        f", weight {numbers.kl_weight:g} beside the labels"
+        if "kl_weight" in options and numbers.kl_weight < 1
+        else ""
+    )
     if "top_classes" in options:
         weight += f", over the teacher's {numbers.top_classes} most probable classes, renormalised"
     lines = [f"{term}{weight}; teachers: {shares}"]
