@@ -3,8 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal, final
 
-OutputKind = Literal["logits", "features"]
-"""What objectives and rankings read of a teacher: raw logits before softmax, pooled features."""
+OutputKind = Literal["logits", "features", "logp_label", "logp_max"]
+"""What objectives and rankings read of a teacher: raw logits before softmax, pooled features, and the exact
+log-probabilities of the label and of the most probable class (kept beside logits)."""
 
 FloatName = Literal["float16", "float32"]
 AmpName = Literal["off", "bf16", "fp16"]

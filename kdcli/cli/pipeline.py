@@ -8,6 +8,7 @@ import typer
 
 from kdcli.cli import options as opt
 from kdcli.cli import ranking, sweeping, teachers
+from kdcli.cli import transfer as p3
 from kdcli.cli.options import Data, TrainData, configure, split_flags, words
 from kdcli.cli.sweeping import fraction, read_ranking
 from kdcli.console import console
@@ -30,8 +31,8 @@ def train_student(
         typer.Option(
             "--method",
             help="labels-only, distill-nearest, distill-weighted, distill-equal, fixmatch, consolidation, "
-            "consolidation-crd, multi-head-kd, multi-head-crd, soft-label, multi-task or replay-oracle; "
-            "see kd methods.",
+            "consolidation-crd, multi-head-kd, multi-head-crd, soft-label, multi-task, replay-oracle, "
+            "kl, xe-kl, kl-ls, mcl, dp, dp-unsup, cd, crd, soft-ce or topk-kl; see kd methods.",
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Output folder of the run.")] = None,
@@ -168,6 +169,14 @@ def train_student(
     crd_momentum: Annotated[
         float | None, typer.Option("--crd-momentum", help="Share CRD's memory keeps of a row (0.5).")
     ] = None,
+    kl_weight: p3.KlWeight = None,
+    kl_direction: p3.KlDirection = None,
+    top_classes: p3.TopClasses = None,
+    mcl_tau: p3.MclTau = None,
+    mcl_share: p3.MclShare = None,
+    mcl_every: p3.MclEvery = None,
+    frozen: p3.Frozen = None,
+    frozen_teacher: p3.FrozenTeacher = None,
     unlabelled_ratio: Annotated[
         float | None,
         typer.Option(

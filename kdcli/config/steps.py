@@ -10,6 +10,7 @@ from typing import Any, Literal, final
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic.config import JsonDict
 
+from kdcli.config.transfer import TransferOptions
 from kdcli.errors import UsageError
 from kdcli.outputs import STATS, Output, parse_keep
 from kdcli.types import AmpName, FloatName
@@ -218,6 +219,16 @@ MethodName = Literal[
     "soft-label",
     "multi-task",
     "replay-oracle",
+    "kl",
+    "xe-kl",
+    "kl-ls",
+    "mcl",
+    "dp",
+    "dp-unsup",
+    "cd",
+    "crd",
+    "soft-ce",
+    "topk-kl",
 ]
 
 
@@ -235,7 +246,7 @@ def old_new_weight(text: str) -> float:
 
 
 @final
-class TrainConfig(StepConfig):
+class TrainConfig(TransferOptions, StepConfig):
     """``kd train-student``. ``None`` means: the method's default (printed and recorded)."""
 
     @property

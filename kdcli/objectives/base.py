@@ -15,6 +15,9 @@ from kdcli.types import OutputKind, Ranking
 TeacherOutputs = Mapping[str, Mapping[str, Tensor]]
 """Cached outputs of one batch: teacher name -> array name -> tensor [b, ...]."""
 
+FROZEN = "frozen student"
+"""Name of the frozen student's outputs where no cache holds them; no cached teacher's name has a space."""
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,9 @@ class Needs:
         generalist: whether one cached teacher must be named as the generalist.
         unlabelled: whether unlabelled images are learnt from without any teacher.
         sets: whether it learns from several data sets, each with a name.
+        classes: whether teachers and student must tell apart the same classes: the student's own classifier
+            learns from their logits.
+        frozen: whether it compares with the student as it was before training.
     """
 
     kinds: frozenset[OutputKind] = frozenset()
@@ -36,6 +42,8 @@ class Needs:
     generalist: bool = False
     unlabelled: bool = False
     sets: bool = False
+    classes: bool = False
+    frozen: bool = False
 
 
 @final
@@ -72,6 +80,12 @@ class Settings:
         crd_temperature: CRD's tau, > 0.
         crd_dim: CRD's dimensions.
         crd_momentum: share that CRD's memory keeps of a row, in [0, 1).
+        kl_weight: P3's lambda, in [0, 1], the weight of the distillation term; labels have the rest.
+        kl_direction: ``forward`` is KL(teacher || student).
+        top_classes: classes that top-k KL compares, >= 1.
+        mcl_tau: share that the slow copy keeps of itself in an update, in [0, 1).
+        mcl_share: instead, how much of the way to the fast weights it goes in all updates, in (0, 1).
+        mcl_every: steps between updates of the slow copy, >= 1; None: there is no such copy.
     """
 
     optimizer: str
@@ -102,6 +116,12 @@ class Settings:
     crd_temperature: float = 0.07
     crd_dim: int = 128
     crd_momentum: float = 0.5
+    kl_weight: float = 1.0
+    kl_direction: Literal["forward", "reverse"] = "forward"
+    top_classes: int = 10
+    mcl_tau: float | None = None
+    mcl_share: float | None = None
+    mcl_every: int | None = None
 
 
 @final
@@ -138,6 +158,8 @@ class Setup:
         images: number of images in the data set, the range of :attr:`Batch.index`.
         student_width: of the student's pooled features.
         teacher_widths: of those of every teacher that has a weight.
+        columns: of each teacher that orders the same classes in another way, its number of each of them.
+        frozen: the cached teacher that the frozen student is; None: the training loop runs it.
     """
 
     classes: Mapping[str, int]
@@ -150,6 +172,8 @@ class Setup:
     images: int = 0
     student_width: int = 0
     teacher_widths: Mapping[str, int] = field(default_factory=dict)
+    columns: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    frozen: str | None = None
 
 
 @final

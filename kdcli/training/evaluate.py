@@ -56,7 +56,7 @@ def head_to_test(plan: Plan) -> tuple[str, Int64[np.ndarray, " n"]] | None:
     """
     if plan.test is None:
         return None
-    if plan.method.needs.labels:
+    if plan.method.needs.labels or plan.method.needs.classes:
         return LABEL_HEAD, _labels_for(plan.test, plan.class_names, plan.num_classes)
     names = plan.test.class_names
     teachers = plan.teachers.records.values() if plan.teachers is not None else ()

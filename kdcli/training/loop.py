@@ -20,10 +20,10 @@ from torch.optim import Optimizer
 from kdcli.errors import DeviceError, DivergedError
 from kdcli.models.student import Student, StudentOutput
 from kdcli.models.teacher import normalise
-from kdcli.objectives.base import Batch, Counts, Objective, Settings
+from kdcli.objectives.base import FROZEN, Batch, Counts, Objective, Settings, TeacherOutputs
 from kdcli.training.feed import FeedBatch
 from kdcli.training.ranks import Ranks
-from kdcli.training.schedule import make_schedule, schedule_time
+from kdcli.training.schedule import make_schedule, schedule_time, slow_tau
 from kdcli.training.state import Stateful
 from kdcli.training.student import Built
 from kdcli.types import AmpName
@@ -115,6 +115,9 @@ class Engine:
         optimizer = make_optimizer(self.student, self.objective, settings)
         self._schedule = make_schedule(optimizer, settings, steps)
         self._objective = self.objective.to(accelerator.device)
+        self._frozen = built.frozen
+        if self._frozen is not None:
+            self._frozen.to(accelerator.device).to(memory_format=torch.channels_last)
         self._heads = self.objective.active()
         if self.ranks.world > 1:
             for parameter in self._without_gradient():  # torch would wait for them in every step
@@ -127,6 +130,8 @@ class Engine:
         self._plain_optimizer = optimizer
         # Its decay rises to what was asked for: the average of a short run is not that of its first weights.
         self._ema = settings.ema and ModelEmaV3(self.student, settings.ema, use_warmup=True)
+        if settings.mcl_every is not None:  # P3 Eq. 3: the slow copy starts as the student and keeps its pace
+            self._ema = ModelEmaV3(self.student, slow_tau(settings, steps))
         self.student.train()
 
     @property
@@ -154,6 +159,8 @@ class Engine:
         modules: dict[str, nn.Module] = {"student": self.student, "objective": self.objective}
         if self._ema:
             modules["ema"] = self._ema
+        if self._frozen is not None:  # a start whose files change meanwhile must not change the run
+            modules["frozen"] = self._frozen
         return Stateful(modules, self._plain_optimizer, self.accelerator.scaler, self.ranks)
 
     @contextmanager
@@ -203,8 +210,16 @@ class Engine:
                 self.accelerator.clip_grad_norm_(self._parameters(), self._settings.clip_norm)
             self._optimizer.step()
         if self._ema:
-            self._ema.update(self.student, step=number + 1)
+            self._follow(self._ema, number + 1)
         return {name: sum(values[name] for values in found) / pieces for name in found[0]}
+
+    def _follow(self, average: ModelEmaV3, steps: int) -> None:
+        """Let the copy of the weights follow, ``steps`` having been taken."""
+        every = self._settings.mcl_every
+        if every is None:
+            average.update(self.student, step=steps)
+        elif steps % every == 0:
+            average.update(self.student)
 
     def _piece(self, batch: FeedBatch, counts: Counts | None, number: int) -> dict[str, float]:
         """Add the gradient of a piece of a step's images; of the last piece, over all processes."""
@@ -212,7 +227,7 @@ class Engine:
         with self.accelerator.accumulate(self._student):
             output = self._forward(batch)
             known = Batch(batch.labels, batch.index, batch.mixed, batch.part, batch.strong, counts)
-            parts = self._objective(output, batch.teacher, known)
+            parts = self._objective(output, self._teachers(batch), known)
             values = self._values(parts)
             self._require_finite(values, number)
             self.accelerator.backward(parts["loss"])
@@ -221,6 +236,13 @@ class Engine:
                     if parameter.grad is not None:
                         self.ranks.mean_(parameter.grad)
         return values
+
+    def _teachers(self, batch: FeedBatch) -> TeacherOutputs:
+        """What is known of the batch besides, the frozen student's outputs included where they are computed."""
+        if self._frozen is None:
+            return batch.teacher
+        images = normalise(batch.pixels, self._preprocess)
+        return {**batch.teacher, FROZEN: self._frozen(images, batch.labels)}
 
     def _forward(self, batch: FeedBatch) -> StudentOutput:
         output: StudentOutput

@@ -87,7 +87,11 @@ def read_pins(out: Path) -> Pins:
     if not marker.is_file():
         return Pins()
     identity = read_json(marker).get("identity", {})
-    return Pins(tuple(identity.get("teachers", {})), identity.get("views", {}).get("train_views"))
+    return Pins(
+        tuple(identity.get("teachers", {})),
+        identity.get("views", {}).get("train_views"),
+        identity.get("frozen"),
+    )
 
 
 def require_same_run(plan: Plan) -> None:

@@ -12,10 +12,13 @@ from kdcli.config import TrainConfig
 from kdcli.data.sources import ImageData, open_data
 from kdcli.data.views import ViewSet
 from kdcli.errors import CacheMissingError, UsageError
+from kdcli.models.network import Classifier
 from kdcli.models.spec import ModelSpec
 from kdcli.objectives.base import Method, Settings, Setup
 from kdcli.objectives.registry import METHODS
+from kdcli.training.classes import columns_of, require_method, shared_classes
 from kdcli.training.feed import ViewRule
+from kdcli.training.freezing import Frozen, FrozenStudent, choose_frozen, require_comparable
 from kdcli.training.lower import Lower, choose_lower
 from kdcli.training.recorded import Recording, require_partners
 from kdcli.training.sets import (
@@ -70,6 +73,7 @@ class Plan:
         processes: that share each step; BatchNorm and random numbers are each one's own.
         strong: makes the strong views, where the method compares two.
         sets: the data sets with their names, ``data`` the first; empty where there is one.
+        frozen: where the frozen student comes from, if the method compares with it.
     """
 
     config: TrainConfig
@@ -88,6 +92,7 @@ class Plan:
     processes: int = 1
     strong: ViewSet | None = None
     sets: tuple[NamedSet, ...] = ()
+    frozen: Frozen | None = None
 
     @property
     def init(self) -> str:
@@ -114,6 +119,8 @@ class Plan:
         """Width of the student's own classifier."""
         if self.teachers is not None and self.teachers.generalist is not None:
             return int(self.teachers.generalist.num_classes)
+        if (space := shared_classes(self.method, self.teachers, self.data)) is not None:
+            return space.count
         names = self.data.class_names
         return len(names) if names is not None else int(self.data.labels.max()) + 1
 
@@ -122,12 +129,18 @@ class Plan:
         """Names of the classifier's classes, where known."""
         if self.teachers is not None and self.teachers.generalist is not None:
             return self.teachers.generalist.class_names
-        return self.data.class_names
+        space = shared_classes(self.method, self.teachers, self.data)
+        return self.data.class_names if space is None else space.names
 
     @property
     def cache_id(self) -> str | None:
         """Identity of the cache (of several: joined by commas)."""
         return None if self.recording is None else joint_id(self.recording.cache.cache_ids)
+
+    def freeze(self, network: Classifier) -> FrozenStudent | None:
+        """A copy of the student's network as it starts, where the training loop has to run it."""
+        live = self.frozen is not None and self.frozen.teacher is None
+        return FrozenStudent(network) if live else None
 
     def setup(self, student_width: int = 0) -> Setup:
         """What the objective is made from.
@@ -149,6 +162,8 @@ class Plan:
             images=len(self.data),
             student_width=student_width,
             teacher_widths={name: record.num_features for name, record in records.items()},
+            columns=columns_of(self.method, teachers, self.data),
+            frozen=self.frozen.teacher.name if self.frozen and self.frozen.teacher else None,
         )
 
     def identity(self) -> dict[str, Any]:
@@ -196,6 +211,12 @@ class Plan:
     def _identity_of_streams(self) -> dict[str, Any]:
         # Keys that runs with one batch a step do not have: those begun before them go on.
         found: dict[str, Any] = {}
+        if self.frozen is not None:
+            teacher = self.frozen.teacher
+            found["frozen"] = self.frozen.place
+            found["frozen_teacher"] = None if teacher is None else teacher.id
+        if self.method.name == "cd":  # similarities are those within a piece
+            found["contrasted"] = self.settings.batch_size // self.settings.accumulate
         if self.strong is not None:
             found["strong_views"] = self.strong.document()
         if self.sets:
@@ -214,10 +235,12 @@ class Pins:
     Attributes:
         teachers: the cached ones it uses.
         train_views: how many training views it cycles through.
+        frozen: where the frozen student came from.
     """
 
     teachers: tuple[str, ...] = ()
     train_views: int | None = None
+    frozen: str | None = None
 
 
 @final
@@ -283,7 +306,16 @@ def make_plan(
     everything = sources.data(main, data_root=config.data_root, download=config.download)
     data = everything if method.needs.kinds or method.needs.unlabelled else labelled_only(everything)
     data, validation = split_off(config, method, data)
-    recording, data = _record(config, method, settings, data, cache, teachers, lower, rule)
+    columns_of(method, teachers, data)  # refuses teachers of other classes
+    require_method(method, settings, shared_classes(method, teachers, data), processes, rule.views.mixes)
+    frozen = None
+    if cache is not None and teachers is not None and method.needs.frozen:
+        require_comparable(method, data, cache)
+        views = _views(method, settings, rule, cache)
+        frozen = choose_frozen(config, start, cache, method.needs.kinds, data, views, pins.frozen)
+        if frozen.teacher is not None and not config.teacher:
+            teachers = teachers.without(frozen.teacher.name)
+    recording, data = _record(config, method, settings, data, cache, teachers, lower, rule, frozen)
     settings = fit_negatives(method, settings, len(data))
     if method.needs.labels:
         require_classes(data, main)
@@ -303,6 +335,7 @@ def make_plan(
             if sets
             else test and test.location,
             "student": str(student),
+            **({} if frozen is None else {"frozen": frozen.place}),
             "init": NEAREST_SOURCE if config.init == NEAREST_SOURCE else start.init,
             "old_new": None,  # it is in generalist_weight now
             "teacher": () if teachers is None else tuple(teachers.records),
@@ -329,6 +362,7 @@ def make_plan(
         processes,
         strong,
         sets,
+        frozen,
     )
 
 
@@ -341,6 +375,12 @@ def _turns(settings: Settings, rule: ViewRule, several: bool) -> int:
     return max(settings.epochs, rule.cached or 0) if several else settings.epochs
 
 
+def _views(method: Method, settings: Settings, rule: ViewRule, cache: CacheSet) -> list[int]:
+    """Views that the teachers are asked about."""
+    turns = _turns(settings, rule, _splits(settings) or method.needs.sets)
+    return sorted({rule.teacher(turn) for turn in range(turns)} & set(range(cache.view_count)))
+
+
 def _record(
     config: TrainConfig,
     method: Method,
@@ -350,15 +390,17 @@ def _record(
     teachers: Teachers | None,
     lower: Lower | None,
     rule: ViewRule,
+    frozen: Frozen | None = None,
 ) -> tuple[Recording | None, ImageData]:
     """Find the data in the cache, and leave out what the teachers have no outputs for."""
     if cache is None:
         return None, data
     rows = cache.rows_of(data, check_content=False)  # the feed compares the bytes as it decodes them
-    turns = _turns(settings, rule, _splits(settings) or method.needs.sets)
-    views = sorted({rule.teacher(turn) for turn in range(turns)} & set(range(cache.view_count)))
+    views = _views(method, settings, rule, cache)
     kinds: tuple[str, ...] = tuple(sorted(method.needs.kinds))
     reads = {} if teachers is None else dict.fromkeys(teachers.weights, kinds)
+    if frozen is not None and frozen.teacher is not None:
+        reads[frozen.teacher.name] = kinds
     if lower is not None:
         reads = lower.with_maps(reads)
     if config.stage is not None:

@@ -31,6 +31,14 @@ _METHOD_OPTIONS = (
     "crd_temperature",
     "crd_dim",
     "crd_momentum",
+    "kl_weight",
+    "kl_direction",
+    "top_classes",
+    "mcl_tau",
+    "mcl_share",
+    "mcl_every",
+    "frozen",
+    "frozen_teacher",
 )
 
 
@@ -76,7 +84,19 @@ def resolve_settings(config: TrainConfig, defaults: Settings) -> Settings:
                 "Give one of them: OLD:NEW is --generalist-weight 2 OLD / (OLD + NEW).",
             )
         chosen["generalist_weight"] = old_new_weight(config.old_new)
+    if config.mcl_share is not None:
+        if config.mcl_tau is not None:
+            raise UsageError(
+                f"--mcl-share {config.mcl_share:g} and --mcl-tau {config.mcl_tau:g} both set tau",
+                "Give one of them.",
+            )
+        chosen["mcl_tau"] = None
     settings = replace(defaults, **chosen)
+    if settings.mcl_every is not None and settings.ema is not None:
+        raise UsageError(
+            f"--ema {settings.ema:g} averages weights, and so does the slow copy of {config.method}",
+            "Leave --ema out; --mcl-tau and --mcl-every say how the slow copy follows.",
+        )
     if settings.schedule == "one-cycle" and config.warmup is None:
         settings = replace(settings, warmup=ONE_CYCLE_WARMUP)
     known = [str(name) for name in list_optimizers()]

@@ -20,9 +20,11 @@ from kdcli.models.spec import (
 )
 from kdcli.models.student import Student
 from kdcli.objectives.base import Objective
+from kdcli.training.classes import require_own_classes
 from kdcli.types import Difference
 
 if TYPE_CHECKING:
+    from kdcli.training.freezing import FrozenStudent
     from kdcli.training.lower import Lower
     from kdcli.training.plan import Plan
 
@@ -129,12 +131,14 @@ class Built:
         student: the same network with the objective's heads.
         objective: what it learns from.
         lower: what the cache holds of its lower part, with ``--train-from``.
+        frozen: a copy of the network as it starts, where the training loop asks it.
     """
 
     model: Model
     student: Student
     objective: Objective
     lower: "Lower | None" = None
+    frozen: "FrozenStudent | None" = None
 
 
 def build_student(plan: "Plan") -> Built:
@@ -154,14 +158,18 @@ def build_student(plan: "Plan") -> Built:
         if record is not None:
             _require_as_cached(record)
     torch.manual_seed(seed)
+    own = plan.method.needs.classes and plan.init not in UNTRAINED  # its classifier learns on
     model = open_model(
         config.student if plan.init in FRESH else plan.init,
         weights="random" if plan.init in UNTRAINED else "pretrained",
-        num_classes=plan.num_classes,
+        num_classes=None if own else plan.num_classes,
         image_size=config.image_size,
     )
+    if own:
+        require_own_classes(config, model, plan.class_names, plan.num_classes)
     if plan.init == "xavier":
         draw_xavier(model.network.plain)
+    frozen = plan.freeze(model.network)
     objective = plan.method.build(plan.setup(model.num_features))
     torch.manual_seed(seed)
     student = Student(model, objective.heads())
@@ -171,7 +179,7 @@ def build_student(plan: "Plan") -> Built:
     if plan.lower is not None:
         student.freeze_up_to(cut_at(model, plan.lower.tap))
     _require_pieces(plan, student)
-    return Built(model, student, objective, plan.lower)
+    return Built(model, student, objective, plan.lower, frozen)
 
 
 def draw_xavier(network: nn.Module) -> None:

@@ -29,6 +29,14 @@ class Teachers:
     records: dict[str, TeacherRecord]
     generalist: TeacherRecord | None = None
 
+    def without(self, name: str) -> "Teachers":
+        """The others, equally; all of them where there is no other."""
+        others = [each for each in self.weights if each != name]
+        if not others or len(others) == len(self.weights):
+            return self
+        weights = dict.fromkeys(others, 1 / len(others))
+        return Teachers(weights, {each: self.records[each] for each in others}, self.generalist)
+
 
 def cache_flags(config: TrainConfig) -> str:
     """The ``--cache`` options of a run, for hints."""
@@ -100,7 +108,9 @@ def choose_teachers(
         )
     used = dict.fromkeys([*weights, *([generalist.name] if generalist else [])])
     records = {name: cache.teacher(name) for name in used}
-    cache.require_kept(dict.fromkeys(weights, sorted(method.needs.kinds)))
+    # Log-probabilities come with logits, unless a teacher tells apart other classes, which is told later.
+    asked = sorted(kind for kind in method.needs.kinds if not kind.startswith("logp_"))
+    cache.require_kept(dict.fromkeys(weights, asked))
     return Teachers(weights, records, generalist)
 
 

@@ -1,8 +1,10 @@
 """What a run says of itself before its first step."""
 
 from kdcli.console import console
-from kdcli.training.feeding import stream_sizes
+from kdcli.objectives.transfer import PAPER as P3
+from kdcli.training.feeding import order_of, stream_sizes
 from kdcli.training.plan import Plan
+from kdcli.training.schedule import slow_tau
 
 
 def tell(plan: Plan, prefix: str = "") -> None:
@@ -40,11 +42,51 @@ def _lines(plan: Plan) -> list[str]:
         )
     if plan.teachers is not None:
         shares = ", ".join(f"{name} {weight:.4g}" for name, weight in plan.teachers.weights.items())
+        if plan.method.paper == P3:
+            return [
+                *lines,
+                *_transfer(plan, shares if plan.frozen is None else ", ".join(plan.teachers.weights)),
+            ]
         label = f", label weight {numbers.label_weight:g}" if plan.method.needs.labels else ""
         lines.append(f"soft cross-entropy at T = {numbers.temperature:g}{label}; weights: {shares}")
         if "crd_weight" in plan.method.options:
             lines.append(_contrast(plan))
     return lines
+
+
+def _transfer(plan: Plan, shares: str) -> list[str]:
+    """What a method of P3 learns from."""
+    numbers, options = plan.settings, plan.method.options
+    direction = "student || teacher" if numbers.kl_direction == "reverse" else "teacher || student"
+    term = {
+        "cd": "similarities",
+        "crd": "CRD",
+        "soft-ce": f"soft cross-entropy at T = {numbers.temperature:g}",
+    }.get(plan.method.name, f"T^2/n KL({direction}) at T = {numbers.temperature:g}")
+    weight = (
+        f", weight {numbers.kl_weight:g} beside the labels"
+        if "kl_weight" in options and numbers.kl_weight < 1
+        else ""
+    )
+    if "top_classes" in options:
+        weight += f", over the teacher's {numbers.top_classes} most probable classes, renormalised"
+    lines = [f"{term}{weight}; teachers: {shares}"]
+    if plan.frozen is not None:
+        teacher = plan.frozen.teacher
+        where = (
+            "run live on the same images" if teacher is None else f"read from the cache as '{teacher.name}'"
+        )
+        lines.append(f"frozen student: {where}")
+    if numbers.mcl_every is not None:
+        steps = order_of(plan).batches * numbers.epochs
+        updates, tau = steps // numbers.mcl_every, slow_tau(numbers, steps)
+        lines.append(
+            f"slow copy: tau {tau:.6g}, every {numbers.mcl_every} steps; {updates} updates go "
+            f"{1 - tau**updates:.1%} of the way; it is tested and exported, BatchNorm buffers averaged likewise"
+        )
+    if plan.method.name == "cd":
+        lines.append(f"similarities within {numbers.batch_size // numbers.accumulate} images")
+    return [*lines, _contrast(plan)] if plan.method.name == "crd" else lines
 
 
 def _extras(plan: Plan) -> str:
