@@ -122,7 +122,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
         assert (whole.out / file).read_bytes() == (halved.out / file).read_bytes()
 
 
-def test_a_live_frozen_student_survives_the_loss_of_its_files(place: Place, tmp_path: Path) -> None:
+def test_a_live_frozen_student_is_in_the_checkpoint_and_does_not_move(place: Place, tmp_path: Path) -> None:
     """What it is at a resume comes from the checkpoint, not from a start that may have been trained since."""
     plan = make_plan(run_of(place, "x", "dp"))
     from kdcli.training.loop import make_accelerator
