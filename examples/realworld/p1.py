@@ -51,11 +51,11 @@ class Plan:
     """Sizes. Images are counted over all classes of a set; epochs of students are passes over the proxy."""
 
     images: int = 800
-    proxy: int = 2000
+    proxy: int = 4000
     views: int = 4
     generalist_epochs: int = 8
     expert_epochs: int = 12
-    epochs: int = 15
+    epochs: int = 20
     rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
     draws: int = 10
     shots: int = 5
@@ -121,14 +121,9 @@ class Study:
 
     @property
     def own_images(self) -> str:
-        """As many unlabelled images that the teachers were trained on: half the generalist's, half the expert's."""
-        half = self.plan.proxy // 2
-        parts = [
-            self.data(name, "train", classes=self.half(name), n=half // 4, unlabelled=True)
-            for name in ("fashion", "latin", "greek", "mnist")
-        ]
-        own = self.data("georgian", "train", classes="t-split", n=half, unlabelled=True)
-        return "++".join([*parts, own])
+        """The images that the teachers were trained on, without labels: all of the generalist's and the expert's."""
+        names = ("fashion", "latin", "greek", "mnist", "georgian")
+        return "++".join(f"{self.taught(name)},labels=none" for name in names)
 
     @property
     def teachers(self) -> tuple[object, ...]:
