@@ -54,7 +54,7 @@ _TRANSFORMERS = frozenset(
         "vitamin",
         "volo",
         "xcit",
-    }  # fmt: skip
+    }
 )
 """Modules of timm whose networks mix places by attention, hybrids included; mlp_mixer apart, the others convolve."""
 _TORCHVISION_TRANSFORMERS = ("vit_", "swin_", "maxvit")
