@@ -93,3 +93,12 @@ def jitter(index: int) -> float:
 def short(name: str) -> str:
     """A name that fits a legend."""
     return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
+
+
+def log_sizes(axis: Any) -> None:
+    """Make an axis of sizes logarithmic with plain numbers at 1, 2 and 5 (texts are not parsed as formulas)."""
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_locator(NullLocator())

@@ -15,6 +15,7 @@ from kdcli.comparing.style import (
     figure_of,
     jitter,
     legend,
+    log_sizes,
     short,
 )
 from kdcli.console import console
@@ -52,6 +53,7 @@ def rates_figure(result: CompareResult) -> "Figure | None":
                 color, mark = FAMILIES[each.family]
                 right.plot(each.parameters / 1e6, rate, mark, color=color, markersize=7)
         right.set_xscale("log")
+        log_sizes(right.xaxis)
         for axes in (left, right):
             axes.grid()
     legend(rows[0][0], loc="best", bbox_to_anchor=None)
@@ -100,6 +102,7 @@ def gains_figure(result: CompareResult) -> "Figure | None":
     figure.supxlabel("knowledge lost, % of images", color=SOFT, fontsize=10)
     figure.supylabel("knowledge gained, % of images", color=SOFT, fontsize=10)
     bar = figure.colorbar(shade, ax=panels.ravel().tolist(), fraction=0.04, pad=0.02)
+    log_sizes(bar.ax.yaxis)
     bar.set_label("parameters of the student, millions")
     bar.outline.set_visible(False)
     _families_legend(figure, {result.models[name].family for c in taught for name in c.teachers[:1]})
@@ -183,6 +186,7 @@ def students_figure(result: CompareResult) -> "Figure | None":
     panels[0].set_xlabel("accuracy of the student, %")
     panels[1].set_xlabel("parameters of the student, millions")
     panels[1].set_xscale("log")
+    log_sizes(panels[1].xaxis)
     panels[2].set_xticks(range(len(families)), families)
     panels[2].set_xlim(-0.5, len(families) - 0.5)
     panels[2].set_xlabel("family of the student")
