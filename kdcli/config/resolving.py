@@ -8,6 +8,7 @@ from typing import Any, TypeVar, get_args, get_origin
 import yaml
 from pydantic import ValidationError
 
+from kdcli.config.comparing import CompareConfig
 from kdcli.config.steps import CacheConfig, ProbeConfig, RankConfig, StepConfig, TrainConfig
 from kdcli.errors import ConfigError, NotFoundError, StorageError, UsageError, nearest
 
@@ -95,6 +96,7 @@ def _section_name(kind: type[StepConfig]) -> str:
         RankConfig: "rank-sources",
         TrainConfig: "train-student",
         ProbeConfig: "eval-probe",
+        CompareConfig: "compare",
     }
     return names[kind]
 

@@ -1,0 +1,259 @@
+"""``kd compare``: models against each other, and students before and after they were distilled."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kdcli.cli import options as opt
+from kdcli.cli.options import configure, split_flags
+from kdcli.console import console
+
+if TYPE_CHECKING:
+    from kdcli.comparing.result import Change, CompareResult, MethodSummary
+    from kdcli.metrics.transfer_summary import Mean
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to ``app``."""
+    app.command("compare")(compare)
+
+
+def compare(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME=]MODEL",
+            help="Cached teacher, run of kd train-student, folder of runs, or model spec; default: all cached.",
+        ),
+    ] = None,
+    cache: opt.Caches = None,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", help="Labelled images to compare on; default: all that the cache holds."),
+    ] = None,
+    teacher: Annotated[
+        list[str] | None,
+        typer.Option("--teacher", metavar="NAME", help="Teachers of the pairs; default all. Repeatable."),
+    ] = None,
+    student: Annotated[
+        list[str] | None,
+        typer.Option("--student", metavar="NAME", help="Students of the pairs; default all. Repeatable."),
+    ] = None,
+    after: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--after",
+            metavar="METHOD,TEACHER,STUDENT=MODEL",
+            help="STUDENT after it was distilled, where no run says so; several teachers as A+B. Repeatable.",
+        ),
+    ] = None,
+    class_similarity: Annotated[
+        Path | None,
+        typer.Option(
+            "--class-similarity", metavar="FILE", help="Matrix of class similarities, .npy or .csv [c, c]."
+        ),
+    ] = None,
+    generalist: Annotated[
+        str | None,
+        typer.Option(
+            "--generalist",
+            metavar="NAME",
+            help="Its class means stand in for --class-similarity (default: the best).",
+        ),
+    ] = None,
+    equal_within: Annotated[
+        float | None,
+        typer.Option("--equal-within", help="Accuracy difference of an equal teacher (default 0.01)."),
+    ] = None,
+    bins: Annotated[
+        int | None, typer.Option("--bins", help="Bins of the accuracy difference (default 5).")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="Keep predictions and the result there; what is kept is not run again.",
+        ),
+    ] = None,
+    figures: Annotated[
+        Path | None, typer.Option("--figures", metavar="DIR", help="Write P3's figures there.")
+    ] = None,
+    batch_size: opt.BatchSize = None,
+    device: opt.Device = None,
+    workers: opt.Workers = None,
+    verify: opt.Verify = None,
+    allow_partial: opt.AllowPartial = None,
+    data_root: opt.DataRoot = None,
+    download: opt.Download = None,
+    config: opt.ConfigFile = None,
+    sets: opt.Sets = None,
+    print_config: opt.PrintConfig = False,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
+    verbose: opt.Verbose = False,
+) -> None:
+    """Compare what models know: flips, gains and losses.
+
+    Every ordered pair of models is a teacher and a student (P3). A run of kd train-student that
+    started from one of them, or was taught by them, is that student after a transfer: its record says
+    which. Cached teachers are read, all other models are run over the images once.
+
+    \b
+    Examples:
+      kd compare --cache test.kd
+      kd compare big small resnet=runs/resnet --cache test.kd --data photos@split=test
+      kd compare runs/ --cache test.kd --out compared --figures figures
+      kd compare big small --cache test.kd --after dp,big,small=local-dir:runs/dp/export --json
+    """
+    flags, common = split_flags(dict(locals()))
+    from kdcli.config.comparing import CompareConfig
+
+    settings = configure(CompareConfig, flags, common)
+    from kdcli.comparing import compare as run
+    from kdcli.comparing.figures import require_matplotlib, write_figures
+
+    if settings.figures is not None:
+        require_matplotlib()
+    result = run(settings)
+    if settings.figures is not None:
+        for path in write_figures(result, settings.figures):
+            console.note(f"wrote {path}")
+    if json:
+        console.document(result.document())
+        return
+    _print(result)
+
+
+# --- tables -----------------------------------------------------------------------------------
+
+
+def _print(result: "CompareResult") -> None:
+    """Shares of images in percent, differences in points."""
+    about = result.data
+    print(
+        f"{about['images']} images of {len(about['classes'])} classes; all but entropy in percent or points\n"
+    )
+    console.table(
+        ["model", "is", "family", "parameters", "accuracy"],
+        [
+            [m.name, m.architecture, m.family, _count(m.parameters), _points(m.accuracy)]
+            for m in result.models.values()
+        ],
+    )
+    if result.pairs:
+        _print_pairs(result)
+    if result.changes:
+        _print_changes(result.changes)
+    if result.methods:
+        _print_methods(result.methods)
+
+
+def _print_pairs(result: "CompareResult") -> None:
+    print("\nwhat a teacher knows that a student does not (P3 section 3)")
+    rows = []
+    for pair in result.pairs:
+        flips, given = pair.flips, (pair.supervised, pair.unsupervised)
+        rows.append(
+            [
+                pair.teacher,
+                pair.student,
+                _signed(flips.delta_acc),
+                _points(flips.rho_pos),
+                _points(flips.rho_neg),
+                _points(pair.chance),
+                _points(pair.independent),
+                "-" if pair.entropy is None else f"{pair.entropy:.2f}",
+                _most(pair.top[2].classes),
+                *(
+                    "-" if each is None else f"{_points(each.positive, 0)}/{_points(each.negative, 0)}"
+                    for each in given
+                ),
+            ]
+        )
+    header = ["teacher", "student", "d acc", "rho+", "rho-", "chance", "indep.", "entropy", "top 10 % in"]
+    console.table([*header, "DP +/-", "unsup. +/-"], rows)
+    if result.similarity is not None:
+        kind = " (a substitute)" if result.similarity["substitute"] else ""
+        print(f"similarity of classes: {result.similarity['source']}{kind}; see --json or --figures")
+
+
+def _most(classes: Sequence[str]) -> str:
+    return (
+        "-" if not classes else classes[0] if len(classes) == 1 else f"{classes[0]}, {len(classes) - 1} more"
+    )
+
+
+def _print_changes(changes: "Sequence[Change]") -> None:
+    print(
+        "\nstudents after a transfer (P3 section 5.1); gain of what the teacher could give, loss of what was right"
+    )
+    staged = any(change.stage > 1 for change in changes)
+    rows = []
+    for change in changes:
+        t = change.transfer
+        rows.append(
+            [
+                change.method,
+                *([str(change.stage)] if staged else []),
+                "+".join(change.teachers) or "-",
+                change.student,
+                change.after,
+                _signed(change.delta_acc),
+                _signed(t.delta_transf),
+                *((_signed(t.delta_rho_pos), _signed(t.delta_rho_neg)) if change.teachers else ("-", "-")),
+                _points(t.gain, 1),
+                _points(t.loss, 1),
+                _points(t.found_share if change.teachers else None, 1),
+            ]
+        )
+    header = ["method", *(["stage"] if staged else []), "teacher", "student", "after", "d acc", "d transf"]
+    console.table([*header, "d rho+", "d rho-", "gain", "loss", "both wrong"], rows)
+
+
+def _print_methods(methods: "Sequence[MethodSummary]") -> None:
+    print(
+        "\nmethods: mean of d transf ± population std; success = share of transfers above 0, median over students"
+    )
+    from kdcli.metrics.transfer_summary import STRENGTHS
+
+    rows = []
+    for method in methods:
+        whole = method.whole
+        split = [
+            method.by_strength[name].delta_transf if name in method.by_strength else None
+            for name in STRENGTHS
+        ]
+        rows.append(
+            [
+                method.method,
+                str(whole.delta_transf.count),
+                _points(method.success_rate, 1),
+                _mean(whole.delta_transf),
+                *(_mean(each) for each in split),
+                _mean(whole.gain, 1),
+                _mean(whole.loss, 1),
+            ]
+        )
+    console.table(["method", "pairs", "success", "all", *STRENGTHS, "gain", "loss"], rows)
+
+
+def _points(value: float | None, digits: int = 2) -> str:
+    return "-" if value is None else f"{100 * value:.{digits}f}"
+
+
+def _signed(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:+.2f}"
+
+
+def _mean(mean: "Mean | None", digits: int = 2) -> str:
+    if mean is None or mean.mean is None or mean.std is None:
+        return "-"
+    sign = "+" if digits == 2 else ""
+    return f"{100 * mean.mean:{sign}.{digits}f} ± {100 * mean.std:.{digits}f}"
+
+
+def _count(parameters: int | None) -> str:
+    return "-" if parameters is None else f"{parameters:,}"

@@ -1,0 +1,166 @@
+"""Models that no cache holds, run over the images once: decoded once for as many of them as fit together."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+
+from kdcli.cache.provenance import canonical_sha256
+from kdcli.comparing.answers import Answers, ClassMeans, Images, judged
+from kdcli.comparing.models import Candidate
+from kdcli.comparing.space import Classes
+from kdcli.config.comparing import CompareConfig
+from kdcli.console import console
+from kdcli.errors import KdError, StoppedEarly
+from kdcli.models.network import weights_sha256
+from kdcli.models.properties import count_parameters
+from kdcli.models.spec import Model, open_model
+from kdcli.models.teacher import TeacherRunner
+from kdcli.outputs import Output
+from kdcli.runtime import StopFlag, pick_device, worker_count
+from kdcli.training.evaluate import Exam, look_of
+from kdcli.training.feed import make_loader, plain_order
+from kdcli.types import Preprocess
+
+TOGETHER = 16
+"""Models that are open at the same time."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What is known of a model once it was open.
+
+    Attributes:
+        id: digest of its weights and its preprocessing: equal ids give equal answers.
+        architecture: of its library.
+        parameters: how many.
+        classes: of its logits.
+        preprocess: how it wants its pixels; its crop fraction gives its eval view.
+    """
+
+    id: str
+    architecture: str
+    parameters: int
+    classes: Classes
+    preprocess: Preprocess
+
+
+def look_at(candidates: Sequence[Candidate]) -> dict[str, Opened]:
+    """Open every model once, to know its classes before anything is run.
+
+    Raises:
+        NotFoundError: one cannot be had.
+    """
+    return {each.name: _opened(open_model(each.spec)) for each in candidates}
+
+
+def _opened(model: Model) -> Opened:
+    preprocess = model.preprocess
+    document: dict[str, Any] = {
+        **preprocess.document(),
+        "crop_fraction": preprocess.crop_fraction,
+        "weights": weights_sha256(model.network),
+    }
+    return Opened(
+        canonical_sha256(document),
+        model.architecture,
+        count_parameters(model.network),
+        Classes(model.class_names, model.num_classes),
+        preprocess,
+    )
+
+
+def forward_answers(
+    candidates: Sequence[Candidate],
+    columns: Mapping[str, Int64[np.ndarray, " c"]],
+    images: Images,
+    config: CompareConfig,
+    stop: StopFlag,
+) -> dict[str, Answers]:
+    """Run models over the images, each on its own eval view, as ``kd train-student --test`` does.
+
+    Args:
+        candidates: models to run.
+        columns: of each, number of its logits in the comparison.
+        images: with their data.
+        config: device, batch size, workers.
+        stop: raised by a signal.
+
+    Raises:
+        StoppedEarly: a signal arrived.
+        BadDataError: an image cannot be decoded, or logits are not finite.
+        DeviceError: no such device, or out of memory.
+    """
+    found: dict[str, Answers] = {}
+    for start in range(0, len(candidates), TOGETHER):
+        found |= _run_group(candidates[start : start + TOGETHER], columns, images, config, stop)
+    return found
+
+
+def _run_group(
+    group: Sequence[Candidate],
+    columns: Mapping[str, Int64[np.ndarray, " c"]],
+    images: Images,
+    config: CompareConfig,
+    stop: StopFlag,
+) -> dict[str, Answers]:
+    assert images.data is not None
+    device = pick_device(config.device)
+    kept = (Output("logits"), Output("features"))
+    models = {each.name: open_model(each.spec) for each in group}
+    runners = {
+        name: TeacherRunner(model, device, "off", kept[: _kinds(model)]) for name, model in models.items()
+    }
+    sheets = {name: _Sheet(name, columns[name], models[name], images) for name in models}
+    exam = Exam(images.data, [look_of(model.preprocess) for model in models.values()])
+    order = plain_order(len(images), config.batch_size)
+    loader = make_loader(exam, order, worker_count(config.workers), torch.device(device))
+    title = f"{len(models)} models" if len(models) > 1 else group[0].name
+    with console.progress(len(images), "images", title) as bar:
+        for batch in loader:
+            if isinstance(batch, KdError):
+                raise batch
+            if stop:
+                raise StoppedEarly("stopped by a signal while models were run", "Run the same command again.")
+            pixels, index = batch
+            first = int(index[0])
+            for name, runner in runners.items():
+                outputs = runner(pixels[look_of(models[name].preprocess)])
+                sheets[name].fill(first, {kind: values.cpu().numpy() for kind, values in outputs.items()})
+            bar.advance(len(index))
+    return {name: sheet.result() for name, sheet in sheets.items()}
+
+
+def _kinds(model: Model) -> int:
+    """Logits alone of a network of which no features can be had."""
+    return 2 if model.num_features else 1
+
+
+@final
+class _Sheet:
+    """The answers of one model, filled in batch by batch."""
+
+    def __init__(self, name: str, column: Int64[np.ndarray, " c"], model: Model, images: Images) -> None:
+        self._name, self._column, self._images = name, column, images
+        self._predicted = np.empty(len(images), np.int32)
+        self._label_logp, self._top_logp = np.empty((2, len(images)), np.float32)
+        self._means = ClassMeans(len(images.names), model.num_features) if model.num_features else None
+
+    def fill(self, first: int, outputs: Mapping[str, np.ndarray]) -> None:
+        """Add the outputs of images from ``first`` on."""
+        logits = outputs["logits"].astype(np.float64)
+        part = slice(first, first + len(logits))
+        labels = self._images.labels[part]
+        found = judged(logits, labels, self._column, first, self._name, self._images)
+        self._predicted[part], self._label_logp[part], self._top_logp[part] = found
+        if self._means is not None:
+            self._means.add(outputs["features"], labels)
+
+    def result(self) -> Answers:
+        """All of them."""
+        means = None if self._means is None else self._means.result()
+        return Answers(self._predicted, self._label_logp, self._top_logp, means)

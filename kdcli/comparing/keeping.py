@@ -1,0 +1,112 @@
+"""Predictions on disk: ``predictions.safetensors``, so that numbers and figures are made again without a forward."""
+
+import json
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from kdcli.comparing.answers import Answers, Images
+from kdcli.errors import BadDataError, OutputExistsError
+from kdcli.runtime import atomic_write_bytes, storage_errors, write_json
+
+PREDICTIONS, RESULT = "predictions.safetensors", "compare.json"
+_ARRAYS = ("predicted", "label_logp", "top_logp", "class_means")
+
+
+@final
+class Kept:
+    """The folder of ``--out``: predictions of models on some images, and the last result.
+
+    Args:
+        folder: created when something is written.
+
+    Raises:
+        OutputExistsError: it holds something else.
+        BadDataError: the file in it is damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._file = folder, folder / PREDICTIONS
+        with storage_errors(folder):
+            foreign = folder.is_dir() and not self._file.is_file() and any(folder.iterdir())
+        if folder.is_file() or foreign:
+            raise OutputExistsError(
+                f"--out {folder} holds something that kd compare did not write", "Choose another folder."
+            )
+        self._about: dict[str, Any] = self._read_about() if self._file.is_file() else {}
+
+    def _read_about(self) -> dict[str, Any]:
+        try:
+            with storage_errors(self._file), safe_open(self._file, "numpy") as file:
+                document: dict[str, Any] = json.loads((file.metadata() or {})["kd_compare"])
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise BadDataError(
+                f"{self._file} is not what kd compare wrote: {error}", "Remove it, or choose another --out."
+            ) from error
+        return document
+
+    def find(self, images: Images, wanted: Mapping[str, str]) -> dict[str, Answers]:
+        """Answers that are here already.
+
+        Args:
+            images: that they must be of, in the same order and with the same classes.
+            wanted: id of each model by name; a model of another id, or on other images, is run again.
+        """
+        if self._about.get("images") != _identity(images):
+            return {}
+        ids: dict[str, str] = self._about["models"]
+        places = {id_: name for name, id_ in ids.items()}
+        with safe_open(self._file, "numpy") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+        return {name: _answers_of(tensors, places[id_]) for name, id_ in wanted.items() if id_ in places}
+
+    def write(self, images: Images, answers: Mapping[str, Answers], ids: Mapping[str, str]) -> None:
+        """Keep the answers of all models.
+
+        Args:
+            images: that they are of.
+            answers: by model.
+            ids: of the models.
+
+        Raises:
+            StorageError, NoSpaceError: they cannot be written.
+        """
+        tensors = {
+            f"{name}/{array}": np.ascontiguousarray(values)
+            for name, each in answers.items()
+            for array in _ARRAYS
+            if (values := getattr(each, array)) is not None
+        }
+        about = {"images": _identity(images), "models": {name: ids[name] for name in answers}}
+        with storage_errors(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+        tensors["labels"] = images.labels
+        atomic_write_bytes(self._file, save(tensors, {"kd_compare": json.dumps(about)}))
+
+    def write_result(self, document: Mapping[str, Any]) -> None:
+        """Keep what ``--json`` prints."""
+        write_json(self._folder / RESULT, document)
+
+
+def _answers_of(tensors: Mapping[str, np.ndarray], name: str) -> Answers:
+    get = tensors.get
+    return Answers(
+        predicted=tensors[f"{name}/predicted"],
+        label_logp=get(f"{name}/label_logp"),
+        top_logp=tensors[f"{name}/top_logp"],
+        class_means=get(f"{name}/class_means"),
+    )
+
+
+def _identity(images: Images) -> dict[str, Any]:
+    """What predictions depend on besides the model."""
+    return {
+        "keys": images.keys,
+        "labels": sha256(images.labels.astype("<i8").tobytes()).hexdigest(),
+        "classes": list(images.names),
+    }

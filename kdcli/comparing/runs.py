@@ -1,0 +1,126 @@
+"""Runs of ``kd train-student`` as models to compare: what they started from, and who taught them."""
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from kdcli.console import console
+from kdcli.errors import BadDataError, NotFoundError
+from kdcli.models.grammar import ModelSpec
+from kdcli.runtime import read_json, storage_errors
+
+RESULT, EXPORT, CONFIG = "result.json", "export", "config.json"
+_NO_MODEL = ("pretrained", "random", "xavier")
+_STAGE = re.compile(r"stage-(\d+)-.+")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        folder: of the run.
+        spec: model spec of its export.
+        method: that trained it.
+        origin: canonical spec of the weights it started from; None where these were no model of kd's.
+        teachers: id of each cached teacher that it learned from, by the name that it had then.
+    """
+
+    folder: Path
+    spec: str
+    method: str
+    origin: str | None
+    teachers: dict[str, str]
+
+
+class _Result(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+    method: str
+    student: str | None = None
+    init: str | None = None
+    weights: dict[str, float] = {}
+    teachers: dict[str, str] = {}
+
+
+def find_runs(folder: Path) -> list[Run]:
+    """The run in a folder, or the finished runs anywhere below it, in the order of their paths.
+
+    A sequence over teachers (``stage-K-TEACHER`` folders) counts as its stages; its own export is that of
+    the last one. The runs of a grid of learning rates are not looked at, only the one that was chosen.
+
+    Raises:
+        BadDataError: a result.json is not one of ``kd train-student``.
+        NotFoundError: a finished run has no export.
+        StorageError: a folder cannot be read.
+    """
+    with storage_errors(folder):
+        found = list(_folders(folder))
+    return [_read(each) for each in found]
+
+
+def _folders(folder: Path) -> Iterator[Path]:
+    inside = sorted(entry for entry in folder.iterdir() if entry.is_dir())
+    if (folder / RESULT).is_file():
+        stages = [entry for entry in inside if _STAGE.fullmatch(entry.name) and (entry / RESULT).is_file()]
+        yield from sorted(stages, key=_number_of) or [folder]
+    elif (folder / "run.json").is_file():
+        console.note(f"{folder} is not finished: left out")
+    else:
+        for entry in inside:
+            yield from _folders(entry)
+
+
+def _number_of(stage: Path) -> int:
+    found = _STAGE.fullmatch(stage.name)
+    return int(found[1]) if found else 0
+
+
+def _read(folder: Path) -> Run:
+    path = folder / RESULT
+    try:
+        result = _Result.model_validate(read_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "document"
+        raise BadDataError(
+            f"{path} is no result of kd train-student: {place}: {first['msg']}", "Leave its folder out."
+        ) from error
+    if not (folder / EXPORT / CONFIG).is_file():
+        raise NotFoundError(
+            f"{folder} has a result, but no {EXPORT}/{CONFIG}", "Train it again, or leave it out."
+        )
+    weighted = {name for name, weight in result.weights.items() if weight > 0} or set(result.teachers)
+    return Run(
+        folder=folder,
+        spec=str(ModelSpec("local-dir", "", (folder / EXPORT).absolute())),
+        method=result.method,
+        origin=_origin(result),
+        teachers={name: id_ for name, id_ in result.teachers.items() if name in weighted},
+    )
+
+
+def _origin(result: _Result) -> str | None:
+    """Where its weights came from, if from a model that may be compared: a folder or a file, no library's weights."""
+    text = result.student if result.init == "pretrained" else result.init
+    if text is None or text in _NO_MODEL or not re.match(r"local[-_]dir:|[^:]*@", text):
+        return None
+    spec = ModelSpec.parse(text)
+    return str(spec) if spec.kind in ("local-dir", "file") else None
+
+
+def name_of(folder: Path, base: Path | None = None) -> str:
+    """What a run is called: its folder's name; of runs below one folder, their paths from there.
+
+    Args:
+        folder: of the run.
+        base: folder that was given, where it is not the run's own.
+    """
+    own = base is None or base == folder
+    text = folder.absolute().name if own else os.path.relpath(folder, base)
+    return re.sub(r"[^A-Za-z0-9._/-]+", "-", text).replace(os.sep, "/").strip("-./") or "run"
