@@ -39,7 +39,7 @@ def soup(
     quiet: opt.Quiet = False,
     verbose: opt.Verbose = False,
 ) -> None:
-    """Average the weights of students that started from the same ones.
+    """Average the weights of students that share a start.
 
     BatchNorm's running statistics are averaged, too. The result opens as local-dir:DIR; DIR/soup.json says what it
     is made of. P3 averages one student a teacher.

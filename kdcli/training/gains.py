@@ -92,7 +92,9 @@ def teachers_on_test(
     found = {}
     for cache in caches:
         try:
-            rows = cache.rows_of(plan.test)  # by content: a folder's training and test images may have equal names
+            rows = cache.rows_of(
+                plan.test
+            )  # by content: a folder's training and test images may have equal names
         except (CacheMissingError, IdentityError):  # a cache of other images, such as the training's
             continue
         for name, teacher in teachers.items():
