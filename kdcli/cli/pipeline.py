@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from kdcli.cli import options as opt
-from kdcli.cli import ranking, sweeping, teachers
+from kdcli.cli import ranking, soup, sweeping, teachers
 from kdcli.cli import transfer as p3
 from kdcli.cli.options import Data, TrainData, configure, split_flags, words
 from kdcli.cli.sweeping import fraction, read_ranking
@@ -19,6 +19,7 @@ def register(app: typer.Typer) -> None:
     app.command("cache-teachers")(teachers.cache_teachers)
     app.command("rank-sources")(ranking.rank_sources)
     app.command("train-student")(train_student)
+    app.command("soup")(soup.soup)
     app.command("eval-probe")(eval_probe)
 
 
@@ -96,6 +97,15 @@ def train_student(
             "--lr-grid",
             metavar="RATES",
             help="Choose among 0.001,0.003,0.01 or 0.0001:0.1:7log on the validation split.",
+        ),
+    ] = None,
+    sequential: Annotated[
+        str | None,
+        typer.Option(
+            "--sequential",
+            metavar="ORDER",
+            help="One stage a teacher, each from the last one's student: ascending or descending accuracy, random, "
+            "given.",
         ),
     ] = None,
     epochs: Annotated[
@@ -295,8 +305,9 @@ def train_student(
     chosen = read_ranking(settings)
     from kdcli.training.grid import train_grid
     from kdcli.training.run import train_student as lone_run
+    from kdcli.training.sequential import train_sequence
 
-    step = lone_run if settings.lr_grid is None else train_grid
+    step = train_sequence if settings.sequential else train_grid if settings.lr_grid else lone_run
     result = step(settings, ranking=chosen).document()
     export = quote(f"local-dir:{result['out']}/export")
     console.note(f"the student can be a teacher: kd cache-teachers ... --teacher NAME={export}")
@@ -320,6 +331,7 @@ def train_student(
             for name, scores in tests.items()
         ],
     )
+    soup.print_stages(result.get("stages") or [])
 
 
 def eval_probe(

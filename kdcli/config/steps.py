@@ -294,6 +294,10 @@ class TrainConfig(TransferOptions, StepConfig):
     lr_grid: str | None = Field(
         None, description="Learning rates to choose among: 0.001,0.003,0.01 or 0.0001:0.1:7log."
     )
+    sequential: Literal["ascending", "descending", "random", "given"] | None = Field(
+        None,
+        description="One stage a teacher, in this order of accuracy, by seed, or as --teacher names them.",
+    )
     epochs: int | None = Field(None, ge=1, description="Passes over the data.")
     lr: float | None = Field(
         None, gt=0, description="Peak learning rate (of the heads, where groups differ)."

@@ -1,12 +1,12 @@
 """Accuracy of heads on labelled images, on their eval view."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import final
 
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -41,7 +41,7 @@ def heads_to_test(plan: Plan) -> list[tuple[str, str, ImageData, Int64[np.ndarra
             names, head, count = plan.class_names, LABEL_HEAD, plan.num_classes
         else:
             names, head, count = each.data.class_names, each.name, each.classes
-        found.append((each.name, head, each.test, _labels_for(each.test, names, count)))
+        found.append((each.name, head, each.test, labels_for(each.test, names, count)))
     return found
 
 
@@ -57,7 +57,7 @@ def head_to_test(plan: Plan) -> tuple[str, Int64[np.ndarray, " n"]] | None:
     if plan.test is None:
         return None
     if plan.method.needs.labels or plan.method.needs.classes:
-        return LABEL_HEAD, _labels_for(plan.test, plan.class_names, plan.num_classes)
+        return LABEL_HEAD, labels_for(plan.test, plan.class_names, plan.num_classes)
     names = plan.test.class_names
     teachers = plan.teachers.records.values() if plan.teachers is not None else ()
     for record in teachers:
@@ -70,7 +70,17 @@ def head_to_test(plan: Plan) -> tuple[str, Int64[np.ndarray, " n"]] | None:
     return None
 
 
-def _labels_for(test: ImageData, names: tuple[str, ...] | None, count: int) -> Int64[np.ndarray, " n"]:
+def labels_for(test: ImageData, names: tuple[str, ...] | None, count: int) -> Int64[np.ndarray, " n"]:
+    """Labels of test images in the numbering of a head.
+
+    Args:
+        test: labelled images.
+        names: of the head's classes, where known.
+        count: of the head's classes.
+
+    Raises:
+        BadDataError: an image is of a class that the head does not have.
+    """
     if test.class_names is None or names is None:
         if int(test.labels.max()) >= count:
             raise BadDataError(
@@ -179,7 +189,6 @@ def accuracy(
     return accuracies([one], data, device, batch_size, workers, stop, ranks)[0]
 
 
-@torch.inference_mode()
 def accuracies(
     examinees: Sequence[Examinee],
     data: ImageData,
@@ -205,12 +214,64 @@ def accuracies(
         BadDataError: an image cannot be decoded.
     """
     ranks = ranks or Ranks()
+    right = np.zeros((len(examinees), 2), np.int64)
+
+    def count(number: int, logits: Float[Tensor, "b c"], index: Int64[Tensor, " b"]) -> None:
+        right[number] += _right(logits, examinees[number].labels[index.numpy()])
+
+    _examine(examinees, data, device, batch_size, workers, stop, ranks, count)
+    totals = np.reshape(ranks.total(*right.ravel().tolist()), right.shape)
+    return [{"top1": float(top1 / len(data)), "top5": float(top5 / len(data))} for top1, top5 in totals]
+
+
+def predictions(
+    examinees: Sequence[Examinee],
+    data: ImageData,
+    device: torch.device,
+    batch_size: int,
+    workers: int,
+    stop: StopFlag,
+) -> Int64[np.ndarray, "k n"]:
+    """The class that each examinee gives each image, in the numbering of its head, in one pass.
+
+    Args:
+        examinees: k students.
+        data: n images.
+        device: where the students are.
+        batch_size: images per forward.
+        workers: decode processes.
+        stop: raised by a signal.
+
+    Raises:
+        StoppedEarly: a signal arrived.
+        BadDataError: an image cannot be decoded.
+    """
+    found = np.full((len(examinees), len(data)), -1, np.int64)
+
+    def note(number: int, logits: Float[Tensor, "b c"], index: Int64[Tensor, " b"]) -> None:
+        found[number, index.numpy()] = logits.argmax(dim=1).cpu().numpy()
+
+    _examine(examinees, data, device, batch_size, workers, stop, Ranks(), note)
+    return found
+
+
+@torch.inference_mode()
+def _examine(
+    examinees: Sequence[Examinee],
+    data: ImageData,
+    device: torch.device,
+    batch_size: int,
+    workers: int,
+    stop: StopFlag,
+    ranks: Ranks,
+    see: Callable[[int, Float[Tensor, "b c"], Int64[Tensor, " b"]], None],
+) -> None:
+    """Call ``see`` with an examinee's number, its logits of a batch of images, and their positions."""
     for examinee in examinees:
         examinee.student.eval()
     exam = Exam(data, [look_of(examinee.preprocess) for examinee in examinees])
     parts = plain_order(len(data), batch_size)[ranks.rank :: ranks.world]
     loader = make_loader(exam, parts, workers, device)
-    right = np.zeros((len(examinees), 2), np.int64)
     with ranks.one_fate(), console.progress(len(data) // ranks.world, "images", "testing") as bar:
         for batch in loader:
             if isinstance(batch, KdError):
@@ -222,19 +283,15 @@ def accuracies(
                 )
             pixels, index = batch
             seen = {look: images.to(device) for look, images in pixels.items()}
-            for count, examinee in zip(right, examinees, strict=True):
-                count += _right(examinee, seen[look_of(examinee.preprocess)], index)
+            for number, examinee in enumerate(examinees):
+                images = normalise(seen[look_of(examinee.preprocess)], examinee.preprocess)
+                output = examinee.student(images, [examinee.head])
+                see(number, output.logits[examinee.head].float(), index)
             bar.advance(len(index))
-    totals = np.reshape(ranks.total(*right.ravel().tolist()), right.shape)
-    return [{"top1": float(top1 / len(data)), "top5": float(top5 / len(data))} for top1, top5 in totals]
 
 
-def _right(
-    examinee: Examinee, pixels: UInt8[Tensor, "b h w 3"], index: Int64[Tensor, " b"]
-) -> tuple[int, int]:
+def _right(logits: Float[Tensor, "b c"], labels: Int64[np.ndarray, " b"]) -> tuple[int, int]:
     """How many images of a batch are right, and how many are among the best five."""
-    output = examinee.student(normalise(pixels, examinee.preprocess), [examinee.head])
-    logits = output.logits[examinee.head].float()
     best = logits.topk(min(5, logits.shape[1]), dim=1).indices.cpu()
-    hits = best == torch.from_numpy(examinee.labels[index.numpy()]).unsqueeze(1)
+    hits = best == torch.from_numpy(labels).unsqueeze(1)
     return int(hits[:, 0].sum()), int(hits.sum())

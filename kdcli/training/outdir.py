@@ -10,6 +10,7 @@ export/             the student as timm opens it
 result.json         the result; its presence marks the run as finished
 grid.json           with --lr-grid: its rates, and those that diverged; marks the folder as kd's, too
 lr-RATE/            with --lr-grid: the run at that rate
+stage-K-TEACHER/    with --sequential: the run of that stage; the files here are of all of them together
 """
 
 import json
@@ -26,6 +27,7 @@ from safetensors.torch import save
 from kdcli.errors import OutputExistsError, StorageError
 from kdcli.models.export import export_model
 from kdcli.models.student import LABEL_HEAD
+from kdcli.models.timm_models import CONFIG_FILE, WEIGHTS_FILE
 from kdcli.runtime import (
     atomic_write_bytes,
     atomic_write_text,
@@ -40,7 +42,7 @@ from kdcli.types import differences
 
 _FILES = ("result.json", "config.yaml", "ranking.json", "metrics.jsonl", "heads.safetensors")
 GRID = "grid.json"
-_EXPORT = ("config.json", "model.safetensors")
+_EXPORT = (CONFIG_FILE, WEIGHTS_FILE)
 _MAX_SHOWN = 8
 
 
@@ -100,10 +102,15 @@ def require_same_run(plan: Plan) -> None:
     Raises:
         OutputExistsError: naming the differing fields with their old and new values.
     """
-    out, marker = plan.config.out, plan.config.out / "run.json"
+    require_same_identity(plan.config.out, plan.identity())
+
+
+def require_same_identity(out: Path, identity: Mapping[str, Any]) -> None:
+    """:func:`require_same_run` for a run that is more than one plan."""
+    marker = out / "run.json"
     if not marker.is_file():
         return
-    new = json.loads(json.dumps(plan.identity()))  # tuples become lists, as in what is read
+    new = json.loads(json.dumps(identity))  # tuples become lists, as in what is read
     found = differences(read_json(marker).get("identity", {}), new)
     if found:
         shown = "; ".join(str(difference) for difference in found[:_MAX_SHOWN])
@@ -114,8 +121,12 @@ def require_same_run(plan: Plan) -> None:
         )
 
 
-def begin(plan: Plan) -> None:
+def begin(plan: Plan, identity: Mapping[str, Any] | None = None) -> None:
     """Make the folder this run's, or go on in it where it is already.
+
+    Args:
+        plan: of the run.
+        identity: of a run that is more than its plan.
 
     Raises:
         StorageError, NoSpaceError: it cannot be written.
@@ -126,7 +137,7 @@ def begin(plan: Plan) -> None:
     with storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     if not (out / "run.json").is_file():  # first of all files: it says whose folder this is
-        write_json(out / "run.json", {"identity": plan.identity(), "versions": versions()})
+        write_json(out / "run.json", {"identity": identity or plan.identity(), "versions": versions()})
     if not (out / "config.yaml").is_file():
         changes: dict[str, Any] = {"overwrite": False}  # of this call, not of the run
         if plan.ranking is not None:
@@ -143,8 +154,25 @@ def forget_checkpoints(out: Path) -> None:
             shutil.rmtree(out / "state")
 
 
+def stage_folder(out: Path, number: int, teacher: str) -> Path:
+    """Where stage ``number`` (from 1) of a sequence is trained."""
+    return out / f"stage-{number}-{teacher}"
+
+
+def _stages(out: Path) -> list[Path]:
+    """The folders of a sequence's stages; none of a lone run."""
+    marker = out / "run.json"
+    identity = read_json(marker).get("identity", {}) if marker.is_file() else {}
+    names = (identity.get("sequential") or {}).get("teachers", [])
+    return [stage_folder(out, number, name) for number, name in enumerate(names, 1)]
+
+
 def remove_run(out: Path) -> None:
     """Remove what kd wrote, the marker last: a kill in between leaves a folder that is still kd's."""
+    for stage in _stages(out):
+        remove_run(stage)
+        if stage.is_dir() and not any(stage.iterdir()):
+            stage.rmdir()
     forget_checkpoints(out)
     with storage_errors(out):
         for name in (*_FILES, *(f"export/{file}" for file in _EXPORT)):
@@ -172,3 +200,19 @@ def finish(plan: Plan, built: Built, result: Mapping[str, Any]) -> None:
     export_model(built.model, out / "export", plan.class_names)
     write_json(out / "result.json", result)
     forget_checkpoints(out)
+
+
+def adopt(out: Path, last: Path, result: Mapping[str, Any]) -> None:
+    """End a sequence: its student is that of its last stage. The result is written last of all.
+
+    Args:
+        out: the folder of the sequence.
+        last: the folder of its last stage, finished.
+        result: of the sequence.
+    """
+    with storage_errors(out):
+        (out / "export").mkdir(parents=True, exist_ok=True)
+        (out / "export" / CONFIG_FILE).unlink(missing_ok=True)
+        for name in ("heads.safetensors", f"export/{WEIGHTS_FILE}", f"export/{CONFIG_FILE}"):
+            atomic_write_bytes(out / name, (last / name).read_bytes())
+    write_json(out / "result.json", result)

@@ -282,6 +282,11 @@ def make_plan(
         raise UsageError(
             "--lr-grid makes several runs, and this is one", "Call kdcli.training.grid.train_grid."
         )
+    if config.sequential is not None:
+        raise UsageError(
+            "--sequential makes several runs, and this is one",
+            "Call kdcli.training.sequential.train_sequence; in a sweep, give each student one teacher.",
+        )
     require_sets(config, method)
     ranked, ranking = ranking, ranking if "ranking" in method.options else None
     settings = resolve_settings(config, method.defaults)
