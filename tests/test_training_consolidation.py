@@ -74,7 +74,9 @@ def test_two_teachers_of_other_widths_are_contrasted_each_with_its_own_embedding
     assert heads == {"gen", "exp"}  # the embeddings are dropped
 
 
-@pytest.mark.parametrize(("method", "step"), [("consolidation-crd", 4), ("multi-head-crd", 7), ("consolidation-crd", 2)])
+@pytest.mark.parametrize(
+    ("method", "step"), [("consolidation-crd", 4), ("multi-head-crd", 7), ("consolidation-crd", 2)]
+)
 def test_a_killed_run_goes_on_to_the_same_bits_banks_and_draws_included(
     place: Place, method: str, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from kdcli.cli import mlfd_options as mlfd
 from kdcli.cli import options as opt
 from kdcli.cli import ranking, sweeping, teachers
 from kdcli.cli.options import Data, TrainData, configure, split_flags, words
@@ -30,7 +31,7 @@ def train_student(
         typer.Option(
             "--method",
             help="labels-only, distill-nearest, distill-weighted, distill-equal, fixmatch, consolidation, "
-            "consolidation-crd, multi-head-kd, multi-head-crd, soft-label, multi-task or replay-oracle; "
+            "consolidation-crd, multi-head-kd, multi-head-crd, soft-label, multi-task, replay-oracle or mlfd; "
             "see kd methods.",
         ),
     ] = None,
@@ -87,7 +88,10 @@ def train_student(
     ] = None,
     select: Annotated[
         str | None,
-        typer.Option("--select", help="Epoch to export: last (default), or best on the validation split."),
+        typer.Option(
+            "--select",
+            help="Epoch to export: last (default), best (on the validation split) or best-on-test.",
+        ),
     ] = None,
     lr_grid: Annotated[
         str | None,
@@ -168,6 +172,14 @@ def train_student(
     crd_momentum: Annotated[
         float | None, typer.Option("--crd-momentum", help="Share CRD's memory keeps of a row (0.5).")
     ] = None,
+    loss_convention: mlfd.LossConvention = None,
+    mlfd_levels: mlfd.MlfdLevels = None,
+    distill_weight: mlfd.DistillWeight = None,
+    level_weight: mlfd.LevelWeight = None,
+    student_tap: mlfd.StudentTap = None,
+    teacher_tap: mlfd.TeacherTap = None,
+    adaptor: mlfd.AdaptorSide = None,
+    map_resize: mlfd.MapResize = None,
     unlabelled_ratio: Annotated[
         float | None,
         typer.Option(
@@ -209,7 +221,9 @@ def train_student(
     ] = None,
     teacher_view: Annotated[
         str | None,
-        typer.Option("--teacher-view", help="same (default): teachers saw the student's view; eval: view 0."),
+        typer.Option(
+            "--teacher-view", help="same: teachers saw the student's view; eval (mlfd's default): view 0."
+        ),
     ] = None,
     batch_size: opt.BatchSize = None,
     seed: opt.Seed = None,

@@ -1,9 +1,15 @@
 """The one registry: every ``--method`` by name, in the order in which ``kd methods`` lists them."""
 
-from kdcli.objectives import consolidation, fixmatch, oracles, weighted
+from kdcli.objectives import consolidation, fixmatch, mlfd, oracles, weighted
 from kdcli.objectives.base import Method
 
 METHODS: dict[str, Method] = {
     method.name: method
-    for method in (*weighted.METHODS, *fixmatch.METHODS, *consolidation.METHODS, *oracles.METHODS)
+    for method in (
+        *weighted.METHODS,
+        *fixmatch.METHODS,
+        *consolidation.METHODS,
+        *oracles.METHODS,
+        *mlfd.METHODS,
+    )
 }

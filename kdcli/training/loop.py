@@ -115,7 +115,7 @@ class Engine:
         optimizer = make_optimizer(self.student, self.objective, settings)
         self._schedule = make_schedule(optimizer, settings, steps)
         self._objective = self.objective.to(accelerator.device)
-        self._heads = self.objective.active()
+        self._heads, self._taps = self.objective.active(), self.objective.taps()
         if self.ranks.world > 1:
             for parameter in self._without_gradient():  # torch would wait for them in every step
                 parameter.requires_grad_(False)
@@ -227,7 +227,8 @@ class Engine:
         if self._lower is not None:
             output = self._student(None, self._heads, self._lower.maps(batch.teacher))
         else:
-            output = self._student(normalise(batch.pixels, self._preprocess), self._heads)
+            images = normalise(batch.pixels, self._preprocess)
+            output = self._student(images, self._heads, taps=self._taps)
         return output
 
     def _counts(self, batch: FeedBatch) -> Counts | None:

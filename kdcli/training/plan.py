@@ -14,9 +14,11 @@ from kdcli.data.views import ViewSet
 from kdcli.errors import CacheMissingError, UsageError
 from kdcli.models.spec import ModelSpec
 from kdcli.objectives.base import Method, Settings, Setup
+from kdcli.objectives.levels import Matching
 from kdcli.objectives.registry import METHODS
 from kdcli.training.feed import ViewRule
 from kdcli.training.lower import Lower, choose_lower
+from kdcli.training.matching import choose_matching, with_convention
 from kdcli.training.recorded import Recording, require_partners
 from kdcli.training.sets import (
     NamedSet,
@@ -41,7 +43,7 @@ from kdcli.training.settings import (
 )
 from kdcli.training.student import NEAREST_SOURCE, Start, resolve_start
 from kdcli.training.teachers import Teachers, choose_teachers, joint_id, ranked_records, require_options
-from kdcli.training.validation import split_off
+from kdcli.training.validation import ON_TEST, split_off
 from kdcli.training.viewing import choose_strong_views, choose_views
 from kdcli.types import Ranking
 
@@ -70,6 +72,7 @@ class Plan:
         processes: that share each step; BatchNorm and random numbers are each one's own.
         strong: makes the strong views, where the method compares two.
         sets: the data sets with their names, ``data`` the first; empty where there is one.
+        matching: what is matched of the teacher's representation, with ``mlfd``.
     """
 
     config: TrainConfig
@@ -88,6 +91,7 @@ class Plan:
     processes: int = 1
     strong: ViewSet | None = None
     sets: tuple[NamedSet, ...] = ()
+    matching: Matching | None = None
 
     @property
     def init(self) -> str:
@@ -103,6 +107,11 @@ class Plan:
     def split(self) -> bool:
         """Whether labelled and unlabelled images come in batches of their own."""
         return _splits(self.settings)
+
+    @property
+    def selects(self) -> bool:
+        """Whether epochs are judged by something that may choose among them."""
+        return self.validation is not None or self.config.select == ON_TEST
 
     @property
     def turns(self) -> int:
@@ -129,11 +138,12 @@ class Plan:
         """Identity of the cache (of several: joined by commas)."""
         return None if self.recording is None else joint_id(self.recording.cache.cache_ids)
 
-    def setup(self, student_width: int = 0) -> Setup:
+    def setup(self, student_width: int = 0, matching: Matching | None = None) -> Setup:
         """What the objective is made from.
 
         Args:
             student_width: of the student's pooled features; only known once it is open, only CRD asks.
+            matching: :attr:`matching` with the student's shapes; likewise, only mlfd asks.
         """
         teachers = self.teachers
         records = {} if teachers is None else teachers.records
@@ -149,6 +159,7 @@ class Plan:
             images=len(self.data),
             student_width=student_width,
             teacher_widths={name: record.num_features for name, record in records.items()},
+            matching=matching,
         )
 
     def identity(self) -> dict[str, Any]:
@@ -189,8 +200,9 @@ class Plan:
             "started_from": None if self.start.record is None else self.start.record.id,
             "train_from": None if self.lower is None else f"{self.lower.tap} of {self.lower.teacher.id}",
             "validation": config.validation,
-            "select": config.select if self.validation is not None else None,
+            "select": config.select if self.selects else None,
             **self._identity_of_streams(),
+            **({} if self.matching is None else self.matching.document()),
         }
 
     def _identity_of_streams(self) -> dict[str, Any]:
@@ -254,7 +266,8 @@ def make_plan(
         DeviceError: no such device, or one that cannot run at this precision.
     """
     method, pins, sources = METHODS[config.method], pins or Pins(), sources or Sources()
-    config = without_unused(config, method)
+    config = with_convention(without_unused(config, method), method)
+    config = config.model_copy(update={"teacher_view": config.teacher_view or method.teacher_view})
     if config.lr_grid is not None:
         raise UsageError(
             "--lr-grid makes several runs, and this is one", "Call kdcli.training.grid.train_grid."
@@ -283,7 +296,8 @@ def make_plan(
     everything = sources.data(main, data_root=config.data_root, download=config.download)
     data = everything if method.needs.kinds or method.needs.unlabelled else labelled_only(everything)
     data, validation = split_off(config, method, data)
-    recording, data = _record(config, method, settings, data, cache, teachers, lower, rule)
+    matching = choose_matching(config, method, teachers, cache, data)
+    recording, data = _record(config, method, settings, data, cache, teachers, lower, rule, matching)
     settings = fit_negatives(method, settings, len(data))
     if method.needs.labels:
         require_classes(data, main)
@@ -329,6 +343,7 @@ def make_plan(
         processes,
         strong,
         sets,
+        matching,
     )
 
 
@@ -350,6 +365,7 @@ def _record(
     teachers: Teachers | None,
     lower: Lower | None,
     rule: ViewRule,
+    matching: Matching | None,
 ) -> tuple[Recording | None, ImageData]:
     """Find the data in the cache, and leave out what the teachers have no outputs for."""
     if cache is None:
@@ -357,7 +373,7 @@ def _record(
     rows = cache.rows_of(data, check_content=False)  # the feed compares the bytes as it decodes them
     turns = _turns(settings, rule, _splits(settings) or method.needs.sets)
     views = sorted({rule.teacher(turn) for turn in range(turns)} & set(range(cache.view_count)))
-    kinds: tuple[str, ...] = tuple(sorted(method.needs.kinds))
+    kinds = (*sorted(method.needs.kinds), *(matching.arrays if matching is not None else ()))
     reads = {} if teachers is None else dict.fromkeys(teachers.weights, kinds)
     if lower is not None:
         reads = lower.with_maps(reads)

@@ -31,6 +31,14 @@ _METHOD_OPTIONS = (
     "crd_temperature",
     "crd_dim",
     "crd_momentum",
+    "loss_convention",
+    "mlfd_levels",
+    "distill_weight",
+    "level_weight",
+    "student_tap",
+    "teacher_tap",
+    "adaptor",
+    "map_resize",
 )
 
 
