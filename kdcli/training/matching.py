@@ -15,6 +15,7 @@ from kdcli.models.taps import tap_shapes
 from kdcli.objectives.base import Method
 from kdcli.objectives.levels import EMBEDDING, Level, Matching
 from kdcli.objectives.mlfd import CONVENTIONS
+from kdcli.training.sets import require_classes
 from kdcli.types import Difference
 
 if TYPE_CHECKING:
@@ -53,12 +54,14 @@ def choose_matching(
         data: what the student trains on.
 
     Raises:
+        BadDataError: the data have no labels.
         UsageError: options that contradict each other.
         IdentityError: the teacher knows other classes than the student learns.
         CacheMissingError: the cache lacks the map or the features, with the command that adds them.
     """
     if "loss_convention" not in method.options or teachers is None or cache is None:
         return None
+    require_classes(data, config.first_data)
     record = teachers.records[next(iter(teachers.weights))]
     columns = _columns(record, data)
     taps = _teacher_taps(config, record, cache)
