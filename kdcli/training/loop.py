@@ -228,7 +228,7 @@ class Engine:
             output = self._student(None, self._heads, self._lower.maps(batch.teacher))
         else:
             images = normalise(batch.pixels, self._preprocess)
-            output = self._student(images, self._heads, taps=self._taps)
+            output = self._student(images, self._heads, **({"taps": self._taps} if self._taps else {}))
         return output
 
     def _counts(self, batch: FeedBatch) -> Counts | None:
