@@ -139,8 +139,9 @@ def _teacher_taps(config: TrainConfig, record: TeacherRecord, cache: CacheSet) -
         wanted = f"the map '{tap}'" if unknown else "a map"
         known = f"the maps {', '.join(kept)}" if kept else ", ".join(record.keep)
         raise CacheMissingError(
-            f"mlfd matches {wanted} of '{record.name}', and the cache keeps its {known} only.{nearest(tap, kept)}",
-            f"{cache.add_command([record.name], [word])} ; or match less: --mlfd-levels features or none",
+            f"mlfd matches {wanted} of '{record.name}', and the cache keeps its {known} only.{nearest(tap, kept)} "
+            "(--mlfd-levels features and none match no map)",
+            cache.add_command([record.name], [word]),
         )
     if config.teacher_tap:
         return tuple(dict.fromkeys(config.teacher_tap))
