@@ -119,7 +119,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, scores: list[float]) -> None:
     real = validation.Watch.after_epoch
 
     def after(self: Any, epoch: int) -> dict[str, float]:
-        self._judge = lambda: {"top1": scores[epoch - 1], "top5": 1.0}
+        self._judges = {"val": lambda: {"top1": scores[epoch - 1], "top5": 1.0}}
         return real(self, epoch)
 
     monkeypatch.setattr(validation.Watch, "after_epoch", after)

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from kdcli.cli import mlfd_options as mlfd
 from kdcli.cli import options as opt
 from kdcli.cli import ranking, soup, sweeping, teachers
 from kdcli.cli import transfer as p3
@@ -33,7 +34,7 @@ def train_student(
             "--method",
             help="labels-only, distill-nearest, distill-weighted, distill-equal, fixmatch, consolidation, "
             "consolidation-crd, multi-head-kd, multi-head-crd, soft-label, multi-task, replay-oracle, "
-            "kl, xe-kl, kl-ls, mcl, dp, dp-unsup, cd, crd, soft-ce or topk-kl; see kd methods.",
+            "kl, xe-kl, kl-ls, mcl, dp, dp-unsup, cd, crd, soft-ce, topk-kl or mlfd; see kd methods.",
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Output folder of the run.")] = None,
@@ -89,7 +90,10 @@ def train_student(
     ] = None,
     select: Annotated[
         str | None,
-        typer.Option("--select", help="Epoch to export: last (default), or best on the validation split."),
+        typer.Option(
+            "--select",
+            help="Epoch to export: last (default), best (on the validation split) or best-on-test.",
+        ),
     ] = None,
     lr_grid: Annotated[
         str | None,
@@ -187,6 +191,14 @@ def train_student(
     mcl_every: p3.MclEvery = None,
     frozen: p3.Frozen = None,
     frozen_teacher: p3.FrozenTeacher = None,
+    loss_convention: mlfd.LossConvention = None,
+    mlfd_levels: mlfd.MlfdLevels = None,
+    distill_weight: mlfd.DistillWeight = None,
+    level_weight: mlfd.LevelWeight = None,
+    student_tap: mlfd.StudentTap = None,
+    teacher_tap: mlfd.TeacherTap = None,
+    adaptor: mlfd.AdaptorSide = None,
+    map_resize: mlfd.MapResize = None,
     unlabelled_ratio: Annotated[
         float | None,
         typer.Option(
@@ -228,7 +240,9 @@ def train_student(
     ] = None,
     teacher_view: Annotated[
         str | None,
-        typer.Option("--teacher-view", help="same (default): teachers saw the student's view; eval: view 0."),
+        typer.Option(
+            "--teacher-view", help="same: teachers saw the student's view; eval (mlfd's default): view 0."
+        ),
     ] = None,
     batch_size: opt.BatchSize = None,
     seed: opt.Seed = None,

@@ -10,6 +10,7 @@ from typing import Any, Literal, final
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic.config import JsonDict
 
+from kdcli.config.mlfd import MlfdOptions
 from kdcli.config.transfer import TransferOptions
 from kdcli.errors import UsageError
 from kdcli.outputs import STATS, Output, parse_keep
@@ -229,6 +230,7 @@ MethodName = Literal[
     "crd",
     "soft-ce",
     "topk-kl",
+    "mlfd",
 ]
 
 
@@ -246,7 +248,7 @@ def old_new_weight(text: str) -> float:
 
 
 @final
-class TrainConfig(TransferOptions, StepConfig):
+class TrainConfig(TransferOptions, MlfdOptions, StepConfig):
     """``kd train-student``. ``None`` means: the method's default (printed and recorded)."""
 
     @property
@@ -288,8 +290,8 @@ class TrainConfig(TransferOptions, StepConfig):
     validation: float | None = Field(
         None, gt=0, lt=1, description="Share of the labelled images to set aside and judge every epoch on."
     )
-    select: Literal["last", "best"] = Field(
-        "last", description="Which epoch is exported; best: by the validation split."
+    select: Literal["last", "best", "best-on-test"] = Field(
+        "last", description="Which epoch is exported; best: by the validation split; best-on-test: by --test."
     )
     lr_grid: str | None = Field(
         None, description="Learning rates to choose among: 0.001,0.003,0.01 or 0.0001:0.1:7log."
@@ -364,8 +366,9 @@ class TrainConfig(TransferOptions, StepConfig):
         None, ge=8, description="Input size in pixels; default: the student's own."
     )
     recipe: str | None = Field(None, description="Recipe of live training views; with a cache, the cache's.")
-    teacher_view: Literal["same", "eval"] = Field(
-        "same", description="same: teachers saw the student's view; eval: they saw the clean view 0."
+    teacher_view: Literal["same", "eval"] | None = Field(
+        None,
+        description="same: teachers saw the student's view (default but for mlfd); eval: the clean view 0.",
     )
     batch_size: int | None = Field(None, ge=1, description="Images per step.")
     seed: int = Field(0, ge=0, description="Seed of initialisation and dropout.")

@@ -1,7 +1,7 @@
 """A student: one backbone, its own classifier, and one more linear head per teacher it learns from."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, final
 
 import torch
@@ -22,10 +22,11 @@ LABEL_HEAD = "label"
 @final
 @dataclass(frozen=True, slots=True)
 class StudentOutput:
-    """Pooled features, and the logits of the heads that were asked for."""
+    """Pooled features, the logits of the heads that were asked for, and the maps at the taps that were."""
 
     features: Float[Tensor, "b d"]
     logits: dict[str, Float[Tensor, "b _"]]
+    maps: dict[str, Float[Tensor, "b _ _ _"]] = field(default_factory=dict)
 
 
 @final
@@ -66,28 +67,34 @@ class Student(nn.Module):
         images: Float[Tensor, "b 3 h w"] | None,
         heads: Sequence[str] | None = None,
         feature_map: Float[Tensor, "b c h w"] | None = None,
+        taps: Sequence[str] = (),
     ) -> StudentOutput:
-        """Features, and logits of the heads asked for.
+        """Features, logits of the heads asked for, and feature maps at the taps asked for.
 
         Args:
             images: normalised images; not looked at where their feature map is given.
             heads: names of heads; default: all.
             feature_map: what the layers up to the cut gave of the images; see :meth:`freeze_up_to`.
+            taps: names of layers; not of a student that is cut.
         """
-        features = self._features(images, feature_map)
+        features, maps = self._features(images, feature_map, taps)
         known = self.heads
         names = known if heads is None else heads
-        return StudentOutput(features, {name: known[name](features) for name in names})
+        return StudentOutput(features, {name: known[name](features) for name in names}, maps)
 
-    def _features(self, images: Tensor | None, feature_map: Tensor | None) -> Float[Tensor, "b d"]:
+    def _features(
+        self, images: Tensor | None, feature_map: Tensor | None, taps: Sequence[str]
+    ) -> tuple[Float[Tensor, "b d"], dict[str, Float[Tensor, "b _ _ _"]]]:
         if feature_map is not None:
-            if self._cut is None:
-                raise ValueError("a feature map for a student that is not cut")
-            return self._cut.features(self.network, feature_map)
+            if self._cut is None or taps:
+                raise ValueError("a feature map for a student that is not cut, or maps of one that is")
+            return self._cut.features(self.network, feature_map), {}
         if images is None:
             raise ValueError("neither images nor their feature map")
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self._frozen_backbone):
-            return self.network.features(images)
+            if taps:
+                return self.network.features_and_maps(images, taps)
+            return self.network.features(images), {}
 
     def train(self, mode: bool = True) -> "Student":
         """As in torch, but what is frozen stays in eval mode."""

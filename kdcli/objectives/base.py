@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kdcli.models.student import StudentOutput
+from kdcli.objectives.levels import Matching
 from kdcli.types import OutputKind, Ranking
 
 TeacherOutputs = Mapping[str, Mapping[str, Tensor]]
@@ -160,6 +161,7 @@ class Setup:
         teacher_widths: of those of every teacher that has a weight.
         columns: of each teacher that orders the same classes in another way, its number of each of them.
         frozen: the cached teacher that the frozen student is; None: the training loop runs it.
+        matching: what is matched of a teacher's representation, with the shapes of both sides, if anything is.
     """
 
     classes: Mapping[str, int]
@@ -174,6 +176,7 @@ class Setup:
     teacher_widths: Mapping[str, int] = field(default_factory=dict)
     columns: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     frozen: str | None = None
+    matching: Matching | None = None
 
 
 @final
@@ -258,6 +261,14 @@ class Objective(nn.Module, ABC):
     def reads(self) -> dict[str, tuple[str, ...]]:
         """Arrays to gather from the cache: teacher -> array names."""
 
+    def taps(self) -> tuple[str, ...]:
+        """Layers of the student whose feature maps :meth:`forward` reads."""
+        return ()
+
+    def notes(self) -> tuple[str, ...]:
+        """Lines that a run says at its start about what was made to fit the student."""
+        return ()
+
     @abstractmethod
     def forward(self, student: StudentOutput, teacher: TeacherOutputs, batch: Batch) -> dict[str, Tensor]:
         """Scalars: ``loss`` to differentiate, and its parts, detached, to log."""
@@ -277,6 +288,8 @@ class Method:
         defaults: the numbers it runs with unless told otherwise.
         options: fields of the configuration that change it beyond those every method has.
         recipe: of live views unless told otherwise.
+        teacher_view: what the teachers saw unless told otherwise; with ``eval`` the student's live views are of
+            ``recipe``, whatever the cache's is.
         weigh: weight of each teacher it uses; teachers of weight 0 are neither read nor given a head.
         build: makes the objective.
     """
@@ -291,6 +304,7 @@ class Method:
     build: Callable[[Setup], Objective]
     options: frozenset[str] = field(default_factory=frozenset)
     recipe: str = "imagenet"
+    teacher_view: Literal["same", "eval"] = "same"
 
 
 def soft_cross_entropy(

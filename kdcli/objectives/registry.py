@@ -1,6 +1,6 @@
 """The one registry: every ``--method`` by name, in the order in which ``kd methods`` lists them."""
 
-from kdcli.objectives import consolidation, fixmatch, oracles, transfer, weighted
+from kdcli.objectives import consolidation, fixmatch, mlfd, oracles, transfer, weighted
 from kdcli.objectives.base import Method
 
 METHODS: dict[str, Method] = {
@@ -11,5 +11,6 @@ METHODS: dict[str, Method] = {
         *consolidation.METHODS,
         *oracles.METHODS,
         *transfer.METHODS,
+        *mlfd.METHODS,
     )
 }

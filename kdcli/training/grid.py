@@ -11,6 +11,7 @@ from kdcli.runtime import read_json, storage_errors, write_json
 from kdcli.training.outdir import GRID, remove_run, require_folder
 from kdcli.training.result import TrainResult
 from kdcli.training.run import train_student
+from kdcli.training.validation import ON_TEST
 from kdcli.types import Ranking, differences
 
 
@@ -39,6 +40,11 @@ def train_grid(config: TrainConfig, *, ranking: Ranking | None = None) -> TrainR
         raise UsageError(
             "--lr-grid needs a validation split to choose by; a test set never selects",
             "Add --validation 0.2.",
+        )
+    if config.select == ON_TEST:
+        raise UsageError(
+            f"--lr-grid chooses on a validation split, and --select {ON_TEST} on the test data",
+            "Use --select best, or give one --lr.",
         )
     if config.lr is not None:
         raise UsageError(f"--lr {config.lr:g} and --lr-grid {config.lr_grid}", "Give one of them.")

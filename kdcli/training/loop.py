@@ -118,7 +118,7 @@ class Engine:
         self._frozen = built.frozen
         if self._frozen is not None:
             self._frozen.to(accelerator.device).to(memory_format=torch.channels_last)
-        self._heads = self.objective.active()
+        self._heads, self._taps = self.objective.active(), self.objective.taps()
         if self.ranks.world > 1:
             for parameter in self._without_gradient():  # torch would wait for them in every step
                 parameter.requires_grad_(False)
@@ -249,7 +249,8 @@ class Engine:
         if self._lower is not None:
             output = self._student(None, self._heads, self._lower.maps(batch.teacher))
         else:
-            output = self._student(normalise(batch.pixels, self._preprocess), self._heads)
+            images = normalise(batch.pixels, self._preprocess)
+            output = self._student(images, self._heads, **({"taps": self._taps} if self._taps else {}))
         return output
 
     def _counts(self, batch: FeedBatch) -> Counts | None:

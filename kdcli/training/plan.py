@@ -15,11 +15,13 @@ from kdcli.errors import CacheMissingError, UsageError
 from kdcli.models.network import Classifier
 from kdcli.models.spec import ModelSpec
 from kdcli.objectives.base import Method, Settings, Setup
+from kdcli.objectives.levels import Matching
 from kdcli.objectives.registry import METHODS
 from kdcli.training.classes import columns_of, require_method, shared_classes
 from kdcli.training.feed import ViewRule
 from kdcli.training.freezing import Frozen, FrozenStudent, choose_frozen, require_comparable
 from kdcli.training.lower import Lower, choose_lower
+from kdcli.training.matching import choose_matching, with_convention
 from kdcli.training.recorded import Recording, require_partners
 from kdcli.training.sets import (
     NamedSet,
@@ -44,7 +46,7 @@ from kdcli.training.settings import (
 )
 from kdcli.training.student import NEAREST_SOURCE, Start, resolve_start
 from kdcli.training.teachers import Teachers, choose_teachers, joint_id, ranked_records, require_options
-from kdcli.training.validation import split_off
+from kdcli.training.validation import ON_TEST, split_off
 from kdcli.training.viewing import choose_strong_views, choose_views
 from kdcli.types import Ranking
 
@@ -74,6 +76,7 @@ class Plan:
         strong: makes the strong views, where the method compares two.
         sets: the data sets with their names, ``data`` the first; empty where there is one.
         frozen: where the frozen student comes from, if the method compares with it.
+        matching: what is matched of the teacher's representation, with ``mlfd``.
     """
 
     config: TrainConfig
@@ -93,6 +96,7 @@ class Plan:
     strong: ViewSet | None = None
     sets: tuple[NamedSet, ...] = ()
     frozen: Frozen | None = None
+    matching: Matching | None = None
 
     @property
     def init(self) -> str:
@@ -108,6 +112,11 @@ class Plan:
     def split(self) -> bool:
         """Whether labelled and unlabelled images come in batches of their own."""
         return _splits(self.settings)
+
+    @property
+    def selects(self) -> bool:
+        """Whether epochs are judged by something that may choose among them."""
+        return self.validation is not None or self.config.select == ON_TEST
 
     @property
     def turns(self) -> int:
@@ -142,11 +151,12 @@ class Plan:
         live = self.frozen is not None and self.frozen.teacher is None
         return FrozenStudent(network) if live else None
 
-    def setup(self, student_width: int = 0) -> Setup:
+    def setup(self, student_width: int = 0, matching: Matching | None = None) -> Setup:
         """What the objective is made from.
 
         Args:
             student_width: of the student's pooled features; only known once it is open, only CRD asks.
+            matching: :attr:`matching` with the student's shapes; likewise, only mlfd asks.
         """
         teachers = self.teachers
         records = {} if teachers is None else teachers.records
@@ -164,6 +174,7 @@ class Plan:
             teacher_widths={name: record.num_features for name, record in records.items()},
             columns=columns_of(self.method, teachers, self.data),
             frozen=self.frozen.teacher.name if self.frozen and self.frozen.teacher else None,
+            matching=matching,
         )
 
     def identity(self) -> dict[str, Any]:
@@ -204,8 +215,9 @@ class Plan:
             "started_from": None if self.start.record is None else self.start.record.id,
             "train_from": None if self.lower is None else f"{self.lower.tap} of {self.lower.teacher.id}",
             "validation": config.validation,
-            "select": config.select if self.validation is not None else None,
+            "select": config.select if self.selects else None,
             **self._identity_of_streams(),
+            **({} if self.matching is None else self.matching.document()),
         }
 
     def _identity_of_streams(self) -> dict[str, Any]:
@@ -277,7 +289,8 @@ def make_plan(
         DeviceError: no such device, or one that cannot run at this precision.
     """
     method, pins, sources = METHODS[config.method], pins or Pins(), sources or Sources()
-    config = without_unused(config, method)
+    config = with_convention(without_unused(config, method), method)
+    config = config.model_copy(update={"teacher_view": config.teacher_view or method.teacher_view})
     if config.lr_grid is not None:
         raise UsageError(
             "--lr-grid makes several runs, and this is one", "Call kdcli.training.grid.train_grid."
@@ -320,7 +333,8 @@ def make_plan(
         frozen = choose_frozen(config, start, cache, method.needs.kinds, data, views, pins.frozen)
         if frozen.teacher is not None and not config.teacher:
             teachers = teachers.without(frozen.teacher.name)
-    recording, data = _record(config, method, settings, data, cache, teachers, lower, rule, frozen)
+    matching = choose_matching(config, method, teachers, cache, data)
+    recording, data = _record(config, method, settings, data, cache, teachers, lower, rule, frozen, matching)
     settings = fit_negatives(method, settings, len(data))
     if method.needs.labels:
         require_classes(data, main)
@@ -368,6 +382,7 @@ def make_plan(
         strong,
         sets,
         frozen,
+        matching,
     )
 
 
@@ -395,14 +410,15 @@ def _record(
     teachers: Teachers | None,
     lower: Lower | None,
     rule: ViewRule,
-    frozen: Frozen | None = None,
+    frozen: Frozen | None,
+    matching: Matching | None,
 ) -> tuple[Recording | None, ImageData]:
     """Find the data in the cache, and leave out what the teachers have no outputs for."""
     if cache is None:
         return None, data
     rows = cache.rows_of(data, check_content=False)  # the feed compares the bytes as it decodes them
     views = _views(method, settings, rule, cache)
-    kinds: tuple[str, ...] = tuple(sorted(method.needs.kinds))
+    kinds = (*sorted(method.needs.kinds), *(matching.arrays if matching is not None else ()))
     reads = {} if teachers is None else dict.fromkeys(teachers.weights, kinds)
     if frozen is not None and frozen.teacher is not None:
         reads[frozen.teacher.name] = kinds

@@ -7,6 +7,11 @@ from typing import Any, final
 from kdcli.runtime import versions
 from kdcli.training.feeding import stream_sizes
 from kdcli.training.plan import Plan
+from kdcli.training.validation import ON_TEST
+
+TEST_SELECTED = (
+    "the epoch was chosen on the test data: its accuracy is too high to compare with that of other runs"
+)
 
 
 @final
@@ -73,9 +78,11 @@ def result_of(
         validation: what was chosen on the validation split, if there is one.
     """
     config, teachers = plan.config, plan.teachers
-    judged = {}
+    judged: dict[str, Any] = {}
     if plan.validation is not None and validation is not None:
         judged = {"validation": {"images": len(plan.validation), **validation}}
+    if plan.config.select == ON_TEST and validation is not None:
+        judged |= {"selection": "test", "selected_epoch": validation["epoch"], "warning": TEST_SELECTED}
     return TrainResult(
         method=plan.method.name,
         out=str(config.out),

@@ -6,8 +6,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeVar, final
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from jaxtyping import Int64
 from torch.utils.data import Dataset
 
 from kdcli.config import TrainConfig
@@ -36,9 +38,9 @@ from kdcli.training.resident import DeviceFed, bring_near
 from kdcli.training.result import TrainResult, result_of
 from kdcli.training.sharing import require_one_stream
 from kdcli.training.student import Built, build_student
-from kdcli.training.telling import tell
+from kdcli.training.telling import tell, tell_built
 from kdcli.training.tracking import require_trackers, track_test, tracked
-from kdcli.training.validation import Watch
+from kdcli.training.validation import ON_TEST, Judge, Watch
 from kdcli.types import Ranking
 
 Outcome = TypeVar("Outcome")
@@ -234,7 +236,9 @@ def _prepare(plans: Mapping[str, Plan]) -> list[_Run]:
     def build(name: str) -> _Run:
         random = OwnRandom(torch.device(plans[name].device))
         with random():
-            return _Run(name, plans[name], build_student(plans[name]), random)
+            built = build_student(plans[name])
+        tell_built(built, f"{name}: " if name else "")
+        return _Run(name, plans[name], built, random)
 
     for name, plan in plans.items():
         tell(plan, f"{name}: " if name else "")
@@ -326,17 +330,23 @@ def _lane(
 
 
 def _watch(run: _Run, device: torch.device, workers: int, stop: StopFlag, ranks: Ranks) -> Watch | None:
-    data, built = run.plan.validation, run.built
-    if data is None:
+    plan, built = run.plan, run.built
+    if not plan.selects:
         return None
 
-    def judge() -> dict[str, float]:
-        size, preprocess = run.plan.settings.batch_size, built.model.preprocess
-        return accuracy(
-            built.student, LABEL_HEAD, data, data.labels, preprocess, device, size, workers, stop, ranks
+    def judge_of(head: str, data: ImageData, labels: Int64[np.ndarray, " n"]) -> Judge:
+        size, preprocess = plan.settings.batch_size, built.model.preprocess
+        return lambda: accuracy(
+            built.student, head, data, labels, preprocess, device, size, workers, stop, ranks
         )
 
-    return Watch(built.student, judge, run.plan.config.select == "best")
+    judges, chooser = {}, {"best": "val", ON_TEST: "test"}.get(plan.config.select)
+    if plan.validation is not None:
+        judges["val"] = judge_of(LABEL_HEAD, plan.validation, plan.validation.labels)
+    if plan.config.select == ON_TEST:
+        _, head, data, labels = heads_to_test(plan)[0]
+        judges["test"] = judge_of(head, data, labels)
+    return Watch(built.student, judges, chooser)
 
 
 # --- the end ----------------------------------------------------------------------------------

@@ -39,6 +39,14 @@ _METHOD_OPTIONS = (
     "mcl_every",
     "frozen",
     "frozen_teacher",
+    "loss_convention",
+    "mlfd_levels",
+    "distill_weight",
+    "level_weight",
+    "student_tap",
+    "teacher_tap",
+    "adaptor",
+    "map_resize",
 )
 
 

@@ -21,6 +21,7 @@ from kdcli.models.spec import (
 from kdcli.models.student import Student
 from kdcli.objectives.base import Objective
 from kdcli.training.classes import require_own_classes
+from kdcli.training.matching import fit_matching
 from kdcli.types import Difference
 
 if TYPE_CHECKING:
@@ -170,7 +171,8 @@ def build_student(plan: "Plan") -> Built:
     if plan.init == "xavier":
         draw_xavier(model.network.plain)
     frozen = plan.freeze(model.network)
-    objective = plan.method.build(plan.setup(model.num_features))
+    matching = None if plan.matching is None else fit_matching(plan.matching, model)
+    objective = plan.method.build(plan.setup(model.num_features, matching))
     torch.manual_seed(seed)
     student = Student(model, objective.heads())
     student.set_batchnorm(frozen=plan.settings.bn != "train", affine=plan.settings.bn != "frozen-affine")

@@ -1,15 +1,24 @@
 """What a run says of itself before its first step."""
 
 from kdcli.console import console
+from kdcli.objectives.levels import Matching
 from kdcli.objectives.transfer import PAPER as P3
 from kdcli.training.feeding import order_of, stream_sizes
 from kdcli.training.plan import Plan
 from kdcli.training.schedule import slow_tau
+from kdcli.training.student import Built
+from kdcli.training.validation import ON_TEST
 
 
 def tell(plan: Plan, prefix: str = "") -> None:
     """Say what is trained how, on standard error, each line after ``prefix``."""
     for line in _lines(plan):
+        console.note(prefix + line)
+
+
+def tell_built(built: Built, prefix: str = "") -> None:
+    """Say what was made to fit the student, on standard error, each line after ``prefix``."""
+    for line in built.objective.notes():
         console.note(prefix + line)
 
 
@@ -32,15 +41,16 @@ def _lines(plan: Plan) -> list[str]:
             f"'{plan.lower.teacher.name}' stored them ({plan.lower.teacher.dtype})"
         )
     if plan.validation is not None:
-        lines.append(
-            f"{len(plan.validation)} labelled images are set aside; the {config.select} epoch is exported"
-        )
+        chosen = {ON_TEST: "epoch that is best on the test data"}.get(config.select, f"{config.select} epoch")
+        lines.append(f"{len(plan.validation)} labelled images are set aside; the {chosen} is exported")
     if plan.processes > 1 and numbers.bn == "train":
         lines.append(
             f"BatchNorm averages over each process's {numbers.batch_size // plan.processes} images; "
             "its running statistics are the first process's"
         )
-    if plan.teachers is not None:
+    if plan.matching is not None:
+        lines.append(_matched(plan, plan.matching))
+    elif plan.teachers is not None:
         shares = ", ".join(f"{name} {weight:.4g}" for name, weight in plan.teachers.weights.items())
         if plan.method.paper == P3:
             return [
@@ -118,6 +128,18 @@ def _streams(plan: Plan) -> list[str]:
             f"{plan.settings.unlabelled_ratio or 1:g} unlabelled per labelled one in a step"
         )
     return lines
+
+
+def _matched(plan: Plan, matching: Matching) -> str:
+    """P4's Eq. 3 with its numbers."""
+    numbers = plan.settings
+    terms = [
+        f"{numbers.label_weight:g} CE",
+        f"{matching.distill_weight:g} x {numbers.temperature**2:g} soft cross-entropy at T = {numbers.temperature:g}",
+        *(f"{level.weight:g} MSE of {level.array}" for level in matching.levels),
+    ]
+    teacher = next(iter(plan.teachers.weights)) if plan.teachers is not None else ""
+    return f"loss ({matching.convention}): {' + '.join(terms)}; teacher '{teacher}', {plan.config.teacher_view} view"
 
 
 def _contrast(plan: Plan) -> str:

@@ -1,6 +1,9 @@
-"""Labelled images set aside of the training data: judged after every epoch, never trained on. Tests never select."""
+"""Labelled images set aside of the training data: judged after every epoch, never trained on.
 
-from collections.abc import Callable
+Tests never select, but where ``--select best-on-test`` says so, as P4 did: then the result is marked.
+"""
+
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
@@ -9,6 +12,7 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from kdcli.config import TrainConfig
+from kdcli.console import console
 from kdcli.data.sources import ImageData
 from kdcli.data.subset import draw, fractions_of
 from kdcli.errors import BadDataError, UsageError
@@ -19,6 +23,8 @@ if TYPE_CHECKING:
 
 TOP1 = "val_top1"
 """What metrics.jsonl calls the accuracy on the validation split."""
+ON_TEST = "best-on-test"
+"""P4's selection, by the test data."""
 
 
 def split_off(config: TrainConfig, method: Method, data: ImageData) -> tuple[ImageData, ImageData | None]:
@@ -34,9 +40,11 @@ def split_off(config: TrainConfig, method: Method, data: ImageData) -> tuple[Ima
         What is left to train on, and what was set aside; None without ``--validation``.
 
     Raises:
-        UsageError: a method without labels, or ``--select best`` without a split to select by.
+        UsageError: a method without labels, or ``--select`` without a split, or test data, to select by.
         BadDataError: there are too few labelled images.
     """
+    if config.select == ON_TEST:
+        _require_test(config, method)
     if config.validation is None:
         if config.select == "best":
             raise UsageError(
@@ -56,6 +64,21 @@ def split_off(config: TrainConfig, method: Method, data: ImageData) -> tuple[Ima
             "Give more labelled images, or leave --validation out.",
         )
     return data.select(np.flatnonzero(~aside)), data.select(np.flatnonzero(aside))
+
+
+def _require_test(config: TrainConfig, method: Method) -> None:
+    if config.test is None or not method.needs.labels or not isinstance(config.data, str):
+        reason = (
+            "no --test is given" if config.test is None else f"{method.name} has no one test to select by"
+        )
+        raise UsageError(
+            f"--select {ON_TEST}, but {reason}",
+            "Give --test (of one data set, with a method that learns from labels), or select otherwise.",
+        )
+    console.warn(
+        "--select best-on-test chooses the epoch on the test data, as P4 did: the accuracy that is reported is "
+        "too high, and result.json says so"
+    )
 
 
 def _quotas(labels: Int64[np.ndarray, " n"], share: float) -> Int64[np.ndarray, " k1"]:
@@ -98,19 +121,23 @@ class BestEpoch(nn.Module):
         student.load_state_dict(copies)
 
 
+Judge = Callable[[], dict[str, float]]
+"""Gives the student's accuracy as ``{"top1", "top5"}``."""
+
+
 @final
 class Watch:
     """Judges the student after every epoch, and keeps the best one if asked to.
 
     Args:
         student: that is trained.
-        judge: gives its accuracy on the validation split, as ``{"top1", "top5"}``.
-        keep_best: ``--select best``.
+        judges: by the prefix of what metrics.jsonl calls their accuracies: ``val``, ``test``.
+        keep_best: the judge that chooses, if any does (``--select``).
     """
 
-    def __init__(self, student: "Student", judge: Callable[[], dict[str, float]], keep_best: bool) -> None:
-        self._student, self._judge = student, judge
-        self.best = BestEpoch(student) if keep_best else None
+    def __init__(self, student: "Student", judges: Mapping[str, Judge], keep_best: str | None) -> None:
+        self._student, self._judges, self._chooser = student, judges, keep_best
+        self.best = BestEpoch(student) if keep_best is not None else None
 
     def after_epoch(self, epoch: int) -> dict[str, float]:
         """Judge epoch ``epoch`` (from 1).
@@ -121,11 +148,13 @@ class Watch:
         Raises:
             StoppedEarly: a signal arrived.
         """
-        found = self._judge()
+        found = {
+            f"{name}_{key}": value for name, judge in self._judges.items() for key, value in judge().items()
+        }
         self._student.train()
         if self.best is not None:
-            self.best.offer(self._student, found["top1"], epoch)
-        return {TOP1: found["top1"], "val_top5": found["top5"]}
+            self.best.offer(self._student, found[f"{self._chooser}_top1"], epoch)
+        return found
 
     def settle(self, history: list[dict[str, Any]]) -> dict[str, Any]:
         """Choose the student that is exported, the best or the last, and say how well it did.
@@ -134,11 +163,12 @@ class Watch:
             history: of all epochs.
 
         Returns:
-            ``epoch``, ``top1`` and ``top5`` of what was chosen.
+            ``epoch``, and of what was chosen ``top1`` and ``top5`` on the validation split, if there is one.
         """
         epoch = len(history)
         if self.best is not None:
             self.best.restore(self._student)
             epoch = int(self.best.epoch)
         chosen = history[epoch - 1]
-        return {"epoch": epoch, "top1": chosen[TOP1], "top5": chosen["val_top5"]}
+        scores = {"top1": chosen[TOP1], "top5": chosen["val_top5"]} if TOP1 in chosen else {}
+        return {"epoch": epoch, **scores}

@@ -33,7 +33,10 @@ def choose_views(config: TrainConfig, method: Method, cache: CacheSet | None, pi
     if pinned is not None and pinned <= cached:
         cached = pinned
     views = replace(views, train_views=cached)
-    asked = views if config.recipe is None else replace(views, recipe=config.recipe)
+    recipe = config.recipe
+    if recipe is None and config.teacher_view == method.teacher_view == "eval":
+        recipe = method.recipe
+    asked = views if recipe is None else replace(views, recipe=recipe)
     if config.teacher_view == "eval":
         _require_unmixed(asked)
         return ViewRule(asked, cached, "eval")
