@@ -15,7 +15,7 @@ level only; what comes later is the joint teacher's own. ``fused`` is always the
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Any, Literal, cast, final
+from typing import Any, Literal, final
 
 import torch
 from jaxtyping import Float
@@ -228,7 +228,7 @@ def _adaptor(parent: Parent, spec: FusionSpec) -> nn.Module:
         return nn.Sequential(nn.BatchNorm2d(parent.channels), nn.Conv2d(parent.channels, spec.space, 1))
     if spec.projection in (None, parent.channels):  # the released code skips it where the width is right
         return nn.Identity()
-    return nn.Linear(parent.channels, cast("int", spec.projection))
+    return nn.Linear(parent.channels, spec.projection)
 
 
 def _blocks(spec: FusionSpec) -> list[nn.Module]:
