@@ -1,4 +1,4 @@
-"""The four commands of the pipeline, in the order of the data flow."""
+"""The commands of the pipeline, in the order of the data flow."""
 
 from pathlib import Path
 from shlex import quote
@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
+from kdcli.cli import fusing, ranking, sweeping, teachers
 from kdcli.cli import options as opt
-from kdcli.cli import ranking, sweeping, teachers
 from kdcli.cli.options import Data, TrainData, configure, split_flags, words
 from kdcli.cli.sweeping import fraction, read_ranking
 from kdcli.console import console
@@ -17,6 +17,7 @@ def register(app: typer.Typer) -> None:
     """Add the pipeline commands to ``app``."""
     app.command("cache-teachers")(teachers.cache_teachers)
     app.command("rank-sources")(ranking.rank_sources)
+    app.command("fuse-teachers")(fusing.fuse_teachers)
     app.command("train-student")(train_student)
     app.command("eval-probe")(eval_probe)
 

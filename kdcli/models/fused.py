@@ -10,6 +10,10 @@ Eq. (1), Eq. (2) and section 4.5; widths, order of layers and dropout as in the 
 
 From L2 on, maps/fused -> average pool = features -> dropout -> linear. The teachers meet at their earliest
 level only; what comes later is the joint teacher's own. ``fused`` is always the last map.
+
+Beyond the released code: it gives only its last map to the student; here every level's map can be had. Its L3
+and L4 are not described in the paper beyond Eq. (1), and Table 4's come from code that was never released whole:
+the width of each level is the caller's, and the joint teacher has one head a data set where the code has one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -103,7 +107,7 @@ class FusionSpec:
         elif self.map_channels or self.size:
             raise UsageError(
                 "--levels L1 fuses embeddings, which have no map channels and no size",
-                "Leave --map-channels and the size out, or use --levels L2.",
+                "Leave --map-channels and --map-size out, or use --levels L2.",
             )
 
     def _require_maps(self) -> None:
@@ -127,7 +131,7 @@ class FusionSpec:
             listed = ", ".join(f"{name} {size[0]}x{size[1]}" for name, size in sizes.items() if size)
             raise UsageError(
                 f"the teachers' maps differ in size: {listed}",
-                "Choose taps of equal size by --tap, or have them interpolated to one.",
+                "Choose taps of equal size by --tap, or interpolate all to one: --map-size N",
             )
 
     def document(self) -> dict[str, Any]:
@@ -202,18 +206,28 @@ class JointTeacher(nn.Module):
         Raises:
             UsageError: there is no such head.
         """
-        if head not in self.spec.heads:
-            raise UsageError(
-                f"the joint teacher has no head '{head}'", f"Its heads: {', '.join(self.spec.heads)}."
-            )
+        features, maps = self.embed(inputs)
+        return JointOutput(self.classify(features, head), features, maps)
+
+    def embed(
+        self, inputs: Sequence[Float[Tensor, "b ..."]]
+    ) -> tuple[Float[Tensor, "b d"], dict[str, Float[Tensor, "b _ _ _"]]]:
+        """Features and maps of what the parents said: all that comes before a head, see :meth:`forward`."""
         pairs = zip(self.adaptors, inputs, strict=True)
         together = torch.cat([adaptor(self._resized(values)) for adaptor, values in pairs], dim=1)
         maps: dict[str, Tensor] = {}
         for name, block in zip(reversed(self.spec.map_names), self.blocks, strict=True):
             together = maps[name] = block(together)
-        features = together.mean(dim=(2, 3)) if maps else together
-        logits = self.heads[list(self.spec.heads).index(head)](self.dropout(features))
-        return JointOutput(logits, features, maps)
+        return together.mean(dim=(2, 3)) if maps else together, maps
+
+    def classify(self, features: Float[Tensor, "b d"], head: str) -> Float[Tensor, "b c"]:
+        """Logits of features over the classes of one data set, see :meth:`forward`."""
+        if head not in self.spec.heads:
+            raise UsageError(
+                f"the joint teacher has no head '{head}'", f"Its heads: {', '.join(self.spec.heads)}."
+            )
+        logits: Tensor = self.heads[list(self.spec.heads).index(head)](self.dropout(features))
+        return logits
 
     def _resized(self, values: Tensor) -> Tensor:
         size = self.spec.size
