@@ -1,4 +1,4 @@
-"""The four commands of the pipeline, in the order of the data flow."""
+"""The commands of the pipeline, in the order of the data flow."""
 
 from pathlib import Path
 from shlex import quote
@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
+from kdcli.cli import fusing, ranking, soup, sweeping, teachers
 from kdcli.cli import mlfd_options as mlfd
 from kdcli.cli import options as opt
-from kdcli.cli import ranking, soup, sweeping, teachers
 from kdcli.cli import transfer as p3
 from kdcli.cli.options import Data, TrainData, configure, split_flags, words
 from kdcli.cli.sweeping import fraction, read_ranking
@@ -19,6 +19,7 @@ def register(app: typer.Typer) -> None:
     """Add the pipeline commands to ``app``."""
     app.command("cache-teachers")(teachers.cache_teachers)
     app.command("rank-sources")(ranking.rank_sources)
+    app.command("fuse-teachers")(fusing.fuse_teachers)
     app.command("train-student")(train_student)
     app.command("soup")(soup.soup)
     app.command("eval-probe")(eval_probe)

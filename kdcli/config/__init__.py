@@ -3,6 +3,7 @@
 Precedence: flag > ``--set`` > ``--config`` file > default. All errors are reported in one go.
 """
 
+from kdcli.config.fusing import FuseConfig
 from kdcli.config.resolving import command_line, resolve, to_yaml
 from kdcli.config.steps import (
     CacheConfig,
@@ -19,6 +20,7 @@ from kdcli.config.sweeping import resolve_sweep
 
 __all__ = [
     "CacheConfig",
+    "FuseConfig",
     "MethodName",
     "MetricName",
     "ProbeConfig",

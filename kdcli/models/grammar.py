@@ -6,6 +6,7 @@ local-dir:PATH                 folder with config.json and model.safetensors (wh
 torchvision/NAME               torchvision classification model
 ARCH@FILE.safetensors          weights of a timm or torchvision/NAME architecture from a file
 onnx:FILE                      ONNX graph, as a teacher only; onnxruntime runs it
+kd-fused:DIR[#HEAD]            joint teacher of kd fuse-teachers, as a teacher only
 """
 
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from typing import Literal, final
 
 from kdcli.errors import NotFoundError, UsageError, nearest
 
-ModelKind = Literal["timm", "hf-hub", "local-dir", "torchvision", "file", "onnx"]
+ModelKind = Literal["timm", "hf-hub", "local-dir", "torchvision", "file", "onnx", "kd-fused"]
 WeightsName = Literal["pretrained", "random"]
 
 TORCHVISION = "torchvision/"
@@ -23,7 +24,7 @@ ONNX = "onnx"
 """Both the form of the spec and what its architecture is called."""
 _FORMS = (
     "Known forms: a timm name, hf-hub:ORG/NAME, local-dir:PATH, torchvision/NAME, ARCH@FILE.safetensors,"
-    " onnx:FILE."
+    " onnx:FILE, kd-fused:DIR."
 )
 _CONVERT = (
     "Convert it once, from a source you trust: "
@@ -39,7 +40,7 @@ class ModelSpec:
     Attributes:
         kind: which of the forms.
         name: architecture (``torchvision/NAME`` for torchvision), or the hub's ORG/NAME[@REV];
-            empty for a folder, whose config.json says it, and for an ONNX file.
+            empty for a folder, whose config.json says it, and for an ONNX file; of kd-fused the head.
         file: absolute path of the folder, weights file or ONNX file.
     """
 
@@ -63,7 +64,7 @@ class ModelSpec:
         """
         text = text.strip()
         scheme, colon, rest = text.partition(":")
-        if colon and (scheme := scheme.replace("_", "-")) in ("hf-hub", "local-dir", "onnx"):
+        if colon and (scheme := scheme.replace("_", "-")) in ("hf-hub", "local-dir", "onnx", "kd-fused"):
             return cls._located(text, scheme, rest)
         architecture, at, file = text.partition("@")
         if at:
@@ -75,6 +76,12 @@ class ModelSpec:
     def _located(cls, text: str, scheme: str, rest: str) -> "ModelSpec":
         if not rest:
             raise UsageError(f"model '{text}' names nothing after '{scheme}:'", _FORMS)
+        if scheme == "kd-fused":
+            # A folder may have a # in its name: then it is there.
+            place, _, head = (
+                rest.rpartition("#") if "#" in rest and not _expanded(rest).is_dir() else (rest, "", "")
+            )
+            return cls("kd-fused", head, _expanded(place).absolute())
         if scheme != "hf-hub":
             kind: ModelKind = "onnx" if scheme == ONNX else "local-dir"
             return cls(kind, "", _expanded(rest).absolute())
@@ -90,6 +97,8 @@ class ModelSpec:
             return f"{self.name}@{self.file}"
         if self.kind in ("local-dir", "onnx"):
             return f"{self.kind}:{self.file}"
+        if self.kind == "kd-fused":
+            return f"kd-fused:{self.file}" + (f"#{self.name}" if self.name else "")
         return f"hf-hub:{self.name}" if self.kind == "hf-hub" else self.name
 
 
@@ -99,9 +108,9 @@ def default_init(spec: ModelSpec) -> WeightsName:
 
 
 def only_a_teacher(spec: "ModelSpec | str") -> UsageError:
-    """The error for an ONNX file that is to be trained, changed or exported."""
+    """The error for an ONNX file, or a joint teacher, that is to be trained, changed or exported."""
     return UsageError(
-        f"'{spec}' can only be a teacher: an ONNX file runs as it is, it cannot be trained or exported",
+        f"'{spec}' can only be a teacher: it runs as it is, it cannot be trained or exported",
         "Choose a timm architecture for the student, e.g. --student resnet18.",
     )
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import final
 
 from kdcli.models.architectures import Architecture
+from kdcli.models.fused_network import FusedArchitecture
 from kdcli.models.grammar import TORCHVISION, ModelSpec, WeightsName, default_init, only_a_teacher
 from kdcli.models.network import Classifier, head_name, weights_sha256
 from kdcli.models.onnx_models import OnnxArchitecture
@@ -95,12 +96,14 @@ def architecture_name(spec: ModelSpec) -> str:
         UsageError: an ONNX file, which can only be a teacher.
         NotFoundError: a folder, or a model of the hub, that is not there.
     """
-    if spec.kind == "onnx":
+    if spec.kind in ("onnx", "kd-fused"):
         raise only_a_teacher(spec)
     return _architecture(spec).name
 
 
 def _architecture(spec: ModelSpec) -> Architecture:
+    if spec.kind == "kd-fused":
+        return FusedArchitecture(spec)
     if spec.kind == "onnx":
         return OnnxArchitecture(spec)
     return TorchvisionArchitecture(spec) if spec.name.startswith(TORCHVISION) else TimmArchitecture(spec)

@@ -199,7 +199,7 @@ def require_timm(model: Model) -> None:
     Raises:
         UsageError: the model is not timm's.
     """
-    if model.architecture == ONNX:
+    if model.architecture == ONNX or model.architecture.startswith("kd-fused/"):
         raise only_a_teacher(model.spec)
     if not isinstance(model.network, TimmClassifier):
         raise UsageError(

@@ -89,7 +89,7 @@ def _quotas(labels: Int64[np.ndarray, " n"], share: float) -> Int64[np.ndarray, 
 
 @final
 class BestEpoch(nn.Module):
-    """A copy of the student as it was after its best epoch. A module: a checkpoint holds it.
+    """A copy of the student, or another module, as it was after its best epoch. A module: a checkpoint holds it.
 
     Args:
         student: to copy from, and into at the end.
@@ -98,7 +98,7 @@ class BestEpoch(nn.Module):
     accuracy: Tensor
     epoch: Tensor
 
-    def __init__(self, student: "Student") -> None:
+    def __init__(self, student: nn.Module) -> None:
         super().__init__()
         self._names = list(student.state_dict())
         for index, tensor in enumerate(student.state_dict().values()):
@@ -106,7 +106,7 @@ class BestEpoch(nn.Module):
         self.register_buffer("accuracy", torch.tensor(-1.0, dtype=torch.float64))
         self.register_buffer("epoch", torch.tensor(0))
 
-    def offer(self, student: "Student", accuracy: float, epoch: int) -> None:
+    def offer(self, student: nn.Module, accuracy: float, epoch: int) -> None:
         """Copy the student if it is better than the best one so far; of equals, the first stays."""
         if accuracy <= float(self.accuracy):
             return
@@ -115,7 +115,7 @@ class BestEpoch(nn.Module):
         for index, tensor in enumerate(student.state_dict().values()):
             self.get_buffer(f"copy{index}").copy_(tensor)
 
-    def restore(self, student: "Student") -> None:
+    def restore(self, student: nn.Module) -> None:
         """Make the student what it was after its best epoch."""
         copies = {name: self.get_buffer(f"copy{index}") for index, name in enumerate(self._names)}
         student.load_state_dict(copies)

@@ -1,0 +1,172 @@
+"""Training of a joint teacher: a loop of its own, as there are no pixels; to the bit the same after a kill."""
+
+import math
+import time
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.optim import Adam, AdamW, Optimizer
+
+from kdcli.config import FuseConfig
+from kdcli.console import console
+from kdcli.errors import DivergedError, StoppedEarly
+from kdcli.fusing.samples import Rows, Samples
+from kdcli.models.fused import JointTeacher
+from kdcli.runtime import StopFlag
+from kdcli.training.state import (
+    Progress,
+    Stateful,
+    append_metrics,
+    latest_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    write_metrics,
+)
+from kdcli.training.validation import BestEpoch
+
+
+@final
+class Training:
+    """One joint teacher learning from the labels of one or several data sets.
+
+    The loss is the mean cross-entropy of a batch, each image by its own data set's head; a batch mixes the
+    data sets in proportion to their sizes, which Algorithm 1 of P4 leaves open.
+
+    Args:
+        config: the recipe.
+        samples: what is read.
+        joint: to train, in place.
+        folder: of metrics.jsonl and state/.
+        device: where to train.
+    """
+
+    def __init__(
+        self, config: FuseConfig, samples: Samples, joint: JointTeacher, folder: Path, device: str
+    ) -> None:
+        self._config, self._samples, self._device = config, samples, device
+        self._folder = folder
+        self._joint = joint.to(device)
+        self._heads = list(joint.spec.heads)
+        kind = {"adam": Adam, "adamw": AdamW}[config.optimizer]
+        self._optimizer: Optimizer = kind(joint.parameters(), config.lr, weight_decay=config.weight_decay)
+        self._best = None if config.select == "last" else BestEpoch(joint)
+        if self._best is not None:
+            self._best.to(device)
+        modules = {"joint": joint} | ({} if self._best is None else {"best": self._best})
+        self._stateful = Stateful(modules, self._optimizer)
+
+    def run(self, stop: StopFlag) -> dict[str, Any]:
+        """Train from the last checkpoint to the end; the joint teacher is then the epoch that was selected.
+
+        Returns:
+            ``epoch`` that was selected, and what metrics.jsonl says of it.
+
+        Raises:
+            DivergedError: the loss is not finite.
+            StoppedEarly: a signal arrived; everything is saved.
+        """
+        state, metrics = self._folder / "state", self._folder / "metrics.jsonl"
+        place, progress = latest_checkpoint(state), Progress()
+        if place is not None:
+            progress = load_checkpoint(place, self._stateful)
+            console.note(f"going on after epoch {progress.epoch}, step {progress.step}")
+        write_metrics(metrics, progress.history)
+        while progress.epoch < self._config.epochs:
+            self._epoch(progress, stop)
+            facts: dict[str, Any] = self._judged()
+            number = progress.epoch + 1
+            if self._best is not None:
+                self._best.offer(self._joint, facts[self._criterion], number)
+            document = progress.close_epoch(facts)
+            append_metrics(metrics, document)
+            save_checkpoint(state, self._stateful, progress)
+            said = ", ".join(
+                f"{k} {v:.4f}" for k, v in document.items() if k in ("loss", "val_top1", "test_top1")
+            )
+            console.note(f"epoch {number}/{self._config.epochs}: {said}")
+        epoch = self._config.epochs
+        if self._best is not None:
+            self._best.restore(self._joint)
+            epoch = int(self._best.epoch)
+        return {"epoch": epoch, "metrics": progress.history[epoch - 1]}
+
+    @property
+    def _criterion(self) -> str:
+        return "test_top1" if self._config.select == "best-on-test" else "val_top1"
+
+    def _epoch(self, progress: Progress, stop: StopFlag) -> None:
+        self._joint.train()
+        batches = self._samples.batches(self._config.batch_size, self._config.seed, progress.epoch)
+        for rows in batches[progress.step :]:
+            if stop:
+                save_checkpoint(self._folder / "state", self._stateful, progress)
+                raise StoppedEarly(
+                    f"stopped by a signal in epoch {progress.epoch + 1} after step {progress.step}; all is saved",
+                    "Run the same command again to go on.",
+                )
+            begun = time.monotonic()
+            loss = self._step(rows, progress.steps, len(batches) * self._config.epochs)
+            progress.add({"loss": loss}, len(rows), time.monotonic() - begun)
+
+    def _step(self, rows: Rows, number: int, steps: int) -> float:
+        lr = self._config.lr
+        if self._config.schedule == "cosine":
+            lr *= (1 + math.cos(math.pi * number / steps)) / 2
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        features, _ = self._joint.embed(self._samples.inputs(rows, self._device))
+        loss = self._loss(features, rows)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise DivergedError(
+                f"the loss is {value} at step {number + 1} (learning rate {lr:g})",
+                f"The last checkpoint is kept. Start anew with a smaller rate: --lr {lr / 10:g} --overwrite",
+            )
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch does not say
+        self._optimizer.step()
+        return value
+
+    def _loss(self, features: Tensor, rows: Rows) -> Tensor:
+        total = features.new_zeros(())
+        for number, places in self._by_part(rows):
+            logits = self._joint.classify(features[places], self._heads[number])
+            labels = torch.from_numpy(self._samples.labels[rows])[places].to(self._device)
+            total = total + F.cross_entropy(
+                logits, labels, reduction="sum", label_smoothing=self._config.label_smoothing
+            )
+        return total / len(rows)
+
+    def _by_part(self, rows: Rows) -> list[tuple[int, Tensor]]:
+        """The data sets of a batch, with the places of their images in it."""
+        part = self._samples.part[rows]
+        return [(int(n), torch.from_numpy(np.flatnonzero(part == n))) for n in np.unique(part)]
+
+    def _judged(self) -> dict[str, Any]:
+        """top-1 on the validation split and on the tests: of each data set, and the mean of these."""
+        facts: dict[str, Any] = {}
+        for word, rows in (("val", self._samples.validation), ("test", self._samples.test)):
+            if len(rows):
+                found = self._accuracy(rows)
+                facts[f"{word}_top1"] = sum(found.values()) / len(found)
+                facts |= {f"{word}_top1/{name}": value for name, value in found.items()}
+        return facts
+
+    def _accuracy(self, rows: Rows) -> dict[str, float]:
+        self._joint.eval()
+        right = np.zeros(len(self._heads), np.int64)
+        with torch.inference_mode():
+            for start in range(0, len(rows), self._config.batch_size):
+                some = rows[start : start + self._config.batch_size]
+                features, _ = self._joint.embed(self._samples.inputs(some, self._device))
+                for number, places in self._by_part(some):
+                    guesses = self._joint.classify(features[places], self._heads[number]).argmax(dim=1)
+                    right[number] += int(
+                        np.sum(guesses.cpu().numpy() == self._samples.labels[some][places.numpy()])
+                    )
+        counts = np.bincount(self._samples.part[rows], minlength=len(self._heads))
+        return {n: float(right[i] / counts[i]) for i, n in enumerate(self._heads) if counts[i]}

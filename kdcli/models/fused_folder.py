@@ -1,0 +1,112 @@
+"""A joint teacher on disk: its layers, its weights, and who its parents are.
+
+fused.json           layers, parents with their ids, names of the classes
+fused.safetensors    weights of the trainable part; the parents' are theirs
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, final
+
+from safetensors.torch import save
+
+from kdcli.errors import BadDataError, NotFoundError
+from kdcli.models.fused import FusionSpec, JointTeacher
+from kdcli.models.network import weights_sha256
+from kdcli.models.weights import load_strictly
+from kdcli.runtime import atomic_write_bytes, read_json, write_json
+
+DESCRIPTION = "fused.json"
+WEIGHTS = "fused.safetensors"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Ancestor:
+    """A frozen teacher that a joint teacher listens to.
+
+    Attributes:
+        name: as the caches call it.
+        id: its id there.
+        spec: what opens it.
+        architecture, weights, preprocess: what it must be when it is opened again.
+        array: what is taken of it: ``features`` or ``maps/TAP``.
+    """
+
+    name: str
+    id: str
+    spec: str
+    architecture: str
+    weights: str
+    preprocess: Mapping[str, Any]
+    array: str
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class FusedFolder:
+    """What ``fused.json`` says.
+
+    Attributes:
+        spec: the layers.
+        ancestors: the parents, in the order of the spec's.
+        classes: names of each head's classes.
+    """
+
+    spec: FusionSpec
+    ancestors: tuple[Ancestor, ...]
+    classes: Mapping[str, tuple[str, ...]]
+
+    def write(self, folder: Path, joint: JointTeacher) -> None:
+        """Write weights and description, the description last."""
+        tensors = {k: v.detach().cpu().contiguous().clone() for k, v in joint.state_dict().items()}
+        atomic_write_bytes(folder / WEIGHTS, save(tensors))
+        write_json(
+            folder / DESCRIPTION,
+            {
+                "spec": self.spec.document(),
+                "parents": [asdict(ancestor) for ancestor in self.ancestors],
+                "classes": {name: list(names) for name, names in self.classes.items()},
+            },
+        )
+
+    @classmethod
+    def read(cls, folder: Path) -> "FusedFolder":
+        """Undo :meth:`write`.
+
+        Raises:
+            NotFoundError: there is no joint teacher.
+            BadDataError: the description is damaged.
+        """
+        path = folder / DESCRIPTION
+        if not path.is_file():
+            raise NotFoundError(
+                f"{folder} holds no joint teacher ({DESCRIPTION} is not there)",
+                "kd fuse-teachers --out DIR makes one; with --heads per-data-set, DIR/NAME is one.",
+            )
+        document = read_json(path)
+        try:
+            return cls(
+                FusionSpec.from_document(document["spec"]),
+                tuple(Ancestor(**each) for each in document["parents"]),
+                {name: tuple(names) for name, names in document["classes"].items()},
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise BadDataError(f"{path} is damaged: {error}", "Run kd fuse-teachers anew.") from error
+
+    def joint(self, folder: Path) -> JointTeacher:
+        """The trainable part with its weights, in eval mode.
+
+        Raises:
+            BadDataError: the weights do not fit.
+        """
+        joint = JointTeacher(self.spec)
+        load_strictly(joint, folder / WEIGHTS)
+        return joint.eval()
+
+    def digest(self, joint: JointTeacher, head: str) -> str:
+        """Digest of one head: of the joint teacher's weights, the head's name, and the parents' ids in order."""
+        lines = [weights_sha256(joint), head, *(ancestor.id for ancestor in self.ancestors)]
+        return sha256("\n".join(lines).encode()).hexdigest()

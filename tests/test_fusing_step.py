@@ -1,0 +1,201 @@
+"""kd fuse-teachers on real caches of two tiny networks: training, resume, write-back, and kd-fused from images."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_cache import write_cache, write_images, write_teachers
+
+from kdcli.cache.cacheset import CacheSet
+from kdcli.config import FuseConfig
+from kdcli.errors import (
+    BadDataError,
+    DivergedError,
+    IdentityError,
+    NotFoundError,
+    OutputExistsError,
+    StoppedEarly,
+    UsageError,
+)
+from kdcli.fusing import step
+from kdcli.fusing.step import fuse_teachers
+from kdcli.models.export import export_model
+from kdcli.models.spec import open_model
+
+KEEP = ("features", "maps:layer4")
+SMALL = {"space": 12, "map_channels": (5,), "dropout": 0.5, "batch_size": 8, "device": "cpu", "lr": 3e-3}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two data sets of three and two classes, the first with a test set, each in a cache of two teachers."""
+    folder = tmp_path_factory.mktemp("fusing")
+    specs = write_teachers(folder)
+    write_images(folder / "a", {"one": 14, "two": 13, "three": 12})
+    write_images(folder / "b", {"two": 10, "four": 11}, seed=1)
+    write_images(folder / "t", {"one": 6, "two": 6, "three": 6}, seed=2)
+    for name in ("a", "b", "t"):
+        cache, data = folder / f"{name}.kd", str(folder / name)
+        write_cache(cache, data, {"big": specs["big"]}, keep=KEEP, block_rows=32)
+        write_cache(cache, data, {"small": specs["small"]}, keep=("features", "maps:blocks.5"))
+    return folder
+
+
+def config(place: Path, out: Path, caches: str = "ab", **changes: Any) -> FuseConfig:
+    options: dict[str, Any] = {**SMALL, "epochs": 4, "out": out, "teacher": ("big", "small"), **changes}
+    return FuseConfig(cache=tuple(place / f"{name}.kd" for name in caches), **options)
+
+
+class StopAfter:
+    """A stop signal that arrives at the n-th look."""
+
+    def __init__(self, looks: int) -> None:
+        self.looks = looks
+
+    def __bool__(self) -> bool:
+        self.looks -= 1
+        return self.looks < 0
+
+
+def test_a_stopped_run_ends_as_one_that_never_stopped(place: Path, tmp_path: Path) -> None:
+    options = {"validation": 0.2, "select": "best", "schedule": "cosine"}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    one = fuse_teachers(config(place, whole, **options))["joint"]["whole"]
+    for looks in (3, 8, 1):
+        with pytest.raises(StoppedEarly):
+            step._complete(step._prepare(config(place, cut, **options)), StopAfter(looks))  # type: ignore[arg-type]
+    other = fuse_teachers(config(place, cut, **options))["joint"]["cut"]
+    expected, found = load_file(whole / "fused.safetensors"), load_file(cut / "fused.safetensors")
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    timed = ("seconds", "images_per_second")
+    assert {k: v for k, v in one["metrics"].items() if k not in timed} == {
+        k: v for k, v in other["metrics"].items() if k not in timed
+    }
+    assert len((cut / "metrics.jsonl").read_text().splitlines()) == 4
+    assert not (cut / "state").exists()
+    with pytest.raises(OutputExistsError, match="lr was"):
+        fuse_teachers(config(place, cut, **{**options, "lr": 1e-4}))
+
+
+def test_the_loss_is_each_image_by_its_own_head(place: Path, tmp_path: Path) -> None:
+    prepared = step._prepare(config(place, tmp_path / "j", dropout=0.0))
+    samples = prepared.samples
+    torch.manual_seed(0)
+    joint = step.JointTeacher(prepared.folder.spec)
+    training = step.Training(prepared.config, samples, joint, tmp_path, "cpu")
+    rows = samples.batches(16, seed=3, epoch=0)[0]
+    assert set(samples.part[rows]) == {0, 1}  # batches are mixed
+    features, _ = joint.embed(samples.inputs(rows, "cpu"))
+    expected = 0.0
+    for place_in_batch, row in enumerate(rows):
+        logits = joint.heads[samples.part[row]](features[place_in_batch])
+        expected -= float(logits.detach().log_softmax(0)[samples.labels[row]])
+    assert float(training._loss(features, rows).detach()) == pytest.approx(expected / len(rows), rel=1e-5)
+    seen = np.concatenate(samples.batches(8, seed=3, epoch=1))
+    assert sorted(seen) == list(samples.train)
+
+
+def test_selection_on_the_test_set_is_only_by_request_and_marked(place: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="best-on-test needs --test"):
+        config(place, tmp_path / "n", "a", select="best-on-test")
+    with pytest.raises(ValueError, match="best needs --validation"):
+        config(place, tmp_path / "n", "a", select="best")
+    marked = config(place, tmp_path / "m", "a", select="best-on-test", test=(place / "t.kd",), epochs=8)
+    result = fuse_teachers(marked)["joint"]["m"]
+    curve = [
+        json.loads(line)["test_top1"] for line in (tmp_path / "m" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert result["select"] == {"by": "best-on-test", "epoch": int(np.argmax(curve)) + 1, "on_test": True}
+    plain = fuse_teachers(config(place, tmp_path / "p", "a", test=(place / "t.kd",)))["joint"]["p"]
+    assert plain["select"] == {"by": "last", "epoch": 4, "on_test": False}
+
+
+def test_one_joint_teacher_a_data_set(place: Path, tmp_path: Path) -> None:
+    found = fuse_teachers(config(place, tmp_path, heads="per-data-set", levels="L1", map_channels=()))[
+        "joint"
+    ]
+    assert {name: one["heads"] for name, one in found.items()} == {"a": {"a": 3}, "b": {"b": 2}}
+    assert open_model(f"kd-fused:{tmp_path / 'a'}").class_names == ("one", "three", "two")
+
+
+@pytest.mark.parametrize("levels", ["L1", "L2"])
+def test_written_back_is_what_running_it_over_the_images_gives(
+    place: Path, tmp_path: Path, levels: str
+) -> None:
+    options: dict[str, Any] = {} if levels == "L2" else {"map_channels": ()}
+    copies = tmp_path / "caches"
+    for name in "ab":
+        write_cache(
+            copies / f"{name}.kd", str(place / name), {"big": f"local-dir:{place / 'big'}"}, keep=KEEP
+        )
+        write_cache(
+            copies / f"{name}.kd", str(place / name), {"small": f"local-dir:{place / 'small'}"},
+            keep=("features", "maps:blocks.5"),
+        )  # fmt: skip
+    run = config(copies, tmp_path / "joint", levels=levels, write_back="joint", **options)
+    result = fuse_teachers(run)["joint"]["joint"]
+    keep = ("logits", "features", *(["maps:fused"] if levels == "L2" else []))
+    for name in "ab":
+        spec = result["teachers"][name]
+        assert spec == f"kd-fused:{tmp_path / 'joint'}#{name}"
+        live = write_cache(tmp_path / f"live-{name}.kd", str(place / name), {"joint": spec}, keep=keep)
+        cached, run_anew = CacheSet.open([copies / f"{name}.kd"]), CacheSet.open([live])
+        written = cached.teacher("joint")
+        assert (
+            written.id == run_anew.teacher("joint").id == result["written_back"][str(copies / f"{name}.kd")]
+        )
+        assert written.compute["parents"] == {n: cached.teacher(n).id for n in ("big", "small")}
+        rows = np.arange(len(cached.keys))
+        cached.require({"joint": list(written.array_specs())}, rows, [0])
+        for array in written.array_specs():
+            one, other = (c.gather("joint", array, rows).astype(np.float64) for c in (cached, run_anew))
+            np.testing.assert_allclose(one, other, rtol=5e-3, atol=5e-3 * np.abs(other).max(), err_msg=array)
+        # The same teacher under the same name: there is nothing to compute, and nothing is refused.
+        write_cache(copies / f"{name}.kd", str(place / name), {"joint": spec}, keep=keep)
+    assert fuse_teachers(run)["joint"]["joint"]["written_back"] == result["written_back"]
+
+
+def test_another_parent_is_refused(place: Path, tmp_path: Path) -> None:
+    specs = write_teachers(tmp_path)
+    images = write_images(tmp_path / "images", {"one": 5, "two": 5})
+    write_cache(tmp_path / "c.kd", str(images), specs, keep=("features",))
+    fuse_teachers(config(tmp_path, tmp_path / "j", "c", levels="L1", map_channels=(), write_back="joint"))
+    torch.manual_seed(99)
+    other = open_model("mobilenetv3_small_050", weights="random", num_classes=7, image_size=32)
+    export_model(other, tmp_path / "small", [f"small{i}" for i in range(7)])
+    with pytest.raises(IdentityError, match=r"its parent 'small' .* is not what was fused") as refused:
+        open_model(f"kd-fused:{tmp_path / 'j'}")
+    assert refused.value.exit_code == 21
+
+
+def test_it_can_only_be_a_teacher_of_one_of_its_heads(place: Path, tmp_path: Path) -> None:
+    fuse_teachers(config(place, tmp_path / "j", epochs=1))
+    with pytest.raises(UsageError, match="has a head for each of a, b"):
+        open_model(f"kd-fused:{tmp_path / 'j'}")
+    with pytest.raises(NotFoundError, match="no head 'c'"):
+        open_model(f"kd-fused:{tmp_path / 'j'}#c")
+    with pytest.raises(UsageError, match="can only be a teacher"):
+        open_model(f"kd-fused:{tmp_path / 'j'}#a", num_classes=9)
+    with pytest.raises(NotFoundError, match="holds no joint teacher"):
+        open_model(f"kd-fused:{tmp_path}")
+
+
+def test_bad_input_is_refused_before_anything_is_made(place: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="only 'big'"):
+        fuse_teachers(config(place, tmp_path / "j", teacher=("big",)))
+    with pytest.raises(UsageError, match="'big' twice"):
+        fuse_teachers(config(place, tmp_path / "j", teacher=("big", "small", "big")))
+    with pytest.raises(BadDataError, match="a class that 'b' does not have"):
+        fuse_teachers(config(place, tmp_path / "j", "b", test=(place / "t.kd",)))
+    assert not (tmp_path / "j").exists()
+
+
+def test_a_diverged_run_says_so_and_keeps_its_checkpoint(place: Path, tmp_path: Path) -> None:
+    with pytest.raises(DivergedError, match="the loss is") as diverged:
+        fuse_teachers(config(place, tmp_path / "j", "a", lr=1e30, epochs=20))
+    assert diverged.value.exit_code == 40
+    assert not (tmp_path / "j" / "result.json").exists()
