@@ -62,7 +62,7 @@ class Plan:
     aside: int = 2000
     test: int = 10_000
     base_epochs: int = 20
-    epochs: int = 4
+    epochs: int = 2
     rates: tuple[float, ...] = (1e-4, 1e-3, 1e-2)
     seeds: int = 3
     student: str = "test_efficientnet"
@@ -160,7 +160,7 @@ def sweep(
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"students": students}))
     kd("train-student", study.data("train"), "--cache", study.folder / "train.kd", "--sweep", file, "--out", out,
-       *SMALL, "--epochs", study.plan.epochs, "--batch-size", 64, "--data-seed", seed, "--test", study.data(test),
+       *SMALL, "--epochs", study.plan.epochs, "--batch-size", 32, "--data-seed", seed, "--test", study.data(test),
        output=study.folder / "sweeps" / f"{name}.txt")  # fmt: skip
     return out
 
@@ -235,7 +235,7 @@ def train_several(study: Study, rates: Mapping[str, float]) -> None:
         options = [word for name in teachers for word in ("--teacher", name)]
         kd("train-student", study.data("train"), "--cache", study.folder / "train.kd", "--cache",
            study.folder / "test.kd", "--student", study.exported(student), "--method", "dp", *options, "--sequential",
-           order, "--lr", rates["dp"], *SMALL, "--epochs", plan.epochs, "--batch-size", 64, "--test",
+           order, "--lr", rates["dp"], *SMALL, "--epochs", plan.epochs, "--batch-size", 32, "--test",
            study.data("test"), "--out", study.runs / order)  # fmt: skip
     kd("soup", *(pair_folder(study, "dp", teacher, student, 0) for teacher in teachers), "--out", study.folder / "soup",
        "--device", "cpu", "--workers", 0, "--test", study.data("test"))  # fmt: skip
