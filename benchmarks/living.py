@@ -30,7 +30,7 @@ from kdcli.models.teacher import TeacherRunner, normalise
 from kdcli.outputs import Output
 from kdcli.training.feed import FeedBatch, make_loader
 from kdcli.training.feeding import feed_of, order_of
-from kdcli.training.plan import make_plan
+from kdcli.training.planning import make_plan
 from kdcli.training.run import train_student
 
 TEACHERS = {"a": "resnet18", "b": "resnet34", "c": "mobilenetv3_large_100"}

@@ -18,7 +18,7 @@ from kdcli.caching.step import cache_teachers
 from kdcli.config import CacheConfig, TrainConfig, resolve
 from kdcli.console import console
 from kdcli.errors import BadDataError, CacheMissingError, OutputExistsError, UsageError
-from kdcli.training.plan import make_plan
+from kdcli.training.planning import make_plan
 from kdcli.training.run import train_student
 from kdcli.training.student import build_student
 

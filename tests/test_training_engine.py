@@ -324,7 +324,7 @@ def test_a_changed_option_is_refused_on_a_rerun(place: Place, option: str, value
 
 
 def test_options_that_are_off_leave_the_identity_as_it_was(place: Place) -> None:
-    from kdcli.training.plan import make_plan
+    from kdcli.training.planning import make_plan
 
     plain = make_plan(place.config("off")).identity()
     off = make_plan(place.config("off", accumulate=1, label_smoothing=0.0)).identity()

@@ -19,7 +19,7 @@ from kdcli.data.sources import ImageData
 from kdcli.errors import CacheMissingError, IdentityError, UsageError
 from kdcli.models.export import export_model
 from kdcli.models.spec import open_model
-from kdcli.training.plan import make_plan
+from kdcli.training.planning import make_plan
 from kdcli.training.run import train_student
 
 TAP = "layer2"

@@ -18,7 +18,7 @@ from kdcli.data.views import ViewSet
 from kdcli.errors import BadDataError, IdentityError, UsageError
 from kdcli.objectives.base import Batch, Mixed, label_cross_entropy
 from kdcli.training.feed import Feed, FeedBatch, Ticket, ViewRule, make_loader, plain_order
-from kdcli.training.plan import make_plan
+from kdcli.training.planning import make_plan
 from kdcli.training.recorded import Recording, require_partners
 from kdcli.training.run import train_student
 from kdcli.types import Preprocess

@@ -31,7 +31,7 @@ from kdcli.errors import (
 )
 from kdcli.models.export import export_model
 from kdcli.models.spec import open_model
-from kdcli.training.plan import make_plan
+from kdcli.training.planning import make_plan
 from kdcli.training.run import train_student, train_students
 
 NAMES = ("class2", "class0", "class1")

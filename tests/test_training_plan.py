@@ -21,7 +21,8 @@ from kdcli.errors import (
 )
 from kdcli.models.export import export_model
 from kdcli.models.spec import open_model
-from kdcli.training.plan import Plan, make_plan
+from kdcli.training.plan import Plan
+from kdcli.training.planning import make_plan
 from kdcli.training.student import build_student
 from kdcli.types import RankedSource, Ranking
 

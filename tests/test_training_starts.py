@@ -15,7 +15,7 @@ from kdcli.console import console
 from kdcli.errors import IdentityError, UsageError
 from kdcli.models.export import export_model
 from kdcli.models.spec import open_model
-from kdcli.training.plan import make_plan
+from kdcli.training.planning import make_plan
 from kdcli.training.run import train_student
 from kdcli.training.student import build_student, draw_xavier
 

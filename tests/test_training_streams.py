@@ -37,7 +37,8 @@ from kdcli.objectives.weighted import WeightedDistillation
 from kdcli.training.feed import FeedBatch, make_loader
 from kdcli.training.feeding import feed_of, order_of
 from kdcli.training.loop import Engine
-from kdcli.training.plan import Plan, make_plan
+from kdcli.training.plan import Plan
+from kdcli.training.planning import make_plan
 from kdcli.training.recorded import Recording
 from kdcli.training.resident import DeviceFed, DeviceRows
 from kdcli.training.run import train_student

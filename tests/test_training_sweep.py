@@ -25,7 +25,7 @@ from kdcli.training import fitting
 from kdcli.training.evaluate import Examinee, accuracies, accuracy
 from kdcli.training.fitting import OwnRandom
 from kdcli.training.loop import Engine
-from kdcli.training.plan import make_plan
+from kdcli.training.planning import make_plan
 from kdcli.training.run import TrainResult, train_student, train_students
 from kdcli.training.state import latest_checkpoint
 from kdcli.training.student import build_student

@@ -15,7 +15,7 @@ from training_place import Place, make_place
 from kdcli.console import console
 from kdcli.data.sources import open_data
 from kdcli.errors import UsageError
-from kdcli.training.plan import make_plan
+from kdcli.training.planning import make_plan
 from kdcli.training.run import train_student, train_students
 
 SETS: dict[str, Any] = {"bn": "frozen", "init": "random", "epochs": 2}

@@ -24,7 +24,7 @@ from kdcli.models.spec import open_model
 from kdcli.objectives.transfer import METHODS as P3
 from kdcli.training.feed import FeedBatch
 from kdcli.training.loop import Engine
-from kdcli.training.plan import make_plan
+from kdcli.training.planning import make_plan
 from kdcli.training.run import train_student, train_students
 
 LOUD = 100

@@ -24,7 +24,7 @@ from kdcli.errors import BadDataError, DivergedError, OutputExistsError, Stopped
 from kdcli.training import grid, validation
 from kdcli.training.grid import train_grid
 from kdcli.training.loop import Engine
-from kdcli.training.plan import make_plan
+from kdcli.training.planning import make_plan
 from kdcli.training.run import train_student
 
 

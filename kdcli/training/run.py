@@ -31,7 +31,8 @@ from kdcli.training.outdir import (
     require_folder,
     require_same_run,
 )
-from kdcli.training.plan import Plan, Sources, make_plan
+from kdcli.training.plan import Plan
+from kdcli.training.planning import Sources, make_plan
 from kdcli.training.ranks import Ranks, Together, join_ranks, stopped_before_training
 from kdcli.training.recorded import Recording
 from kdcli.training.resident import DeviceFed, bring_near
@@ -70,7 +71,7 @@ def train_student(
         StoppedEarly: a signal arrived; the same call goes on.
         DivergedError: the loss is not finite any more.
         OutputExistsError: OUT holds another run.
-        KdError: see :func:`kdcli.training.plan.make_plan` for what is refused before training.
+        KdError: see :func:`kdcli.training.planning.make_plan` for what is refused before training.
     """
     outcome = train_students({LONE: config}, {LONE: ranking}, on_batch)[LONE]
     if isinstance(outcome, DivergedError):
@@ -102,7 +103,7 @@ def train_students(
         StoppedEarly: a signal arrived; the same call goes on.
         OutputExistsError: a folder holds another run.
         UsageError: they cannot share a stream.
-        KdError: see :func:`kdcli.training.plan.make_plan` for what is refused before training.
+        KdError: see :func:`kdcli.training.planning.make_plan` for what is refused before training.
     """
     with _stoppable() as stop, join_ranks() as ranks, ranks.company():
         before, console.silent = console.silent, not ranks.first

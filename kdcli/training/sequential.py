@@ -27,7 +27,8 @@ from kdcli.training.outdir import (
     require_same_identity,
     stage_folder,
 )
-from kdcli.training.plan import Pins, Plan, Sources, make_plan
+from kdcli.training.plan import Pins, Plan
+from kdcli.training.planning import Sources, make_plan
 from kdcli.training.ranks import Ranks, join_ranks
 from kdcli.training.result import TrainResult
 from kdcli.training.run import train_student
