@@ -25,6 +25,7 @@ from kdcli.training.matching import choose_matching, with_convention
 from kdcli.training.recorded import Recording, require_partners
 from kdcli.training.sets import (
     NamedSet,
+    OpenData,
     data_identity,
     labelled_only,
     open_sets,
@@ -257,10 +258,14 @@ class Pins:
 
 @final
 class Sources:
-    """Opens data sets and caches, each of them once: several students share what they read."""
+    """Opens data sets and caches, each of them once: several students share what they read.
 
-    def __init__(self) -> None:
-        self.data = functools.cache(open_data)
+    Args:
+        data: opens a data set instead, for a caller that trains on some of its images.
+    """
+
+    def __init__(self, data: OpenData | None = None) -> None:
+        self.data: OpenData = data or functools.cache(open_data)
         self.cache = functools.cache(CacheSet.open)
 
 
