@@ -129,7 +129,7 @@ def eval_probe(
     quiet: opt.Quiet = False,
     verbose: opt.Verbose = False,
 ) -> None:
-    """Judge representations by probes: linear, neighbours, fine-tuning.
+    """Judge representations by linear and other probes.
 
     By default the protocol of P1: random shots of each class, many draws, a linear SVM, accuracy on --test. The
     draws are the same for every representation, so that differences are paired.
