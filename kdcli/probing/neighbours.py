@@ -31,8 +31,9 @@ class Neighbours:
         near = np.argpartition(-similar, self._k - 1, axis=1)[:, : self._k]
         # Relative to exp(1 / T), so that nothing overflows; shares do not change.
         weights = np.exp((np.take_along_axis(similar, near, axis=1) - 1) / TEMPERATURE)
+        weights /= weights.sum(axis=1, keepdims=True)
         found: Float64[np.ndarray, "m c"] = np.einsum("mk,mkc->mc", weights, self._targets[near])
-        return found / weights.sum(axis=1, keepdims=True)
+        return found
 
     def scores(self, features: Float64[np.ndarray, "m d"]) -> Float64[np.ndarray, "m c"]:
         """Votes; -inf of a class that none of the neighbours is of: it is no answer, not even the fifth."""
