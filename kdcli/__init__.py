@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from kdcli.config import TrainConfig as TrainConfig
     from kdcli.data.sources import open_data as open_data
     from kdcli.models.spec import open_model as open_model
-    from kdcli.probing.step import ProbeResult as ProbeResult
+    from kdcli.probing.result import ProbeResult as ProbeResult
     from kdcli.probing.step import eval_probe as eval_probe
+    from kdcli.probing.step import eval_probes as eval_probes
     from kdcli.ranking import rank_sources as rank_sources
     from kdcli.training.result import TrainResult as TrainResult
     from kdcli.training.run import train_student as train_student
@@ -38,8 +39,9 @@ _HOMES = {
     "TrainConfig": "kdcli.config",
     "open_data": "kdcli.data.sources",
     "open_model": "kdcli.models.spec",
-    "ProbeResult": "kdcli.probing.step",
+    "ProbeResult": "kdcli.probing.result",
     "eval_probe": "kdcli.probing.step",
+    "eval_probes": "kdcli.probing.step",
     "rank_sources": "kdcli.ranking",
     "TrainResult": "kdcli.training.run",
     "train_student": "kdcli.training.run",

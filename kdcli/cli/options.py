@@ -81,3 +81,8 @@ def split_flags(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
 def words(text: str | None) -> list[str] | None:
     """Split a comma-separated option."""
     return None if text is None else [word.strip() for word in text.split(",") if word.strip()]
+
+
+def one_or_all(values: list[str] | None) -> str | tuple[str, ...] | None:
+    """A lone value of a repeatable option as it is."""
+    return values[0] if values and len(values) == 1 else tuple(values or ()) or None

@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 
-from kdcli.cli import fusing, ranking, soup, sweeping, teachers
+from kdcli.cli import fusing, probing, ranking, soup, sweeping, teachers
 from kdcli.cli import mlfd_options as mlfd
 from kdcli.cli import options as opt
 from kdcli.cli import transfer as p3
-from kdcli.cli.options import Data, TrainData, configure, split_flags, words
+from kdcli.cli.options import TrainData, configure, one_or_all, split_flags, words
 from kdcli.cli.sweeping import fraction, read_ranking
 from kdcli.console import console
 
@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
     app.command("fuse-teachers")(fusing.fuse_teachers)
     app.command("train-student")(train_student)
     app.command("soup")(soup.soup)
-    app.command("eval-probe")(eval_probe)
+    app.command("eval-probe")(probing.eval_probe)
 
 
 def train_student(
@@ -310,7 +310,7 @@ def train_student(
     """
     flags, common = split_flags(dict(locals()))
     flags["milestones"] = words(flags["milestones"])
-    flags |= {name: _one_or_all(flags[name]) for name in ("data", "test")}
+    flags |= {name: one_or_all(flags[name]) for name in ("data", "test")}
     if (file := flags.pop("sweep")) is not None:
         sweeping.train_sweep(flags, common, file)
         return
@@ -347,73 +347,3 @@ def train_student(
         ],
     )
     soup.print_stages(result.get("stages") or [])
-
-
-def eval_probe(
-    data: Data = None,
-    test: Annotated[str | None, typer.Option("--test", help="Data set to test on.")] = None,
-    model: Annotated[str | None, typer.Option("--model", help="Model spec; runs its forward.")] = None,
-    cache: opt.Caches = None,
-    teacher: Annotated[
-        str | None, typer.Option("--teacher", help="Cached teacher to probe, without a forward.")
-    ] = None,
-    shots: Annotated[int | None, typer.Option("--shots", help="Images per class (default 5).")] = None,
-    draws: Annotated[
-        int | None, typer.Option("--draws", help="Random draws of the shots (default 50).")
-    ] = None,
-    seed: opt.Seed = None,
-    solver: Annotated[
-        str | None,
-        typer.Option("--solver", help="exact (default), or sklearn: LinearSVC, the slow reference."),
-    ] = None,
-    batch_size: opt.BatchSize = None,
-    device: opt.Device = None,
-    workers: opt.Workers = None,
-    verify: opt.Verify = None,
-    data_root: opt.DataRoot = None,
-    download: opt.Download = None,
-    config: opt.ConfigFile = None,
-    sets: opt.Sets = None,
-    print_config: opt.PrintConfig = False,
-    json: opt.Json = False,
-    quiet: opt.Quiet = False,
-    verbose: opt.Verbose = False,
-) -> None:
-    """Judge a representation by a few-shot linear SVM.
-
-    The protocol of P1: random shots of each class, many draws, accuracy on --test.
-
-    \b
-    Examples:
-      kd eval-probe photos/@split=train --test photos/@split=test --model local-dir:runs/a/export
-      kd eval-probe photos/@split=train --test photos/@split=test --cache train.kd --cache test.kd --teacher gen
-    """
-    flags, common = split_flags(dict(locals()))
-    from kdcli.config import ProbeConfig
-
-    settings = configure(ProbeConfig, flags, common)
-    from kdcli.probing.step import eval_probe as step
-
-    result = step(settings).document()
-    if json:
-        console.document(result)
-        return
-    accuracy = result["accuracy"]
-    console.table(
-        ["representation", "shots", "classes", "draws", "accuracy", "+-95%", "std"],
-        [
-            [
-                result["representation"],
-                result["shots"],
-                result["classes"],
-                result["draws"],
-                fraction(accuracy["mean"]),
-                fraction(accuracy["ci95"]),
-                fraction(accuracy["std"]),
-            ]
-        ],
-    )
-
-
-def _one_or_all(values: list[str] | None) -> str | tuple[str, ...] | None:
-    return values[0] if values and len(values) == 1 else tuple(values or ()) or None

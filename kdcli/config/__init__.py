@@ -4,12 +4,12 @@ Precedence: flag > ``--set`` > ``--config`` file > default. All errors are repor
 """
 
 from kdcli.config.fusing import FuseConfig
+from kdcli.config.probing import ProbeConfig
 from kdcli.config.resolving import command_line, resolve, to_yaml
 from kdcli.config.steps import (
     CacheConfig,
     MethodName,
     MetricName,
-    ProbeConfig,
     RankConfig,
     StepConfig,
     TrainConfig,

@@ -9,7 +9,8 @@ import yaml
 from pydantic import ValidationError
 
 from kdcli.config.comparing import CompareConfig
-from kdcli.config.steps import CacheConfig, ProbeConfig, RankConfig, StepConfig, TrainConfig
+from kdcli.config.probing import ProbeConfig
+from kdcli.config.steps import CacheConfig, RankConfig, StepConfig, TrainConfig
 from kdcli.errors import ConfigError, NotFoundError, StorageError, UsageError, nearest
 
 Config = TypeVar("Config", bound=StepConfig)
@@ -193,7 +194,7 @@ def _flag(name: str, value: Any) -> list[str]:
     option = f"--{name.replace('_', '-')}"
     if isinstance(value, bool):
         return [option if value else f"--no-{name.replace('_', '-')}"]
-    if name in ("keep", "temperatures", "milestones"):
+    if name in ("keep", "temperatures", "milestones", "c_grid"):
         return [option, ",".join(str(item) for item in value)]
     values = value if isinstance(value, tuple) else (value,)
     return [word for item in values for word in (option, shlex.quote(str(item)))]

@@ -471,37 +471,3 @@ def learning_rates(text: str) -> tuple[float, ...]:
     if len(rates) < 2 or not all(0 < rate < float("inf") for rate in rates):
         raise ValueError("must be two or more positive rates, as in 0.001,0.003,0.01 or 0.0001:0.1:7log")
     return tuple(rates)
-
-
-@final
-class ProbeConfig(StepConfig):
-    """``kd eval-probe``. Exactly one of ``model`` and ``cache`` + ``teacher``."""
-
-    data: str = Field(description="Data set the shots are drawn from.")
-    test: str = Field(description="Data set to test on.")
-    model: str | None = Field(None, description="Model spec; runs its forward over both data sets.")
-    cache: tuple[Path, ...] = Field((), description="Cache folder; repeatable. No forward pass.")
-    teacher: str | None = Field(None, description="Cached teacher whose features are probed.")
-    shots: int = Field(5, ge=1, description="Images per class and draw.")
-    draws: int = Field(50, ge=1, description="Random draws of the shots.")
-    seed: int = Field(0, ge=0, description="Seed of the draws; the same draws for every representation.")
-    solver: Literal["exact", "sklearn"] = Field(
-        "exact", description="Of the SVM: kd's exact one, or scikit-learn's LinearSVC, the slow reference."
-    )
-    batch_size: int = Field(64, ge=1, description="Images per forward.", json_schema_extra=Mechanical)
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.", json_schema_extra=Mechanical)
-    workers: int | None = Field(
-        None,
-        ge=0,
-        description="Decode processes; default: the processors of this job.",
-        json_schema_extra=Mechanical,
-    )
-    verify: Literal["never", "once", "always"] = Field(
-        "once", description="When to check the cache's checksums.", json_schema_extra=Mechanical
-    )
-    data_root: Path | None = Field(
-        None, description="Folder of torch/ and hfds/ data sets, and of relative folders."
-    )
-    download: bool = Field(
-        False, description="Allow a data set to be downloaded.", json_schema_extra=Mechanical
-    )

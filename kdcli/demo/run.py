@@ -16,7 +16,7 @@ from kdcli.caching import CacheResult, cache_teachers
 from kdcli.config import CacheConfig, MethodName, ProbeConfig, RankConfig, TrainConfig, command_line
 from kdcli.console import console, duration
 from kdcli.demo.weights import export_pretrained_weights
-from kdcli.probing.step import ProbeResult, eval_probe
+from kdcli.probing import ProbeResult, eval_probe
 from kdcli.ranking import rank_sources, ranking_document
 from kdcli.reporting import Report, ReportRow, write_report
 from kdcli.runtime import pick_device, storage_errors, versions, write_json
@@ -283,7 +283,7 @@ def _probe(folder: Path, task: Task, method: str, log: Log) -> ProbeResult:
     config = ProbeConfig(
         data=task.train,
         test=task.test,
-        model=f"local-dir:{folder / 'students' / method / 'export'}",
+        model=(f"local-dir:{folder / 'students' / method / 'export'}",),
         draws=20,
     )
     return log.run(f"Few-shot probe: {method}", command_line(config), lambda: eval_probe(config))

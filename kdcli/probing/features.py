@@ -1,6 +1,6 @@
-"""Frozen features of images: from a model, by its forward over view 0."""
+"""What a model says of images, features or logits: its forward over view 0."""
 
-from typing import final
+from typing import Literal, final
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from kdcli.outputs import Output
 from kdcli.runtime import pick_device, worker_count, worker_setup
 from kdcli.types import Preprocess
 
+ArrayName = Literal["features", "logits"]
 Rendered = UInt8[np.ndarray, "h w 3"] | KdError
 """A picture, or why there is none: an exception raised in a worker would arrive without its hint."""
 
@@ -48,16 +49,24 @@ class EvalImages(Dataset[Rendered]):
         return render(image, params, self._preprocess.size, self._preprocess.interpolation)
 
 
-def model_features(
-    model: Model, data: ImageData, config: ProbeConfig, title: str
-) -> Float32[np.ndarray, "n d"]:
-    """Pooled features of all images, in their order.
+def model_outputs(
+    model: Model, data: ImageData, config: ProbeConfig, array: ArrayName, title: str
+) -> Float32[np.ndarray, "n _"]:
+    """Pooled features, or logits, of all images, in their order.
+
+    Args:
+        model: that is run.
+        data: the images.
+        config: device, batch size, workers.
+        array: ``features`` or ``logits``.
+        title: of the progress bar.
 
     Raises:
         BadDataError: an image cannot be decoded.
+        UsageError: the model has no features, or no classifier.
         DeviceError: no such device, or out of memory.
     """
-    runner = TeacherRunner(model, pick_device(config.device), "off", (Output("features"),))
+    runner = TeacherRunner(model, pick_device(config.device), "off", (Output(array),))
     workers = worker_count(config.workers)
     loader = DataLoader(
         EvalImages(data, model.preprocess),
@@ -66,16 +75,17 @@ def model_features(
         worker_init_fn=worker_setup(workers),
         collate_fn=_stack,
     )
-    features = np.empty((len(data), model.num_features), np.float32)
+    width = model.num_features if array == "features" else model.num_classes
+    found = np.empty((len(data), width), np.float32)
     done = 0
     with console.progress(len(data), "images", title) as bar:
         for batch in loader:
             if isinstance(batch, KdError):
                 raise batch
-            features[done : done + len(batch)] = runner(batch)["features"].cpu().numpy()
+            found[done : done + len(batch)] = runner(batch)[array].cpu().numpy()
             done += len(batch)
             bar.advance(len(batch))
-    return features
+    return found
 
 
 def _stack(samples: list[Rendered]) -> torch.Tensor | KdError:

@@ -2,19 +2,25 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, final
+from typing import Final, Literal, final
 
 import numpy as np
 from jaxtyping import Float, Float64, Int64
 
 from kdcli.console import console
 from kdcli.metrics.checks import check_classes
+from kdcli.probing.logistic import fit_logistic
+from kdcli.probing.marks import Decide, Marks, mark
+from kdcli.probing.neighbours import Neighbours, one_hot
 from kdcli.probing.solver import Classifier, Method, fit
 
 C_GRID: Final[Sequence[float]] = (0.01, 0.1, 1.0, 10.0)
 DEFAULT_C: Final = 1.0
 MAX_FOLDS: Final = 5
-_CHUNK = 4096
+EXACT_ROWS: Final = 2000
+"""Training images from which ``exact``, whose time grows with their cube, leaves the problem to liblinear."""
+
+LinearName = Literal["svm", "logistic"]
 
 
 @final
@@ -24,15 +30,19 @@ class Draw:
 
     Attributes:
         accuracy: fraction of the test images.
-        c: regularisation chosen by cross-validation.
+        c: regularisation chosen by cross-validation; None of a probe that has none.
         fits: problems solved.
         unconverged: of these, how many stopped early.
+        marks: which test images were right.
+        choice: what else was chosen, such as a learning rate.
     """
 
     accuracy: float
-    c: float
+    c: float | None
     fits: int
     unconverged: int
+    marks: Marks | None = None
+    choice: dict[str, float] | None = None
 
 
 def shot_draws(
@@ -96,8 +106,10 @@ def few_shot_accuracies(
     grid: Sequence[float] = C_GRID,
     method: Method = "exact",
     device: str = "cpu",
+    folds: int | None = None,
+    kind: LinearName = "svm",
 ) -> Iterator[Draw]:
-    """P1's few-shot linear probe, one draw after the other.
+    """P1's linear probe, one draw after the other; the draw of all images is the full-data probe.
 
     Standardise by the shots alone; linear SVM (squared hinge, one-vs-rest) with C from ``C_GRID`` by
     stratified cross-validation on the shots; test on all test images. P1 §4.1 names the SVM, 5-fold
@@ -114,21 +126,47 @@ def few_shot_accuracies(
         test: features of the test images.
         test_labels: class index of each.
         grid: values of C.
-        method: the solver.
+        method: the SVM's solver.
         device: torch device of the exact solver.
+        folds: of the cross-validation, at most the images of the largest class; default: as above.
+        kind: the classifier.
 
     Yields:
         One result per row of ``draws``; nothing of a draw is kept.
     """
-    folds = min(MAX_FOLDS, int(np.max(np.bincount(train_labels[draws[0]]))))
-    if folds < 2:
+    folds = folds or default_folds(train_labels[draws[0]])
+    if folds < 2 and len(grid) > 1:
         console.warn(f"one shot per class leaves nothing to hold out: C = {DEFAULT_C:g}, no cross-validation")
         grid = (DEFAULT_C,)
+    if draws.shape[1] > EXACT_ROWS:
+        method = "sklearn"
     for rows in draws:
         shots = train[rows].astype(np.float64)
-        classifier = standardised_fit(shots, train_labels[rows], grid, folds, method, device)
-        accuracy = _accuracy(classifier, test, test_labels)
-        yield Draw(accuracy, classifier.c, classifier.fits, classifier.unconverged)
+        classifier = standardised_fit(shots, train_labels[rows], grid, folds, method, device, kind)
+        marks = mark(classifier_scores(classifier), classifier.classes, test, test_labels)
+        accuracy = float(marks.top1.mean())
+        yield Draw(accuracy, classifier.c, classifier.fits, classifier.unconverged, marks)
+
+
+def default_folds(labels: Int64[np.ndarray, " k"]) -> int:
+    """Folds for the images of one draw: 5, or the images of the largest class where they are fewer."""
+    return min(MAX_FOLDS, int(np.max(np.bincount(labels))))
+
+
+def neighbour_accuracies(
+    train: Float[np.ndarray, "n d"],
+    train_labels: Int64[np.ndarray, " n"],
+    draws: Int64[np.ndarray, "draws k"],
+    test: Float[np.ndarray, "m d"],
+    test_labels: Int64[np.ndarray, " m"],
+    neighbours: int,
+) -> Iterator[Draw]:
+    """The weighted k-nearest-neighbour probe, one draw after the other; arguments as above."""
+    for rows in draws:
+        classes, targets = one_hot(train_labels[rows])
+        probe = Neighbours(train[rows].astype(np.float64), targets, neighbours)
+        marks = mark(probe.scores, classes, test, test_labels)
+        yield Draw(float(marks.top1.mean()), None, 0, 0, marks)
 
 
 def standardised_fit(
@@ -138,6 +176,7 @@ def standardised_fit(
     folds: int,
     method: Method = "exact",
     device: str = "cpu",
+    kind: LinearName = "svm",
 ) -> Classifier:
     """Fit on standardised shots and fold the scaling into the coefficients: test images need none.
 
@@ -148,30 +187,28 @@ def standardised_fit(
         folds: of the cross-validation; the scaling stays that of all shots.
         method: the solver.
         device: torch device of the exact solver.
+        kind: the classifier.
     """
     from sklearn.preprocessing import StandardScaler
 
     scaler = StandardScaler().fit(shots)
-    scaled = fit(scaler.transform(shots), labels, grid, folds, method, device)
+    rows = scaler.transform(shots)
+    if kind == "logistic":
+        scaled = fit_logistic(rows, labels, grid, folds)
+    else:
+        scaled = fit(rows, labels, grid, folds, method, device)
     coefficients = scaled.coefficients / scaler.scale_
     intercepts = scaled.intercepts - coefficients @ scaler.mean_
     return Classifier(coefficients, intercepts, scaled.classes, scaled.c, scaled.fits, scaled.unconverged)
 
 
-def _accuracy(
-    classifier: Classifier, test: Float[np.ndarray, "m d"], labels: Int64[np.ndarray, " m"]
-) -> float:
-    right = 0
-    for start in range(0, len(test), _CHUNK):  # a float64 copy of a whole test set may not fit
-        part = slice(start, start + _CHUNK)
-        right += int((classifier.predict(test[part].astype(np.float64)) == labels[part]).sum())
-    return right / len(test)
+def classifier_scores(classifier: Classifier) -> Decide:
+    """The decision values of a classifier, as :func:`~kdcli.probing.marks.mark` wants them."""
+    return lambda features: features @ classifier.coefficients.T + classifier.intercepts
 
 
-def report_convergence(draws: Sequence[Draw]) -> None:
+def report_convergence(fits: int, unconverged: int) -> None:
     """Say once, for all draws, how many fits stopped early."""
-    fits = sum(draw.fits for draw in draws)
-    unconverged = sum(draw.unconverged for draw in draws)
     if unconverged:
         console.warn(
             f"{unconverged} of {fits} fits stopped before they converged; accuracies may be slightly off"

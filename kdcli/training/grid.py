@@ -9,13 +9,16 @@ from kdcli.console import console
 from kdcli.errors import DivergedError, OutputExistsError, UsageError
 from kdcli.runtime import read_json, storage_errors, write_json
 from kdcli.training.outdir import GRID, remove_run, require_folder
+from kdcli.training.planning import Sources
 from kdcli.training.result import TrainResult
 from kdcli.training.run import train_student
 from kdcli.training.validation import ON_TEST
 from kdcli.types import Ranking, differences
 
 
-def train_grid(config: TrainConfig, *, ranking: Ranking | None = None) -> TrainResult:
+def train_grid(
+    config: TrainConfig, *, ranking: Ranking | None = None, sources: Sources | None = None
+) -> TrainResult:
     """Train one student per learning rate, judge each on the validation split, and train with the best one.
 
     The runs of the grid are in OUT/lr-RATE; each is a run of its own that resumes by itself. With
@@ -26,6 +29,7 @@ def train_grid(config: TrainConfig, *, ranking: Ranking | None = None) -> TrainR
     Args:
         config: with ``lr_grid`` and ``validation``.
         ranking: the value of what ``config.ranking`` names.
+        sources: opens data and caches; default: as they are named.
 
     Returns:
         The result of the last run; ``grid`` in its details holds rate, validation accuracy and epoch of each.
@@ -54,7 +58,7 @@ def train_grid(config: TrainConfig, *, ranking: Ranking | None = None) -> TrainR
     judged = []
     for number, rate in enumerate(rates, 1):
         console.note(f"learning rate {rate:g} ({number} of {len(rates)})")
-        judged.append(_judge(config, rate, ranking, diverged))
+        judged.append(_judge(config, rate, ranking, diverged, sources))
     best = max(judged, key=lambda found: (found["top1"] if found["top1"] is not None else -1, -found["lr"]))
     if best["top1"] is None:
         raise DivergedError(
@@ -62,7 +66,7 @@ def train_grid(config: TrainConfig, *, ranking: Ranking | None = None) -> TrainR
             "Choose smaller ones, and add --overwrite.",
         )
     console.note(f"best learning rate {best['lr']:g}: {best['top1']:.4f} on the validation split")
-    result = train_student(_last(config, best["lr"]), ranking=ranking)
+    result = train_student(_last(config, best["lr"]), ranking=ranking, sources=sources)
     result = replace(result, details={**result.details, "grid": judged})
     write_json(Path(result.out) / "result.json", result.document())
     return result
@@ -101,13 +105,17 @@ def _begin(config: TrainConfig, rates: tuple[float, ...]) -> list[float]:
 
 
 def _judge(
-    config: TrainConfig, rate: float, ranking: Ranking | None, diverged: list[float]
+    config: TrainConfig,
+    rate: float,
+    ranking: Ranking | None,
+    diverged: list[float],
+    sources: Sources | None,
 ) -> dict[str, Any]:
     folder = _folder(config, rate)
     if rate not in diverged:
         changes = {"lr": rate, "lr_grid": None, "out": folder, "test": None, "overwrite": False}
         try:
-            result = train_student(config.model_copy(update=changes), ranking=ranking)
+            result = train_student(config.model_copy(update=changes), ranking=ranking, sources=sources)
         except DivergedError as error:
             console.warn(f"learning rate {rate:g} diverged: {error.message}")
             diverged.append(rate)

@@ -24,6 +24,7 @@ from kdcli.training.plan import Pins, Plan, splits, turns_of
 from kdcli.training.recorded import Recording, require_partners
 from kdcli.training.sets import (
     NamedSet,
+    OpenData,
     labelled_only,
     open_sets,
     open_test,
@@ -50,10 +51,14 @@ from kdcli.types import Ranking
 
 @final
 class Sources:
-    """Opens data sets and caches, each of them once: several students share what they read."""
+    """Opens data sets and caches, each of them once: several students share what they read.
 
-    def __init__(self) -> None:
-        self.data = functools.cache(open_data)
+    Args:
+        data: opens a data set instead, for a caller that trains on some of its images.
+    """
+
+    def __init__(self, data: OpenData | None = None) -> None:
+        self.data: OpenData = data or functools.cache(open_data)
         self.cache = functools.cache(CacheSet.open)
 
 

@@ -56,6 +56,7 @@ def train_student(
     *,
     ranking: Ranking | None = None,
     on_batch: Callable[[FeedBatch], None] | None = None,
+    sources: Sources | None = None,
 ) -> TrainResult:
     """Train one student, or go on with it, or give the result of the finished run.
 
@@ -63,6 +64,7 @@ def train_student(
         config: what to train; None in it means the method's default.
         ranking: the value of what ``config.ranking`` names; reading it is the caller's.
         on_batch: called with every batch before its step, for instance to measure what live teachers cost.
+        sources: opens data and caches; default: as they are named.
 
     Returns:
         The result, which is also in OUT/result.json.
@@ -73,7 +75,7 @@ def train_student(
         OutputExistsError: OUT holds another run.
         KdError: see :func:`kdcli.training.planning.make_plan` for what is refused before training.
     """
-    outcome = train_students({LONE: config}, {LONE: ranking}, on_batch)[LONE]
+    outcome = train_students({LONE: config}, {LONE: ranking}, on_batch, sources)[LONE]
     if isinstance(outcome, DivergedError):
         raise outcome
     return outcome
@@ -83,6 +85,7 @@ def train_students(
     configs: Mapping[str, TrainConfig],
     rankings: Mapping[str, Ranking | None] | None = None,
     on_batch: Callable[[FeedBatch], None] | None = None,
+    sources: Sources | None = None,
 ) -> dict[str, TrainResult | DivergedError]:
     """Train several students over one stream of batches; each becomes what it would have become alone.
 
@@ -94,6 +97,7 @@ def train_students(
             :func:`kdcli.training.sharing.require_one_stream`.
         rankings: the value of what ``config.ranking`` names, by name of the student.
         on_batch: called with every student's share of a batch before its step.
+        sources: opens data and caches; default: as they are named.
 
     Returns:
         The result of each, or why it was given up. One that was given up before is not tried again. In several,
@@ -110,7 +114,7 @@ def train_students(
         # Alone, a signal before the first step ends the run at once. Together, it does where all agree on it.
         stop.at_once = ranks.world == 1
         try:
-            return _run(configs, rankings or {}, on_batch, ranks, stop)
+            return _run(configs, rankings or {}, on_batch, ranks, stop, sources or Sources())
         finally:
             console.silent = before
 
@@ -130,11 +134,11 @@ def _run(
     on_batch: Callable[[FeedBatch], None] | None,
     ranks: Ranks,
     stop: StopFlag,
+    sources: Sources,
 ) -> dict[str, TrainResult | DivergedError]:
     with ranks.one_fate():
         if len(configs) > 1:
             _require_one_process(ranks)
-        sources = Sources()
         plans = _for_each(
             configs, lambda name: _decide(name, configs[name], rankings.get(name), sources, ranks.world)
         )

@@ -157,7 +157,7 @@ def build_student(plan: "Plan") -> Built:
     config, seed = plan.config, plan.config.seed
     for record in (plan.start.record, plan.lower.teacher if plan.lower is not None else None):
         if record is not None:
-            _require_as_cached(record)
+            require_as_cached(record)
     torch.manual_seed(seed)
     own = plan.method.needs.classes and plan.init not in UNTRAINED  # its classifier learns on
     model = open_model(
@@ -199,7 +199,12 @@ def draw_xavier(network: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
 
 
-def _require_as_cached(record: TeacherRecord) -> None:
+def require_as_cached(record: TeacherRecord) -> None:
+    """Refuse a teacher whose weights are not those that were cached any more.
+
+    Raises:
+        IdentityError: that.
+    """
     # At its own size and with its own classes, as it was cached: the student may have others.
     if (now := weights_sha256(open_model(record.spec).network)) != record.weights:
         raise IdentityError(

@@ -1,0 +1,182 @@
+"""Old-task accuracy: a head that was kept with a model, tested on the classes that it was trained on (P1 Table 2)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, final
+
+import numpy as np
+from jaxtyping import Float, Float64, Int64
+from safetensors.numpy import load_file
+
+from kdcli.cache.cacheset import CacheSet
+from kdcli.config import ProbeConfig
+from kdcli.console import console
+from kdcli.data.sources import open_data
+from kdcli.errors import BadDataError, KdError, NotFoundError, nearest
+from kdcli.probing.marks import Marks, mark
+from kdcli.probing.representations import EXPORT, Representation, RunModel
+from kdcli.probing.targets import Target
+
+OWN = "label"
+"""What the network's own classifier is called, as in kdcli.models.student; that module needs torch."""
+HEADS = "heads.safetensors"
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class KeptHead:
+    """A linear head.
+
+    Attributes:
+        array: what it reads: ``features``, or ``logits`` where those are its answer already.
+        weight: of the linear layer; None where the answer is there already.
+        bias: likewise.
+        class_names: of its outputs, where known.
+    """
+
+    array: Literal["features", "logits"]
+    weight: Float[np.ndarray, "c d"] | None
+    bias: Float[np.ndarray, " c"] | None
+    class_names: tuple[str, ...] | None
+
+    def scores(self, outputs: Float64[np.ndarray, "m _"]) -> Float64[np.ndarray, "m c"]:
+        """Logits of images."""
+        if self.weight is None:
+            return outputs
+        found = outputs @ self.weight.T.astype(np.float64)
+        return found if self.bias is None else found + self.bias
+
+
+def find_head(representation: Representation, name: str, config: ProbeConfig) -> KeptHead:
+    """The head ``name`` of a run, or ``label``: the classifier that is part of the model.
+
+    Raises:
+        NotFoundError: it was not kept.
+    """
+    place = _heads_of(representation)
+    heads = {} if place is None else load_file(place)
+    known = [key.removesuffix(".weight") for key in heads if key.endswith(".weight")]
+    if f"{name}.weight" in heads and place is not None:
+        names = _names_of(representation, name, heads[f"{name}.weight"], place.parent, config)
+        return KeptHead("features", heads[f"{name}.weight"], heads.get(f"{name}.bias"), names)
+    if name == OWN:
+        return KeptHead("logits", None, None, representation.class_names())
+    own = [] if isinstance(representation, RunModel) and OWN in known else [OWN]
+    heads_text = ", ".join([*known, *own])
+    raise NotFoundError(
+        f"'{representation.name}' kept no head '{name}'.{nearest(name, [*known, OWN])}",
+        f"Its heads are {heads_text}."
+        if known
+        else f"It has only its own, --head {OWN}; {HEADS} in the folder of a run holds the others.",
+    )
+
+
+def _heads_of(representation: Representation) -> Path | None:
+    if not isinstance(representation, RunModel) or representation.parsed.kind != "local-dir":
+        return None
+    folder = representation.parsed.file
+    if folder is None:
+        return None
+    places = [folder.parent / HEADS] if folder.name == EXPORT else []
+    return next((place for place in (*places, folder / HEADS) if place.is_file()), None)
+
+
+def _names_of(
+    representation: Representation,
+    name: str,
+    weight: Float[np.ndarray, "c d"],
+    run: Path,
+    config: ProbeConfig,
+) -> tuple[str, ...] | None:
+    """Class names of a head of a run: the model's own, a cached teacher's, or a data set's."""
+    own = representation.class_names()
+    if own is not None and _is_own(representation, weight):
+        return own
+    recorded = _recorded(run)
+    for caches in (config.cache, tuple(map(Path, recorded.get("cache") or ()))):
+        try:
+            teachers = CacheSet.open(caches, "never").teachers if caches else {}
+        except KdError as error:
+            console.warn(f"the class names of head '{name}' are not known: {error.message}")
+            continue
+        if name in teachers:
+            return teachers[name].class_names
+    data = recorded.get("data")
+    for text in data if isinstance(data, list) else ():
+        called, _, spec = str(text).partition("=")
+        if called == name:
+            return open_data(spec, data_root=config.data_root, download=config.download).class_names
+    return None
+
+
+def _is_own(representation: Representation, weight: Float[np.ndarray, "c d"]) -> bool:
+    assert isinstance(representation, RunModel)
+    classifier: Any = representation.model.network.head
+    mine = getattr(classifier, "weight", None)
+    return mine is not None and np.array_equal(mine.detach().cpu().numpy(), weight)
+
+
+def _recorded(run: Path) -> dict[str, Any]:
+    import yaml
+
+    place = run / "config.yaml"
+    document = yaml.safe_load(place.read_text(encoding="utf-8")) if place.is_file() else None
+    return document if isinstance(document, dict) else {}
+
+
+def head_labels(target: Target, head: KeptHead, name: str, width: int) -> Int64[np.ndarray, " m"]:
+    """Labels of the test images in the numbering of a head.
+
+    Raises:
+        BadDataError: a class that the head does not know, or classes that cannot be matched.
+    """
+    names, theirs = head.class_names, target.class_names
+    if names is not None and theirs is not None:
+        index = {each: number for number, each in enumerate(names)}
+        used = [theirs[label] for label in np.unique(target.test_labels)]
+        unknown = [each for each in used if each not in index]
+        if unknown:
+            more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
+            raise BadDataError(
+                f"class '{unknown[0]}'{more} of --test is none of the {len(names)} classes of head '{name}'",
+                "Test it on the task that it was trained on, or leave classes out: --test DATA@classes=...",
+            )
+        table = np.array([index.get(each, -1) for each in theirs], np.int64)
+        labels: Int64[np.ndarray, " m"] = table[target.test_labels]
+        return labels
+    count = int(target.test_labels.max()) + 1 if theirs is None else len(theirs)
+    if count != width:
+        raise BadDataError(
+            f"head '{name}' has {width} classes without names, {target.name} has {count}",
+            "Give --cache of the teacher whose head it is, or test on data with as many classes.",
+        )
+    console.warn(
+        f"head '{name}' has no class names: its {width} classes are taken in the order of {target.name}"
+    )
+    return target.test_labels
+
+
+def head_marks(
+    representation: Representation, target: Target, name: str, config: ProbeConfig
+) -> tuple[Marks, Int64[np.ndarray, " m"], tuple[str, ...] | None]:
+    """Test a kept head on a target.
+
+    Returns:
+        What is right; the test labels in the numbering of the head; its class names.
+
+    Raises:
+        NotFoundError: there is no such head.
+        BadDataError: the classes do not match, or a value is not finite.
+    """
+    from kdcli.metrics.checks import check_finite
+
+    head = find_head(representation, name, config)
+    outputs = representation.outputs(target.test, head.array, f"{representation.name}: {target.name}")
+    check_finite(outputs, lambda row: f"image '{target.test.keys[row]}'")
+    width = outputs.shape[1] if head.weight is None else len(head.weight)
+    labels = head_labels(target, head, name, width)
+    return (
+        mark(head.scores, np.arange(width), outputs, labels),
+        labels,
+        head.class_names or target.class_names,
+    )

@@ -1,0 +1,193 @@
+"""What ``kd eval-probe`` gives: a result per representation and target, and how they compare."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, final
+
+import numpy as np
+from jaxtyping import Float64
+
+from kdcli.probing.stats import Paired, Summary, Verdict, compare, tally
+from kdcli.runtime import versions
+
+MetricName = Literal["top1", "mAP"]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ProbeResult:
+    """One representation on one target.
+
+    Attributes:
+        representation: the cached teacher's name, the model's spec, or the name that it was given.
+        accuracy: top-1 over draws, fractions of the test images; of several labels mean average precision.
+        draws: random draws of the shots; 1 of a full-data probe and of a kept head.
+        shots: images per class and draw that were asked for, or ``all``; None for a kept head.
+        classes: classes, or labels, to tell apart.
+        target: name of the target.
+        metric: what ``accuracy`` is.
+        top5: over draws; None where there are five classes or fewer.
+        mean_per_class: every class counts the same, whatever its size.
+        per_class: mean over draws of each class's accuracy (of several labels: average precision), by name; None
+            of a class without test images.
+        values: ``accuracy`` draw by draw, the same draws for all representations of a target.
+        chosen: per draw, what cross-validation or the validation split chose: ``C`` or ``lr``.
+        spec: canonical model string.
+        weights: SHA-256 of the model's weights.
+        train: where the training images are; None for a kept head.
+        test: where the test images are.
+        relatedness: of the target: ``related``, ``unrelated`` or ``unmarked``.
+        protocol: everything that has to be equal for two results to be comparable.
+        right: of a single run, which test images were right.
+    """
+
+    representation: str
+    accuracy: Summary
+    draws: int
+    shots: int | str | None
+    classes: int
+    target: str
+    metric: MetricName
+    top5: Summary | None
+    mean_per_class: Summary
+    per_class: Mapping[str, float | None]
+    values: tuple[float, ...]
+    chosen: tuple[Mapping[str, float], ...]
+    spec: str
+    weights: str
+    train: str | None
+    test: str
+    relatedness: str
+    protocol: Mapping[str, Any]
+    right: tuple[bool, ...] | None = field(default=None, repr=False)
+
+    def document(self) -> dict[str, Any]:
+        """As JSON; ``std`` and ``ci95`` are null for a single draw."""
+        return {
+            "representation": self.representation,
+            "accuracy": self.accuracy.document(),
+            "draws": self.draws,
+            "shots": self.shots,
+            "classes": self.classes,
+            "target": self.target,
+            "metric": self.metric,
+            "top5": None if self.top5 is None else self.top5.document(),
+            "mean_per_class": self.mean_per_class.document(),
+            "per_class": dict(self.per_class),
+            "values": list(self.values),
+            "chosen": [dict(each) for each in self.chosen],
+            "spec": self.spec,
+            "weights": self.weights,
+            "train": self.train,
+            "test": self.test,
+            "relatedness": self.relatedness,
+            "protocol": dict(self.protocol),
+            "versions": versions(),
+        }
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A representation against the baseline on one target.
+
+    Attributes:
+        target: name of the target.
+        representation: compared.
+        baseline: with.
+        over: what the differences are paired over: draws, or the test images of a single run; None where there
+            is neither (one value of mean average precision).
+        paired: the statistics.
+        verdict: by ``equal_within``, not by a test.
+    """
+
+    target: str
+    representation: str
+    baseline: str
+    over: Literal["draws", "images"] | None
+    paired: Paired
+    verdict: Verdict
+
+    def document(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "target": self.target,
+            "representation": self.representation,
+            "baseline": self.baseline,
+            "over": self.over,
+            **self.paired.document(),
+            "verdict": self.verdict,
+        }
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ProbeTable:
+    """All results of one call.
+
+    Attributes:
+        results: representation by representation, target by target.
+        baseline: name of the representation that the others are compared with.
+        comparisons: one per target and other representation.
+        equal_within: mean difference up to which the tally says equal.
+    """
+
+    results: tuple[ProbeResult, ...]
+    baseline: str
+    comparisons: tuple[Comparison, ...]
+    equal_within: float
+
+    def tallies(self) -> dict[str, dict[str, dict[Verdict, list[str]]]]:
+        """P1's Table 3: by representation, relatedness and verdict, the targets."""
+        kinds = {result.target: result.relatedness for result in self.results}
+        names = dict.fromkeys(comparison.representation for comparison in self.comparisons)
+        return {
+            name: tally({c.target: c.verdict for c in self.comparisons if c.representation == name}, kinds)
+            for name in names
+        }
+
+    def document(self) -> dict[str, Any]:
+        """As JSON; the document of a single result where there is one only."""
+        if len(self.results) == 1:
+            return self.results[0].document()
+        return {
+            "baseline": self.baseline,
+            "results": [result.document() for result in self.results],
+            "comparisons": [comparison.document() for comparison in self.comparisons],
+            "equal_within": self.equal_within,
+            "tally": self.tallies(),
+        }
+
+
+def tabulate(results: Sequence[ProbeResult], baseline: str, margin: float, equal_within: float) -> ProbeTable:
+    """Compare every representation with the baseline, on the draws that both had.
+
+    Args:
+        results: of all representations on all targets.
+        baseline: name of one of them.
+        margin: that "no worse than" tolerates.
+        equal_within: mean difference up to which the tally says equal.
+    """
+    of_baseline = {result.target: result for result in results if result.representation == baseline}
+    comparisons = []
+    for result in results:
+        if result.representation == baseline:
+            continue
+        other = of_baseline[result.target]
+        over, ours, theirs = _pairs(result, other)
+        paired = compare(ours, theirs, margin)
+        comparisons.append(
+            Comparison(
+                result.target, result.representation, baseline, over, paired, paired.verdict(equal_within)
+            )
+        )
+    return ProbeTable(tuple(results), baseline, tuple(comparisons), equal_within)
+
+
+def _pairs(
+    one: ProbeResult, other: ProbeResult
+) -> tuple[Literal["draws", "images"] | None, Float64[np.ndarray, " n"], Float64[np.ndarray, " n"]]:
+    if len(one.values) == 1 and one.right is not None and other.right is not None:
+        return "images", np.asarray(one.right, np.float64), np.asarray(other.right, np.float64)
+    over: Literal["draws"] | None = "draws" if len(one.values) > 1 else None
+    return over, np.asarray(one.values), np.asarray(other.values)

@@ -1,0 +1,95 @@
+"""Probes of images with several labels: mean average precision."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import LinearSVC
+
+from kdcli.console import console
+from kdcli.errors import BadDataError
+from kdcli.probing.multilabel import (
+    average_precisions,
+    check_labels,
+    multi_label_draws,
+    random_draws,
+    split_labels,
+)
+
+
+@pytest.fixture(autouse=True)
+def _warn_anew() -> None:
+    console._warned.clear()
+
+
+def test_labels_are_read_from_class_names() -> None:
+    names, table = split_labels(("cat|dog", "cow", "dog | cow", "|"), "|")
+    assert names == ("cat", "cow", "dog")
+    assert table.astype(int).tolist() == [[1, 0, 1], [0, 1, 0], [0, 1, 1], [0, 0, 0]]
+    with pytest.raises(BadDataError, match="label 'ant' of --test has no training image"):
+        split_labels(("ant|cat",), "|", names)
+
+
+def test_average_precision_is_that_of_the_ranking() -> None:
+    # Ranked right, wrong, right: (1/1 + 2/3) / 2.
+    found = average_precisions(np.array([[1], [0], [1]], bool), np.array([[3.0], [2.0], [1.0]]))
+    assert found == pytest.approx([5 / 6])
+    assert np.isnan(average_precisions(np.ones((2, 1), bool), np.zeros((2, 1))))[0]
+
+
+def test_draws_are_random_images_as_many_as_shots_times_labels() -> None:
+    labels = np.zeros((40, 3), bool)
+    draws = random_draws(labels, 4, 5, 0)
+    assert draws.shape == (5, 12)
+    assert all(len(set(rows)) == 12 for rows in draws.tolist())
+    assert random_draws(labels, 99, 1, 0).shape == (1, 40)
+    assert np.array_equal(draws[:2], random_draws(labels, 4, 2, 0))
+
+
+def problem() -> tuple[Any, Any, Any, Any]:
+    rng = np.random.default_rng(0)
+    directions = rng.normal(size=(4, 30))
+    labels, test_labels = rng.random((60, 4)) < 0.4, rng.random((90, 4)) < 0.4
+    train = labels @ directions + rng.normal(size=(60, 30))
+    return train, labels, test_labels @ directions + rng.normal(size=(90, 30)), test_labels
+
+
+def test_a_fixed_c_equals_one_vs_rest_of_scikit_learn() -> None:
+    train, labels, test, test_labels = problem()
+    (ours,) = multi_label_draws(train, labels, np.arange(60)[None], test, test_labels, "svm", [0.1], 5, 20)
+    scaler = StandardScaler().fit(train)
+    oracle = OneVsRestClassifier(LinearSVC(C=0.1, dual=False, tol=1e-8)).fit(scaler.transform(train), labels)
+    scores = oracle.decision_function(scaler.transform(test))
+    assert ours.precisions.mean() == pytest.approx(
+        average_precision_score(test_labels, scores, average="macro"), abs=1e-3
+    )
+    assert ours.precisions.mean() > 0.7  # chance is 0.4
+
+
+@pytest.mark.parametrize("protocol", ["svm", "logistic", "knn"])
+def test_all_protocols_are_far_better_than_chance(protocol: Any) -> None:
+    train, labels, test, test_labels = problem()
+    draws = random_draws(labels, 10, 2, 0)
+    for draw in multi_label_draws(train, labels, draws, test, test_labels, protocol, [0.01, 1.0], 5, 10):
+        assert draw.precisions.mean() > 0.55
+        assert draw.c in ((None,) if protocol == "knn" else (0.01, 1.0))
+
+
+def test_a_label_that_no_training_image_has_ranks_nothing_and_breaks_nothing() -> None:
+    train, labels, test, test_labels = problem()
+    labels[:, 2] = False
+    (ours,) = multi_label_draws(train, labels, np.arange(60)[None], test, test_labels, "svm", [0.1], 5, 20)
+    assert ours.precisions[2] == pytest.approx(test_labels[:, 2].mean())  # all scores are equal
+
+
+def test_labels_that_nothing_can_be_learned_from_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    some = np.array([[1, 0], [0, 0]], bool)
+    check_labels(some, some, ("a", "b"))
+    assert "1 of 2 labels are on all training images, or on none" in capsys.readouterr().err
+    with pytest.raises(BadDataError, match="each of the 2 labels is on all test images"):
+        check_labels(some, np.ones((3, 2), bool), ("a", "b"))
+    with pytest.raises(BadDataError, match="no image has a label"):
+        check_labels(np.zeros((3, 0), bool), np.zeros((3, 0), bool), ())
