@@ -362,6 +362,13 @@ def eval_probe(
         int | None, typer.Option("--draws", help="Random draws of the shots (default 50).")
     ] = None,
     seed: opt.Seed = None,
+    c_grid: Annotated[
+        str | None,
+        typer.Option(
+            "--c-grid",
+            help="Values of C (default 0.01,0.1,1,10): numbers, or FIRST:LAST:COUNTlog as in 0.0001:100:7log.",
+        ),
+    ] = None,
     solver: Annotated[
         str | None,
         typer.Option("--solver", help="exact (default), or sklearn: LinearSVC, the slow reference."),

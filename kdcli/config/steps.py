@@ -10,6 +10,7 @@ from typing import Any, Literal, final
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic.config import JsonDict
 
+from kdcli.config.grids import c_values, positive_numbers
 from kdcli.config.mlfd import MlfdOptions
 from kdcli.config.transfer import TransferOptions
 from kdcli.errors import UsageError
@@ -455,22 +456,9 @@ def learning_rates(text: str) -> tuple[float, ...]:
     Raises:
         ValueError: it is neither, holds fewer than two rates, or one that is not positive.
     """
-    first, *rest = text.split(":")
-    try:
-        if rest:
-            last, count = rest
-            steps = int(count.removesuffix("log")) - 1
-            low, high = float(first), float(last)
-            if not count.endswith("log") or not 0 < low < high or steps < 1:
-                raise ValueError
-            rates = [float(f"{low * (high / low) ** (step / steps):.4g}") for step in range(steps + 1)]
-        else:
-            rates = sorted({float(word) for word in text.split(",")})
-    except ValueError:
-        rates = []
-    if len(rates) < 2 or not all(0 < rate < float("inf") for rate in rates):
+    if len(rates := positive_numbers(text)) < 2:
         raise ValueError("must be two or more positive rates, as in 0.001,0.003,0.01 or 0.0001:0.1:7log")
-    return tuple(rates)
+    return rates
 
 
 @final
@@ -485,6 +473,10 @@ class ProbeConfig(StepConfig):
     shots: int = Field(5, ge=1, description="Images per class and draw.")
     draws: int = Field(50, ge=1, description="Random draws of the shots.")
     seed: int = Field(0, ge=0, description="Seed of the draws; the same draws for every representation.")
+    c_grid: str = Field(
+        "0.01,0.1,1,10",
+        description="Values of C to choose from: numbers between commas, or FIRST:LAST:COUNTlog.",
+    )
     solver: Literal["exact", "sklearn"] = Field(
         "exact", description="Of the SVM: kd's exact one, or scikit-learn's LinearSVC, the slow reference."
     )
@@ -505,3 +497,11 @@ class ProbeConfig(StepConfig):
     download: bool = Field(
         False, description="Allow a data set to be downloaded.", json_schema_extra=Mechanical
     )
+
+    @field_validator("c_grid", mode="before")
+    @classmethod
+    def _known_values(cls, given: object) -> object:
+        several = given if isinstance(given, list | tuple) else (given,)  # as a YAML file may have them
+        text = ",".join(map(str, several))
+        c_values(text)
+        return text

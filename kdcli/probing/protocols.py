@@ -99,7 +99,7 @@ def few_shot_accuracies(
 ) -> Iterator[Draw]:
     """P1's few-shot linear probe, one draw after the other.
 
-    Standardise by the shots alone; linear SVM (squared hinge, one-vs-rest) with C from ``C_GRID`` by
+    Standardise by the shots alone; linear SVM (squared hinge, one-vs-rest) with C from ``grid`` by
     stratified cross-validation on the shots; test on all test images. P1 §4.1 names the SVM, 5-fold
     cross-validation and 50 draws; grid, scaling and loss are our choice.
 
@@ -121,7 +121,7 @@ def few_shot_accuracies(
         One result per row of ``draws``; nothing of a draw is kept.
     """
     folds = min(MAX_FOLDS, int(np.max(np.bincount(train_labels[draws[0]]))))
-    if folds < 2:
+    if folds < 2 and len(grid) > 1:
         console.warn(f"one shot per class leaves nothing to hold out: C = {DEFAULT_C:g}, no cross-validation")
         grid = (DEFAULT_C,)
     for rows in draws:

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from kdcli.cache.cacheset import CacheSet
-from kdcli.config import ProbeConfig
+from kdcli.config import ProbeConfig, c_values
 from kdcli.console import console
 from kdcli.data.sources import ImageData, open_data
 from kdcli.errors import BadDataError, UsageError
@@ -112,6 +112,7 @@ def _run(
         task.draws,
         test_features,
         task.test_labels,
+        grid=c_values(config.c_grid),
         method=config.solver,
         device=_solver_device(config),
     )
