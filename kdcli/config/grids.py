@@ -14,7 +14,7 @@ def positive_numbers(text: str) -> tuple[float, ...]:
             last, count = rest
             steps = int(count.removesuffix("log")) - 1
             low, high = float(first), float(last)
-            if not count.endswith("log") or not 0 < low < high or steps < 1:
+            if not count.endswith("log") or not 0 < low < high < float("inf") or steps < 1:
                 return ()
             numbers = [float(f"{low * (high / low) ** (step / steps):.4g}") for step in range(steps + 1)]
         else:
@@ -28,8 +28,9 @@ def c_values(text: str) -> tuple[float, ...]:
     """The values of ``--c-grid``, ascending; a single one leaves nothing to choose.
 
     Raises:
-        ValueError: not positive numbers.
+        ValueError: not numbers from 1e-12 to 1e12; beyond them double precision solves nothing.
     """
-    if not (values := positive_numbers(text)):
-        raise ValueError("must be positive values of C, as in 0.01,0.1,1,10 or 0.0001:100:7log")
+    values = positive_numbers(text)
+    if not values or not 1e-12 <= values[0] <= values[-1] <= 1e12:
+        raise ValueError("must be values of C from 1e-12 to 1e+12, as in 0.01,0.1,1,10 or 0.0001:100:7log")
     return values
