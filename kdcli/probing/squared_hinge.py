@@ -43,7 +43,7 @@ class Solution:
     Attributes:
         beta: the samples' weights; column k gives w_k = sum_i beta_ik x_i and its intercept is the sum.
         active: the samples inside the margin or on the wrong side; the next C may start from them.
-        converged: by class; False where the active set still changed after ``MAX_STEPS``.
+        converged: by class; False where the active set did not settle and the duality gap is above ``GAP``.
     """
 
     beta: Float64[Tensor, "n k"]
