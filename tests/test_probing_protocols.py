@@ -96,6 +96,14 @@ def test_one_shot_takes_c_1_with_a_warning(capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().err.count("C = 1, no cross-validation") == 1
 
 
+def test_one_shot_takes_the_only_c_of_a_grid_without_one(capsys: pytest.CaptureFixture[str]) -> None:
+    train, labels, test, test_labels = problem(np.float32)
+    draws = shot_draws(labels, 1, 3, 0)
+    results = list(few_shot_accuracies(train, labels, draws, test, test_labels, (0.3,)))
+    assert [(result.c, result.fits) for result in results] == [(0.3, 1)] * 3
+    assert capsys.readouterr().err == ""
+
+
 def test_scale_and_shift_of_a_feature_do_not_matter() -> None:
     train, labels, test, test_labels = problem(np.float64)
     draws = shot_draws(labels, 5, 3, 0)

@@ -1,5 +1,6 @@
 """The exact solver: its optimum against liblinear's, duality, and the stationarity of the solution."""
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -7,11 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.svm import LinearSVC
 
 from kdcli.probing import squared_hinge
 from kdcli.probing.solver import fit
-from kdcli.probing.squared_hinge import Solution, dual_objective, gram_matrix, solve
+from kdcli.probing.squared_hinge import Solution, dual_objective, gram_matrix, largest_c, solve
 
 GRID = 10.0 ** np.arange(-3, 4)
 
@@ -97,8 +99,10 @@ def test_groups_of_systems_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> Non
     samples, labels = clusters(2, 9, 5, 30, 0.4)
     signs = signs_of(labels)
     _, expected, _ = solved(samples, signs, 1.0)
-    monkeypatch.setattr(squared_hinge, "_ELEMENTS", 1)
-    assert solved(samples, signs, 1.0)[1] == pytest.approx(expected, abs=1e-12)
+    for elements, padding in ((1, 0), (1 << 22, 0), (1 << 22, 1000)):
+        monkeypatch.setattr(squared_hinge, "_ELEMENTS", elements)
+        monkeypatch.setattr(squared_hinge, "_PADDING", padding)
+        assert solved(samples, signs, 1.0)[1] == pytest.approx(expected, abs=1e-12)
 
 
 def test_at_small_c_all_samples_are_active_and_it_is_ridge_regression() -> None:
@@ -133,3 +137,116 @@ def test_constant_features_get_no_weight() -> None:
     samples[:, 3] = 0  # what StandardScaler makes of a constant
     classifier = fit(samples, labels, (1.0,), 1)
     assert (classifier.coefficients[:, 3] == 0).all()
+
+
+# --- hard cases ---------------------------------------------------------------------------------
+
+
+def degenerate(case: str) -> tuple[Any, Any]:
+    """Samples that make the Gram matrix singular, nearly so, or badly scaled."""
+    samples, labels = clusters(7, 4, 3, 30, 0.6)
+    if case == "duplicates":
+        return np.r_[samples, samples[:5]], np.r_[labels, labels[:5]]
+    if case == "duplicates of two classes":
+        return np.r_[samples, samples[:2]], np.r_[labels, labels[-2:]]
+    if case == "all samples equal":
+        return np.tile(samples[:1], (len(samples), 1)), labels
+    if case == "constant features":
+        samples[:, 3:] = 0
+    if case == "all features constant":
+        samples[:] = 0
+    if case == "two images a class":
+        return clusters(8, 9, 2, 40, 0.4)
+    if case == "one feature":
+        return samples[:, :1], labels
+    if case == "one huge feature":
+        samples[:, 0] *= 1e4
+    if case == "tiny features":
+        samples *= 1e-6
+    return samples, labels
+
+
+CASES = [
+    "duplicates",
+    "duplicates of two classes",
+    "all samples equal",
+    "constant features",
+    "all features constant",
+    "two images a class",
+    "one feature",
+    "one huge feature",
+    "tiny features",
+]
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("c", [1e-8, 1e-2, 1e3])
+def test_hard_cases_reach_liblinears_objective(case: str, c: float) -> None:
+    samples, labels = degenerate(case)
+    signs = signs_of(labels)
+    solution, weights, intercepts = solved(samples, signs, c)
+    assert solution.converged.all()
+    ours = primal(samples, signs, weights, intercepts, c)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        reference = LinearSVC(C=c, dual=True, tol=1e-9, max_iter=20_000, random_state=0).fit(samples, labels)
+    theirs = primal(samples, signs, reference.coef_, reference.intercept_, c)
+    assert (ours <= theirs * (1 + 1e-6)).all()
+    if reference.n_iter_ < 20_000:  # else liblinear has not arrived
+        assert ours == pytest.approx(theirs, rel=1e-6)
+
+
+@given(
+    seed=st.integers(0, 10**6),
+    case=st.sampled_from(CASES),
+    classes=st.integers(2, 6),
+    exponent=st.integers(-12, 7),
+    start=st.floats(0, 1),
+)
+@settings(deadline=None, max_examples=60)
+def test_the_optimum_is_certified_by_duality_wherever_it_starts(
+    seed: int, case: str, classes: int, exponent: int, start: float
+) -> None:
+    samples, _ = degenerate(case)
+    rng = np.random.default_rng(seed)
+    labels = np.r_[:classes, rng.integers(0, classes, len(samples) - classes)]  # some classes have one image
+    signs, c = signs_of(labels), 10.0**exponent
+    active = torch.from_numpy(rng.random(signs.shape) < start)
+    solution, weights, intercepts = solved(samples, signs, c, active)
+    value = primal(samples, signs, weights, intercepts, c)
+    gram = gram_matrix(torch.from_numpy(samples))
+    bound = dual_objective(gram, solution.beta, torch.from_numpy(signs), c).numpy()
+    assert solution.converged.all()
+    assert (value - bound <= 1e-6 * value).all()
+
+
+def test_a_c_that_rounding_swallows_is_solved_as_the_largest_that_it_does_not() -> None:
+    samples, labels = degenerate("duplicates")
+    signs = signs_of(labels)
+    limit = largest_c(gram_matrix(torch.from_numpy(samples)))
+    _, expected, intercepts = solved(samples, signs, limit)
+    for c in (1e15, 1e300):
+        solution, weights, others = solved(samples, signs, c)
+        assert solution.converged.all()
+        assert np.array_equal(weights, expected)
+        assert np.array_equal(others, intercepts)
+    # Separable shots: that is the hard-margin classifier, every margin at least 1 but for rounding.
+    assert (signs * (samples @ expected.T + intercepts)).min() > 1 - 1e-5
+
+
+def test_an_order_of_the_samples_and_a_rotation_of_the_features_do_not_matter() -> None:
+    samples, labels = clusters(9, 5, 4, 25, 0.5)
+    signs = signs_of(labels)
+    _, weights, intercepts = solved(samples, signs, 0.7)
+    order = np.random.default_rng(0).permutation(len(samples))
+    rotation = np.linalg.qr(np.random.default_rng(1).normal(size=(25, 25)))[0]
+    _, others, their_intercepts = solved(samples[order] @ rotation, signs[order], 0.7)
+    assert others @ rotation.T == pytest.approx(weights, abs=1e-9)
+    assert their_intercepts == pytest.approx(intercepts, abs=1e-9)
+
+
+def test_the_rows_of_systems_are_listed_in_order_and_filled_up() -> None:
+    chosen = torch.tensor([[True, False, True], [False, True, False], [False, False, False]])
+    listed, real = squared_hinge._listed(chosen, torch.tensor([2, 1, 0]), 2)
+    assert listed.tolist() == [[0, 2], [1, 0], [0, 0]]
+    assert real.tolist() == [[True, True], [True, False], [False, False]]

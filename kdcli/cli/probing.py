@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdcli.cli import options as opt
-from kdcli.cli.options import TrainData, configure, one_or_all, split_flags, words
+from kdcli.cli.options import TrainData, configure, one_or_all, split_flags
 from kdcli.cli.sweeping import fraction
 from kdcli.console import console
 
@@ -60,7 +60,9 @@ def eval_probe(
     ] = None,
     c_grid: Annotated[
         str | None,
-        typer.Option("--c-grid", metavar="VALUES", help="Values of C to choose from (0.01,0.1,1,10)."),
+        typer.Option(
+            "--c-grid", metavar="VALUES", help="Values of C: 0.01,0.1,1,10 (default), or 0.0001:100:7log."
+        ),
     ] = None,
     neighbours: Annotated[int | None, typer.Option("--neighbours", help="k of knn (default 20).")] = None,
     solver: Annotated[
@@ -144,7 +146,6 @@ def eval_probe(
       kd eval-probe --test photos/@split=test --model runs/a --head label
     """
     flags, common = split_flags(dict(locals()))
-    flags["c_grid"] = words(flags["c_grid"])
     flags |= {name: one_or_all(flags[name]) for name in ("data", "test")}
     from kdcli.config import ProbeConfig
 

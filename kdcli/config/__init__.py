@@ -4,6 +4,7 @@ Precedence: flag > ``--set`` > ``--config`` file > default. All errors are repor
 """
 
 from kdcli.config.fusing import FuseConfig
+from kdcli.config.grids import c_values
 from kdcli.config.probing import ProbeConfig
 from kdcli.config.resolving import command_line, resolve, to_yaml
 from kdcli.config.steps import (
@@ -27,6 +28,7 @@ __all__ = [
     "RankConfig",
     "StepConfig",
     "TrainConfig",
+    "c_values",
     "command_line",
     "learning_rates",
     "old_new_weight",

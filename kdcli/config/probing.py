@@ -5,6 +5,7 @@ from typing import Any, Literal, final
 
 from pydantic import Field, field_validator, model_validator
 
+from kdcli.config.grids import c_values
 from kdcli.config.steps import Mechanical, StepConfig, learning_rates
 
 ALL: Literal["all"] = "all"
@@ -37,7 +38,8 @@ class ProbeConfig(StepConfig):
         None, ge=2, description="Of the cross-validation; default 5, or the shots where they are fewer."
     )
     c_grid: tuple[float, ...] = Field(
-        (0.01, 0.1, 1.0, 10.0), min_length=1, description="Values of C that cross-validation chooses from."
+        (0.01, 0.1, 1.0, 10.0),
+        description="Values of C that cross-validation chooses from: numbers, or FIRST:LAST:COUNTlog.",
     )
     neighbours: int = Field(20, ge=1, description="Of knn.")
     solver: Literal["exact", "sklearn"] = Field(
@@ -117,12 +119,11 @@ class ProbeConfig(StepConfig):
             raise ValueError("must be a number of images per class, 1 or more, or all")
         return shots
 
-    @field_validator("c_grid")
+    @field_validator("c_grid", mode="before")
     @classmethod
-    def _positive(cls, grid: tuple[float, ...]) -> tuple[float, ...]:
-        if not all(0 < c < float("inf") for c in grid):
-            raise ValueError("values of C are positive, as in 0.01,0.1,1,10")
-        return tuple(sorted(set(grid)))
+    def _known_values(cls, given: object) -> tuple[float, ...]:
+        several = given if isinstance(given, list | tuple) else (given,)  # as a YAML file may have them
+        return c_values(",".join(map(str, several)))
 
     @field_validator("lr_grid")
     @classmethod

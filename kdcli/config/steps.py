@@ -10,6 +10,7 @@ from typing import Any, Literal, final
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic.config import JsonDict
 
+from kdcli.config.grids import positive_numbers
 from kdcli.config.mlfd import MlfdOptions
 from kdcli.config.transfer import TransferOptions
 from kdcli.errors import UsageError
@@ -455,19 +456,6 @@ def learning_rates(text: str) -> tuple[float, ...]:
     Raises:
         ValueError: it is neither, holds fewer than two rates, or one that is not positive.
     """
-    first, *rest = text.split(":")
-    try:
-        if rest:
-            last, count = rest
-            steps = int(count.removesuffix("log")) - 1
-            low, high = float(first), float(last)
-            if not count.endswith("log") or not 0 < low < high or steps < 1:
-                raise ValueError
-            rates = [float(f"{low * (high / low) ** (step / steps):.4g}") for step in range(steps + 1)]
-        else:
-            rates = sorted({float(word) for word in text.split(",")})
-    except ValueError:
-        rates = []
-    if len(rates) < 2 or not all(0 < rate < float("inf") for rate in rates):
+    if len(rates := positive_numbers(text)) < 2:
         raise ValueError("must be two or more positive rates, as in 0.001,0.003,0.01 or 0.0001:0.1:7log")
     return tuple(rates)

@@ -111,7 +111,7 @@ def few_shot_accuracies(
 ) -> Iterator[Draw]:
     """P1's linear probe, one draw after the other; the draw of all images is the full-data probe.
 
-    Standardise by the shots alone; linear SVM (squared hinge, one-vs-rest) with C from ``C_GRID`` by
+    Standardise by the shots alone; linear SVM (squared hinge, one-vs-rest) with C from ``grid`` by
     stratified cross-validation on the shots; test on all test images. P1 §4.1 names the SVM, 5-fold
     cross-validation and 50 draws; grid, scaling and loss are our choice.
 
