@@ -8,6 +8,7 @@ from typing import Any, TypeVar, get_args, get_origin
 import yaml
 from pydantic import ValidationError
 
+from kdcli.config.auditing import AuditConfig
 from kdcli.config.comparing import CompareConfig
 from kdcli.config.steps import CacheConfig, ProbeConfig, RankConfig, StepConfig, TrainConfig
 from kdcli.errors import ConfigError, NotFoundError, StorageError, UsageError, nearest
@@ -97,6 +98,7 @@ def _section_name(kind: type[StepConfig]) -> str:
         TrainConfig: "train-student",
         ProbeConfig: "eval-probe",
         CompareConfig: "compare",
+        AuditConfig: "audit",
     }
     return names[kind]
 
