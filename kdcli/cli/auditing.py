@@ -28,7 +28,7 @@ def audit(
     ] = None,
     other: Annotated[
         str | None,
-        typer.Argument(metavar="[DATA_B]", help="Data set to look for them in; default: DATA_A itself."),
+        typer.Argument(metavar="DATA_B", help="Data set to look for them in; default: DATA_A itself."),
     ] = None,
     distance: Annotated[
         int | None,
