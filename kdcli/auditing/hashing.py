@@ -72,14 +72,13 @@ def fingerprint(image: Image.Image, bits: int) -> Fingerprint:
     size = side * PER_BIT
     # phash begins with exactly this; given it, it resizes nothing.
     shrunk = image.convert("L").resize((size, size), Image.Resampling.LANCZOS)
-    darkest, lightest = shrunk.getextrema()
     found = imagehash.phash(shrunk, hash_size=side, highfreq_factor=PER_BIT)
     digest = hashlib.blake2b(b"%d %d " % image.size, digest_size=8)
     digest.update(image.tobytes())
     return Fingerprint(
         np.packbits(found.hash).view(np.uint64),
         int.from_bytes(digest.digest()),
-        lightest - darkest <= FLAT,
+        bool(np.ptp(np.asarray(shrunk)) <= FLAT),
     )
 
 
