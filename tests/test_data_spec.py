@@ -42,6 +42,7 @@ def specs(draw: st.DrawFn) -> DataSpec:
         draw(st.none() | whole),
         labels,
         draw(st.integers(0, 10**9)),
+        draw(st.none() | names),
     )
 
 

