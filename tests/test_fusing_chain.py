@@ -96,7 +96,7 @@ def test_joint_teacher_and_student_set_the_same_images_aside(place: Path, tmp_pa
 
 
 def test_a_name_that_another_teacher_has_is_refused_before_training(place: Path, tmp_path: Path) -> None:
-    with pytest.raises(IdentityError, match="a.kd holds another teacher 'small'") as refused:
+    with pytest.raises(IdentityError, match=r"a\.kd holds another teacher 'small'") as refused:
         fuse_teachers(fuse(place, out=tmp_path / "j", write_back="small"))
     assert "--write-back OTHER" in refused.value.hint
     assert "cache rm" not in refused.value.hint  # it is a parent
