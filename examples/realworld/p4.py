@@ -301,6 +301,10 @@ def table(study: Study, seeds: int) -> str:
 
 def in_lanes(jobs: int, work: list[Callable[[], None]]) -> None:
     """So many commands at a time; the first failure ends it."""
+    if jobs == 1:
+        for each in work:
+            each()
+        return
     with ThreadPoolExecutor(jobs) as pool:
         for done in [pool.submit(each) for each in work]:
             done.result()
