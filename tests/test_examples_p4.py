@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from kdcli.cli.app import main
+from kdcli.console import console
 
 REALWORLD = Path(__file__).parents[1] / "examples" / "realworld"
 
@@ -45,6 +46,8 @@ def test_the_tiny_study_goes_on_where_it_was_stopped_and_ends_in_its_tables(
         done.append(output.stem)
 
     monkeypatch.setattr(script, "kd", run_here)
+    for word in ("quiet", "verbose"):  # the commands set them, and they are set back in the end
+        monkeypatch.setattr(console, word, getattr(console, word))
     folder, words = tmp_path / "p4", ("--tiny", "--seeds", 1)
     with pytest.raises(KeyboardInterrupt):
         call(script, monkeypatch, folder, *words)
