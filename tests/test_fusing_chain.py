@@ -5,32 +5,42 @@ from typing import Any
 
 import pytest
 import torch
-from small_cache import write_cache, write_images, write_teachers
+from small_cache import ARCHITECTURES, write_cache, write_images
 from torch.nn import functional
 
+from kdcli.cache.cacheset import CacheSet
 from kdcli.config import FuseConfig, TrainConfig
-from kdcli.errors import IdentityError, UsageError
+from kdcli.config.resolving import resolve
+from kdcli.errors import IdentityError, KdError, UsageError
 from kdcli.fusing import step
 from kdcli.fusing.step import fuse_teachers
+from kdcli.models.export import export_model
 from kdcli.models.spec import open_model
 from kdcli.training.plan import make_plan
 from kdcli.training.run import train_student
 
+CLASSES = {"big": ("one", "three", "two"), "small": ("four", "two")}
 LAST = {"big": "layer4", "small": "blocks.5"}
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two data sets, each in a cache of two teachers, of the plain image and of one training view."""
+    """Two data sets, each in a cache of both sets' experts, of the plain image and of one training view."""
     folder = tmp_path_factory.mktemp("chain")
-    specs = write_teachers(folder)
+    specs = {}
+    for seed, (name, classes) in enumerate(CLASSES.items()):
+        torch.manual_seed(seed)
+        model = open_model(ARCHITECTURES[name], weights="random", num_classes=len(classes), image_size=32)
+        export_model(model, folder / name, classes)
+        specs[name] = f"local-dir:{folder / name}"
     write_images(folder / "a", {"one": 8, "two": 8, "three": 9})
     write_images(folder / "b", {"two": 8, "four": 8}, seed=1)
     for name in "ab":
         for teacher, tap in LAST.items():
             write_cache(
                 folder / f"{name}.kd", str(folder / name), {teacher: specs[teacher]},
-                keep=("features", f"maps:{tap}"), views="eval+train:1", recipe="mild", dtype="float32", device="cpu",
+                keep=("logits", "features", f"maps:{tap}"), views="eval+train:1", recipe="mild", dtype="float32",
+                device="cpu",
             )  # fmt: skip
     return folder
 
@@ -60,7 +70,7 @@ def test_a_student_learns_what_the_joint_teacher_says_of_the_very_images_it_sees
     pixels = batch.pixels.permute(0, 3, 1, 2) / 255
 
     torch.manual_seed(0)
-    student = open_model(start, num_classes=3)
+    student = open_model(start, num_classes=3)  # it has as many, and keeps its classifier
     mean, std = (
         torch.tensor(values).view(1, 3, 1, 1) for values in (student.preprocess.mean, student.preprocess.std)
     )
@@ -131,3 +141,26 @@ def test_the_default_levels_refuse_a_joint_teacher_of_embeddings_and_name_the_op
     assert not (tmp_path / "s").exists()
     epoch = train_student(config.model_copy(update={"mlfd_levels": "features"})).history[0]
     assert {name for name in epoch if name.startswith("mse/")} == {"mse/features"}
+
+
+def test_options_that_are_wrong_are_said_in_a_line(place: Path) -> None:
+    flags = {"cache": [place / "a.kd"], "teacher": ["big", "small"], "out": place / "no"}
+    for wrong, says in (
+        ({"levels": "L5"}, "levels"),
+        ({"map_channels": ["a"]}, "map-channels"),
+        ({"select": "best"}, "--select best needs --validation"),
+    ):
+        with pytest.raises(KdError, match=says) as refused:
+            resolve(FuseConfig, {**flags, **wrong})
+        assert "kd fuse-teachers --help" in refused.value.hint
+
+
+def test_a_teacher_of_the_classes_of_one_of_two_caches_is_one_teacher(place: Path) -> None:
+    """Only one of them can hold the log-probability of the label; logits and the rest are read of both."""
+    caches = CacheSet.open([place / "a.kd", place / "b.kd"])
+    one, other = (member.teachers["big"] for member in caches.members)
+    assert (one.output_of("logp_label") is None, other.output_of("logp_label") is None) == (False, True)
+    both = caches.teacher("big")
+    assert both.id == one.id == other.id
+    assert both.output_of("logp_label") is None
+    assert both.output_of("logp_max") is not None
