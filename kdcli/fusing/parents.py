@@ -96,7 +96,7 @@ def _array(caches: CacheSet, record: TeacherRecord, levels: LevelsName, tap: str
         if tap not in sizes:
             raise CacheMissingError(
                 f"no map '{tap}' of teacher '{record.name}' is cached (cached: {listed}).{nearest(tap, sizes)}",
-                _fill(caches, record.name, f"maps:{tap}"),
+                f"If that is a layer of it, cache its map: {_fill(caches, record.name, f'maps:{tap}')}",
             )
         return f"maps/{tap}"
     if not sizes:
