@@ -148,7 +148,7 @@ def test_options_that_are_wrong_are_said_in_a_line(place: Path) -> None:
     for wrong, says in (
         ({"levels": "L5"}, "levels"),
         ({"map_channels": ["a"]}, "map-channels"),
-        ({"select": "best"}, "--select best needs --validation"),
+        ({"select": "best"}, "^--select best needs --validation"),
     ):
         with pytest.raises(KdError, match=says) as refused:
             resolve(FuseConfig, {**flags, **wrong})
