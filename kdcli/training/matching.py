@@ -146,7 +146,7 @@ def _teacher_taps(config: TrainConfig, record: TeacherRecord, cache: CacheSet) -
         tap = unknown[0] if unknown else _last_tap(record)
         word = f"maps:{tap}" + ("@eval" if config.teacher_view == "eval" and cache.view_count > 1 else "")
         wanted = f"the map '{tap}'" if unknown else "a map"
-        known = f"the maps {', '.join(kept)}" if kept else ", ".join(record.keep)
+        known = f"{'maps' if len(kept) > 1 else 'map'} {', '.join(kept)}" if kept else ", ".join(record.keep)
         raise CacheMissingError(
             f"mlfd matches {wanted} of '{record.name}', and the cache keeps its {known} only.{nearest(tap, kept)} "
             "(--mlfd-levels features and none match no map)",
