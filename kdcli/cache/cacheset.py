@@ -92,7 +92,7 @@ class CacheSet:
             )
         records = [m.teachers[name] for m in self.members if name in m.teachers]
         for record in records[1:]:
-            records[0].require_same(record, self._paths())
+            records[0].beside(record).require_same(record.beside(records[0]), self._paths())
         return self.teachers[name]
 
     def _paths(self) -> str:
@@ -376,7 +376,11 @@ def _joint_teachers(members: Sequence[CacheReader]) -> dict[str, TeacherRecord]:
         for name, record in member.teachers.items():
             known = found.get(name)
             if known is not None:
-                both = {kind: output for kind, output in known.outputs.items() if kind in record.outputs}
+                both = {
+                    kind: output
+                    for kind, output in known.beside(record).outputs.items()
+                    if kind in record.outputs
+                }
                 record = known.model_copy(update={"outputs": both})
             found[name] = record
     return found

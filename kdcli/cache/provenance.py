@@ -203,6 +203,18 @@ class TeacherRecord(BaseModel):
         """The kind that an array belongs to; None when it is not kept."""
         return next((output for output in self.outputs.values() if array in output.arrays), None)
 
+    def beside(self, other: "TeacherRecord") -> "TeacherRecord":
+        """Keep of this record only the statistics that ``other`` has, too.
+
+        Where data have other classes than the teacher, there is no log-probability of their labels.
+        """
+        own, its = self.outputs.get(STATS), other.outputs.get(STATS)
+        if own is None or its is None:
+            return self
+        arrays = {name: spec for name, spec in own.arrays.items() if name in its.arrays}
+        outputs = {**self.outputs, STATS: own.model_copy(update={"arrays": arrays})}
+        return self.model_copy(update={"outputs": outputs})
+
     def require_same(self, other: "TeacherRecord", where: str) -> None:
         """Refuse ``other`` (asked for now) where it is not this teacher (recorded).
 

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from kdcli.config.auditing import AuditConfig
 from kdcli.config.comparing import CompareConfig
+from kdcli.config.fusing import FuseConfig
 from kdcli.config.probing import ProbeConfig
 from kdcli.config.steps import CacheConfig, RankConfig, StepConfig, TrainConfig
 from kdcli.errors import ConfigError, NotFoundError, StorageError, UsageError, nearest
@@ -100,6 +101,7 @@ def _section_name(kind: type[StepConfig]) -> str:
         ProbeConfig: "eval-probe",
         CompareConfig: "compare",
         AuditConfig: "audit",
+        FuseConfig: "fuse-teachers",
     }
     return names[kind]
 
@@ -165,6 +167,8 @@ def _explain(kind: type[StepConfig], item: Any, origin: Mapping[str, str]) -> st
             allowed = item["ctx"]["expected"]
             choices = [choice.strip("' ") for choice in allowed.replace(" or ", ",").split(",")]
             return f"{name} {value}: must be one of {', '.join(choices)}.{nearest(str(value), choices)}"
+        case "value_error" if not key:  # of the options together: the message names them
+            return str(item["ctx"]["error"])
         case "value_error":
             return f"{name} {value}: {item['ctx']['error']}"
         case _:

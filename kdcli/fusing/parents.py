@@ -96,7 +96,7 @@ def _array(caches: CacheSet, record: TeacherRecord, levels: LevelsName, tap: str
         if tap not in sizes:
             raise CacheMissingError(
                 f"no map '{tap}' of teacher '{record.name}' is cached (cached: {listed}).{nearest(tap, sizes)}",
-                _fill(caches, record.name, f"maps:{tap}"),
+                f"If that is a layer of it, cache its map: {_fill(caches, record.name, f'maps:{tap}')}",
             )
         return f"maps/{tap}"
     if not sizes:
@@ -112,7 +112,8 @@ def _array(caches: CacheSet, record: TeacherRecord, levels: LevelsName, tap: str
         raise UsageError(
             f"--levels {levels} fuses the {wanted[0]}x{wanted[1]} map of '{record.name}', and {few} of its cached"
             f" maps is one: {listed}",
-            f"Name it: --tap {record.name}=TAP",
+            f"Name one: --tap {record.name}=TAP"
+            + ("" if fitting else f"; or cache it: {_fill(caches, record.name, 'maps:TAP')}"),
         )
     return f"maps/{fitting[0]}"
 

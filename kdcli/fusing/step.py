@@ -23,7 +23,7 @@ from kdcli.errors import OutputExistsError, UsageError
 from kdcli.fusing.parents import choose_parents
 from kdcli.fusing.samples import Samples, choose_samples, data_set_names
 from kdcli.fusing.training import Training
-from kdcli.fusing.writeback import write_back
+from kdcli.fusing.writeback import require_name, write_back
 from kdcli.models.fused import FusionSpec, JointTeacher
 from kdcli.models.fused_folder import DESCRIPTION, WEIGHTS, Ancestor, FusedFolder
 from kdcli.models.fused_network import joint_spec
@@ -115,6 +115,8 @@ def _prepare(config: FuseConfig) -> _Prepared:
         "parents": {ancestor.name: [ancestor.id, ancestor.array] for ancestor in folder.ancestors},
         "spec": spec.document(),
     }
+    if config.write_back is not None:
+        require_name(config, caches, folder)
     if not config.overwrite:
         _require_same_run(config, identity)
     return _Prepared(config, samples, folder, identity)

@@ -1,12 +1,15 @@
 """``--write-back NAME``: what a joint teacher says, from its parents' cached outputs; no parent runs."""
 
+import shlex
 import time
+from collections.abc import Mapping
 from typing import Any, final
 
 import numpy as np
 import torch
 from jaxtyping import Int64
 
+from kdcli.cache.cacheset import CacheSet
 from kdcli.cache.claims import wait_a_moment
 from kdcli.cache.layout import Unit
 from kdcli.cache.matching import class_numbers
@@ -17,13 +20,14 @@ from kdcli.caching.outputs import STORAGE, OutputPlan, compression_error
 from kdcli.config import FuseConfig
 from kdcli.console import console
 from kdcli.data.views import fingerprint
-from kdcli.errors import CacheMissingError, StoppedEarly
+from kdcli.errors import CacheMissingError, IdentityError, StoppedEarly
 from kdcli.fusing.samples import Samples, data_set_names
 from kdcli.models.fused import JointTeacher
 from kdcli.models.fused_folder import FusedFolder
-from kdcli.models.fused_network import joint_preprocess, joint_spec
+from kdcli.models.fused_network import FUSED, joint_preprocess, joint_spec
 from kdcli.outputs import MAPS, STATS, Output, with_stats
 from kdcli.runtime import StopFlag, pick_device, versions
+from kdcli.types import differences
 
 TEMPERATURES = (1.0, 2.0, 4.0, 5.0)
 
@@ -49,6 +53,49 @@ def write_back(config: FuseConfig, folder: FusedFolder, samples: Samples, stop: 
     return ids
 
 
+def require_name(config: FuseConfig, caches: CacheSet, folder: FusedFolder) -> None:
+    """Refuse ``--write-back NAME`` where a cache already has another teacher of that name: before any training.
+
+    Whether a joint teacher of the same parents is the same one is known only when it is trained.
+
+    Raises:
+        IdentityError: that.
+    """
+    name = config.write_back or ""
+    wanted = {
+        "architecture": f"{FUSED}/{folder.spec.levels}",
+        "dtype": config.dtype,
+        "parents": made_of(folder),
+    }
+    for member in caches.members:
+        known = member.teachers.get(name)
+        if known is None:
+            continue
+        recorded = {
+            "architecture": known.architecture,
+            "dtype": known.dtype,
+            "parents": known.compute.get("parents"),
+        }
+        _require_equal(member, name, recorded, wanted)
+
+
+def _require_equal(
+    member: CacheReader, name: str, recorded: Mapping[str, Any], wanted: Mapping[str, Any]
+) -> None:
+    found = differences(recorded, wanted)
+    if not found:
+        return
+    hint = "Write back under another name: --write-back OTHER"
+    if str(recorded["architecture"]).startswith(FUSED):
+        hint += f"; or remove that one: kd cache rm {shlex.quote(str(member.layout.root))} --teacher {name}"
+    raise IdentityError(f"{member.layout.root} holds another teacher '{name}'", hint, found)
+
+
+def made_of(folder: FusedFolder) -> dict[str, str]:
+    """The parents' ids by name."""
+    return {ancestor.name: ancestor.id for ancestor in folder.ancestors}
+
+
 @final
 class _Writing:
     """One cache being filled with what the joint teacher says by one of its heads."""
@@ -67,6 +114,9 @@ class _Writing:
     def run(self, stop: StopFlag) -> str:
         """Fill what is missing; returns the joint teacher's id."""
         record, reader = self._record(), self._reader
+        known = reader.teachers.get(record.name)
+        if known is not None:
+            _require_equal(reader, record.name, known.gate(), record.gate())
         with CacheWriter(reader.layout.root, reader.manifest) as writer:
             recorded = writer.add_teacher(record)
             parts = [f"{record.name}/{kind}" for kind in record.outputs]
@@ -127,13 +177,10 @@ class _Writing:
             arrays = {n: np.stack([v[n] for v in found[unit.kind]], axis=1) for n in found[unit.kind][0]}
             for name, values in arrays.items():
                 values[[row - span.start for row, _ in gone]] = specs[name].fill
-            made = {"versions": versions(), "fused": self._made()}
+            made = {"versions": versions(), "fused": made_of(self._folder)}
             if unit.kind in error:
                 made["kl"] = error[unit.kind]
             writer.publish(unit, arrays, known[0], gone, made, time.monotonic() - begun)
-
-    def _made(self) -> dict[str, Any]:
-        return {ancestor.name: ancestor.id for ancestor in self._folder.ancestors}
 
     def _view(
         self, rows: Int64[np.ndarray, " r"], view: int
@@ -203,7 +250,7 @@ class _Writing:
         return TeacherRecord(
             name=plan.name,
             spec=joint_spec(folder, self._config.out.absolute(), self._head),
-            architecture=f"kd-fused/{folder.spec.levels}",
+            architecture=f"{FUSED}/{folder.spec.levels}",
             weights=folder.digest(self._joint, self._head),
             dtype=plan.dtype,
             amp="off",
@@ -219,7 +266,7 @@ class _Writing:
                 "threads": torch.get_num_threads(),
                 "tf32": torch.backends.cuda.matmul.allow_tf32,
                 "versions": versions(),
-                "parents": self._made(),
+                "parents": made_of(folder),
             },
             outputs={
                 output.name: OutputRecord(

@@ -11,9 +11,10 @@ Eq. (1), Eq. (2) and section 4.5; widths, order of layers and dropout as in the 
 From L2 on, maps/fused -> average pool = features -> dropout -> linear. The teachers meet at their earliest
 level only; what comes later is the joint teacher's own. ``fused`` is always the last map.
 
-Beyond the released code: it gives only its last map to the student; here every level's map can be had. Its L3
-and L4 are not described in the paper beyond Eq. (1), and Table 4's come from code that was never released whole:
-the width of each level is the caller's, and the joint teacher has one head a data set where the code has one.
+Beyond the released code: there one joint teacher has one head, here one head a data set. Its teachers of L3 and L4
+(``S14Teacher`` and ``S28Teacher``) bring the joined maps down by 3x3 convolutions of stride 2 at once, so that their
+first map is a level later than what they fuse; here a 1x1 convolution comes first, and every level has its map. All
+released teachers can give their maps; its student learns from one.
 """
 
 from collections.abc import Mapping, Sequence

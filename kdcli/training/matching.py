@@ -10,6 +10,7 @@ from kdcli.config import TrainConfig
 from kdcli.console import console
 from kdcli.data.sources import ImageData
 from kdcli.errors import CacheMissingError, IdentityError, KdError, UsageError, nearest
+from kdcli.models.fused_network import FUSED
 from kdcli.models.spec import Model, open_model
 from kdcli.models.taps import tap_shapes
 from kdcli.objectives.base import Method
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from kdcli.training.teachers import Teachers
 
 _MAPS = "maps/"
+_MAPLESS = f"{FUSED}/L1"
+"""Architecture of a joint teacher that fuses embeddings."""
 
 
 def with_convention(config: TrainConfig, method: Method) -> TrainConfig:
@@ -133,11 +136,17 @@ def _teacher_taps(config: TrainConfig, record: TeacherRecord, cache: CacheSet) -
         return ()
     kept = [output.tap for output in record.outputs.values() if output.kind == "maps"]
     unknown = [tap for tap in config.teacher_tap if tap not in kept]
+    if not kept and record.architecture == _MAPLESS:
+        raise UsageError(
+            f"--mlfd-levels {config.mlfd_levels} matches a map, and '{record.name}' is a joint teacher of "
+            "embeddings, which has none",
+            "Match its embedding, as P4's L1 student does: --mlfd-levels features (the released code: none).",
+        )
     if unknown or not kept:
         tap = unknown[0] if unknown else _last_tap(record)
         word = f"maps:{tap}" + ("@eval" if config.teacher_view == "eval" and cache.view_count > 1 else "")
         wanted = f"the map '{tap}'" if unknown else "a map"
-        known = f"the maps {', '.join(kept)}" if kept else ", ".join(record.keep)
+        known = f"{'maps' if len(kept) > 1 else 'map'} {', '.join(kept)}" if kept else ", ".join(record.keep)
         raise CacheMissingError(
             f"mlfd matches {wanted} of '{record.name}', and the cache keeps its {known} only.{nearest(tap, kept)} "
             "(--mlfd-levels features and none match no map)",
