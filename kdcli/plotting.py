@@ -71,7 +71,8 @@ def style(look: Look = LIGHT, settings: Mapping[str, Any] | None = None) -> Iter
     """
     import matplotlib as mpl
 
-    with mpl.rc_context({**_settings(look), **(settings or {})}):
+    merged: Any = {**_settings(look), **(settings or {})}
+    with mpl.rc_context(merged):
         yield
 
 
