@@ -17,10 +17,12 @@ class ReportConfig(StepConfig):
         description="Runs, sweeps, caches, folders of kd compare --out, JSON documents of kd, or folders of these.",
     )
     format: Literal["html", "md", "csv", "svg", "png"] = Field(
-        "html", description="html: one page; md: one file of tables; csv, svg, png: a folder of tables or charts."
+        "html",
+        description="html: one page; md: one file of tables; csv, svg, png: a folder of tables or charts.",
     )
     out: Path | None = Field(
-        None, description="File, or folder for csv, svg and png; default: report.html, report.md, report-csv, ..."
+        None,
+        description="File, or folder for csv, svg and png; default: report.html, report.md, report-csv, ...",
     )
     title: str = Field("kd report", description="Of the report.")
     separate: bool = Field(

@@ -9,6 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from kdcli.config.comparing import CompareConfig
+from kdcli.config.reporting import ReportConfig
 from kdcli.config.steps import CacheConfig, ProbeConfig, RankConfig, StepConfig, TrainConfig
 from kdcli.errors import ConfigError, NotFoundError, StorageError, UsageError, nearest
 
@@ -97,6 +98,7 @@ def _section_name(kind: type[StepConfig]) -> str:
         TrainConfig: "train-student",
         ProbeConfig: "eval-probe",
         CompareConfig: "compare",
+        ReportConfig: "report",
     }
     return names[kind]
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _DASHES: tuple[tuple[float, ...], ...] = ((), (7, 2.2), (2, 1.6), (7, 2, 1.5, 2), (4, 2), (9, 2, 2, 2, 2, 2))
 EPOCH_FACTS = frozenset({"epoch", "loss", "lr", "view", "steps", "images_per_second", "seconds"})
-"""What an epoch's line in metrics.jsonl holds that is no part of the loss; accuracies (``..._top1``) are none either."""
+"""What an epoch's line in metrics.jsonl holds besides parts of the loss and accuracies."""
 _ACCURACIES = ("_top1", "_top5", "_accuracy")
 _LONGEST_NAME = 30
 

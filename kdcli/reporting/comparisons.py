@@ -37,7 +37,11 @@ def _section(compared: Compared, suffix: str, name: str) -> Section:
     document = compared.document
     about = document["data"]
     parts: list[Part] = [
-        Notes((f"{about['images']} images of {len(about['classes'])} classes: {about['spec'] or 'several caches'}.",)),
+        Notes(
+            (
+                f"{about['images']} images of {len(about['classes'])} classes: {about['spec'] or 'several caches'}.",
+            )
+        ),
         _models(document, f"{name}-models"),
     ]
     cost = charts.accuracy_against_cost(
@@ -58,7 +62,13 @@ def _section(compared: Compared, suffix: str, name: str) -> Section:
     if document.get("methods"):
         parts.append(_methods(document, f"{name}-methods"))
     if compared.folder is None:
-        parts.append(Notes(("Confusion and gains by class need the predictions: kd compare --out DIR, then kd report DIR.",)))
+        parts.append(
+            Notes(
+                (
+                    "Confusion and gains by class need the predictions: kd compare --out DIR, then kd report DIR.",
+                )
+            )
+        )
     else:
         parts += _by_class(_Predictions(compared), document, name)
     return Section(f"Comparison{suffix}", tuple(parts))
@@ -263,7 +273,11 @@ def _gains(kept: _Predictions, before: str, after: str, name: str) -> list[Part]
     )
     half = MOST_GAINS // 2
     drawn = order if len(order) <= MOST_GAINS else [*order[:half], *order[-half:]]
-    caption = "" if drawn is order else f"The {half} classes that gained most, and the {half} that gained least."
+    caption = (
+        "" if drawn is order else f"The {half} classes that gained most, and the {half} that gained least."
+    )
     title = f"By class: {before} before, {after} after its transfer"
-    chart = class_gains([(kept.classes[p], 100 * float(change[p])) for p in drawn], f"{name}-gains-chart", title, caption)
+    chart = class_gains(
+        [(kept.classes[p], 100 * float(change[p])) for p in drawn], f"{name}-gains-chart", title, caption
+    )
     return [chart, Table(f"{name}-gains", columns, rows)]

@@ -54,7 +54,9 @@ def tsne_section(config: ReportConfig, caches: Sequence[Path], runs: Sequence[Ru
     """
     if not config.tsne:
         return None
-    parts = [chart for place, path in enumerate(caches, 1) if (chart := _of_cache(path, config, place)) is not None]
+    parts = [
+        chart for place, path in enumerate(caches, 1) if (chart := _of_cache(path, config, place)) is not None
+    ]
     if config.data is not None:
         parts.append(_of_exports(config, [run for run in runs if run.folder is not None and run.finished]))
     return Section("Where representations put the images", tuple(parts)) if parts else None
@@ -71,7 +73,10 @@ def _of_cache(path: Path, config: ReportConfig, place: int) -> Chart | None:
     usable = caches.require({name: ["features"] for name in names}, rows, [EVAL_VIEW], None)
     rows = rows[usable]
     features = {name: caches.gather(name, "features", rows, EVAL_VIEW).astype(np.float32) for name in names}
-    caption = f"t-SNE of the features of {len(rows)} images of {path.name}, perplexity {config.perplexity:g}; a colour is a class."
+    caption = (
+        f"t-SNE of the features of {len(rows)} images of {path.name}, perplexity {config.perplexity:g}; "
+        "a colour is a class."
+    )
     return embedding_chart(
         {name: _tsne(values, config, name) for name, values in features.items()},
         caches.labels[rows], caches.class_names, f"tsne-{place}", caption,

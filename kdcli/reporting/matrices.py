@@ -50,7 +50,9 @@ def flips_chart(names: Sequence[str], shares: Matrix, name: str, caption: str) -
         axes = figure.subplots()
         heat(axes, shares, look.series[0])
         for row, column in np.argwhere(np.isfinite(shares)):
-            axes.text(column, row, f"{shares[row, column]:.1f}", ha="center", va="center_baseline", fontsize=9)
+            axes.text(
+                column, row, f"{shares[row, column]:.1f}", ha="center", va="center_baseline", fontsize=9
+            )
         labels = [short(each) for each in names]
         axes.set_yticks(range(len(names)), labels)
         axes.set_xticks(range(len(names)), labels, rotation=40, ha="right", rotation_mode="anchor")
@@ -117,7 +119,9 @@ def embedding_chart(
     columns = min(3, len(places))
     lines = -(-len(places) // columns)
     present = [int(each) for each in np.unique(labels)]
-    looks = {each: (place % SERIES, MARKS[place // SERIES % len(MARKS)]) for place, each in enumerate(present)}
+    looks = {
+        each: (place % SERIES, MARKS[place // SERIES % len(MARKS)]) for place, each in enumerate(present)
+    }
 
     def draw(look: Look) -> "Figure":
         width = NARROW if columns == 1 else WIDE
@@ -137,5 +141,7 @@ def embedding_chart(
         return figure
 
     few = len(present) <= SERIES * 2
-    marks = tuple(Mark(names[each], looks[each][0], "o" if looks[each][1] == "o" else "s") for each in present)
+    marks = tuple(
+        Mark(names[each], looks[each][0], "o" if looks[each][1] == "o" else "s") for each in present
+    )
     return Chart(name, f"t-SNE of {len(labels)} images", draw, caption, marks if few else ())

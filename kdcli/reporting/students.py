@@ -35,9 +35,7 @@ PANELS = 12
 MOST_PANELS = 48
 MOST_ROWS = 40
 """Names in one chart of accuracies."""
-LOSSES = (
-    "Mean over each epoch's steps. Losses of different methods are different sums: compare shapes, not heights."
-)
+LOSSES = "Mean over each epoch's steps. Losses of different methods are different sums: compare shapes, not heights."
 _SEED = re.compile(r"(?:^|(?<=[-_/.]))(?:seed|s)?[-_]?\d+$")
 _COLUMNS = (
     Column("Student", "name"),
@@ -139,14 +137,20 @@ def _cost(run: Run) -> tuple[int | None, int | None]:
     """Parameters and multiply-adds of its network; None for what no architecture of kd's tells."""
     architecture = architecture_of(run)
     test, data = run.identity.get("test"), run.identity.get("data")
-    classes = next((each["classes"] for each in (data, test) if isinstance(each, Mapping) and "classes" in each), None)
+    classes = next(
+        (each["classes"] for each in (data, test) if isinstance(each, Mapping) and "classes" in each), None
+    )
     size = run.identity.get("image_size") or run.config.get("image_size")
     return _cost_of(architecture, int(classes or 0), int(size) if size else None)
 
 
 @cache
 def _cost_of(architecture: str, classes: int, size: int | None) -> tuple[int | None, int | None]:
-    name = architecture.partition(".")[0] if "/" not in architecture and ":" not in architecture else architecture
+    name = (
+        architecture.partition(".")[0]
+        if "/" not in architecture and ":" not in architecture
+        else architecture
+    )
     return parameters_of(name, classes), operations_of(name, classes, size)
 
 
@@ -218,7 +222,9 @@ def curves_section(runs: Sequence[Run]) -> Section | None:
     drawn: list[Chart] = []
     for start in range(0, min(len(names), MOST_PANELS), PANELS):
         page = {name: histories[name] for name in names[start : start + PANELS]}
-        drawn.append(charts.training_curves(page, f"curves-{start // PANELS + 1}", LOSSES if not start else ""))
+        drawn.append(
+            charts.training_curves(page, f"curves-{start // PANELS + 1}", LOSSES if not start else "")
+        )
     parts: list[Part] = [drawn[0]]
     for key, title in (("val_top1", "validation"), ("test_top1", "test")):
         known = {name: epochs for name, epochs in histories.items() if any(key in epoch for epoch in epochs)}

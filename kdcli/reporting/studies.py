@@ -58,7 +58,10 @@ def ranking_section(rankings: Sequence[Ranked]) -> Section | None:
         for name, ranked in zip(names, rankings, strict=True)
         for source in ranked.ranking.sources
     )
-    distinct = {_scores_of(ranked): (name, ranked) for name, ranked in reversed(list(zip(names, rankings, strict=True)))}
+    distinct = {
+        _scores_of(ranked): (name, ranked)
+        for name, ranked in reversed(list(zip(names, rankings, strict=True)))
+    }
     shown = list(reversed(distinct.values()))[:MOST_RANKINGS]
     several = len(rankings) > 1
     parts: list[Part] = [
@@ -111,7 +114,9 @@ def _single_accuracies(ranked: Ranked, runs: Sequence[Run]) -> dict[str, float]:
     for run in runs:
         weights = [name for name, weight in (run.result.get("weights") or {}).items() if weight > 0]
         accuracy = top1_of(run)
-        same = run.result.get("cache_id") is not None and run.result.get("cache_id") == ranked.ranking.cache_id
+        same = (
+            run.result.get("cache_id") is not None and run.result.get("cache_id") == ranked.ranking.cache_id
+        )
         if len(weights) == 1 and same and accuracy is not None:
             found.setdefault(weights[0], []).append(accuracy)
     targets = ranked.evidence.get("targets") or {}
@@ -123,7 +128,9 @@ def _single_accuracies(ranked: Ranked, runs: Sequence[Run]) -> dict[str, float]:
 # --- probes -----------------------------------------------------------------------------------
 
 
-def probe_section(groups: Sequence[Sequence[Mapping[str, Any]]], contrasts: Sequence[Mapping[str, Any]]) -> Section | None:
+def probe_section(
+    groups: Sequence[Sequence[Mapping[str, Any]]], contrasts: Sequence[Mapping[str, Any]]
+) -> Section | None:
     """Accuracies of probes, a table per protocol; paired differences; per class where a document has them."""
     if not groups:
         return None
@@ -234,7 +241,11 @@ def cache_section(caches: Sequence[CacheInfo]) -> Section | None:
     lines = Notes((f"{len(caches)} {'cache' if len(caches) == 1 else 'caches'} of {total}.",))
     return Section(
         "Caches",
-        (Table("caches", columns, rows).trimmed(), lines, Table("teachers", kept, teachers, "Teachers").trimmed()),
+        (
+            Table("caches", columns, rows).trimmed(),
+            lines,
+            Table("teachers", kept, teachers, "Teachers").trimmed(),
+        ),
     )
 
 
