@@ -23,6 +23,7 @@ body {
 }
 h1 { margin: 0 0 1rem; font-size: 2rem; line-height: 1.2; font-weight: 650; letter-spacing: -0.015em; }
 h2 { margin: 3.5rem 0 .75rem; font-size: 1.2rem; line-height: 1.3; font-weight: 650; break-after: avoid; }
+h3 { margin: 2rem 0 .4rem; font-size: 1rem; line-height: 1.4; font-weight: 600; break-after: avoid; }
 p { margin: 0 0 .75rem; max-width: 44rem; }
 .lead { font-size: 1.15rem; line-height: 1.55; }
 .soft, figcaption, footer { color: var(--soft); }
@@ -72,6 +73,10 @@ pre {
 }
 pre span { white-space: nowrap; }
 pre::before { content: "$"; display: inline-block; width: 1.7rem; text-indent: 0; color: var(--soft); }
+details { margin: 1.25rem 0 0; }
+summary { cursor: pointer; color: var(--soft); font-size: .925rem; }
+summary:hover { color: var(--ink); }
+summary:focus-visible { outline: 2px solid var(--s0); outline-offset: 2px; }
 ul.notes { margin: 1rem 0 0; padding: 0 0 0 1.1rem; max-width: 44rem; }
 ul.notes li { margin-bottom: .35rem; }
 dl.versions { display: grid; grid-template-columns: repeat(auto-fill, minmax(13rem, 1fr)); gap: .2rem 2rem; margin: 0; }
@@ -86,6 +91,12 @@ footer { margin-top: 3rem; font-size: .85rem; }
   .scroll { overflow: visible; }
   .screen { display: none; }
   .scroll svg { min-width: 0; }
+  details::details-content { content-visibility: visible; height: auto; }
+  summary { list-style: none; }
+  table { font-size: 8.5pt; }
+  th, td { padding-right: .6rem; }
+  th { font-size: 7.5pt; }
+  tbody th { font-size: 8.5pt; white-space: normal; }
   tr, figure, ol.steps li { break-inside: avoid; }
   pre { border: 1px solid var(--line); background: none; }
 }
