@@ -73,6 +73,7 @@ def accuracies(rows: Sequence[ReportRow], name: str = "accuracies", title: str =
     def draw(look: Look) -> "Figure":
         figure = figure_of(NARROW, 0.75 + 0.34 * len(rows))
         axes = figure.subplots()
+        aside = 0.13 if any(row.probe is not None for row in rows) else 0.0
         for place, row in enumerate(rows):
             if row.probe is not None:
                 mean, half = (100 * value for value in row.probe)
@@ -81,7 +82,7 @@ def accuracies(rows: Sequence[ReportRow], name: str = "accuracies", title: str =
                     mean, place + 0.13, "D", color=look.series[1], markersize=5, markerfacecolor=look.ground
                 )
             if row.test_top1 is not None:
-                axes.plot(100 * row.test_top1, place - 0.13, "o", color=look.series[0], markersize=6.5)
+                axes.plot(100 * row.test_top1, place - aside, "o", color=look.series[0], markersize=6.5)
         _named_rows(axes, look, [row.name for row in rows])
         return figure
 
@@ -118,14 +119,15 @@ def spreads(groups: Sequence[Spread], name: str, title: str, single: str, mean: 
     def draw(look: Look) -> "Figure":
         figure = figure_of(NARROW, 0.75 + 0.34 * len(groups))
         axes = figure.subplots()
+        aside = 0.13 if any(group.values for group in groups) else 0.0
         for place, group in enumerate(groups):
             percents = [100 * value for value in group.values]
-            axes.plot(percents, [place - 0.13] * len(percents), "o", color=look.series[5], markersize=4)
+            axes.plot(percents, [place - aside] * len(percents), "o", color=look.series[5], markersize=4)
             center = 100 * group.mean
             if group.half is not None:
                 ends = [center - 100 * group.half, center + 100 * group.half]
-                axes.plot(ends, [place + 0.13] * 2, color=look.series[0], linewidth=1.4)
-            axes.plot(center, place + 0.13, "D", color=look.series[0], markersize=5.5)
+                axes.plot(ends, [place + aside] * 2, color=look.series[0], linewidth=1.4)
+            axes.plot(center, place + aside, "D", color=look.series[0], markersize=5.5)
         _named_rows(axes, look, [group.name for group in groups])
         return figure
 

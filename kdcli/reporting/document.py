@@ -19,11 +19,13 @@ class Column:
         title: with the unit of its numbers.
         kind: how it is set: the row's name, a number, a word, or a remark.
         best: which of its numbers is marked; None marks none.
+        setting: says how a row came about: for a reader, one that is the same in all rows becomes a note.
     """
 
     title: str
     kind: Literal["name", "number", "text", "note"] = "number"
     best: Literal["high", "low"] | None = None
+    setting: bool = False
 
 
 @final
@@ -74,6 +76,28 @@ class Table:
             tuple(tuple(row[place] for place in kept) for row in self.rows),
             self.title,
             self.notes,
+        )
+
+    def settled(self) -> "Table":
+        """The table for a reader: settings that are the same in all of several rows are a note below it."""
+        same = {
+            place
+            for place, column in enumerate(self.columns)
+            if column.setting and len(self.rows) > 1 and len({row[place].text for row in self.rows}) == 1
+        }
+        if not same:
+            return self
+        said = [
+            f"{column.title[0].lower()}{column.title[1:]} {self.rows[0][place].text}"
+            for place, column in enumerate(self.columns)
+            if place in same
+        ]
+        return Table(
+            self.name,
+            tuple(column for place, column in enumerate(self.columns) if place not in same),
+            tuple(tuple(cell for place, cell in enumerate(row) if place not in same) for row in self.rows),
+            self.title,
+            (f"The same in all rows: {'; '.join(said)}.", *self.notes),
         )
 
 

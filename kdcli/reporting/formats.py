@@ -153,8 +153,9 @@ def markdown(document: Document) -> str:
 def _blocks(part: Part) -> list[str]:
     match part:
         case Table():
-            title = [f"### {_escaped(part.title)}"] if part.title else []
-            return [*title, _rows(part), *([_list(part.notes)] if part.notes else [])]
+            table = part.settled()
+            title = [f"### {_escaped(table.title)}"] if table.title else []
+            return [*title, _rows(table), *([_list(table.notes)] if table.notes else [])]
         case Notes():
             return [_list(part.lines)]
         case Commands():

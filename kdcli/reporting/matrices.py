@@ -61,7 +61,13 @@ def flips_chart(names: Sequence[str], shares: Matrix, name: str, caption: str) -
         axes.set_xlabel("student")
         return figure
 
-    return Chart(name, f"Positive flips between {len(names)} models", draw, caption)
+    return Chart(
+        name,
+        f"Positive flips between {len(names)} models",
+        draw,
+        caption,
+        title="What each knows that each other does not",
+    )
 
 
 def confusion_chart(matrices: Mapping[str, Matrix], classes: Sequence[str], name: str, caption: str) -> Chart:

@@ -106,7 +106,8 @@ def _chart(chart: Chart) -> Html:
 # --- tables -----------------------------------------------------------------------------------
 
 
-def _table(table: Table) -> Html:
+def _table(given: Table) -> Html:
+    table = given.settled()
     heads = [
         element("th", element("button", column.title, type="button"), scope="col", class_=column.kind)
         for column in table.columns
@@ -131,6 +132,8 @@ def _best(table: Table, place: int) -> str | None:
     numbers = [(value, text) for value, text in known if isinstance(value, float | int)]
     if column.best is None or len(table.rows) < 2 or not numbers:
         return None
+    if len(numbers) > 1 and len({text for _, text in numbers}) == 1:
+        return None  # all are the best
     return (max(numbers) if column.best == "high" else min(numbers))[1]
 
 

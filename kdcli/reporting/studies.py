@@ -42,8 +42,8 @@ def ranking_section(rankings: Sequence[Ranked]) -> Section | None:
         return None
     names = _names([ranked.path for ranked in rankings])
     columns = (
-        Column("Source", "name"), Column("Ranking", "text"), Column("Metric", "text"), Column("On", "text"),
-        Column("Score"), Column("Weight"), Column("Scheme", "text"),
+        Column("Source", "name"), Column("Ranking", "text", setting=True), Column("Metric", "text", setting=True), Column("On", "text", setting=True),
+        Column("Score"), Column("Weight"), Column("Scheme", "text", setting=True),
     )  # fmt: skip
     rows = tuple(
         (
@@ -144,9 +144,9 @@ def probe_section(
 
 def _probe_parts(group: Sequence[Mapping[str, Any]], name: str) -> list[Part]:
     columns = (
-        Column("Representation", "name"), Column("Target", "text"), Column("Relatedness", "text"),
+        Column("Representation", "name"), Column("Target", "text", setting=True), Column("Relatedness", "text", setting=True),
         Column("Accuracy, %, mean ± 95 %", best="high"), Column("Std"), Column("Top-5, %"),
-        Column("Mean per class, %"), Column("Classes"), Column("Draws"), Column("From", "note"),
+        Column("Mean per class, %"), Column("Classes", setting=True), Column("Draws", setting=True), Column("From", "note"),
     )  # fmt: skip
     one_target = len({probe.get("target") for probe in group}) == 1
     rows = tuple(
@@ -179,7 +179,7 @@ def _probe_parts(group: Sequence[Mapping[str, Any]], name: str) -> list[Part]:
 
 def _contrasts(contrasts: Sequence[Mapping[str, Any]]) -> Table:
     columns = (
-        Column("Representation", "name"), Column("Baseline", "text"), Column("Target", "text"),
+        Column("Representation", "name"), Column("Baseline", "text", setting=True), Column("Target", "text", setting=True),
         Column("Difference, points"), Column("± 95 %"), Column("p"), Column("p, no worse"), Column("Verdict", "text"),
     )  # fmt: skip
     rows = tuple(
@@ -215,8 +215,8 @@ def cache_section(caches: Sequence[CacheInfo]) -> Section | None:
     if not caches:
         return None
     columns = (
-        Column("Cache", "name"), Column("Data", "text"), Column("Images"), Column("Views"), Column("Teachers"),
-        Column("Complete, %"), Column("Size, MB"), Column("Storage", "text"), Column("Dropped images"),
+        Column("Cache", "name"), Column("Data", "text"), Column("Images"), Column("Views", setting=True), Column("Teachers"),
+        Column("Complete, %"), Column("Size, MB"), Column("Storage", "text", setting=True), Column("Dropped images"),
     )  # fmt: skip
     rows = tuple(
         (
@@ -233,8 +233,8 @@ def cache_section(caches: Sequence[CacheInfo]) -> Section | None:
         for info in caches
     )
     kept = (
-        Column("Teacher", "name"), Column("Cache", "text"), Column("Architecture", "text"), Column("Parameters, M"),
-        Column("Keeps", "text"), Column("Size, MB"), Column("Forward, s"), Column("Complete, %"), Column("Id", "note"),
+        Column("Teacher", "name"), Column("Cache", "text", setting=True), Column("Architecture", "text", setting=True), Column("Parameters, M"),
+        Column("Keeps", "text", setting=True), Column("Size, MB"), Column("Forward, s"), Column("Complete, %"), Column("Id", "note"),
     )  # fmt: skip
     teachers = tuple(_teacher_row(info, name) for info in caches for name in info.teachers)
     total = size(sum(info.bytes for info in caches))

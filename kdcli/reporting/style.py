@@ -38,6 +38,8 @@ th, td {
 th:last-child, td:last-child { padding-right: 0; }
 th { font-size: .85rem; font-weight: 500; color: var(--soft); vertical-align: bottom; line-height: 1.3; }
 .number { text-align: right; white-space: nowrap; }
+thead th.number { white-space: normal; }
+thead th { max-width: 9rem; }
 .note { color: var(--soft); font-size: .9rem; min-width: 12rem; }
 tbody th {
   vertical-align: baseline; line-height: inherit; font-size: 1rem; font-weight: 400; color: inherit;
