@@ -42,9 +42,14 @@ def ranking_section(rankings: Sequence[Ranked]) -> Section | None:
         return None
     names = _names([ranked.path for ranked in rankings])
     columns = (
-        Column("Source", "name"), Column("Ranking", "text", setting=True), Column("Metric", "text", setting=True), Column("On", "text", setting=True),
-        Column("Score"), Column("Weight"), Column("Scheme", "text", setting=True),
-    )  # fmt: skip
+        Column("Source", "name"),
+        Column("Ranking", "text", setting=True),
+        Column("Metric", "text", setting=True),
+        Column("On", "text", setting=True),
+        Column("Score"),
+        Column("Weight"),
+        Column("Scheme", "text", setting=True),
+    )
     rows = tuple(
         (
             Cell(source.name, source.name),
@@ -144,10 +149,17 @@ def probe_section(
 
 def _probe_parts(group: Sequence[Mapping[str, Any]], name: str) -> list[Part]:
     columns = (
-        Column("Representation", "name"), Column("Target", "text", setting=True), Column("Relatedness", "text", setting=True),
-        Column("Accuracy, %, mean ± 95 %", best="high"), Column("Std"), Column("Top-5, %"),
-        Column("Mean per class, %"), Column("Classes", setting=True), Column("Draws", setting=True), Column("From", "note"),
-    )  # fmt: skip
+        Column("Representation", "name"),
+        Column("Target", "text", setting=True),
+        Column("Relatedness", "text", setting=True),
+        Column("Accuracy, %, mean ± 95 %", best="high"),
+        Column("Std"),
+        Column("Top-5, %"),
+        Column("Mean per class, %"),
+        Column("Classes", setting=True),
+        Column("Draws", setting=True),
+        Column("From", "note"),
+    )
     one_target = len({probe.get("target") for probe in group}) == 1
     rows = tuple(
         (
@@ -179,9 +191,15 @@ def _probe_parts(group: Sequence[Mapping[str, Any]], name: str) -> list[Part]:
 
 def _contrasts(contrasts: Sequence[Mapping[str, Any]]) -> Table:
     columns = (
-        Column("Representation", "name"), Column("Baseline", "text", setting=True), Column("Target", "text", setting=True),
-        Column("Difference, points"), Column("± 95 %"), Column("p"), Column("p, no worse"), Column("Verdict", "text"),
-    )  # fmt: skip
+        Column("Representation", "name"),
+        Column("Baseline", "text", setting=True),
+        Column("Target", "text", setting=True),
+        Column("Difference, points"),
+        Column("± 95 %"),
+        Column("p"),
+        Column("p, no worse"),
+        Column("Verdict", "text"),
+    )
     rows = tuple(
         (
             Cell(str(each["representation"]), str(each["representation"])),
@@ -215,9 +233,16 @@ def cache_section(caches: Sequence[CacheInfo]) -> Section | None:
     if not caches:
         return None
     columns = (
-        Column("Cache", "name"), Column("Data", "text"), Column("Images"), Column("Views", setting=True), Column("Teachers"),
-        Column("Complete, %"), Column("Size, MB"), Column("Storage", "text", setting=True), Column("Dropped images"),
-    )  # fmt: skip
+        Column("Cache", "name"),
+        Column("Data", "text"),
+        Column("Images"),
+        Column("Views", setting=True),
+        Column("Teachers"),
+        Column("Complete, %"),
+        Column("Size, MB"),
+        Column("Storage", "text", setting=True),
+        Column("Dropped images"),
+    )
     rows = tuple(
         (
             Cell(str(info.path), info.path.name),
@@ -233,9 +258,16 @@ def cache_section(caches: Sequence[CacheInfo]) -> Section | None:
         for info in caches
     )
     kept = (
-        Column("Teacher", "name"), Column("Cache", "text", setting=True), Column("Architecture", "text", setting=True), Column("Parameters, M"),
-        Column("Keeps", "text", setting=True), Column("Size, MB"), Column("Forward, s"), Column("Complete, %"), Column("Id", "note"),
-    )  # fmt: skip
+        Column("Teacher", "name"),
+        Column("Cache", "text", setting=True),
+        Column("Architecture", "text", setting=True),
+        Column("Parameters, M"),
+        Column("Keeps", "text", setting=True),
+        Column("Size, MB"),
+        Column("Forward, s"),
+        Column("Complete, %"),
+        Column("Id", "note"),
+    )
     teachers = tuple(_teacher_row(info, name) for info in caches for name in info.teachers)
     total = size(sum(info.bytes for info in caches))
     lines = Notes((f"{len(caches)} {'cache' if len(caches) == 1 else 'caches'} of {total}.",))
