@@ -134,8 +134,9 @@ def _without_memory(architecture: str, classes: int, size: int | None) -> Any:
             from torchvision import models
 
             return models.get_model(architecture.removeprefix(TORCHVISION), weights=None, num_classes=classes)
-        sized = size is not None and family_of(architecture) != "cnn"
-        return create_model(architecture, num_classes=classes, **({"img_size": size} if sized else {}))
+        if size is None or family_of(architecture) == "cnn":
+            return create_model(architecture, num_classes=classes)
+        return create_model(architecture, num_classes=classes, img_size=size)
 
 
 def count_parameters(network: Any) -> int:

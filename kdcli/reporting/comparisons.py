@@ -215,7 +215,8 @@ class _Predictions:
         counts = np.bincount(self.labels * size + self.of[model], minlength=self.present * size)
         matrix = counts.reshape(-1, size)[: self.present].astype(np.float64)
         whole = matrix.sum(axis=1, keepdims=True)
-        return np.divide(matrix, whole, out=np.zeros_like(matrix), where=whole > 0)
+        shares: Float[np.ndarray, "r c"] = matrix / np.maximum(whole, 1)
+        return shares
 
 
 def _by_class(kept: _Predictions, document: Mapping[str, Any], name: str) -> list[Part]:

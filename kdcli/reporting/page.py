@@ -143,14 +143,14 @@ def _mean(cell: Cell) -> str:
 
 def _cell(column: Column, cell: Cell, best: str | None) -> Html:
     sort = "" if cell.value is None else f"{cell.value}"
+    kind = f"{column.kind} long" if len(cell.text) > _LONGEST_WORD else column.kind
     if column.kind == "name":
-        wide = "name long" if len(cell.text) > _LONGEST_WORD else "name"
-        return element("th", cell.text, scope="row", class_=wide, data_value=sort)
+        return element("th", cell.text, scope="row", class_=kind, data_value=sort)
     content: Html | str = cell.text
     # Equal as shown is equal: nobody should wonder why one of two 91.2 is better.
     if best is not None and cell.value is not None and _mean(cell) == best:
         content = element("span", cell.text, class_="best", title="best of the column")
-    return element("td", content, class_=column.kind, data_value=sort)
+    return element("td", content, class_=kind, data_value=sort)
 
 
 # --- commands ---------------------------------------------------------------------------------

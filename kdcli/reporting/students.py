@@ -63,7 +63,7 @@ def students_section(runs: Sequence[Run], title: str, name: str) -> Section:
         title: of the section.
         name: of its files, different for each section.
     """
-    ordered = sorted(runs, key=lambda run: -(top1_of(run) if top1_of(run) is not None else -1.0))
+    ordered = sorted(runs, key=_rank)
     table = Table(name, _COLUMNS, tuple(_row(run) for run in ordered)).trimmed()
     parts: list[Part] = [table]
     tested = test_name(next((run for run in runs if test_name(run)), runs[0]))
@@ -92,6 +92,12 @@ def students_section(runs: Sequence[Run], title: str, name: str) -> Section:
     if cost is not None:
         parts.append(cost)
     return Section(title, tuple(parts))
+
+
+def _rank(run: Run) -> float:
+    """Best first, untested ones last."""
+    accuracy = top1_of(run)
+    return 1.0 if accuracy is None else -accuracy
 
 
 def top1_of(run: Run) -> float | None:

@@ -15,6 +15,7 @@ from kdcli.reporting import charts
 from kdcli.reporting.charts import Spread
 from kdcli.reporting.document import (
     Cell,
+    Chart,
     Column,
     Command,
     Notes,
@@ -107,9 +108,7 @@ def scores_section(rankings: Sequence[Ranked], runs: Sequence[Run]) -> Section |
             seen.add(_scores_of(ranked))
             chart = charts.score_scatter(points_of, ranked.ranking.metric.upper(), f"scores-{place}")
             title = name if len(rankings) > 1 else ""
-            parts.append(
-                charts.Chart(chart.name, chart.label, chart.draw, chart.caption, chart.legend, title)
-            )
+            parts.append(Chart(chart.name, chart.label, chart.draw, chart.caption, chart.legend, title))
     return Section("Score against accuracy", tuple(parts)) if parts else None
 
 

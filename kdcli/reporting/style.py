@@ -45,7 +45,7 @@ tbody th {
   vertical-align: baseline; line-height: inherit; font-size: 1rem; font-weight: 400; color: inherit;
   white-space: nowrap;
 }
-tbody th.long { white-space: normal; min-width: 14rem; overflow-wrap: anywhere; }
+tbody .long { white-space: normal; min-width: 14rem; overflow-wrap: anywhere; }
 .best { font-weight: 700; }
 .best::before { content: "\\25B8\\2009"; color: var(--s0); }
 th button {
