@@ -103,7 +103,10 @@ def operations_of(architecture: str, classes: int, size: int | None = None) -> i
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    network = _without_memory(architecture, classes, size)
+    try:
+        network = _without_memory(architecture, classes, size)
+    except (TypeError, AssertionError):  # its size is fixed
+        return None
     if network is None:
         return None
     configuration = getattr(network, "default_cfg", {})
@@ -125,7 +128,7 @@ def _without_memory(architecture: str, classes: int, size: int | None) -> Any:
     """The network on torch's meta device; None where the name says nothing about what is in it."""
     import torch
     from timm import create_model
-    from timm.models import is_model
+    from timm.models import is_model, resolve_model_input_args
 
     if architecture == ONNX or not (architecture.startswith(TORCHVISION) or is_model(architecture)):
         return None
@@ -134,9 +137,8 @@ def _without_memory(architecture: str, classes: int, size: int | None) -> Any:
             from torchvision import models
 
             return models.get_model(architecture.removeprefix(TORCHVISION), weights=None, num_classes=classes)
-        if size is None or family_of(architecture) == "cnn":
-            return create_model(architecture, num_classes=classes)
-        return create_model(architecture, num_classes=classes, img_size=size)
+        arguments: dict[str, Any] = resolve_model_input_args(architecture, {"img_size": size} if size else {})
+        return create_model(**arguments | {"num_classes": classes})
 
 
 def count_parameters(network: Any) -> int:
