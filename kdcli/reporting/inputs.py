@@ -102,6 +102,22 @@ class Material:
         }
 
 
+@final
+class _Seen:
+    """Places that were read; ``met`` counts those that were met again, too."""
+
+    def __init__(self) -> None:
+        self.met = 0
+        self._places: set[Path] = set()
+
+    def new(self, path: Path) -> bool:
+        """Whether a place is met for the first time."""
+        self.met += 1
+        known = path.resolve() in self._places
+        self._places.add(path.resolve())
+        return not known
+
+
 def read_inputs(places: Sequence[Path]) -> Material:
     """Read everything; folders that are nothing themselves are searched.
 
@@ -111,17 +127,17 @@ def read_inputs(places: Sequence[Path]) -> Material:
         StorageError: something cannot be read.
     """
     material = Material()
-    seen: set[Path] = set()
+    seen = _Seen()
     for place in places:
         if not os.path.lexists(place):
             names = [each.name for each in place.absolute().parent.glob("*")]
             raise NotFoundError(f"{place} does not exist.{nearest(place.name, names)}", _KINDS)
-        before = len(seen)
+        before = seen.met
         if place.is_dir():
             _read_folder(place, material, seen)
         else:
             _read_file(place, material, seen)
-        if len(seen) == before and place.resolve() not in seen:
+        if seen.met == before:
             raise NotFoundError(f"{place} holds nothing that a report is made of", _KINDS)
     material.runs = _named(material.runs)
     return material
@@ -130,18 +146,18 @@ def read_inputs(places: Sequence[Path]) -> Material:
 # --- folders ----------------------------------------------------------------------------------
 
 
-def _read_folder(folder: Path, material: Material, seen: set[Path]) -> None:
+def _read_folder(folder: Path, material: Material, seen: _Seen) -> None:
     """What a folder is, or what is below it; links to folders are not followed below the folder given."""
     with storage_errors(folder):
         entries = sorted(folder.iterdir())
     names = {entry.name for entry in entries}
     if looks_like_cache(folder):
-        if _new(folder, seen):
+        if seen.new(folder):
             material.caches.append(folder)
     elif COMPARE in names:
         _read_file(folder / COMPARE, material, seen)
     elif names & {RESULT, RUN}:
-        if _new(folder, seen):
+        if seen.new(folder):
             _read_run(folder, material)
         for entry in entries:  # stages of a sequence, rates of a grid
             if entry.is_dir() and not entry.is_symlink() and (entry / RUN).is_file():
@@ -156,14 +172,7 @@ def _read_folder(folder: Path, material: Material, seen: set[Path]) -> None:
                 _read_if_known(entry, material, seen)
 
 
-def _new(path: Path, seen: set[Path]) -> bool:
-    """Whether a place is met for the first time."""
-    known = path.resolve() in seen
-    seen.add(path.resolve())
-    return not known
-
-
-def _read_if_known(path: Path, material: Material, seen: set[Path]) -> None:
+def _read_if_known(path: Path, material: Material, seen: _Seen) -> None:
     """A JSON file that was not named itself: one of another kind is none of the report's business."""
     try:
         document = read_json(path)
@@ -247,15 +256,15 @@ def _kind_of(document: Any) -> str | None:
     return next((kind for kind, keys in signs.items() if all(key in document for key in keys)), None)
 
 
-def _read_file(path: Path, material: Material, seen: set[Path]) -> None:
+def _read_file(path: Path, material: Material, seen: _Seen) -> None:
     if path.name in (RESULT, RUN, METRICS, CONFIG) and (path.parent / RUN).is_file():
-        if _new(path.parent, seen):
+        if seen.new(path.parent):
             _read_run(path.parent, material)
         return
     if path.name == SWEEP and path.parent.joinpath(SWEEP).is_file():
         _read_folder(path.parent, material, seen)
         return
-    if not _new(path, seen):
+    if not seen.new(path):
         return
     document = read_json(path)
     match _kind_of(document):
@@ -287,11 +296,11 @@ def _read_file(path: Path, material: Material, seen: set[Path]) -> None:
             raise BadDataError(f"{path} is nothing that a report is made of", _KINDS)
 
 
-def _read_printed(document: Mapping[str, Any], material: Material, seen: set[Path]) -> None:
+def _read_printed(document: Mapping[str, Any], material: Material, seen: _Seen) -> None:
     """A result as a command printed it: its folder says more, if it is still there."""
     folder = Path(str(document["out"]))
     if (folder / RUN).is_file():
-        if _new(folder, seen):
+        if seen.new(folder):
             _read_run(folder, material)
         return
     material.runs.append(Run(str(folder), None, document, {}, {}, tuple(document["history"])))

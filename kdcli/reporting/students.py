@@ -65,15 +65,13 @@ def students_section(runs: Sequence[Run], title: str, name: str) -> Section:
     """
     ordered = sorted(runs, key=_rank)
     table = Table(name, _COLUMNS, tuple(_row(run) for run in ordered)).trimmed()
-    parts: list[Part] = [table]
+    groups = _seed_groups(ordered)
+    parts: list[Part] = [*(_groups_parts(groups, name) if groups else []), table]
     tested = test_name(next((run for run in runs if test_name(run)), runs[0]))
     lines = [f"Tested on {tested}."] if tested else []
     lines += [f"{run.name}: {run.result['warning']}." for run in runs if run.result.get("warning")]
     if lines:
         parts.append(Notes(tuple(lines)))
-    groups = _seed_groups(ordered)
-    if groups:
-        parts += _groups_parts(groups, name)
     known = [run for run in ordered if top1_of(run) is not None]
     if len(known) > 1 and not groups:
         rows = [ReportRow(run.name, run.method, top1_of(run)) for run in known[:MOST_ROWS]]
@@ -125,7 +123,7 @@ def _row(run: Run) -> tuple[Cell, ...]:
         Cell(run.name, run.name),
         word(run.method),
         word(architecture_of(run)),
-        word(", ".join(teachers)),
+        Cell(", ".join(teachers) or None, _few(teachers)),
         percent(test.get("top1")),
         percent(test.get("top5")),
         percent(validation.get("top1")),
@@ -137,6 +135,10 @@ def _row(run: Run) -> tuple[Cell, ...]:
         number(run.result.get("seconds")),
         word(note),
     )
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) < 4 else f"{len(names)} teachers"
 
 
 def _cost(run: Run) -> tuple[int | None, int | None]:
