@@ -12,7 +12,7 @@ import typer
 from typer.exceptions import TyperException
 
 from kdcli._version import __version__
-from kdcli.cli import admin, auditing, cache, comparing, pipeline
+from kdcli.cli import admin, auditing, cache, comparing, pipeline, reporting
 from kdcli.console import console
 from kdcli.errors import DeviceError, KdError, NoSpaceError, StorageError, UsageError
 from kdcli.runtime import calm_openmp
@@ -31,6 +31,7 @@ app = typer.Typer(
 pipeline.register(app)
 comparing.register(app)
 auditing.register(app)
+reporting.register(app)
 admin.register(app)
 cache.register(app)
 

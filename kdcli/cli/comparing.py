@@ -113,10 +113,11 @@ def compare(
 
     settings = configure(CompareConfig, flags, common)
     from kdcli.comparing import compare as run
-    from kdcli.comparing.figures import require_matplotlib, write_figures
+    from kdcli.comparing.figures import write_figures
+    from kdcli.plotting import require_matplotlib
 
     if settings.figures is not None:
-        require_matplotlib()
+        require_matplotlib("--figures needs")
     result = run(settings)
     if settings.figures is not None:
         for path in write_figures(result, settings.figures):

@@ -155,14 +155,15 @@ def _merged(results: list[str] | None, against: list[str] | None) -> list[str] |
 
 def _run(settings: "RankConfig") -> "tuple[RankResult | None, Evidence | None]":
     from kdcli.errors import UsageError
+    from kdcli.plotting import require_matplotlib
     from kdcli.ranking.evidence import evidence_of_files, evidence_of_ranking
-    from kdcli.ranking.plots import require_matplotlib, write_plots
+    from kdcli.ranking.plots import write_plots
     from kdcli.ranking.step import rank
 
     if settings.plot is not None:
         if not settings.against:
             raise UsageError("--plot needs --against", "Name the students' results: --against runs/")
-        require_matplotlib()
+        require_matplotlib("--plot needs")
     result, evidence = None, None
     if settings.ranking:
         evidence = evidence_of_files(settings)

@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdcli.comparing.result import Change, CompareResult
-from kdcli.comparing.style import (
+from kdcli.console import console
+from kdcli.metrics.flips import TOP_SHARES
+from kdcli.metrics.transfer_summary import grouped, success_rates
+from kdcli.plotting import (
     BLUE,
     GRAY,
     INK,
@@ -18,13 +21,10 @@ from kdcli.comparing.style import (
     jitter,
     legend,
     mark_of,
+    require_matplotlib,
     short,
     style,
 )
-from kdcli.console import console
-from kdcli.errors import MissingExtraError
-from kdcli.metrics.flips import TOP_SHARES
-from kdcli.metrics.transfer_summary import grouped, success_rates
 from kdcli.runtime import storage_errors
 
 if TYPE_CHECKING:
@@ -33,20 +33,6 @@ if TYPE_CHECKING:
 
 CONTRASTIVE = ("cd", "crd")
 """Methods of P3's Fig. 6 that Fig. 4 does not show."""
-
-
-def require_matplotlib() -> None:
-    """Refuse ``--figures`` before anything is computed.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError(
-            "--figures needs the package matplotlib, which is not installed", "pip install 'kdcli[report]'"
-        ) from error
 
 
 def write_figures(result: CompareResult, folder: Path) -> list[Path]:
@@ -59,7 +45,7 @@ def write_figures(result: CompareResult, folder: Path) -> list[Path]:
         MissingExtraError: matplotlib is not installed.
         StorageError, NoSpaceError: a file cannot be written.
     """
-    require_matplotlib()
+    require_matplotlib("--figures needs")
     from kdcli.comparing.transfer_figures import gains_figure, rates_figure, stages_figure, students_figure
 
     drawings: dict[str, Callable[[CompareResult], Figure | None]] = {

@@ -3,10 +3,14 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from kdcli.comparing.families import FAMILIES
 from kdcli.comparing.result import Change, CompareResult, Group
-from kdcli.comparing.style import (
+from kdcli.console import console
+from kdcli.metrics.flips import TOP_SHARES
+from kdcli.metrics.transfer_summary import grouped
+from kdcli.models.properties import Family
+from kdcli.plotting import (
     BLUE,
-    FAMILIES,
     GRAY,
     INK,
     LINE,
@@ -18,10 +22,6 @@ from kdcli.comparing.style import (
     log_sizes,
     short,
 )
-from kdcli.console import console
-from kdcli.metrics.flips import TOP_SHARES
-from kdcli.metrics.transfer_summary import grouped
-from kdcli.models.properties import Family
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

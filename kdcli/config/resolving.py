@@ -12,6 +12,7 @@ from kdcli.config.auditing import AuditConfig
 from kdcli.config.comparing import CompareConfig
 from kdcli.config.fusing import FuseConfig
 from kdcli.config.probing import ProbeConfig
+from kdcli.config.reporting import ReportConfig
 from kdcli.config.steps import CacheConfig, RankConfig, StepConfig, TrainConfig
 from kdcli.errors import ConfigError, NotFoundError, StorageError, UsageError, nearest
 
@@ -102,6 +103,7 @@ def _section_name(kind: type[StepConfig]) -> str:
         CompareConfig: "compare",
         AuditConfig: "audit",
         FuseConfig: "fuse-teachers",
+        ReportConfig: "report",
     }
     return names[kind]
 

@@ -1,13 +1,25 @@
 """P2's figures from one's own students: Fig. 1 (schemes), 3 (accuracies), 4 (scores), 6 (power), as SVG and PNG."""
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdcli.console import console
-from kdcli.errors import MissingExtraError
+from kdcli.plotting import (
+    BLUE,
+    GRAY,
+    GREEN,
+    INK,
+    LINE,
+    ORANGE,
+    SOFT,
+    figure_of,
+    jitter,
+    require_matplotlib,
+    short,
+    style,
+)
 from kdcli.ranking.evidence import Evidence, Target
 from kdcli.ranking.students import LABELS_ONLY
 from kdcli.runtime import storage_errors
@@ -15,52 +27,13 @@ from kdcli.runtime import storage_errors
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_INK, _SOFT, _LINE = "#1c2024", "#5c646d", "#dfe3e7"
-_BLUE, _ORANGE, _GREEN, _PURPLE, _GRAY = "#3180dc", "#dd6f00", "#27715f", "#86157b", "#97909a"
-_SETTINGS: Any = {  # matplotlib's stubs want its keys as literals
-    "svg.fonttype": "none",
-    "svg.hashsalt": "kd",
-    "text.parse_math": False,
-    "font.size": 10.0,
-    "text.color": _INK,
-    "axes.edgecolor": _LINE,
-    "axes.labelcolor": _SOFT,
-    "axes.titlesize": 10.0,
-    "axes.titlelocation": "left",
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "grid.color": _LINE,
-    "grid.linewidth": 0.7,
-    "xtick.color": _LINE,
-    "ytick.color": _LINE,
-    "xtick.labelcolor": _SOFT,
-    "ytick.labelcolor": _SOFT,
-    "xtick.major.size": 0.0,
-    "ytick.major.size": 0.0,
-}
 _MARKS = {
-    "nearest": (">", _GREEN),
-    "equal": ("<", _GRAY),
-    "weighted(1)": ("v", _BLUE),
-    "weighted(12)": ("^", _ORANGE),
+    "nearest": (">", GREEN),
+    "equal": ("<", GRAY),
+    "weighted(1)": ("v", BLUE),
+    "weighted(12)": ("^", ORANGE),
 }
 _LONGEST_NAME = 24
-
-
-def require_matplotlib() -> None:
-    """Refuse ``--plot`` before anything is computed.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError(
-            "--plot needs the package matplotlib, which is not installed", "pip install 'kdcli[report]'"
-        ) from error
 
 
 def write_plots(evidence: Evidence, folder: Path) -> list[Path]:
@@ -73,7 +46,7 @@ def write_plots(evidence: Evidence, folder: Path) -> list[Path]:
         MissingExtraError: matplotlib is not installed.
         StorageError, NoSpaceError: a file cannot be written.
     """
-    require_matplotlib()
+    require_matplotlib("--plot needs")
     drawings: dict[str, Callable[[Evidence], Figure | None]] = {
         "fig1-schemes": schemes_figure,
         "fig3-accuracies": accuracies_figure,
@@ -84,7 +57,7 @@ def write_plots(evidence: Evidence, folder: Path) -> list[Path]:
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for name, draw in drawings.items():
-            with _style():
+            with style():
                 figure = draw(evidence)
                 if figure is None:
                     continue
@@ -105,10 +78,10 @@ def schemes_figure(evidence: Evidence) -> "Figure | None":
         console.note("no fig1-schemes: fewer than two schemes have students on every target")
         return None
     order = sorted(values, key=values.__getitem__)
-    figure = _figure(6.4, 0.8 + 0.34 * len(order))
+    figure = figure_of(6.4, 0.8 + 0.34 * len(order))
     axes = figure.subplots()
     ours = ("nearest", "weighted")
-    colors = [_ORANGE if name.startswith(ours) else _INK if name == LABELS_ONLY else _GRAY for name in order]
+    colors = [ORANGE if name.startswith(ours) else INK if name == LABELS_ONLY else GRAY for name in order]
     for place, (name, color) in enumerate(zip(order, colors, strict=True)):
         axes.plot(values[name], place, "o", color=color, markersize=8)
         axes.annotate(
@@ -117,11 +90,11 @@ def schemes_figure(evidence: Evidence) -> "Figure | None":
         )  # fmt: skip
     axes.margins(x=0.12)
     axes.set_yticks(range(len(order)), order)
-    axes.tick_params(axis="y", labelcolor=_INK)
+    axes.tick_params(axis="y", labelcolor=INK)
     count = len(evidence.targets)
     axes.set_xlabel(f"test accuracy, %, mean over {count} targets" if count > 1 else "test accuracy, %")
     for place in range(len(order)):
-        axes.axhline(place, color=_LINE, linewidth=0.5, zorder=0)
+        axes.axhline(place, color=LINE, linewidth=0.5, zorder=0)
     axes.grid(axis="x")
     return figure
 
@@ -132,7 +105,7 @@ def accuracies_figure(evidence: Evidence) -> "Figure":
     from matplotlib.lines import Line2D
 
     targets = evidence.targets
-    figure = _figure(max(7.4, 2.2 + 1.25 * len(targets)), 4.4)
+    figure = figure_of(max(7.4, 2.2 + 1.25 * len(targets)), 4.4)
     axes = figure.subplots()
     shade = mpl.colormaps["plasma_r"]
     for place, target in enumerate(targets):
@@ -140,20 +113,20 @@ def accuracies_figure(evidence: Evidence) -> "Figure":
         low, high = min(scores), max(scores)
         shares = [(score - low) / ((high - low) or 1) for score in scores]
         colors = [shade(0.1 + 0.9 * share) for share in shares]
-        xs = [place + 0.16 * _jitter(index) for index in range(len(scores))]
+        xs = [place + 0.16 * jitter(index) for index in range(len(scores))]
         axes.scatter(xs, [100 * value for value in accuracies], s=34, c=colors, linewidth=0, zorder=3)
         baseline = target.schemes.get(LABELS_ONLY)
         if baseline is not None:
-            axes.hlines(100 * baseline, place - 0.4, place + 0.4, color=_INK, linewidth=1.6, zorder=2)
+            axes.hlines(100 * baseline, place - 0.4, place + 0.4, color=INK, linewidth=1.6, zorder=2)
         for number, (scheme, (marker, color)) in enumerate(_MARKS.items()):
             if scheme in target.schemes:
                 x = place + 0.24 + 0.06 * number
                 axes.plot(x, 100 * target.schemes[scheme], marker, color=color, markersize=7, zorder=4)
     axes.set_xticks(
         range(len(targets)),
-        [f"{_short(target.name)}\n({_correlation(evidence, target)})" for target in targets],
+        [f"{short(target.name, _LONGEST_NAME)}\n({_correlation(evidence, target)})" for target in targets],
     )
-    axes.tick_params(axis="x", labelcolor=_INK)
+    axes.tick_params(axis="x", labelcolor=INK)
     axes.set_xlim(-0.55, len(targets) - 0.35)
     axes.set_ylabel("test accuracy, %")
     axes.margins(y=0.08)
@@ -164,8 +137,8 @@ def accuracies_figure(evidence: Evidence) -> "Figure":
     bar.outline.set_visible(False)
     shown = {scheme for target in targets for scheme in target.schemes}
     handles = [
-        Line2D([], [], color=_GRAY, marker="o", linestyle="", label="one source"),
-        *([Line2D([], [], color=_INK, linewidth=1.6, label=LABELS_ONLY)] if LABELS_ONLY in shown else []),
+        Line2D([], [], color=GRAY, marker="o", linestyle="", label="one source"),
+        *([Line2D([], [], color=INK, linewidth=1.6, label=LABELS_ONLY)] if LABELS_ONLY in shown else []),
         *(
             Line2D([], [], color=color, marker=marker, linestyle="", markersize=7, label=scheme)
             for scheme, (marker, color) in _MARKS.items()
@@ -174,7 +147,7 @@ def accuracies_figure(evidence: Evidence) -> "Figure":
     ]
     figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), frameon=False, fontsize=9,
                   handletextpad=0.4, columnspacing=1.2)  # fmt: skip
-    figure.supxlabel("in parentheses: Spearman correlation of score and accuracy", fontsize=9, color=_SOFT)
+    figure.supxlabel("in parentheses: Spearman correlation of score and accuracy", fontsize=9, color=SOFT)
     return figure
 
 
@@ -183,23 +156,23 @@ def scores_figure(evidence: Evidence) -> "Figure":
     targets = evidence.targets
     lines = math.ceil(len(targets) / 4)
     columns = math.ceil(len(targets) / lines)
-    figure = _figure(max(5.6, 2.7 * columns), 0.6 + (2.5 if len(targets) > 1 else 3.0) * lines)
+    figure = figure_of(max(5.6, 2.7 * columns), 0.6 + (2.5 if len(targets) > 1 else 3.0) * lines)
     panels = figure.subplots(lines, columns, squeeze=False)
     for axes in panels.flat[len(targets) :]:
         axes.remove()
     for axes, target in zip(panels.flat, targets, strict=False):
         scores, accuracies = target.pairs(evidence.column) or ([], [])
         percents = [100 * value for value in accuracies]
-        axes.scatter(scores, percents, s=34, color=_BLUE, linewidth=0, zorder=3)
-        axes.set_title(f"{_short(target.name)}   ({_correlation(evidence, target)})", color=_INK)
+        axes.scatter(scores, percents, s=34, color=BLUE, linewidth=0, zorder=3)
+        axes.set_title(f"{short(target.name, _LONGEST_NAME)}   ({_correlation(evidence, target)})", color=INK)
         axes.margins(x=0.1, y=0.12)
         axes.grid()
     figure.supxlabel(
         f"{evidence.column} score of a source (in parentheses: Spearman correlation)",
-        color=_SOFT,
+        color=SOFT,
         fontsize=10,
     )
-    figure.supylabel("test accuracy of its student, %", color=_SOFT, fontsize=10)
+    figure.supylabel("test accuracy of its student, %", color=SOFT, fontsize=10)
     return figure
 
 
@@ -217,14 +190,14 @@ def power_figure(evidence: Evidence) -> "Figure | None":
         for power in powers
     }
     whole = [power for power in powers if len(gains[power]) == len(known)]
-    figure = _figure(6.0, 3.6)
+    figure = figure_of(6.0, 3.6)
     axes = figure.subplots()
-    axes.axhline(0, color=_SOFT, linewidth=1)
+    axes.axhline(0, color=SOFT, linewidth=1)
     for place, power in enumerate(powers):
-        axes.plot([place - 0.14] * len(gains[power]), gains[power], "o", color=_GRAY, markersize=5, alpha=0.8)
+        axes.plot([place - 0.14] * len(gains[power]), gains[power], "o", color=GRAY, markersize=5, alpha=0.8)
     places = [powers.index(power) for power in whole]
     axes.plot(
-        places, [_mean(gains[power]) for power in whole], "o-", color=_ORANGE, markersize=8, linewidth=1.6
+        places, [_mean(gains[power]) for power in whole], "o-", color=ORANGE, markersize=8, linewidth=1.6
     )
     axes.set_xticks(range(len(powers)), ["∞" if math.isinf(power) else f"{power:g}" for power in powers])
     axes.set_xlim(-0.5, len(powers) - 0.5)
@@ -242,8 +215,8 @@ def _legend_of_power(figure: "Figure", targets: int) -> None:
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], color=_GRAY, marker="o", linestyle="", markersize=5, label="a target"),
-        Line2D([], [], color=_ORANGE, marker="o", linewidth=1.6, markersize=8, label=f"mean of {targets}"),
+        Line2D([], [], color=GRAY, marker="o", linestyle="", markersize=5, label="a target"),
+        Line2D([], [], color=ORANGE, marker="o", linewidth=1.6, markersize=8, label=f"mean of {targets}"),
     ]
     figure.legend(handles=handles[: 2 if targets > 1 else 1], loc="outside upper left", ncols=2, frameon=False,
                   fontsize=9)  # fmt: skip
@@ -257,26 +230,3 @@ def _correlation(evidence: Evidence, target: Target) -> str:
 def _mean(values: Any) -> float:
     known = list(values)
     return float(sum(known) / len(known))
-
-
-def _jitter(index: int) -> float:
-    """In [-1, 1), spread evenly and the same each time (multiples of the golden ratio)."""
-    return 2 * (index * 0.6180339887 % 1) - 1
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
-
-
-def _figure(width: float, height: float) -> "Figure":
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    import matplotlib as mpl
-
-    with mpl.rc_context(_SETTINGS):
-        yield

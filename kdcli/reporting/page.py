@@ -1,287 +1,181 @@
-"""The page: summary, table, charts, commands, versions."""
+"""A document as one HTML page that needs nothing else: no server, no network."""
 
-import math
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeGuard, final
 
 from kdcli.console import duration
-from kdcli.reporting import charts
+from kdcli.reporting.document import (
+    Cell,
+    Chart,
+    Column,
+    Commands,
+    Document,
+    Facts,
+    Fold,
+    Notes,
+    Part,
+    Section,
+    Table,
+)
+from kdcli.reporting.drawing import inline, legend
 from kdcli.reporting.markup import Html, element
 from kdcli.reporting.style import SCRIPT, STYLE
-from kdcli.reporting.values import Report, ReportRow
 from kdcli.runtime import atomic_write_text, storage_errors
 
+GENERATOR = "kd report"
+"""Content of the page's ``generator``: a page without it is not kd's."""
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 _LONGEST_WORD = 48
-_FEW_POINTS = 3  # fewer have no rank correlation worth a number
 
 
-def write_report(report: Report, path: Path) -> None:
-    """Write ``report`` to ``path`` as one HTML file that needs nothing else, whole or not at all.
+def write_page(document: Document, path: Path) -> None:
+    """Write the page, whole or not at all.
 
     Raises:
-        MissingExtraError: matplotlib is not installed.
         StorageError, NoSpaceError: the file cannot be written.
     """
-    charts.require_matplotlib()
-    text = render(report)
+    text = render(document)
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write_text(path, text)
 
 
-def render(report: Report) -> str:
+def render(document: Document) -> str:
     """The page as text."""
     head = element(
         "head",
         element("meta", charset="utf-8"),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", name="generator", content=GENERATOR),
         element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        element("title", report.title),
+        element("title", document.title),
         element("style", Html(STYLE)),
     )
-    sections = (_table, _ranking, _scatter, _curves, _commands, _versions)
     body = element(
         "body",
-        element("header", *_opening(report)),
-        element("main", *(section(report) for section in sections)),
+        element(
+            "header",
+            element("h1", document.title),
+            element("p", document.lead, class_="lead") if document.lead else None,
+            element("p", document.intro, class_="soft") if document.intro else None,
+        ),
+        element("main", *(_section(section) for section in document.sections)),
         element("footer", f"Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC by kd."),
         element("script", Html(SCRIPT)),
     )
     return f"<!DOCTYPE html>\n{element('html', head, body, lang='en')}\n"
 
 
-# --- opening ----------------------------------------------------------------------------------
+def _section(section: Section) -> Html:
+    return element("section", element("h2", section.title), *(_part(part) for part in section.parts))
 
 
-def _opening(report: Report) -> list[Html]:
-    findings = " ".join(
-        sentence
-        for sentence in (_ranking_finding(report), _accuracy_finding(report), _cost_finding(report))
-        if sentence
-    )
-    return [
-        element("h1", report.title),
-        *([element("p", findings, class_="lead")] if findings else []),
-        *([element("p", report.intro, class_="soft")] if report.intro else []),
-    ]
+def _part(part: Part) -> Html:
+    match part:
+        case Table():
+            return _table(part)
+        case Chart():
+            return _chart(part)
+        case Notes():
+            return _notes(part.lines)
+        case Commands():
+            return _commands(part)
+        case Facts():
+            pairs = (element("div", element("dt", name), element("dd", value)) for name, value in part.pairs)
+            return element("dl", *pairs, class_="versions")
+        case Fold():
+            return element("details", element("summary", part.summary), *(_part(each) for each in part.parts))
 
 
-def _ranking_finding(report: Report) -> str:
-    if report.ranking is None or not report.ranking.sources:
-        return ""
-    first = report.ranking.sources[0]
-    count = len(report.ranking.sources)
-    among = f" of {count} sources" if count > 1 else ""
-    score = f", with a score of {first.score:.3f}" if math.isfinite(first.score) else ""
-    return f"The ranking puts {first.name} first{among}{score}."
+def _notes(lines: Sequence[str]) -> Html:
+    return element("ul", *(element("li", line) for line in lines), class_="notes soft")
 
 
-def _accuracy_finding(report: Report) -> str:
-    tested = [(row.test_top1, row.name) for row in report.rows if _real(row.test_top1)]
-    if not tested:
-        return ""
-    best, name = max(tested, key=lambda pair: pair[0])
-    sentence = f"The best student on the test set is {name} with {100 * best:.1f} %"
-    plain = [row for row in report.rows if row.method == "labels-only" and _real(row.test_top1)]
-    if plain and plain[0].name != name:
-        sentence += f"; labels alone give {100 * (plain[0].test_top1 or 0.0):.1f} %"
-    return f"{sentence}."
-
-
-def _cost_finding(report: Report) -> str:
-    pairs = [(row.seconds, row.live_seconds) for row in report.rows]
-    known = [(cached, live) for cached, live in pairs if _real(cached) and _real(live)]
-    if not known:
-        return ""
-    cached, live = (sum(column) for column in zip(*known, strict=True))
-    many = f"The {len(known)} students" if len(known) > 1 else "The student"
-    return (
-        f"{many} that read teachers took {_spoken(cached)} from the cache; "
-        f"with live teachers {'they' if len(known) > 1 else 'it'} would have taken {_spoken(live)}."
-    )
-
-
-def _spoken(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds < 60 else duration(seconds)
-
-
-# --- the table --------------------------------------------------------------------------------
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class _Column:
-    """One column: what it is called, what to sort by, what to show; ``marked``: its highest value is best."""
-
-    title: str
-    value: Callable[[ReportRow], float | str | None]
-    show: Callable[[ReportRow], str]
-    marked: bool = False
-    kind: str = "number"
-
-
-_COLUMNS = (
-    _Column("Student", lambda row: row.name, lambda row: row.name, kind="name"),
-    _Column("Method", lambda row: row.method, lambda row: row.method, kind="text"),
-    _Column("Test accuracy, %", lambda row: row.test_top1, lambda row: _percent(row.test_top1), marked=True),
-    _Column(
-        "Few-shot probe, %",
-        lambda row: row.probe[0] if row.probe else None,
-        lambda row: f"{_percent(row.probe[0])} ± {_percent(row.probe[1])}" if row.probe else "–",
-        marked=True,
-    ),
-    _Column("Training, s", lambda row: row.seconds, lambda row: _number(row.seconds)),
-    _Column("With live teachers, s", lambda row: row.live_seconds, lambda row: _number(row.live_seconds)),
-    _Column("Note", lambda row: row.note or None, lambda row: row.note, kind="note"),
-)
-
-
-def _percent(value: float | None) -> str:
-    return f"{100 * value:.1f}" if _real(value) else "–"
-
-
-def _number(value: float | None) -> str:
-    return f"{value:,.1f}" if _real(value) else "–"
-
-
-def _table(report: Report) -> Html | None:
-    if not report.rows:
-        return None
-    columns = [
-        column
-        for column in _COLUMNS
-        if any(_known(column.value(row)) for row in report.rows)
-        and not (column.title == "Method" and all(row.method == row.name for row in report.rows))
-    ]
-    heads = [
-        element("th", element("button", column.title, type="button"), scope="col", class_=column.kind)
-        for column in columns
-    ]
-    lines = [element("tr", *(_cell(column, row, report.rows) for column in columns)) for row in report.rows]
-    table = element("table", element("thead", element("tr", *heads)), element("tbody", *lines))
-    shown = [row for row in report.rows if _real(row.test_top1) or row.probe is not None]
-    chart = None
-    if len(shown) > 1:
-        chart = _figure(charts.accuracies(shown), "", charts.accuracy_legend(shown))
-    notes = [element("li", note) for note in report.notes]
-    return _section(
-        "Students",
-        element("div", table, class_="scroll"),
-        element("ul", *notes, class_="notes soft") if notes else None,
-        chart,
-    )
-
-
-def _cell(column: _Column, row: ReportRow, rows: Sequence[ReportRow]) -> Html:
-    value, text = column.value(row), column.show(row)
-    best = ""
-    if column.marked and len(rows) > 1 and _real(value):
-        # Equal as shown is equal: nobody should wonder why one of two 91.2 is better.
-        highest = max(other for other in map(column.value, rows) if _real(other))
-        best = " best" if f"{100 * value:.1f}" == f"{100 * highest:.1f}" else ""
-    sort = f"{value}" if _known(value) else ""
-    if column.kind == "name":
-        wide = "name long" if len(text) > _LONGEST_WORD else "name"
-        return element("th", text, scope="row", class_=wide, data_value=sort)
-    content: Html | str = text
-    if best:
-        content = element("span", text, class_="best", title="best of the column")
-    return element("td", content, class_=column.kind, data_value=sort)
-
-
-def _known(value: float | str | None) -> bool:
-    return isinstance(value, str) or _real(value)
-
-
-def _real(value: object) -> TypeGuard[float]:
-    return isinstance(value, float | int) and math.isfinite(value)
-
-
-# --- the charts -------------------------------------------------------------------------------
-
-
-def _section(title: str, *children: Html | str | None) -> Html:
-    return element("section", element("h2", title), *children)
-
-
-def _figure(chart: Html, caption: str, legend: Html | None = None) -> Html:
+def _chart(chart: Chart) -> Html:
     return element(
         "figure",
-        legend,
-        element("div", chart, class_="scroll"),
-        element("figcaption", caption) if caption else None,
+        element("h3", chart.title) if chart.title else None,
+        legend(chart.legend) if chart.legend else None,
+        element("div", inline(chart), class_="scroll"),
+        element("figcaption", chart.caption) if chart.caption else None,
     )
 
 
-def _ranking(report: Report) -> Html | None:
-    if report.ranking is None or not report.ranking.sources:
-        return None
-    ranking = report.ranking
-    what = "teachers' features" if ranking.on == "features" else "teachers' softmax outputs"
-    size = ranking.probe.get("size")
-    probe = f", on {size} probe images" if size is not None else ""
-    caption = (
-        f"{ranking.metric.upper()} of the {what} with the labels of the task{probe}; "
-        "beside it the weight that distill-weighted gives each source."
+# --- tables -----------------------------------------------------------------------------------
+
+
+def _table(given: Table) -> Html:
+    table = given.settled()
+    heads = [
+        element("th", element("button", column.title, type="button"), scope="col", class_=column.kind)
+        for column in table.columns
+    ]
+    best = [_best(table, place) for place in range(len(table.columns))]
+    lines = [
+        element("tr", *(_cell(c, cell, b) for c, cell, b in zip(table.columns, row, best, strict=True)))
+        for row in table.rows
+    ]
+    body = element("table", element("thead", element("tr", *heads)), element("tbody", *lines))
+    return Html(
+        (element("h3", table.title) if table.title else "")
+        + element("div", body, class_="scroll")
+        + (_notes(table.notes) if table.notes else "")
     )
-    return _section("Ranking", _figure(charts.ranking_bars(ranking), caption))
 
 
-def _scatter(report: Report) -> Html | None:
-    points = [point for point in report.score_points if all(map(math.isfinite, point[1:]))]
-    if not points:
+def _best(table: Table, place: int) -> str | None:
+    """How the best number of a column reads, if one is to be marked."""
+    column = table.columns[place]
+    known = [(row[place].value, _mean(row[place])) for row in table.rows]
+    numbers = [(value, text) for value, text in known if isinstance(value, float | int)]
+    if column.best is None or len(table.rows) < 2 or not numbers:
         return None
-    metric = report.ranking.metric.upper() if report.ranking is not None else "source"
-    caption = "Each point is a source: its score, and the accuracy of a student of this source alone."
-    if len(points) >= _FEW_POINTS and (rho := _rank_correlation(points)) is not None:
-        caption += f" Rank correlation {rho:.2f}".replace("-", "−") + f" over {len(points)} sources."
-    return _section("Score against accuracy", _figure(charts.score_scatter(points, metric), caption))
+    if len(numbers) > 1 and len({text for _, text in numbers}) == 1:
+        return None  # all are the best
+    return (max(numbers) if column.best == "high" else min(numbers))[1]
 
 
-def _rank_correlation(points: Sequence[tuple[str, float, float]]) -> float | None:
-    """Spearman's, None where one side is constant."""
-    from scipy.stats import spearmanr
-
-    scores = [score for _, score, _ in points]
-    accuracies = [accuracy for _, _, accuracy in points]
-    if len(set(scores)) == 1 or len(set(accuracies)) == 1:
-        return None
-    return float(spearmanr(scores, accuracies).statistic)
+def _mean(cell: Cell) -> str:
+    return cell.text.partition(" ±")[0]
 
 
-def _curves(report: Report) -> Html | None:
-    histories = {name: epochs for name, epochs in report.histories.items() if len(epochs)}
-    if not histories:
-        return None
-    chart, legend = charts.training_curves(histories)
-    caption = (
-        "Mean over each epoch's steps. Losses of different methods are different sums: "
-        "compare shapes, not heights."
-    )
-    return _section("Training", _figure(chart, caption, legend))
+def _cell(column: Column, cell: Cell, best: str | None) -> Html:
+    sort = "" if cell.value is None else f"{cell.value}"
+    kind = f"{column.kind} long" if len(cell.text) > _LONGEST_WORD else column.kind
+    if column.kind == "name":
+        return element("th", cell.text, scope="row", class_=kind, data_value=sort)
+    content: Html | str = cell.text
+    # Equal as shown is equal: nobody should wonder why one of two 91.2 is better.
+    if best is not None and cell.value is not None and _mean(cell) == best:
+        content = element("span", cell.text, class_="best", title="best of the column")
+    return element("td", content, class_=kind, data_value=sort)
 
 
-# --- commands and versions --------------------------------------------------------------------
+# --- commands ---------------------------------------------------------------------------------
 
 
-def _commands(report: Report) -> Html | None:
-    if not report.commands:
-        return None
+def _commands(commands: Commands) -> Html:
     steps = [
         element(
             "li",
-            element("p", element("span", title), element("span", _spoken(seconds))),
-            element("pre", *_words(command), tabindex="0"),
+            element(
+                "p",
+                element("span", step.title),
+                element("span", spoken(step.seconds)) if step.seconds is not None else None,
+            ),
+            element("pre", *_words(step.line), tabindex="0"),
         )
-        for title, command, seconds in report.commands
+        for step in commands.steps
     ]
     hint = element("p", "One click selects a command.", class_="soft screen")
-    return _section("Commands", hint, element("ol", *steps, class_="steps"))
+    return Html(hint + element("ol", *steps, class_="steps"))
+
+
+def spoken(seconds: float) -> str:
+    """Seconds as a person says them; few of them with a decimal."""
+    return f"{seconds:.1f} s" if seconds < 60 else duration(seconds)
 
 
 def _words(command: str) -> list[Html | str]:
@@ -290,13 +184,3 @@ def _words(command: str) -> list[Html | str]:
         element("span", piece) if not piece.isspace() and 0 < len(piece) <= _LONGEST_WORD else piece
         for piece in re.split(r"(\s+)", command)
     ]
-
-
-def _versions(report: Report) -> Html | None:
-    if not report.versions:
-        return None
-    pairs = [
-        element("div", element("dt", name), element("dd", version))
-        for name, version in report.versions.items()
-    ]
-    return _section("Versions", element("dl", *pairs, class_="versions"))

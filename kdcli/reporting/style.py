@@ -23,6 +23,7 @@ body {
 }
 h1 { margin: 0 0 1rem; font-size: 2rem; line-height: 1.2; font-weight: 650; letter-spacing: -0.015em; }
 h2 { margin: 3.5rem 0 .75rem; font-size: 1.2rem; line-height: 1.3; font-weight: 650; break-after: avoid; }
+h3 { margin: 2rem 0 .4rem; font-size: 1rem; line-height: 1.4; font-weight: 600; break-after: avoid; }
 p { margin: 0 0 .75rem; max-width: 44rem; }
 .lead { font-size: 1.15rem; line-height: 1.55; }
 .soft, figcaption, footer { color: var(--soft); }
@@ -37,12 +38,14 @@ th, td {
 th:last-child, td:last-child { padding-right: 0; }
 th { font-size: .85rem; font-weight: 500; color: var(--soft); vertical-align: bottom; line-height: 1.3; }
 .number { text-align: right; white-space: nowrap; }
+thead th.number { white-space: normal; }
+thead th { max-width: 9rem; }
 .note { color: var(--soft); font-size: .9rem; min-width: 12rem; }
 tbody th {
   vertical-align: baseline; line-height: inherit; font-size: 1rem; font-weight: 400; color: inherit;
   white-space: nowrap;
 }
-tbody th.long { white-space: normal; min-width: 14rem; overflow-wrap: anywhere; }
+tbody .long { white-space: normal; min-width: 14rem; overflow-wrap: anywhere; }
 .best { font-weight: 700; }
 .best::before { content: "\\25B8\\2009"; color: var(--s0); }
 th button {
@@ -72,6 +75,10 @@ pre {
 }
 pre span { white-space: nowrap; }
 pre::before { content: "$"; display: inline-block; width: 1.7rem; text-indent: 0; color: var(--soft); }
+details { margin: 1.25rem 0 0; }
+summary { cursor: pointer; color: var(--soft); font-size: .925rem; }
+summary:hover { color: var(--ink); }
+summary:focus-visible { outline: 2px solid var(--s0); outline-offset: 2px; }
 ul.notes { margin: 1rem 0 0; padding: 0 0 0 1.1rem; max-width: 44rem; }
 ul.notes li { margin-bottom: .35rem; }
 dl.versions { display: grid; grid-template-columns: repeat(auto-fill, minmax(13rem, 1fr)); gap: .2rem 2rem; margin: 0; }
@@ -86,6 +93,12 @@ footer { margin-top: 3rem; font-size: .85rem; }
   .scroll { overflow: visible; }
   .screen { display: none; }
   .scroll svg { min-width: 0; }
+  details::details-content { content-visibility: visible; height: auto; }
+  summary { list-style: none; }
+  table { font-size: 8.5pt; }
+  th, td { padding-right: .6rem; }
+  th { font-size: 7.5pt; }
+  tbody th { font-size: 8.5pt; white-space: normal; }
   tr, figure, ol.steps li { break-inside: avoid; }
   pre { border: 1px solid var(--line); background: none; }
 }

@@ -1,0 +1,150 @@
+"""How figures of kd look: one set of colours and settings of matplotlib, for files and for pages."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, final
+
+from kdcli.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, SOFT, LINE, GROUND = "#1c2024", "#5c646d", "#dfe3e7", "#ffffff"
+BLUE, ORANGE, GREEN, PURPLE, OLIVE, GRAY = "#3180dc", "#dd6f00", "#27715f", "#86157b", "#544e10", "#97909a"
+SERIES = (BLUE, ORANGE, GREEN, PURPLE, OLIVE, GRAY)
+"""Distinguishable with each kind of colour blindness, >= 3:1 on white."""
+MARKS = ("o", "s", "^", "D", "v", "P", "X")
+_LONGEST_NAME = 22
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Colours of a figure, as matplotlib writes them.
+
+    Attributes:
+        ink, soft, line, ground: of text, of labels, of axes and grids, of what is below.
+        series: of several things, in order.
+    """
+
+    ink: str
+    soft: str
+    line: str
+    ground: str
+    series: tuple[str, ...]
+
+    def color(self, number: int) -> str:
+        """The colour of the ``number``-th of several things."""
+        return self.series[number % len(self.series)]
+
+
+LIGHT = Look(INK, SOFT, LINE, GROUND, SERIES)
+"""On white paper."""
+
+
+def require_matplotlib(what: str) -> None:
+    """Refuse before anything is computed.
+
+    Args:
+        what: needs it: an option, or what it makes.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{what} the package matplotlib, which is not installed", "pip install 'kdcli[report]'"
+        ) from error
+
+
+@contextmanager
+def style(look: Look = LIGHT, settings: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """The settings of matplotlib for the time of the block.
+
+    Args:
+        look: colours.
+        settings: that differ from those of all figures.
+    """
+    import matplotlib as mpl
+
+    merged: Any = {**_settings(look), **(settings or {})}
+    with mpl.rc_context(merged):
+        yield
+
+
+def _settings(look: Look) -> Any:  # matplotlib's stubs want its keys as literals
+    return {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "kd",
+        "text.parse_math": False,
+        "font.size": 10.0,
+        "text.color": look.ink,
+        "axes.edgecolor": look.line,
+        "axes.labelcolor": look.soft,
+        "axes.titlesize": 10.0,
+        "axes.titlelocation": "left",
+        "axes.axisbelow": True,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.spines.left": False,
+        "grid.color": look.line,
+        "grid.linewidth": 0.7,
+        "xtick.color": look.line,
+        "ytick.color": look.line,
+        "xtick.labelcolor": look.soft,
+        "ytick.labelcolor": look.soft,
+        "xtick.major.size": 0.0,
+        "ytick.major.size": 0.0,
+    }
+
+
+def figure_of(width: float, height: float) -> "Figure":
+    """An empty figure; sizes in inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def legend(axes: "Axes", **options: Any) -> None:
+    """A quiet legend above the panel."""
+    place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2}
+    look = {"frameon": False, "fontsize": 9, "handletextpad": 0.4, "columnspacing": 1.2}
+    axes.legend(**{**place, **look, "ncols": 3 if axes.get_legend_handles_labels()[1] and _short_labels(axes) else 1}
+                | options)  # fmt: skip
+
+
+def _short_labels(axes: "Axes") -> bool:
+    return all(len(label) < _LONGEST_NAME for label in axes.get_legend_handles_labels()[1])
+
+
+def color_of(number: int) -> str:
+    """The colour of the ``number``-th of several things."""
+    return LIGHT.color(number)
+
+
+def mark_of(number: int) -> str:
+    """The marker of the ``number``-th of several things."""
+    return MARKS[number % len(MARKS)]
+
+
+def jitter(index: int) -> float:
+    """In [-1, 1), spread evenly and the same each time (multiples of the golden ratio)."""
+    return 2 * (index * 0.6180339887 % 1) - 1
+
+
+def short(name: str, longest: int = _LONGEST_NAME) -> str:
+    """A name that fits a legend."""
+    return name if len(name) <= longest else f"{name[: longest - 1]}…"
+
+
+def log_sizes(axis: Any) -> None:
+    """Make an axis of sizes logarithmic with plain numbers at 1, 2 and 5 (texts are not parsed as formulas)."""
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_locator(NullLocator())

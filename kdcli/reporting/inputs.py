@@ -1,0 +1,331 @@
+"""What a report is given: runs, sweeps, caches, comparisons, and JSON documents, told apart by what they hold."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, final
+
+import yaml
+
+from kdcli.cache.inventory import looks_like_cache
+from kdcli.console import console
+from kdcli.errors import BadDataError, NotFoundError, StorageError, nearest
+from kdcli.ranking.documents import parse_ranking
+from kdcli.runtime import read_json, storage_errors
+from kdcli.types import Ranking
+
+RESULT, RUN, SWEEP, METRICS, CONFIG, COMPARE = (
+    "result.json", "run.json", "sweep.json", "metrics.jsonl", "config.yaml", "compare.json",
+)  # fmt: skip
+_KINDS = (
+    "kd report reads runs and sweeps of kd train-student, caches, folders of kd compare --out, and what "
+    "rank-sources, eval-probe, compare and train-student print with --json."
+)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A student, finished or not.
+
+    Attributes:
+        name: its folder's, with as much of the path as tells it from others.
+        folder: where it is; None for a printed result whose folder is gone.
+        result: of a finished one; empty otherwise.
+        identity: what its run.json says; empty without one.
+        config: its options; empty where they are not known.
+        history: one document per epoch.
+    """
+
+    name: str
+    folder: Path | None
+    result: Mapping[str, Any]
+    identity: Mapping[str, Any]
+    config: Mapping[str, Any]
+    history: tuple[Mapping[str, Any], ...]
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has a result."""
+        return bool(self.result)
+
+    @property
+    def method(self) -> str:
+        """That trained it."""
+        return str(self.result.get("method") or self.identity.get("method") or "?")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """A ranking and, where it was compared with students, the evidence."""
+
+    path: Path
+    ranking: Ranking
+    evidence: Mapping[str, Any]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """A comparison; ``folder`` holds the predictions it was made of, if they were kept."""
+
+    path: Path
+    document: Mapping[str, Any]
+    folder: Path | None
+
+
+@final
+@dataclass(slots=True)
+class Material:
+    """All inputs of a report, by kind, in the order given."""
+
+    runs: list[Run] = field(default_factory=list)
+    diverged: list[tuple[str, str]] = field(default_factory=list)
+    rankings: list[Ranked] = field(default_factory=list)
+    evidence: list[Mapping[str, Any]] = field(default_factory=list)
+    probes: list[Mapping[str, Any]] = field(default_factory=list)
+    contrasts: list[Mapping[str, Any]] = field(default_factory=list)
+    comparisons: list[Compared] = field(default_factory=list)
+    caches: list[Path] = field(default_factory=list)
+
+    def count(self) -> dict[str, int]:
+        """How many there are of each kind."""
+        return {
+            "runs": len(self.runs),
+            "rankings": len(self.rankings),
+            "probes": len(self.probes),
+            "comparisons": len(self.comparisons),
+            "caches": len(self.caches),
+        }
+
+
+@final
+class _Seen:
+    """Places that were read; ``met`` counts those that were met again, too."""
+
+    def __init__(self) -> None:
+        self.met = 0
+        self._places: set[Path] = set()
+
+    def new(self, path: Path) -> bool:
+        """Whether a place is met for the first time."""
+        self.met += 1
+        known = path.resolve() in self._places
+        self._places.add(path.resolve())
+        return not known
+
+
+def read_inputs(places: Sequence[Path]) -> Material:
+    """Read everything; folders that are nothing themselves are searched.
+
+    Raises:
+        NotFoundError: a place is not there, or nothing that a report reads is in it.
+        BadDataError: a file is of no known kind, or damaged.
+        StorageError: something cannot be read.
+    """
+    material = Material()
+    seen = _Seen()
+    for place in places:
+        if not os.path.lexists(place):
+            names = [each.name for each in place.absolute().parent.glob("*")]
+            raise NotFoundError(f"{place} does not exist.{nearest(place.name, names)}", _KINDS)
+        before = seen.met
+        if place.is_dir():
+            _read_folder(place, material, seen)
+        else:
+            _read_file(place, material, seen)
+        if seen.met == before:
+            raise NotFoundError(f"{place} holds nothing that a report is made of", _KINDS)
+    material.runs = _named(material.runs)
+    return material
+
+
+# --- folders ----------------------------------------------------------------------------------
+
+
+def _read_folder(folder: Path, material: Material, seen: _Seen) -> None:
+    """What a folder is, or what is below it; links to folders are not followed below the folder given."""
+    with storage_errors(folder):
+        entries = sorted(folder.iterdir())
+    names = {entry.name for entry in entries}
+    if looks_like_cache(folder):
+        if seen.new(folder):
+            material.caches.append(folder)
+    elif COMPARE in names:
+        _read_file(folder / COMPARE, material, seen)
+    elif names & {RESULT, RUN}:
+        if seen.new(folder):
+            _read_run(folder, material)
+        for entry in entries:  # stages of a sequence, rates of a grid
+            if entry.is_dir() and not entry.is_symlink() and (entry / RUN).is_file():
+                console.detail(f"{entry} is a part of {folder}: left out")
+    else:
+        if SWEEP in names:
+            _read_diverged(folder / SWEEP, material)
+        for entry in entries:
+            if entry.is_dir() and not entry.is_symlink() and not entry.name.startswith("."):
+                _read_folder(entry, material, seen)
+            elif entry.suffix == ".json" and entry.name != SWEEP and entry.is_file():
+                _read_if_known(entry, material, seen)
+
+
+def _read_if_known(path: Path, material: Material, seen: _Seen) -> None:
+    """A JSON file that was not named itself: one of another kind is none of the report's business."""
+    try:
+        document = read_json(path)
+    except BadDataError:
+        document = None
+    if _kind_of(document) is None:
+        console.detail(f"{path} is no document of kd: left out")
+    else:
+        _read_file(path, material, seen)
+
+
+def _read_run(folder: Path, material: Material) -> None:
+    result = read_json(folder / RESULT) if (folder / RESULT).is_file() else {}
+    if result and _kind_of(result) != "run":
+        if "levels" in result and "parents" in result:
+            console.note(f"{folder} is a joint teacher of kd fuse-teachers: left out")
+            return
+        raise BadDataError(f"{folder / RESULT} is no result of kd train-student", f"Leave it out. {_KINDS}")
+    record = read_json(folder / RUN) if (folder / RUN).is_file() else {}
+    material.runs.append(
+        Run(
+            name=str(folder),
+            folder=folder,
+            result=result,
+            identity=record.get("identity", {}),
+            config=_config_of(folder / CONFIG),
+            history=tuple(result.get("history") or _history_of(folder / METRICS)),
+        )
+    )
+
+
+def _config_of(path: Path) -> dict[str, Any]:
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise StorageError(f"{path}: {error.strerror}", "Check its permissions.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadDataError(f"{path} is not YAML: {error}", "Restore the file or remove it.") from error
+    return document if isinstance(document, dict) else {}
+
+
+def _history_of(path: Path) -> Iterator[dict[str, Any]]:
+    """The epochs of a run that goes on; a line that is just being written is no epoch yet."""
+    if not path.is_file():
+        return
+    with storage_errors(path):
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    for number, line in enumerate(lines, 1):
+        try:
+            yield json.loads(line)
+        except ValueError as error:
+            if number == len(lines) and not line.endswith("\n"):
+                return
+            raise BadDataError(f"{path}, line {number}, is not JSON: {error}", "Restore the file.") from error
+
+
+def _read_diverged(path: Path, material: Material) -> None:
+    for each in read_json(path).get("diverged", []):
+        material.diverged.append((f"{path.parent.name}/{each['name']}", str(each["message"])))
+
+
+# --- files ------------------------------------------------------------------------------------
+
+
+def _kind_of(document: Any) -> str | None:
+    """What a JSON document is, by the keys that only this kind has; None for an unknown one."""
+    if not isinstance(document, dict):
+        return None
+    signs: dict[str, tuple[str, ...]] = {
+        "error": ("error",),
+        "ranking": ("metric", "on", "probe", "sources"),
+        "compare": ("models", "pairs", "transfers"),
+        "sweep": ("students", "diverged"),
+        "run": ("method", "epochs", "history", "out"),
+        "probe": ("representation", "accuracy"),
+        "probes": ("results", "comparisons"),
+        "evidence": ("evidence",),
+    }
+    return next((kind for kind, keys in signs.items() if all(key in document for key in keys)), None)
+
+
+def _read_file(path: Path, material: Material, seen: _Seen) -> None:
+    if path.name in (RESULT, RUN, METRICS, CONFIG) and (path.parent / RUN).is_file():
+        if seen.new(path.parent):
+            _read_run(path.parent, material)
+        return
+    if path.name == SWEEP and path.parent.joinpath(SWEEP).is_file():
+        _read_folder(path.parent, material, seen)
+        return
+    if not seen.new(path):
+        return
+    document = read_json(path)
+    match _kind_of(document):
+        case "ranking":
+            ranking = parse_ranking(json.dumps(document))
+            material.rankings.append(Ranked(path, ranking, document.get("evidence") or {}))
+        case "evidence":
+            material.evidence.append(document["evidence"])
+        case "compare":
+            kept = path.parent if (path.parent / "predictions.safetensors").is_file() else None
+            material.comparisons.append(Compared(path, document, kept))
+        case "sweep":
+            for each in document["students"]:
+                _read_printed(each, material, seen)
+            material.diverged += [(each["name"], each["message"]) for each in document["diverged"]]
+        case "run":
+            _read_printed(document, material, seen)
+        case "probe":
+            material.probes.append(_checked_probe(document, path))
+        case "probes":
+            material.probes += [_checked_probe(each, path) for each in document["results"]]
+            material.contrasts += document["comparisons"]
+        case "error":
+            message = document["error"].get("message") if isinstance(document["error"], dict) else "?"
+            raise BadDataError(
+                f"{path} holds an error, not a result: {message}", "Run the command that wrote it again."
+            )
+        case _:
+            raise BadDataError(f"{path} is nothing that a report is made of", _KINDS)
+
+
+def _read_printed(document: Mapping[str, Any], material: Material, seen: _Seen) -> None:
+    """A result as a command printed it: its folder says more, if it is still there."""
+    folder = Path(str(document["out"]))
+    if (folder / RUN).is_file():
+        if seen.new(folder):
+            _read_run(folder, material)
+        return
+    material.runs.append(Run(str(folder), None, document, {}, {}, tuple(document["history"])))
+
+
+def _checked_probe(document: Any, path: Path) -> Mapping[str, Any]:
+    accuracy = document.get("accuracy") if isinstance(document, dict) else None
+    if not isinstance(accuracy, dict) or not isinstance(accuracy.get("mean"), int | float):
+        raise BadDataError(f"{path} holds a probe without accuracy.mean", "Run kd eval-probe --json again.")
+    return {"from": str(path), **document}
+
+
+# --- names ------------------------------------------------------------------------------------
+
+
+def _named(runs: Sequence[Run]) -> list[Run]:
+    """Each run called by the end of its path that no other run shares."""
+    parts = [Path(run.name).absolute().parts for run in runs]
+    names = []
+    for own in parts:
+        length = 1
+        while length < len(own) and sum(other[-length:] == own[-length:] for other in parts) > 1:
+            length += 1
+        names.append("/".join(own[-length:]))
+    return [
+        Run(name, run.folder, run.result, run.identity, run.config, run.history)
+        for name, run in zip(names, runs, strict=True)
+    ]

@@ -1,0 +1,153 @@
+"""Charts with a cell or a point per pair or image: flips, confusion, classes, t-SNE."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float, Int64
+
+from kdcli.plotting import MARKS, Look, figure_of
+from kdcli.reporting.charts import short
+from kdcli.reporting.document import Chart, Mark
+from kdcli.reporting.drawing import NARROW, WIDE
+from kdcli.reporting.style import SERIES
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Matrix = Float[np.ndarray, "r c"]
+MOST_NAMED = 32
+"""Classes whose names fit beside a matrix."""
+
+
+def heat(axes: "Axes", values: Matrix, color: str) -> None:
+    """Cells whose colour is as strong as their value, of 0 to the largest; what is 0 or unknown stays empty."""
+    from matplotlib.collections import PolyCollection
+    from matplotlib.colors import to_rgb
+
+    peak = float(np.nanmax(values, initial=0.0)) or 1.0
+    cells, colors = [], []
+    for row, column in np.argwhere(np.nan_to_num(values) > 0):
+        x, y = column - 0.5, row - 0.5
+        cells.append([(x, y), (x + 1, y), (x + 1, y + 1), (x, y + 1)])
+        colors.append((*to_rgb(color), float(values[row, column]) / peak))
+    axes.add_collection(PolyCollection(cells, facecolors=colors, edgecolors="none"))
+    axes.set_xlim(-0.5, values.shape[1] - 0.5)
+    axes.set_ylim(values.shape[0] - 0.5, -0.5)
+    axes.set_aspect("equal")
+    axes.spines[:].set_visible(True)
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+def flips_chart(names: Sequence[str], shares: Matrix, name: str, caption: str) -> Chart:
+    """What each teacher (row) knows that each student (column) does not, percent."""
+
+    def draw(look: Look) -> "Figure":
+        side = min(NARROW, 2.2 + 0.62 * len(names))
+        figure = figure_of(side + 1.2, side)
+        axes = figure.subplots()
+        heat(axes, shares, look.series[0])
+        for row, column in np.argwhere(np.isfinite(shares)):
+            axes.text(
+                column, row, f"{shares[row, column]:.1f}", ha="center", va="center_baseline", fontsize=9
+            )
+        labels = [short(each) for each in names]
+        axes.set_yticks(range(len(names)), labels)
+        axes.set_xticks(range(len(names)), labels, rotation=40, ha="right", rotation_mode="anchor")
+        axes.tick_params(labelcolor=look.ink)
+        axes.set_ylabel("teacher")
+        axes.set_xlabel("student")
+        return figure
+
+    return Chart(
+        name,
+        f"Positive flips between {len(names)} models",
+        draw,
+        caption,
+        title="What each knows that each other does not",
+    )
+
+
+def confusion_chart(matrices: Mapping[str, Matrix], classes: Sequence[str], name: str, caption: str) -> Chart:
+    """Share of the images of each true class (row) by predicted class (column), a panel per model."""
+    columns = min(3, len(matrices))
+    lines = -(-len(matrices) // columns)
+    named = len(classes) <= MOST_NAMED and len(matrices) == 1
+
+    def draw(look: Look) -> "Figure":
+        width = NARROW if columns == 1 else WIDE
+        figure = figure_of(width, 0.3 + lines * (width / columns + 0.25))
+        panels = figure.subplots(lines, columns, squeeze=False)
+        for axes in panels.flat[len(matrices) :]:
+            axes.remove()
+        for axes, (model, matrix) in zip(panels.flat, matrices.items(), strict=False):
+            heat(axes, matrix, look.series[0])
+            axes.set_title(short(model), color=look.ink)
+            axes.set_ylabel("true class")
+            axes.set_xlabel("predicted class")
+            if named:
+                labels = [short(each) for each in classes]
+                axes.set_yticks(range(len(classes)), labels)
+                axes.set_xticks(range(len(classes)), labels, rotation=90)
+        return figure
+
+    return Chart(name, f"Confusion of {len(classes)} classes by {len(matrices)} models", draw, caption)
+
+
+def class_gains(gains: Sequence[tuple[str, float]], name: str, title: str, caption: str) -> Chart:
+    """Change of the accuracy of each class, points, in the order given."""
+
+    def draw(look: Look) -> "Figure":
+        figure = figure_of(NARROW, 0.75 + 0.24 * len(gains))
+        axes = figure.subplots()
+        values = [value for _, value in gains]
+        colors = [look.series[0] if value >= 0 else look.series[1] for value in values]
+        axes.barh(range(len(gains)), values, height=0.66, color=colors)
+        axes.axvline(0, color=look.soft, linewidth=1)
+        axes.set_yticks(range(len(gains)), [short(each) for each, _ in gains])
+        axes.tick_params(axis="y", labelcolor=look.ink)
+        axes.set_ylim(len(gains) - 0.4, -0.6)
+        axes.set_xlabel("change of accuracy, points")
+        axes.spines[:].set_visible(False)
+        axes.grid(axis="x")
+        return figure
+
+    return Chart(name, f"Change of accuracy of {len(gains)} classes", draw, caption, title=title)
+
+
+def embedding_chart(
+    places: Mapping[str, Float[np.ndarray, "n 2"]], labels: Int64[np.ndarray, " n"], names: Sequence[str],
+    name: str, caption: str,
+) -> Chart:  # fmt: skip
+    """t-SNE of one set of images by several representations; a class is a colour and a marker."""
+    columns = min(3, len(places))
+    lines = -(-len(places) // columns)
+    present = [int(each) for each in np.unique(labels)]
+    looks = {
+        each: (place % SERIES, MARKS[place // SERIES % len(MARKS)]) for place, each in enumerate(present)
+    }
+
+    def draw(look: Look) -> "Figure":
+        width = NARROW if columns == 1 else WIDE
+        figure = figure_of(width, 0.3 + lines * (width / columns + 0.1))
+        panels: Any = figure.subplots(lines, columns, squeeze=False)
+        for axes in panels.flat[len(places) :]:
+            axes.remove()
+        for axes, (model, points) in zip(panels.flat, places.items(), strict=False):
+            for each, (number, marker) in looks.items():
+                chosen = points[labels == each]
+                axes.plot(chosen[:, 0], chosen[:, 1], marker, color=look.series[number], markersize=2.6,
+                          linestyle="", alpha=0.8, markeredgewidth=0)  # fmt: skip
+            axes.set_title(short(model), color=look.ink)
+            axes.set_xticks([])
+            axes.set_yticks([])
+            axes.spines[:].set_visible(True)
+        return figure
+
+    few = len(present) <= SERIES * 2
+    marks = tuple(
+        Mark(names[each], looks[each][0], "o" if looks[each][1] == "o" else "s") for each in present
+    )
+    return Chart(name, f"t-SNE of {len(labels)} images", draw, caption, marks if few else ())

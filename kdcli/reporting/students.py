@@ -1,0 +1,273 @@
+"""The students of a report: table, accuracies, cost, curves, and the commands that made them."""
+
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+from pydantic import ValidationError
+
+from kdcli.config import TrainConfig, command_line
+from kdcli.models.properties import operations_of, parameters_of
+from kdcli.reporting import charts
+from kdcli.reporting.charts import Costed, Spread
+from kdcli.reporting.document import (
+    Cell,
+    Chart,
+    Column,
+    Command,
+    Fold,
+    Notes,
+    Part,
+    Section,
+    Table,
+    number,
+    percent,
+    word,
+)
+from kdcli.reporting.inputs import Run
+from kdcli.reporting.protocols import test_name
+from kdcli.reporting.values import ReportRow
+
+PANELS = 12
+"""Curves in one chart."""
+MOST_PANELS = 48
+MOST_ROWS = 40
+"""Names in one chart of accuracies."""
+LOSSES = "Mean over each epoch's steps. Losses of different methods are different sums: compare shapes, not heights."
+_SEED = re.compile(r"(?:^|(?<=[-_/.]))(?:seed|s)?[-_]?\d+$")
+_COLUMNS = (
+    Column("Student", "name"),
+    Column("Method", "text", setting=True),
+    Column("Architecture", "text", setting=True),
+    Column("Teachers", "text", setting=True),
+    Column("Test top-1, %", best="high"),
+    Column("Test top-5, %", best="high"),
+    Column("Validation top-1, %"),
+    Column("Parameters, M", setting=True),
+    Column("Multiply-adds, M", setting=True),
+    Column("Images", setting=True),
+    Column("Epochs", setting=True),
+    Column("Seed", setting=True),
+    Column("Training, s"),
+    Column("Note", "note"),
+)
+
+
+def students_section(runs: Sequence[Run], title: str, name: str) -> Section:
+    """Runs of one test set.
+
+    Args:
+        runs: in the order given; the table is sorted by accuracy.
+        title: of the section.
+        name: of its files, different for each section.
+    """
+    ordered = sorted(runs, key=_rank)
+    table = Table(name, _COLUMNS, tuple(_row(run) for run in ordered)).trimmed()
+    groups = _seed_groups(ordered)
+    parts: list[Part] = [*(_groups_parts(groups, name) if groups else []), table]
+    tested = test_name(next((run for run in runs if test_name(run)), runs[0]))
+    lines = [f"Tested on {tested}."] if tested else []
+    lines += [f"{run.name}: {run.result['warning']}." for run in runs if run.result.get("warning")]
+    if lines:
+        parts.append(Notes(tuple(lines)))
+    known = [run for run in ordered if top1_of(run) is not None]
+    if len(known) > 1 and not groups:
+        rows = [ReportRow(run.name, run.method, top1_of(run)) for run in known[:MOST_ROWS]]
+        left = len(known) - len(rows)
+        parts.append(charts.accuracies(rows, f"{name}-accuracies"))
+        if left:
+            parts.append(Notes((f"The chart shows the best {MOST_ROWS}; {left} more are in the table.",)))
+    cost = charts.accuracy_against_cost(
+        [
+            Costed(architecture_of(run), run.method, top1_of(run) or 0.0, *_cost(run))
+            for run in known
+        ],
+        f"{name}-cost",
+        "Accuracy against cost (P2 Fig. 5)",
+    )  # fmt: skip
+    if cost is not None:
+        parts.append(cost)
+    return Section(title, tuple(parts))
+
+
+def _rank(run: Run) -> float:
+    """Best first, untested ones last."""
+    accuracy = top1_of(run)
+    return 1.0 if accuracy is None else -accuracy
+
+
+def top1_of(run: Run) -> float | None:
+    """Accuracy on the (first) test set."""
+    test = run.result.get("test")
+    return float(test["top1"]) if isinstance(test, Mapping) and "top1" in test else None
+
+
+def architecture_of(run: Run) -> str:
+    """Its name."""
+    return str(run.result.get("student") or run.identity.get("student") or run.config.get("student") or "?")
+
+
+def _row(run: Run) -> tuple[Cell, ...]:
+    test = run.result.get("test") or {}
+    validation = run.result.get("validation") or {}
+    weights = run.result.get("weights") or run.identity.get("weights") or {}
+    teachers = [name for name, weight in weights.items() if weight > 0] or list(
+        run.identity.get("teachers") or {}
+    )
+    parameters, operations = _cost(run)
+    planned = run.identity.get("epochs") or run.config.get("epochs")
+    note = "" if run.finished else f"not finished: epoch {len(run.history)} of {planned or '?'}"
+    return (
+        Cell(run.name, run.name),
+        word(run.method),
+        word(architecture_of(run)),
+        Cell(", ".join(teachers) or None, _few(teachers)),
+        percent(test.get("top1")),
+        percent(test.get("top5")),
+        percent(validation.get("top1")),
+        number(parameters, 2, 1e6),
+        number(operations, 1, 1e6),
+        number(run.result.get("images"), 0),
+        number(run.result.get("epochs"), 0),
+        number(run.result.get("seed"), 0),
+        number(run.result.get("seconds")),
+        word(note),
+    )
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) < 4 else f"{len(names)} teachers"
+
+
+def _cost(run: Run) -> tuple[int | None, int | None]:
+    """Parameters and multiply-adds of its network; None for what no architecture of kd's tells."""
+    architecture = architecture_of(run)
+    test, data = run.identity.get("test"), run.identity.get("data")
+    classes = next(
+        (each["classes"] for each in (data, test) if isinstance(each, Mapping) and "classes" in each), None
+    )
+    size = run.identity.get("image_size") or run.config.get("image_size")
+    return _cost_of(architecture, int(classes or 0), int(size) if size else None)
+
+
+@cache
+def _cost_of(architecture: str, classes: int, size: int | None) -> tuple[int | None, int | None]:
+    name = (
+        architecture.partition(".")[0]
+        if "/" not in architecture and ":" not in architecture
+        else architecture
+    )
+    return parameters_of(name, classes), operations_of(name, classes, size)
+
+
+# --- repeats ----------------------------------------------------------------------------------
+
+
+def _seed_groups(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Tested runs that differ in their seed alone, as their names and records say; none where nothing repeats."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        if top1_of(run) is not None:
+            groups.setdefault(_without_seed(run), []).append(run)
+    several = any(len({run.result.get("seed") for run in group}) > 1 for group in groups.values())
+    return groups if several else {}
+
+
+def _without_seed(run: Run) -> str:
+    last = run.name.rpartition("/")[2]
+    stripped = _SEED.sub("", last).rstrip("-_.") or run.method
+    return stripped if stripped == run.method or run.method in stripped else f"{stripped} ({run.method})"
+
+
+def _groups_parts(groups: Mapping[str, Sequence[Run]], name: str) -> list[Part]:
+    spread = [_spread_of(label, group) for label, group in groups.items()]
+    spread.sort(key=lambda each: -each.mean)
+    columns = (
+        Column("Group", "name"), Column("Test top-1, %, mean ± 95 %", best="high"), Column("Std"), Column("Lowest"),
+        Column("Highest"), Column("Runs"),
+    )  # fmt: skip
+    rows = tuple(
+        (
+            Cell(each.name, each.name),
+            percent(each.mean, each.half),
+            percent(statistics.stdev(each.values) if len(each.values) > 1 else None),
+            percent(min(each.values)),
+            percent(max(each.values)),
+            number(len(each.values), 0),
+        )
+        for each in spread
+    )
+    notes = (
+        "Runs whose folders have the same name but for a number, of one method: the mean over them, and the 95 % "
+        "interval of the mean (Student's t; few runs give a wide one).",
+    )
+    table = Table(f"{name}-groups", columns, rows, "Over seeds", notes)
+    return [table, charts.spreads(spread, f"{name}-seeds", "", "a run", "mean, 95 % interval")]
+
+
+def _spread_of(name: str, runs: Sequence[Run]) -> Spread:
+    from scipy.stats import t
+
+    values = tuple(value for run in runs if (value := top1_of(run)) is not None)
+    count = len(values)
+    half = None
+    if count > 1:
+        half = float(t.ppf(0.975, count - 1)) * statistics.stdev(values) / count**0.5
+    return Spread(name, values, statistics.fmean(values), half)
+
+
+# --- curves and commands ----------------------------------------------------------------------
+
+
+def curves_section(runs: Sequence[Run]) -> Section | None:
+    """Losses with their parts, and accuracies, over the epochs."""
+    histories = {run.name: run.history for run in runs if run.history}
+    if not histories:
+        return None
+    names = list(histories)
+    drawn: list[Chart] = []
+    for start in range(0, min(len(names), MOST_PANELS), PANELS):
+        page = {name: histories[name] for name in names[start : start + PANELS]}
+        drawn.append(
+            charts.training_curves(page, f"curves-{start // PANELS + 1}", LOSSES if not start else "")
+        )
+    parts: list[Part] = [drawn[0]]
+    for key, title in (("val_top1", "validation"), ("test_top1", "test")):
+        known = {name: epochs for name, epochs in histories.items() if any(key in epoch for epoch in epochs)}
+        if known:
+            chosen = {name: known[name] for name in list(known)[:PANELS]}
+            chart = charts.accuracy_curves(chosen, key, f"{title}-curves")
+            left = f"; {len(known) - PANELS} more runs are left out" if len(known) > PANELS else ""
+            parts.append(Chart(chart.name, chart.label, chart.draw, f"Top-1 {title} accuracy over the epochs{left}.",
+                               chart.legend))  # fmt: skip
+    if len(drawn) > 1:
+        parts.append(Fold(f"{min(len(names), MOST_PANELS) - PANELS} more runs", tuple(drawn[1:])))
+    if len(names) > MOST_PANELS:
+        parts.append(Notes((f"Curves of {len(names) - MOST_PANELS} more runs are not drawn.",)))
+    return Section("Training", tuple(parts))
+
+
+def run_commands(runs: Sequence[Run]) -> list[Command]:
+    """The command of each run whose options are known."""
+    return [
+        Command(run.name, line, _seconds(run))
+        for run in runs
+        if (line := _line_of(run.config)) is not None
+    ]  # fmt: skip
+
+
+def _seconds(run: Run) -> float | None:
+    seconds: Any = run.result.get("seconds")
+    return None if seconds is None else float(seconds)
+
+
+def _line_of(config: Mapping[str, Any]) -> str | None:
+    """The shell command of a run's options; None where this version of kd has other options."""
+    if not config:
+        return None
+    try:
+        return command_line(TrainConfig.model_validate(config))
+    except ValidationError:
+        return None
