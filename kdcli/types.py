@@ -1,5 +1,6 @@
 """Frozen values that several layers share. No torch, no numpy, no I/O."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, final
 
@@ -30,7 +31,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 64 else f"{text[:61]}..."
 
 
-def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[Difference]:
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[Difference]:
     """All leaf fields in which two JSON-like records disagree, in a stable order."""
     found: list[Difference] = []
     for key in dict.fromkeys([*old, *new]):

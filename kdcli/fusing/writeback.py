@@ -177,7 +177,7 @@ class _Writing:
             arrays = {n: np.stack([v[n] for v in found[unit.kind]], axis=1) for n in found[unit.kind][0]}
             for name, values in arrays.items():
                 values[[row - span.start for row, _ in gone]] = specs[name].fill
-            made = {"versions": versions(), "fused": made_of(self._folder)}
+            made: dict[str, Any] = {"versions": versions(), "fused": made_of(self._folder)}
             if unit.kind in error:
                 made["kl"] = error[unit.kind]
             writer.publish(unit, arrays, known[0], gone, made, time.monotonic() - begun)
