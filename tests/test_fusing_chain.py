@@ -16,7 +16,7 @@ from kdcli.fusing import step
 from kdcli.fusing.step import fuse_teachers
 from kdcli.models.export import export_model
 from kdcli.models.spec import open_model
-from kdcli.training.plan import make_plan
+from kdcli.training.planning import make_plan
 from kdcli.training.run import train_student
 
 CLASSES = {"big": ("one", "three", "two"), "small": ("four", "two")}

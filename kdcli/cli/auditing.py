@@ -65,7 +65,7 @@ def audit(
     quiet: opt.Quiet = False,
     verbose: opt.Verbose = False,
 ) -> int | None:
-    """Find images of DATA_A that are in DATA_B, too, re-encoded or resized.
+    """Find near-duplicate images across data sets.
 
     Compares perceptual hashes (imagehash's phash, as P1 did between its data sets). Prints the pairs as TSV: distance
     in bits, whether the pixels are equal, and the keys of both; the counts go to stderr. Exits with 0 whatever is
