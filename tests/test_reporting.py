@@ -157,7 +157,9 @@ def test_the_best_value_of_a_column_is_marked_and_ties_as_shown_are_all_best(tmp
 
     assert best(FULL) == ["87.4", "88.1 ± 0.9"]
     rows = [ReportRow("a", "distill-equal", 0.50001), ReportRow("b", "distill-nearest", 0.50002)]
-    assert best(replace(FULL, rows=rows)) == ["50.0", "50.0"]
+    lower = ReportRow("c", "labels-only", 0.4)
+    assert best(replace(FULL, rows=[*rows, lower])) == ["50.0", "50.0"]
+    assert best(replace(FULL, rows=rows)) == []  # what all have is no distinction
     assert best(replace(FULL, rows=rows[:1])) == []
 
 
