@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdcli.cli import options as opt
-from kdcli.cli.options import TrainData, configure, one_or_all, split_flags
+from kdcli.cli.options import TrainData, configure, one_or_all, split_flags, words
 from kdcli.cli.sweeping import fraction
 from kdcli.console import console
 
@@ -147,6 +147,7 @@ def eval_probe(
     """
     flags, common = split_flags(dict(locals()))
     flags |= {name: one_or_all(flags[name]) for name in ("data", "test")}
+    flags["c_grid"] = words(flags["c_grid"])
     from kdcli.config import ProbeConfig
 
     settings = configure(ProbeConfig, flags, common)
