@@ -630,7 +630,7 @@ MISTAKES: list[tuple[str, dict[str, str | None], int, tuple[str, ...]]] = [
     ("eval-probe", {"DATA": None, "--head": "gen"}, 11, ("kept no head 'gen'", "--head label")),
     ("eval-probe", {"--head": "label"}, 2, ("trains nothing", "Leave DATA out")),
     ("eval-probe", {"DATA": None}, 2, ("DATA is missing",)),
-    ("eval-probe", {"--c-grid": "0.1,-1"}, 2, ("--c-grid 0.1 -1", "must be values of C")),
+    ("eval-probe", {"--c-grid": "0.1,-1"}, 2, ("--c-grid 0.1,-1", "must be values of C")),
     ("eval-probe", {"DATA": "a=images"}, 11, ("a=images",)),
     ("eval-probe", {"--teacher": None}, 2, ("--teacher NAME",)),
     ("eval-probe", {"--cache": None}, 2, ("--cache PATH",)),

@@ -158,7 +158,8 @@ def _explain(kind: type[StepConfig], item: Any, origin: Mapping[str, str]) -> st
     key = str(item["loc"][0]) if item["loc"] else ""
     label = origin.get(key, "--")
     name = f"{label}{key.replace('_', '-') if label == '--' else key}"
-    value = item.get("input")
+    given = item.get("input")
+    value = ",".join(map(str, given)) if isinstance(given, list | tuple) else given  # as it is typed
     match item["type"]:
         case "missing":
             positional = key == "data" and kind is not RankConfig
