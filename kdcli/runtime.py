@@ -5,6 +5,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -306,6 +307,10 @@ def machine() -> str:
     return hashlib.sha256("\n".join(known).encode()).hexdigest()[:12]
 
 
+_UNPUBLISHED = re.compile(r"\..+\.[0-9a-f]{12}-\d+-[0-9a-f]{16}\.tmp")
+"""What :func:`atomic_write_bytes` calls a file that is not whole yet."""
+
+
 def scratch_name() -> str:
     """A new name for an unpublished file; it tells whose it is, so that what a killed process left is known."""
     return f"{machine()}-{os.getpid()}-{os.urandom(8).hex()}"
@@ -352,6 +357,15 @@ def atomic_write_bytes(path: Path, data: bytes, tmp: Path | None = None) -> None
         finally:
             temporary.unlink(missing_ok=True)
         fsync_folder(path.parent)
+
+
+def holds_files(folder: Path) -> bool:
+    """Whether there is anything in a folder but what a killed process of kd left unpublished.
+
+    A process that is killed within :func:`atomic_write_bytes` of a folder's first file leaves that file's temporary
+    name alone in it; the folder is as good as empty.
+    """
+    return any(not _UNPUBLISHED.fullmatch(entry.name) for entry in folder.iterdir())
 
 
 def atomic_write_text(path: Path, text: str) -> None:

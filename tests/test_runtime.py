@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from kdcli.errors import KdError, StorageError, UsageError
-from kdcli.runtime import atomic_write_text, parse_shard, read_json, stop_signals, write_json
+from kdcli.errors import KdError, OutputExistsError, StorageError, UsageError
+from kdcli.runtime import atomic_write_text, holds_files, parse_shard, read_json, stop_signals, write_json
+from kdcli.training.outdir import require_folder
 
 
 @pytest.mark.parametrize("count", [1, 3, 7])
@@ -62,6 +63,24 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_litter(tmp_path: Path) ->
         atomic_write_text(tmp_path / "none" / "b", "x")
     assert isinstance(caught.value, KdError)
     assert isinstance(caught.value, OSError)
+
+
+def test_a_folder_with_what_a_killed_write_left_is_as_good_as_empty(tmp_path: Path) -> None:
+    script = (
+        "import os, signal, sys; from pathlib import Path; from kdcli.runtime import write_json;"
+        "os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL);"
+        "write_json(Path(sys.argv[1]) / 'run.json', {})"
+    )
+    assert not holds_files(tmp_path)
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 1
+    assert not holds_files(tmp_path)
+    require_folder(tmp_path)
+    (tmp_path / ".notes.tmp").touch()  # the user's own
+    assert holds_files(tmp_path)
+    with pytest.raises(OutputExistsError, match="holds no kd run"):
+        require_folder(tmp_path)
 
 
 def test_two_trainings_do_not_spin_each_other_off_the_processors() -> None:

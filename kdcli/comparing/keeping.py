@@ -12,7 +12,7 @@ from safetensors.numpy import save
 
 from kdcli.comparing.answers import Answers, Images
 from kdcli.errors import BadDataError, OutputExistsError
-from kdcli.runtime import atomic_write_bytes, storage_errors, write_json
+from kdcli.runtime import atomic_write_bytes, holds_files, storage_errors, write_json
 
 PREDICTIONS, RESULT = "predictions.safetensors", "compare.json"
 _ARRAYS = ("predicted", "label_logp", "top_logp", "class_means")
@@ -33,7 +33,7 @@ class Kept:
     def __init__(self, folder: Path) -> None:
         self._folder, self._file = folder, folder / PREDICTIONS
         with storage_errors(folder):
-            foreign = folder.is_dir() and not self._file.is_file() and any(folder.iterdir())
+            foreign = folder.is_dir() and not self._file.is_file() and holds_files(folder)
         if folder.is_file() or foreign:
             raise OutputExistsError(
                 f"--out {folder} holds something that kd compare did not write", "Choose another folder."

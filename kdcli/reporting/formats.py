@@ -11,7 +11,14 @@ from kdcli.errors import BadDataError, OutputExistsError, StorageError
 from kdcli.reporting.document import Cell, Commands, Document, Facts, Fold, Notes, Part, Table
 from kdcli.reporting.drawing import as_file
 from kdcli.reporting.page import GENERATOR, write_page
-from kdcli.runtime import atomic_write_bytes, atomic_write_text, read_json, storage_errors, write_json
+from kdcli.runtime import (
+    atomic_write_bytes,
+    atomic_write_text,
+    holds_files,
+    read_json,
+    storage_errors,
+    write_json,
+)
 
 Format = Literal["html", "md", "csv", "svg", "png"]
 INDEX = "report.json"
@@ -48,7 +55,7 @@ def require_place(out: Path, kind: Format) -> None:
     if out.exists() and not out.is_dir():
         raise StorageError(f"--out {out} is a file", f"--format {kind} writes a folder.")
     with storage_errors(out):
-        foreign = out.is_dir() and not (out / INDEX).is_file() and any(out.iterdir())
+        foreign = out.is_dir() and not (out / INDEX).is_file() and holds_files(out)
     if foreign:
         raise OutputExistsError(
             f"--out {out} holds something that kd report did not write", "Choose another folder."

@@ -31,6 +31,7 @@ from kdcli.models.timm_models import CONFIG_FILE, WEIGHTS_FILE
 from kdcli.runtime import (
     atomic_write_bytes,
     atomic_write_text,
+    holds_files,
     read_json,
     storage_errors,
     versions,
@@ -66,7 +67,7 @@ def require_folder(out: Path) -> None:
         )
     with storage_errors(out):
         marked = any((out / marker).is_file() for marker in ("run.json", GRID))
-        foreign = out.is_dir() and not marked and any(out.iterdir())
+        foreign = out.is_dir() and not marked and holds_files(out)
     if foreign:
         raise OutputExistsError(
             f"--out {out} is not empty and holds no kd run",

@@ -32,6 +32,7 @@ from kdcli.models.teacher import normalise
 from kdcli.models.timm_models import CONFIG_FILE
 from kdcli.runtime import (
     StopFlag,
+    holds_files,
     pick_device,
     read_json,
     stop_signals,
@@ -231,7 +232,7 @@ def _begin(
         "versions": versions(),
     }
     with storage_errors(out):
-        foreign = out.exists() and not (out.is_dir() and ((out / SOUP).is_file() or not any(out.iterdir())))
+        foreign = out.exists() and not (out.is_dir() and ((out / SOUP).is_file() or not holds_files(out)))
     if foreign:
         raise OutputExistsError(f"--out {out} is not empty and holds no soup", "Choose another folder.")
     if (out / SOUP).is_file():
