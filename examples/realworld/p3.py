@@ -43,6 +43,9 @@ METHODS: dict[str, dict[str, object]] = {
     "dp-unsup": {},
     "cd": {},
 }
+GRID = "grid"
+"""Trials of rates, which kd compare is not to count among the transfers."""
+
 CLAIM = ("kl", "dp")
 """Repeated with every seed, in every pair."""
 
@@ -146,8 +149,8 @@ def cache(study: Study, split: str, views: str) -> None:
 def sweep(
     study: Study, name: str, students: Mapping[str, Mapping[str, object]], seed: int, test: str
 ) -> Path:
-    """Students over one stream of images and cached outputs: ``runs/NAME/STUDENT``."""
-    out = study.runs / name
+    """Students over one stream of images and cached outputs: ``runs/NAME/STUDENT``; the grid is beside ``runs``."""
+    out = study.folder / name if name == GRID else study.runs / name
     if not students:
         return out
     file = study.folder / "sweeps" / f"{name}.json"  # JSON is YAML
@@ -183,7 +186,7 @@ def choose_rates(study: Study) -> dict[str, float]:
                     study, method, [teacher], student, rate
                 )
             students[f"xe-{student}-{rate}"] = continued(study, student, rate)
-    out = sweep(study, "grid", students, 0, "val")
+    out = sweep(study, GRID, students, 0, "val")
     found = {}
     for method in (*METHODS, "xe"):
         names = [f"xe-{s}" if method == "xe" else f"{method}-{t}-{s}" for t, s in plan.grid_pairs]
