@@ -169,7 +169,7 @@ def _print(table: "ProbeTable") -> None:
     score = "mAP" if first.metric == "mAP" else "accuracy"
     columns = ["representation", *(["target"] if several else []), "shots", "classes", "draws"]
     console.table(
-        [*columns, score, "+-95%", "std", "top5", "per class"],
+        [*columns, score, "+-95%", "std", "top5", "per-class"],
         [
             [
                 result.representation,
@@ -211,7 +211,7 @@ def _print_comparisons(comparisons: "Sequence[Comparison]", baseline: str, sever
                 each.verdict,
             ]
         )
-    header = ["representation", *(["target"] if several else []), "difference", "+-95%", "p", "no worse"]
+    header = ["representation", *(["target"] if several else []), "difference", "+-95%", "p", "no-worse"]
     console.table([*header, "verdict"], rows)
 
 
