@@ -1,11 +1,13 @@
 """How figures of kd look: one set of colours and settings of matplotlib, for files and for pages."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, final
 
 from kdcli.errors import MissingExtraError
+from kdcli.runtime import storage_errors
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -100,6 +102,37 @@ def _settings(look: Look) -> Any:  # matplotlib's stubs want its keys as literal
         "xtick.major.size": 0.0,
         "ytick.major.size": 0.0,
     }
+
+
+Drawn = TypeVar("Drawn")
+
+
+def write_drawings(
+    drawings: "Mapping[str, Callable[[Drawn], Figure | None]]", value: Drawn, folder: Path
+) -> list[Path]:
+    """Draw a value in every way, and write NAME.svg and NAME.png of each figure that there is.
+
+    Args:
+        drawings: by name; None: the value is not enough for that figure.
+        value: what is drawn.
+        folder: made where it is not there.
+
+    Raises:
+        StorageError, NoSpaceError: a file cannot be written.
+    """
+    written = []
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, draw in drawings.items():
+            with style():
+                figure = draw(value)
+                if figure is None:
+                    continue
+                for ending, options in (("svg", {"metadata": {"Date": None}}), ("png", {"dpi": 150})):
+                    path = folder / f"{name}.{ending}"
+                    figure.savefig(path, **options)
+                    written.append(path)
+    return written
 
 
 def figure_of(width: float, height: float) -> "Figure":

@@ -23,9 +23,8 @@ from kdcli.plotting import (
     mark_of,
     require_matplotlib,
     short,
-    style,
+    write_drawings,
 )
-from kdcli.runtime import storage_errors
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,19 +57,7 @@ def write_figures(result: CompareResult, folder: Path) -> list[Path]:
         "fig8-students": students_figure,
         "fig11-stages": stages_figure,
     }
-    written = []
-    with storage_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, draw in drawings.items():
-            with style():
-                figure = draw(result)
-                if figure is None:
-                    continue
-                for ending, options in (("svg", {"metadata": {"Date": None}}), ("png", {"dpi": 150})):
-                    path = folder / f"{name}.{ending}"
-                    figure.savefig(path, **options)
-                    written.append(path)
-    return written
+    return write_drawings(drawings, result, folder)
 
 
 # --- pairs ------------------------------------------------------------------------------------

@@ -18,11 +18,10 @@ from kdcli.plotting import (
     jitter,
     require_matplotlib,
     short,
-    style,
+    write_drawings,
 )
 from kdcli.ranking.evidence import Evidence, Target
 from kdcli.ranking.students import LABELS_ONLY
-from kdcli.runtime import storage_errors
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,19 +52,7 @@ def write_plots(evidence: Evidence, folder: Path) -> list[Path]:
         "fig4-scores": scores_figure,
         "fig6-power": power_figure,
     }
-    written = []
-    with storage_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, draw in drawings.items():
-            with style():
-                figure = draw(evidence)
-                if figure is None:
-                    continue
-                for ending, options in (("svg", {"metadata": {"Date": None}}), ("png", {"dpi": 150})):
-                    path = folder / f"{name}.{ending}"
-                    figure.savefig(path, **options)
-                    written.append(path)
-    return written
+    return write_drawings(drawings, evidence, folder)
 
 
 # --- the figures ------------------------------------------------------------------------------
