@@ -12,7 +12,7 @@ from sklearn.svm import LinearSVC
 
 from kdcli.console import console
 from kdcli.errors import BadDataError
-from kdcli.probing.protocols import C_GRID, few_shot_accuracies, report_convergence, shot_draws
+from kdcli.probing.protocols import C_GRID, few_shot_accuracies, report_convergence, report_edge, shot_draws
 
 
 @pytest.fixture(autouse=True)
@@ -116,4 +116,19 @@ def test_fits_that_stopped_early_are_said_once(capsys: pytest.CaptureFixture[str
     report_convergence(42, 3)
     assert "3 of 42 fits stopped before they converged" in capsys.readouterr().err
     report_convergence(21, 0)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_grid_that_ends_where_the_best_c_lies_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    report_edge("a, cars", [0.01, 0.01, 0.1], C_GRID)
+    assert "a, cars: 2 of 3 draws chose the smallest C, 0.01" in capsys.readouterr().err
+    report_edge("a, cars", [10.0, 10.0, 1.0], C_GRID)
+    assert "2 of 3 draws chose the largest C, 10;" in capsys.readouterr().err
+    for chosen, grid in (
+        ([0.01, 0.1], C_GRID),
+        ([10.0, 0.01, 1.0, 1.0], C_GRID),
+        ([1.0, 1.0], (1.0,)),
+        ([], C_GRID),
+    ):
+        report_edge("a, cars", chosen, grid)
     assert capsys.readouterr().err == ""

@@ -77,3 +77,44 @@ def test_the_verdict_is_by_the_threshold_and_the_tally_by_relatedness() -> None:
         "related": {"better": ["cars", "birds"], "equal": [], "worse": []},
         "unrelated": {"better": [], "equal": [], "worse": ["food"]},
     }
+
+
+# --- P1's tally ---------------------------------------------------------------------------------
+
+TABLE_4 = {  # P1, related downstream task(s): ImageNet, KD, ours with KD, CRD, ours with CRD; what is legible
+    "Cars196": [(31.94, 59.39, 59.21, 62.42, 60.97)],
+    "Resisc45": [(70.66, 61.62, 72.64, 68.62, 74.03)],
+    "iFood": [(28.94, 35.26, 38.85, 36.30, 39.52)],
+    "iFashion": [(89.06, 90.70, 89.15, 90.93, 89.72)],
+    "DTD": [(60.98, 46.80, 61.43, 55.80, 61.47)],
+    "Flowers": [(83.84, 77.35, 84.79, 82.00, 86.37)],
+    "Aircraft": [(30.71, 58.51, 55.26, 60.44, 57.25)],
+    "iNaturalist": [(54.73, 57.49, 67.58, 58.48, 67.45), (83.84, 79.74, 84.77, 80.98, 86.06)],
+}
+TABLE_3 = {  # P1: which of them are not better; columns of Table 4
+    (2, 0): {"iFashion": "equal", "DTD": "equal", "Flowers": "equal"},
+    (2, 1): {"Cars196": "equal", "iFashion": "worse", "Aircraft": "worse"},
+    (1, 0): {"iNaturalist": "equal", "Resisc45": "worse", "DTD": "worse", "Flowers": "worse"},
+    (4, 0): {"iFashion": "equal", "DTD": "equal"},
+    (4, 3): {"Cars196": "worse", "iFashion": "worse", "Aircraft": "worse"},
+    (3, 0): {"Flowers": "equal", "iNaturalist": "equal", "Resisc45": "worse", "DTD": "worse"},
+}
+
+
+def disagreements(equal_within: float) -> list[tuple[str, int, int]]:
+    found = []
+    for (one, other), printed in TABLE_3.items():
+        for task, rows in TABLE_4.items():
+            differences = np.array([(row[one] - row[other]) / 100 for row in rows])
+            verdict = compare(differences, np.zeros(len(rows)), 0.01).verdict(equal_within)
+            if verdict != printed.get(task, "better"):
+                found.append((task, one, other))
+    return found
+
+
+def test_one_point_reads_p1s_table_3_off_its_table_4_but_for_one_cell() -> None:
+    # CRD on Flowers is 1.84 points below ImageNet and printed as equal; 1.64 on iFashion is printed as better.
+    assert disagreements(0.01) == [("Flowers", 3, 0)]
+    assert min(len(disagreements(points / 1000)) for points in range(41)) == 1
+    assert len(disagreements(0.02)) > 3
+    assert len(disagreements(0.005)) > 1

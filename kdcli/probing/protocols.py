@@ -213,3 +213,24 @@ def report_convergence(fits: int, unconverged: int) -> None:
         console.warn(
             f"{unconverged} of {fits} fits stopped before they converged; accuracies may be slightly off"
         )
+
+
+def report_edge(name: str, chosen: Sequence[float], grid: Sequence[float]) -> None:
+    """Say where most draws of a probe chose the first or the last value of the grid of C: the best may lie beyond.
+
+    The smallest of equally accurate values is chosen, so the first one may be as good as any: then nothing is lost
+    by a longer grid but time.
+
+    Args:
+        name: of representation and target.
+        chosen: C of every draw.
+        grid: all values that could be chosen; of a lone one nothing is said.
+    """
+    if len(set(grid)) < 2:
+        return
+    for edge, word in ((min(grid), "smallest"), (max(grid), "largest")):
+        count = sum(c == edge for c in chosen)
+        if 2 * count > len(chosen):
+            console.note(
+                f"{name}: {count} of {len(chosen)} draws chose the {word} C, {edge:g}; a longer --c-grid may do better"
+            )

@@ -22,6 +22,7 @@ from kdcli.probing.protocols import (
     few_shot_accuracies,
     neighbour_accuracies,
     report_convergence,
+    report_edge,
 )
 from kdcli.probing.representations import Representation, baseline_of, open_representations
 from kdcli.probing.result import ProbeResult, ProbeTable, tabulate
@@ -71,6 +72,9 @@ def eval_probes(config: ProbeConfig) -> ProbeTable:
     for representation in representations:
         results += [_probe(representation, target, config) for target in targets]
         representation.close()
+    for result, *_ in results:
+        chosen = [each["C"] for each in result.chosen if "C" in each]
+        report_edge(f"{result.representation}, {result.target}", chosen, config.c_grid)
     report_convergence(sum(fits for _, fits, _ in results), sum(stopped for *_, stopped in results))
     return tabulate([result for result, *_ in results], baseline, config.margin, config.equal_within)
 
