@@ -34,16 +34,17 @@ def test_the_tiny_study_goes_on_where_it_was_stopped_and_ends_in_its_tables(
     pytest.importorskip("scipy")
     done: list[str] = []
 
-    def run_here(*words: object, output: Path) -> None:
+    def run_here(*words: object, output: Path | None = None) -> None:
         if len(done) == 3:
             done.append("stopped")
             raise KeyboardInterrupt
         with contextlib.redirect_stdout(io.StringIO()) as said, pytest.raises(SystemExit) as left:
             main([str(word) for word in words])
         assert left.value.code == 0, words
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(said.getvalue())
-        done.append(output.stem)
+        if output is not None:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            output.write_text(said.getvalue())
+            done.append(output.stem)
 
     monkeypatch.setattr(script, "kd", run_here)
     for word in ("quiet", "verbose"):  # the commands set them, and they are set back in the end
@@ -82,5 +83,12 @@ def test_the_tiny_study_goes_on_where_it_was_stopped_and_ends_in_its_tables(
     call(script, monkeypatch, folder, *words)  # all is there
     assert len(done) == before
     assert capsys.readouterr().out.strip() == text.strip()
+
+    call(script, monkeypatch, folder, *words, "--curves")  # the same models, tested after every epoch
+    said = capsys.readouterr().out
+    row = next(line for line in said.splitlines() if line.startswith("| student L2 "))
+    accuracy = told("students/lao/student-l2", "test", "top1")
+    assert f"| {accuracy}, {accuracy} in epoch 1 |" in row
+    assert list((folder / "curves").glob("*.png"))
     with pytest.raises(SystemExit, match="holds runs of another plan"):
         call(script, monkeypatch, folder, *words, "--heads", "per-data-set")

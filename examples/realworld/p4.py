@@ -4,6 +4,7 @@
     python examples/realworld/p4.py FOLDER            3 data sets, 3 seeds; under an hour on one core
     python examples/realworld/p4.py FOLDER --jobs 2   two commands at a time, for two cores
     python examples/realworld/p4.py FOLDER --table    the tables of the seeds that are there, nothing is trained
+    python examples/realworld/p4.py FOLDER --curves   P4's Figs 2 and 3 at seed 0, and what selection on the test gives
     python examples/realworld/p4.py FOLDER --tiny     few images and epochs, no Fashion-MNIST: to see that it runs
 
 Needs kd with its demo extra, pip install 'kdcli[demo]', and Fashion-MNIST below --data-root (default: data):
@@ -21,7 +22,9 @@ the last data set.
 
 Selection is on a validation split: at seed 0 each architecture's learning rate is the best of a grid for the
 data-set-specific model, on a quarter of the training images; all other models and seeds take it over. The epoch is the
-last one, and no test image chooses anything. A seed draws the images, their order, the views and all weights.
+last one, and no test image chooses anything; only --curves, which trains seed 0's models once more to test them after
+every epoch, says what P4's own selection (the epoch that is best on the test images) would have added. A seed draws the
+images, their order, the views and all weights.
 Every step is a kd command, printed as it starts; the same call goes on where it was stopped. FOLDER/p4.md has all
 tables.
 """
@@ -206,8 +209,8 @@ class Study:
                 "--batch-size", 64, "--seed", seed, "--out", self.place(seed, f"joint-{levels}"),
                 "--write-back", f"joint-{levels}")  # fmt: skip
 
-    def train_students(self, name: str, seed: int) -> None:
-        """One sweep: all students of a task see the same batches."""
+    def student_options(self, name: str) -> dict[str, dict[str, object]]:
+        """What each student of a task learns from."""
         own = {"teacher": [name], "teacher_tap": [self.plan.tasks[name].tap]}
         options: dict[str, dict[str, object]] = {
             "own teacher": {"teacher": [name], "mlfd_levels": "none"},
@@ -215,14 +218,29 @@ class Study:
             "student L1": {"teacher": ["joint-L1"], "mlfd_levels": "features"},
             "student L2": {"teacher": ["joint-L2"], "mlfd_levels": "all"},
         }
-        sweep = self.place(seed, f"{name}-sweep.json")  # JSON is YAML
-        students = {slug(row): {"method": "mlfd", **options[row]} for row in STUDENTS}
+        return {slug(row): {"method": "mlfd", **options[row]} for row in STUDENTS}
+
+    def sweep(
+        self, folder: str, name: str, seed: int, students: Mapping[str, object], *select: object
+    ) -> None:
+        """Students of a task side by side: all see the same batches."""
+        log = f"{folder}-{name}"
+        sweep = self.place(seed, f"{log}.sweep.json" if select else f"{name}-sweep.json")  # JSON is YAML
         sweep.write_text(json.dumps({"students": students}))
         train, test = self.data(name, seed)
-        self.do(seed, f"students-{name}", "train-student", train, "--test", test, "--sweep", sweep,
+        self.do(seed, log, "train-student", train, "--test", test, "--sweep", sweep,
                 "--cache", self.place(seed, "train", f"{name}.kd"), "--teacher-view", "eval", "--lr", self.rate(name),
-                "--student", self.plan.tasks[name].network, "--out", self.place(seed, "students", name),
-                *self.common(seed))  # fmt: skip
+                "--student", self.plan.tasks[name].network, "--out", self.place(seed, folder, name),
+                *select, *self.common(seed))  # fmt: skip
+
+    def train_students(self, name: str, seed: int) -> None:
+        """All students of a task."""
+        self.sweep("students", name, seed, self.student_options(name))
+
+    def train_curves(self, name: str) -> None:
+        """The same at seed 0 with the data-set-specific model, tested after every epoch; P4's selection."""
+        students = {"data-set-specific": {"method": "labels-only"}, **self.student_options(name)}
+        self.sweep("curves", name, 0, students, "--select", "best-on-test")
 
     def train_seed(self, seed: int) -> None:
         """Experts, caches, joint teachers, students."""
@@ -299,6 +317,26 @@ def table(study: Study, seeds: int) -> str:
     )
 
 
+def selection(study: Study) -> str:
+    """Last epoch and the epoch that is best on the test, of seed 0's models; all curves as pictures."""
+    folder = study.place(0, "curves")
+    names, rows = list(study.plan.tasks), ("data-set-specific", *STUDENTS)
+    lines = []
+    for row in rows:
+        cells = []
+        for name in names:
+            curve = [100 * epoch["test_top1"] for epoch in _history(folder / name / slug(row))]
+            cells.append(f"{curve[-1]:.1f}, {max(curve):.1f} in epoch {curve.index(max(curve)) + 1}")
+        lines.append([row, *cells])
+    kd("report", folder, "--separate", "--format", "png", "--out", study.folder / "curves", "--quiet")
+    title = "seed 0: acc@1 after the last epoch, and of the epoch that is best on the test"
+    return f"{title}\n\n{markdown(['method', *names], lines)}"
+
+
+def _history(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
 def in_lanes(jobs: int, work: list[Callable[[], None]]) -> None:
     """So many commands at a time; the first failure ends it."""
     if jobs == 1:
@@ -342,6 +380,7 @@ def main() -> None:
     )
     parser.add_argument("--tiny", action="store_true", help="a few minutes' work: to see that it runs")
     parser.add_argument("--table", action="store_true", help="train nothing")
+    parser.add_argument("--curves", action="store_true", help="only this, once seed 0 is there: see above")
     arguments = parser.parse_args()
     seeds, start = arguments.seeds or (2 if arguments.tiny else 3), time.monotonic()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -352,6 +391,10 @@ def main() -> None:
         arguments.heads,
     )
     claim(study)
+    if arguments.curves:
+        in_lanes(arguments.jobs, [lambda n=name: study.train_curves(n) for name in study.plan.tasks])
+        print(selection(study))
+        return
     if not arguments.table:
         train(study, seeds, arguments.jobs)
     text = table(study, seeds)
