@@ -146,6 +146,8 @@ def test_runs_are_found_in_a_folder(root: Path) -> None:
         ({"data": ("a=x",), "test": ("a=x", "c=y")}, "--test c=... has no DATA c=..."),
         ({"data": ("a=x", "y"), "test": ("a=x", "b=y")}, "DATA 'y' has no name"),
         ({"data": ("a=x", "a=y"), "test": ("a=x",)}, "DATA 'a' is given twice"),
+        ({"data": "cars=x", "test": "car=x"}, "DATA cars=... has no --test cars=.... Did you mean 'car'?"),
+        ({"data": "cars=x", "test": "x"}, "--test 'x' has no name"),
         ({"teacher": ("big", "big")}, "two representations are called 'big'"),
         ({"multi_label": "|", "protocol": "fine-tune"}, "do not go together"),
     ],
@@ -155,6 +157,17 @@ def test_what_does_not_fit_together_is_refused(root: Path, options: dict[str, An
         eval_probes(cached(root, **options))
     assert message in error.value.message
     assert error.value.hint
+
+
+def test_a_folder_whose_name_holds_an_equals_sign_is_a_folder(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for split in ("train", "test"):
+        (tmp_path / f"split={split}").symlink_to(root / split)
+    monkeypatch.chdir(tmp_path)
+    found = eval_probe(cached(root, data="split=train", test="split=test", draws=1, teacher="big"))
+    assert found.target == "split=train"
+    assert found.values == eval_probe(cached(root, draws=1, teacher="big")).values
 
 
 # --- bad features -----------------------------------------------------------------------------

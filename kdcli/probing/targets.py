@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, final
 
 import numpy as np
@@ -110,10 +111,8 @@ def read_pairs(config: ProbeConfig) -> dict[str, tuple[str | None, str]]:
         return {name: (None, test) for name, test in named.items()}
     if not data or not tests:
         raise UsageError(f"{'--test' if data else 'DATA'} is missing", _EXAMPLE)
-    if len(data) == len(tests) == 1:
-        one, other = _NAMED.fullmatch(data[0]), _NAMED.fullmatch(tests[0])
-        if one is None or other is None or one[1] != other[1]:
-            return {data[0]: (data[0], tests[0])}
+    if len(data) == len(tests) == 1 and not any(_is_named(text) for text in (data[0], tests[0])):
+        return {data[0]: (data[0], tests[0])}
     trained, tested = _named(data, "DATA"), _named(tests, "--test")
     for name in (*trained, *tested):
         if name not in tested or name not in trained:
@@ -127,12 +126,20 @@ def read_pairs(config: ProbeConfig) -> dict[str, tuple[str | None, str]]:
     return {name: (trained[name], tested[name]) for name in trained}
 
 
+def _is_named(text: str) -> bool:
+    """Whether it is ``NAME=DATA``; a folder that is called so, such as ``split=train/``, is one."""
+    return _NAMED.fullmatch(text) is not None and not Path(text.partition("@")[0]).exists()
+
+
 def _named(values: Sequence[str], what: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for value in values:
         match = _NAMED.fullmatch(value)
         if match is None:
-            raise UsageError(f"{what} '{value}' has no name, and there are several targets", _EXAMPLE)
+            raise UsageError(
+                f"{what} '{value}' has no name",
+                f"Both DATA and --test of several targets have one. {_EXAMPLE}",
+            )
         if match[1] in found:
             raise UsageError(f"{what} '{match[1]}' is given twice", "Give every target its own name.")
         found[match[1]] = match[2]
