@@ -12,6 +12,7 @@ from sklearn.svm import LinearSVC
 from kdcli.console import console
 from kdcli.errors import BadDataError
 from kdcli.probing.multilabel import (
+    _Exact,
     average_precisions,
     check_labels,
     multi_label_draws,
@@ -67,6 +68,44 @@ def test_a_fixed_c_equals_one_vs_rest_of_scikit_learn() -> None:
         average_precision_score(test_labels, scores, average="macro"), abs=1e-3
     )
     assert ours.precisions.mean() > 0.7  # chance is 0.4
+
+
+@pytest.mark.parametrize("c", [1e-3, 0.1, 10.0])
+@pytest.mark.parametrize("columns", [30, 200])
+def test_the_exact_solver_reaches_liblinears_optimum(c: float, columns: int) -> None:
+    rng = np.random.default_rng(1)
+    labels = rng.random((60, 4)) < 0.4
+    train = labels @ rng.normal(size=(4, columns)) + rng.normal(size=(60, columns))
+    test_labels = np.eye(4, dtype=bool)
+    ((ours, intercepts),) = _Exact("cpu").path(train, labels, (c,))
+    oracle = LinearSVC(C=c, dual=True, tol=1e-10, max_iter=10**6, random_state=0)
+    for label in range(4):
+        oracle.fit(train, labels[:, label])
+        np.testing.assert_allclose(ours[label], oracle.coef_[0], atol=1e-6)
+        assert intercepts[label] == pytest.approx(oracle.intercept_[0], abs=1e-6)
+    draws, test = np.arange(60)[None], rng.normal(size=(4, columns))
+    found = [
+        next(multi_label_draws(train, labels, draws, test, test_labels, "svm", [0.01, c, 1.0], 5, 20, method))
+        for method in ("exact", "sklearn")
+    ]
+    assert found[0].c == found[1].c
+    np.testing.assert_array_equal(found[0].precisions, found[1].precisions)
+    assert (found[0].fits, found[0].unconverged) == (found[1].fits, 0)
+
+
+def test_the_path_warm_starts_and_leaves_out_what_cannot_be_learned() -> None:
+    train, labels, *_ = problem()
+    labels[:, 0], labels[:, 3] = True, False
+    path, grid = _Exact("cpu"), (0.01, 0.1, 1.0)
+    for (weights, intercepts), c in zip(path.path(train, labels, grid), grid, strict=True):
+        ((alone, _),) = _Exact("cpu").path(train, labels, (c,))
+        np.testing.assert_allclose(weights, alone, atol=1e-9)
+        assert not weights[[0, 3]].any()
+        assert not intercepts[[0, 3]].any()
+    assert path.fits == 6
+    for weights, intercepts in path.path(train, labels[:, [0, 3]], grid):
+        assert not weights.any()
+        assert not intercepts.any()
 
 
 @pytest.mark.parametrize("protocol", ["svm", "logistic", "knn"])

@@ -1,6 +1,7 @@
 """Probes of images with several labels each, judged by mean average precision (our choice; P1 names none)."""
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, final
@@ -11,9 +12,10 @@ from jaxtyping import Bool, Float, Float64, Int64
 from kdcli.console import console
 from kdcli.errors import BadDataError
 from kdcli.probing.neighbours import Neighbours
+from kdcli.probing.protocols import EXACT_ROWS, LinearName
+from kdcli.probing.solver import Method, one_thread_if_small
 
 _CHUNK = 4096
-LinearName = Literal["svm", "logistic"]
 
 
 @final
@@ -126,6 +128,8 @@ def multi_label_draws(
     grid: Sequence[float],
     folds: int,
     neighbours: int,
+    method: Method = "exact",
+    device: str = "cpu",
 ) -> Iterator[LabelDraw]:
     """Probe draw after draw: a binary problem per label, one C for all labels, chosen by mAP.
 
@@ -139,22 +143,25 @@ def multi_label_draws(
         grid: values of C.
         folds: of the cross-validation, shuffled with seed 0.
         neighbours: k of knn.
+        method: the SVM's solver; many rows are liblinear's in any case.
+        device: torch device of the exact solver.
 
     Yields:
         One result per draw.
     """
     from sklearn.preprocessing import StandardScaler
 
+    exact = protocol == "svm" and method == "exact" and draws.shape[1] <= EXACT_ROWS
     for rows in draws:
         shots, own = train[rows].astype(np.float64), labels[rows]
         if protocol == "knn":
             votes = _chunked(Neighbours(shots, own.astype(np.float64), neighbours).votes, test, own.shape[1])
             yield LabelDraw(average_precisions(test_labels, votes), None, 0, 0)
             continue
-        scaler, fitter = StandardScaler().fit(shots), _Fitter(protocol)
+        scaler, fitter = StandardScaler().fit(shots), _Exact(device) if exact else _Sklearn(protocol)
         scaled = scaler.transform(shots)
         c = _choose(scaled, own, sorted(grid), folds, fitter)
-        weights, intercepts = fitter.fit(scaled, own, c)
+        ((weights, intercepts),) = fitter.path(scaled, own, (c,))
         weights = weights / scaler.scale_
         linear = _linear(weights, intercepts - weights @ scaler.mean_)
         scores = _chunked(linear, test, own.shape[1])
@@ -189,32 +196,81 @@ def _choose(
         return float(grid[0])
     means = np.zeros(len(grid))
     for train, held_out in KFold(folds, shuffle=True, random_state=0).split(rows):
-        for number, c in enumerate(grid):
-            found = average_precisions(
-                labels[held_out], _linear(*fitter.fit(rows[train], labels[train], c))(rows[held_out])
-            )
+        for number, fitted in enumerate(fitter.path(rows[train], labels[train], grid)):
+            found = average_precisions(labels[held_out], _linear(*fitted)(rows[held_out]))
             if np.isfinite(found).any():
                 means[number] += float(np.nanmean(found))
     return float(grid[int(np.argmax(means.round(12)))])
 
 
-@final
-class _Fitter:
+Linear = tuple[Float64[np.ndarray, "l d"], Float64[np.ndarray, " l"]]
+"""Weights and intercepts of all labels."""
+
+
+class _Fitter(ABC):
     """One-vs-rest linear classifiers, counting the problems solved and those that did not converge."""
 
-    def __init__(self, protocol: LinearName) -> None:
-        self._protocol = protocol
+    def __init__(self) -> None:
         self.fits = self.unconverged = 0
 
-    def fit(
-        self, rows: Float64[np.ndarray, "n d"], labels: Bool[np.ndarray, "n l"], c: float
-    ) -> tuple[Float64[np.ndarray, "l d"], Float64[np.ndarray, " l"]]:
-        """Weights and intercepts of all labels; 0 of one that all of these images have, or none."""
-        coefficients = np.zeros((labels.shape[1], rows.shape[1]))
-        intercepts = np.zeros(labels.shape[1])
-        for label in np.flatnonzero(labels.any(axis=0) & ~labels.all(axis=0)):
-            coefficients[label], intercepts[label] = self._solve(rows, labels[:, label], c)
-        return coefficients, intercepts
+    def path(
+        self, rows: Float64[np.ndarray, "n d"], labels: Bool[np.ndarray, "n l"], grid: Sequence[float]
+    ) -> Iterator[Linear]:
+        """One fit per C, ascending; 0 for a label that all of these images have, or none."""
+        some = np.flatnonzero(labels.any(axis=0) & ~labels.all(axis=0))
+        nothing: Linear = (np.zeros((0, rows.shape[1])), np.zeros(0))
+        for found in self._path(rows, labels[:, some], grid) if len(some) else (nothing for _ in grid):
+            weights, intercepts = np.zeros((labels.shape[1], rows.shape[1])), np.zeros(labels.shape[1])
+            weights[some], intercepts[some] = found
+            yield weights, intercepts
+
+    @abstractmethod
+    def _path(
+        self, rows: Float64[np.ndarray, "n d"], labels: Bool[np.ndarray, "n l"], grid: Sequence[float]
+    ) -> Iterator[Linear]: ...
+
+
+@final
+class _Exact(_Fitter):
+    """The SVM in sample space: all labels at once, each C from the active sets of the one before."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self._device = device
+
+    def _path(
+        self, rows: Float64[np.ndarray, "n d"], labels: Bool[np.ndarray, "n l"], grid: Sequence[float]
+    ) -> Iterator[Linear]:
+        import torch  # takes seconds to load; scikit-learn needs none of it
+
+        from kdcli.probing import squared_hinge
+
+        with one_thread_if_small(len(rows)):
+            samples = torch.from_numpy(np.ascontiguousarray(rows)).to(self._device)
+            signs = torch.from_numpy(np.where(labels, 1.0, -1.0)).to(self._device)
+            gram, active = squared_hinge.gram_matrix(samples), None
+            for c in grid:
+                solution = squared_hinge.solve(gram, signs, c, active)
+                active = solution.active
+                self.fits += labels.shape[1]
+                self.unconverged += int((~solution.converged).sum())
+                yield (solution.beta.T @ samples).cpu().numpy(), solution.beta.sum(dim=0).cpu().numpy()
+
+
+@final
+class _Sklearn(_Fitter):
+    """LinearSVC or LogisticRegression, label by label."""
+
+    def __init__(self, protocol: LinearName) -> None:
+        super().__init__()
+        self._protocol = protocol
+
+    def _path(
+        self, rows: Float64[np.ndarray, "n d"], labels: Bool[np.ndarray, "n l"], grid: Sequence[float]
+    ) -> Iterator[Linear]:
+        for c in grid:
+            found = [self._solve(rows, label, c) for label in labels.T]
+            yield np.array([weights for weights, _ in found]), np.array([intercept for _, intercept in found])
 
     def _solve(
         self, rows: Float64[np.ndarray, "n d"], label: Bool[np.ndarray, " n"], c: float

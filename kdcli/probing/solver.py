@@ -74,7 +74,7 @@ def fit(
     grid = sorted(grid)
     parts = stratified_folds(labels, folds) if len(grid) > 1 else []
     if method == "exact":
-        with _one_thread_if_small(len(shots)):
+        with one_thread_if_small(len(shots)):
             return _fit_exact(shots, labels, grid, parts, device)
     return _fit_sklearn(shots, labels, grid, parts)
 
@@ -101,7 +101,7 @@ def best_c(grid: Sequence[float], accuracies: Float64[np.ndarray, "c folds"]) ->
 
 
 @contextmanager
-def _one_thread_if_small(samples: int) -> Iterator[None]:
+def one_thread_if_small(samples: int) -> Iterator[None]:
     """Threads that share out systems of a few hundred rows wait for each other: two took 2.3 times as long."""
     import torch
 

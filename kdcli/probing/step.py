@@ -228,6 +228,8 @@ def _several_labels(
         config.c_grid,
         config.folds or MAX_FOLDS,
         config.neighbours,
+        config.solver,
+        _solver_device(config),
     )
     precisions, chosen, fits, stopped = [], [], 0, 0
     with console.progress(len(target.draws), "draws", f"{representation.name}: {target.name}") as bar:
