@@ -37,6 +37,11 @@ def joint_preprocess(folder: FusedFolder) -> Preprocess:
     )
 
 
+def _form(size: Sequence[int], interpolation: str) -> str:
+    """What a parent takes, e.g. ``48x48 bicubic``."""
+    return f"{'x'.join(map(str, size[-2:]))} {interpolation}"
+
+
 def joint_spec(folder: FusedFolder, place: Path, head: str) -> str:
     """The model string of one head; the name of an only head is left out."""
     return str(ModelSpec(FUSED, head if len(folder.spec.heads) > 1 else "", place))
@@ -102,7 +107,9 @@ class FusedArchitecture(Architecture):
         recorded = {key: value for key, value in ancestor.preprocess.items() if key != "crop_fraction"}
         if (list(recorded["size"]), recorded["interpolation"]) != (list(own.size), own.interpolation):
             raise UsageError(
-                f"'{self._spec}': its parents take images of different size or filter, so they cannot share one",
+                f"'{self._spec}': its parents take images of different size or filter, so they cannot share one "
+                f"('{ancestor.name}' {_form(recorded['size'], recorded['interpolation'])}, the first "
+                f"{_form(own.size, own.interpolation)})",
                 "Use it from the caches: kd fuse-teachers ... --write-back NAME",
             )
         model = open_model(ancestor.spec)
