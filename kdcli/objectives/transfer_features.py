@@ -30,16 +30,15 @@ class SimilarityDistillation(Objective):
         return {}
 
     def active(self) -> tuple[str, ...]:
-        """The classifier."""
-        return (LABEL_HEAD,)
+        """The classifier, unless lambda is 1: then no loss reaches it."""
+        return (LABEL_HEAD,) if self._kl_weight < 1 else ()
 
     def reads(self) -> dict[str, tuple[str, ...]]:
         """Features of the teachers."""
         return dict.fromkeys(self._weights, ("features",))
 
     def forward(self, student: StudentOutput, teacher: TeacherOutputs, batch: Batch) -> dict[str, Tensor]:
-        """The parts ``label`` and ``distill``; similarities are those within this piece of the step, of
-        all processes."""
+        """The parts ``label`` and ``distill``; similarities are those within this piece, over all processes."""
         terms = {
             name: similarity_divergence(student.features, teacher[name]["features"], batch.count("images"))
             for name in self._weights
