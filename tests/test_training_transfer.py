@@ -310,7 +310,7 @@ def test_top_k_logits_are_refused_with_the_command_that_adds_the_rest(place: Pla
     with pytest.raises(CacheMissingError, match="the logits of 'gen' are needed") as caught:
         make_plan(run_of(place, "x", "kl", cache=(cache,)))
     assert "logits" in caught.value.hint
-    with pytest.raises(CacheMissingError, match="3 largest logits of 'gen' .* only the 2 largest") as caught:
+    with pytest.raises(CacheMissingError, match=r"3 largest logits of 'gen' .* only the 2 largest") as caught:
         make_plan(run_of(place, "x", "topk-kl", cache=(cache,), top_classes=3))
     command = caught.value.hint.split(" adds ")[0].split()
     assert command[:2] == ["kd", "cache-teachers"]

@@ -8,7 +8,7 @@
     L_CD = KL between the softmaxed cosine similarities of a batch                          (Eq. 6)
 
 * All distil into the student's own classifier: teacher and student tell apart the same classes. CD and CRD compare
-  features and ask nothing of the teacher's classes.
+  features and ask nothing of the teacher's classes (:mod:`kdcli.objectives.transfer_features`).
 * The order of the printed KL's arguments is ambiguous; KL(teacher || student) is what its references compute.
   ``--kl-direction reverse`` is the other. lambda weighs the KL (P2's weighs the labels): ``--kl-weight``.
 * DP compares probabilities at T = 1 whatever T is; a tie keeps the frozen student; n is the whole batch. Without
