@@ -30,7 +30,8 @@ RUNS: dict[str, dict[str, Any]] = {
 def config_of(place: Place, out: str, name: str) -> TrainConfig:
     # 24 images in steps of 5 and 4: processes and pieces have unequal shares.
     fields = {
-        "student": place.specs["gen"], "teacher": ("gen", "exp"), "lr": 0.05, "test": place.test, "batch_size": 5
+        "student": place.specs["gen"], "teacher": ("gen", "exp"), "test": place.test, "batch_size": 5,
+        "lr": 0.05, "weight_decay": 0.0,  # only the losses move the weights
     }  # fmt: skip
     return place.config(out, **{**fields, **RUNS[name]})
 
@@ -77,7 +78,7 @@ def test_two_processes_take_the_steps_of_one(pair: Pair, name: str) -> None:
     assert pair.results[name][1]["outcome"] == together
     for one, two in zip(alone.history, together["history"], strict=True):
         for part in one.keys() - {"seconds", "images_per_second"}:
-            assert two[part] == pytest.approx(one[part], rel=1e-5), part
+            assert two[part] == pytest.approx(one[part], rel=1e-5, abs=1e-7), part
     start = load_file(pair.place.root / "gen" / "model.safetensors")
     mine, theirs = (
         load_file(pair.place.root / folder / name / "export" / "model.safetensors")
