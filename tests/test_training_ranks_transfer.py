@@ -60,7 +60,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     script = Path(__file__).with_name("ranks_script.py")
     done = subprocess.run(
         [sys.executable, *LAUNCH, str(script), str(place.root / "scenarios.json"), str(results)],
-        env=environment(), capture_output=True, text=True, check=False, timeout=240,
+        env=environment(), capture_output=True, text=True, check=False, timeout=480,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = {
