@@ -1,11 +1,13 @@
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from timm.utils.model_ema import ModelEmaV3
-from torch import Tensor, nn
+from torch import Tensor, multiprocessing, nn
 from torch.nn import functional
 
 from kdcli.models.student import StudentOutput
@@ -218,6 +220,35 @@ def test_cd_is_zero_for_features_of_equal_angles_and_the_formula_otherwise() -> 
     torch.testing.assert_close(similarity_divergence(ours, theirs), (t * (t / s).log()).sum() / 6)
 
 
+def _rank(rank: int, folder: str) -> None:
+    torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
+    ours, theirs = features_of_five()
+    loss = similarity_divergence(ours[rank::2], theirs[rank::2], count=5 / 2)  # 3 images and 2
+    (gradient,) = torch.autograd.grad(loss, ours)
+    save_file({"loss": loss.detach(), "gradient": gradient}, f"{folder}/{rank}.safetensors")
+    torch.distributed.destroy_process_group()
+
+
+def features_of_five() -> tuple[Tensor, Tensor]:
+    random = torch.Generator().manual_seed(3)
+    return torch.randn(5, 4, generator=random).requires_grad_(), torch.randn(5, 3, generator=random)
+
+
+def test_cd_of_two_processes_has_the_loss_and_the_gradient_of_one(tmp_path: Path) -> None:
+    multiprocessing.spawn(_rank, (str(tmp_path),), nprocs=2)
+    ranks = [load_file(tmp_path / f"{rank}.safetensors") for rank in (0, 1)]
+    ours, theirs = features_of_five()
+    s, t = (
+        functional.cosine_similarity(each[:, None], each[None], dim=2).softmax(1) for each in (ours, theirs)
+    )
+    loss = (t * (t / s).log()).sum() / 5
+    (gradient,) = torch.autograd.grad(loss, ours)
+    for rank in ranks:
+        torch.testing.assert_close(rank["loss"], loss.detach())
+    # data-parallel training takes the mean over the processes
+    torch.testing.assert_close((ranks[0]["gradient"] + ranks[1]["gradient"]) / 2, gradient)
+
+
 @pytest.mark.parametrize("name", ["xe-kl", "kl-ls", "mcl", "dp", "cd"])
 def test_labels_have_the_rest_of_the_weight(name: str) -> None:
     student, outputs, labels = outputs_of()
@@ -262,6 +293,31 @@ def test_teachers_of_another_order_of_classes_are_brought_into_the_students() ->
     found = turned(student, {"t": {"logits": theirs}}, batch(labels))["loss"]
     torch.testing.assert_close(found, built("kl")(student, outputs, batch(labels))["loss"])
     assert not turned.state_dict()
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_the_largest_logits_say_what_all_of_them_say(direction: str) -> None:
+    student, outputs, labels = outputs_of()
+    order = [2, 0, 1]  # the teacher's number of each of the student's classes
+    logits = outputs["t"]["logits"].half()  # in the student's order
+    theirs = torch.empty_like(logits)
+    theirs[:, order] = logits
+    values, ids = theirs.sort(dim=1, descending=True)
+    said = {"topk_ids": ids[:, :2].to(torch.uint16), "topk_values": values[:, :2]}
+
+    def term(a: Tensor, b: Tensor, count: float | None) -> Tensor:
+        return top_classes_divergence(a, b, 2, 3.0, direction, count)  # type: ignore[arg-type]
+
+    objective = Transfer({"t": 1.0}, term, columns={"t": order}, largest=("t",))
+    assert objective.reads() == {"t": ("topk_ids", "topk_values")}
+    found = objective(student, {"t": said}, batch(labels))["loss"]
+    expected = 0.0
+    for ours, row in zip(student.logits["label"], logits.float(), strict=True):
+        best = row.argsort(descending=True)[:2]
+        p, q = (row[best] / 3).softmax(0), (ours[best] / 3).softmax(0)
+        p, q = (p, q) if direction == "forward" else (q, p)
+        expected += 9 * float((p * (p / q).log()).sum()) / len(labels)
+    assert found.item() == pytest.approx(expected, rel=1e-5)
 
 
 # --- MCL --------------------------------------------------------------------------------------

@@ -2,11 +2,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from training_place import STUDENT, Place, make_place
 
+from kdcli.cache.cacheset import CacheSet
 from kdcli.caching.step import cache_teachers
 from kdcli.config import CacheConfig, TrainConfig
 from kdcli.console import console
@@ -283,11 +285,6 @@ def test_what_cannot_run_is_refused_with_a_way_out(
     assert hint.lower() in caught.value.hint.lower()
 
 
-def test_cd_is_refused_in_several_processes(place: Place) -> None:
-    with pytest.raises(UsageError, match="cd compares the images of a batch"):
-        make_plan(run_of(place, "x", "cd"), processes=2)
-
-
 def test_classes_of_other_names_are_refused_naming_the_first(place: Place, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = open_model("test_resnet", weights="random", num_classes=3, image_size=32)
@@ -311,8 +308,66 @@ def test_top_k_logits_are_refused_with_the_command_that_adds_the_rest(place: Pla
     cache = tmp_path / "topk.kd"
     add(place, "gen", cache, keep=("topk:2", "features"))
     with pytest.raises(CacheMissingError, match="the logits of 'gen' are needed") as caught:
-        make_plan(run_of(place, "x", "topk-kl", cache=(cache,)))
+        make_plan(run_of(place, "x", "kl", cache=(cache,)))
     assert "logits" in caught.value.hint
+    with pytest.raises(CacheMissingError, match=r"3 largest logits of 'gen' .* only the 2 largest") as caught:
+        make_plan(run_of(place, "x", "topk-kl", cache=(cache,), top_classes=3))
+    command = caught.value.hint.split(" adds ")[0].split()
+    assert command[:2] == ["kd", "cache-teachers"]
+    kept = command[command.index("--keep") + 1]
+    assert set(kept.split(",")) == {"topk:2", "features", "logits"}
+    add(place, "gen", cache, keep=tuple(kept.split(",")))
+    make_plan(run_of(place, "x", "topk-kl", cache=(cache,), top_classes=3))
+
+
+# --- the largest logits -----------------------------------------------------------------------
+
+
+def test_the_largest_logits_alone_give_the_divergence_of_all(
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Against numpy, from what teacher and student said in fp32; the teacher orders the classes differently."""
+    exact, losses = tmp_path / "exact.kd", {}
+    for name in ("turned", "start"):
+        add(place, name, exact, dtype="float32")
+    for keep in ("topk:2", "logits"):
+        cache = tmp_path / f"{keep[:4]}.kd"
+        add(place, "turned", cache, keep=(keep,))
+        config = run_of(place, f"largest/{keep[:4]}", "topk-kl", cache=(cache,), teacher=("turned",),
+                        temperature=2.0, batch_size=24, epochs=1, lr=1e-12)  # fmt: skip
+        losses[keep] = train_student(config).history[0]["loss"]
+        said = "turned the 2 largest" if keep == "topk:2" else "turned all"
+        assert f"logits read from the cache: {said}" in capsys.readouterr().err
+    opened = CacheSet.open([exact])
+    theirs, ours = (
+        opened.gather(name, "logits", np.arange(24)).astype(float) for name in ("turned", "start")
+    )
+    total = 0.0
+    for row, student in zip(theirs, ours, strict=True):
+        said_of = dict(zip(NAMES[::-1], row, strict=True))
+        best = sorted(NAMES, key=lambda name: -said_of[name])[:2]
+        p = np.array([said_of[name] for name in best]) / 2
+        q = np.array([student[NAMES.index(name)] for name in best]) / 2
+        p, q = p - np.logaddexp.reduce(p), q - np.logaddexp.reduce(q)
+        total += 4 * float((np.exp(p) * (p - q)).sum())
+    assert losses["topk:2"] == pytest.approx(total / 24, rel=2e-3)
+    assert losses["logits"] == pytest.approx(losses["topk:2"], rel=1e-6)
+    assert losses["logits"] > 1e-3
+
+
+def test_a_run_keeps_to_the_largest_logits_that_it_began_with(place: Place, tmp_path: Path) -> None:
+    cache = tmp_path / "later.kd"
+    add(place, "turned", cache, keep=("topk:2",))
+    config = run_of(place, "largest/kept-to", "topk-kl", cache=(cache,), teacher=("turned",), epochs=1)
+    train_student(config)
+    before = (config.out / "export" / "model.safetensors").read_bytes()
+    add(place, "turned", cache, keep=("topk:2", "logits"))
+    (config.out / "result.json").unlink()
+    train_student(config)
+    assert json.loads((config.out / "run.json").read_text())["identity"]["largest_logits"] == {"turned": 2}
+    assert (config.out / "export" / "model.safetensors").read_bytes() == before
+    anew = make_plan(config.model_copy(update={"out": place.root / "anew"}))
+    assert "largest_logits" not in anew.identity()
 
 
 def test_methods_without_labels_learn_from_unlabelled_images(place: Place) -> None:

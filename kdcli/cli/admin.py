@@ -96,6 +96,7 @@ def methods(json: opt.Json = False) -> None:
     for method in listed:
         needs = [
             *(f"cached {kind}" for kind in sorted(method.needs.kinds)),
+            *(("or topk:K",) if method.needs.largest else ()),
             *(("labels",) if method.needs.labels else ()),
             *(("--ranking",) if method.needs.ranking else ()),
             *(("--generalist",) if method.needs.generalist else ()),

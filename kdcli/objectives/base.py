@@ -19,6 +19,9 @@ TeacherOutputs = Mapping[str, Mapping[str, Tensor]]
 FROZEN = "frozen student"
 """Name of the frozen student's outputs where no cache holds them; no cached teacher's name has a space."""
 
+LARGEST = ("topk_ids", "topk_values")
+"""Arrays of a teacher's K largest logits: their classes, and the logits, the largest first."""
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,8 @@ class Needs:
         classes: whether teachers and student must tell apart the same classes: the student's own classifier
             learns from their logits.
         frozen: whether it compares with the student as it was before training.
+        largest: whether, of the logits, a teacher's ``top_classes`` largest (see :class:`Settings`) will do where
+            not all of them are cached.
     """
 
     kinds: frozenset[OutputKind] = frozenset()
@@ -45,6 +50,7 @@ class Needs:
     sets: bool = False
     classes: bool = False
     frozen: bool = False
+    largest: bool = False
 
 
 @final
@@ -162,6 +168,7 @@ class Setup:
         columns: of each teacher that orders the same classes in another way, its number of each of them.
         frozen: the cached teacher that the frozen student is; None: the training loop runs it.
         matching: what is matched of a teacher's representation, with the shapes of both sides, if anything is.
+        largest: teachers of whom :data:`LARGEST` is cached, and read, instead of all logits.
     """
 
     classes: Mapping[str, int]
@@ -177,6 +184,7 @@ class Setup:
     columns: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     frozen: str | None = None
     matching: Matching | None = None
+    largest: frozenset[str] = frozenset()
 
 
 @final

@@ -24,8 +24,10 @@ from typing import final
 
 import torch
 from jaxtyping import Float, Int64
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn import functional
+
+from kdcli.objectives.gathering import gather_rows
 
 EPSILON = 1e-7
 """Of the released code, beside K/n in both denominators."""
@@ -91,25 +93,6 @@ def draw_rows(
     others = places + (places >= left_out[:, None])
     own = torch.arange(len(index), device=index.device)[:, None]
     return torch.cat([index, drawn]), torch.cat([own, others + len(index)], dim=1)
-
-
-def gather_rows(values: Tensor) -> Tensor:
-    """The rows of all processes, one process after the other; outside a process group, the values as they are.
-
-    Their numbers may differ: a last batch is not divisible by everything.
-    """
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return values
-    world = distributed.get_world_size()
-    count = torch.tensor([len(values)], device=values.device)
-    counts = [torch.empty_like(count) for _ in range(world)]
-    distributed.all_gather(counts, count)
-    sizes = [int(each) for each in counts]
-    padded = values.new_zeros((max(sizes), *values.shape[1:]))
-    padded[: len(values)] = values
-    parts = [torch.empty_like(padded) for _ in range(world)]
-    distributed.all_gather(parts, padded)
-    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
 
 @final

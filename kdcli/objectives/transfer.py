@@ -8,7 +8,7 @@
     L_CD = KL between the softmaxed cosine similarities of a batch                          (Eq. 6)
 
 * All distil into the student's own classifier: teacher and student tell apart the same classes. CD and CRD compare
-  features and ask nothing of the teacher's classes.
+  features and ask nothing of the teacher's classes (:mod:`kdcli.objectives.transfer_features`).
 * The order of the printed KL's arguments is ambiguous; KL(teacher || student) is what its references compute.
   ``--kl-direction reverse`` is the other. lambda weighs the KL (P2's weighs the labels): ``--kl-weight``.
 * DP compares probabilities at T = 1 whatever T is; a tie keeps the frozen student; n is the whole batch. Without
@@ -26,7 +26,7 @@ MCL with lambda 0.7, tau 0.9999, N = 2; equal weights in CD (A.2); DP with lambd
 all parameters, lambda 0.5 of XE-KL and KL-LS (grid 0.05 to 0.5). CRD's numbers are those of its authors.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import final
 
@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from kdcli.models.student import LABEL_HEAD, StudentOutput
 from kdcli.objectives.base import (
     FROZEN,
+    LARGEST,
     Batch,
     Method,
     Needs,
@@ -43,17 +44,18 @@ from kdcli.objectives.base import (
     Settings,
     Setup,
     TeacherOutputs,
-    label_cross_entropy,
     soft_cross_entropy,
     weighted_sum,
 )
 from kdcli.objectives.crd import ContrastiveDistillation
+from kdcli.objectives.transfer_features import ContrastiveTransfer, SimilarityDistillation
 from kdcli.objectives.transfer_losses import (
     Direction,
+    beside_labels,
     choose_source,
     chosen_logits,
     kl_divergence,
-    similarity_divergence,
+    spread_logits,
     top_classes_divergence,
 )
 from kdcli.objectives.weighted import equal_weights
@@ -88,18 +90,6 @@ class Columns(nn.Module):
         return logits[:, order]
 
 
-def _labelled(
-    student: StudentOutput, batch: Batch, parts: dict[str, Tensor], kl_weight: float, smoothing: float
-) -> dict[str, Tensor]:
-    """Loss and parts of Eq. 2, from the part ``distill`` and, unless lambda is 1, the labels."""
-    loss = kl_weight * parts["distill"]
-    if kl_weight < 1:
-        logits = student.logits[LABEL_HEAD]
-        label = label_cross_entropy(logits, batch.labels, batch.mixed, smoothing, batch.count("labelled"))
-        loss, parts = loss + (1 - kl_weight) * label, {"label": label, **parts}
-    return {"loss": loss, **{name: part.detach() for name, part in parts.items()}}
-
-
 @final
 class Transfer(Objective):
     """Labels and a mean of divergences from teachers of the same classes (P3 Eq. 1, 2).
@@ -110,6 +100,7 @@ class Transfer(Objective):
         kl_weight: lambda in [0, 1]; 1 learns from no label.
         columns: see :class:`Columns`.
         smoothing: of the labels, in [0, 1).
+        largest: teachers of whom only the largest logits are read, where that is all that ``term`` looks at.
     """
 
     def __init__(
@@ -119,11 +110,12 @@ class Transfer(Objective):
         kl_weight: float = 1.0,
         columns: Mapping[str, Sequence[int]] | None = None,
         smoothing: float = 0.0,
+        largest: Collection[str] = (),
     ) -> None:
         super().__init__()
         self._weights, self._term = dict(weights), term
         self._kl_weight, self._smoothing = kl_weight, smoothing
-        self._columns = Columns(columns or {})
+        self._columns, self._largest = Columns(columns or {}), frozenset(largest)
 
     def heads(self) -> dict[str, int]:
         """None: the classifier learns."""
@@ -135,19 +127,23 @@ class Transfer(Objective):
 
     def reads(self) -> dict[str, tuple[str, ...]]:
         """Logits of the teachers."""
-        return dict.fromkeys(self._weights, ("logits",))
+        return {name: LARGEST if name in self._largest else ("logits",) for name in self._weights}
 
     def forward(self, student: StudentOutput, teacher: TeacherOutputs, batch: Batch) -> dict[str, Tensor]:
         """P3 Eq. 2; the parts ``label``, ``distill`` (the mean) and, of several, ``distill/TEACHER``."""
-        count = batch.count("images")
-        terms = {
-            name: self._term(student.logits[LABEL_HEAD], self._columns(name, teacher[name]["logits"]), count)
-            for name in self._weights
-        }
+        logits, count = student.logits[LABEL_HEAD], batch.count("images")
+        terms = {}
+        for name in self._weights:
+            said = teacher[name]
+            if name in self._largest:
+                theirs = spread_logits(said["topk_ids"], said["topk_values"], logits.shape[1])
+            else:
+                theirs = said["logits"]
+            terms[name] = self._term(logits, self._columns(name, theirs), count)
         parts = {"distill": weighted_sum(terms, self._weights, list(terms))}
         if len(terms) > 1:
             parts |= {f"distill/{name}": term for name, term in terms.items()}
-        return _labelled(student, batch, parts, self._kl_weight, self._smoothing)
+        return beside_labels(student, batch, parts, self._kl_weight, self._smoothing)
 
 
 @final
@@ -209,92 +205,7 @@ class DataPartitioning(Objective):
         parts = {"distill": _divergence(self._direction, self._temperature)(logits, targets, count)}
         for number, name in enumerate(self._teachers, start=1):
             parts[f"share/{name}"] = (choice == number).sum() / count
-        return _labelled(student, batch, parts, self._kl_weight, self._smoothing)
-
-
-@final
-class SimilarityDistillation(Objective):
-    """CD: similarities between a batch's images as the teachers see them, beside the labels (P3 Eq. 6).
-
-    Args:
-        weights: of each teacher, > 0.
-        kl_weight: lambda in [0, 1], the weight of CD; 0.5 weighs it as the labels (App. A.2).
-        smoothing: of the labels, in [0, 1).
-    """
-
-    def __init__(self, weights: Mapping[str, float], kl_weight: float = 0.5, smoothing: float = 0.0) -> None:
-        super().__init__()
-        self._weights, self._kl_weight, self._smoothing = dict(weights), kl_weight, smoothing
-
-    def heads(self) -> dict[str, int]:
-        """None."""
-        return {}
-
-    def active(self) -> tuple[str, ...]:
-        """The classifier."""
-        return (LABEL_HEAD,)
-
-    def reads(self) -> dict[str, tuple[str, ...]]:
-        """Features of the teachers."""
-        return dict.fromkeys(self._weights, ("features",))
-
-    def forward(self, student: StudentOutput, teacher: TeacherOutputs, batch: Batch) -> dict[str, Tensor]:
-        """The parts ``label`` and ``distill``; similarities are those within this piece of the step."""
-        terms = {
-            name: similarity_divergence(student.features, teacher[name]["features"], batch.count("images"))
-            for name in self._weights
-        }
-        parts = {"distill": weighted_sum(terms, self._weights, list(terms))}
-        return _labelled(student, batch, parts, self._kl_weight, self._smoothing)
-
-
-@final
-class ContrastiveTransfer(Objective):
-    """CE + beta CRD with every teacher, by the weights of Tian et al. (P3 App. A.2).
-
-    Args:
-        weights: of each teacher, > 0.
-        contrast: CRD of each.
-        crd_weight: beta >= 0, beside a label term of weight 1.
-        smoothing: of the labels, in [0, 1).
-    """
-
-    def __init__(
-        self,
-        weights: Mapping[str, float],
-        contrast: Mapping[str, ContrastiveDistillation],
-        crd_weight: float = 0.8,
-        smoothing: float = 0.0,
-    ) -> None:
-        super().__init__()
-        self._weights, self._crd_weight, self._smoothing = dict(weights), crd_weight, smoothing
-        self._contrast = nn.ModuleList(contrast[name] for name in self._weights)
-
-    def heads(self) -> dict[str, int]:
-        """None."""
-        return {}
-
-    def active(self) -> tuple[str, ...]:
-        """The classifier."""
-        return (LABEL_HEAD,)
-
-    def reads(self) -> dict[str, tuple[str, ...]]:
-        """Features of the teachers."""
-        return dict.fromkeys(self._weights, ("features",))
-
-    def forward(self, student: StudentOutput, teacher: TeacherOutputs, batch: Batch) -> dict[str, Tensor]:
-        """The parts ``label`` and ``crd/TEACHER``."""
-        logits, count = student.logits[LABEL_HEAD], batch.count("images")
-        label = label_cross_entropy(
-            logits, batch.labels, batch.mixed, self._smoothing, batch.count("labelled")
-        )
-        terms = {
-            name: crd(student.features, teacher[name]["features"], batch.index, count)
-            for name, crd in zip(self._weights, self._contrast, strict=True)
-        }
-        loss = label + self._crd_weight * weighted_sum(terms, self._weights, list(terms))
-        parts = {"label": label, **{f"crd/{name}": term for name, term in terms.items()}}
-        return {"loss": loss, **{name: part.detach() for name, part in parts.items()}}
+        return beside_labels(student, batch, parts, self._kl_weight, self._smoothing)
 
 
 # --- the registry -----------------------------------------------------------------------------
@@ -308,7 +219,9 @@ def _transfer(term: Callable[[Settings], Term], labels: bool) -> Callable[[Setup
     def build(setup: Setup) -> Objective:
         numbers = setup.settings
         weight = numbers.kl_weight if labels else 1.0
-        return Transfer(setup.weights, term(numbers), weight, setup.columns, numbers.label_smoothing)
+        return Transfer(
+            setup.weights, term(numbers), weight, setup.columns, numbers.label_smoothing, setup.largest
+        )
 
     return build
 
@@ -429,5 +342,5 @@ METHODS = (
     _method("soft-ce", "Eq. 1, cross-entropy", "Soft cross-entropy instead of KL; no labels.",
             _SAME, PRINTED, _transfer(_soft_ce, labels=False), _KD),
     _method("topk-kl", "Eq. 1, top classes", "KL over the teacher's most probable classes; no labels.",
-            _SAME, PRINTED, _transfer(_top_classes, labels=False), _KL | {"top_classes"}),
+            replace(_SAME, largest=True), PRINTED, _transfer(_top_classes, labels=False), _KL | {"top_classes"}),
 )  # fmt: skip

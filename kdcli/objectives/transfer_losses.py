@@ -4,9 +4,13 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, Integer
 from torch import Tensor
 from torch.nn import functional
+
+from kdcli.models.student import LABEL_HEAD, StudentOutput
+from kdcli.objectives.base import Batch, label_cross_entropy
+from kdcli.objectives.gathering import gather_features, gather_rows, processes
 
 Direction = Literal["forward", "reverse"]
 
@@ -64,6 +68,20 @@ def top_classes_divergence(
     return kl_divergence(student_logits.gather(1, columns), best, temperature, direction, count)
 
 
+def spread_logits(
+    ids: Integer[Tensor, "b k"], values: Float[Tensor, "b k"], classes: int
+) -> Float[Tensor, "b {classes}"]:
+    """Logits of which only the largest are known, each at its class; minus infinity elsewhere.
+
+    Args:
+        ids: classes of the largest logits, in [0, ``classes``), each once in a row.
+        values: these logits.
+        classes: how many there are.
+    """
+    logits = values.new_full((len(values), classes), float("-inf"))
+    return logits.scatter(1, ids.long(), values)
+
+
 def choose_source(confidences: Sequence[Float[Tensor, " b"]]) -> Int64[Tensor, " b"]:
     """Which source each image is learnt from: the most confident one (P3 Eq. 4, several teachers: section 4.3).
 
@@ -90,18 +108,41 @@ def chosen_logits(
     return torch.stack([each.detach().float() for each in sources])[choice, rows]
 
 
+def beside_labels(
+    student: StudentOutput, batch: Batch, parts: dict[str, Tensor], kl_weight: float, smoothing: float
+) -> dict[str, Tensor]:
+    """Loss and parts of P3 Eq. 2, from the part ``distill`` and, unless lambda is 1, the labels.
+
+    Args:
+        student: whose classifier learns from the labels.
+        batch: has them.
+        parts: of the loss; all of them are returned, too.
+        kl_weight: lambda in [0, 1].
+        smoothing: of the labels, in [0, 1).
+    """
+    loss = kl_weight * parts["distill"]
+    if kl_weight < 1:
+        logits = student.logits[LABEL_HEAD]
+        label = label_cross_entropy(logits, batch.labels, batch.mixed, smoothing, batch.count("labelled"))
+        loss, parts = loss + (1 - kl_weight) * label, {"label": label, **parts}
+    return {"loss": loss, **{name: part.detach() for name, part in parts.items()}}
+
+
 def similarity_divergence(
     student: Float[Tensor, "b ds"], teacher: Float[Tensor, "b dt"], count: float | None = None
 ) -> Float[Tensor, ""]:
     """CD: KL between softmaxed cosine similarities of a batch's images (P3 Eq. 6).
 
     ``1/n sum_i KL(softmax(S_t[i]) || softmax(S_s[i]))`` with ``S[i, j] = cos(f_i, f_j)``, an image with itself
-    included. The two spaces may differ in width.
+    included. The two spaces may differ in width. In several processes the images are those of all of them, and each
+    computes the one loss; its gradient is for data-parallel training, which takes the mean over the processes.
 
     Args:
         student: pooled features.
         teacher: pooled features, cached; no gradient flows into them.
-        count: n, see :class:`~kdcli.objectives.base.Counts`; default: the rows.
+        count: n of one process, see :class:`~kdcli.objectives.base.Counts`; default: the rows.
     """
-    ours, theirs = (functional.normalize(each.float(), dim=1) for each in (student, teacher.detach()))
-    return kl_divergence(ours @ ours.T, theirs @ theirs.T, 1.0, count=count)
+    gathered = gather_features(student.float()), gather_rows(teacher.detach().float())
+    ours, theirs = (functional.normalize(each, dim=1) for each in gathered)
+    together = None if count is None else count * processes()
+    return kl_divergence(ours @ ours.T, theirs @ theirs.T, 1.0, count=together)

@@ -79,10 +79,9 @@ def require_method(
     method: Method,
     settings: Settings,
     classes: Classes | None,
-    processes: int,
     mixes: bool,
 ) -> None:
-    """Refuse what one of P3's methods cannot do with these classes, views and processes.
+    """Refuse what one of P3's methods cannot do with these classes and views.
 
     Raises:
         UsageError: saying why.
@@ -92,11 +91,6 @@ def require_method(
         raise UsageError(
             f"--top-classes {settings.top_classes}, but there are {count} classes",
             f"Use --top-classes {max(1, count // 2)}, or --method kl, which compares all of them.",
-        )
-    if method.name == "cd" and processes > 1:
-        raise UsageError(
-            f"cd compares the images of a batch with each other, and {processes} processes have a part of it each",
-            "Train in one process.",
         )
     if "logp_label" in method.needs.kinds and mixes:
         raise UsageError(

@@ -306,22 +306,31 @@ class EpochOrder(Order):
         labels: -1 is unlabelled.
         batch_size: images per step, over all processes.
         seed: the data seed.
-        rank, world: this process takes every ``world``-th image of each batch.
+        rank, world: number of this process, and how many there are.
+        pieces: that a step is computed in, see :meth:`FeedBatch.piece`. Processes take runs of so many images in
+            turn: whatever their number, a piece is the same images, those that it has in one process.
     """
 
     def __init__(
-        self, labels: Int64[np.ndarray, " n"], batch_size: int, seed: int, rank: int = 0, world: int = 1
+        self,
+        labels: Int64[np.ndarray, " n"],
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        pieces: int = 1,
     ) -> None:
         self._groups = [
             group for group in (np.flatnonzero(labels >= 0), np.flatnonzero(labels < 0)) if len(group)
         ]
         length = max(map(len, self._groups)) * 2 if self._repeats() else len(labels)
         super().__init__(-(-length // batch_size))
-        self._seed, self._rank, self._world = seed, rank, world
+        self._seed, self._rank, self._world, self._pieces = seed, rank, world, pieces
 
     def __iter__(self) -> Iterator[Ticket]:
         for batch in np.array_split(self._positions(), self._batches)[self._start :]:
-            yield Ticket(self._epoch, batch[self._rank :: self._world])
+            taken_by = np.arange(len(batch)) // self._pieces % self._world
+            yield Ticket(self._epoch, batch[taken_by == self._rank])
 
     def _positions(self) -> Int64[np.ndarray, " n"]:
         random = np.random.Generator(np.random.Philox(key=[self._seed, self._epoch]))

@@ -30,7 +30,7 @@ def order_of(plan: Plan, rank: int = 0, world: int = 1) -> Order:
         shares = ratio_shares(numbers.batch_size, numbers.unlabelled_ratio or 1.0)
         return StreamOrder(_split(plan), shares, seed, rank, world)
     labels = plan.data.labels if plan.method.needs.labels else np.zeros(len(plan.data), np.int64)
-    return EpochOrder(labels, numbers.batch_size, seed, rank, world)
+    return EpochOrder(labels, numbers.batch_size, seed, rank, world, numbers.accumulate)
 
 
 def feed_of(

@@ -62,7 +62,7 @@ def cached_predictions(
     """The class that a teacher's cached logits of view 0 give each row; None where it does not know the classes.
 
     Args:
-        cache: keeps the teacher's logits.
+        cache: keeps the array of :func:`predicting_array`.
         teacher: in it.
         rows: that are written.
         classes: in whose numbering the predictions are.
@@ -70,11 +70,18 @@ def cached_predictions(
     known = classes.of_teacher(teacher)
     if known is None:
         return None
-    found = np.empty(len(rows), np.int64)
+    found, array = np.empty(len(rows), np.int64), predicting_array(teacher)
     for start in range(0, len(rows), _ROWS_AT_ONCE):
-        logits = cache.gather(teacher.name, "logits", rows[start : start + _ROWS_AT_ONCE], 0)
-        found[start : start + len(logits)] = known[logits.argmax(axis=1)]
+        said = cache.gather(teacher.name, array, rows[start : start + _ROWS_AT_ONCE], 0)
+        best = said.argmax(axis=1) if array == "logits" else said[:, 0].astype(np.int64)
+        found[start : start + len(said)] = known[best]
     return found
+
+
+def predicting_array(teacher: TeacherRecord) -> str:
+    """The cached array that tells which class a teacher predicts; the logits where nothing does."""
+    largest_only = teacher.output_of("logits") is None and teacher.output_of("topk_ids") is not None
+    return "topk_ids" if largest_only else "logits"
 
 
 def teachers_on_test(
@@ -111,10 +118,11 @@ def teachers_on_test(
 
 def _holds(cache: CacheSet, teacher: TeacherRecord, rows: Int64[np.ndarray, " n"]) -> bool:
     known = cache.teachers.get(teacher.name)
-    if known is None or known.weights != teacher.weights or known.output_of("logits") is None:
+    if known is None or known.weights != teacher.weights:
         return False
     try:
-        return bool(cache.require({teacher.name: ("logits",)}, rows, [0], allow_partial=None).all())
+        reads = {teacher.name: (predicting_array(known),)}
+        return bool(cache.require(reads, rows, [0], allow_partial=None).all())
     except CacheMissingError:
         return False
 

@@ -94,6 +94,7 @@ def read_pins(out: Path) -> Pins:
         tuple(identity.get("teachers", {})),
         identity.get("views", {}).get("train_views"),
         identity.get("frozen"),
+        tuple(identity.get("largest_logits", ())),
     )
 
 

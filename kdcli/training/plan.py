@@ -152,6 +152,7 @@ class Plan:
             columns=columns_of(self.method, teachers, self.data),
             frozen=self.frozen.teacher.name if self.frozen and self.frozen.teacher else None,
             matching=matching,
+            largest=frozenset() if teachers is None else frozenset(teachers.largest),
         )
 
     def identity(self) -> dict[str, Any]:
@@ -204,6 +205,8 @@ class Plan:
             teacher = self.frozen.teacher
             found["frozen"] = self.frozen.place
             found["frozen_teacher"] = None if teacher is None else teacher.id
+        if self.teachers is not None and self.teachers.largest:
+            found["largest_logits"] = dict(sorted(self.teachers.largest.items()))
         if self.method.name == "cd":  # similarities are those within a piece
             found["contrasted"] = self.settings.batch_size // self.settings.accumulate
         if self.strong is not None:
@@ -225,11 +228,13 @@ class Pins:
         teachers: the cached ones it uses.
         train_views: how many training views it cycles through.
         frozen: where the frozen student came from.
+        largest: teachers of whom it reads the largest logits.
     """
 
     teachers: tuple[str, ...] = ()
     train_views: int | None = None
     frozen: str | None = None
+    largest: tuple[str, ...] = ()
 
 
 def splits(settings: Settings) -> bool:

@@ -99,7 +99,7 @@ def make_plan(
     cache = sources.cache(config.cache, config.verify) if config.cache else None
     teachers = None
     if cache is not None and method.needs.kinds:
-        teachers = choose_teachers(config, method, settings, cache, ranking, pins.teachers)
+        teachers = choose_teachers(config, method, settings, cache, ranking, pins.teachers, pins.largest)
     start = resolve_start(
         config.init,
         student,
@@ -115,7 +115,7 @@ def make_plan(
     data = everything if method.needs.kinds or method.needs.unlabelled else labelled_only(everything)
     data, validation = split_off(config, method, data)
     columns_of(method, teachers, data)  # refuses teachers of other classes
-    require_method(method, settings, shared_classes(method, teachers, data), processes, rule.views.mixes)
+    require_method(method, settings, shared_classes(method, teachers, data), rule.views.mixes)
     frozen, teachers = _freeze(config, method, settings, start, cache, teachers, data, rule, pins)
     matching = choose_matching(config, method, teachers, cache, data)
     recording, data = _record(config, method, settings, data, cache, teachers, lower, rule, frozen, matching)
@@ -242,10 +242,11 @@ def _record(
         return None, data
     rows = cache.rows_of(data, check_content=False)  # the feed compares the bytes as it decodes them
     views = _views(method, settings, rule, cache)
-    kinds = (*sorted(method.needs.kinds), *(matching.arrays if matching is not None else ()))
-    reads = {} if teachers is None else dict.fromkeys(teachers.weights, kinds)
+    matched = () if matching is None else matching.arrays
+    said = {} if teachers is None else teachers.arrays(method.needs)
+    reads = {name: (*arrays, *matched) for name, arrays in said.items()}
     if frozen is not None and frozen.teacher is not None:
-        reads[frozen.teacher.name] = kinds
+        reads[frozen.teacher.name] = tuple(sorted(method.needs.kinds))
     if lower is not None:
         reads = lower.with_maps(reads)
     if config.stage is not None:

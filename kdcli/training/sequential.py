@@ -17,7 +17,13 @@ from kdcli.data.sources import ImageData
 from kdcli.errors import UsageError
 from kdcli.objectives.registry import METHODS
 from kdcli.runtime import write_json
-from kdcli.training.gains import Classes, cached_predictions, measure_stages, teachers_on_test
+from kdcli.training.gains import (
+    Classes,
+    cached_predictions,
+    measure_stages,
+    predicting_array,
+    teachers_on_test,
+)
 from kdcli.training.outdir import (
     adopt,
     begin,
@@ -349,9 +355,10 @@ def _accuracy(name: str, plan: Plan) -> float:
     if not len(labelled):
         raise UsageError("no image is labelled, so the teachers' accuracy is not known", hint)
     cache, rows, labels = plan.recording.cache, plan.recording.rows[labelled], plan.data.labels[labelled]
-    usable = cache.require({name: ("logits",)}, rows, [0], plan.config.allow_partial)
+    teacher = plan.teachers.records[name]
+    usable = cache.require({name: (predicting_array(teacher),)}, rows, [0], plan.config.allow_partial)
     classes = Classes(plan.data.class_names, plan.num_classes)
-    predicted = cached_predictions(cache, plan.teachers.records[name], rows[usable], classes)
+    predicted = cached_predictions(cache, teacher, rows[usable], classes)
     if predicted is None or not usable.any():
         raise UsageError(
             f"teacher '{name}' does not know the classes of the data, so its accuracy is not known", hint

@@ -1,7 +1,7 @@
 """Which cached teachers a run uses, with which weight, and whether the cache holds what it needs of them."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
 from shlex import quote
 from typing import final
 
@@ -10,7 +10,7 @@ from kdcli.cache.provenance import TeacherRecord
 from kdcli.config import TrainConfig, command_line
 from kdcli.console import console
 from kdcli.errors import CacheMissingError, IdentityError, UsageError
-from kdcli.objectives.base import Choice, Method, Settings
+from kdcli.objectives.base import LARGEST, Choice, Method, Needs, Settings
 from kdcli.types import Difference, Ranking
 
 
@@ -23,11 +23,19 @@ class Teachers:
         weights: of each teacher that is read, all > 0, in the order of the method.
         records: the same teachers and the generalist.
         generalist: the teacher that the student starts from and whose head is the classifier, if any.
+        largest: how many logits are cached of each teacher of whom the largest are read instead of all.
     """
 
     weights: dict[str, float]
     records: dict[str, TeacherRecord]
     generalist: TeacherRecord | None = None
+    largest: dict[str, int] = field(default_factory=dict)
+
+    def arrays(self, needs: Needs) -> dict[str, tuple[str, ...]]:
+        """What is read of each: teacher -> names of arrays."""
+        kinds = tuple(sorted(needs.kinds))
+        fewer = (*LARGEST, *(kind for kind in kinds if kind != "logits"))
+        return {name: fewer if name in self.largest else kinds for name in self.weights}
 
     def without(self, name: str) -> "Teachers":
         """The others, equally; all of them where there is no other."""
@@ -72,6 +80,7 @@ def choose_teachers(
     cache: CacheSet,
     ranking: Ranking | None,
     pinned: Sequence[str] = (),
+    pinned_largest: Collection[str] = (),
 ) -> Teachers:
     """Resolve names, check the ranking against the cache, and weigh.
 
@@ -82,12 +91,13 @@ def choose_teachers(
         cache: where they are.
         ranking: of them, if any.
         pinned: what "all cached teachers" meant when this run began.
+        pinned_largest: teachers of whom it read the largest logits then, though all may be cached by now.
 
     Raises:
         NotFoundError: a teacher of that name is not in the cache.
         IdentityError: the ranking is of other teachers than the cache holds.
         UsageError: no generalist is named, ``--teacher`` contradicts the ranking, or no teacher is left.
-        CacheMissingError: a teacher was cached without an array that the method needs.
+        CacheMissingError: a teacher was cached without an array that the method needs, or with too few logits.
     """
     if method.needs.generalist and config.generalist is None:
         raise UsageError(
@@ -108,10 +118,41 @@ def choose_teachers(
         )
     used = dict.fromkeys([*weights, *([generalist.name] if generalist else [])])
     records = {name: cache.teacher(name) for name in used}
+    largest = {}
+    if method.needs.largest:
+        largest = _largest(cache, list(weights), settings.top_classes, pinned_largest)
+    teachers = Teachers(weights, records, generalist, largest)
     # Log-probabilities come with logits, unless a teacher tells apart other classes, which is told later.
-    asked = sorted(kind for kind in method.needs.kinds if not kind.startswith("logp_"))
-    cache.require_kept(dict.fromkeys(weights, asked))
-    return Teachers(weights, records, generalist)
+    cache.require_kept(
+        {
+            name: [array for array in arrays if not array.startswith("logp_")]
+            for name, arrays in teachers.arrays(method.needs).items()
+        }
+    )
+    return teachers
+
+
+def _largest(cache: CacheSet, names: Sequence[str], needed: int, pinned: Collection[str]) -> dict[str, int]:
+    """How many logits are kept of each teacher of whom not all are, or of more views than all are.
+
+    Raises:
+        CacheMissingError: fewer than are needed.
+    """
+    found = {}
+    for name in names:
+        outputs = cache.teacher(name).outputs
+        whole, top = outputs.get("logits"), outputs.get("topk")
+        if top is not None and (name in pinned or whole is None or (whole.eval_only and not top.eval_only)):
+            found[name] = top.top_k
+    few = [name for name, kept in found.items() if kept < needed]
+    if few:
+        raise CacheMissingError(
+            f"the {needed} largest logits of '{few[0]}' are needed (--top-classes {needed}), and the cache keeps "
+            f"only the {found[few[0]]} largest",
+            f"{cache.add_command(few, ['logits'])} adds all of them; or make a new cache with --keep "
+            f"topk:{needed}, or lower --top-classes",
+        )
+    return found
 
 
 def _names(

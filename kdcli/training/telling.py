@@ -81,6 +81,10 @@ def _transfer(plan: Plan, shares: str) -> list[str]:
     if "top_classes" in options:
         weight += f", over the teacher's {numbers.top_classes} most probable classes, renormalised"
     lines = [f"{term}{weight}; teachers: {shares}"]
+    if plan.method.needs.largest and plan.teachers is not None:
+        kept = {name: plan.teachers.largest.get(name) for name in plan.teachers.weights}
+        read = (f"{name} {'all' if top is None else f'the {top} largest'}" for name, top in kept.items())
+        lines.append(f"logits read from the cache: {', '.join(read)}")
     if plan.frozen is not None:
         teacher = plan.frozen.teacher
         where = (
