@@ -16,13 +16,14 @@ from kdcli.ranking.documents import parse_ranking
 from kdcli.runtime import read_json, storage_errors
 from kdcli.types import Ranking
 
-RESULT, RUN, SWEEP, METRICS, CONFIG, COMPARE = (
-    "result.json", "run.json", "sweep.json", "metrics.jsonl", "config.yaml", "compare.json",
+RESULT, RUN, SWEEP, METRICS, CONFIG, COMPARE, FUSED = (
+    "result.json", "run.json", "sweep.json", "metrics.jsonl", "config.yaml", "compare.json", "fused.json",
 )  # fmt: skip
 _KINDS = (
-    "kd report reads runs and sweeps of kd train-student, caches, folders of kd compare --out, and what "
-    "rank-sources, eval-probe, compare and train-student print with --json."
+    "kd report reads runs and sweeps of kd train-student, joint teachers of kd fuse-teachers, caches, folders of "
+    "kd compare --out, and what rank-sources, eval-probe, compare, train-student and fuse-teachers print with --json."
 )
+_SEQUENTIAL = "sequential"
 
 
 @final
@@ -59,6 +60,44 @@ class Run:
 
 @final
 @dataclass(frozen=True, slots=True)
+class Joint:
+    """A joint teacher, finished or not.
+
+    Attributes:
+        name: its folder's.
+        result: of a finished one; empty otherwise.
+        identity: what its run.json says; empty without one.
+        versions: that its run.json recorded.
+        parents: what its fused.json says of each: name, spec, architecture, array; empty without one.
+        history: one document per epoch; empty of a printed result whose folder is gone.
+    """
+
+    name: str
+    result: Mapping[str, Any]
+    identity: Mapping[str, Any]
+    versions: Mapping[str, Any]
+    parents: tuple[Mapping[str, Any], ...]
+    history: tuple[Mapping[str, Any], ...]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """How a result came about, as it recorded it.
+
+    Attributes:
+        title: what the result is called.
+        command: that was typed.
+        versions: of kd and of what can change bits.
+    """
+
+    title: str
+    command: str
+    versions: Mapping[str, str]
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class Ranked:
     """A ranking and, where it was compared with students, the evidence."""
 
@@ -88,8 +127,11 @@ class Material:
     evidence: list[Mapping[str, Any]] = field(default_factory=list)
     probes: list[Mapping[str, Any]] = field(default_factory=list)
     contrasts: list[Mapping[str, Any]] = field(default_factory=list)
+    tallies: list[Mapping[str, Any]] = field(default_factory=list)
     comparisons: list[Compared] = field(default_factory=list)
+    joints: list[Joint] = field(default_factory=list)
     caches: list[Path] = field(default_factory=list)
+    origins: list[Origin] = field(default_factory=list)
 
     def count(self) -> dict[str, int]:
         """How many there are of each kind."""
@@ -98,6 +140,7 @@ class Material:
             "rankings": len(self.rankings),
             "probes": len(self.probes),
             "comparisons": len(self.comparisons),
+            "joint teachers": len(self.joints),
             "caches": len(self.caches),
         }
 
@@ -186,22 +229,49 @@ def _read_if_known(path: Path, material: Material, seen: _Seen) -> None:
 
 def _read_run(folder: Path, material: Material) -> None:
     result = read_json(folder / RESULT) if (folder / RESULT).is_file() else {}
-    if result and _kind_of(result) != "run":
-        if "levels" in result and "parents" in result:
-            console.note(f"{folder} is a joint teacher of kd fuse-teachers: left out")
-            return
-        raise BadDataError(f"{folder / RESULT} is no result of kd train-student", f"Leave it out. {_KINDS}")
     record = read_json(folder / RUN) if (folder / RUN).is_file() else {}
+    identity = record.get("identity", {})
+    if _kind_of(result) == "joint teacher" or identity.get("step") == "fuse-teachers":
+        _read_joint(folder, result, record, material)
+        return
+    if result and _kind_of(result) != "run":
+        raise BadDataError(f"{folder / RESULT} is no result of kd train-student", f"Leave it out. {_KINDS}")
     material.runs.append(
         Run(
             name=str(folder),
             folder=folder,
             result=result,
-            identity=record.get("identity", {}),
+            identity=identity,
             config=_config_of(folder / CONFIG),
-            history=tuple(result.get("history") or _history_of(folder / METRICS)),
+            history=tuple(result.get("history") or _history_so_far(folder, identity)),
         )
     )
+
+
+def _history_so_far(folder: Path, identity: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The epochs of a run that goes on; of a sequence those of its stages, one after the other."""
+    if _SEQUENTIAL not in identity:
+        yield from _history_of(folder / METRICS)
+        return
+    for stage, teacher in enumerate(identity[_SEQUENTIAL]["teachers"], 1):
+        for epoch in _history_of(folder / f"stage-{stage}-{teacher}" / METRICS):
+            yield {**epoch, "stage": stage}
+
+
+def _read_joint(
+    folder: Path, result: Mapping[str, Any], record: Mapping[str, Any], material: Material
+) -> None:
+    described = read_json(folder / FUSED) if (folder / FUSED).is_file() else {}
+    joint = Joint(
+        folder.absolute().name,
+        result,
+        record.get("identity", {}),
+        record.get("versions", {}),
+        tuple(described.get("parents", ())),
+        tuple(_history_of(folder / METRICS)),
+    )
+    material.joints.append(joint)
+    _note_origin(joint.name, result, material)
 
 
 def _config_of(path: Path) -> dict[str, Any]:
@@ -249,6 +319,8 @@ def _kind_of(document: Any) -> str | None:
         "compare": ("models", "pairs", "transfers"),
         "sweep": ("students", "diverged"),
         "run": ("method", "epochs", "history", "out"),
+        "joint teacher": ("levels", "heads", "parents", "metrics"),
+        "joint": ("joint",),
         "probe": ("representation", "accuracy"),
         "probes": ("results", "comparisons"),
         "evidence": ("evidence",),
@@ -267,6 +339,7 @@ def _read_file(path: Path, material: Material, seen: _Seen) -> None:
     if not seen.new(path):
         return
     document = read_json(path)
+    _note_origin(path.parent.name if path.name == COMPARE else path.stem, document, material)
     match _kind_of(document):
         case "ranking":
             ranking = parse_ranking(json.dumps(document))
@@ -285,8 +358,15 @@ def _read_file(path: Path, material: Material, seen: _Seen) -> None:
         case "probe":
             material.probes.append(_checked_probe(document, path))
         case "probes":
-            material.probes += [_checked_probe(each, path) for each in document["results"]]
+            material.probes += [_checked_probe(each, path, document.get("baseline")) for each in document["results"]]
             material.contrasts += document["comparisons"]
+            if document.get("tally"):
+                material.tallies.append(document)
+        case "joint":
+            for each in document["joint"].values():
+                _read_printed_joint(each, material, seen)
+        case "joint teacher":
+            _read_printed_joint(document, material, seen)
         case "error":
             message = document["error"].get("message") if isinstance(document["error"], dict) else "?"
             raise BadDataError(
@@ -306,11 +386,28 @@ def _read_printed(document: Mapping[str, Any], material: Material, seen: _Seen) 
     material.runs.append(Run(str(folder), None, document, {}, {}, tuple(document["history"])))
 
 
-def _checked_probe(document: Any, path: Path) -> Mapping[str, Any]:
+def _read_printed_joint(document: Mapping[str, Any], material: Material, seen: _Seen) -> None:
+    folder = Path(str(document["out"]))
+    if (folder / RUN).is_file():
+        if seen.new(folder):
+            _read_run(folder, material)
+        return
+    material.joints.append(Joint(folder.name, document, {}, {}, (), ()))
+    _note_origin(folder.name, document, material)
+
+
+def _note_origin(title: str, document: Any, material: Material) -> None:
+    """Remember the command that a result recorded; results of before kd recorded it have none."""
+    created = document.get("created") if isinstance(document, dict) else None
+    if isinstance(created, dict) and isinstance(created.get("command"), str):
+        material.origins.append(Origin(title, created["command"], created.get("versions") or {}))
+
+
+def _checked_probe(document: Any, path: Path, baseline: str | None = None) -> Mapping[str, Any]:
     accuracy = document.get("accuracy") if isinstance(document, dict) else None
     if not isinstance(accuracy, dict) or not isinstance(accuracy.get("mean"), int | float):
         raise BadDataError(f"{path} holds a probe without accuracy.mean", "Run kd eval-probe --json again.")
-    return {"from": str(path), **document}
+    return {"from": str(path), "baseline": baseline, **document}
 
 
 # --- names ------------------------------------------------------------------------------------
