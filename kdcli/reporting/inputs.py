@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
 
@@ -13,8 +13,9 @@ from kdcli.cache.inventory import looks_like_cache
 from kdcli.console import console
 from kdcli.errors import BadDataError, NotFoundError, StorageError, nearest
 from kdcli.ranking.documents import parse_ranking
+from kdcli.reporting.material import Compared, Joint, Material, Origin, Ranked, Run
 from kdcli.runtime import read_json, storage_errors
-from kdcli.types import Ranking
+from kdcli.training.outdir import stage_folder
 
 RESULT, RUN, SWEEP, METRICS, CONFIG, COMPARE, FUSED = (
     "result.json", "run.json", "sweep.json", "metrics.jsonl", "config.yaml", "compare.json", "fused.json",
@@ -24,125 +25,8 @@ _KINDS = (
     "kd compare --out, and what rank-sources, eval-probe, compare, train-student and fuse-teachers print with --json."
 )
 _SEQUENTIAL = "sequential"
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Run:
-    """A student, finished or not.
-
-    Attributes:
-        name: its folder's, with as much of the path as tells it from others.
-        folder: where it is; None for a printed result whose folder is gone.
-        result: of a finished one; empty otherwise.
-        identity: what its run.json says; empty without one.
-        config: its options; empty where they are not known.
-        history: one document per epoch.
-    """
-
-    name: str
-    folder: Path | None
-    result: Mapping[str, Any]
-    identity: Mapping[str, Any]
-    config: Mapping[str, Any]
-    history: tuple[Mapping[str, Any], ...]
-
-    @property
-    def finished(self) -> bool:
-        """Whether it has a result."""
-        return bool(self.result)
-
-    @property
-    def method(self) -> str:
-        """That trained it."""
-        return str(self.result.get("method") or self.identity.get("method") or "?")
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Joint:
-    """A joint teacher, finished or not.
-
-    Attributes:
-        name: its folder's.
-        result: of a finished one; empty otherwise.
-        identity: what its run.json says; empty without one.
-        versions: that its run.json recorded.
-        parents: what its fused.json says of each: name, spec, architecture, array; empty without one.
-        history: one document per epoch; empty of a printed result whose folder is gone.
-    """
-
-    name: str
-    result: Mapping[str, Any]
-    identity: Mapping[str, Any]
-    versions: Mapping[str, Any]
-    parents: tuple[Mapping[str, Any], ...]
-    history: tuple[Mapping[str, Any], ...]
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """How a result came about, as it recorded it.
-
-    Attributes:
-        title: what the result is called.
-        command: that was typed.
-        versions: of kd and of what can change bits.
-    """
-
-    title: str
-    command: str
-    versions: Mapping[str, str]
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Ranked:
-    """A ranking and, where it was compared with students, the evidence."""
-
-    path: Path
-    ranking: Ranking
-    evidence: Mapping[str, Any]
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Compared:
-    """A comparison; ``folder`` holds the predictions it was made of, if they were kept."""
-
-    path: Path
-    document: Mapping[str, Any]
-    folder: Path | None
-
-
-@final
-@dataclass(slots=True)
-class Material:
-    """All inputs of a report, by kind, in the order given."""
-
-    runs: list[Run] = field(default_factory=list)
-    diverged: list[tuple[str, str]] = field(default_factory=list)
-    rankings: list[Ranked] = field(default_factory=list)
-    evidence: list[Mapping[str, Any]] = field(default_factory=list)
-    probes: list[Mapping[str, Any]] = field(default_factory=list)
-    contrasts: list[Mapping[str, Any]] = field(default_factory=list)
-    tallies: list[Mapping[str, Any]] = field(default_factory=list)
-    comparisons: list[Compared] = field(default_factory=list)
-    joints: list[Joint] = field(default_factory=list)
-    caches: list[Path] = field(default_factory=list)
-    origins: list[Origin] = field(default_factory=list)
-
-    def count(self) -> dict[str, int]:
-        """How many there are of each kind."""
-        return {
-            "runs": len(self.runs),
-            "rankings": len(self.rankings),
-            "probes": len(self.probes),
-            "comparisons": len(self.comparisons),
-            "joint teachers": len(self.joints),
-            "caches": len(self.caches),
-        }
+_WITH_ORIGIN = ("ranking", "evidence", "compare", "probe", "probes")
+"""Documents that record what made them themselves; a run's folder has it in config.yaml."""
 
 
 @final
@@ -182,7 +66,11 @@ def read_inputs(places: Sequence[Path]) -> Material:
             _read_file(place, material, seen)
         if seen.met == before:
             raise NotFoundError(f"{place} holds nothing that a report is made of", _KINDS)
-    material.runs = _named(material.runs)
+    runs, joints = material.runs, material.joints
+    material.runs = [replace(e, name=n) for e, n in zip(runs, _names([e.name for e in runs]), strict=True)]
+    material.joints = [
+        replace(e, name=n) for e, n in zip(joints, _names([e.name for e in joints]), strict=True)
+    ]
     return material
 
 
@@ -236,6 +124,7 @@ def _read_run(folder: Path, material: Material) -> None:
         return
     if result and _kind_of(result) != "run":
         raise BadDataError(f"{folder / RESULT} is no result of kd train-student", f"Leave it out. {_KINDS}")
+    material.versions.append(result.get("versions") or record.get("versions") or {})
     material.runs.append(
         Run(
             name=str(folder),
@@ -254,7 +143,7 @@ def _history_so_far(folder: Path, identity: Mapping[str, Any]) -> Iterator[dict[
         yield from _history_of(folder / METRICS)
         return
     for stage, teacher in enumerate(identity[_SEQUENTIAL]["teachers"], 1):
-        for epoch in _history_of(folder / f"stage-{stage}-{teacher}" / METRICS):
+        for epoch in _history_of(stage_folder(folder, stage, teacher) / METRICS):
             yield {**epoch, "stage": stage}
 
 
@@ -263,15 +152,14 @@ def _read_joint(
 ) -> None:
     described = read_json(folder / FUSED) if (folder / FUSED).is_file() else {}
     joint = Joint(
-        folder.absolute().name,
+        str(folder),
         result,
         record.get("identity", {}),
-        record.get("versions", {}),
         tuple(described.get("parents", ())),
         tuple(_history_of(folder / METRICS)),
     )
     material.joints.append(joint)
-    _note_origin(joint.name, result, material)
+    _note_origin(folder.absolute().name, result or record, material)
 
 
 def _config_of(path: Path) -> dict[str, Any]:
@@ -339,8 +227,10 @@ def _read_file(path: Path, material: Material, seen: _Seen) -> None:
     if not seen.new(path):
         return
     document = read_json(path)
-    _note_origin(path.parent.name if path.name == COMPARE else path.stem, document, material)
-    match _kind_of(document):
+    kind = _kind_of(document)
+    if kind in _WITH_ORIGIN:
+        _note_origin(path.parent.name if path.name == COMPARE else path.stem, document, material)
+    match kind:
         case "ranking":
             ranking = parse_ranking(json.dumps(document))
             material.rankings.append(Ranked(path, ranking, document.get("evidence") or {}))
@@ -358,7 +248,9 @@ def _read_file(path: Path, material: Material, seen: _Seen) -> None:
         case "probe":
             material.probes.append(_checked_probe(document, path))
         case "probes":
-            material.probes += [_checked_probe(each, path, document.get("baseline")) for each in document["results"]]
+            material.probes += [
+                _checked_probe(each, path, document.get("baseline")) for each in document["results"]
+            ]
             material.contrasts += document["comparisons"]
             if document.get("tally"):
                 material.tallies.append(document)
@@ -383,6 +275,7 @@ def _read_printed(document: Mapping[str, Any], material: Material, seen: _Seen) 
         if seen.new(folder):
             _read_run(folder, material)
         return
+    material.versions.append(document.get("versions") or {})
     material.runs.append(Run(str(folder), None, document, {}, {}, tuple(document["history"])))
 
 
@@ -392,15 +285,21 @@ def _read_printed_joint(document: Mapping[str, Any], material: Material, seen: _
         if seen.new(folder):
             _read_run(folder, material)
         return
-    material.joints.append(Joint(folder.name, document, {}, {}, (), ()))
+    material.joints.append(Joint(str(folder), document, {}, (), ()))
     _note_origin(folder.name, document, material)
 
 
 def _note_origin(title: str, document: Any, material: Material) -> None:
-    """Remember the command that a result recorded; results of before kd recorded it have none."""
-    created = document.get("created") if isinstance(document, dict) else None
+    """Remember the command and the versions that a result recorded; those of an older kd record less, or nothing."""
+    if not isinstance(document, dict):
+        return
+    created = document.get("created")
     if isinstance(created, dict) and isinstance(created.get("command"), str):
-        material.origins.append(Origin(title, created["command"], created.get("versions") or {}))
+        material.origins.append(Origin(title, created["command"]))
+        material.versions.append(created.get("versions") or {})
+    else:
+        results = document.get("results") or [document]
+        material.versions.append(results[0].get("versions") or {})
 
 
 def _checked_probe(document: Any, path: Path, baseline: str | None = None) -> Mapping[str, Any]:
@@ -413,16 +312,13 @@ def _checked_probe(document: Any, path: Path, baseline: str | None = None) -> Ma
 # --- names ------------------------------------------------------------------------------------
 
 
-def _named(runs: Sequence[Run]) -> list[Run]:
-    """Each run called by the end of its path that no other run shares."""
-    parts = [Path(run.name).absolute().parts for run in runs]
+def _names(paths: Sequence[str]) -> list[str]:
+    """Each path called by its end that no other shares."""
+    parts = [Path(path).absolute().parts for path in paths]
     names = []
     for own in parts:
         length = 1
         while length < len(own) and sum(other[-length:] == own[-length:] for other in parts) > 1:
             length += 1
         names.append("/".join(own[-length:]))
-    return [
-        Run(name, run.folder, run.result, run.identity, run.config, run.history)
-        for name, run in zip(names, runs, strict=True)
-    ]
+    return names

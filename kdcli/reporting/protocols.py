@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from kdcli.errors import BadDataError
-from kdcli.reporting.inputs import Run
+from kdcli.reporting.material import Run
 from kdcli.types import differences
 
 Item = TypeVar("Item")
