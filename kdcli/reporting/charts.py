@@ -298,6 +298,7 @@ def _parts(epochs: Sequence[Mapping[str, Any]]) -> list[str]:
         for name in dict.fromkeys(name for epoch in epochs for name in epoch)
         if name not in EPOCH_FACTS
         and not name.partition("/")[0].endswith(_ACCURACIES)
+        and not name.startswith("share/")  # of the images, that a teacher teaches (P3)
         and all(isinstance(epoch.get(name, 0.0), int | float) for epoch in epochs)
     ]
 

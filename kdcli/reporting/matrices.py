@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from kdcli.plotting import MARKS, Look, figure_of
-from kdcli.reporting.charts import place_names, short
+from kdcli.reporting.charts import short
 from kdcli.reporting.document import Chart, Mark
 from kdcli.reporting.drawing import NARROW, WIDE
 from kdcli.reporting.style import SERIES
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 Matrix = Float[np.ndarray, "r c"]
 MOST_NAMED = 32
 """Classes whose names fit beside a matrix."""
-_NAMED_ENDS = 3
-"""Classes named at either end of a row of dots."""
 
 
 def heat(axes: "Axes", values: Matrix, color: str) -> None:
@@ -123,7 +121,7 @@ def class_gains(gains: Sequence[tuple[str, float]], name: str, title: str, capti
 @final
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """By how much the accuracy of each class changes with a representation, points, in descending order."""
+    """By how much the accuracy of each class changes with a representation, points, descending; two or more."""
 
     name: str
     classes: tuple[str, ...]
@@ -143,21 +141,18 @@ def class_changes(changes: Sequence[Changes], name: str, title: str, caption: st
         axes.set_xlabel("change of accuracy of a class, points")
         axes.spines[:].set_visible(False)
         axes.grid(axis="x")
-        named = []
         for place, each in enumerate(changes):
             heights = place + side_by_side(np.asarray(each.points))
             axes.plot(
                 each.points, heights, "o", color=look.series[0], markersize=4, alpha=0.75, markeredgewidth=0
             )
-            mean = float(np.mean(each.points)) if each.points else 0.0
-            axes.plot(mean, place + 0.36, "D", color=look.series[1], markersize=5)
-            ends = [*range(len(each.points))[:_NAMED_ENDS], *range(len(each.points))[-_NAMED_ENDS:]]
-            named += [
-                (short(each.classes[end]), each.points[end], float(heights[end]))
-                for end in dict.fromkeys(ends)
-            ]
-        axes.margins(x=0.12)
-        place_names(figure, axes, named)
+            axes.plot(float(np.mean(each.points)), place + 0.36, "D", color=look.series[1], markersize=5)
+            for end, aside, side in ((0, 7, "left"), (-1, -7, "right")):
+                axes.annotate(
+                    short(each.classes[end]), (each.points[end], heights[end]), (aside, 0),
+                    textcoords="offset points", ha=side, va="center_baseline", fontsize=9.5,
+                )  # fmt: skip
+        axes.margins(x=0.16)
         return figure
 
     count = max(len(each.classes) for each in changes)

@@ -39,11 +39,17 @@ def class_parts(group: Sequence[Probe], name: str) -> list[Part]:
 
 def _target_parts(probes: Sequence[Probe], name: str, title: str) -> list[Part]:
     baseline, others = _baseline(probes)
-    whole = Fold(f"{title}: the accuracies of all {len(_classes(probes))} classes", (_whole(probes, name),))
-    if baseline is None:
+    count = len(_classes(probes))
+    whole: Part = _whole(probes, name, "" if baseline is not None else title)
+    if count > 2 * MOST_EXTREMES:
+        whole = Fold(f"{title}: accuracies of all {count} classes", (_whole(probes, name, ""),))
+    changes = [] if baseline is None else [_changes(probe, baseline) for probe in others]
+    if baseline is None or any(len(each.classes) < 2 for each in changes):
         return [whole]
-    changes = [_changes(probe, baseline) for probe in others]
-    return [_chart(changes, baseline, name, title), _extremes(others, baseline, f"{name}-changes"), whole]
+    chart = _chart(changes, baseline, name, title)
+    if count <= 2 * MOST_EXTREMES:
+        return [chart, whole]
+    return [chart, _extremes(others, baseline, f"{name}-changes"), whole]
 
 
 def _baseline(probes: Sequence[Probe]) -> tuple[Probe | None, list[Probe]]:
@@ -80,7 +86,7 @@ def _changes(probe: Probe, baseline: Probe) -> Changes:
 def _chart(changes: Sequence[Changes], baseline: Probe, name: str, title: str) -> Chart:
     caption = (
         f"Each dot is a class: its accuracy minus that of {baseline['representation']}. The diamond is the mean; the "
-        "classes furthest out are named."
+        "classes that gained and lost most are named."
     )
     return class_changes(changes, f"{name}-chart", title, caption)
 
@@ -107,11 +113,11 @@ def _extremes(others: Sequence[Probe], baseline: Probe, name: str) -> Table:
             for each in (*gained, *lost)
         ]
     title = f"Classes that gained and lost most against {baseline['representation']}"
-    return Table(name, columns, tuple(rows), title, (_CHANCE,))
+    return Table(name, columns, tuple(rows), title)
 
 
-def _whole(probes: Sequence[Probe], name: str) -> Table:
-    """Every class, with a column for each representation; the largest spread between them first."""
+def _whole(probes: Sequence[Probe], name: str, title: str) -> Table:
+    """Every class, with a column for each representation, and how far these are apart."""
     heads = [str(probe["representation"]) for probe in probes]
     heads = [
         head if heads.count(head) == 1 else f"{head} ({probe['from']})"
@@ -123,7 +129,7 @@ def _whole(probes: Sequence[Probe], name: str) -> Table:
         (Cell(each, each), *(percent(value) for value in row), number(_spread(row), 1, 0.01))
         for each, row in values.items()
     ]
-    return Table(name, columns, tuple(rows)).trimmed()
+    return Table(name, columns, tuple(rows), title, (_CHANCE,)).trimmed()
 
 
 def _spread(row: Sequence[float | None]) -> float | None:

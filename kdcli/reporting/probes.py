@@ -10,6 +10,9 @@ from kdcli.reporting.document import Cell, Column, Part, Section, Table, number,
 from kdcli.reporting.probe_classes import class_parts
 from kdcli.reporting.protocols import protocol_text
 
+MOST_IN_CHART = 40
+"""Probes in one chart; all are in the table."""
+
 
 def probe_section(
     groups: Sequence[Sequence[Mapping[str, Any]]],
@@ -39,19 +42,21 @@ def probe_section(
 
 
 def _probe_parts(group: Sequence[Mapping[str, Any]], name: str) -> list[Part]:
+    targets = list(dict.fromkeys(probe.get("target") for probe in group))
+    one_target = len(targets) == 1
+    score = "mAP" if group[0].get("metric") == "mAP" else "Accuracy"
     columns = (
         Column("Representation", "name"),
         Column("Target", "text", setting=True),
         Column("Relatedness", "text", setting=True),
-        Column("Accuracy, %, mean ± 95 %", best="high"),
+        Column(f"{score}, %, mean ± 95 %", best="high" if one_target else None),
         Column("Std"),
         Column("Top-5, %"),
         Column("Mean per class, %"),
         Column("Classes", setting=True),
         Column("Draws", setting=True),
-        Column("From", "note"),
+        Column("From", "note", setting=True),
     )
-    one_target = len({probe.get("target") for probe in group}) == 1
     rows = tuple(
         (
             Cell(str(probe["representation"]), str(probe["representation"])),
@@ -67,6 +72,9 @@ def _probe_parts(group: Sequence[Mapping[str, Any]], name: str) -> list[Part]:
         )
         for probe in group
     )
+    ordered = sorted(
+        group, key=lambda probe: (targets.index(probe.get("target")), -probe["accuracy"]["mean"])
+    )
     text = protocol_text(group[0])
     table = Table(name, columns, rows, notes=(f"Protocol: {text}.",) if text else ()).trimmed()
     spread = [
@@ -74,7 +82,7 @@ def _probe_parts(group: Sequence[Mapping[str, Any]], name: str) -> list[Part]:
             str(probe["representation"]) + ("" if one_target else f", {probe.get('target')}"),
             (), probe["accuracy"]["mean"], probe["accuracy"].get("ci95"),
         )
-        for probe in sorted(group, key=lambda probe: -probe["accuracy"]["mean"])[:40]
+        for probe in ordered[:MOST_IN_CHART]
     ]  # fmt: skip
     chart = charts.spreads(spread, f"{name}-chart", "", "a draw", "mean over draws, 95 % interval")
     return [table, *([chart] if len(spread) > 1 else [])]
@@ -98,8 +106,8 @@ def _contrasts(contrasts: Sequence[Mapping[str, Any]]) -> Table:
             word(each.get("target")),
             points(each.get("mean")),
             percent(each.get("ci95")),
-            number(each.get("p"), 3),
-            number((each.get("tost") or {}).get("p_not_worse"), 3),
+            _p(each.get("p")),
+            _p((each.get("tost") or {}).get("p_not_worse")),
             word(each.get("verdict")),
         )
         for each in contrasts
@@ -107,12 +115,23 @@ def _contrasts(contrasts: Sequence[Mapping[str, Any]]) -> Table:
     return Table("probe-differences", columns, rows, "Paired differences").trimmed()
 
 
+def _p(value: float | None) -> Cell:
+    """A p-value; a small one is not 0."""
+    return Cell(value, "< 0.001") if value is not None and value < 0.001 else number(value, 3)
+
+
 def _tally(documents: Sequence[Mapping[str, Any]]) -> Table:
     """P1's Table 3: on how many targets each representation is better, equal or worse, by relatedness."""
     columns = (
-        Column("Representation", "name"), Column("Baseline", "text", setting=True),
-        Column("Targets", "text", setting=True), Column("Better"), Column("Equal"), Column("Worse"), Column("Better on", "note"), Column("Worse on", "note"),
-    )  # fmt: skip
+        Column("Representation", "name"),
+        Column("Baseline", "text", setting=True),
+        Column("Targets", "text", setting=True),
+        Column("Better"),
+        Column("Equal"),
+        Column("Worse"),
+        Column("Better on", "note"),
+        Column("Worse on", "note"),
+    )
     rows = tuple(
         (
             Cell(name, name),

@@ -56,7 +56,7 @@ def stages_chart(sequences: Sequence[Stages], name: str) -> Chart:
             left.set_title(short(stages.name), color=look.ink)
             left.set_ylim(bottom=0)
             _line(right, look, range(len(stages.top1)), stages.top1, 2, 0)
-            right.plot(numbers, _percents(stages.taught_by), "D", color=look.series[3], markersize=5.5)
+            right.plot(numbers, _percents(stages.taught_by), "s", color=look.series[3], markersize=5.5)
             right.set_ylabel("accuracy, %")
             for axes in (left, right):
                 _stage_axis(axes, stages.teachers)

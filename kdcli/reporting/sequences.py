@@ -14,7 +14,7 @@ _COLUMNS = (
     Column("Student", "text", setting=True),
     Column("Stage"),
     Column("Teacher's top-1, %"),
-    Column("Student's top-1, %", best="high"),
+    Column("Student's top-1, %"),
     Column("Since the start, points"),
     Column("By this stage, points"),
     Column("Gained, %"),
