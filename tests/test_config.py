@@ -8,7 +8,19 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdcli.config import CacheConfig, ProbeConfig, RankConfig, TrainConfig, command_line, resolve, to_yaml
+from kdcli.config import (
+    CacheConfig,
+    FuseConfig,
+    ProbeConfig,
+    RankConfig,
+    TrainConfig,
+    command_line,
+    resolve,
+    to_yaml,
+)
+from kdcli.config.auditing import AuditConfig
+from kdcli.config.comparing import CompareConfig
+from kdcli.config.reporting import ReportConfig
 from kdcli.errors import ConfigError, NotFoundError, UsageError
 
 TRAIN = {"data": "x", "student": "resnet10t", "method": "labels-only", "out": "o"}
@@ -74,6 +86,11 @@ def test_the_command_line_of_a_configuration_gives_it_back(
         RankConfig(cache=(Path("a"), Path("b c")), data=data, power=number, seed=seed),
         TrainConfig(**TRAIN | {"data": data}, teacher=tuple(teachers), lr=number, overwrite=flag, seed=seed),
         ProbeConfig(data=data, test=data, model="m", seed=seed),
+        ProbeConfig(data=None, test=data, model="m", head="label"),
+        CompareConfig(models=(data, "b"), cache=("c d.kd",), data=data, teacher=tuple(teachers), equal_within=0.5),
+        FuseConfig(cache=("a.kd", "b"), teacher=tuple(teachers), out="o", map_channels=(5, 7), lr=number, seed=seed),
+        AuditConfig(data=data, other="x y", fail=flag),
+        ReportConfig(inputs=("runs", "a b.json"), data=data, tsne=flag, title=data),
     ]  # fmt: skip
     for config in configs:
         assert _parsed(command_line(config), type(config)) == config

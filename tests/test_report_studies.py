@@ -184,7 +184,9 @@ def test_a_joint_teacher_in_the_making_and_one_that_was_printed(study: Study, tm
 
 def test_the_tally_is_that_of_the_differences(study: Study, tables: Path) -> None:
     document = json.loads((study.root / "probe.json").read_text())
-    means = {(each["representation"], each["target"]): each["accuracy"]["mean"] for each in document["results"]}
+    means = {
+        (each["representation"], each["target"]): each["accuracy"]["mean"] for each in document["results"]
+    }
     expected = {}
     for target, kind in (("two", "related"), ("all", "unmarked")):
         change = means["exp", target] - means["gen", target]
