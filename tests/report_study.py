@@ -62,8 +62,8 @@ def make_study(root: Path) -> Study:
         f"two={place.test}{some} --cache {place.cache} --cache {held} --teacher gen --teacher exp --shots 2 "
         "--draws 3 --related two",
         "ranking": f"kd rank-sources --cache {place.cache} --seed 1",
-        "compared": f"kd compare gen={place.specs['gen']} {results / 'sequence'} --data {place.test} --out "
-        f"{results / 'compared'} --device cpu --workers 0",
+        "compared": f"kd compare gen={place.specs['gen']} seq=local-dir:{results / 'sequence/export'} "
+        f"--data {place.test} --out {results / 'compared'} --device cpu --workers 0",
     }  # fmt: skip
     for name, line in typed.items():
         printed = kd(f"{line} --json --quiet")

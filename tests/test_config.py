@@ -86,7 +86,7 @@ def test_the_command_line_of_a_configuration_gives_it_back(
         RankConfig(cache=(Path("a"), Path("b c")), data=data, power=number, seed=seed),
         TrainConfig(**TRAIN | {"data": data}, teacher=tuple(teachers), lr=number, overwrite=flag, seed=seed),
         ProbeConfig(data=data, test=data, model="m", seed=seed),
-        ProbeConfig(data=None, test=data, model="m", head="label"),
+        ProbeConfig(test=data, model="m", head="label"),
         CompareConfig(models=(data, "b"), cache=("c d.kd",), data=data, teacher=tuple(teachers), equal_within=0.5),
         FuseConfig(cache=("a.kd", "b"), teacher=tuple(teachers), out="o", map_channels=(5, 7), lr=number, seed=seed),
         AuditConfig(data=data, other="x y", fail=flag),
