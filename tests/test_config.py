@@ -13,6 +13,7 @@ from kdcli.config import (
     FuseConfig,
     ProbeConfig,
     RankConfig,
+    StepConfig,
     TrainConfig,
     command_line,
     resolve,
@@ -86,14 +87,24 @@ def test_the_command_line_of_a_configuration_gives_it_back(
         RankConfig(cache=(Path("a"), Path("b c")), data=data, power=number, seed=seed),
         TrainConfig(**TRAIN | {"data": data}, teacher=tuple(teachers), lr=number, overwrite=flag, seed=seed),
         ProbeConfig(data=data, test=data, model="m", seed=seed),
-        ProbeConfig(test=data, model="m", head="label"),
-        CompareConfig(models=(data, "b"), cache=("c d.kd",), data=data, teacher=tuple(teachers), equal_within=0.5),
-        FuseConfig(cache=("a.kd", "b"), teacher=tuple(teachers), out="o", map_channels=(5, 7), lr=number, seed=seed),
-        AuditConfig(data=data, other="x y", fail=flag),
-        ReportConfig(inputs=("runs", "a b.json"), data=data, tsne=flag, title=data),
     ]  # fmt: skip
     for config in configs:
         assert _parsed(command_line(config), type(config)) == config
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        ProbeConfig(test="t's", model="m", head="label"),
+        CompareConfig(models=("a b", "b"), cache=("c d.kd",), data="x", teacher=("t", "u"), equal_within=0.5),
+        FuseConfig(cache=("a.kd", "b"), teacher=("t", "u"), out="o", map_channels=(5, 7), lr=0.25, seed=3),
+        AuditConfig(data="x", other="x y", fail=True),
+        ReportConfig(inputs=("runs", "a b.json"), data="x", tsne=True, title="a 'title'"),
+    ],
+    ids=lambda config: type(config).__name__,
+)
+def test_commands_whose_arguments_have_other_names_are_given_back(config: StepConfig) -> None:
+    assert _parsed(command_line(config), type(config)) == config
 
 
 def _parsed(line: str, kind: type) -> object:
