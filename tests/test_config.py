@@ -8,7 +8,20 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdcli.config import CacheConfig, ProbeConfig, RankConfig, TrainConfig, command_line, resolve, to_yaml
+from kdcli.config import (
+    CacheConfig,
+    FuseConfig,
+    ProbeConfig,
+    RankConfig,
+    StepConfig,
+    TrainConfig,
+    command_line,
+    resolve,
+    to_yaml,
+)
+from kdcli.config.auditing import AuditConfig
+from kdcli.config.comparing import CompareConfig
+from kdcli.config.reporting import ReportConfig
 from kdcli.errors import ConfigError, NotFoundError, UsageError
 
 TRAIN = {"data": "x", "student": "resnet10t", "method": "labels-only", "out": "o"}
@@ -77,6 +90,21 @@ def test_the_command_line_of_a_configuration_gives_it_back(
     ]  # fmt: skip
     for config in configs:
         assert _parsed(command_line(config), type(config)) == config
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        ProbeConfig(test="t's", model="m", head="label"),
+        CompareConfig(models=("a b", "b"), cache=("c d.kd",), data="x", teacher=("t", "u"), equal_within=0.5),
+        FuseConfig(cache=("a.kd", "b"), teacher=("t", "u"), out="o", map_channels=(5, 7), lr=0.25, seed=3),
+        AuditConfig(data="x", other="x y", fail=True),
+        ReportConfig(inputs=("runs", "a b.json"), data="x", tsne=True, title="a 'title'"),
+    ],
+    ids=lambda config: type(config).__name__,
+)
+def test_commands_whose_arguments_have_other_names_are_given_back(config: StepConfig) -> None:
+    assert _parsed(command_line(config), type(config)) == config
 
 
 def _parsed(line: str, kind: type) -> object:

@@ -54,7 +54,8 @@ def test_one_target_in_one_call(here: Kd, files: Path) -> None:
         *call, "--against", *results, "--json"
     )  # as the shell expands --against runs/pets/*/result.json
     assert done.code == 0, done.err
-    assert list(done.json) == ["cache_id", "metric", "on", "probe", "sources", "repeats", "evidence"]
+    keys = ["cache_id", "metric", "on", "probe", "sources", "repeats", "evidence", "created"]
+    assert list(done.json) == keys
     assert done.json["evidence"] == here(*call, "--against", "runs", "--json").json["evidence"]
     text = here(*call, "--against", "runs")
     assert text.out.splitlines()[0].split() == ["source", "parc", "std", "weight"]
@@ -75,7 +76,7 @@ def test_several_targets_from_their_rankings(here: Kd, tmp_path: Path) -> None:
     )
     done = here(*call, "--json", "-q")
     assert (done.code, done.err) == (0, "")
-    assert list(done.json) == ["evidence"]
+    assert list(done.json) == ["evidence", "created"]
     assert list(done.json["evidence"]["grid"]["parc/features"]) == ["pets", "birds", "cars", "mean"]
     text = here(*call)
     heads = [line for line in text.out.splitlines() if line.startswith("metric/on")]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Shell
+from report_study import make_study
 from test_reporting import Page
 from training_place import Place, make_place
 
@@ -106,7 +107,9 @@ def csv_rows(path: Path) -> list[dict[str, str]]:
 
 def test_a_whole_study_on_one_page(place: Place, tmp_path: Path) -> None:
     result = made(place.root, out=tmp_path / "r.html")
-    assert result.inputs == {"runs": 2, "rankings": 1, "probes": 0, "comparisons": 1, "caches": 1}
+    assert result.inputs == {
+        "runs": 2, "rankings": 1, "probes": 0, "comparisons": 1, "joint teachers": 0, "caches": 1,
+    }  # fmt: skip
     assert result.sections == (
         "Students",
         "Ranking",
@@ -437,12 +440,20 @@ def browsed(browser: str, path: Path, folder: Path) -> tuple[str, str, list[str]
 
 
 @pytest.mark.slow
-def test_a_browser_asks_for_nothing_and_reports_no_error(place: Place, tmp_path: Path) -> None:
+def test_a_browser_asks_for_nothing_and_reports_no_error(tmp_path: Path) -> None:
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("no chromium: apt-get install chromium")
     path = tmp_path / "r.html"
-    made(place.root, out=path)
+    study = make_study(tmp_path / "study")
+    sections = made(study.root, study.place.cache, out=path, tsne=True, perplexity=5).sections
+    assert {
+        "Students",
+        "Stages, one teacher after the other",
+        "Joint teachers",
+        "Probes",
+        "Comparison",
+    } < set(sections)
     probe = """<script>
       for (const button of document.querySelectorAll("th button")) { button.click(); button.click(); }
       for (const fold of document.querySelectorAll("details")) fold.open = true;

@@ -148,14 +148,14 @@ def eval_probe(
     flags, common = split_flags(dict(locals()))
     flags |= {name: one_or_all(flags[name]) for name in ("data", "test")}
     flags["c_grid"] = words(flags["c_grid"])
-    from kdcli.config import ProbeConfig
+    from kdcli.config import ProbeConfig, created_by
 
     settings = configure(ProbeConfig, flags, common)
     from kdcli.probing.step import eval_probes
 
     table = eval_probes(settings)
     if json:
-        console.document(table.document())
+        console.document({**table.document(), "created": created_by(settings)})
         return
     _print(table)
 

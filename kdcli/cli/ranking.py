@@ -125,7 +125,7 @@ def rank_sources(
     """
     flags, common = split_flags(dict(locals()))
     flags["against"] = _merged(flags.pop("results"), flags["against"])
-    from kdcli.config import RankConfig
+    from kdcli.config import RankConfig, created_by
 
     settings = configure(RankConfig, flags, common)
     result, evidence = _run(settings)
@@ -133,7 +133,7 @@ def rank_sources(
         document = {} if result is None else result.document()
         if evidence is not None:
             document["evidence"] = evidence.document()
-        console.document(document)
+        console.document({**document, "created": created_by(settings)})
         return
     if result is not None:
         _print_ranking(result)

@@ -20,7 +20,7 @@ def report(
         list[Path] | None,
         typer.Argument(
             metavar="RUN_OR_RESULT",
-            help="Runs, sweeps, caches, kd compare --out folders, --json documents, or folders of these.",
+            help="Runs, sweeps, joint teachers, caches, comparisons, --json documents, or folders of these.",
         ),
     ] = None,
     format: Annotated[
@@ -73,8 +73,9 @@ def report(
 ) -> None:
     """Show results as one page that needs no server or network.
 
-    Reads what other commands left: runs (also unfinished ones), sweeps, caches, comparisons, and
-    what rank-sources, eval-probe, compare and train-student print with --json. Folders are searched.
+    Reads what other commands left: runs (also unfinished ones), sweeps, joint teachers, caches,
+    comparisons, and what rank-sources, eval-probe, compare, train-student and fuse-teachers print
+    with --json. Folders are searched.
 
     \b
     Examples:

@@ -260,6 +260,7 @@ class CompareResult:
         methods: summaries over the transfers.
         similarity: where class similarities come from, and whether that is a substitute; None without any.
         equal_within: difference in accuracy up to which a teacher counts as equal.
+        created: the command and the versions that made it.
     """
 
     data: Mapping[str, Any]
@@ -269,6 +270,7 @@ class CompareResult:
     methods: tuple[MethodSummary, ...]
     similarity: Mapping[str, Any] | None
     equal_within: float
+    created: Mapping[str, Any]
 
     def document(self) -> dict[str, Any]:
         """As JSON."""
@@ -280,4 +282,5 @@ class CompareResult:
             "methods": [method.document() for method in self.methods],
             "class_similarity": None if self.similarity is None else dict(self.similarity),
             "equal_within": self.equal_within,
+            "created": dict(self.created),
         }

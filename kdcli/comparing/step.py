@@ -24,6 +24,7 @@ from kdcli.comparing.models import Candidate, Field, chosen, read_field
 from kdcli.comparing.result import CompareResult, ModelFacts
 from kdcli.comparing.similarity import ClassSimilarity, cosines_of, read_similarity
 from kdcli.comparing.space import Classes, Space, one_space
+from kdcli.config import created_by
 from kdcli.config.comparing import CompareConfig
 from kdcli.console import console
 from kdcli.data.sources import ImageData, open_data
@@ -96,6 +97,7 @@ def compare(config: CompareConfig) -> CompareResult:
         if similarity is None
         else {"source": similarity.source, "substitute": similarity.substitute},
         equal_within=config.equal_within,
+        created=created_by(config),
     )
     if kept is not None:
         kept.write_result(result.document())

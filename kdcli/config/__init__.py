@@ -6,7 +6,7 @@ Precedence: flag > ``--set`` > ``--config`` file > default. All errors are repor
 from kdcli.config.fusing import FuseConfig
 from kdcli.config.grids import c_values
 from kdcli.config.probing import ProbeConfig
-from kdcli.config.resolving import command_line, resolve, to_yaml
+from kdcli.config.resolving import command_line, created_by, resolve, to_yaml
 from kdcli.config.steps import (
     CacheConfig,
     MethodName,
@@ -30,6 +30,7 @@ __all__ = [
     "TrainConfig",
     "c_values",
     "command_line",
+    "created_by",
     "learning_rates",
     "old_new_weight",
     "resolve",

@@ -14,7 +14,7 @@ class ReportConfig(StepConfig):
 
     inputs: tuple[Path, ...] = Field(
         min_length=1,
-        description="Runs, sweeps, caches, folders of kd compare --out, JSON documents of kd, or folders of these.",
+        description="Runs, sweeps, joint teachers, caches, comparisons, JSON documents of kd, or folders of these.",
     )
     format: Literal["html", "md", "csv", "svg", "png"] = Field(
         "html",

@@ -15,6 +15,7 @@ from kdcli.config.probing import ProbeConfig
 from kdcli.config.reporting import ReportConfig
 from kdcli.config.steps import CacheConfig, RankConfig, StepConfig, TrainConfig
 from kdcli.errors import ConfigError, NotFoundError, StorageError, UsageError, nearest
+from kdcli.runtime import versions
 
 Config = TypeVar("Config", bound=StepConfig)
 
@@ -184,26 +185,45 @@ def to_yaml(config: StepConfig) -> str:
     return text
 
 
+_ARGUMENTS: dict[type[StepConfig], tuple[str, ...]] = {
+    RankConfig: (),
+    CompareConfig: ("models",),
+    AuditConfig: ("data", "other"),
+    FuseConfig: (),
+    ReportConfig: ("inputs",),
+}
+"""Fields that a command takes without an option's name; of all other commands it is ``data``."""
+
+
 def command_line(config: StepConfig) -> str:
     """The shell command that gives this configuration: what differs from the defaults, as flags."""
     words = ["kd", _section_name(type(config))]
     flags: list[str] = []
+    arguments = _ARGUMENTS.get(type(config), ("data",))
     for name, field in type(config).model_fields.items():
         value = getattr(config, name)
         if value == field.default:
             continue
-        if name == "data" and not isinstance(config, RankConfig):
+        if name in arguments:
             words += [shlex.quote(str(item)) for item in (value if isinstance(value, tuple) else (value,))]
         else:
             flags += _flag(name, value)
     return " ".join([*words, *flags])
 
 
+def created_by(config: StepConfig) -> dict[str, Any]:
+    """What a result records of how it came about, as ``created``: the command, and versions of what can change bits.
+
+    The command is what was typed, a file of options resolved into it; paths are as they were given.
+    """
+    return {"command": command_line(config), "versions": versions()}
+
+
 def _flag(name: str, value: Any) -> list[str]:
     option = f"--{name.replace('_', '-')}"
     if isinstance(value, bool):
         return [option if value else f"--no-{name.replace('_', '-')}"]
-    if name in ("keep", "temperatures", "milestones", "c_grid"):
+    if name in ("keep", "temperatures", "milestones", "c_grid", "map_channels"):
         return [option, ",".join(str(item) for item in value)]
     values = value if isinstance(value, tuple) else (value,)
     return [word for item in values for word in (option, shlex.quote(str(item)))]

@@ -17,7 +17,7 @@ from typing import Any, final
 import torch
 
 from kdcli.cache.cacheset import CacheSet
-from kdcli.config import FuseConfig
+from kdcli.config import FuseConfig, created_by
 from kdcli.console import console
 from kdcli.errors import OutputExistsError, UsageError
 from kdcli.fusing.parents import choose_parents
@@ -63,7 +63,8 @@ def fuse_teachers(config: FuseConfig) -> dict[str, Any]:
             for i, (name, cache) in enumerate(zip(names, config.cache, strict=True))
         }
     with stop_signals() as stop:
-        prepared = {name: _prepare(part) for name, part in parts.items()}  # every refusal before any training
+        # Every refusal comes before any training.
+        prepared = {name: _prepare(part, config) for name, part in parts.items()}
         return {"joint": {name: _complete(part, stop) for name, part in prepared.items()}}
 
 
@@ -76,9 +77,11 @@ class _Prepared:
     samples: Samples
     folder: FusedFolder
     identity: dict[str, Any]
+    created: dict[str, Any]
 
 
-def _prepare(config: FuseConfig) -> _Prepared:
+def _prepare(config: FuseConfig, typed: FuseConfig | None = None) -> _Prepared:
+    """Decide on one joint teacher; ``typed`` is the whole command where this is one of several."""
     require_folder(config.out)
     caches = CacheSet.open((*config.cache, *config.test), config.verify)
     sources = choose_parents(caches, config.teacher, config.levels, config.taps)
@@ -119,7 +122,7 @@ def _prepare(config: FuseConfig) -> _Prepared:
         require_name(config, caches, folder)
     if not config.overwrite:
         _require_same_run(config, identity)
-    return _Prepared(config, samples, folder, identity)
+    return _Prepared(config, samples, folder, identity, created_by(typed or config))
 
 
 def _require_same_run(config: FuseConfig, identity: dict[str, Any]) -> None:
@@ -180,6 +183,8 @@ def _train(prepared: _Prepared, stop: StopFlag) -> dict[str, Any]:
         "parameters": size,
         "select": {"by": config.select, "epoch": chosen["epoch"], "on_test": config.select == "best-on-test"},
         "metrics": chosen["metrics"],
+        "tests": _tests(prepared),
+        "created": prepared.created,
     }  # fmt: skip
     write_json(out / "result.json", result)
     forget_checkpoints(out)
@@ -190,6 +195,13 @@ def _specs(prepared: _Prepared) -> dict[str, str]:
     """The teacher spec of each head; a joint teacher of one needs no name after it."""
     out, folder = prepared.config.out.absolute(), prepared.folder
     return {head: joint_spec(folder, out, head) for head in folder.spec.heads}
+
+
+def _tests(prepared: _Prepared) -> dict[str, str]:
+    """Digest of the keys of each data set's test images: whoever else was tested on them can be told."""
+    heads = list(prepared.folder.spec.heads)
+    members = prepared.samples.caches.members[len(heads) :]
+    return {head: member.manifest.data.keys for head, member in zip(heads, members, strict=False)}
 
 
 def _remove(prepared: _Prepared) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _DASHES: tuple[tuple[float, ...], ...] = ((), (7, 2.2), (2, 1.6), (7, 2, 1.5, 2), (4, 2), (9, 2, 2, 2, 2, 2))
-EPOCH_FACTS = frozenset({"epoch", "loss", "lr", "view", "steps", "images_per_second", "seconds"})
+EPOCH_FACTS = frozenset({"epoch", "loss", "lr", "view", "steps", "images_per_second", "seconds", "stage"})
 """What an epoch's line in metrics.jsonl holds besides parts of the loss and accuracies."""
 _ACCURACIES = ("_top1", "_top5", "_accuracy")
 _LONGEST_NAME = 30
@@ -238,7 +238,7 @@ def training_curves(
             axes.remove()
         for place, (axes, (run, epochs)) in enumerate(zip(panels.flat, histories.items(), strict=False)):
             marker = "o" if len(epochs) == 1 else None
-            numbers = [epoch.get("epoch", index + 1) for index, epoch in enumerate(epochs)]
+            numbers = epoch_numbers(epochs)
             loss = finite([epoch.get("loss") for epoch in epochs])
             axes.plot(numbers, loss, color=look.ink, linewidth=2.2, marker=marker)
             for part in _parts(epochs):
@@ -274,7 +274,7 @@ def accuracy_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], key: s
         axes = figure.subplots()
         for index, epochs in enumerate(histories.values()):
             number, dashes = _line(index)
-            numbers = [epoch.get("epoch", place + 1) for place, epoch in enumerate(epochs)]
+            numbers = epoch_numbers(epochs)
             values = [100 * value for value in finite([epoch.get(key) for epoch in epochs])]
             marker = "o" if len(epochs) == 1 else None
             axes.plot(numbers, values, color=look.series[number], dashes=dashes, linewidth=1.6, marker=marker)
@@ -297,9 +297,17 @@ def _parts(epochs: Sequence[Mapping[str, Any]]) -> list[str]:
         name
         for name in dict.fromkeys(name for epoch in epochs for name in epoch)
         if name not in EPOCH_FACTS
-        and not name.endswith(_ACCURACIES)
+        and not name.partition("/")[0].endswith(_ACCURACIES)
+        and not name.startswith("share/")  # of the images, that a teacher teaches (P3)
         and all(isinstance(epoch.get(name, 0.0), int | float) for epoch in epochs)
     ]
+
+
+def epoch_numbers(epochs: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Where each epoch stands; the stages of a sequence, which count from 1 each, one after the other."""
+    if any("stage" in epoch for epoch in epochs):
+        return list(range(1, len(epochs) + 1))
+    return [epoch.get("epoch", place) for place, epoch in enumerate(epochs, 1)]
 
 
 def finite(values: Sequence[Any]) -> list[float]:

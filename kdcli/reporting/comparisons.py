@@ -12,7 +12,7 @@ from kdcli.errors import BadDataError
 from kdcli.reporting import charts
 from kdcli.reporting.charts import Costed
 from kdcli.reporting.document import Cell, Column, Notes, Part, Section, Table, number, percent, points, word
-from kdcli.reporting.inputs import Compared
+from kdcli.reporting.material import Compared
 from kdcli.reporting.matrices import class_gains, confusion_chart, flips_chart
 from kdcli.runtime import storage_errors
 

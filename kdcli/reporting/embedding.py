@@ -16,7 +16,7 @@ from kdcli.models.spec import Model, open_model
 from kdcli.models.teacher import TeacherRunner
 from kdcli.outputs import Output
 from kdcli.reporting.document import Chart, Section
-from kdcli.reporting.inputs import Run
+from kdcli.reporting.material import Run
 from kdcli.reporting.matrices import embedding_chart
 from kdcli.runtime import pick_device, worker_count
 from kdcli.training.evaluate import Exam, look_of

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
 
@@ -13,93 +13,20 @@ from kdcli.cache.inventory import looks_like_cache
 from kdcli.console import console
 from kdcli.errors import BadDataError, NotFoundError, StorageError, nearest
 from kdcli.ranking.documents import parse_ranking
+from kdcli.reporting.material import Compared, Joint, Material, Origin, Ranked, Run
 from kdcli.runtime import read_json, storage_errors
-from kdcli.types import Ranking
+from kdcli.training.outdir import stage_folder
 
-RESULT, RUN, SWEEP, METRICS, CONFIG, COMPARE = (
-    "result.json", "run.json", "sweep.json", "metrics.jsonl", "config.yaml", "compare.json",
+RESULT, RUN, SWEEP, METRICS, CONFIG, COMPARE, FUSED = (
+    "result.json", "run.json", "sweep.json", "metrics.jsonl", "config.yaml", "compare.json", "fused.json",
 )  # fmt: skip
 _KINDS = (
-    "kd report reads runs and sweeps of kd train-student, caches, folders of kd compare --out, and what "
-    "rank-sources, eval-probe, compare and train-student print with --json."
+    "kd report reads runs and sweeps of kd train-student, joint teachers of kd fuse-teachers, caches, folders of "
+    "kd compare --out, and what rank-sources, eval-probe, compare, train-student and fuse-teachers print with --json."
 )
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Run:
-    """A student, finished or not.
-
-    Attributes:
-        name: its folder's, with as much of the path as tells it from others.
-        folder: where it is; None for a printed result whose folder is gone.
-        result: of a finished one; empty otherwise.
-        identity: what its run.json says; empty without one.
-        config: its options; empty where they are not known.
-        history: one document per epoch.
-    """
-
-    name: str
-    folder: Path | None
-    result: Mapping[str, Any]
-    identity: Mapping[str, Any]
-    config: Mapping[str, Any]
-    history: tuple[Mapping[str, Any], ...]
-
-    @property
-    def finished(self) -> bool:
-        """Whether it has a result."""
-        return bool(self.result)
-
-    @property
-    def method(self) -> str:
-        """That trained it."""
-        return str(self.result.get("method") or self.identity.get("method") or "?")
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Ranked:
-    """A ranking and, where it was compared with students, the evidence."""
-
-    path: Path
-    ranking: Ranking
-    evidence: Mapping[str, Any]
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Compared:
-    """A comparison; ``folder`` holds the predictions it was made of, if they were kept."""
-
-    path: Path
-    document: Mapping[str, Any]
-    folder: Path | None
-
-
-@final
-@dataclass(slots=True)
-class Material:
-    """All inputs of a report, by kind, in the order given."""
-
-    runs: list[Run] = field(default_factory=list)
-    diverged: list[tuple[str, str]] = field(default_factory=list)
-    rankings: list[Ranked] = field(default_factory=list)
-    evidence: list[Mapping[str, Any]] = field(default_factory=list)
-    probes: list[Mapping[str, Any]] = field(default_factory=list)
-    contrasts: list[Mapping[str, Any]] = field(default_factory=list)
-    comparisons: list[Compared] = field(default_factory=list)
-    caches: list[Path] = field(default_factory=list)
-
-    def count(self) -> dict[str, int]:
-        """How many there are of each kind."""
-        return {
-            "runs": len(self.runs),
-            "rankings": len(self.rankings),
-            "probes": len(self.probes),
-            "comparisons": len(self.comparisons),
-            "caches": len(self.caches),
-        }
+_SEQUENTIAL = "sequential"
+_WITH_ORIGIN = ("ranking", "evidence", "compare", "probe", "probes")
+"""Documents that record what made them themselves; a run's folder has it in config.yaml."""
 
 
 @final
@@ -139,7 +66,11 @@ def read_inputs(places: Sequence[Path]) -> Material:
             _read_file(place, material, seen)
         if seen.met == before:
             raise NotFoundError(f"{place} holds nothing that a report is made of", _KINDS)
-    material.runs = _named(material.runs)
+    runs, joints = material.runs, material.joints
+    material.runs = [replace(e, name=n) for e, n in zip(runs, _names([e.name for e in runs]), strict=True)]
+    material.joints = [
+        replace(e, name=n) for e, n in zip(joints, _names([e.name for e in joints]), strict=True)
+    ]
     return material
 
 
@@ -186,22 +117,49 @@ def _read_if_known(path: Path, material: Material, seen: _Seen) -> None:
 
 def _read_run(folder: Path, material: Material) -> None:
     result = read_json(folder / RESULT) if (folder / RESULT).is_file() else {}
-    if result and _kind_of(result) != "run":
-        if "levels" in result and "parents" in result:
-            console.note(f"{folder} is a joint teacher of kd fuse-teachers: left out")
-            return
-        raise BadDataError(f"{folder / RESULT} is no result of kd train-student", f"Leave it out. {_KINDS}")
     record = read_json(folder / RUN) if (folder / RUN).is_file() else {}
+    identity = record.get("identity", {})
+    if _kind_of(result) == "joint teacher" or identity.get("step") == "fuse-teachers":
+        _read_joint(folder, result, record, material)
+        return
+    if result and _kind_of(result) != "run":
+        raise BadDataError(f"{folder / RESULT} is no result of kd train-student", f"Leave it out. {_KINDS}")
+    material.versions.append(result.get("versions") or record.get("versions") or {})
     material.runs.append(
         Run(
             name=str(folder),
             folder=folder,
             result=result,
-            identity=record.get("identity", {}),
+            identity=identity,
             config=_config_of(folder / CONFIG),
-            history=tuple(result.get("history") or _history_of(folder / METRICS)),
+            history=tuple(result.get("history") or _history_so_far(folder, identity)),
         )
     )
+
+
+def _history_so_far(folder: Path, identity: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The epochs of a run that goes on; of a sequence those of its stages, one after the other."""
+    if _SEQUENTIAL not in identity:
+        yield from _history_of(folder / METRICS)
+        return
+    for stage, teacher in enumerate(identity[_SEQUENTIAL]["teachers"], 1):
+        for epoch in _history_of(stage_folder(folder, stage, teacher) / METRICS):
+            yield {**epoch, "stage": stage}
+
+
+def _read_joint(
+    folder: Path, result: Mapping[str, Any], record: Mapping[str, Any], material: Material
+) -> None:
+    described = read_json(folder / FUSED) if (folder / FUSED).is_file() else {}
+    joint = Joint(
+        str(folder),
+        result,
+        record.get("identity", {}),
+        tuple(described.get("parents", ())),
+        tuple(_history_of(folder / METRICS)),
+    )
+    material.joints.append(joint)
+    _note_origin(folder.absolute().name, result or record, material)
 
 
 def _config_of(path: Path) -> dict[str, Any]:
@@ -249,6 +207,8 @@ def _kind_of(document: Any) -> str | None:
         "compare": ("models", "pairs", "transfers"),
         "sweep": ("students", "diverged"),
         "run": ("method", "epochs", "history", "out"),
+        "joint teacher": ("levels", "heads", "parents", "metrics"),
+        "joint": ("joint",),
         "probe": ("representation", "accuracy"),
         "probes": ("results", "comparisons"),
         "evidence": ("evidence",),
@@ -267,7 +227,10 @@ def _read_file(path: Path, material: Material, seen: _Seen) -> None:
     if not seen.new(path):
         return
     document = read_json(path)
-    match _kind_of(document):
+    kind = _kind_of(document)
+    if kind in _WITH_ORIGIN:
+        _note_origin(path.parent.name if path.name == COMPARE else path.stem, document, material)
+    match kind:
         case "ranking":
             ranking = parse_ranking(json.dumps(document))
             material.rankings.append(Ranked(path, ranking, document.get("evidence") or {}))
@@ -285,8 +248,17 @@ def _read_file(path: Path, material: Material, seen: _Seen) -> None:
         case "probe":
             material.probes.append(_checked_probe(document, path))
         case "probes":
-            material.probes += [_checked_probe(each, path) for each in document["results"]]
+            material.probes += [
+                _checked_probe(each, path, document.get("baseline")) for each in document["results"]
+            ]
             material.contrasts += document["comparisons"]
+            if document.get("tally"):
+                material.tallies.append(document)
+        case "joint":
+            for each in document["joint"].values():
+                _read_printed_joint(each, material, seen)
+        case "joint teacher":
+            _read_printed_joint(document, material, seen)
         case "error":
             message = document["error"].get("message") if isinstance(document["error"], dict) else "?"
             raise BadDataError(
@@ -303,29 +275,50 @@ def _read_printed(document: Mapping[str, Any], material: Material, seen: _Seen) 
         if seen.new(folder):
             _read_run(folder, material)
         return
+    material.versions.append(document.get("versions") or {})
     material.runs.append(Run(str(folder), None, document, {}, {}, tuple(document["history"])))
 
 
-def _checked_probe(document: Any, path: Path) -> Mapping[str, Any]:
+def _read_printed_joint(document: Mapping[str, Any], material: Material, seen: _Seen) -> None:
+    folder = Path(str(document["out"]))
+    if (folder / RUN).is_file():
+        if seen.new(folder):
+            _read_run(folder, material)
+        return
+    material.joints.append(Joint(str(folder), document, {}, (), ()))
+    _note_origin(folder.name, document, material)
+
+
+def _note_origin(title: str, document: Any, material: Material) -> None:
+    """Remember the command and the versions that a result recorded; those of an older kd record less, or nothing."""
+    if not isinstance(document, dict):
+        return
+    created = document.get("created")
+    if isinstance(created, dict) and isinstance(created.get("command"), str):
+        material.origins.append(Origin(title, created["command"]))
+        material.versions.append(created.get("versions") or {})
+    else:
+        results = document.get("results") or [document]
+        material.versions.append(results[0].get("versions") or {})
+
+
+def _checked_probe(document: Any, path: Path, baseline: str | None = None) -> Mapping[str, Any]:
     accuracy = document.get("accuracy") if isinstance(document, dict) else None
     if not isinstance(accuracy, dict) or not isinstance(accuracy.get("mean"), int | float):
         raise BadDataError(f"{path} holds a probe without accuracy.mean", "Run kd eval-probe --json again.")
-    return {"from": str(path), **document}
+    return {"from": str(path), "baseline": baseline, **document}
 
 
 # --- names ------------------------------------------------------------------------------------
 
 
-def _named(runs: Sequence[Run]) -> list[Run]:
-    """Each run called by the end of its path that no other run shares."""
-    parts = [Path(run.name).absolute().parts for run in runs]
+def _names(paths: Sequence[str]) -> list[str]:
+    """Each path called by its end that no other shares."""
+    parts = [Path(path).absolute().parts for path in paths]
     names = []
     for own in parts:
         length = 1
         while length < len(own) and sum(other[-length:] == own[-length:] for other in parts) > 1:
             length += 1
         names.append("/".join(own[-length:]))
-    return [
-        Run(name, run.folder, run.result, run.identity, run.config, run.history)
-        for name, run in zip(names, runs, strict=True)
-    ]
+    return names

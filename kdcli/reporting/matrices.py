@@ -1,7 +1,8 @@
 """Charts with a cell or a point per pair or image: flips, confusion, classes, t-SNE."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 from jaxtyping import Float, Int64
@@ -115,6 +116,62 @@ def class_gains(gains: Sequence[tuple[str, float]], name: str, title: str, capti
         return figure
 
     return Chart(name, f"Change of accuracy of {len(gains)} classes", draw, caption, title=title)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """By how much the accuracy of each class changes with a representation, points, descending; two or more."""
+
+    name: str
+    classes: tuple[str, ...]
+    points: tuple[float, ...]
+
+
+def class_changes(changes: Sequence[Changes], name: str, title: str, caption: str) -> Chart:
+    """A row of dots per representation, one for each class, beside each other where they would be over each other."""
+
+    def draw(look: Look) -> "Figure":
+        figure = figure_of(NARROW, 0.75 + 0.85 * len(changes))
+        axes = figure.subplots()
+        axes.axvline(0, color=look.soft, linewidth=1)
+        axes.set_yticks(range(len(changes)), [short(each.name) for each in changes])
+        axes.tick_params(axis="y", labelcolor=look.ink)
+        axes.set_ylim(len(changes) - 0.4, -0.6)
+        axes.set_xlabel("change of accuracy of a class, points")
+        axes.spines[:].set_visible(False)
+        axes.grid(axis="x")
+        for place, each in enumerate(changes):
+            heights = place + side_by_side(np.asarray(each.points))
+            axes.plot(
+                each.points, heights, "o", color=look.series[0], markersize=4, alpha=0.75, markeredgewidth=0
+            )
+            axes.plot(float(np.mean(each.points)), place + 0.36, "D", color=look.series[1], markersize=5)
+            for end, aside, side in ((0, 7, "left"), (-1, -7, "right")):
+                axes.annotate(
+                    short(each.classes[end]), (each.points[end], heights[end]), (aside, 0),
+                    textcoords="offset points", ha=side, va="center_baseline", fontsize=9.5,
+                )  # fmt: skip
+        axes.margins(x=0.16)
+        return figure
+
+    count = max(len(each.classes) for each in changes)
+    marks = (Mark("a class", 0, "o"), Mark("mean of the classes", 1, "s"))
+    label = f"Change of accuracy of {count} classes with {len(changes)} representations"
+    return Chart(name, label, draw, caption, marks, title)
+
+
+def side_by_side(values: Float[np.ndarray, " n"], room: float = 0.26) -> Float[np.ndarray, " n"]:
+    """Heights, at most ``room`` from 0, that spread points which lie within an eightieth of the range."""
+    heights = np.zeros(len(values))
+    if len(values) < 2 or np.ptp(values) == 0:
+        return heights
+    bins = np.floor(80 * (values - values.min()) / np.ptp(values)).astype(np.int64)
+    step = min(0.09, 2 * room / max(np.bincount(bins).max() - 1, 1))
+    for each in np.unique(bins):
+        inside = np.flatnonzero(bins == each)
+        heights[inside] = step * (np.arange(len(inside)) - (len(inside) - 1) / 2)
+    return heights
 
 
 def embedding_chart(

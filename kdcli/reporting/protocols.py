@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from kdcli.errors import BadDataError
-from kdcli.reporting.inputs import Run
+from kdcli.reporting.material import Run
 from kdcli.types import differences
 
 Item = TypeVar("Item")
@@ -49,6 +49,8 @@ def test_name(run: Run) -> str:
     test = _test_of(run)
     if isinstance(test, Mapping):
         return str(test.get("location") or ", ".join(map(str, test)))
+    if isinstance(test, list | tuple):  # of several data sets, as they were given
+        return ", ".join(map(str, test))
     return str(test) if test else ""
 
 

@@ -8,23 +8,18 @@ from typing import Any, final
 from kdcli.config.reporting import ReportConfig
 from kdcli.plotting import require_matplotlib
 from kdcli.reporting.comparisons import comparison_sections
-from kdcli.reporting.document import Command, Commands, Document, Facts, Fold, Notes, Part, Section
+from kdcli.reporting.document import Document, Notes, Section
 from kdcli.reporting.embedding import require_tsne, tsne_section
 from kdcli.reporting.formats import default_out, require_place, write
-from kdcli.reporting.inputs import Material, Run, read_inputs
+from kdcli.reporting.inputs import read_inputs
+from kdcli.reporting.joints import joints_section
+from kdcli.reporting.material import Joint, Material, Run
+from kdcli.reporting.origins import commands_section, versions_section
+from kdcli.reporting.probes import probe_section
 from kdcli.reporting.protocols import by_protocol, by_test
-from kdcli.reporting.students import curves_section, run_commands, students_section, top1_of
-from kdcli.reporting.studies import (
-    cache_commands,
-    cache_section,
-    probe_section,
-    ranking_section,
-    read_caches,
-    scores_section,
-)
-from kdcli.runtime import versions
-
-_FEW_COMMANDS = 6
+from kdcli.reporting.sequences import sequences_section
+from kdcli.reporting.students import curves_section, students_section, top1_of
+from kdcli.reporting.studies import cache_section, ranking_section, read_caches, scores_section
 
 
 @final
@@ -113,13 +108,15 @@ def build(config: ReportConfig, material: Material) -> Document:
     sections += [
         ranking_section(material.rankings),
         scores_section(material.rankings, material.runs),
-        probe_section(probes, material.contrasts),
+        sequences_section(material.runs),
+        joints_section(material, caches),
+        probe_section(probes, material.contrasts, material.tallies),
         *comparison_sections(material.comparisons),
         curves_section(material.runs),
         tsne_section(config, material.caches, material.runs),
         cache_section(caches),
-        _commands([*cache_commands(caches), *run_commands(material.runs)]),
-        _versions(material.runs),
+        commands_section(material, caches),
+        versions_section(material, caches),
     ]
     known = tuple(section for section in sections if section is not None)
     return Document(config.title, _lead(material, tests, len(caches)), "", known)
@@ -133,6 +130,8 @@ def _lead(material: Material, tests: Mapping[str, Sequence[Run]], caches: int) -
     if len(material.rankings) == 1:
         first, *others = material.rankings[0].ranking.sources
         sentences.append(f"The ranking puts {first.name} first of {len(others) + 1} sources.")
+    if material.joints:
+        sentences.append(_joint(material.joints))
     for compared in material.comparisons:
         count = len(compared.document["models"])
         gains = [each["delta_transf"] for each in compared.document["transfers"]]
@@ -146,6 +145,21 @@ def _lead(material: Material, tests: Mapping[str, Sequence[Run]], caches: int) -
         found = [f"{count} {kind}" for kind, count in material.count().items() if count]
         return f"{', '.join(found).capitalize()}."
     return " ".join(sentence for sentence in sentences if sentence)
+
+
+def _joint(joints: Sequence[Joint]) -> str:
+    reached = {
+        joint.name: joint.result["metrics"]["test_top1"]
+        for joint in joints
+        if "test_top1" in joint.result.get("metrics", {})
+    }
+    if not reached:
+        return ""
+    best = max(reached, key=lambda name: reached[name])
+    among = f"best of {len(joints)} joint teachers is" if len(joints) > 1 else "joint teacher is"
+    sets = len(next(joint for joint in joints if joint.name == best).result["heads"])
+    over = f" on the mean of {sets} data sets" if sets > 1 else ""
+    return f"The {among} {best} with {100 * reached[best]:.1f} %{over}."
 
 
 def _best(name: str, runs: Sequence[Run], several: bool) -> str:
@@ -163,32 +177,3 @@ def _best(name: str, runs: Sequence[Run], several: bool) -> str:
     if plain and run.method != "labels-only":
         sentence += f"; labels alone reach at most {100 * max(plain):.1f} %"
     return f"{sentence}."
-
-
-# --- commands and versions --------------------------------------------------------------------
-
-
-def _commands(commands: Sequence[Command]) -> Section | None:
-    if not commands:
-        return None
-    parts: list[Part] = [Commands(tuple(commands[:_FEW_COMMANDS]))]
-    if len(commands) > _FEW_COMMANDS:
-        left = tuple(commands[_FEW_COMMANDS:])
-        parts.append(Fold(f"{len(left)} more commands", (Commands(left),)))
-    return Section("Commands", tuple(parts))
-
-
-def _versions(runs: Sequence[Run]) -> Section:
-    """Versions that the runs recorded, where they differ with how many runs; of this report without runs."""
-    recorded: dict[str, dict[str, int]] = {}
-    for run in runs:
-        for name, version in (run.result.get("versions") or {}).items():
-            counts = recorded.setdefault(name, {})
-            counts[version] = counts.get(version, 0) + 1
-    if not recorded:
-        return Section("Versions", (Facts(tuple(versions().items())),))
-    pairs = tuple(
-        (name, next(iter(c)) if len(c) == 1 else ", ".join(f"{v} ({n} runs)" for v, n in c.items()))
-        for name, c in recorded.items()
-    )
-    return Section("Versions", (Facts(pairs),))

@@ -26,7 +26,7 @@ from kdcli.reporting.document import (
     percent,
     word,
 )
-from kdcli.reporting.inputs import Run
+from kdcli.reporting.material import Run
 from kdcli.reporting.protocols import test_name
 from kdcli.reporting.values import ReportRow
 
@@ -117,8 +117,7 @@ def _row(run: Run) -> tuple[Cell, ...]:
         run.identity.get("teachers") or {}
     )
     parameters, operations = _cost(run)
-    planned = run.identity.get("epochs") or run.config.get("epochs")
-    note = "" if run.finished else f"not finished: epoch {len(run.history)} of {planned or '?'}"
+    note = "" if run.finished else f"not finished: epoch {len(run.history)} of {_planned(run) or '?'}"
     return (
         Cell(run.name, run.name),
         word(run.method),
@@ -135,6 +134,13 @@ def _row(run: Run) -> tuple[Cell, ...]:
         number(run.result.get("seconds")),
         word(note),
     )
+
+
+def _planned(run: Run) -> int | None:
+    """Epochs it will have, those of all stages of a sequence; None where they are not known."""
+    epochs = run.identity.get("epochs") or run.config.get("epochs")
+    stages = run.identity.get("sequential") or {}
+    return epochs and int(epochs) * len(stages.get("teachers", [""]))
 
 
 def _few(names: Sequence[str]) -> str:

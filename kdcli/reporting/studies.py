@@ -1,7 +1,7 @@
-"""Rankings, probes and caches of a report: how sources were ranked, how representations were judged, what is kept."""
+"""Rankings and caches of a report: how sources were ranked, and what is kept."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ from kdcli.config import CacheConfig, command_line
 from kdcli.console import size
 from kdcli.models.properties import parameters_of
 from kdcli.reporting import charts
-from kdcli.reporting.charts import Spread
 from kdcli.reporting.document import (
     Cell,
     Chart,
@@ -24,11 +23,9 @@ from kdcli.reporting.document import (
     Table,
     number,
     percent,
-    points,
     word,
 )
-from kdcli.reporting.inputs import Ranked, Run
-from kdcli.reporting.protocols import protocol_text
+from kdcli.reporting.material import Ranked, Run
 from kdcli.reporting.students import top1_of
 
 MOST_RANKINGS = 6
@@ -127,92 +124,6 @@ def _single_accuracies(ranked: Ranked, runs: Sequence[Run]) -> dict[str, float]:
     if not found and len(targets) == 1:
         return dict(next(iter(targets.values())).get("accuracy") or {})
     return {name: sum(values) / len(values) for name, values in found.items()}
-
-
-# --- probes -----------------------------------------------------------------------------------
-
-
-def probe_section(
-    groups: Sequence[Sequence[Mapping[str, Any]]], contrasts: Sequence[Mapping[str, Any]]
-) -> Section | None:
-    """Accuracies of probes, a table per protocol; paired differences; per class where a document has them."""
-    if not groups:
-        return None
-    parts: list[Part] = []
-    for place, group in enumerate(groups, 1):
-        parts += _probe_parts(group, f"probes-{place}" if len(groups) > 1 else "probes")
-    if contrasts:
-        parts.append(_contrasts(contrasts))
-    return Section("Probes", tuple(parts))
-
-
-def _probe_parts(group: Sequence[Mapping[str, Any]], name: str) -> list[Part]:
-    columns = (
-        Column("Representation", "name"),
-        Column("Target", "text", setting=True),
-        Column("Relatedness", "text", setting=True),
-        Column("Accuracy, %, mean ± 95 %", best="high"),
-        Column("Std"),
-        Column("Top-5, %"),
-        Column("Mean per class, %"),
-        Column("Classes", setting=True),
-        Column("Draws", setting=True),
-        Column("From", "note"),
-    )
-    one_target = len({probe.get("target") for probe in group}) == 1
-    rows = tuple(
-        (
-            Cell(str(probe["representation"]), str(probe["representation"])),
-            word(None if one_target else str(probe.get("target"))),
-            word(probe.get("relatedness")),
-            percent(probe["accuracy"]["mean"], probe["accuracy"].get("ci95")),
-            percent(probe["accuracy"].get("std")),
-            percent((probe.get("top5") or {}).get("mean")),
-            percent((probe.get("mean_per_class") or {}).get("mean")),
-            number(probe.get("classes"), 0),
-            number(probe.get("draws"), 0),
-            word(Path(probe["from"]).name),
-        )
-        for probe in group
-    )
-    text = protocol_text(group[0])
-    table = Table(name, columns, rows, notes=(f"Protocol: {text}.",) if text else ()).trimmed()
-    spread = [
-        Spread(
-            str(probe["representation"]) + ("" if one_target else f", {probe.get('target')}"),
-            (), probe["accuracy"]["mean"], probe["accuracy"].get("ci95"),
-        )
-        for probe in sorted(group, key=lambda probe: -probe["accuracy"]["mean"])[:40]
-    ]  # fmt: skip
-    chart = charts.spreads(spread, f"{name}-chart", "", "a draw", "mean over draws, 95 % interval")
-    return [table, *([chart] if len(spread) > 1 else [])]
-
-
-def _contrasts(contrasts: Sequence[Mapping[str, Any]]) -> Table:
-    columns = (
-        Column("Representation", "name"),
-        Column("Baseline", "text", setting=True),
-        Column("Target", "text", setting=True),
-        Column("Difference, points"),
-        Column("± 95 %"),
-        Column("p"),
-        Column("p, no worse"),
-        Column("Verdict", "text"),
-    )
-    rows = tuple(
-        (
-            Cell(str(each["representation"]), str(each["representation"])),
-            word(each.get("baseline")),
-            word(each.get("target")),
-            points(each.get("mean")),
-            percent(each.get("ci95")),
-            number(each.get("p"), 3),
-            number((each.get("tost") or {}).get("p_not_worse"), 3),
-            word(each.get("verdict")),
-        )
-        for each in contrasts
-    )
-    return Table("probe-differences", columns, rows, "Paired differences").trimmed()
 
 
 # --- caches -----------------------------------------------------------------------------------

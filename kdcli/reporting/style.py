@@ -32,7 +32,7 @@ figcaption { max-width: 44rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td {
-  padding: .5rem 1.25rem .5rem 0; text-align: left; vertical-align: baseline;
+  padding: .5rem 1rem .5rem 0; text-align: left; vertical-align: baseline;
   border-bottom: 1px solid var(--line);
 }
 th:last-child, td:last-child { padding-right: 0; }
