@@ -285,6 +285,17 @@ def test_runs_of_different_test_images_are_refused_or_kept_apart(kd: Kd, tmp_pat
     assert sorted(Path(file).name for file in done.json["files"]) == ["students-1.csv", "students-2.csv"]
 
 
+def test_accuracies_on_different_test_images_share_no_chart(tmp_path: Path) -> None:
+    history = [{"epoch": epoch, "loss": 1.0, "test_top1": 0.1 * epoch} for epoch in (1, 2)]
+    for name, test in (("a", "aa"), ("b", "bb"), ("c", "bb")):
+        run_folder(tmp_path / "runs" / name, 0.5, test, history=history)
+    made(tmp_path / "runs", out=tmp_path / "svg", format="svg", separate=True)
+    drawn = {path.stem: path.read_text() for path in (tmp_path / "svg").glob("test-curves*")}
+    assert set(drawn) == {"test-curves-1", "test-curves-2"}
+    assert (">a<" in drawn["test-curves-1"], ">b<" in drawn["test-curves-1"]) == (True, False)
+    assert all(f">{name}<" in drawn["test-curves-2"] for name in "bc")
+
+
 def test_probes_of_different_protocols_are_refused_or_kept_apart(tmp_path: Path) -> None:
     a = probe_file(tmp_path / "a.json", "a", "birds", name="svm", shots=5, test={"keys": "1"})
     b = probe_file(tmp_path / "b.json", "b", "birds", name="svm", shots=10, test={"keys": "1"})

@@ -112,7 +112,7 @@ def build(config: ReportConfig, material: Material) -> Document:
         joints_section(material, caches),
         probe_section(probes, material.contrasts, material.tallies),
         *comparison_sections(material.comparisons),
-        curves_section(material.runs),
+        curves_section(tests),
         tsne_section(config, material.caches, material.runs),
         cache_section(caches),
         commands_section(material, caches),

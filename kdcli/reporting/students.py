@@ -227,9 +227,13 @@ def _spread_of(name: str, runs: Sequence[Run]) -> Spread:
 # --- curves and commands ----------------------------------------------------------------------
 
 
-def curves_section(runs: Sequence[Run]) -> Section | None:
-    """Losses with their parts, and accuracies, over the epochs."""
-    histories = {run.name: run.history for run in runs if run.history}
+def curves_section(tests: Mapping[str, Sequence[Run]]) -> Section | None:
+    """Losses with their parts, and accuracies, over the epochs.
+
+    Args:
+        tests: runs by what they were tested on; accuracies on different images do not share a chart.
+    """
+    histories = {run.name: run.history for runs in tests.values() for run in runs if run.history}
     if not histories:
         return None
     names = list(histories)
@@ -239,20 +243,33 @@ def curves_section(runs: Sequence[Run]) -> Section | None:
         drawn.append(
             charts.training_curves(page, f"curves-{start // PANELS + 1}", LOSSES if not start else "")
         )
-    parts: list[Part] = [drawn[0]]
-    for key, title in (("val_top1", "validation"), ("test_top1", "test")):
-        known = {name: epochs for name, epochs in histories.items() if any(key in epoch for epoch in epochs)}
-        if known:
-            chosen = {name: known[name] for name in list(known)[:PANELS]}
-            chart = charts.accuracy_curves(chosen, key, f"{title}-curves")
-            left = f"; {len(known) - PANELS} more runs are left out" if len(known) > PANELS else ""
-            parts.append(Chart(chart.name, chart.label, chart.draw, f"Top-1 {title} accuracy over the epochs{left}.",
-                               chart.legend))  # fmt: skip
+    parts: list[Part] = [drawn[0], *_accuracy_charts(tests)]
     if len(drawn) > 1:
         parts.append(Fold(f"{min(len(names), MOST_PANELS) - PANELS} more runs", tuple(drawn[1:])))
     if len(names) > MOST_PANELS:
         parts.append(Notes((f"Curves of {len(names) - MOST_PANELS} more runs are not drawn.",)))
     return Section("Training", tuple(parts))
+
+
+def _accuracy_charts(tests: Mapping[str, Sequence[Run]]) -> list[Chart]:
+    """Validation and test accuracies over the epochs, a chart per test set."""
+    found = []
+    for key, title in (("val_top1", "validation"), ("test_top1", "test")):
+        known = {
+            test: {run.name: run.history for run in runs if any(key in epoch for epoch in run.history)}
+            for test, runs in tests.items()
+        }
+        known = {test: histories for test, histories in known.items() if histories}
+        for place, (test, histories) in enumerate(known.items(), 1):
+            chosen = {name: histories[name] for name in list(histories)[:PANELS]}
+            name = f"{title}-curves" if len(known) == 1 else f"{title}-curves-{place}"
+            where = f", tested on {test}" if len(known) > 1 and test else ""
+            left = len(histories) - PANELS
+            rest = f"; {left} more runs are left out" if left > 0 else ""
+            chart = charts.accuracy_curves(chosen, key, name)
+            caption = f"Top-1 {title} accuracy over the epochs{where}{rest}."
+            found.append(Chart(chart.name, chart.label, chart.draw, caption, chart.legend))
+    return found
 
 
 def run_commands(runs: Sequence[Run]) -> list[Command]:
