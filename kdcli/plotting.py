@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
 from kdcli.errors import MissingExtraError
-from kdcli.runtime import storage_errors
+from kdcli.files import storage_errors
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,11 +1,8 @@
-"""What the process lives in: devices, ranks, signals, and files that are whole or absent."""
+"""What the process lives in: processors, devices, shards, signals, versions."""
 
-import errno
 import functools
 import hashlib
-import json
 import os
-import re
 import signal
 import socket
 import sys
@@ -14,9 +11,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, final
 
-from kdcli.errors import BadDataError, DeviceError, KdError, NoSpaceError, StorageError, UsageError
+from kdcli.errors import DeviceError, UsageError
 
 if TYPE_CHECKING:
     import types
@@ -271,26 +268,7 @@ def _unless_hung_up(
         sys.__excepthook__(kind, error, trace)
 
 
-# --- files ------------------------------------------------------------------------------------
-
-
-@contextmanager
-def storage_errors(path: Path | str) -> Iterator[None]:
-    """Turn the operating system's refusals about ``path`` into errors with a code and a hint."""
-    try:
-        yield
-    except KdError:
-        raise
-    except OSError as error:
-        where = error.filename or path
-        reason = error.strerror or str(error)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise NoSpaceError(
-                f"no space left for {where}: {reason}", "Free some space, then run the same command again."
-            ) from error
-        raise StorageError(
-            f"{where}: {reason}", "Check the path and its permissions, then run the same command again."
-        ) from error
+# --- machine and versions ---------------------------------------------------------------------
 
 
 @functools.cache
@@ -307,149 +285,19 @@ def machine() -> str:
     return hashlib.sha256("\n".join(known).encode()).hexdigest()[:12]
 
 
-_UNPUBLISHED = re.compile(r"\..+\.[0-9a-f]{12}-\d+-[0-9a-f]{16}\.tmp")
 """What :func:`atomic_write_bytes` calls a file that is not whole yet."""
 
 
-def scratch_name() -> str:
-    """A new name for an unpublished file; it tells whose it is, so that what a killed process left is known."""
-    return f"{machine()}-{os.getpid()}-{os.urandom(8).hex()}"
-
-
-def fsync_folder(folder: Path) -> None:
-    """Make a rename or a new name in ``folder`` durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that has no such thing
-            raise
-    finally:
-        os.close(descriptor)
-
-
-def make_folder(folder: Path) -> None:
-    """Make a folder, and those above it, so that a power cut cannot take them from under what is put in them."""
-    if folder.is_dir():
-        return
-    make_folder(folder.parent)
-    folder.mkdir(exist_ok=True)
-    fsync_folder(folder.parent)
-
-
-def atomic_write_bytes(path: Path, data: bytes, tmp: Path | None = None) -> None:
-    """Write a file that a reader sees whole or not at all, also after a power cut.
+def versions(*more: str) -> dict[str, str]:
+    """Versions of what can change bits: recorded in caches and runs, warned about, never gated.
 
     Args:
-        path: the file; its folder exists.
-        data: what to write.
-        tmp: folder on the same file system for the unpublished file; default: that of the file.
+        more: further packages that a result depends on.
     """
-    # The name must be new on every host: two that shared it would write into each other's file.
-    temporary = (tmp or path.parent) / f".{path.name}.{scratch_name()}.tmp"
-    with storage_errors(path):
-        try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        fsync_folder(path.parent)
-
-
-def holds_files(folder: Path) -> bool:
-    """Whether there is anything in a folder but what a killed process of kd left unpublished.
-
-    A process that is killed within :func:`atomic_write_bytes` of a folder's first file leaves that file's temporary
-    name alone in it; the folder is as good as empty.
-    """
-    return any(not _UNPUBLISHED.fullmatch(entry.name) for entry in folder.iterdir())
-
-
-def atomic_write_text(path: Path, text: str) -> None:
-    """:func:`atomic_write_bytes` for text in UTF-8."""
-    atomic_write_bytes(path, text.encode())
-
-
-def write_json(path: Path, document: Any) -> None:
-    """Write ``document`` as indented JSON, whole or not at all. NaN is not JSON and refused."""
-    atomic_write_text(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
-
-
-def create_text(path: Path, text: str, tmp: Path, durable: bool = True) -> bool:
-    """Create a file that nobody ever sees half-written; False, and nothing changed, when it is there.
-
-    Args:
-        path: the file; its folder exists.
-        text: what to write.
-        tmp: folder on the same file system for the unpublished file.
-        durable: also after a power cut.
-    """
-    temporary = tmp / scratch_name()
-    with storage_errors(path):
-        try:
-            with temporary.open("w", encoding="utf-8") as file:
-                file.write(text)
-                if durable:
-                    file.flush()
-                    os.fsync(file.fileno())
-            try:
-                os.link(temporary, path)
-            except FileExistsError:
-                # NFS says so, too, when its answer to the very link that made it was lost.
-                return temporary.stat().st_nlink > 1
-        except OSError as error:
-            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
-                raise
-            raise StorageError(
-                f"{path}: the file system has no hard links ({error.strerror}), by which kd writers tell who "
-                "was first",
-                "Put the cache on a local disk, NFS, Lustre or GPFS.",
-            ) from error
-        finally:
-            temporary.unlink(missing_ok=True)
-        if durable:
-            fsync_folder(path.parent)
-    return True
-
-
-def create_json(path: Path, document: Any, tmp: Path) -> bool:
-    """:func:`create_text` for a JSON document. NaN is not JSON and refused."""
-    return create_text(path, json.dumps(document, allow_nan=False), tmp)
-
-
-def read_json(path: Path) -> Any:
-    """The JSON document in ``path``.
-
-    Raises:
-        StorageError: it cannot be read.
-        BadDataError: it is not JSON.
-    """
-    with storage_errors(path):
-        data = path.read_bytes()
-    try:
-        return json.loads(data.decode())
-    except ValueError as error:  # also what is no UTF-8
-        raise BadDataError(f"{path} is not JSON: {error}", "Restore the file or remove it.") from error
-
-
-def versions() -> dict[str, str]:
-    """Versions of what can change bits: recorded in caches and runs, warned about, never gated."""
     import platform
     from importlib import metadata
 
     from kdcli._version import __version__
 
-    names = ("torch", "torchvision", "timm", "numpy", "pillow", "zarr")
+    names = ("torch", "torchvision", "timm", "numpy", "pillow", "zarr", *more)
     return {"kd": __version__, "python": platform.python_version(), **{n: metadata.version(n) for n in names}}
-
-
-def available_gb(path: Path) -> float:
-    """Free space, in GB, on the file system of the nearest existing parent of ``path``."""
-    import shutil
-
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free / 1e9

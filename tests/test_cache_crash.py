@@ -29,7 +29,7 @@ from kdcli.cache.store import Store
 from kdcli.cache.verify import verify_part
 from kdcli.cache.writer import CacheWriter
 from kdcli.errors import IdentityError, NoSpaceError, StorageError
-from kdcli.runtime import create_text, scratch_name
+from kdcli.files import create_text, scratch_name
 
 BOTH = ("zarr", "hdf5")
 NAMES = ("t", "u")

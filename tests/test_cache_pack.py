@@ -36,7 +36,7 @@ from kdcli.errors import (
     StorageError,
     UsageError,
 )
-from kdcli.runtime import scratch_name
+from kdcli.files import scratch_name
 
 Kd = Callable[..., Shell]
 FILES = ("p.h5", "p.zarr", "p.zarr.zip")

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from kdcli.errors import KdError, OutputExistsError, StorageError, UsageError
-from kdcli.runtime import atomic_write_text, holds_files, parse_shard, read_json, stop_signals, write_json
+from kdcli.files import atomic_write_text, holds_files, read_json, write_json
+from kdcli.runtime import parse_shard, stop_signals
 from kdcli.training.outdir import require_folder
 
 

@@ -15,7 +15,8 @@ from kdcli.console import console
 from kdcli.data.sources import ImageData, open_data
 from kdcli.data.spec import DataSpec
 from kdcli.errors import BadDataError, NotFoundError, OutputExistsError, UsageError
-from kdcli.runtime import atomic_write_text, worker_count
+from kdcli.files import atomic_write_text
+from kdcli.runtime import worker_count
 
 
 def audit(config: AuditConfig) -> AuditResult:

@@ -13,7 +13,7 @@ from kdcli.cache.layout import BackendName, Manifest
 from kdcli.cache.mapping import map_bytes
 from kdcli.cache.provenance import ArraySpec, TeacherRecord, repair_hint
 from kdcli.errors import CorruptError, StorageError
-from kdcli.runtime import scratch_name, storage_errors
+from kdcli.files import scratch_name, storage_errors
 
 if TYPE_CHECKING:
     from kdcli.cache.keytable import KeyTable

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, final
 
 from kdcli.cache.layout import Layout, Unit
-from kdcli.runtime import create_text, machine, scratch_name, storage_errors
+from kdcli.files import create_text, scratch_name, storage_errors
+from kdcli.runtime import machine
 
 STALE_SECONDS = 600.0
 """A claim of another host that was not refreshed for this long belongs to a dead writer."""

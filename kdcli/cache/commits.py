@@ -18,7 +18,7 @@ from jaxtyping import Bool
 from kdcli.cache.layout import Layout, Unit
 from kdcli.cache.provenance import repair_hint, seal, unseal
 from kdcli.errors import CorruptError
-from kdcli.runtime import atomic_write_text, create_json, fsync_folder, make_folder, storage_errors
+from kdcli.files import atomic_write_text, create_json, fsync_folder, make_folder, storage_errors
 
 if TYPE_CHECKING:
     from kdcli.cache.arrays import ArrayExtent

@@ -17,7 +17,7 @@ import numpy as np
 from kdcli.cache.arrays import ArrayExtent
 from kdcli.cache.provenance import ArraySpec
 from kdcli.errors import BadDataError, CorruptError, KdError, UsageError
-from kdcli.runtime import storage_errors
+from kdcli.files import storage_errors
 
 Compression = Literal["none", "gzip", "zstd"]
 Place = slice | tuple[slice, int]

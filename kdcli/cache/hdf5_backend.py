@@ -15,7 +15,7 @@ from kdcli.cache.backend import Backend, Inspection, checksum
 from kdcli.cache.layout import BackendName, Manifest
 from kdcli.cache.provenance import ArraySpec, TeacherRecord, repair_hint
 from kdcli.errors import CorruptError
-from kdcli.runtime import storage_errors
+from kdcli.files import storage_errors
 
 if TYPE_CHECKING:
     from kdcli.cache.keytable import KeyTable

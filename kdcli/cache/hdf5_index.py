@@ -12,7 +12,7 @@ import numpy as np
 from kdcli.cache.arrays import array_extents
 from kdcli.cache.commits import committed_chunks
 from kdcli.cache.hdf5_backend import DATASET
-from kdcli.runtime import atomic_write_bytes
+from kdcli.files import atomic_write_bytes
 
 if TYPE_CHECKING:
     from kdcli.cache.arrays import ArrayExtent

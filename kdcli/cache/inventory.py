@@ -13,7 +13,7 @@ from kdcli.cache.layout import SAMPLES, Layout, Manifest, load_manifest
 from kdcli.cache.provenance import TeacherRecord
 from kdcli.cache.store import Store
 from kdcli.errors import CacheMissingError, KdError, StorageError, nearest
-from kdcli.runtime import storage_errors
+from kdcli.files import storage_errors
 
 _FOLDERS = {"manifest.json", "data.zarr", "data.hdf5"}
 

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kdcli.cache.provenance import seal, unseal
 from kdcli.errors import BadDataError, CacheMissingError, CorruptError, StorageError
-from kdcli.runtime import read_json, write_json
+from kdcli.files import read_json, write_json
 
 BackendName = Literal["zarr", "hdf5"]
 FORMAT: Final = 1

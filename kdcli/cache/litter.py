@@ -22,10 +22,11 @@ from kdcli.cache.claims import STALE_SECONDS, Claims, filesystem_now, is_running
 from kdcli.cache.commits import read_commit, read_commits
 from kdcli.cache.layout import Layout, Unit, load_manifest
 from kdcli.cache.store import Store
-from kdcli.runtime import machine, storage_errors
+from kdcli.files import storage_errors
+from kdcli.runtime import machine
 
 _SCRATCH = re.compile(r"([0-9a-f]{12})-(\d+)-[0-9a-f]{16}")
-"""What :func:`~kdcli.runtime.scratch_name` makes, wherever it stands in a name."""
+"""What :func:`~kdcli.files.scratch_name` makes, wherever it stands in a name."""
 
 
 @final

@@ -29,7 +29,7 @@ from kdcli.cache.reader import CacheReader
 from kdcli.cache.store import Store
 from kdcli.console import console
 from kdcli.errors import CorruptError, IdentityError, UsageError
-from kdcli.runtime import storage_errors
+from kdcli.files import storage_errors
 from kdcli.types import Difference, differences
 
 _NO_LINK = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS)

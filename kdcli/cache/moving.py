@@ -20,7 +20,7 @@ from kdcli.cache.reader import CacheReader
 from kdcli.cache.store import Store
 from kdcli.cache.writer import build_skeleton
 from kdcli.errors import CorruptError, NoSpaceError, OutputExistsError
-from kdcli.runtime import (
+from kdcli.files import (
     atomic_write_text,
     available_gb,
     fsync_folder,

@@ -19,7 +19,7 @@ from kdcli.cache.progress import Writer, claim_holders
 from kdcli.cache.store import Store
 from kdcli.cache.writer import describe, newest
 from kdcli.errors import ClaimedError, NotFoundError, UsageError, nearest
-from kdcli.runtime import fsync_folder, scratch_name, storage_errors
+from kdcli.files import fsync_folder, scratch_name, storage_errors
 
 
 @final

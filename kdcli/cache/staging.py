@@ -30,7 +30,7 @@ from kdcli.cache.provenance import repair_hint
 from kdcli.cache.reader import CacheReader, ChunkFile
 from kdcli.console import console
 from kdcli.errors import CorruptError, NoSpaceError
-from kdcli.runtime import available_gb, storage_errors
+from kdcli.files import available_gb, storage_errors
 
 if TYPE_CHECKING:
     from kdcli.cache.cacheset import CacheSet

@@ -23,8 +23,8 @@ from kdcli.cache.provenance import (
 )
 from kdcli.cache.zarr_backend import ZarrBackend
 from kdcli.errors import CorruptError, IdentityError, KdError
+from kdcli.files import atomic_write_bytes, create_json, make_folder, read_json, storage_errors
 from kdcli.outputs import STATS
-from kdcli.runtime import atomic_write_bytes, create_json, make_folder, read_json, storage_errors
 from kdcli.types import Difference
 
 BACKENDS: dict[BackendName, Backend] = {"zarr": ZarrBackend(), "hdf5": HDF5Backend()}

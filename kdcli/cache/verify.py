@@ -16,7 +16,7 @@ from kdcli.cache.provenance import repair_hint
 from kdcli.cache.reader import CacheReader
 from kdcli.console import console
 from kdcli.errors import CorruptError
-from kdcli.runtime import write_json
+from kdcli.files import write_json
 
 VerifyMode = Literal["never", "once", "always"]
 

@@ -33,7 +33,7 @@ from kdcli.cache.provenance import ArraySpec, TeacherRecord
 from kdcli.cache.store import Store
 from kdcli.console import console
 from kdcli.errors import IdentityError, OutputExistsError, StorageError
-from kdcli.runtime import fsync_folder, make_folder, scratch_name, storage_errors
+from kdcli.files import fsync_folder, make_folder, scratch_name, storage_errors
 from kdcli.types import Difference
 
 

@@ -17,7 +17,7 @@ from kdcli.cache.arrays import ArrayExtent, array_extents
 from kdcli.cache.backend import Backend, Inspection, checksum
 from kdcli.cache.layout import BackendName, Manifest
 from kdcli.cache.provenance import ArraySpec, TeacherRecord
-from kdcli.runtime import storage_errors
+from kdcli.files import storage_errors
 
 if TYPE_CHECKING:
     from kdcli.cache.keytable import KeyTable

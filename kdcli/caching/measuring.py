@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader
 from kdcli.cache.layout import Manifest
 from kdcli.caching.decoding import BatchRequest, Decoded, Decoder
 from kdcli.console import console, duration
-from kdcli.runtime import storage_errors, worker_setup
+from kdcli.files import storage_errors
+from kdcli.runtime import worker_setup
 
 if TYPE_CHECKING:
     from kdcli.caching.pipeline import Worker

@@ -14,7 +14,8 @@ from kdcli.caching.result import payload_bytes
 from kdcli.config import CacheConfig
 from kdcli.console import size
 from kdcli.errors import NoSpaceError
-from kdcli.runtime import available_gb, worker_count
+from kdcli.files import available_gb
+from kdcli.runtime import worker_count
 
 if TYPE_CHECKING:
     from kdcli.cache.provenance import TeacherRecord

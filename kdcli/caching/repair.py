@@ -25,7 +25,8 @@ from kdcli.caching.rebuild import mend_wholes
 from kdcli.caching.rerun import Sources, as_it_ran, open_images, open_views, open_workers
 from kdcli.console import console
 from kdcli.errors import ClaimedError, CorruptError, IdentityError, KdError, StoppedEarly
-from kdcli.runtime import atomic_write_text, stop_signals, storage_errors, worker_count
+from kdcli.files import atomic_write_text, storage_errors
+from kdcli.runtime import stop_signals, worker_count
 from kdcli.types import Difference
 
 

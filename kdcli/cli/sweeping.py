@@ -95,8 +95,8 @@ def read_ranking(settings: "TrainConfig") -> "Ranking | None":
     if source is None:
         return None
     from kdcli.errors import NotFoundError
+    from kdcli.files import storage_errors
     from kdcli.ranking import parse_ranking
-    from kdcli.runtime import storage_errors
 
     if source == "-":
         return parse_ranking(sys.stdin.read())

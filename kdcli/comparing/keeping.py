@@ -12,7 +12,7 @@ from safetensors.numpy import save
 
 from kdcli.comparing.answers import Answers, Images
 from kdcli.errors import BadDataError, OutputExistsError
-from kdcli.runtime import atomic_write_bytes, holds_files, storage_errors, write_json
+from kdcli.files import atomic_write_bytes, holds_files, storage_errors, write_json
 
 PREDICTIONS, RESULT = "predictions.safetensors", "compare.json"
 _ARRAYS = ("predicted", "label_logp", "top_logp", "class_means")

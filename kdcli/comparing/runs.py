@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kdcli.console import console
 from kdcli.errors import BadDataError, NotFoundError
+from kdcli.files import read_json, storage_errors
 from kdcli.models.grammar import ModelSpec
-from kdcli.runtime import read_json, storage_errors
 
 RESULT, EXPORT, CONFIG = "result.json", "export", "config.json"
 CACHE = "manifest.json"

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Float64
 
 from kdcli.errors import BadDataError, NotFoundError
-from kdcli.runtime import storage_errors
+from kdcli.files import storage_errors
 
 _FORM = "Give a square matrix as .npy or .csv, a row and a column a class; a first line of names may say the order."
 

@@ -216,7 +216,7 @@ def created_by(config: StepConfig) -> dict[str, Any]:
 
     The command is what was typed, a file of options resolved into it; paths are as they were given.
     """
-    return {"command": command_line(config), "versions": versions()}
+    return {"command": command_line(config), "versions": versions("scikit-learn", "scipy")}
 
 
 def _flag(name: str, value: Any) -> list[str]:

@@ -24,7 +24,7 @@ from kdcli.data.base import ImageSource, Listing, pick_split, pick_task
 from kdcli.data.decode import decode_image
 from kdcli.data.spec import canonical_split
 from kdcli.errors import BadDataError, NotFoundError, UsageError
-from kdcli.runtime import storage_errors
+from kdcli.files import storage_errors
 
 # A fixed list, not Pillow's: what is a sample must not depend on the plugins of one installation.
 EXTENSIONS = frozenset(

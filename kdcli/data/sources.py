@@ -20,7 +20,7 @@ from kdcli.data.spec import JOIN, NO_LABELS, SCHEMES, DataSpec
 from kdcli.data.subset import choose
 from kdcli.data.without import leave_out
 from kdcli.errors import NotFoundError, nearest
-from kdcli.runtime import storage_errors
+from kdcli.files import storage_errors
 
 __all__ = ["ImageData", "ImageSource", "Listing", "embedded_names", "open_data"]
 

@@ -8,7 +8,7 @@ from kdcli.cache.keytable import KeyTable
 from kdcli.console import console
 from kdcli.data.base import Listing
 from kdcli.errors import BadDataError, NotFoundError
-from kdcli.runtime import storage_errors
+from kdcli.files import storage_errors
 
 
 def leave_out(listing: Listing, file: Path, where: str) -> Listing:

@@ -16,10 +16,11 @@ from kdcli.caching import CacheResult, cache_teachers
 from kdcli.config import CacheConfig, MethodName, ProbeConfig, RankConfig, TrainConfig, command_line
 from kdcli.console import console, duration
 from kdcli.demo.weights import export_pretrained_weights
+from kdcli.files import storage_errors, write_json
 from kdcli.probing import ProbeResult, eval_probe
 from kdcli.ranking import rank_sources, ranking_document
 from kdcli.reporting import Report, ReportRow, write_report
-from kdcli.runtime import pick_device, storage_errors, versions, write_json
+from kdcli.runtime import pick_device, versions
 from kdcli.training.result import TrainResult
 from kdcli.training.run import train_student
 from kdcli.types import Ranking

@@ -20,6 +20,7 @@ from kdcli.cache.cacheset import CacheSet
 from kdcli.config import FuseConfig, created_by
 from kdcli.console import console
 from kdcli.errors import OutputExistsError, UsageError
+from kdcli.files import read_json, storage_errors, write_json
 from kdcli.fusing.parents import choose_parents
 from kdcli.fusing.samples import Samples, choose_samples, data_set_names
 from kdcli.fusing.training import Training
@@ -27,7 +28,7 @@ from kdcli.fusing.writeback import require_name, write_back
 from kdcli.models.fused import FusionSpec, JointTeacher
 from kdcli.models.fused_folder import DESCRIPTION, WEIGHTS, Ancestor, FusedFolder
 from kdcli.models.fused_network import joint_spec
-from kdcli.runtime import StopFlag, pick_device, read_json, stop_signals, storage_errors, versions, write_json
+from kdcli.runtime import StopFlag, pick_device, stop_signals, versions
 from kdcli.training.outdir import finished_result, forget_checkpoints, require_folder
 from kdcli.types import differences
 

@@ -9,10 +9,10 @@ from safetensors.torch import save
 from timm.models import get_model_args, get_model_input_config
 
 from kdcli.errors import UsageError
+from kdcli.files import atomic_write_bytes, atomic_write_text, storage_errors
 from kdcli.models.spec import Model
 from kdcli.models.student import require_timm
 from kdcli.models.timm_models import CONFIG_FILE, WEIGHTS_FILE
-from kdcli.runtime import atomic_write_bytes, atomic_write_text, storage_errors
 
 
 def export_model(model: Model, directory: Path, class_names: Sequence[str] | None) -> None:

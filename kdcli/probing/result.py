@@ -82,7 +82,7 @@ class ProbeResult:
             "test": self.test,
             "relatedness": self.relatedness,
             "protocol": dict(self.protocol),
-            "versions": versions(),
+            "versions": versions("scikit-learn", "scipy"),
         }
 
 

@@ -9,8 +9,8 @@ from jaxtyping import Float, Int64
 
 from kdcli.config import RankConfig
 from kdcli.errors import BadDataError, NotFoundError, StorageError, nearest
+from kdcli.files import storage_errors
 from kdcli.ranking.probe import ProbeLabels, labelled_rows
-from kdcli.runtime import storage_errors
 from kdcli.types import OutputKind
 
 

@@ -11,11 +11,11 @@ import numpy as np
 from kdcli.config import RankConfig
 from kdcli.console import console
 from kdcli.errors import BadDataError, NotFoundError, UsageError
+from kdcli.files import storage_errors
 from kdcli.ranking.agreement import Estimate, estimate_all
 from kdcli.ranking.documents import parse_ranking
 from kdcli.ranking.step import RankResult
 from kdcli.ranking.students import LABELS_ONLY, RANDOM_SELECTION, RANDOM_WEIGHTS, Student, read_students
-from kdcli.runtime import storage_errors
 
 FEWEST_SOURCES = 3
 """Two points always lie on a line."""

@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kdcli.console import console
 from kdcli.errors import BadDataError, NotFoundError, StorageError
+from kdcli.files import read_json
 from kdcli.ranking.weights import PAPER_POWER
-from kdcli.runtime import read_json
 
 RESULT = "result.json"
 LABELS_ONLY, RANDOM_SELECTION, RANDOM_WEIGHTS = "labels-only", "random-selection", "random-weights"

@@ -9,12 +9,12 @@ from jaxtyping import Float, Int64
 from safetensors import SafetensorError, safe_open
 
 from kdcli.errors import BadDataError
+from kdcli.files import storage_errors
 from kdcli.reporting import charts
 from kdcli.reporting.charts import Costed
 from kdcli.reporting.document import Cell, Column, Notes, Part, Section, Table, number, percent, points, word
 from kdcli.reporting.material import Compared
 from kdcli.reporting.matrices import class_gains, confusion_chart, flips_chart
-from kdcli.runtime import storage_errors
 
 MOST_MATRICES = 6
 MOST_CLASSES = 200

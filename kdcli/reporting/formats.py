@@ -8,10 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from kdcli.errors import BadDataError, OutputExistsError, StorageError
-from kdcli.reporting.document import Cell, Commands, Document, Facts, Fold, Notes, Part, Table
-from kdcli.reporting.drawing import as_file
-from kdcli.reporting.page import GENERATOR, write_page
-from kdcli.runtime import (
+from kdcli.files import (
     atomic_write_bytes,
     atomic_write_text,
     holds_files,
@@ -19,6 +16,9 @@ from kdcli.runtime import (
     storage_errors,
     write_json,
 )
+from kdcli.reporting.document import Cell, Commands, Document, Facts, Fold, Notes, Part, Table
+from kdcli.reporting.drawing import as_file
+from kdcli.reporting.page import GENERATOR, write_page
 
 Format = Literal["html", "md", "csv", "svg", "png"]
 INDEX = "report.json"

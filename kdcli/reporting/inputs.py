@@ -12,9 +12,9 @@ import yaml
 from kdcli.cache.inventory import looks_like_cache
 from kdcli.console import console
 from kdcli.errors import BadDataError, NotFoundError, StorageError, nearest
+from kdcli.files import read_json, storage_errors
 from kdcli.ranking.documents import parse_ranking
 from kdcli.reporting.material import Compared, Joint, Material, Origin, Ranked, Run
-from kdcli.runtime import read_json, storage_errors
 from kdcli.training.outdir import stage_folder
 
 RESULT, RUN, SWEEP, METRICS, CONFIG, COMPARE, FUSED = (

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from kdcli.console import duration
+from kdcli.files import atomic_write_text, storage_errors
 from kdcli.reporting.document import (
     Cell,
     Chart,
@@ -22,7 +23,6 @@ from kdcli.reporting.document import (
 from kdcli.reporting.drawing import inline, legend
 from kdcli.reporting.markup import Html, element
 from kdcli.reporting.style import SCRIPT, STYLE
-from kdcli.runtime import atomic_write_text, storage_errors
 
 GENERATOR = "kd report"
 """Content of the page's ``generator``: a page without it is not kd's."""

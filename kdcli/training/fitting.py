@@ -18,7 +18,8 @@ from torch import Tensor
 from kdcli.console import console
 from kdcli.data.views import Render
 from kdcli.errors import DeviceError, DivergedError, KdError, StoppedEarly
-from kdcli.runtime import StopFlag, read_json, storage_errors, write_json
+from kdcli.files import read_json, storage_errors, write_json
+from kdcli.runtime import StopFlag
 from kdcli.training.feed import FeedBatch, Order, ViewRule
 from kdcli.training.loop import Engine, memory_errors
 from kdcli.training.meter import Meter

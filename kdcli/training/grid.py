@@ -7,7 +7,7 @@ from typing import Any
 from kdcli.config import TrainConfig, learning_rates
 from kdcli.console import console
 from kdcli.errors import DivergedError, OutputExistsError, UsageError
-from kdcli.runtime import read_json, storage_errors, write_json
+from kdcli.files import read_json, storage_errors, write_json
 from kdcli.training.outdir import GRID, remove_run, require_folder
 from kdcli.training.planning import Sources
 from kdcli.training.result import TrainResult

@@ -25,18 +25,18 @@ import yaml
 from safetensors.torch import save
 
 from kdcli.errors import OutputExistsError, StorageError
-from kdcli.models.export import export_model
-from kdcli.models.student import LABEL_HEAD
-from kdcli.models.timm_models import CONFIG_FILE, WEIGHTS_FILE
-from kdcli.runtime import (
+from kdcli.files import (
     atomic_write_bytes,
     atomic_write_text,
     holds_files,
     read_json,
     storage_errors,
-    versions,
     write_json,
 )
+from kdcli.models.export import export_model
+from kdcli.models.student import LABEL_HEAD
+from kdcli.models.timm_models import CONFIG_FILE, WEIGHTS_FILE
+from kdcli.runtime import versions
 from kdcli.training.plan import Pins, Plan
 from kdcli.training.student import Built
 from kdcli.types import differences

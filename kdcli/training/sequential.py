@@ -15,8 +15,8 @@ from kdcli.config import TrainConfig
 from kdcli.console import console
 from kdcli.data.sources import ImageData
 from kdcli.errors import UsageError
+from kdcli.files import write_json
 from kdcli.objectives.registry import METHODS
-from kdcli.runtime import write_json
 from kdcli.training.gains import (
     Classes,
     cached_predictions,

@@ -24,23 +24,14 @@ from kdcli.errors import (
     StoppedEarly,
     UsageError,
 )
+from kdcli.files import holds_files, read_json, storage_errors, write_json
 from kdcli.models.export import export_model
 from kdcli.models.soup import average, batchnorms, require_same_kind
 from kdcli.models.spec import Model, open_model, weights_sha256
 from kdcli.models.student import LABEL_HEAD, Student, require_timm
 from kdcli.models.teacher import normalise
 from kdcli.models.timm_models import CONFIG_FILE
-from kdcli.runtime import (
-    StopFlag,
-    holds_files,
-    pick_device,
-    read_json,
-    stop_signals,
-    storage_errors,
-    versions,
-    worker_count,
-    write_json,
-)
+from kdcli.runtime import StopFlag, pick_device, stop_signals, versions, worker_count
 from kdcli.training.evaluate import Exam, accuracy, labels_for, look_of
 from kdcli.training.feed import Ticket, make_loader
 from kdcli.training.student import UNTRAINED

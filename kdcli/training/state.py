@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from kdcli.runtime import atomic_write_text, fsync_folder, read_json, storage_errors, write_json
+from kdcli.files import atomic_write_text, fsync_folder, read_json, storage_errors, write_json
 from kdcli.training.ranks import Ranks
 
 

@@ -11,7 +11,7 @@ from typing import Any, final
 
 from kdcli.config import TrainConfig
 from kdcli.errors import DivergedError, OutputExistsError, StorageError
-from kdcli.runtime import write_json
+from kdcli.files import write_json
 from kdcli.training.result import TrainResult
 from kdcli.training.run import train_students
 from kdcli.types import Ranking
