@@ -157,7 +157,8 @@ def test_rank_sources_prints_the_promised_document(kd: Kd, options: tuple[object
     done = kd("rank-sources", "--cache", "c.kd", "--json", "-v", *options)
     assert done.code == 0, done.err
     document = done.json
-    assert list(document) == ["cache_id", "metric", "on", "probe", "sources"]
+    assert list(document) == ["cache_id", "metric", "on", "probe", "sources", "created"]
+    assert document["created"]["command"].startswith("kd rank-sources --cache c.kd")
     assert (document["metric"], document["on"]) == (("cka", "pseudo") if options else ("parc", "features"))
     assert document["probe"] == ({"size": 6, "seed": 3} if options else {"size": 24, "seed": 0})
     sources = document["sources"]
@@ -631,7 +632,7 @@ MISTAKES: list[tuple[str, dict[str, str | None], int, tuple[str, ...]]] = [
     ("eval-probe", {"--head": "label"}, 2, ("trains nothing", "Leave DATA out")),
     ("eval-probe", {"DATA": None}, 2, ("DATA is missing",)),
     ("eval-probe", {"--c-grid": "0.1,-1"}, 2, ("--c-grid 0.1,-1", "must be values of C")),
-    ("eval-probe", {"DATA": "a=images"}, 11, ("a=images",)),
+    ("eval-probe", {"DATA": "a=images"}, 2, ("--test 'images' has no name",)),
     ("eval-probe", {"--teacher": None}, 2, ("--teacher NAME",)),
     ("eval-probe", {"--cache": None}, 2, ("--cache PATH",)),
     # caches and data that do not fit
