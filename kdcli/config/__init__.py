@@ -7,17 +7,9 @@ from kdcli.config.fusing import FuseConfig
 from kdcli.config.grids import c_values
 from kdcli.config.probing import ProbeConfig
 from kdcli.config.resolving import command_line, created_by, resolve, to_yaml
-from kdcli.config.steps import (
-    CacheConfig,
-    MethodName,
-    MetricName,
-    RankConfig,
-    StepConfig,
-    TrainConfig,
-    learning_rates,
-    old_new_weight,
-)
+from kdcli.config.steps import CacheConfig, MetricName, RankConfig, StepConfig
 from kdcli.config.sweeping import resolve_sweep
+from kdcli.config.training import MethodName, TrainConfig, learning_rates, old_new_weight
 
 __all__ = [
     "CacheConfig",

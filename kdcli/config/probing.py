@@ -6,7 +6,8 @@ from typing import Any, Literal, final
 from pydantic import Field, field_validator, model_validator
 
 from kdcli.config.grids import c_values
-from kdcli.config.steps import Mechanical, StepConfig, learning_rates
+from kdcli.config.steps import Mechanical, StepConfig
+from kdcli.config.training import learning_rates
 
 ALL: Literal["all"] = "all"
 """``--shots all``: every labelled training image, in a single run."""

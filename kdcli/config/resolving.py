@@ -13,7 +13,8 @@ from kdcli.config.comparing import CompareConfig
 from kdcli.config.fusing import FuseConfig
 from kdcli.config.probing import ProbeConfig
 from kdcli.config.reporting import ReportConfig
-from kdcli.config.steps import CacheConfig, RankConfig, StepConfig, TrainConfig
+from kdcli.config.steps import CacheConfig, RankConfig, StepConfig
+from kdcli.config.training import TrainConfig
 from kdcli.errors import ConfigError, NotFoundError, StorageError, UsageError, nearest
 from kdcli.runtime import versions
 

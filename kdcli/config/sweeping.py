@@ -19,7 +19,7 @@ from typing import Any, final
 import yaml
 
 from kdcli.config.resolving import layers_of, only_flags, read_yaml, validated
-from kdcli.config.steps import TrainConfig
+from kdcli.config.training import TrainConfig
 from kdcli.errors import ConfigError, UsageError, nearest
 
 SHARED = (

@@ -1,4 +1,4 @@
-"""What P3's transfer methods can be told, as a part of :class:`~kdcli.config.steps.TrainConfig`."""
+"""What P3's transfer methods can be told, as a part of :class:`~kdcli.config.training.TrainConfig`."""
 
 from typing import Literal
 
