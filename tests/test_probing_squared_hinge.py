@@ -13,7 +13,15 @@ from sklearn.svm import LinearSVC
 
 from kdcli.probing import squared_hinge
 from kdcli.probing.solver import fit
-from kdcli.probing.squared_hinge import Solution, dual_objective, gram_matrix, largest_c, solve
+from kdcli.probing.squared_hinge import (
+    Solution,
+    dual_objective,
+    gram_matrix,
+    in_batches,
+    largest_c,
+    one_by_one,
+    solve,
+)
 
 GRID = 10.0 ** np.arange(-3, 4)
 
@@ -250,3 +258,23 @@ def test_the_rows_of_systems_are_listed_in_order_and_filled_up() -> None:
     listed, real = squared_hinge._listed(chosen, torch.tensor([2, 1, 0]), 2)
     assert listed.tolist() == [[0, 2], [1, 0], [0, 0]]
     assert real.tolist() == [[True, True], [True, False], [False, False]]
+
+
+@settings(max_examples=40)
+@given(st.integers(1, 60), st.integers(1, 9), st.integers(0, 10**6))
+def test_systems_alone_and_in_batches_are_those_of_numpy(n: int, columns: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    samples = rng.normal(size=(n, 4))
+    matrix = samples @ samples.T + 0.1 * np.eye(n)
+    chosen = rng.random((n, columns)) < rng.random(columns)
+    right = rng.normal(size=(n, columns))
+    expected = np.zeros((n, columns))
+    for column, rows in enumerate(chosen.T):
+        if rows.any():
+            expected[rows, column] = np.linalg.solve(matrix[np.ix_(rows, rows)], right[rows, column])
+    by_columns = torch.from_numpy(np.asfortranarray(matrix))  # as cholesky_inverse returns it
+    for solve_systems in (one_by_one, in_batches):
+        for given_matrix in (torch.from_numpy(matrix), by_columns):
+            found = solve_systems(given_matrix, torch.from_numpy(chosen), torch.from_numpy(right))
+            np.testing.assert_allclose(found.numpy(), expected, rtol=1e-8, atol=1e-9)
+        np.testing.assert_array_equal(by_columns.numpy(), matrix)  # nothing is solved in place

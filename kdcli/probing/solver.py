@@ -14,6 +14,8 @@ from typing import Literal, final
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from kdcli.metrics.threads import Map, parallel_map
+
 MAX_ITERATIONS = 10_000
 TOLERANCE = 1e-6
 """liblinear's default of 1e-4 moved single predictions of the reference problem; this costs no time here."""
@@ -74,8 +76,8 @@ def fit(
     grid = sorted(grid)
     parts = stratified_folds(labels, folds) if len(grid) > 1 else []
     if method == "exact":
-        with one_thread_if_small(len(shots)):
-            return _fit_exact(shots, labels, grid, parts, device)
+        with one_thread_if_small(len(shots), len(parts)) as each:
+            return _fit_exact(shots, labels, grid, parts, device, each if device == "cpu" else map)
     return _fit_sklearn(shots, labels, grid, parts)
 
 
@@ -101,15 +103,26 @@ def best_c(grid: Sequence[float], accuracies: Float64[np.ndarray, "c folds"]) ->
 
 
 @contextmanager
-def one_thread_if_small(samples: int) -> Iterator[None]:
-    """Threads that share out systems of a few hundred rows wait for each other: two took 2.3 times as long."""
+def one_thread_if_small(samples: int, tasks: int = 1) -> Iterator[Map]:
+    """Threads that share out systems of a few hundred rows wait for each other: two took 2.3 times as long.
+
+    Args:
+        samples: rows of the largest system.
+        tasks: how many problems there are.
+
+    Yields:
+        A ``map`` over them: of small ones as many at a time as there are threads.
+    """
     import torch
 
+    if samples > _SMALL:
+        yield map
+        return
     threads = torch.get_num_threads()
-    if samples <= _SMALL:
-        torch.set_num_threads(1)
+    torch.set_num_threads(1)
     try:
-        yield
+        with parallel_map(tasks) as (side_by_side, _):
+            yield side_by_side
     finally:
         torch.set_num_threads(threads)
 
@@ -120,6 +133,7 @@ def _fit_exact(
     grid: Sequence[float],
     parts: Folds,
     device: str,
+    each: Map,
 ) -> Classifier:
     """All folds and values of C read one Gram matrix; active sets are handed from each C to the next."""
     import torch  # takes seconds to load; sklearn needs none of it
@@ -128,26 +142,34 @@ def _fit_exact(
 
     rows = torch.from_numpy(np.ascontiguousarray(shots)).to(device)
     gram = squared_hinge.gram_matrix(rows)
-    accuracies = np.zeros((len(grid), len(parts)))
-    fits = unconverged = 0
-    for fold, (train, held_out) in enumerate(parts):
+
+    def accuracies_of(
+        fold: tuple[Int64[np.ndarray, " _"], Int64[np.ndarray, " _"]],
+    ) -> tuple[list[float], int]:
+        """By C, and how many problems stopped early."""
+        train, held_out = fold
         own, other = torch.from_numpy(train).to(device), torch.from_numpy(held_out).to(device)
         within, across = gram[own[:, None], own], gram[other[:, None], own]
         classes, signs = _signs(labels[train])
         signs_there, active = torch.from_numpy(signs).to(device), None
-        for number, c in enumerate(grid):
+        found, stopped = [], 0
+        for c in grid:
             solution = squared_hinge.solve(within, signs_there, c, active)
             active = solution.active
             scores = (across @ solution.beta).cpu().numpy()
-            accuracies[number, fold] = (_decide(scores, classes) == labels[held_out]).mean()
-            fits, unconverged = fits + 1, unconverged + int(not solution.converged.all())
-    c = best_c(grid, accuracies) if parts else float(grid[0])
+            found.append(float((_decide(scores, classes) == labels[held_out]).mean()))
+            stopped += int(not solution.converged.all())
+        return found, stopped
+
+    folds = list(each(accuracies_of, parts))
+    c = best_c(grid, np.array([found for found, _ in folds]).T) if parts else float(grid[0])
     classes, signs = _signs(labels)
     solution = squared_hinge.solve(gram, torch.from_numpy(signs).to(device), c)
     coefficients = (solution.beta.T @ rows).cpu().numpy()
     intercepts = solution.beta.sum(dim=0).cpu().numpy()
-    unconverged += int(not solution.converged.all())
-    return Classifier(*_both(coefficients, intercepts), classes, c, fits + 1, unconverged)
+    unconverged = sum(stopped for _, stopped in folds) + int(not solution.converged.all())
+    fits = len(parts) * len(grid) + 1
+    return Classifier(*_both(coefficients, intercepts), classes, c, fits, unconverged)
 
 
 def _signs(labels: Int64[np.ndarray, " n"]) -> tuple[Int64[np.ndarray, " c"], Float64[np.ndarray, "n k"]]:

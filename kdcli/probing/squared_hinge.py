@@ -18,6 +18,7 @@ beta = Hy - H_:N H_NN^-1 (Hy)_N. So the system that is solved has the smaller of
 from dataclasses import dataclass
 from typing import Final, final
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
@@ -222,29 +223,58 @@ class _System:
     @staticmethod
     def _solved(matrix: Tensor, chosen: Tensor, right: Tensor) -> Tensor:
         """Solve ``matrix[s, s] z = right[s]`` for the rows s ``chosen`` in each column; 0 elsewhere."""
-        sizes, order = chosen.sum(dim=0).sort(descending=True)
-        ordered = sizes.tolist()
-        found = torch.zeros_like(right.T)
-        rows, valid = _listed(chosen.T[order], sizes, ordered[0])
-        start = 0
-        while start < len(ordered) and ordered[start]:
-            size = ordered[start]
-            # Padding to the largest of a group costs its cube, but of small ones less than another group.
-            least = size - max(_PADDING, size // 10)
-            limit = min(len(ordered), start + max(1, _ELEMENTS // size**2))
-            stop = next((i for i in range(start, limit) if ordered[i] < least), limit)
-            columns, own, real = order[start:stop], rows[start:stop, :size], valid[start:stop, :size]
-            systems = matrix[own[:, :, None], own[:, None, :]]
-            if ordered[stop - 1] < size:
-                identity = torch.eye(size, dtype=matrix.dtype, device=matrix.device)
-                systems = torch.where(real[:, :, None] & real[:, None, :], systems, identity)
-            known = right.T[columns].gather(1, own).masked_fill_(~real, 0)
-            factors = torch.linalg.cholesky(systems)
-            solved = torch.cholesky_solve(known[:, :, None], factors)[:, :, 0]
-            # The padding's rows are all row 0, and its solutions 0.
-            found[columns] = torch.zeros_like(right.T[columns]).scatter_add_(1, own, solved)
-            start = stop
-        return found.T
+        solve_systems = one_by_one if matrix.device.type == "cpu" else in_batches
+        return solve_systems(matrix, chosen, right)
+
+
+def in_batches(
+    matrix: Float64[Tensor, "n n"], chosen: Bool[Tensor, "n p"], right: Float64[Tensor, "n p"]
+) -> Float64[Tensor, "n p"]:
+    """Solve ``matrix[s, s] z = right[s]`` for the rows s ``chosen`` in each column; 0 elsewhere.
+
+    Systems of nearly equal size together, which is what a GPU needs.
+    """
+    sizes, order = chosen.sum(dim=0).sort(descending=True)
+    ordered = sizes.tolist()
+    found = torch.zeros_like(right.T)
+    rows, valid = _listed(chosen.T[order], sizes, ordered[0])
+    start = 0
+    while start < len(ordered) and ordered[start]:
+        size = ordered[start]
+        # Padding to the largest of a group costs its cube, but of small ones less than another group.
+        least = size - max(_PADDING, size // 10)
+        limit = min(len(ordered), start + max(1, _ELEMENTS // size**2))
+        stop = next((i for i in range(start, limit) if ordered[i] < least), limit)
+        columns, own, real = order[start:stop], rows[start:stop, :size], valid[start:stop, :size]
+        systems = matrix[own[:, :, None], own[:, None, :]]
+        if ordered[stop - 1] < size:
+            identity = torch.eye(size, dtype=matrix.dtype, device=matrix.device)
+            systems = torch.where(real[:, :, None] & real[:, None, :], systems, identity)
+        known = right.T[columns].gather(1, own).masked_fill_(~real, 0)
+        factors = torch.linalg.cholesky(systems)
+        solved = torch.cholesky_solve(known[:, :, None], factors)[:, :, 0]
+        # The padding's rows are all row 0, and its solutions 0.
+        found[columns] = torch.zeros_like(right.T[columns]).scatter_add_(1, own, solved)
+        start = stop
+    return found.T
+
+
+def one_by_one(
+    matrix: Float64[Tensor, "n n"], chosen: Bool[Tensor, "n p"], right: Float64[Tensor, "n p"]
+) -> Float64[Tensor, "n p"]:
+    """:func:`in_batches` on the CPU, whose padding, masks and copies took twice as long as all of this."""
+    from scipy.linalg import lapack
+
+    dense, known = matrix.contiguous().numpy(), right.numpy()  # take would copy a matrix by columns each time
+    found = np.zeros(right.shape)
+    for column, mask in enumerate(chosen.T.numpy()):
+        rows = np.flatnonzero(mask)
+        if len(rows):
+            system = dense.take(rows, axis=0).take(rows, axis=1).T  # symmetric; LAPACK wants columns
+            _, found[rows, column], failed = lapack.dposv(system, known[rows, column], overwrite_a=1)
+            if failed:
+                raise np.linalg.LinAlgError(f"a system of {len(rows)} samples is not positive definite")
+    return torch.from_numpy(found)
 
 
 def _listed(
