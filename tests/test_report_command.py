@@ -296,6 +296,16 @@ def test_accuracies_on_different_test_images_share_no_chart(tmp_path: Path) -> N
     assert all(f">{name}<" in drawn["test-curves-2"] for name in "bc")
 
 
+def test_a_warning_of_several_runs_is_said_once(tmp_path: Path) -> None:
+    for name in "ab":
+        run_folder(tmp_path / "runs" / name, 0.5, warning="too high")
+    made(tmp_path / "runs", out=tmp_path / "all.md", format="md")
+    assert "All runs: too high." in (tmp_path / "all.md").read_text()
+    run_folder(tmp_path / "runs/c", 0.5)
+    made(tmp_path / "runs", out=tmp_path / "some.md", format="md")
+    assert "a, b: too high." in (tmp_path / "some.md").read_text()
+
+
 def test_probes_of_different_protocols_are_refused_or_kept_apart(tmp_path: Path) -> None:
     a = probe_file(tmp_path / "a.json", "a", "birds", name="svm", shots=5, test={"keys": "1"})
     b = probe_file(tmp_path / "b.json", "b", "birds", name="svm", shots=10, test={"keys": "1"})

@@ -69,7 +69,7 @@ def students_section(runs: Sequence[Run], title: str, name: str) -> Section:
     parts: list[Part] = [*(_groups_parts(groups, name) if groups else []), table]
     tested = test_name(next((run for run in runs if test_name(run)), runs[0]))
     lines = [f"Tested on {tested}."] if tested else []
-    lines += [f"{run.name}: {run.result['warning']}." for run in runs if run.result.get("warning")]
+    lines += _warnings(runs)
     if lines:
         parts.append(Notes(tuple(lines)))
     known = [run for run in ordered if top1_of(run) is not None]
@@ -90,6 +90,18 @@ def students_section(runs: Sequence[Run], title: str, name: str) -> Section:
     if cost is not None:
         parts.append(cost)
     return Section(title, tuple(parts))
+
+
+def _warnings(runs: Sequence[Run]) -> list[str]:
+    """What results warn of, once each."""
+    warned: dict[str, list[str]] = {}
+    for run in runs:
+        if warning := run.result.get("warning"):
+            warned.setdefault(str(warning), []).append(run.name)
+    return [
+        f"{'All runs' if len(names) == len(runs) > 1 else ', '.join(names)}: {warning}."
+        for warning, names in warned.items()
+    ]
 
 
 def _rank(run: Run) -> float:
