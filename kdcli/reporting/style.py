@@ -98,6 +98,8 @@ footer { margin-top: 3rem; font-size: .85rem; }
   table { font-size: 8.5pt; }
   th, td { padding-right: .6rem; }
   th { font-size: 7.5pt; }
+  table .note { font-size: inherit; }
+  thead .note { font-size: 7.5pt; }
   tbody th { font-size: 8.5pt; white-space: normal; }
   tr, figure, ol.steps li { break-inside: avoid; }
   pre { border: 1px solid var(--line); background: none; }
