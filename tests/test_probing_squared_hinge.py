@@ -278,3 +278,25 @@ def test_systems_alone_and_in_batches_are_those_of_numpy(n: int, columns: int, s
             found = solve_systems(given_matrix, torch.from_numpy(chosen), torch.from_numpy(right))
             np.testing.assert_allclose(found.numpy(), expected, rtol=1e-8, atol=1e-9)
         np.testing.assert_array_equal(by_columns.numpy(), matrix)  # nothing is solved in place
+
+
+@pytest.mark.parametrize("c", [100.0, 1e4])
+def test_a_large_c_is_solved_without_a_start_nearby(c: float) -> None:
+    # Correlated columns, barely more of them than samples: from all samples active, shortened steps ended 1e-3
+    # (C = 100) and 95 times (C = 10,000) above the optimum, as they did on real features of 100 classes.
+    rng = np.random.default_rng(0)
+    labels, d = np.repeat(np.arange(40), 5), 205
+    samples = rng.normal(size=(200, d)) @ (rng.normal(size=(d, d)) * np.exp(-np.arange(d) / 40)[:, None])
+    samples = (samples - samples.mean(0)) / samples.std(0)
+    signs = signs_of(labels)
+    gram, y = gram_matrix(torch.from_numpy(samples)), torch.from_numpy(signs)
+    solution, weights, intercepts = solved(samples, signs, c)
+    assert solution.converged.all()
+    value = primal(samples, signs, weights, intercepts, c)
+    bound = dual_objective(gram, solution.beta, y, c).numpy()
+    assert ((value - bound) <= 1e-9 * value).all()
+    none = torch.zeros_like(solution.active)  # a misleading start, as of a C far away
+    none[0] = True
+    again = solve(gram, y, c, none)
+    assert again.converged.all()
+    np.testing.assert_allclose(again.beta.numpy(), solution.beta.numpy(), rtol=1e-6, atol=1e-9)

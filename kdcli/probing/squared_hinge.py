@@ -26,6 +26,8 @@ from torch import Tensor
 MAX_STEPS: Final = 60
 GAP: Final = 1e-8
 """Duality gap, relative to the objective, at which a problem counts as solved even if active sets still move."""
+LOST: Final = 1.001
+"""A step that raises the objective by this factor began too far away: shortened ones would take dozens."""
 _REFINEMENTS = 3
 _HALVINGS = 40
 SLACK: Final = 1e-10
@@ -69,7 +71,9 @@ def solve(
         gram: of :func:`gram_matrix`, of the training samples.
         signs: +1 for the samples of the class, -1 for the others.
         c: weight of the losses, positive.
-        active: where to start, of another C; default: all samples.
+        active: where to start, of another C; default: all samples. A class that is lost there starts once more
+            from its solution at C / 10, and that, if need be, from the one at C / 100: where C is so small that
+            all samples are active, the first step is the solution.
 
     Returns:
         The minimiser, exact but for rounding where ``converged``.
@@ -81,6 +85,7 @@ def solve(
     converged = torch.zeros(signs.shape[1], dtype=torch.bool, device=signs.device)
     pending = torch.arange(signs.shape[1], device=signs.device)
     value = torch.full((signs.shape[1],), torch.inf, dtype=signs.dtype, device=signs.device)
+    may_return = torch.ones_like(converged)
     for _ in range(MAX_STEPS):
         y, before = signs[:, pending], active[:, pending]
         step, step_scores = system.stationary(pending, before)
@@ -89,6 +94,11 @@ def solve(
         done = (((slack > 0) == before) | (slack.abs() <= SLACK)).all(dim=0)
         found = objective(step, step_scores, y, c)
         worse = ~done & (found >= value[pending])
+        lost = pending[worse & may_return[pending] & (found > LOST * value[pending])]
+        if len(lost):
+            active[:, lost] = solve(gram, signs[:, lost], c / 10).active
+            value[lost], may_return[lost] = torch.inf, False
+            continue
         stuck = torch.zeros_like(worse)
         if worse.any():
             (step, step_scores, found), stuck = _shortened(
