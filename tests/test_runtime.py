@@ -68,7 +68,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_litter(tmp_path: Path) ->
 
 def test_a_folder_with_what_a_killed_write_left_is_as_good_as_empty(tmp_path: Path) -> None:
     script = (
-        "import os, signal, sys; from pathlib import Path; from kdcli.runtime import write_json;"
+        "import os, signal, sys; from pathlib import Path; from kdcli.files import write_json;"
         "os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL);"
         "write_json(Path(sys.argv[1]) / 'run.json', {})"
     )
