@@ -26,8 +26,8 @@ from torch import Tensor
 MAX_STEPS: Final = 60
 GAP: Final = 1e-8
 """Duality gap, relative to the objective, at which a problem counts as solved even if active sets still move."""
-LOST: Final = 1.001
-"""A step that raises the objective by this factor began too far away: shortened ones would take dozens."""
+PATIENCE: Final = 8
+"""Steps after which one that would raise the objective shows that the start was too far away: dozens would follow."""
 _REFINEMENTS = 3
 _HALVINGS = 40
 SLACK: Final = 1e-10
@@ -86,7 +86,7 @@ def solve(
     pending = torch.arange(signs.shape[1], device=signs.device)
     value = torch.full((signs.shape[1],), torch.inf, dtype=signs.dtype, device=signs.device)
     may_return = torch.ones_like(converged)
-    for _ in range(MAX_STEPS):
+    for taken in range(MAX_STEPS):
         y, before = signs[:, pending], active[:, pending]
         step, step_scores = system.stationary(pending, before)
         # Of active samples this is what y - scores is, without its rounding.
@@ -94,8 +94,8 @@ def solve(
         done = (((slack > 0) == before) | (slack.abs() <= SLACK)).all(dim=0)
         found = objective(step, step_scores, y, c)
         worse = ~done & (found >= value[pending])
-        lost = pending[worse & may_return[pending] & (found > LOST * value[pending])]
-        if len(lost):
+        lost = pending[worse & may_return[pending]]
+        if taken >= PATIENCE and len(lost):
             active[:, lost] = solve(gram, signs[:, lost], c / 10).active
             value[lost], may_return[lost] = torch.inf, False
             continue
