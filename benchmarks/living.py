@@ -21,17 +21,18 @@ from sweeping import save_photos
 from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]  # timm does not declare it
 from timm.task.distillation import LogitDistillationTask
 
-from kdcli.caching import cache_teachers
-from kdcli.config import CacheConfig, TrainConfig
 from kdcli.errors import KdError
+from kdcli.extract import cache_teachers
+from kdcli.extract.config import CacheConfig
 from kdcli.models.export import export_model
 from kdcli.models.spec import open_model
 from kdcli.models.teacher import TeacherRunner, normalise
 from kdcli.outputs import Output
-from kdcli.training.feed import FeedBatch, make_loader
-from kdcli.training.feeding import feed_of, order_of
-from kdcli.training.planning import make_plan
-from kdcli.training.run import train_student
+from kdcli.training.batches import FeedBatch, make_loader
+from kdcli.training.config import TrainConfig
+from kdcli.training.loading import feed_of, order_of
+from kdcli.training.resolve import make_plan
+from kdcli.training.train import train_student
 
 TEACHERS = {"a": "resnet18", "b": "resnet34", "c": "mobilenetv3_large_100"}
 STUDENT, SIZE, CLASSES, BATCH = "resnet10t", 64, 4, 32

@@ -77,7 +77,7 @@ def fill(root: Path, rows: int) -> None:
                 inside = writer.manifest.rows_of(unit.block)
                 count = len(inside)
                 encoded = [data.encoded(row) for row in inside]
-                from kdcli.cache.backend import checksum
+                from kdcli.cache.backends.base import checksum
 
                 sizes = np.asarray([len(each) for each in encoded])
                 crcs = np.asarray([checksum(each) for each in encoded])
@@ -102,9 +102,11 @@ def run_step(step: str, rows: int, root: Path) -> int:
     """Peak of anonymous memory in bytes while a step runs."""
     import torch
 
-    import kdcli.caching.opening as opening
+    import kdcli.extract.opening as opening
     import kdcli.training.plan as plan
-    from kdcli.config import CacheConfig, RankConfig, TrainConfig
+    from kdcli.extract.config import CacheConfig
+    from kdcli.ranking.config import RankConfig
+    from kdcli.training.config import TrainConfig
 
     torch.set_num_threads(1)
     data = None if step == "rank" else synthetic_data(rows)  # a ranking reads its labels from the cache
@@ -115,7 +117,7 @@ def run_step(step: str, rows: int, root: Path) -> int:
     thread.start()
     try:
         if step == "cache":
-            from kdcli.caching import cache_teachers
+            from kdcli.extract import cache_teachers
 
             shard = f"0/{max(1, -(-rows // 4096) // 4)}" if rows > 4096 else None
             cache_teachers(
@@ -127,7 +129,7 @@ def run_step(step: str, rows: int, root: Path) -> int:
 
             rank_sources(RankConfig(cache=(root,)))
         else:
-            from kdcli.training.run import train_student
+            from kdcli.training.train import train_student
 
             seen = []
 

@@ -24,7 +24,7 @@ import cache_tools as tools
 from crash_tools import Server, computed
 
 from kdcli.cache.commits import Commit, read_commits
-from kdcli.cache.litter import collect_garbage
+from kdcli.cache.garbage import collect_garbage
 from kdcli.cache.reader import CacheReader
 from kdcli.cache.verify import verify_part
 
@@ -121,7 +121,7 @@ def main() -> None:
     counts, start = Counts(), time.monotonic()
     with (
         tempfile.TemporaryDirectory() as folder,
-        Server("h5py", "kdcli.cache.hdf5_index") as server,
+        Server("h5py", "kdcli.cache.backends.hdf5_index") as server,
     ):
         tools.fill(Path(folder) / "whole.kd", NAMES, ROWS, backend=options.backend)
         expected = tools.payload(Path(folder) / "whole.kd")

@@ -18,11 +18,12 @@ import skimage.data
 import torch
 from PIL import Image
 
-from kdcli.caching import cache_teachers
-from kdcli.config import CacheConfig, TrainConfig
+from kdcli.extract import cache_teachers
+from kdcli.extract.config import CacheConfig
 from kdcli.models.export import export_model
 from kdcli.models.spec import open_model
-from kdcli.training.run import train_student, train_students
+from kdcli.training.config import TrainConfig
+from kdcli.training.train import train_student, train_students
 
 PHOTOS = ("astronaut", "chelsea", "coffee", "rocket")
 WIDTH, HEIGHT = 1600, 1200

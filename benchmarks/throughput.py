@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 
 from kdcli.cache.layout import load_manifest
-from kdcli.caching import cache_teachers
-from kdcli.caching.decoding import BatchRequest, Decoded, Decoder
-from kdcli.config import CacheConfig
 from kdcli.data.sources import open_data
 from kdcli.data.views import ViewSet
+from kdcli.extract import cache_teachers
+from kdcli.extract.config import CacheConfig
+from kdcli.extract.decoding import BatchRequest, Decoded, Decoder
 from kdcli.models.export import export_model
 from kdcli.models.spec import open_model
 from kdcli.models.teacher import TeacherRunner

@@ -12,39 +12,39 @@ from kdcli._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from kdcli.cache.cacheset import CacheSet as CacheSet
-    from kdcli.caching import CacheResult as CacheResult
-    from kdcli.caching import cache_teachers as cache_teachers
-    from kdcli.config import CacheConfig as CacheConfig
-    from kdcli.config import ProbeConfig as ProbeConfig
-    from kdcli.config import RankConfig as RankConfig
-    from kdcli.config import TrainConfig as TrainConfig
     from kdcli.data.sources import open_data as open_data
+    from kdcli.extract import CacheResult as CacheResult
+    from kdcli.extract import cache_teachers as cache_teachers
+    from kdcli.extract.config import CacheConfig as CacheConfig
     from kdcli.models.spec import open_model as open_model
+    from kdcli.probing.config import ProbeConfig as ProbeConfig
+    from kdcli.probing.probe import eval_probe as eval_probe
+    from kdcli.probing.probe import eval_probes as eval_probes
     from kdcli.probing.result import ProbeResult as ProbeResult
-    from kdcli.probing.step import eval_probe as eval_probe
-    from kdcli.probing.step import eval_probes as eval_probes
     from kdcli.ranking import rank_sources as rank_sources
+    from kdcli.ranking.config import RankConfig as RankConfig
+    from kdcli.training.config import TrainConfig as TrainConfig
     from kdcli.training.result import TrainResult as TrainResult
-    from kdcli.training.run import train_student as train_student
+    from kdcli.training.train import train_student as train_student
     from kdcli.types import Ranking as Ranking
 
 
 _HOMES = {
     "CacheSet": "kdcli.cache.cacheset",
-    "CacheResult": "kdcli.caching",
-    "cache_teachers": "kdcli.caching",
-    "CacheConfig": "kdcli.config",
-    "ProbeConfig": "kdcli.config",
-    "RankConfig": "kdcli.config",
-    "TrainConfig": "kdcli.config",
+    "CacheResult": "kdcli.extract",
+    "cache_teachers": "kdcli.extract",
+    "CacheConfig": "kdcli.extract.config",
+    "ProbeConfig": "kdcli.probing.config",
+    "RankConfig": "kdcli.ranking.config",
+    "TrainConfig": "kdcli.training.config",
     "open_data": "kdcli.data.sources",
     "open_model": "kdcli.models.spec",
     "ProbeResult": "kdcli.probing.result",
-    "eval_probe": "kdcli.probing.step",
-    "eval_probes": "kdcli.probing.step",
+    "eval_probe": "kdcli.probing.probe",
+    "eval_probes": "kdcli.probing.probe",
     "rank_sources": "kdcli.ranking",
-    "TrainResult": "kdcli.training.run",
-    "train_student": "kdcli.training.run",
+    "TrainResult": "kdcli.training.train",
+    "train_student": "kdcli.training.train",
     "Ranking": "kdcli.types",
 }
 

@@ -16,8 +16,8 @@ from typing import Any
 import cache_tools as tools
 
 from kdcli.cache.commits import Commit, read_commits
+from kdcli.cache.garbage import collect_garbage
 from kdcli.cache.layout import Layout
-from kdcli.cache.litter import collect_garbage
 from kdcli.cache.reader import CacheReader
 from kdcli.cache.verify import verify_part
 from kdcli.errors import KdError

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdcli.config import TrainConfig
 from kdcli.console import console
 from kdcli.errors import KdError
-from kdcli.objectives.weighted import LabelsOnly
-from kdcli.training.feed import FeedBatch
-from kdcli.training.ranks import join_ranks
-from kdcli.training.run import train_student
+from kdcli.methods.weighted import LabelsOnly
+from kdcli.training.batches import FeedBatch
+from kdcli.training.config import TrainConfig
+from kdcli.training.distributed import join_ranks
+from kdcli.training.train import train_student
 
 
 def run(scenario: dict[str, Any], rank: int) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from training_place import Place, make_place
 
-from kdcli.caching.step import cache_teachers
-from kdcli.config import CacheConfig
+from kdcli.extract.config import CacheConfig
+from kdcli.extract.extract import cache_teachers
 from kdcli.training.sequential import train_sequence
 
 

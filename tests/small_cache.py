@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from kdcli.caching.step import cache_teachers
-from kdcli.config import CacheConfig
+from kdcli.extract.config import CacheConfig
+from kdcli.extract.extract import cache_teachers
 from kdcli.models.export import export_model
 from kdcli.models.spec import open_model
 

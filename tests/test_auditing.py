@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from kdcli.auditing import AuditResult, audit
+from kdcli.auditing.config import DISTANCES, AuditConfig
 from kdcli.auditing.hashing import fingerprint
 from kdcli.auditing.matching import COLUMNS, ROWS, Hashes, near_pairs
 from kdcli.cli.app import main
-from kdcli.config.auditing import DISTANCES, AuditConfig
 from kdcli.console import console
 from kdcli.data.sources import open_data
 from kdcli.errors import BadDataError, NotFoundError, OutputExistsError, UsageError

@@ -22,8 +22,8 @@ from crash_tools import Server, Watch, assert_clean, computed, steps
 from kdcli.cache import claims as claims_module
 from kdcli.cache.claims import Claims, is_running
 from kdcli.cache.commits import Commit, compact, read_commit, read_commits
+from kdcli.cache.garbage import collect_garbage
 from kdcli.cache.layout import BackendName, Layout, Unit, load_manifest
-from kdcli.cache.litter import collect_garbage
 from kdcli.cache.reader import CacheReader
 from kdcli.cache.store import Store
 from kdcli.cache.verify import verify_part
@@ -48,7 +48,7 @@ def tmp_path() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    with Server("h5py", "kdcli.cache.hdf5_index") as running:
+    with Server("h5py", "kdcli.cache.backends.hdf5_index") as running:
         yield running
 
 

@@ -13,17 +13,17 @@ import cache_tools as tools
 import numpy as np
 import pytest
 
-from kdcli.cache.backend import checksum
+from kdcli.cache.admin.grow import GROWTH, sole_growth
+from kdcli.cache.backends.base import checksum
 from kdcli.cache.cacheset import CacheSet
 from kdcli.cache.claims import Claims
-from kdcli.cache.growth import GROWTH, sole_growth
 from kdcli.cache.keytable import KeyTable
 from kdcli.cache.layout import SAMPLES, BackendName, Layout, Manifest, Unit, load_manifest
 from kdcli.cache.reader import CacheReader
 from kdcli.cache.writer import CacheWriter, content_digest, create_cache
-from kdcli.caching.extend import ExtendResult, extend_cache
 from kdcli.data.views import ViewSet
 from kdcli.errors import CacheMissingError, ClaimedError, IdentityError, UsageError
+from kdcli.extract.extend import ExtendResult, extend_cache
 
 NAMES = ("a", "b")
 READS = {"t": ["logits"]}
@@ -477,7 +477,7 @@ def test_only_one_extends_at_a_time_and_a_dead_one_holds_nothing(cache: Path) ->
 
 
 def test_who_was_taken_for_dead_does_not_publish(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import kdcli.caching.extend as module
+    import kdcli.extract.extend as module
 
     real = module.grown
 

@@ -12,10 +12,8 @@ import cache_tools as tools
 import numpy as np
 import pytest
 
-from kdcli.cache.claims import Claims
-from kdcli.cache.commits import block_digest
-from kdcli.cache.comparison import compare_caches
-from kdcli.cache.inventory import (
+from kdcli.cache.admin.diff import compare_caches
+from kdcli.cache.admin.inventory import (
     CacheSummary,
     Unreadable,
     find_caches,
@@ -23,11 +21,13 @@ from kdcli.cache.inventory import (
     open_store,
     summarise,
 )
+from kdcli.cache.admin.progress import Progress, Writer, look, percent, watch
+from kdcli.cache.admin.remove import plan_cache_removal, plan_output_removal, remove
+from kdcli.cache.claims import Claims
+from kdcli.cache.commits import block_digest
 from kdcli.cache.keytable import KeyTable
 from kdcli.cache.layout import BackendName, DataIdentity, Layout, Unit
-from kdcli.cache.progress import Progress, Writer, look, percent, watch
 from kdcli.cache.reader import CacheReader
-from kdcli.cache.removal import plan_cache_removal, plan_output_removal, remove
 from kdcli.cache.writer import CacheWriter, create_cache
 from kdcli.errors import (
     CacheMissingError,

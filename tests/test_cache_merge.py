@@ -11,10 +11,10 @@ import pytest
 from conftest import Shell
 from random_cache import Form, make
 
+from kdcli.cache.admin.merge import merge
 from kdcli.cache.cacheset import CacheSet
 from kdcli.cache.commits import read_commits
 from kdcli.cache.layout import BackendName, Layout, load_manifest, write_manifest
-from kdcli.cache.merging import merge
 from kdcli.cache.provenance import TeacherRecord
 from kdcli.cache.reader import CacheReader
 from kdcli.cache.verify import verify_part
@@ -126,7 +126,7 @@ def test_on_another_disk_files_are_copied(tmp_path: Path, monkeypatch: pytest.Mo
 
     shards = [shard(tmp_path / f"{index}.kd", index, 2) for index in range(2)]
     with monkeypatch.context() as patch:
-        patch.setattr("kdcli.cache.merging._link", refuse)
+        patch.setattr("kdcli.cache.admin.merge._link", refuse)
         merge(shards, tmp_path / "all.kd")
     merge(shards, tmp_path / "linked.kd")
     assert tools.payload(tmp_path / "all.kd") == tools.payload(tmp_path / "linked.kd")

@@ -20,9 +20,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from random_cache import OUTPUTS, Form, make
 
+from kdcli.cache.admin.pack import pack, unpack
 from kdcli.cache.commits import read_commits
 from kdcli.cache.layout import Layout, load_manifest
-from kdcli.cache.packing import pack, unpack
 from kdcli.cache.provenance import OutputRecord
 from kdcli.cache.reader import CacheReader
 from kdcli.cache.verify import verify_part
@@ -345,7 +345,7 @@ def test_nothing_is_overwritten_unless_asked_and_only_a_packed_cache(cache: Path
 
 
 def test_a_file_that_appears_meanwhile_is_not_replaced(cache: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    from kdcli.cache import packing
+    from kdcli.cache.admin import pack as packing
 
     real = packing._pack_all
 
@@ -362,7 +362,7 @@ def test_a_file_that_appears_meanwhile_is_not_replaced(cache: Path, tmp_path: Pa
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from kdcli.cache import packing
+from kdcli.cache.admin import pack as packing
 packing._pack_unit = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 packing.pack(Path(sys.argv[1]), Path(sys.argv[2]))
 """
@@ -390,7 +390,7 @@ def test_other_endings_and_compressions_are_refused(
 
 
 def test_a_disk_that_is_too_small_is_said_at_once(cache: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("kdcli.cache.moving.available_gb", lambda _: 1e-6)
+    monkeypatch.setattr("kdcli.cache.admin.moving.available_gb", lambda _: 1e-6)
     with pytest.raises(NoSpaceError, match="GB are free"):
         pack(cache, tmp_path / "p.h5")
     assert [path.name for path in tmp_path.iterdir()] == ["c.kd"]
@@ -413,7 +413,7 @@ def test_a_disk_that_fills_up_leaves_nothing_and_is_said(
     tmp_path: Path, small_disk: Path, to: str, monkeypatch: Any
 ) -> None:
     make_wide(tmp_path / "c.kd", 200, monkeypatch)
-    monkeypatch.setattr("kdcli.cache.moving.available_gb", lambda _: 1.0)
+    monkeypatch.setattr("kdcli.cache.admin.moving.available_gb", lambda _: 1.0)
     with pytest.raises(NoSpaceError):
         pack(tmp_path / "c.kd", small_disk / to)
     pack(tmp_path / "c.kd", tmp_path / to)
@@ -426,7 +426,7 @@ PEAK = """
 import resource, sys
 from pathlib import Path
 import h5py, zarr
-from kdcli.cache.packing import pack, unpack
+from kdcli.cache.admin.pack import pack, unpack
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 before = peak()
 pack(Path(sys.argv[1]), Path(sys.argv[2]))

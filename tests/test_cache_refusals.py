@@ -25,10 +25,10 @@ from kdcli.cache.layout import Layout, load_manifest
 from kdcli.cache.provenance import seal
 from kdcli.cache.store import Store
 from kdcli.cache.verify import verify_part
-from kdcli.caching.step import cache_teachers
-from kdcli.config import CacheConfig
 from kdcli.data.sources import ImageData, open_data
 from kdcli.errors import KdError
+from kdcli.extract.config import CacheConfig
+from kdcli.extract.extract import cache_teachers
 from kdcli.models.export import export_model
 from kdcli.models.spec import open_model
 

@@ -14,16 +14,16 @@ from conftest import Shell, make_folder
 from PIL import Image
 from small_cache import write_cache
 
-from kdcli.cache.audit import audit
+from kdcli.cache.admin.audit import audit
 from kdcli.cache.cacheset import CacheSet
 from kdcli.cache.claims import Claims
 from kdcli.cache.layout import Layout, Unit, load_manifest
 from kdcli.cache.provenance import seal, unseal
 from kdcli.cache.store import Store
-from kdcli.caching.canary import require_close, run_canary
-from kdcli.caching.repair import RepairResult, repair_cache
-from kdcli.caching.rerun import Sources
 from kdcli.errors import CorruptError, IdentityError, NotFoundError
+from kdcli.extract.canary import require_close, run_canary
+from kdcli.extract.repair import RepairResult, repair_cache
+from kdcli.extract.rerun import Sources
 
 Kd = Callable[..., Shell]
 HERE = Sources(device="cpu", workers=0)
@@ -320,8 +320,8 @@ def test_a_lost_teacher_record_comes_back_by_caching_again_and_nothing_is_comput
     place: Path, tmp_path: Path, teachers: dict[str, str]
 ) -> None:
     """What the hint of the refusal above says."""
-    from kdcli.caching.step import cache_teachers
-    from kdcli.config import CacheConfig
+    from kdcli.extract.config import CacheConfig
+    from kdcli.extract.extract import cache_teachers
 
     cache = Path(shutil.copytree(place / "zarr.kd", tmp_path / "c.kd"))
     shutil.rmtree(cache / "teachers/a")
@@ -336,8 +336,8 @@ def test_a_lost_teacher_record_comes_back_by_caching_again_and_nothing_is_comput
 
 
 def test_a_cache_that_grew_is_repaired(place: Path, tmp_path: Path, teachers: dict[str, str]) -> None:
-    from kdcli.caching.extend import extend_cache
     from kdcli.data.sources import open_data
+    from kdcli.extract.extend import extend_cache
 
     data = Path(shutil.copytree(place / "images", tmp_path / "images"))
     more = make_folder(tmp_path / "more", classes=4, per_class=3, seed=5)

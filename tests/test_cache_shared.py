@@ -18,12 +18,12 @@ import cache_tools as tools
 import numpy as np
 import pytest
 
-from kdcli.cache.comparison import compare_caches
-from kdcli.cache.inventory import inspect_cache, summarise
+from kdcli.cache.admin.diff import compare_caches
+from kdcli.cache.admin.inventory import inspect_cache, summarise
+from kdcli.cache.admin.progress import watch
+from kdcli.cache.admin.remove import plan_cache_removal, plan_output_removal, remove
 from kdcli.cache.layout import BackendName
-from kdcli.cache.progress import watch
 from kdcli.cache.reader import CacheReader
-from kdcli.cache.removal import plan_cache_removal, plan_output_removal, remove
 from kdcli.cache.verify import verify_part
 from kdcli.errors import KdError
 

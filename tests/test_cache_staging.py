@@ -23,10 +23,10 @@ from kdcli.cache.layout import BackendName, Unit, load_manifest
 from kdcli.cache.memory import SharedBytes, available_memory
 from kdcli.cache.staging import Needs, prewarm
 from kdcli.cache.writer import CacheWriter
-from kdcli.config import TrainConfig
 from kdcli.errors import CorruptError, DeviceError, NoSpaceError, StorageError
-from kdcli.training import run
-from kdcli.training.recorded import Recording
+from kdcli.training import train as run
+from kdcli.training.config import TrainConfig
+from kdcli.training.replay import Recording
 from kdcli.training.resident import DeviceRows
 
 __all__ = ["backend"]  # a fixture

@@ -13,7 +13,7 @@ import cache_tools as tools
 import numpy as np
 import pytest
 
-from kdcli.cache.audit import audit
+from kdcli.cache.admin.audit import audit
 from kdcli.cache.claims import Claims
 from kdcli.cache.commits import read_commits
 from kdcli.cache.damage import Damage

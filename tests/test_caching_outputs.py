@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import log_softmax, logsumexp, rel_entr, softmax
 
-from kdcli.caching.outputs import OutputPlan, compression_error, plan_outputs, top_k
 from kdcli.errors import BadDataError, UsageError
+from kdcli.extract.outputs import OutputPlan, compression_error, plan_outputs, top_k
 from kdcli.models.spec import Model, open_model
 from kdcli.models.teacher import TeacherRunner
 from kdcli.outputs import parse_keep
@@ -298,5 +298,5 @@ def test_top_k_has_no_error_at_a_temperature_without_logsumexp() -> None:
 
 
 def test_importing_the_plan_needs_no_torch() -> None:
-    code = "import sys, kdcli.caching.outputs, kdcli.outputs; sys.exit('torch' in sys.modules)"
+    code = "import sys, kdcli.extract.outputs, kdcli.outputs; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from small_cache import write_images, write_teachers
 
-from kdcli.caching.measuring import BATCHES
-from kdcli.caching.planning import plan_cache
-from kdcli.caching.step import cache_teachers
-from kdcli.config import CacheConfig
 from kdcli.errors import BadDataError, NoSpaceError, UsageError
+from kdcli.extract.config import CacheConfig
+from kdcli.extract.costs import plan_cache
+from kdcli.extract.extract import cache_teachers
+from kdcli.extract.speeds import BATCHES
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_planned_bytes_are_those_that_are_written(place: Path, backend: str) -> 
 
 
 def test_what_does_not_fit_is_not_begun(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kdcli.caching.planning.free_bytes", lambda _root: 1000)
+    monkeypatch.setattr("kdcli.extract.costs.free_bytes", lambda _root: 1000)
     with pytest.raises(NoSpaceError, match=r"needs .* more, and 1\.0 kB are free") as caught:
         cache_teachers(config(place))
     assert caught.value.exit_code == 31

@@ -7,7 +7,7 @@ import cache_tools as tools
 
 from kdcli.cache.layout import SAMPLES, Unit
 from kdcli.cache.writer import CacheWriter
-from kdcli.caching.decoding import TaskQueue
+from kdcli.extract.decoding import TaskQueue
 from kdcli.runtime import StopFlag
 
 

@@ -20,7 +20,7 @@ BASE = ("--block-rows", 32, "--batch-size", 16, "--workers", 2)
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     with Server(
-        "h5py", "kdcli.caching.step", "kdcli.caching.pipeline", "kdcli.models.spec", "kdcli.models.teacher",
+        "h5py", "kdcli.extract.extract", "kdcli.extract.pipeline", "kdcli.models.spec", "kdcli.models.teacher",
         "kdcli.data.sources",
     ) as running:  # fmt: skip
         yield running

@@ -18,15 +18,16 @@ from training_place import Place, make_place
 from kdcli.cache.cacheset import CacheSet
 from kdcli.cache.layout import load_manifest
 from kdcli.cache.reader import CacheReader
-from kdcli.caching.extend import extend_cache
-from kdcli.caching.opening import open_held
-from kdcli.caching.step import cache_teachers
-from kdcli.config import CacheConfig, RankConfig
 from kdcli.data.joined import JoinedData
 from kdcli.data.sources import ImageData, open_data
 from kdcli.errors import CacheMissingError, IdentityError, NotFoundError
+from kdcli.extract.config import CacheConfig
+from kdcli.extract.extend import extend_cache
+from kdcli.extract.extract import cache_teachers
+from kdcli.extract.opening import open_held
 from kdcli.ranking import rank_sources
-from kdcli.training.run import train_student
+from kdcli.ranking.config import RankConfig
+from kdcli.training.train import train_student
 
 Kd = Callable[..., Shell]
 

@@ -27,7 +27,7 @@ Kd = Callable[..., Shell]
 WARM = """
 import json, os, sys
 import torch._dynamo, sklearn.svm, timm
-import kdcli.caching, kdcli.probing.features, kdcli.probing.step, kdcli.ranking, kdcli.training.run
+import kdcli.extract, kdcli.probing.features, kdcli.probing.probe, kdcli.ranking, kdcli.training.train
 from kdcli.cli.app import main
 
 for line in sys.stdin:

@@ -13,11 +13,11 @@ import torch
 from conftest import Shell, make_folder
 
 from kdcli.cache.cacheset import CacheSet
-from kdcli.caching.step import cache_teachers
 from kdcli.cli.app import main
 from kdcli.comparing import CompareResult, compare
-from kdcli.config import CacheConfig
-from kdcli.config.comparing import CompareConfig
+from kdcli.comparing.config import CompareConfig
+from kdcli.extract.config import CacheConfig
+from kdcli.extract.extract import cache_teachers
 from kdcli.models.export import export_model
 from kdcli.models.properties import family_of, parameters_of
 from kdcli.models.spec import open_model

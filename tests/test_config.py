@@ -8,21 +8,17 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdcli.config import (
-    CacheConfig,
-    FuseConfig,
-    ProbeConfig,
-    RankConfig,
-    StepConfig,
-    TrainConfig,
-    command_line,
-    resolve,
-    to_yaml,
-)
-from kdcli.config.auditing import AuditConfig
-from kdcli.config.comparing import CompareConfig
-from kdcli.config.reporting import ReportConfig
+from kdcli.auditing.config import AuditConfig
+from kdcli.comparing.config import CompareConfig
 from kdcli.errors import ConfigError, NotFoundError, UsageError
+from kdcli.extract.config import CacheConfig
+from kdcli.fusing.config import FuseConfig
+from kdcli.options.fields import StepConfig
+from kdcli.options.resolving import command_line, resolve, to_yaml
+from kdcli.probing.config import ProbeConfig
+from kdcli.ranking.config import RankConfig
+from kdcli.reporting.config import ReportConfig
+from kdcli.training.config import TrainConfig
 
 TRAIN = {"data": "x", "student": "resnet10t", "method": "labels-only", "out": "o"}
 

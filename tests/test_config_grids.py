@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
-from kdcli.config import ProbeConfig, c_values, resolve
 from kdcli.errors import ConfigError, UsageError
+from kdcli.options.grids import c_values
+from kdcli.options.resolving import resolve
+from kdcli.probing.config import ProbeConfig
 from kdcli.probing.protocols import C_GRID
 
 DATA = {"data": "a", "test": "b"}

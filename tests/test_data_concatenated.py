@@ -14,12 +14,12 @@ from small_cache import write_cache, write_teachers
 from test_training_run import interrupt, same_student
 
 from kdcli.cache.cacheset import CacheSet
-from kdcli.config import TrainConfig
 from kdcli.console import console
 from kdcli.data.sources import open_data
 from kdcli.data.spec import DataSpec
 from kdcli.errors import CacheMissingError, NotFoundError, UsageError
-from kdcli.training.run import train_student
+from kdcli.training.config import TrainConfig
+from kdcli.training.train import train_student
 
 JOINT = "sklearn/digits@split=train,n=20++sklearn/digits@split=test,n=15,seed=3"
 

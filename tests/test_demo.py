@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kdcli.console import console
-from kdcli.demo import run as demo
+from kdcli.demo import demo
 from kdcli.errors import MissingExtraError
 
 

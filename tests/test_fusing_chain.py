@@ -9,15 +9,16 @@ from small_cache import ARCHITECTURES, write_cache, write_images
 from torch.nn import functional
 
 from kdcli.cache.cacheset import CacheSet
-from kdcli.config import FuseConfig, TrainConfig
-from kdcli.config.resolving import resolve
 from kdcli.errors import IdentityError, KdError, UsageError
-from kdcli.fusing import step
-from kdcli.fusing.step import fuse_teachers
+from kdcli.fusing import fuse as step
+from kdcli.fusing.config import FuseConfig
+from kdcli.fusing.fuse import fuse_teachers
 from kdcli.models.export import export_model
 from kdcli.models.spec import open_model
-from kdcli.training.planning import make_plan
-from kdcli.training.run import train_student
+from kdcli.options.resolving import resolve
+from kdcli.training.config import TrainConfig
+from kdcli.training.resolve import make_plan
+from kdcli.training.train import train_student
 
 CLASSES = {"big": ("one", "three", "two"), "small": ("four", "two")}
 LAST = {"big": "layer4", "small": "blocks.5"}

@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 from small_cache import write_cache, write_images, write_teachers
 
 from kdcli.cache.cacheset import CacheSet
-from kdcli.config import FuseConfig
 from kdcli.errors import (
     BadDataError,
     DivergedError,
@@ -21,8 +20,9 @@ from kdcli.errors import (
     StoppedEarly,
     UsageError,
 )
-from kdcli.fusing import step
-from kdcli.fusing.step import fuse_teachers
+from kdcli.fusing import fuse as step
+from kdcli.fusing.config import FuseConfig
+from kdcli.fusing.fuse import fuse_teachers
 from kdcli.models.export import export_model
 from kdcli.models.spec import open_model
 

@@ -15,8 +15,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from kdcli.caching.outputs import plan_outputs
 from kdcli.errors import BadDataError, KdError, MissingExtraError, NotFoundError, UsageError
+from kdcli.extract.outputs import plan_outputs
 from kdcli.models.export import export_model
 from kdcli.models.grammar import ModelSpec
 from kdcli.models.spec import Model, open_model, weights_sha256

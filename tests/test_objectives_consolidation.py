@@ -2,10 +2,10 @@ import pytest
 import torch
 from torch.nn import functional
 
+from kdcli.methods.base import Batch, Choice, Setup
+from kdcli.methods.consolidation import Consolidation, pair_weights
+from kdcli.methods.registry import METHODS
 from kdcli.models.student import StudentOutput
-from kdcli.objectives.base import Batch, Choice, Setup
-from kdcli.objectives.consolidation import Consolidation, pair_weights
-from kdcli.objectives.registry import METHODS
 
 CLASSES = {"gen": 6, "x": 3, "y": 4}
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, multiprocessing
 
-from kdcli.objectives.crd import ContrastiveDistillation, contrastive_loss, draw_rows
+from kdcli.methods.crd import ContrastiveDistillation, contrastive_loss, draw_rows
 
 DOUBLE = torch.float64
 TAU = float(np.float32(0.07))

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
+from kdcli.methods.base import Batch
+from kdcli.methods.fixmatch import FixMatch, consistency
 from kdcli.models.student import StudentOutput
-from kdcli.objectives.base import Batch
-from kdcli.objectives.fixmatch import FixMatch, consistency
 
 
 def softmax(values: np.ndarray) -> np.ndarray:

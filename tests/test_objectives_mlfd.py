@@ -9,10 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kdcli.errors import UsageError
-from kdcli.models.student import LABEL_HEAD, StudentOutput
-from kdcli.objectives.base import Batch, Choice, Counts
-from kdcli.objectives.levels import Level, Matching
-from kdcli.objectives.mlfd import (
+from kdcli.methods.base import Batch, Choice, Counts
+from kdcli.methods.levels import Level, Matching
+from kdcli.methods.mlfd import (
     CONVENTIONS,
     Adaptor,
     MultiLevelDistillation,
@@ -20,7 +19,8 @@ from kdcli.objectives.mlfd import (
     mean_squared_error,
     only_teacher,
 )
-from kdcli.objectives.registry import METHODS
+from kdcli.methods.registry import METHODS
+from kdcli.models.student import LABEL_HEAD, StudentOutput
 
 STUDENT = torch.tensor([[2.0, 0, -1], [0.5, 0.5, 1]])
 TEACHER = torch.tensor([[1.0, 1, 0], [0, 2, 1]])

@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch.nn import functional
 
+from kdcli.methods.base import Batch, Mixed
+from kdcli.methods.oracles import MultiTask, ReplayOracle
 from kdcli.models.student import StudentOutput
-from kdcli.objectives.base import Batch, Mixed
-from kdcli.objectives.oracles import MultiTask, ReplayOracle
 
 PART = torch.tensor([0, 0, 0, 1, 1, 2])
 LABELS = torch.tensor([1, 2, -1, 4, 0, 1])

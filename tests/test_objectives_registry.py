@@ -1,7 +1,7 @@
 from typing import get_args
 
-from kdcli.config import MethodName, TrainConfig
-from kdcli.objectives.registry import METHODS
+from kdcli.methods.registry import METHODS
+from kdcli.training.config import MethodName, TrainConfig
 
 
 def test_the_registry_and_the_command_line_know_the_same_methods() -> None:

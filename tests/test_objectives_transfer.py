@@ -10,18 +10,18 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, multiprocessing, nn
 from torch.nn import functional
 
-from kdcli.models.student import StudentOutput
-from kdcli.objectives.base import FROZEN, Batch, Counts, Objective, Setup
-from kdcli.objectives.registry import METHODS
-from kdcli.objectives.transfer import METHODS as P3
-from kdcli.objectives.transfer import DataPartitioning, Transfer
-from kdcli.objectives.transfer_losses import (
+from kdcli.methods.base import FROZEN, Batch, Counts, Objective, Setup
+from kdcli.methods.divergences import (
     choose_source,
     chosen_logits,
     kl_divergence,
     similarity_divergence,
     top_classes_divergence,
 )
+from kdcli.methods.registry import METHODS
+from kdcli.methods.transfer import METHODS as P3
+from kdcli.methods.transfer import DataPartitioning, Transfer
+from kdcli.models.student import StudentOutput
 from kdcli.training.schedule import slow_tau
 
 STUDENT = torch.tensor([[2.0, 1, 0], [0, 0, 3]])

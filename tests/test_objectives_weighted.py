@@ -4,10 +4,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from kdcli.methods.base import Batch, Choice, soft_cross_entropy
+from kdcli.methods.registry import METHODS
+from kdcli.methods.weighted import LabelsOnly, WeightedDistillation
 from kdcli.models.student import StudentOutput
-from kdcli.objectives.base import Batch, Choice, soft_cross_entropy
-from kdcli.objectives.registry import METHODS
-from kdcli.objectives.weighted import LabelsOnly, WeightedDistillation
 from kdcli.types import RankedSource, Ranking
 
 CLASSES = {"a": 3, "b": 4, "c": 5}

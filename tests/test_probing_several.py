@@ -9,15 +9,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from small_cache import write_cache, write_images, write_teachers
 
-from kdcli.config import ProbeConfig
 from kdcli.console import console
 from kdcli.data.sources import open_data
 from kdcli.errors import BadDataError, IdentityError, NotFoundError, UsageError
 from kdcli.models.export import export_model
 from kdcli.models.spec import open_model
 from kdcli.models.teacher import TeacherRunner
+from kdcli.probing.config import ProbeConfig
 from kdcli.probing.features import model_outputs
-from kdcli.probing.step import eval_probe, eval_probes
+from kdcli.probing.probe import eval_probe, eval_probes
 
 CLASSES = ("ant", "bee", "cow", "dog")
 

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 from small_cache import write_cache, write_images, write_teachers
 
-from kdcli.config import ProbeConfig
 from kdcli.console import console
 from kdcli.errors import BadDataError, CacheMissingError, IdentityError, NotFoundError, UsageError
 from kdcli.models.teacher import TeacherRunner
-from kdcli.probing.step import eval_probe
+from kdcli.probing.config import ProbeConfig
+from kdcli.probing.probe import eval_probe
 
 CLASSES = ("ant", "bee", "cow", "dog")
 

@@ -12,15 +12,7 @@ from hypothesis import strategies as st
 from small_cache import write_cache, write_images, write_teachers
 
 from kdcli.cache.cacheset import CacheSet
-from kdcli.config import RankConfig, TrainConfig
-from kdcli.errors import (
-    BadDataError,
-    CacheMissingError,
-    IdentityError,
-    KdError,
-    NotFoundError,
-    UsageError,
-)
+from kdcli.errors import BadDataError, CacheMissingError, IdentityError, KdError, NotFoundError, UsageError
 from kdcli.metrics import METRICS
 from kdcli.metrics.parc import parc
 from kdcli.ranking import (
@@ -32,8 +24,10 @@ from kdcli.ranking import (
     softmax,
     source_weights,
 )
+from kdcli.ranking.config import RankConfig
 from kdcli.ranking.evidence import evidence_of_ranking
-from kdcli.training.run import train_student
+from kdcli.training.config import TrainConfig
+from kdcli.training.train import train_student
 
 # --- probe set --------------------------------------------------------------------------------
 

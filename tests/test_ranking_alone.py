@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from kdcli.config import RankConfig
 from kdcli.errors import BadDataError, KdError, NotFoundError, UsageError
 from kdcli.metrics.cka import label_cka
 from kdcli.metrics.parc import parc
 from kdcli.ranking import rank, rank_sources, softmax
+from kdcli.ranking.config import RankConfig
 from kdcli.ranking.probe import select_probe
 
 LABELS = np.repeat(np.arange(4), 15)

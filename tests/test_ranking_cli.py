@@ -12,7 +12,7 @@ from conftest import Shell
 from ranking_tools import write_target
 
 from kdcli.cli.app import main
-from kdcli.config import MetricName
+from kdcli.ranking.config import MetricName
 
 Kd = Callable[..., Shell]
 

@@ -9,8 +9,8 @@ import pytest
 from ranking_tools import NAMES, write_ranking, write_result, write_target
 from scipy import stats
 
-from kdcli.config import RankConfig
 from kdcli.errors import BadDataError, NotFoundError, UsageError
+from kdcli.ranking.config import RankConfig
 from kdcli.ranking.evidence import Evidence, evidence_of_files
 from kdcli.ranking.students import read_students
 

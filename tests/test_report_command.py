@@ -17,12 +17,12 @@ from test_reporting import Page
 from training_place import Place, make_place
 
 from kdcli.comparing import compare
-from kdcli.config.comparing import CompareConfig
-from kdcli.config.reporting import ReportConfig
+from kdcli.comparing.config import CompareConfig
 from kdcli.errors import BadDataError, KdError, NotFoundError, OutputExistsError, StorageError, UsageError
 from kdcli.ranking.documents import ranking_document
-from kdcli.reporting.step import ReportResult, report
-from kdcli.training.run import train_student
+from kdcli.reporting.config import ReportConfig
+from kdcli.reporting.report import ReportResult, report
+from kdcli.training.train import train_student
 
 Kd = Callable[..., Shell]
 VERSIONS = {"kd": "0.1.0", "torch": "2.15.0"}

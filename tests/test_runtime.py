@@ -11,7 +11,7 @@ import pytest
 from kdcli.errors import KdError, OutputExistsError, StorageError, UsageError
 from kdcli.files import atomic_write_text, holds_files, read_json, write_json
 from kdcli.runtime import parse_shard, stop_signals
-from kdcli.training.outdir import require_folder
+from kdcli.training.rundir import require_folder
 
 
 @pytest.mark.parametrize("count", [1, 3, 7])

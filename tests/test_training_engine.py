@@ -30,14 +30,14 @@ from kdcli.errors import (
     StoppedEarly,
     UsageError,
 )
+from kdcli.methods.base import Batch, Counts, Mixed, Settings, label_cross_entropy, soft_cross_entropy
+from kdcli.methods.weighted import LabelsOnly, WeightedDistillation
 from kdcli.models.student import Student, StudentOutput
 from kdcli.models.teacher import normalise
-from kdcli.objectives.base import Batch, Counts, Mixed, Settings, label_cross_entropy, soft_cross_entropy
-from kdcli.objectives.weighted import LabelsOnly, WeightedDistillation
-from kdcli.training.feed import FeedBatch
-from kdcli.training.loop import Engine, make_accelerator
+from kdcli.training.batches import FeedBatch
+from kdcli.training.engine import Engine, make_accelerator
 from kdcli.training.meter import Meter
-from kdcli.training.run import train_student
+from kdcli.training.train import train_student
 
 FLAT = replace(
     P2, optimizer="momentum", momentum=0.0, weight_decay=0.0, schedule="constant", warmup=0.0, lr=0.1
@@ -287,7 +287,7 @@ EVERYTHING: dict[str, Any] = {
 def test_a_killed_run_with_every_option_goes_on_to_the_same_bits(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kdcli.training.fitting.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("kdcli.training.fit.CHECKPOINT_SECONDS", 0.0)
     whole = place.config("every-whole", "distill-equal", test=place.test, **EVERYTHING)
     result = train_student(whole)
     assert result.details["ema"] == 0.9
@@ -324,7 +324,7 @@ def test_a_changed_option_is_refused_on_a_rerun(place: Place, option: str, value
 
 
 def test_options_that_are_off_leave_the_identity_as_it_was(place: Place) -> None:
-    from kdcli.training.planning import make_plan
+    from kdcli.training.resolve import make_plan
 
     plain = make_plan(place.config("off")).identity()
     off = make_plan(place.config("off", accumulate=1, label_smoothing=0.0)).identity()
@@ -354,7 +354,7 @@ def test_pieces_without_enough_images_are_refused(
 def test_a_signal_before_the_first_step_exits_75_and_the_same_call_goes_on(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import kdcli.training.run as module
+    import kdcli.training.train as module
 
     real = module.build_student
 
@@ -376,9 +376,9 @@ def test_a_signal_before_the_first_step_exits_75_and_the_same_call_goes_on(
 def test_a_signal_before_the_first_step_does_not_touch_what_is_saved(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import kdcli.training.run as module
+    import kdcli.training.train as module
 
-    monkeypatch.setattr("kdcli.training.fitting.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("kdcli.training.fit.CHECKPOINT_SECONDS", 0.0)
     config = place.config("early-again")
     interrupt(config, 4, monkeypatch)
     saved = sorted(path.name for path in (config.out / "state").iterdir())
@@ -421,7 +421,7 @@ def test_memory_that_runs_out_in_training_exits_30_and_a_smaller_batch_helps(
 def test_a_loss_that_is_no_number_names_step_part_and_rate_and_keeps_the_last_good_state(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kdcli.training.fitting.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("kdcli.training.fit.CHECKPOINT_SECONDS", 0.0)
     real, calls = LabelsOnly.forward, iter(range(100))
 
     def breaks(self: LabelsOnly, *arguments: Any) -> Any:
@@ -520,7 +520,7 @@ def test_a_tracker_that_is_not_installed_names_its_extra(place: Place) -> None:
 def test_compile_where_there_is_no_compiler_is_refused_plainly(place: Place, tmp_path: Path) -> None:
     config = place.config("uncompiled", compile=True, epochs=1)
     script = (
-        "import sys; from kdcli.config import TrainConfig; from kdcli.training.run import train_student;"
+        "import sys; from kdcli.training.config import TrainConfig; from kdcli.training.train import train_student;"
         "from kdcli.errors import DeviceError\n"
         "try: train_student(TrainConfig.model_validate_json(sys.argv[1]))\n"
         "except DeviceError as error: print(error.exit_code, error.message, error.hint)"

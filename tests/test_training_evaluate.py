@@ -10,7 +10,7 @@ from kdcli.errors import BadDataError, StoppedEarly
 from kdcli.models.teacher import normalise
 from kdcli.runtime import StopFlag
 from kdcli.training.evaluate import accuracy, head_to_test
-from kdcli.training.planning import make_plan
+from kdcli.training.resolve import make_plan
 from kdcli.training.student import Built, build_student
 
 CPU = torch.device("cpu")

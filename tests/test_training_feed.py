@@ -12,16 +12,8 @@ from kdcli.cache.cacheset import CacheSet
 from kdcli.data.sources import open_data
 from kdcli.data.views import ViewSet, render
 from kdcli.errors import BadDataError, IdentityError
-from kdcli.training.feed import (
-    EpochOrder,
-    Feed,
-    FeedBatch,
-    Ticket,
-    ViewRule,
-    make_loader,
-    plain_order,
-)
-from kdcli.training.recorded import Recording
+from kdcli.training.batches import EpochOrder, Feed, FeedBatch, Ticket, ViewRule, make_loader, plain_order
+from kdcli.training.replay import Recording
 from kdcli.types import Preprocess
 
 SMALL = Preprocess((16, 16), "bilinear", (0.5,) * 3, (0.5,) * 3, 0.9)

@@ -9,13 +9,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kdcli.errors import DeviceError, DivergedError
+from kdcli.methods.base import Batch, Objective, Settings, TeacherOutputs
+from kdcli.methods.registry import METHODS
+from kdcli.methods.weighted import LabelsOnly, WeightedDistillation
 from kdcli.models.spec import open_model
 from kdcli.models.student import Student, StudentOutput
-from kdcli.objectives.base import Batch, Objective, Settings, TeacherOutputs
-from kdcli.objectives.registry import METHODS
-from kdcli.objectives.weighted import LabelsOnly, WeightedDistillation
-from kdcli.training.feed import FeedBatch
-from kdcli.training.loop import Engine, make_accelerator, make_optimizer
+from kdcli.training.batches import FeedBatch
+from kdcli.training.engine import Engine, make_accelerator, make_optimizer
 from kdcli.training.schedule import make_schedule, schedule_time
 from kdcli.training.student import Built
 

@@ -12,15 +12,16 @@ from test_training_run import interrupt, same_student
 from training_place import Place, make_place
 
 from kdcli.cache.cacheset import CacheSet
-from kdcli.caching.step import cache_teachers
-from kdcli.config import CacheConfig, TrainConfig
 from kdcli.console import console
 from kdcli.data.sources import ImageData
 from kdcli.errors import CacheMissingError, IdentityError, UsageError
+from kdcli.extract.config import CacheConfig
+from kdcli.extract.extract import cache_teachers
 from kdcli.models.export import export_model
 from kdcli.models.spec import open_model
-from kdcli.training.planning import make_plan
-from kdcli.training.run import train_student
+from kdcli.training.config import TrainConfig
+from kdcli.training.resolve import make_plan
+from kdcli.training.train import train_student
 
 TAP = "layer2"
 
@@ -108,8 +109,8 @@ def test_training_from_the_map_is_training_with_the_frozen_lower_part(
 
 
 def _train_live(plan: Any, batches: list[Any]) -> dict[str, torch.Tensor]:
+    from kdcli.methods.base import Batch
     from kdcli.models.teacher import normalise
-    from kdcli.objectives.base import Batch
     from kdcli.training.student import build_student
 
     built = build_student(plan)

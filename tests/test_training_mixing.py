@@ -16,11 +16,11 @@ from kdcli.data.draw import Drawer
 from kdcli.data.sources import ImageData, open_data
 from kdcli.data.views import ViewSet
 from kdcli.errors import BadDataError, IdentityError, UsageError
-from kdcli.objectives.base import Batch, Mixed, label_cross_entropy
-from kdcli.training.feed import Feed, FeedBatch, Ticket, ViewRule, make_loader, plain_order
-from kdcli.training.planning import make_plan
-from kdcli.training.recorded import Recording, require_partners
-from kdcli.training.run import train_student
+from kdcli.methods.base import Batch, Mixed, label_cross_entropy
+from kdcli.training.batches import Feed, FeedBatch, Ticket, ViewRule, make_loader, plain_order
+from kdcli.training.replay import Recording, require_partners
+from kdcli.training.resolve import make_plan
+from kdcli.training.train import train_student
 from kdcli.types import Preprocess
 
 SMALL = Preprocess((16, 16), "bilinear", (0.5,) * 3, (0.5,) * 3, 0.9)

@@ -19,20 +19,15 @@ from torch.nn import functional
 from training_place import Place, make_place
 
 from kdcli.cache.cacheset import CacheSet
-from kdcli.caching.step import cache_teachers
-from kdcli.config import CacheConfig, TrainConfig
 from kdcli.console import console
-from kdcli.errors import (
-    BadDataError,
-    CacheMissingError,
-    IdentityError,
-    OutputExistsError,
-    UsageError,
-)
+from kdcli.errors import BadDataError, CacheMissingError, IdentityError, OutputExistsError, UsageError
+from kdcli.extract.config import CacheConfig
+from kdcli.extract.extract import cache_teachers
 from kdcli.models.export import export_model
 from kdcli.models.spec import open_model
-from kdcli.training.planning import make_plan
-from kdcli.training.run import train_student, train_students
+from kdcli.training.config import TrainConfig
+from kdcli.training.resolve import make_plan
+from kdcli.training.train import train_student, train_students
 
 NAMES = ("class2", "class0", "class1")
 
@@ -180,7 +175,7 @@ def test_a_student_matches_two_maps_of_unequal_size(tmp_path: Path) -> None:
 def test_a_killed_run_goes_on_to_the_same_bits(
     place: Place, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kdcli.training.fitting.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("kdcli.training.fit.CHECKPOINT_SECONDS", 0.0)
     whole = mlfd(place, f"whole{len(options)}", **options)
     train_student(whole)
     killed = mlfd(place, f"killed{len(options)}", **options)
@@ -373,7 +368,7 @@ def test_best_on_test_needs_a_test(place: Place) -> None:
 def test_a_stop_while_judging_on_the_test_goes_on_to_the_same_bits(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kdcli.training.fitting.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("kdcli.training.fit.CHECKPOINT_SECONDS", 0.0)
     whole = place.config("judged", select="best-on-test", test=place.test)
     train_student(whole)
     killed = place.config("judged-killed", select="best-on-test", test=place.test)

@@ -7,8 +7,6 @@ import torch
 from conftest import make_folder
 from training_place import STUDENT, Place, make_place
 
-from kdcli.caching.step import cache_teachers
-from kdcli.config import CacheConfig, TrainConfig
 from kdcli.console import console
 from kdcli.errors import (
     BadDataError,
@@ -19,10 +17,13 @@ from kdcli.errors import (
     NotFoundError,
     UsageError,
 )
+from kdcli.extract.config import CacheConfig
+from kdcli.extract.extract import cache_teachers
 from kdcli.models.export import export_model
 from kdcli.models.spec import open_model
+from kdcli.training.config import TrainConfig
 from kdcli.training.plan import Plan
-from kdcli.training.planning import make_plan
+from kdcli.training.resolve import make_plan
 from kdcli.training.student import build_student
 from kdcli.types import RankedSource, Ranking
 

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from test_training_ranks import LAUNCH, environment
 from training_place import Place, make_place
 
-from kdcli.config import TrainConfig
-from kdcli.training.feed import EpochOrder
-from kdcli.training.run import train_student
+from kdcli.training.batches import EpochOrder
+from kdcli.training.config import TrainConfig
+from kdcli.training.train import train_student
 
 RUNS: dict[str, dict[str, Any]] = {
     "cd": {"method": "cd", "kl_weight": 0.9},

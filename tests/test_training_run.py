@@ -16,15 +16,16 @@ import yaml
 from safetensors.torch import load_file
 from training_place import STUDENT, Place, make_place
 
-from kdcli.caching.step import cache_teachers
-from kdcli.config import CacheConfig, TrainConfig
 from kdcli.console import console
 from kdcli.data.sources import open_data
 from kdcli.errors import DivergedError, OutputExistsError, StoppedEarly, StorageError
+from kdcli.extract.config import CacheConfig
+from kdcli.extract.extract import cache_teachers
 from kdcli.models.spec import open_model
-from kdcli.training.loop import Engine
+from kdcli.training.config import TrainConfig
+from kdcli.training.engine import Engine
 from kdcli.training.result import TrainResult
-from kdcli.training.run import train_student
+from kdcli.training.train import train_student
 
 FILES = {"config.yaml", "run.json", "metrics.jsonl", "heads.safetensors", "export", "result.json"}
 TIMES = ("seconds", "images_per_second")
@@ -313,7 +314,7 @@ def test_a_run_that_is_to_go_on_differently_is_refused(place: Place, monkeypatch
 def test_kill_9_at_any_moment_is_survived(place: Place) -> None:
     config = place.config("kill9", "distill-equal", epochs=40)
     script = (
-        "import sys; from kdcli.config import TrainConfig; from kdcli.training.run import train_student;"
+        "import sys; from kdcli.training.config import TrainConfig; from kdcli.training.train import train_student;"
         "train_student(TrainConfig.model_validate_json(sys.argv[1]))"
     )
     child = subprocess.Popen(

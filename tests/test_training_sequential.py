@@ -19,18 +19,19 @@ from test_training_run import interrupt, same_student, timeless
 from training_place import Place, make_place
 
 from kdcli.cache.cacheset import CacheSet
-from kdcli.caching.step import cache_teachers
-from kdcli.config import CacheConfig, TrainConfig
 from kdcli.console import console
 from kdcli.data.sources import open_data
 from kdcli.errors import NotFoundError, OutputExistsError, StoppedEarly, UsageError
+from kdcli.extract.config import CacheConfig
+from kdcli.extract.extract import cache_teachers
 from kdcli.models.export import export_model
 from kdcli.models.spec import open_model
 from kdcli.training import sequential
+from kdcli.training.config import TrainConfig
 from kdcli.training.gains import compare_stages
-from kdcli.training.outdir import adopt
-from kdcli.training.run import train_student
+from kdcli.training.rundir import adopt
 from kdcli.training.sequential import train_sequence
+from kdcli.training.train import train_student
 from kdcli.types import RankedSource, Ranking
 
 METHOD = "distill-equal"
@@ -191,7 +192,8 @@ def test_a_sequence_goes_on_where_it_was_killed(place: Place, monkeypatch: pytes
 def test_a_sequence_killed_by_the_system_at_any_moment_goes_on(place: Place) -> None:
     config = sequence(place, "kill9", "ascending", epochs=12)
     script = (
-        "import sys; from kdcli.config import TrainConfig; from kdcli.training.sequential import train_sequence;"
+        "import sys; from kdcli.training.config import TrainConfig;"
+        " from kdcli.training.sequential import train_sequence;"
         "train_sequence(TrainConfig.model_validate_json(sys.argv[1]))"
     )
     for _ in range(2):

@@ -15,9 +15,9 @@ from kdcli.console import console
 from kdcli.errors import IdentityError, UsageError
 from kdcli.models.export import export_model
 from kdcli.models.spec import open_model
-from kdcli.training.planning import make_plan
-from kdcli.training.run import train_student
+from kdcli.training.resolve import make_plan
 from kdcli.training.student import build_student, draw_xavier
+from kdcli.training.train import train_student
 
 METHODS = ("labels-only", "distill-nearest", "distill-weighted", "distill-equal")
 
@@ -146,8 +146,8 @@ def test_a_student_starts_from_the_best_source_of_its_architecture(place: Place,
 
 def test_the_best_of_two_sources_is_the_one_with_the_higher_score(tmp_path: Path) -> None:
     from kdcli.cache.cacheset import CacheSet
-    from kdcli.caching.step import cache_teachers
-    from kdcli.config import CacheConfig
+    from kdcli.extract.config import CacheConfig
+    from kdcli.extract.extract import cache_teachers
     from kdcli.types import RankedSource
 
     place = make_place(tmp_path, views="eval")

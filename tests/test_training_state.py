@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from kdcli.errors import StorageError
-from kdcli.training.state import (
+from kdcli.training.checkpoint import (
     Progress,
     Stateful,
     append_metrics,

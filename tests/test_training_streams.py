@@ -18,7 +18,6 @@ from training_place import Place, make_place
 
 from kdcli.cache.cacheset import CacheSet
 from kdcli.cache.staging import Needs
-from kdcli.config import TrainConfig, command_line
 from kdcli.data.sources import open_data
 from kdcli.data.views import ViewSet, render
 from kdcli.errors import (
@@ -30,19 +29,21 @@ from kdcli.errors import (
     StoppedEarly,
     UsageError,
 )
+from kdcli.methods.base import Batch
+from kdcli.methods.weighted import WeightedDistillation
 from kdcli.models.spec import open_model
 from kdcli.models.student import StudentOutput
-from kdcli.objectives.base import Batch
-from kdcli.objectives.weighted import WeightedDistillation
-from kdcli.training.feed import FeedBatch, make_loader
-from kdcli.training.feeding import feed_of, order_of
-from kdcli.training.loop import Engine
+from kdcli.options.resolving import command_line
+from kdcli.training.batches import FeedBatch, make_loader
+from kdcli.training.config import TrainConfig
+from kdcli.training.engine import Engine
+from kdcli.training.loading import feed_of, order_of
 from kdcli.training.plan import Plan
-from kdcli.training.planning import make_plan
-from kdcli.training.recorded import Recording
+from kdcli.training.replay import Recording
 from kdcli.training.resident import DeviceFed, DeviceRows
-from kdcli.training.run import train_student
-from kdcli.training.streams import StreamOrder, ratio_shares
+from kdcli.training.resolve import make_plan
+from kdcli.training.samplers import StreamOrder, ratio_shares
+from kdcli.training.train import train_student
 from kdcli.types import Preprocess
 
 CPU = torch.device("cpu")
@@ -543,7 +544,7 @@ def test_an_image_that_changed_since_it_was_cached_is_named_in_a_joined_batch(tm
 def test_a_killed_run_of_streams_ends_with_the_same_bits(
     place: Place, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kdcli.training.fitting.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("kdcli.training.fit.CHECKPOINT_SECONDS", 0.0)
 
     def config(out: str) -> TrainConfig:
         if method == "distill-equal":

@@ -16,20 +16,20 @@ import torch
 from test_training_run import same_student, timeless
 from training_place import STUDENT, Place, make_place
 
-from kdcli.config import TrainConfig
 from kdcli.console import console
 from kdcli.data.sources import ImageData
 from kdcli.errors import DeviceError, DivergedError, KdError, OutputExistsError, StoppedEarly, UsageError
 from kdcli.runtime import StopFlag
-from kdcli.training import fitting
+from kdcli.training import fit as fitting
+from kdcli.training.checkpoint import latest_checkpoint
+from kdcli.training.config import TrainConfig
+from kdcli.training.engine import Engine
 from kdcli.training.evaluate import Examinee, accuracies, accuracy
-from kdcli.training.fitting import OwnRandom
-from kdcli.training.loop import Engine
-from kdcli.training.planning import make_plan
-from kdcli.training.run import TrainResult, train_student, train_students
-from kdcli.training.state import latest_checkpoint
+from kdcli.training.fit import OwnRandom
+from kdcli.training.resolve import make_plan
 from kdcli.training.student import build_student
 from kdcli.training.sweep import train_sweep
+from kdcli.training.train import TrainResult, train_student, train_students
 
 DIFFERENT: dict[str, dict[str, Any]] = {
     "plain": {"method": "labels-only", "lr": 3e-3},
@@ -62,7 +62,7 @@ def _with_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
             built.model.network.plain.pos_drop = torch.nn.Dropout(0.3)
         return built
 
-    monkeypatch.setattr("kdcli.training.run.build_student", dropping)
+    monkeypatch.setattr("kdcli.training.train.build_student", dropping)
 
 
 def configs_of(place: Place, out: str, students: Mapping[str, dict[str, Any]]) -> dict[str, TrainConfig]:
@@ -311,7 +311,7 @@ def test_a_signal_while_testing_loses_nothing(place: Place, monkeypatch: pytest.
         raise StoppedEarly("stopped by a signal while testing", "again")
 
     with monkeypatch.context() as patch:
-        patch.setattr("kdcli.training.run.accuracies", signalled)
+        patch.setattr("kdcli.training.train.accuracies", signalled)
         with pytest.raises(StoppedEarly):
             sweep(place, "untested", DIFFERENT)
     with monkeypatch.context() as patch:
@@ -325,8 +325,8 @@ def test_kill_9_at_any_moment_is_survived(place: Place) -> None:
     students = {"plain": own, "large": {**own, "student": "test_resnet", "image_size": 48}}
     configs = configs_of(place, "kill9", students)
     script = (
-        "import sys, json; from kdcli.config import TrainConfig; from kdcli.training import fitting;"
-        "from kdcli.training.run import train_students; fitting.CHECKPOINT_SECONDS = 0.02;"
+        "import sys, json; from kdcli.training.config import TrainConfig; from kdcli.training import fit as fitting;"
+        "from kdcli.training.train import train_students; fitting.CHECKPOINT_SECONDS = 0.02;"
         "train_students({n: TrainConfig.model_validate(c) for n, c in json.loads(sys.argv[1]).items()})"
     )
     argument = json.dumps({name: config.model_dump(mode="json") for name, config in configs.items()})

@@ -15,8 +15,8 @@ from training_place import Place, make_place
 from kdcli.console import console
 from kdcli.data.sources import open_data
 from kdcli.errors import UsageError
-from kdcli.training.planning import make_plan
-from kdcli.training.run import train_student, train_students
+from kdcli.training.resolve import make_plan
+from kdcli.training.train import train_student, train_students
 
 SETS: dict[str, Any] = {"bn": "frozen", "init": "random", "epochs": 2}
 
@@ -128,7 +128,7 @@ def test_everything_at_once_goes_on_to_the_same_bits(place: Place, monkeypatch: 
     through = place.config("through", "distill-equal", **options)
     train_student(through)
     stopped = place.config("stopped", "distill-equal", **options)
-    monkeypatch.setattr("kdcli.training.fitting.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("kdcli.training.fit.CHECKPOINT_SECONDS", 0.0)
     interrupt(stopped, 4, monkeypatch)
     train_student(stopped)
     assert same_student(through.out, stopped.out)

@@ -9,8 +9,6 @@ from safetensors.torch import load_file
 from training_place import STUDENT, Place, make_place
 
 from kdcli.cache.cacheset import CacheSet
-from kdcli.caching.step import cache_teachers
-from kdcli.config import CacheConfig, TrainConfig
 from kdcli.console import console
 from kdcli.errors import (
     BadDataError,
@@ -21,13 +19,16 @@ from kdcli.errors import (
     StoppedEarly,
     UsageError,
 )
+from kdcli.extract.config import CacheConfig
+from kdcli.extract.extract import cache_teachers
+from kdcli.methods.transfer import METHODS as P3
 from kdcli.models.export import export_model
 from kdcli.models.spec import open_model
-from kdcli.objectives.transfer import METHODS as P3
-from kdcli.training.feed import FeedBatch
-from kdcli.training.loop import Engine
-from kdcli.training.planning import make_plan
-from kdcli.training.run import train_student, train_students
+from kdcli.training.batches import FeedBatch
+from kdcli.training.config import TrainConfig
+from kdcli.training.engine import Engine
+from kdcli.training.resolve import make_plan
+from kdcli.training.train import train_student, train_students
 
 LOUD = 100
 NAMES = ("class0", "class1", "class2")
@@ -127,7 +128,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
 def test_a_live_frozen_student_is_in_the_checkpoint_and_does_not_move(place: Place, tmp_path: Path) -> None:
     """What it is at a resume comes from the checkpoint, not from a start that may have been trained since."""
     plan = make_plan(run_of(place, "x", "dp"))
-    from kdcli.training.loop import make_accelerator
+    from kdcli.training.engine import make_accelerator
     from kdcli.training.student import build_student
 
     built = build_student(plan)

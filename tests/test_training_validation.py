@@ -17,15 +17,16 @@ from safetensors.torch import load_file
 from test_training_run import interrupt, same_student, timeless
 from training_place import Place, make_place
 
-from kdcli.config import TrainConfig, learning_rates
 from kdcli.console import console
 from kdcli.data.sources import open_data
 from kdcli.errors import BadDataError, DivergedError, OutputExistsError, StoppedEarly, UsageError
-from kdcli.training import grid, validation
-from kdcli.training.grid import train_grid
-from kdcli.training.loop import Engine
-from kdcli.training.planning import make_plan
-from kdcli.training.run import train_student
+from kdcli.training import lr_grid as grid
+from kdcli.training import validation
+from kdcli.training.config import TrainConfig, learning_rates
+from kdcli.training.engine import Engine
+from kdcli.training.lr_grid import train_grid
+from kdcli.training.resolve import make_plan
+from kdcli.training.train import train_student
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +137,7 @@ def test_the_best_epoch_is_exported_if_asked_for_and_survives_kills(
     assert best.details["validation"]["epoch"] == 2
     files = [place.root / out / "export" / "model.safetensors" for out in ("two", "best-of-four")]
     assert files[0].read_bytes() == files[1].read_bytes()
-    monkeypatch.setattr("kdcli.training.fitting.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("kdcli.training.fit.CHECKPOINT_SECONDS", 0.0)
     for step in (3, 7, 11):
         config = place.config(f"killed{step}", epochs=4, select="best", **same)
         interrupt(config, step, monkeypatch)
@@ -193,7 +194,7 @@ def test_rates_are_written_out_or_spaced_in_log() -> None:
 @pytest.mark.parametrize("text", ["", "0.1", "0.1,0.1", "a,b", "0,0.1", "-1,1", "0.1:0.01:3log", "1:2:3",
                                   "1:2:1log", "1:2:xlog", "1:2", "nan,1", "inf,1"])  # fmt: skip
 def test_what_is_no_grid_is_refused(place: Place, text: str) -> None:
-    from kdcli.config import resolve
+    from kdcli.options.resolving import resolve
 
     flags = {"data": place.data, "student": "test_resnet", "method": "labels-only", "out": place.root / "o"}
     with pytest.raises(UsageError, match=r"--lr-grid .*: must be two or more positive rates"):
@@ -298,7 +299,7 @@ def test_a_grid_killed_by_the_system_at_any_moment_goes_on(place: Place) -> None
     changes = {**GRID, "epochs": 15}
     config = place.config("grid-kill9", **changes)
     script = (
-        "import sys; from kdcli.config import TrainConfig; from kdcli.training.grid import train_grid;"
+        "import sys; from kdcli.training.config import TrainConfig; from kdcli.training.lr_grid import train_grid;"
         "train_grid(TrainConfig.model_validate_json(sys.argv[1]))"
     )
     child = subprocess.Popen(

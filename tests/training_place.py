@@ -8,10 +8,11 @@ import torch
 from conftest import make_folder
 
 from kdcli.cache.cacheset import CacheSet
-from kdcli.caching.step import cache_teachers
-from kdcli.config import CacheConfig, TrainConfig
+from kdcli.extract.config import CacheConfig
+from kdcli.extract.extract import cache_teachers
 from kdcli.models.export import export_model
 from kdcli.models.spec import open_model
+from kdcli.training.config import TrainConfig
 from kdcli.types import RankedSource, Ranking
 
 STUDENT = "test_efficientnet"

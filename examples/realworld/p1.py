@@ -277,8 +277,8 @@ def probe(study: Study, run: Path, task: str) -> float | None:
     if not kept.exists() and not study.probing:
         return None
     if not kept.exists():
-        from kdcli.config import ProbeConfig
-        from kdcli.probing.step import eval_probe
+        from kdcli.probing.config import ProbeConfig
+        from kdcli.probing.probe import eval_probe
 
         train, test = tasks(study)[task]
         result = eval_probe(ProbeConfig(data=train, test=test, model=f"local-dir:{run / 'export'}", device="cpu",

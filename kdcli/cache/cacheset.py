@@ -23,9 +23,10 @@ from kdcli.cache.reader import CacheReader
 from kdcli.cache.resident import ResidentRows
 from kdcli.cache.staging import Needs, stage
 from kdcli.cache.verify import VerifyMode, ensure_verified
-from kdcli.config import CacheConfig, command_line
 from kdcli.console import console
 from kdcli.errors import CacheMissingError, IdentityError, NotFoundError, UsageError, nearest
+from kdcli.extract.config import CacheConfig
+from kdcli.options.resolving import command_line
 from kdcli.outputs import STATS, keep_word
 from kdcli.types import Difference, differences
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, final
 
-from kdcli.cache.backend import Inspection
+from kdcli.cache.backends.base import Inspection
 from kdcli.cache.commits import Commit, chunk_files
 from kdcli.cache.layout import Manifest, Unit
 from kdcli.cache.provenance import repair_hint

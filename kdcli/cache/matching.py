@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from kdcli.cache.backend import checksum
+from kdcli.cache.backends.base import checksum
 from kdcli.cache.keytable import KeyTable
 from kdcli.cache.layout import SAMPLES
 from kdcli.cache.reader import CacheReader

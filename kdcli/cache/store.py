@@ -9,19 +9,12 @@ from jaxtyping import Int64
 from pydantic import ValidationError
 
 from kdcli.cache.arrays import WHOLE_ARRAYS, array_folder, sample_arrays
-from kdcli.cache.backend import Backend, Inspection
-from kdcli.cache.hdf5_backend import HDF5Backend
+from kdcli.cache.backends.base import Backend, Inspection
+from kdcli.cache.backends.hdf5 import HDF5Backend
+from kdcli.cache.backends.zarr import ZarrBackend
 from kdcli.cache.keytable import KeyTable
 from kdcli.cache.layout import SAMPLES, BackendName, Layout, Manifest
-from kdcli.cache.provenance import (
-    ArraySpec,
-    OutputRecord,
-    TeacherRecord,
-    repair_hint,
-    seal,
-    unseal,
-)
-from kdcli.cache.zarr_backend import ZarrBackend
+from kdcli.cache.provenance import ArraySpec, OutputRecord, TeacherRecord, repair_hint, seal, unseal
 from kdcli.errors import CorruptError, IdentityError, KdError
 from kdcli.files import atomic_write_bytes, create_json, make_folder, read_json, storage_errors
 from kdcli.outputs import STATS

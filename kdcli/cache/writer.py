@@ -25,9 +25,9 @@ from kdcli.cache.commits import (
     sizes_agree,
     write_commit,
 )
+from kdcli.cache.garbage import sweep
 from kdcli.cache.keytable import KeyTable
 from kdcli.cache.layout import SAMPLES, Layout, Manifest, Unit, load_manifest, write_manifest
-from kdcli.cache.litter import sweep
 from kdcli.cache.mending import Mending
 from kdcli.cache.provenance import ArraySpec, TeacherRecord
 from kdcli.cache.store import Store
@@ -366,7 +366,7 @@ class CacheWriter:
 
     def _update_index(self, records: Path) -> None:
         """Write the index anew if it is older than ``records``: also when a kill came between the two."""
-        from kdcli.cache.hdf5_index import write_index
+        from kdcli.cache.backends.hdf5_index import write_index
 
         index = self.layout.index
         with storage_errors(index):

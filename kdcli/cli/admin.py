@@ -44,7 +44,7 @@ def demo(
       kd demo --export-weights weights/lite0
     """
     from kdcli.demo import export_pretrained_weights, run_demo
-    from kdcli.demo.run import say
+    from kdcli.demo.demo import say
 
     if export_weights is not None:
         folder = export_pretrained_weights(export_weights, image_size)
@@ -68,7 +68,7 @@ def methods(json: opt.Json = False) -> None:
       kd methods
       kd methods --json
     """
-    from kdcli.objectives.registry import METHODS
+    from kdcli.methods.registry import METHODS
 
     listed = list(METHODS.values())
     if json:

@@ -79,7 +79,7 @@ def audit(
       kd audit photos/
     """
     flags, common = split_flags(dict(locals()))
-    from kdcli.config.auditing import AuditConfig
+    from kdcli.auditing.config import AuditConfig
 
     settings = configure(AuditConfig, flags, common)
     from kdcli.auditing import audit as run

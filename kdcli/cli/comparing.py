@@ -109,7 +109,7 @@ def compare(
       kd compare big small --cache test.kd --after dp,big,small=local-dir:runs/dp/export --json
     """
     flags, common = split_flags(dict(locals()))
-    from kdcli.config.comparing import CompareConfig
+    from kdcli.comparing.config import CompareConfig
 
     settings = configure(CompareConfig, flags, common)
     from kdcli.comparing import compare as run

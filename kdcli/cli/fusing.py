@@ -115,10 +115,10 @@ def fuse_teachers(
     """
     flags, common = split_flags(dict(locals()))
     flags["map_channels"] = words(map_channels)
-    from kdcli.config import FuseConfig
+    from kdcli.fusing.config import FuseConfig
 
     settings = configure(FuseConfig, flags, common)
-    from kdcli.fusing.step import fuse_teachers as step
+    from kdcli.fusing.fuse import fuse_teachers as step
 
     result = step(settings)
     if json:

@@ -9,7 +9,7 @@ import typer
 from kdcli.console import console
 
 if TYPE_CHECKING:
-    from kdcli.config import StepConfig
+    from kdcli.options.fields import StepConfig
 
 Config = TypeVar("Config", bound="StepConfig")
 
@@ -61,7 +61,7 @@ Download = Annotated[bool | None, typer.Option("--download", help="Allow a data 
 
 def configure(kind: type[Config], flags: Mapping[str, Any], common: Mapping[str, Any]) -> Config:
     """Resolve flags, ``--set`` and ``--config``; with ``--print-config`` print the result and exit."""
-    from kdcli.config import resolve, to_yaml
+    from kdcli.options.resolving import resolve, to_yaml
 
     console.quiet, console.verbose = bool(common.get("quiet")), bool(common.get("verbose"))
     config = resolve(kind, flags, common.get("sets") or (), common.get("config"))

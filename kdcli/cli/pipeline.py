@@ -314,13 +314,13 @@ def train_student(
     if (file := flags.pop("sweep")) is not None:
         sweeping.train_sweep(flags, common, file)
         return
-    from kdcli.config import TrainConfig
+    from kdcli.training.config import TrainConfig
 
     settings = configure(TrainConfig, flags, common)
     chosen = read_ranking(settings)
-    from kdcli.training.grid import train_grid
-    from kdcli.training.run import train_student as lone_run
+    from kdcli.training.lr_grid import train_grid
     from kdcli.training.sequential import train_sequence
+    from kdcli.training.train import train_student as lone_run
 
     step = train_sequence if settings.sequential else train_grid if settings.lr_grid else lone_run
     result = step(settings, ranking=chosen).document()

@@ -148,10 +148,11 @@ def eval_probe(
     flags, common = split_flags(dict(locals()))
     flags |= {name: one_or_all(flags[name]) for name in ("data", "test")}
     flags["c_grid"] = words(flags["c_grid"])
-    from kdcli.config import ProbeConfig, created_by
+    from kdcli.options.resolving import created_by
+    from kdcli.probing.config import ProbeConfig
 
     settings = configure(ProbeConfig, flags, common)
-    from kdcli.probing.step import eval_probes
+    from kdcli.probing.probe import eval_probes
 
     table = eval_probes(settings)
     if json:

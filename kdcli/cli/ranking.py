@@ -11,10 +11,10 @@ from kdcli.cli.options import configure, split_flags
 from kdcli.console import console
 
 if TYPE_CHECKING:
-    from kdcli.config import RankConfig
     from kdcli.ranking.agreement import Estimate
+    from kdcli.ranking.config import RankConfig
     from kdcli.ranking.evidence import Evidence
-    from kdcli.ranking.step import RankResult
+    from kdcli.ranking.rank import RankResult
 
 
 def rank_sources(
@@ -125,7 +125,8 @@ def rank_sources(
     """
     flags, common = split_flags(dict(locals()))
     flags["against"] = _merged(flags.pop("results"), flags["against"])
-    from kdcli.config import RankConfig, created_by
+    from kdcli.options.resolving import created_by
+    from kdcli.ranking.config import RankConfig
 
     settings = configure(RankConfig, flags, common)
     result, evidence = _run(settings)
@@ -158,7 +159,7 @@ def _run(settings: "RankConfig") -> "tuple[RankResult | None, Evidence | None]":
     from kdcli.plotting import require_matplotlib
     from kdcli.ranking.evidence import evidence_of_files, evidence_of_ranking
     from kdcli.ranking.plots import write_plots
-    from kdcli.ranking.step import rank
+    from kdcli.ranking.rank import rank
 
     if settings.plot is not None:
         if not settings.against:

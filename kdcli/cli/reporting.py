@@ -85,10 +85,10 @@ def report(
       kd report photos.kd --tsne --format png --out figures
     """
     flags, common = split_flags(dict(locals()))
-    from kdcli.config.reporting import ReportConfig
+    from kdcli.reporting.config import ReportConfig
 
     settings = configure(ReportConfig, flags, common)
-    from kdcli.reporting.step import report as run
+    from kdcli.reporting.report import report as run
 
     result = run(settings)
     if json:

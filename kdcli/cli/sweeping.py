@@ -11,7 +11,7 @@ import typer
 from kdcli.console import console
 
 if TYPE_CHECKING:
-    from kdcli.config import TrainConfig
+    from kdcli.training.config import TrainConfig
     from kdcli.types import Ranking
 
 
@@ -27,7 +27,7 @@ def train_sweep(flags: Mapping[str, Any], common: Mapping[str, Any], file: Path)
         DivergedError: after the table, where a student was given up.
         KdError: what is refused, and what went wrong.
     """
-    from kdcli.config import resolve_sweep
+    from kdcli.training.sweep_file import resolve_sweep
 
     console.quiet, console.verbose = bool(common.get("quiet")), bool(common.get("verbose"))
     out, configs = resolve_sweep(flags, common.get("sets") or (), common.get("config"), file)

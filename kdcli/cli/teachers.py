@@ -11,8 +11,8 @@ from kdcli.cli.options import Data, configure, split_flags, words
 from kdcli.console import console, duration, size
 
 if TYPE_CHECKING:
-    from kdcli.caching.planning import CachePlan
-    from kdcli.config import CacheConfig
+    from kdcli.extract.config import CacheConfig
+    from kdcli.extract.costs import CachePlan
 
 
 def cache_teachers(
@@ -105,7 +105,7 @@ def cache_teachers(
       kd cache-teachers photos/@split=train --cache train.kd --teacher gen=local-dir:weights --views eval+train:8
     """
     settings = _settings(dict(locals()))
-    from kdcli.caching import cache_teachers as step
+    from kdcli.extract import cache_teachers as step
 
     result = step(settings)
     if json:
@@ -129,7 +129,7 @@ def _settings(parameters: dict[str, Any]) -> "CacheConfig":
     flags["keep"] = words(flags["keep"])
     flags["temperatures"] = words(flags["temperatures"])
     flags["wait"] = False if flags.pop("no_wait") else None
-    from kdcli.config import CacheConfig
+    from kdcli.extract.config import CacheConfig
 
     return configure(CacheConfig, flags, common)
 
@@ -148,7 +148,7 @@ def plan(*, measure: bool = False, **parameters: Any) -> None:
       kd cache plan photos/ --cache photos.kd --teacher resnet50.a1_in1k --views eval+train:8 --measure
     """
     settings = _settings(dict(parameters))
-    from kdcli.caching.planning import plan_cache
+    from kdcli.extract.costs import plan_cache
 
     found = plan_cache(settings, measured=measure)
     if parameters["json"]:

@@ -10,9 +10,9 @@ from jaxtyping import Int64
 
 from kdcli.cache.provenance import canonical_sha256
 from kdcli.comparing.answers import Answers, ClassMeans, Images, judged
+from kdcli.comparing.config import CompareConfig
 from kdcli.comparing.models import Candidate
 from kdcli.comparing.space import Classes
-from kdcli.config.comparing import CompareConfig
 from kdcli.console import console
 from kdcli.errors import KdError, StoppedEarly
 from kdcli.models.network import weights_sha256
@@ -21,8 +21,8 @@ from kdcli.models.spec import Model, open_model
 from kdcli.models.teacher import TeacherRunner
 from kdcli.outputs import Output
 from kdcli.runtime import StopFlag, pick_device, worker_count
+from kdcli.training.batches import make_loader, plain_order
 from kdcli.training.evaluate import Exam, look_of
-from kdcli.training.feed import make_loader, plain_order
 from kdcli.types import Preprocess
 
 TOGETHER = 16

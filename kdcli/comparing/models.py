@@ -8,8 +8,8 @@ from typing import final
 
 from kdcli.cache.cacheset import CacheSet
 from kdcli.cache.provenance import TeacherRecord
+from kdcli.comparing.config import CompareConfig
 from kdcli.comparing.runs import CONFIG, EXPORT, RESULT, Run, find_runs, name_of
-from kdcli.config.comparing import CompareConfig
 from kdcli.console import console
 from kdcli.errors import NotFoundError, UsageError, nearest
 from kdcli.models.grammar import ModelSpec

@@ -9,19 +9,7 @@ from kdcli.console import console
 from kdcli.metrics.flips import TOP_SHARES
 from kdcli.metrics.transfer_summary import grouped
 from kdcli.models.properties import Family
-from kdcli.plotting import (
-    BLUE,
-    GRAY,
-    INK,
-    LINE,
-    ORANGE,
-    SOFT,
-    figure_of,
-    jitter,
-    legend,
-    log_sizes,
-    short,
-)
+from kdcli.plotting import BLUE, GRAY, INK, LINE, ORANGE, SOFT, figure_of, jitter, legend, log_sizes, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from kdcli.cache.cacheset import CacheSet
 from kdcli.cache.matching import class_numbers
-from kdcli.config import FuseConfig
 from kdcli.data.philox import permutation
 from kdcli.data.subset import draw, fractions_of
 from kdcli.errors import BadDataError, UsageError
+from kdcli.fusing.config import FuseConfig
 from kdcli.fusing.parents import Source
 
 WINDOW = 16

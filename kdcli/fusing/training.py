@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import Adam, AdamW, Optimizer
 
-from kdcli.config import FuseConfig
 from kdcli.console import console
 from kdcli.errors import DivergedError, StoppedEarly
+from kdcli.fusing.config import FuseConfig
 from kdcli.fusing.samples import Rows, Samples
 from kdcli.models.fused import JointTeacher
 from kdcli.runtime import StopFlag
-from kdcli.training.state import (
+from kdcli.training.checkpoint import (
     Progress,
     Stateful,
     append_metrics,

@@ -16,11 +16,11 @@ from kdcli.cache.matching import class_numbers
 from kdcli.cache.provenance import OutputRecord, TeacherRecord, as_pixels
 from kdcli.cache.reader import CacheReader
 from kdcli.cache.writer import CacheWriter
-from kdcli.caching.outputs import STORAGE, OutputPlan, compression_error
-from kdcli.config import FuseConfig
 from kdcli.console import console
 from kdcli.data.views import fingerprint
 from kdcli.errors import CacheMissingError, IdentityError, StoppedEarly
+from kdcli.extract.outputs import STORAGE, OutputPlan, compression_error
+from kdcli.fusing.config import FuseConfig
 from kdcli.fusing.samples import Samples, data_set_names
 from kdcli.models.fused import JointTeacher
 from kdcli.models.fused_folder import FusedFolder

@@ -7,7 +7,6 @@ import torch
 from jaxtyping import Float32, UInt8
 from torch.utils.data import DataLoader, Dataset
 
-from kdcli.config import ProbeConfig
 from kdcli.console import console
 from kdcli.data.sources import ImageData
 from kdcli.data.views import ViewSet, render
@@ -15,6 +14,7 @@ from kdcli.errors import KdError
 from kdcli.models.spec import Model
 from kdcli.models.teacher import TeacherRunner
 from kdcli.outputs import Output
+from kdcli.probing.config import ProbeConfig
 from kdcli.runtime import pick_device, worker_count, worker_setup
 from kdcli.types import Preprocess
 

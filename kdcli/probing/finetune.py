@@ -14,19 +14,20 @@ from typing import Any, final
 
 import numpy as np
 
-from kdcli.config import ProbeConfig, TrainConfig
 from kdcli.data.sources import ImageData
 from kdcli.models.export import export_model
 from kdcli.models.spec import ModelSpec, open_model
 from kdcli.models.student import require_timm
+from kdcli.probing.config import ProbeConfig
 from kdcli.probing.features import model_outputs
 from kdcli.probing.marks import mark
 from kdcli.probing.protocols import Draw
 from kdcli.probing.representations import EXPORT, Representation
 from kdcli.probing.targets import Target
-from kdcli.training.grid import train_grid
-from kdcli.training.planning import Sources
-from kdcli.training.run import train_student
+from kdcli.training.config import TrainConfig
+from kdcli.training.lr_grid import train_grid
+from kdcli.training.resolve import Sources
+from kdcli.training.train import train_student
 
 BATCH = 32
 
@@ -59,7 +60,7 @@ def fine_tune_accuracies(
         UsageError: a model that cannot be trained.
         IdentityError: a cached teacher whose spec now gives other weights.
         StoppedEarly: a signal arrived; the same call goes on.
-        KdError: see :func:`kdcli.training.run.train_student`.
+        KdError: see :func:`kdcli.training.train.train_student`.
     """
     assert config.out is not None
     assert target.train is not None

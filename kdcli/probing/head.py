@@ -9,10 +9,10 @@ from jaxtyping import Float, Float64, Int64
 from safetensors.numpy import load_file
 
 from kdcli.cache.cacheset import CacheSet
-from kdcli.config import ProbeConfig
 from kdcli.console import console
 from kdcli.data.sources import open_data
 from kdcli.errors import BadDataError, KdError, NotFoundError, nearest
+from kdcli.probing.config import ProbeConfig
 from kdcli.probing.marks import Marks, mark
 from kdcli.probing.representations import EXPORT, Representation, RunModel
 from kdcli.probing.targets import Target

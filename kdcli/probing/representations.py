@@ -11,10 +11,10 @@ from jaxtyping import Float, Int64
 
 from kdcli.cache.cacheset import CacheSet
 from kdcli.cache.provenance import TeacherRecord
-from kdcli.config import ProbeConfig
 from kdcli.data.sources import ImageData
 from kdcli.errors import NotFoundError, UsageError, nearest
 from kdcli.models.grammar import ModelSpec
+from kdcli.probing.config import ProbeConfig
 
 if TYPE_CHECKING:
     from kdcli.models.spec import Model

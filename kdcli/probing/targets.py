@@ -10,11 +10,11 @@ from typing import Any, final
 import numpy as np
 from jaxtyping import Int64, Shaped
 
-from kdcli.config import ProbeConfig
 from kdcli.console import console
 from kdcli.data.sources import ImageData, open_data
 from kdcli.errors import BadDataError, UsageError, nearest
 from kdcli.metrics.checks import check_classes
+from kdcli.probing.config import ProbeConfig
 from kdcli.probing.multilabel import check_labels, random_draws, split_labels
 from kdcli.probing.protocols import shot_draws
 

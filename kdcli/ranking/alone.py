@@ -7,9 +7,9 @@ from typing import final
 import numpy as np
 from jaxtyping import Float, Int64
 
-from kdcli.config import RankConfig
 from kdcli.errors import BadDataError, NotFoundError, StorageError, nearest
 from kdcli.files import storage_errors
+from kdcli.ranking.config import RankConfig
 from kdcli.ranking.probe import ProbeLabels, labelled_rows
 from kdcli.types import OutputKind
 

@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from kdcli.cache.cacheset import CacheSet
-from kdcli.config import RankConfig
 from kdcli.data.sources import ImageData, open_data
 from kdcli.errors import BadDataError, CacheMissingError, NotFoundError
+from kdcli.ranking.config import RankConfig
 from kdcli.types import OutputKind
 
 EVAL_VIEW = 0

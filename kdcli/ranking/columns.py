@@ -6,11 +6,11 @@ from typing import final
 import numpy as np
 from jaxtyping import Float, Float64
 
-from kdcli.config import RankConfig
 from kdcli.errors import UsageError
 from kdcli.metrics import METRICS, Targets
 from kdcli.metrics.checks import RowName, check_finite
 from kdcli.metrics.registry import On
+from kdcli.ranking.config import RankConfig
 from kdcli.types import OutputKind
 
 

@@ -8,13 +8,13 @@ from typing import Any, TypeVar, final
 
 import numpy as np
 
-from kdcli.config import RankConfig
 from kdcli.console import console
 from kdcli.errors import BadDataError, NotFoundError, UsageError
 from kdcli.files import storage_errors
 from kdcli.ranking.agreement import Estimate, estimate_all
+from kdcli.ranking.config import RankConfig
 from kdcli.ranking.documents import parse_ranking
-from kdcli.ranking.step import RankResult
+from kdcli.ranking.rank import RankResult
 from kdcli.ranking.students import LABELS_ONLY, RANDOM_SELECTION, RANDOM_WEIGHTS, Student, read_students
 
 FEWEST_SOURCES = 3

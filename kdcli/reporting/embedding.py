@@ -8,19 +8,19 @@ import torch
 from jaxtyping import Float, Float32, Int64
 
 from kdcli.cache.cacheset import CacheSet
-from kdcli.config.reporting import ReportConfig
 from kdcli.console import console
 from kdcli.data.sources import ImageData, open_data
 from kdcli.errors import BadDataError, KdError, UsageError
 from kdcli.models.spec import Model, open_model
 from kdcli.models.teacher import TeacherRunner
 from kdcli.outputs import Output
+from kdcli.reporting.config import ReportConfig
 from kdcli.reporting.document import Chart, Section
 from kdcli.reporting.material import Run
 from kdcli.reporting.matrices import embedding_chart
 from kdcli.runtime import pick_device, worker_count
+from kdcli.training.batches import make_loader, plain_order
 from kdcli.training.evaluate import Exam, look_of
-from kdcli.training.feed import make_loader, plain_order
 
 EVAL_VIEW = 0
 

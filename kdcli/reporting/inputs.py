@@ -9,13 +9,13 @@ from typing import Any, final
 
 import yaml
 
-from kdcli.cache.inventory import looks_like_cache
+from kdcli.cache.admin.inventory import looks_like_cache
 from kdcli.console import console
 from kdcli.errors import BadDataError, NotFoundError, StorageError, nearest
 from kdcli.files import read_json, storage_errors
 from kdcli.ranking.documents import parse_ranking
 from kdcli.reporting.material import Compared, Joint, Material, Origin, Ranked, Run
-from kdcli.training.outdir import stage_folder
+from kdcli.training.rundir import stage_folder
 
 RESULT, RUN, SWEEP, METRICS, CONFIG, COMPARE, FUSED = (
     "result.json", "run.json", "sweep.json", "metrics.jsonl", "config.yaml", "compare.json", "fused.json",

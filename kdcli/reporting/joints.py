@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
-from kdcli.cache.inventory import CacheInfo
+from kdcli.cache.admin.inventory import CacheInfo
 from kdcli.reporting import charts
 from kdcli.reporting.document import Cell, Column, Part, Section, Table, number, percent, points, word
 from kdcli.reporting.material import Joint, Material

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from kdcli.cache.inventory import CacheInfo
+from kdcli.cache.admin.inventory import CacheInfo
 from kdcli.reporting.document import Command, Commands, Facts, Fold, Part, Section
 from kdcli.reporting.material import Material
 from kdcli.reporting.students import run_commands

@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from kdcli.config import TrainConfig, command_line
 from kdcli.models.properties import operations_of, parameters_of
+from kdcli.options.resolving import command_line
 from kdcli.reporting import charts
 from kdcli.reporting.charts import Costed, Spread
 from kdcli.reporting.document import (
@@ -29,6 +29,7 @@ from kdcli.reporting.document import (
 from kdcli.reporting.material import Run
 from kdcli.reporting.protocols import test_name
 from kdcli.reporting.values import ReportRow
+from kdcli.training.config import TrainConfig
 
 PANELS = 12
 """Curves in one chart."""

@@ -7,10 +7,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from kdcli.cache.inventory import CacheInfo, inspect_cache
-from kdcli.config import CacheConfig, command_line
+from kdcli.cache.admin.inventory import CacheInfo, inspect_cache
 from kdcli.console import size
+from kdcli.extract.config import CacheConfig
 from kdcli.models.properties import parameters_of
+from kdcli.options.resolving import command_line
 from kdcli.reporting import charts
 from kdcli.reporting.document import (
     Cell,

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from typing import final
 
-from kdcli.config import TrainConfig
 from kdcli.console import console
 from kdcli.data.sources import ImageData
 from kdcli.errors import BadDataError, UsageError
+from kdcli.methods.base import Method, Settings
 from kdcli.models.spec import Model
-from kdcli.objectives.base import Method, Settings
+from kdcli.training.config import TrainConfig
 from kdcli.training.teachers import Teachers
 
 

@@ -19,9 +19,9 @@ from kdcli.errors import BadDataError, KdError, StoppedEarly
 from kdcli.models.student import LABEL_HEAD, Student
 from kdcli.models.teacher import normalise
 from kdcli.runtime import StopFlag
-from kdcli.training.feed import Ticket, make_loader, plain_order, render_of
+from kdcli.training.batches import Ticket, make_loader, plain_order, render_of
+from kdcli.training.distributed import Ranks
 from kdcli.training.plan import DEFAULT_RECIPE, Plan
-from kdcli.training.ranks import Ranks
 from kdcli.types import Preprocess
 
 

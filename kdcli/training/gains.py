@@ -11,13 +11,13 @@ from jaxtyping import Int64
 
 from kdcli.cache.cacheset import CacheSet
 from kdcli.cache.provenance import TeacherRecord
-from kdcli.config import CacheConfig, command_line
 from kdcli.console import console
 from kdcli.data.sources import ImageData
 from kdcli.errors import CacheMissingError, IdentityError
 from kdcli.metrics.flips import knowledge_gain, knowledge_loss
 from kdcli.models.spec import open_model
 from kdcli.models.student import LABEL_HEAD, Student
+from kdcli.options.resolving import spelled
 from kdcli.runtime import stop_signals, worker_count
 from kdcli.training.evaluate import Examinee, heads_to_test, predictions
 from kdcli.training.plan import Plan
@@ -129,9 +129,7 @@ def _holds(cache: CacheSet, teacher: TeacherRecord, rows: Int64[np.ndarray, " n"
 
 def _say_missing(test: ImageData, missing: Sequence[TeacherRecord]) -> None:
     specs = tuple(f"{teacher.name}={teacher.spec}" for teacher in missing)
-    command = command_line(
-        CacheConfig(data=test.location, cache=Path("test.kd"), teacher=specs, keep=("logits",))
-    )
+    command = spelled("cache-teachers", test.location, cache="test.kd", teacher=specs, keep="logits")
     console.warn(
         f"no --cache holds what {', '.join(teacher.name for teacher in missing)} say about the test data, so "
         f"the knowledge gain is not measured; for that: {command}, then add --cache test.kd"

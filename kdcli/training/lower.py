@@ -9,10 +9,11 @@ from torch import Tensor
 
 from kdcli.cache.cacheset import CacheSet
 from kdcli.cache.provenance import TeacherRecord
-from kdcli.config import CacheConfig, TrainConfig, command_line
 from kdcli.errors import CacheMissingError, UsageError
+from kdcli.methods.base import TeacherOutputs
 from kdcli.models.spec import ModelSpec
-from kdcli.objectives.base import TeacherOutputs
+from kdcli.options.resolving import spelled
+from kdcli.training.config import TrainConfig
 from kdcli.training.student import UNTRAINED, Start
 
 
@@ -63,10 +64,9 @@ def choose_lower(config: TrainConfig, start: Start, cache: CacheSet | None) -> L
     spec = str(ModelSpec.parse(config.student)) if start.init == "pretrained" else start.init
     known = [record for record in cache.teachers.values() if record.spec == spec]
     if not known:
-        adding = CacheConfig(cache=config.cache[0], teacher=(f"start={spec}",), keep=(f"maps:{tap}",))
         raise CacheMissingError(
             f"--train-from {tap}: {spec}, which the student starts from, is not in the cache",
-            command_line(adding),
+            spelled("cache-teachers", cache=config.cache[0], teacher=f"start={spec}", keep=f"maps:{tap}"),
         )
     array = f"maps/{tap}"
     teacher = next((record for record in known if record.output_of(array) is not None), known[0])

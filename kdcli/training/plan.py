@@ -1,27 +1,21 @@
-"""A plan: a run, decided but not begun. kdcli.training.planning makes it."""
+"""A plan: a run, decided but not begun. kdcli.training.resolve makes it."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, final
 
-from kdcli.config import TrainConfig
 from kdcli.data.sources import ImageData
 from kdcli.data.views import ViewSet
+from kdcli.methods.base import Method, Settings, Setup
+from kdcli.methods.levels import Matching
 from kdcli.models.network import Classifier
-from kdcli.objectives.base import Method, Settings, Setup
-from kdcli.objectives.levels import Matching
+from kdcli.training.batches import ViewRule
 from kdcli.training.classes import columns_of, shared_classes
-from kdcli.training.feed import ViewRule
-from kdcli.training.freezing import Frozen, FrozenStudent
+from kdcli.training.config import TrainConfig
+from kdcli.training.frozen import Frozen, FrozenStudent
 from kdcli.training.lower import Lower
-from kdcli.training.recorded import Recording
-from kdcli.training.sets import (
-    NamedSet,
-    data_identity,
-)
-from kdcli.training.settings import (
-    OFF,
-    unused_by,
-)
+from kdcli.training.replay import Recording
+from kdcli.training.sets import NamedSet, data_identity
+from kdcli.training.settings import OFF, unused_by
 from kdcli.training.student import Start
 from kdcli.training.teachers import Teachers, joint_id
 from kdcli.training.validation import ON_TEST

@@ -12,11 +12,11 @@ from torch import Tensor
 from kdcli.cache.cacheset import CacheSet
 from kdcli.cache.resident import Table, copy_rows, require_room, slots_of, tables_of
 from kdcli.cache.staging import Needs, prewarm
-from kdcli.config import TrainConfig
 from kdcli.console import console
 from kdcli.errors import DeviceError, KdError
-from kdcli.training.feed import FeedBatch, Loader, Order, ViewRule
-from kdcli.training.recorded import Recording
+from kdcli.training.batches import FeedBatch, Loader, Order, ViewRule
+from kdcli.training.config import TrainConfig
+from kdcli.training.replay import Recording
 
 
 def bring_near(

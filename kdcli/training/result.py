@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, final
 
 from kdcli.runtime import versions
-from kdcli.training.feeding import stream_sizes
+from kdcli.training.loading import stream_sizes
 from kdcli.training.plan import Plan
 from kdcli.training.validation import ON_TEST
 

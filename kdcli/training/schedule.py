@@ -8,7 +8,7 @@ from timm.scheduler.multistep_lr import MultiStepLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from torch.optim import Optimizer
 
-from kdcli.objectives.base import Settings
+from kdcli.methods.base import Settings
 
 ONE_CYCLE_WARMUP = 0.3
 """Share of the training in which a one-cycle schedule rises, unless told otherwise (torch's default)."""

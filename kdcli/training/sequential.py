@@ -11,12 +11,13 @@ import numpy as np
 from kdcli.cache.matching import find_places, same_content
 from kdcli.cache.provenance import TeacherRecord
 from kdcli.cache.reader import CacheReader
-from kdcli.config import TrainConfig
 from kdcli.console import console
 from kdcli.data.sources import ImageData
 from kdcli.errors import UsageError
 from kdcli.files import write_json
-from kdcli.objectives.registry import METHODS
+from kdcli.methods.registry import METHODS
+from kdcli.training.config import TrainConfig
+from kdcli.training.distributed import Ranks, join_ranks
 from kdcli.training.gains import (
     Classes,
     cached_predictions,
@@ -24,7 +25,10 @@ from kdcli.training.gains import (
     predicting_array,
     teachers_on_test,
 )
-from kdcli.training.outdir import (
+from kdcli.training.plan import Pins, Plan
+from kdcli.training.resolve import Sources, make_plan
+from kdcli.training.result import TrainResult
+from kdcli.training.rundir import (
     adopt,
     begin,
     finished_result,
@@ -33,12 +37,8 @@ from kdcli.training.outdir import (
     require_same_identity,
     stage_folder,
 )
-from kdcli.training.plan import Pins, Plan
-from kdcli.training.planning import Sources, make_plan
-from kdcli.training.ranks import Ranks, join_ranks
-from kdcli.training.result import TrainResult
-from kdcli.training.run import train_student
 from kdcli.training.student import NEAREST_SOURCE
+from kdcli.training.train import train_student
 from kdcli.types import Ranking
 
 _LOOKED_AT = 64
@@ -65,7 +65,7 @@ def train_sequence(config: TrainConfig, *, ranking: Ranking | None = None) -> Tr
         UsageError: the method does not learn from one teacher a run, or another option contradicts stages.
         OutputExistsError: OUT holds another run, or another sequence.
         StoppedEarly: a signal arrived; the same call goes on.
-        KdError: see :func:`kdcli.training.run.train_student`.
+        KdError: see :func:`kdcli.training.train.train_student`.
     """
     _require_possible(config)
     with join_ranks() as ranks, ranks.company():  # the stages meet in the same group

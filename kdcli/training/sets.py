@@ -9,11 +9,11 @@ from typing import Any, final
 import numpy as np
 from jaxtyping import Int64
 
-from kdcli.config import TrainConfig
 from kdcli.data.sources import ImageData, open_data
 from kdcli.errors import BadDataError, UsageError, nearest
+from kdcli.methods.base import Method, Settings
 from kdcli.models.student import LABEL_HEAD
-from kdcli.objectives.base import Method, Settings
+from kdcli.training.config import TrainConfig
 
 OpenData = Callable[..., ImageData]
 """Opens a data set, as :func:`~kdcli.data.sources.open_data` does."""

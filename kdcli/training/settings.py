@@ -2,11 +2,11 @@
 
 from dataclasses import fields, replace
 
-from kdcli.config import TrainConfig, old_new_weight
 from kdcli.console import console
 from kdcli.errors import BadDataError, DeviceError, UsageError, nearest
-from kdcli.objectives.base import Method, Settings
+from kdcli.methods.base import Method, Settings
 from kdcli.runtime import pick_device
+from kdcli.training.config import TrainConfig, old_new_weight
 from kdcli.training.schedule import ONE_CYCLE_WARMUP
 from kdcli.training.student import NEAREST_SOURCE, UNTRAINED
 

@@ -32,8 +32,8 @@ from kdcli.models.student import LABEL_HEAD, Student, require_timm
 from kdcli.models.teacher import normalise
 from kdcli.models.timm_models import CONFIG_FILE
 from kdcli.runtime import StopFlag, pick_device, stop_signals, versions, worker_count
+from kdcli.training.batches import Ticket, make_loader
 from kdcli.training.evaluate import Exam, accuracy, labels_for, look_of
-from kdcli.training.feed import Ticket, make_loader
 from kdcli.training.student import UNTRAINED
 from kdcli.types import Difference, differences
 

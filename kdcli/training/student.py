@@ -9,23 +9,16 @@ from torch import nn
 
 from kdcli.cache.provenance import TeacherRecord
 from kdcli.errors import IdentityError, NotFoundError, UsageError, nearest
+from kdcli.methods.base import Objective
 from kdcli.models.cut import cut_at
-from kdcli.models.spec import (
-    Model,
-    ModelSpec,
-    architecture_name,
-    default_init,
-    open_model,
-    weights_sha256,
-)
+from kdcli.models.spec import Model, ModelSpec, architecture_name, default_init, open_model, weights_sha256
 from kdcli.models.student import Student
-from kdcli.objectives.base import Objective
 from kdcli.training.classes import require_own_classes
-from kdcli.training.matching import fit_matching
+from kdcli.training.levels import fit_matching
 from kdcli.types import Difference
 
 if TYPE_CHECKING:
-    from kdcli.training.freezing import FrozenStudent
+    from kdcli.training.frozen import FrozenStudent
     from kdcli.training.lower import Lower
     from kdcli.training.plan import Plan
 

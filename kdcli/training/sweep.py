@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from kdcli.config import TrainConfig
 from kdcli.errors import DivergedError, OutputExistsError, StorageError
 from kdcli.files import write_json
+from kdcli.training.config import TrainConfig
 from kdcli.training.result import TrainResult
-from kdcli.training.run import train_students
+from kdcli.training.train import train_students
 from kdcli.types import Ranking
 
 
@@ -57,7 +57,7 @@ class SweepResult:
 def train_sweep(
     out: Path, configs: Mapping[str, TrainConfig], rankings: Mapping[str, Ranking | None] | None = None
 ) -> SweepResult:
-    """Train several students over one stream, or go on with them; see :func:`kdcli.training.run.train_students`.
+    """Train several students over one stream, or go on with them; see :func:`kdcli.training.train.train_students`.
 
     Args:
         out: the folder of the sweep.
@@ -66,7 +66,7 @@ def train_sweep(
 
     Raises:
         OutputExistsError: ``out`` is itself a run, or a student's folder holds another one.
-        KdError: see :func:`kdcli.training.run.train_students`.
+        KdError: see :func:`kdcli.training.train.train_students`.
     """
     if out.exists() and not out.is_dir():
         raise StorageError(f"--out {out} is a file", "Give a folder; it is created when it is not there.")

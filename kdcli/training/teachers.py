@@ -7,10 +7,11 @@ from typing import final
 
 from kdcli.cache.cacheset import CacheSet
 from kdcli.cache.provenance import TeacherRecord
-from kdcli.config import TrainConfig, command_line
 from kdcli.console import console
 from kdcli.errors import CacheMissingError, IdentityError, UsageError
-from kdcli.objectives.base import LARGEST, Choice, Method, Needs, Settings
+from kdcli.methods.base import LARGEST, Choice, Method, Needs, Settings
+from kdcli.options.resolving import command_line
+from kdcli.training.config import TrainConfig
 from kdcli.types import Difference, Ranking
 
 

@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 
-from kdcli.config import TrainConfig
 from kdcli.console import console
 from kdcli.data.sources import ImageData
 from kdcli.data.subset import draw, fractions_of
 from kdcli.errors import BadDataError, UsageError
-from kdcli.objectives.base import Method
+from kdcli.methods.base import Method
+from kdcli.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from kdcli.models.student import Student

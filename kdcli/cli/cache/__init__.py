@@ -2,7 +2,8 @@
 
 import typer
 
-from kdcli.cli.cache import growth, integrity, inventory, transport
+from kdcli.cli.cache import grow as growth
+from kdcli.cli.cache import integrity, inventory, transport
 
 
 def register(app: typer.Typer) -> None:

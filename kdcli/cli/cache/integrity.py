@@ -12,8 +12,8 @@ from kdcli.errors import IdentityError, KdError
 
 if TYPE_CHECKING:
     from kdcli.cache.damage import Audit
-    from kdcli.caching.canary import Comparison
-    from kdcli.caching.repair import RepairResult
+    from kdcli.extract.canary import Comparison
+    from kdcli.extract.repair import RepairResult
 
 Cache = Annotated[Path, typer.Argument(metavar="CACHE", help="Cache folder.")]
 Data = Annotated[
@@ -57,7 +57,7 @@ def verify(
       kd cache verify food.kd
       kd cache verify food.kd --teacher resnet50 --live
     """
-    from kdcli.cache.audit import audit
+    from kdcli.cache.admin.audit import audit
 
     console.quiet = quiet
     names, specs = _split(teacher or ())
@@ -66,8 +66,8 @@ def verify(
     try:
         found.require_ok()
         if live:
-            from kdcli.caching.canary import require_close, run_canary
-            from kdcli.caching.rerun import Sources
+            from kdcli.extract.canary import require_close, run_canary
+            from kdcli.extract.rerun import Sources
 
             compared = run_canary(cache, Sources(data, specs, data_root, device or "auto"), names)
             if not compared:
@@ -111,9 +111,9 @@ def repair(
       kd cache repair food.kd
       kd cache repair food.kd --data /new/place/food --teacher resnet50=local-dir:/new/resnet50
     """
-    from kdcli.caching.repair import repair_cache
-    from kdcli.caching.rerun import Sources
-    from kdcli.caching.teachers import name_teachers
+    from kdcli.extract.repair import repair_cache
+    from kdcli.extract.rerun import Sources
+    from kdcli.extract.teachers import name_teachers
 
     console.quiet = quiet
     sources = Sources(data, name_teachers(teacher or ()), data_root, device or "auto", workers)
@@ -134,7 +134,7 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     moved = [text for text in arguments if "=" in text]
     specs: dict[str, str] = {}
     if moved:
-        from kdcli.caching.teachers import name_teachers
+        from kdcli.extract.teachers import name_teachers
 
         specs = name_teachers(moved)
     return [*(text for text in arguments if "=" not in text), *specs], specs

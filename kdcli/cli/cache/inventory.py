@@ -15,10 +15,10 @@ from kdcli.errors import IdentityError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from kdcli.cache.comparison import CacheDiff, PartDiff, TeacherDiff
-    from kdcli.cache.inventory import CacheInfo, CacheSummary, Unreadable
-    from kdcli.cache.progress import Progress
-    from kdcli.cache.removal import Removal
+    from kdcli.cache.admin.diff import CacheDiff, PartDiff, TeacherDiff
+    from kdcli.cache.admin.inventory import CacheInfo, CacheSummary, Unreadable
+    from kdcli.cache.admin.progress import Progress
+    from kdcli.cache.admin.remove import Removal
 
 SCREEN_SECONDS = 2.0
 """How often --watch looks when a person does, too."""
@@ -56,7 +56,7 @@ def ls(
       kd cache ls
       kd cache ls /data/caches train.kd --json
     """
-    from kdcli.cache.inventory import CacheSummary, find_caches, summarise
+    from kdcli.cache.admin.inventory import CacheSummary, find_caches, summarise
 
     folders = paths or [Path()]
     found = [summarise(path) for path in find_caches(folders)]
@@ -71,8 +71,8 @@ def ls(
 
 
 def _entry(entry: "CacheSummary | Unreadable", problems: bool) -> list[Any]:
-    from kdcli.cache.inventory import Unreadable
-    from kdcli.cache.progress import percent
+    from kdcli.cache.admin.inventory import Unreadable
+    from kdcli.cache.admin.progress import percent
 
     if isinstance(entry, Unreadable):
         return [entry.path, *["-"] * 8, entry.error.message]
@@ -114,7 +114,7 @@ def info(
       kd cache info train.kd
       kd cache info train.kd --watch --every 60
     """
-    from kdcli.cache.inventory import inspect_cache
+    from kdcli.cache.admin.inventory import inspect_cache
 
     if watch:
         _watch(cache, every, json)
@@ -141,7 +141,7 @@ def info(
 
 
 def _facts(found: "CacheInfo") -> "Sequence[Sequence[Any]]":
-    from kdcli.cache.progress import percent
+    from kdcli.cache.admin.progress import percent
 
     manifest = found.manifest
     names, views = manifest.data.class_names, manifest.view_set
@@ -194,7 +194,7 @@ def _kinds(found: "CacheInfo") -> list[list[Any]]:
 
 def _watch(cache: Path, every: float | None, json: bool) -> None:
     """Follow the writers: redrawn on a terminal, one line a look elsewhere (with --json on stderr)."""
-    from kdcli.cache.progress import watch
+    from kdcli.cache.admin.progress import watch
 
     drawn = sys.stdout.isatty() and not json
     lines = 0
@@ -208,7 +208,7 @@ def _watch(cache: Path, every: float | None, json: bool) -> None:
 
 
 def _frame(progress: "Progress") -> list[str]:
-    from kdcli.cache.progress import percent
+    from kdcli.cache.admin.progress import percent
 
     width = max(map(len, progress.parts))
     parts = [
@@ -245,7 +245,7 @@ def diff(
       kd cache diff train.kd copy.kd
       kd cache diff a.kd b.kd --json
     """
-    from kdcli.cache.comparison import compare_caches
+    from kdcli.cache.admin.diff import compare_caches
 
     found = compare_caches(a, b)
     if json:
@@ -314,8 +314,8 @@ def gc(
       kd cache gc train.kd --dry-run
       kd cache gc caches/*.kd
     """
-    from kdcli.cache.inventory import open_store
-    from kdcli.cache.litter import collect_garbage
+    from kdcli.cache.admin.inventory import open_store
+    from kdcli.cache.garbage import collect_garbage
 
     for cache in caches:
         open_store(cache)  # all names are right before the first file goes
@@ -365,7 +365,7 @@ def rm(
       kd cache rm train.kd --teacher resnet50 --yes
       kd cache rm train.kd --teacher resnet50/maps.layer3 --yes
     """
-    from kdcli.cache.removal import plan_cache_removal, plan_output_removal, remove, require_no_writers
+    from kdcli.cache.admin.remove import plan_cache_removal, plan_output_removal, remove, require_no_writers
 
     plan = plan_cache_removal(cache) if teacher is None else plan_output_removal(cache, teacher)
     if not force:

@@ -10,7 +10,7 @@ from kdcli.console import console
 from kdcli.errors import UsageError
 
 if TYPE_CHECKING:
-    from kdcli.cache.moving import Moved
+    from kdcli.cache.admin.moving import Moved
 
 NewCache = Annotated[Path, typer.Option("--to", metavar="CACHE", help="Folder of the new cache.")]
 
@@ -48,7 +48,7 @@ def pack(
       kd cache pack food.kd --to food.h5
       kd cache pack food.kd --to food.zarr --compress zstd --teacher resnet50
     """
-    from kdcli.cache import packing
+    from kdcli.cache.admin import pack as packing
 
     console.quiet = quiet
     done = packing.pack(cache, to, tuple(teacher or ()), compress, overwrite)
@@ -73,7 +73,7 @@ def unpack(
       kd cache unpack food.h5 --to food.kd
       kd cache unpack food.zarr.zip --to food.kd --backend hdf5
     """
-    from kdcli.cache import packing
+    from kdcli.cache.admin import pack as packing
 
     console.quiet = quiet
     match backend:
@@ -100,7 +100,7 @@ def merge(
     Examples:
       kd cache merge shard0.kd shard1.kd --to food.kd
     """
-    from kdcli.cache import merging
+    from kdcli.cache.admin import merge as merging
 
     console.quiet = quiet
     _say(merging.merge(caches, to), json)

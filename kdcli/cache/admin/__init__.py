@@ -1,0 +1,1 @@
+"""Work on whole caches: pack, merge, remove, list, compare, check."""

@@ -1,0 +1,233 @@
+"""What packing, unpacking and merging share: committed units, sound bytes, and results that appear whole."""
+
+import errno
+import glob
+import os
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from kdcli.cache.commits import Commit, as_lines, read_commits
+from kdcli.cache.garbage import is_abandoned
+from kdcli.cache.keytable import KeyTable
+from kdcli.cache.layout import SAMPLES, Layout, Manifest
+from kdcli.cache.provenance import TeacherRecord, repair_hint
+from kdcli.cache.reader import CacheReader
+from kdcli.cache.store import Store
+from kdcli.cache.writer import build_skeleton
+from kdcli.errors import CorruptError, NoSpaceError, OutputExistsError
+from kdcli.files import (
+    atomic_write_text,
+    available_gb,
+    fsync_folder,
+    make_folder,
+    scratch_name,
+    storage_errors,
+)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """What was packed, unpacked or merged.
+
+    Attributes:
+        path: what was made.
+        parts: per part the units that are in it, and those that it has when it is complete.
+    """
+
+    path: Path
+    cache_id: str
+    backend: str
+    parts: dict[str, tuple[int, int]]
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is missing."""
+        return all(done == total for done, total in self.parts.values())
+
+    def document(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "path": str(self.path),
+            "cache_id": self.cache_id,
+            "backend": self.backend,
+            "bytes": size_of(self.path),
+            "complete": self.complete,
+            "parts": {part: {"done": done, "total": total} for part, (done, total) in self.parts.items()},
+        }
+
+
+def committed(reader: CacheReader, part: str) -> list[Commit]:
+    """The records of a part, in order.
+
+    Raises:
+        CorruptError: the files of a finished unit are missing or short. Readers take its rows for missing and a
+            job computes them again; a copy must not leave them out without a word.
+    """
+    sound = reader.commits(part)
+    for place, commit in sorted(read_commits(reader.layout, part).items()):
+        if place not in sound and reader.manifest.holds(*place):
+            raise CorruptError(
+                f"{reader.layout.root}: {commit.unit} is committed, but its files are missing or short",
+                "Compute it again first: run the kd cache-teachers command that made the cache.",
+            )
+    return [sound[place] for place in sorted(sound)]
+
+
+def require_sound(store: Store, path: Path, size: int, crc: int, name: object) -> None:
+    """Read a chunk and compare it with its record.
+
+    Raises:
+        CorruptError: naming ``name``.
+    """
+    found = store.inspect(path)
+    if (found.size, found.crc) != (size, crc) or not found.sound:
+        raise CorruptError(f"{name}: its bytes are not those that were committed", repair_hint(path))
+
+
+def units(store: Store, commits: dict[str, list[Commit]]) -> dict[str, tuple[int, int]]:
+    """Per part, how many units there are of how many."""
+    return {part: (len(found), len(list(store.units_of(part)))) for part, found in commits.items()}
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def require_space(path: Path, needed: int) -> None:
+    """Refuse before hours of copying what cannot fit.
+
+    Raises:
+        NoSpaceError: fewer bytes than ``needed`` are free where ``path`` will be.
+    """
+    free = available_gb(path.absolute().parent)
+    if needed / 1e9 > free:
+        raise NoSpaceError(
+            f"{path} needs {needed / 1e9:.1f} GB, and {free:.1f} GB are free there",
+            "Free some space, or give a path on another file system.",
+        )
+
+
+# --- caches -----------------------------------------------------------------------------------
+
+
+def require_new(target: Path) -> None:
+    """Refuse a place where something is.
+
+    Raises:
+        OutputExistsError: it is a file, or a folder that is not empty.
+    """
+    with storage_errors(target):
+        if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+            raise OutputExistsError(f"{target} exists already", "Give a new or empty folder.")
+
+
+def start_cache(
+    root: Path, manifest: Manifest, keys: KeyTable, labels: Any, teachers: Iterable[TeacherRecord]
+) -> Store:
+    """An empty cache with its teachers, to be filled by somebody who has the bytes already."""
+    layout = Layout(root)
+    with storage_errors(root):
+        build_skeleton(layout, manifest, keys, labels)
+        store = Store(root, manifest)
+        for record in teachers:
+            store.add_teacher(record)
+        store.write_metadata(keys)
+    return store
+
+
+def finish_cache(store: Store, commits: dict[str, list[Commit]]) -> None:
+    """Write the records of what was filled in, and for HDF5 the index."""
+    for part, found in commits.items():
+        if found:
+            path = store.layout.compacted(part)
+            with storage_errors(path):
+                make_folder(path.parent)
+            atomic_write_text(path, as_lines(found))
+    if store.manifest.backend == "hdf5" and any(commits.values()):
+        from kdcli.cache.backends.hdf5_index import write_index
+
+        write_index(store)
+
+
+def parts_of(teachers: Iterable[TeacherRecord]) -> list[str]:
+    """The samples, and every kind that is kept of these teachers."""
+    return [SAMPLES, *(f"{record.name}/{kind}" for record in teachers for kind in record.outputs)]
+
+
+# --- whole or not at all ----------------------------------------------------------------------
+
+
+@contextmanager
+def published(target: Path, overwrite: bool = False) -> Iterator[Path]:
+    """A path to write to, renamed to ``target`` when the block ends well, and removed when it does not.
+
+    Raises:
+        OutputExistsError: something appeared at ``target`` meanwhile.
+    """
+    temporary = target.with_name(f".{target.name}.{scratch_name()}.tmp")
+    try:
+        with storage_errors(target):
+            make_folder(target.absolute().parent)
+            _sweep(target)
+        yield temporary
+        with storage_errors(target):
+            _sync(temporary)
+            _rename(temporary, target, overwrite)
+            fsync_folder(target.parent)
+    finally:
+        _remove(temporary)
+
+
+def _rename(temporary: Path, target: Path, overwrite: bool) -> None:
+    old = temporary.with_suffix(".old")
+    try:
+        if overwrite and target.exists():
+            target.rename(old)
+        if temporary.is_dir():
+            temporary.rename(target)  # refused where a folder is not empty
+        else:
+            os.link(temporary, target)  # a rename would replace a file without a word
+    except OSError as error:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+            raise OutputExistsError(f"{target} exists already", "Give another path.") from error
+        raise
+    _remove(old)
+
+
+def _sweep(target: Path) -> None:
+    """Remove what a killed process left of an earlier try: it may be as large as a whole cache."""
+    for path in target.absolute().parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+        if is_abandoned(path, time.time()):
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Make a new file, or all files and folders of a new folder, durable."""
+    for folder, _, files in os.walk(path):
+        for name in files:
+            _sync_file(Path(folder, name))
+        fsync_folder(Path(folder))
+    if path.is_file():
+        _sync_file(path)
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,236 @@
+"""Removing a cache, a teacher or a kind of output: what says that something is there goes first.
+
+So a kill at any instant leaves less than there was, never something that reads as complete, and the same
+call goes on from there.
+"""
+
+import os
+import shutil
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from kdcli.cache.admin.inventory import looks_like_cache, open_store
+from kdcli.cache.admin.progress import Writer, claim_holders
+from kdcli.cache.claims import Claims
+from kdcli.cache.layout import Layout
+from kdcli.cache.store import Store
+from kdcli.cache.writer import describe, newest
+from kdcli.errors import ClaimedError, NotFoundError, UsageError, nearest
+from kdcli.files import fsync_folder, scratch_name, storage_errors
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """What is removed, or was: a cache, or the parts of a teacher in it.
+
+    Attributes:
+        parts: kinds of output, as ``teacher/kind``; empty for the whole cache.
+        paths: files and folders, in the order in which they go.
+        files: number of files in them.
+        bytes: of these files.
+        kept: names in the cache's folder that kd did not make; the folder stays with them.
+    """
+
+    root: Path
+    parts: tuple[str, ...]
+    paths: tuple[Path, ...]
+    files: int
+    bytes: int
+    kept: tuple[str, ...] = ()
+
+    def document(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "path": str(self.root),
+            "parts": list(self.parts),
+            "files": self.files,
+            "bytes": self.bytes,
+            "kept": list(self.kept),
+        }
+
+
+# --- a whole cache ---------------------------------------------------------------------------------
+
+
+def plan_cache_removal(root: Path) -> Removal:
+    """What :func:`remove` takes for a whole cache.
+
+    A cache that cannot be read any more can be removed, a folder that is none cannot.
+
+    Raises:
+        UsageError: ``root`` is a link.
+        CacheMissingError: there is no cache.
+    """
+    if root.is_symlink():
+        raise UsageError(
+            f"{root} is a link to {root.resolve()}", "Give the folder itself, then remove the link."
+        )
+    if not looks_like_cache(root):
+        open_store(root)  # says what it is instead
+    layout = Layout(root)
+    # Without commits nothing in it is done. The manifest goes last: while it is there, the same command goes on.
+    ordered = [
+        layout.commits, layout.teachers, layout.verified, layout.index, layout.data("zarr"), layout.data("hdf5"),
+        layout.claims, layout.tmp, *sorted(root.glob(".*.tmp")), layout.manifest,
+    ]  # fmt: skip
+    names = {path.name for path in ordered}
+    with storage_errors(root):
+        kept = sorted(path.name for path in root.iterdir() if path.name not in names)
+    return _planned(root, (), ordered, kept)
+
+
+# --- a part of one ---------------------------------------------------------------------------------
+
+
+def plan_output_removal(root: Path, what: str) -> Removal:
+    """What :func:`remove` takes for a teacher or one kind of its output.
+
+    Args:
+        root: the cache.
+        what: ``NAME`` or ``NAME/KIND``. The last kind of a teacher takes the teacher along.
+
+    Raises:
+        NotFoundError: the cache has no such teacher, or keeps no such kind of it.
+        CorruptError: the cache's keys are damaged: its metadata could not be written again.
+    """
+    store = open_store(root)
+    store.load_keys()
+    name, _, kind = what.partition("/")
+    if name not in store.teachers:
+        known = ", ".join(store.teachers) or "none"
+        raise NotFoundError(
+            f"no teacher '{name}' in {root}.{nearest(name, store.teachers)}", f"Cached teachers: {known}."
+        )
+    kinds = store.teachers[name].outputs
+    if kind and kind not in kinds:
+        raise NotFoundError(
+            f"{root} keeps no {kind} of teacher '{name}'.{nearest(kind, kinds)}",
+            f"It keeps {', '.join(kinds)}.",
+        )
+    layout = store.layout
+    if not kind or set(kinds) == {kind}:
+        ordered = [
+            layout.teacher(name), layout.teachers / name, layout.commits / name, layout.index,
+            store.data / "teachers" / name, layout.claims / name,
+        ]  # fmt: skip
+        return _planned(root, tuple(f"{name}/{each}" for each in kinds), ordered)
+    part = f"{name}/{kind}"
+    arrays = [store.folder(part, array) for array in store.specs(part)]
+    ordered = [
+        layout.output(name, kind), layout.compacted(part), layout.commits / part, layout.index, *arrays,
+        layout.claims / part,
+    ]  # fmt: skip
+    return _planned(root, (part,), ordered)
+
+
+def _planned(
+    root: Path, parts: tuple[str, ...], ordered: Iterable[Path], kept: Iterable[str] = ()
+) -> Removal:
+    paths = tuple(path for path in ordered if os.path.lexists(path))
+    sizes: dict[Path, int] = {}
+    for path in paths:
+        found = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
+        for file in found if path.is_dir() else (path,):
+            with suppress(FileNotFoundError):
+                sizes[file] = file.lstat().st_size
+    return Removal(root, parts, paths, len(sizes), sum(sizes.values()), tuple(kept))
+
+
+# --- doing it --------------------------------------------------------------------------------------
+
+
+def require_no_writers(plan: Removal) -> None:
+    """Refuse while somebody who seems alive works on what is to be removed.
+
+    Raises:
+        ClaimedError: naming the first of them.
+    """
+    teachers = {part.partition("/")[0] for part in plan.parts}
+    claims = [claim_holders(Layout(plan.root), name) for name in teachers or {""}]
+    alive: list[Writer] = sorted({writer for found in claims for writer in found if writer.alive})
+    if alive:
+        more = f" and {len(alive) - 1} more" if len(alive) > 1 else ""
+        raise ClaimedError(
+            f"{plan.root} is being written by {alive[0]}{more}",
+            "Let them finish or stop them first; --force removes it under their hands.",
+        )
+
+
+def remove(plan: Removal, force: bool = False) -> Removal:
+    """Remove what was planned.
+
+    Args:
+        plan: of :func:`plan_cache_removal` or :func:`plan_output_removal`.
+        force: even under the hands of live writers.
+
+    Raises:
+        ClaimedError: somebody is writing it.
+        StorageError: something cannot be removed; what says that it is there may be gone already.
+    """
+    if not force:
+        require_no_writers(plan)
+    with storage_errors(plan.root):
+        if plan.parts:
+            _remove_outputs(plan)
+        else:
+            for path in plan.paths:
+                _discard(path)
+            if not plan.kept:
+                plan.root.rmdir()
+    return plan
+
+
+def _discard(path: Path) -> None:
+    """Remove a file or folder that may be gone already."""
+    with suppress(FileNotFoundError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _remove_outputs(plan: Removal) -> None:
+    """Records first; commits and arrays go to tmp/ by one rename each, and from there for good.
+
+    Between the first rename and the last there is next to no time; what a kill leaves in tmp/ is litter.
+    """
+    store = open_store(plan.root)
+    had_index = store.layout.index.exists()
+    tmp = store.layout.tmp
+    tmp.mkdir(exist_ok=True)
+    graves = []
+    for path in plan.paths:
+        if path.is_file():
+            path.unlink(missing_ok=True)
+            continue
+        graves.append(tmp / f"removed-{scratch_name()}")
+        with suppress(FileNotFoundError):  # a folder within one that went before
+            path.rename(graves[-1])
+    _drop_stamps(store, plan.parts)
+    _drop_empty_groups(store, plan.parts)
+    describe(plan.root)
+    if had_index:
+        from kdcli.cache.backends.hdf5_index import write_index
+
+        with Claims(store.layout).alone("index"):  # one that was begun before must not come after
+            write_index(newest(plan.root))
+    fsync_folder(store.layout.root)
+    for grave in graves:
+        _discard(grave)
+
+
+def _drop_stamps(store: Store, parts: tuple[str, ...]) -> None:
+    for part in parts:
+        (store.layout.verified / f"{part.replace('/', '.')}.json").unlink(missing_ok=True)
+
+
+def _drop_empty_groups(store: Store, parts: tuple[str, ...]) -> None:
+    """Folders that held nothing but removed arrays: of a teacher's maps, when the last one went."""
+    maps = {store.data / "teachers" / part.partition("/")[0] / "maps" for part in parts}
+    for folder in maps:
+        if folder.is_dir() and not any(path.is_dir() for path in folder.iterdir()):
+            shutil.rmtree(folder)

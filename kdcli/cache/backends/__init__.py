@@ -1,0 +1,1 @@
+"""Storage backends: how the chunks of a cache lie on disk."""

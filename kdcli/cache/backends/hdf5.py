@@ -1,0 +1,115 @@
+"""HDF5: each chunk is a small file with one contiguous data set, mapped where its rows lie.
+
+Never one growing file: a killed writer leaves it unreadable (measured). hdf5_index.py joins the chunks for
+other tools.
+"""
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, final
+
+import numpy as np
+
+from kdcli.cache.backends.base import Backend, Inspection, checksum
+from kdcli.cache.layout import BackendName, Manifest
+from kdcli.cache.provenance import ArraySpec, TeacherRecord, repair_hint
+from kdcli.errors import CorruptError
+from kdcli.files import storage_errors
+
+if TYPE_CHECKING:
+    from kdcli.cache.keytable import KeyTable
+
+DATASET = "data"
+LIBVER = ("v110", "v110")  # one on-disk form whatever newer library writes it
+BROKEN = (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError, IndexError)
+"""What h5py raises on a file with damaged headers."""
+ALIGNMENT = 64
+"""Rows start at a multiple of this, so that a map of them is aligned."""
+
+
+@final
+class HDF5Backend(Backend):
+    """One chunk file is a whole HDF5 file; its recorded crc32c covers all of it, headers included."""
+
+    name: ClassVar[BackendName] = "hdf5"
+
+    def __init__(self) -> None:
+        self._overheads: dict[tuple[int, ArraySpec], int] = {}
+        self._heads: dict[tuple[int, ArraySpec], bytes] = {}
+
+    def chunk_name(self, block: int, view: int | None, row_axes: int) -> str:
+        """See the base."""
+        return f"c.{block}.h5" if view is None else f"c.{block}.{view}.h5"
+
+    def encode(self, values: np.ndarray) -> tuple[list[bytes], int]:
+        """The HDF5 file and its crc32c."""
+        content = _file_of(values)
+        return [content], checksum(content)
+
+    def file_size(self, rows: int, spec: ArraySpec) -> int:
+        """See the base; headers depend on shape and type alone."""
+        few = min(rows, 1)  # headers do not depend on the number of rows, once there is one (tested)
+        if (few, spec) not in self._overheads:
+            probe = _file_of(np.zeros((few, *spec.row_shape), spec.dtype))
+            self._overheads[few, spec] = len(probe) - few * spec.row_bytes
+        return self._overheads[few, spec] + rows * spec.row_bytes
+
+    def payload_offset(self, path: Path, rows: int, spec: ArraySpec) -> int:
+        """See the base. A file that begins as one that was looked into holds its rows in the same place."""
+        head = self._heads.get((rows, spec))
+        if head is not None and _beginning(path, len(head)) == head:
+            return len(head)
+        import h5py
+
+        try:
+            with h5py.File(path, "r") as file:
+                dataset = file[DATASET]
+                offset = dataset.id.get_offset()
+                if dataset.shape != (rows, *spec.row_shape) or dataset.dtype != np.dtype(spec.dtype):
+                    raise CorruptError(f"{path} holds {dataset.dtype} {dataset.shape}", repair_hint(path))
+        except BROKEN as error:
+            raise CorruptError(f"{path} is no HDF5 file of kd: {error}", repair_hint(path)) from error
+        if offset is None:
+            raise CorruptError(f"{path} is not contiguous", repair_hint(path))
+        self._heads[rows, spec] = _beginning(path, int(offset))
+        return int(offset)
+
+    def rows_in(self, path: Path, spec: ArraySpec) -> int:
+        """See the base."""
+        import h5py
+
+        try:
+            with h5py.File(path, "r") as file:
+                return int(file[DATASET].shape[0])
+        except FileNotFoundError:
+            raise
+        except BROKEN as error:
+            raise CorruptError(f"{path} is no HDF5 file of kd: {error}", repair_hint(path)) from error
+
+    def inspect(self, path: Path) -> Inspection:
+        """See the base; such a file carries no checksum of its own."""
+        with storage_errors(path):
+            data = path.read_bytes()
+        return Inspection(len(data), checksum(data), sound=True)
+
+    def metadata(
+        self, manifest: Manifest, keys: "KeyTable", teachers: Mapping[str, TeacherRecord]
+    ) -> dict[str, bytes]:
+        """None: every file describes itself."""
+        return {}
+
+
+def _beginning(path: Path, size: int) -> bytes:
+    with path.open("rb", buffering=0) as file:
+        return file.read(size)
+
+
+def _file_of(values: np.ndarray) -> bytes:
+    import h5py
+
+    buffer = io.BytesIO()
+    aligned = {"alignment_threshold": 1, "alignment_interval": ALIGNMENT}
+    with h5py.File(buffer, "w", libver=LIBVER, **aligned) as file:
+        file.create_dataset(DATASET, data=values, track_times=False)
+    return buffer.getvalue()

@@ -1,0 +1,201 @@
+"""Decode processes: which rows belong together, and what becomes of their images."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, final
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from kdcli.cache.backends.base import checksum
+from kdcli.cache.layout import SAMPLES, Manifest, Unit
+from kdcli.cache.writer import CacheWriter
+from kdcli.data.draw import Drawer
+from kdcli.data.views import Render, ViewSet
+from kdcli.errors import BadDataError
+from kdcli.runtime import StopFlag
+
+if TYPE_CHECKING:
+    from kdcli.data.joined import Images
+
+
+@final
+@dataclass(slots=True)
+class Task:
+    """A block and a group of views, for the units of it that this process has claimed."""
+
+    number: int
+    block: int
+    group: int
+    units: list[Unit]
+    rows: range
+    started: float
+    arrays: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    done: int = 0
+    bad: list[tuple[int, str]] = field(default_factory=list)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class BatchRequest:
+    """Rows of one task to decode together; a batch never crosses a block.
+
+    Attributes:
+        task: its number.
+        block, group: its place.
+        rows: of the cache.
+        views: how many of the group's views are to be drawn: an output kept of view 0 only needs no more.
+    """
+
+    task: int
+    block: int
+    group: int
+    rows: range
+    views: int
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """What a decode process hands over: pixels per (size, interpolation) as [views, b, h, w, 3] uint8."""
+
+    request: BatchRequest
+    pixels: dict[Render, torch.Tensor]
+    params: torch.Tensor
+    sizes: torch.Tensor
+    crcs: torch.Tensor
+    bad: tuple[tuple[int, str], ...]
+
+    def pin_memory(self) -> "Decoded":
+        """With its pixels in pinned memory, from where a GPU copies without waiting; called by the loader."""
+        pixels = {render: tensor.pin_memory() for render, tensor in self.pixels.items()}
+        return Decoded(self.request, pixels, self.params, self.sizes, self.crcs, self.bad)
+
+
+@final
+class Decoder(Dataset[Decoded]):
+    """Reads, checks and decodes each image once, and draws all views of a group from it."""
+
+    def __init__(self, data: "Images", views: ViewSet, manifest: Manifest, renders: Sequence[Render]) -> None:
+        self._data, self._views, self._manifest, self._renders = data, views, manifest, tuple(renders)
+
+    def __getitems__(self, requests: list[BatchRequest]) -> Decoded:
+        """Decode the one request of a batch; a bad image is recorded and drawn black."""
+        (request,) = requests
+        views, count = self._manifest.views_of(request.group), len(request.rows)
+        pool = self._manifest.segment_rows(self._manifest.segment_of(request.block))
+        drawer = Drawer(self._data, self._views, self._renders, pool)
+        pixels = {
+            (size, interpolation): np.zeros((request.views, count, *size, 3), np.uint8)
+            for size, interpolation in self._renders
+        }
+        params = np.full((count, len(views), len(self._manifest.param_names)), _NO_PARAMS, np.int32)
+        sizes, crcs = np.zeros(count, np.int64), np.zeros(count, np.int64)
+        bad: list[tuple[int, str]] = []
+        for place, row in enumerate(request.rows):
+            try:
+                encoded = self._data.encoded(row)
+                sizes[place], crcs[place] = len(encoded), checksum(encoded)
+                image = self._data.decode(row, encoded)
+                for number, view in enumerate(views):
+                    if number >= request.views:
+                        params[place, number] = drawer.params(row, image, view)
+                        continue
+                    params[place, number], drawn = drawer.draw(row, image, view)
+                    for render, canvas in pixels.items():
+                        canvas[number, place] = drawn[render]
+            except BadDataError as error:
+                bad.append((row, error.message))
+                params[place] = _NO_PARAMS
+                for canvas in pixels.values():
+                    canvas[:, place] = 0
+        return Decoded(
+            request,
+            {key: torch.from_numpy(canvas) for key, canvas in pixels.items()},
+            torch.from_numpy(params),
+            torch.from_numpy(sizes),
+            torch.from_numpy(crcs),
+            tuple(bad),
+        )
+
+    def __getitem__(self, request: BatchRequest) -> Decoded:
+        return self.__getitems__([request])
+
+
+_NO_PARAMS = np.iinfo(np.int32).max
+
+
+@final
+class TaskQueue(Sampler[list[BatchRequest]]):
+    """Claims one task after the other, as the loader asks for more; never waits.
+
+    It must not wait: the loader asks ahead, and a process that waited here would hold finished
+    batches of a claimed task that another process may be waiting for.
+
+    Args:
+        writer: of the cache.
+        batch_sizes: images per forward, by teacher.
+        missing: units to do.
+        stop: raised once no more tasks are to be begun.
+        now: clock for how long a task took.
+    """
+
+    def __init__(
+        self,
+        writer: CacheWriter,
+        batch_sizes: Mapping[str, int],
+        missing: Sequence[Unit],
+        stop: StopFlag,
+        now: Callable[[], float],
+    ) -> None:
+        self._writer, self._stop, self._now = writer, stop, now
+        self._places: dict[tuple[int, int, int], list[Unit]] = {}
+        smallest = min(batch_sizes.values(), default=64)
+        for unit in missing:
+            batch_size = smallest if unit.part == SAMPLES else batch_sizes[unit.teacher]
+            self._places.setdefault((unit.block, unit.group, batch_size), []).append(unit)
+        self.tasks: dict[int, Task] = {}
+
+    def __iter__(self) -> Iterator[list[BatchRequest]]:
+        for number, ((block, group, batch_size), units) in enumerate(sorted(self._places.items())):
+            if self._stop:
+                return
+            claimed = self._claim_all(units)
+            if not claimed:
+                continue
+            rows = self._writer.manifest.rows_of(block)
+            self.tasks[number] = Task(number, block, group, claimed, rows, self._now())
+            views = self._views_to_draw(claimed)
+            for start in range(rows.start, rows.stop, batch_size):
+                inside = range(start, min(start + batch_size, rows.stop))
+                yield [BatchRequest(number, block, group, inside, views)]
+
+    def _views_to_draw(self, units: Sequence[Unit]) -> int:
+        store, manifest = self._writer.store, self._writer.manifest
+        counts = [
+            len(manifest.views_of(unit.group, store.views(unit.part)))
+            for unit in units
+            if unit.part != SAMPLES
+        ]
+        return max(counts, default=0)
+
+    def _claim_all(self, units: Sequence[Unit]) -> list[Unit]:
+        """Claim what can be claimed, all kinds of a teacher or none: two processes that came to a task at the
+        same moment and took one kind each would both run the teacher."""
+        claimed: list[Unit] = []
+        busy: set[str] = set()
+        for unit in sorted(units, key=lambda unit: unit.part):  # in every process alike: the first decides
+            if unit.teacher not in busy and self._claim(unit):
+                claimed.append(unit)
+            elif self._writer.claims.is_live(unit):
+                busy.add(unit.teacher)
+        return claimed
+
+    def _claim(self, unit: Unit) -> bool:
+        if not self._writer.claims.acquire(unit):
+            return False
+        if self._writer.is_done(unit):  # somebody finished it since the list was made
+            self._writer.claims.release([unit])
+            return False
+        return True

@@ -1,0 +1,185 @@
+"""The step behind ``kd cache-teachers``: configuration in, :class:`CacheResult` out."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, cast, final
+
+from kdcli.cache.claims import wait_a_moment
+from kdcli.cache.layout import SAMPLES, Unit
+from kdcli.cache.provenance import TeacherRecord
+from kdcli.cache.writer import CacheWriter, create_cache
+from kdcli.console import console
+from kdcli.errors import BadDataError, ClaimedError, StoppedEarly
+from kdcli.extract.config import CacheConfig
+from kdcli.extract.costs import CachePlan, places_of, plan_of, task_count
+from kdcli.extract.opening import require_same_data
+from kdcli.extract.prepare import Prepared, prepare, require_same_views
+from kdcli.extract.result import CacheResult, TeacherProgress, payload_bytes, shapes
+from kdcli.runtime import Shard, parse_shard, pick_device, stop_signals, worker_count
+
+if TYPE_CHECKING:
+    from kdcli.data.sources import ImageData
+
+
+def cache_teachers(config: CacheConfig) -> CacheResult:
+    """Run teachers over a data set and keep what they say.
+
+    What is done already is not done again; several identical jobs share the work. Returns when the
+    cache (or the asked-for shard of it) is complete.
+
+    Raises:
+        KdError: see :mod:`kdcli.errors`; StoppedEarly after a signal, ClaimedError with ``wait=False``.
+    """
+    shard = parse_shard(config.shard)
+    with stop_signals() as stop, ExitStack() as stack:
+        prepared = prepare(config)
+        plan = plan_of(prepared)
+        if config.dry_run:
+            return _planned(prepared, plan)
+        plan.require_space(prepared.root)
+        root, manifest = prepared.root, prepared.manifest
+        if not prepared.exists:
+            manifest = create_cache(root, manifest, prepared.data.keys, prepared.recorded_labels())
+            # Another process may have been faster.
+            require_same_data(root, manifest, cast("ImageData", prepared.data))
+            require_same_views(root, manifest, prepared.views)
+        writer = stack.enter_context(CacheWriter(root, manifest))
+        records = {name: writer.add_teacher(record) for name, record in prepared.records.items()}
+        return _Run(prepared, writer, records, shard).complete(stop)
+
+
+def _planned(prepared: Prepared, plan: CachePlan) -> CacheResult:
+    """What a run would do, computed without writing anything."""
+    manifest, parts = prepared.manifest, {}
+    for name, record in prepared.records.items():
+        total = task_count(manifest, record)
+        done = total - plan.tasks_missing[name]
+        parts[name] = TeacherProgress(record.id, shapes(manifest, record), total, done, 0)
+    size = sum(sum(plan.arrays[name].values()) for name in prepared.records)
+    cache_id = manifest.cache_id if prepared.exists else None
+    return CacheResult(cache_id, manifest.samples, manifest.views, parts, None, size, dry_run=True)
+
+
+@final
+class _Run:
+    """One process completing one cache."""
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        writer: CacheWriter,
+        records: Mapping[str, TeacherRecord],
+        shard: Shard | None,
+    ) -> None:
+        self._prepared, self._config, self._data = prepared, prepared.config, prepared.data
+        self._teachers, self._writer, self._records = prepared.teachers, writer, records
+        self._shard = shard
+        self._failed: dict[tuple[int, int], list[tuple[int, str]]] = {}
+
+    def _parts(self) -> list[str]:
+        """What this run is to complete: the samples, and the kinds asked for of its teachers."""
+        asked = ((name, kind) for name, teacher in self._teachers.items() for kind in teacher.record.outputs)
+        return [SAMPLES, *(f"{name}/{kind}" for name, kind in asked)]
+
+    def _missing(self) -> list[Unit]:
+        units = [unit for part in self._parts() for unit in self._writer.missing(part)]
+        return [
+            unit
+            for unit in units
+            if (self._shard is None or self._shard.owns(unit.block))
+            and (unit.block, unit.group) not in self._failed
+        ]
+
+    def complete(self, stop: Any) -> CacheResult:
+        """Work and wait until nothing is missing, then say what was done."""
+        from kdcli.extract.pipeline import TaskRunner, open_workers
+
+        missing = self._missing()
+        runner = None
+        if missing:
+            self._say_plan(missing)
+            runner = TaskRunner(
+                self._writer,
+                self._data,
+                self._prepared.views,
+                open_workers(self._prepared, self._records, {unit.teacher for unit in missing}),
+                drop_bad=self._config.bad_images == "drop",
+                processes=worker_count(self._config.workers),
+                stop=stop,
+                grace=self._config.grace,
+                pinned=pick_device(self._config.device).startswith("cuda"),
+            )
+        while missing and runner is not None:
+            if all(self._writer.claims.is_live(unit) for unit in missing):
+                self._wait(missing[0])  # without forking decode processes to find out
+            else:
+                runner.run(missing)
+                self._failed.update(runner.failed)
+            before, missing = missing, self._missing()
+            if stop and missing:
+                tasks = {(unit.block, unit.group) for unit in missing}
+                raise StoppedEarly(
+                    f"stopped by a signal with {len(tasks)} tasks left; all finished ones are kept",
+                    "Run the same command again to go on.",
+                )
+            if missing == before:  # others are at the rest
+                wait_a_moment()
+        if self._failed:
+            self._refuse_bad_images()
+        for part in self._parts():
+            self._writer.finish(part)
+        return self._result(runner)
+
+    def _say_plan(self, missing: Sequence[Unit]) -> None:
+        tasks = {(unit.block, unit.group) for unit in missing}
+        names = [name for name in self._records if any(unit.teacher == name for unit in missing)]
+        console.note(
+            f"cache {self._writer.layout.root}: {len(tasks)} tasks to do for {', '.join(names) or 'the samples'} "
+            f"({self._writer.manifest.samples} images, {self._writer.manifest.views} views)"
+        )
+
+    def _wait(self, unit: Unit) -> None:
+        holder = self._writer.claims.holder(unit)
+        if not self._config.wait:
+            raise ClaimedError(
+                f"all remaining tasks are claimed by live writers, the first by {holder}",
+                "Let them finish, or run without --no-wait.",
+            )
+        console.detail(f"waiting for {holder}")
+        wait_a_moment()
+
+    def _refuse_bad_images(self) -> None:
+        bad = sorted({item for items in self._failed.values() for item in items})
+        for row, reason in bad:
+            console.note(f"bad image {self._data.path(row)}: {reason}")
+        raise BadDataError(
+            f"{len(bad)} images cannot be read, first {self._data.path(bad[0][0])}; everything else is cached",
+            "Repair or remove them, or run again with --bad-images drop.",
+        )
+
+    def _result(self, runner: Any) -> CacheResult:
+        manifest = self._writer.manifest
+        parts = {}
+        for name, record in self._records.items():
+            asked = {kind: record.outputs[kind] for kind in self._teachers[name].record.outputs}
+            record = record.model_copy(update={"outputs": asked})
+            written = 0 if runner is None else len(runner.written.get(name, ()))
+            total = task_count(manifest, record)
+            left = [unit for kind in asked for unit in self._writer.missing(f"{name}/{kind}")]
+            done = total - len(places_of(left, name))
+            parts[name] = TeacherProgress(record.id, shapes(manifest, record), total, done, written)
+        rate = None
+        if runner is not None and runner.images:
+            rate = round(runner.images / runner.seconds, 2)
+        elif all(part.done == part.total for part in parts.values()):
+            console.note(f"cache {self._writer.layout.root} is complete: nothing to compute")
+        else:
+            console.note(f"cache {self._writer.layout.root}: nothing to compute in shard {self._shard}")
+        size = sum(
+            self._bytes(name, payload_bytes(manifest, record)) for name, record in self._records.items()
+        )
+        return CacheResult(manifest.cache_id, manifest.samples, manifest.views, parts, rate, size)
+
+    def _bytes(self, name: str, sizes: Mapping[str, int]) -> int:
+        """Bytes of the arrays that were asked for."""
+        return sum(sizes[array] for array in self._teachers[name].record.array_specs())

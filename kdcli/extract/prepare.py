@@ -1,0 +1,173 @@
+"""From a configuration to everything a run of cache-teachers needs, before anything is written."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING, cast, final
+
+import numpy as np
+from jaxtyping import Int64
+
+from kdcli.cache.commits import block_digest
+from kdcli.cache.layout import DataIdentity, Layout, Manifest, Segment, choose_block_rows
+from kdcli.cache.provenance import TeacherRecord, as_pixels, require_same_pixels
+from kdcli.cache.reader import CacheReader
+from kdcli.errors import IdentityError, StorageError
+from kdcli.extract.accuracy import require_accuracy
+from kdcli.extract.config import CacheConfig
+from kdcli.extract.opening import open_held, open_new
+from kdcli.extract.teachers import Teacher, name_teachers, open_teacher
+from kdcli.runtime import versions
+from kdcli.types import differences
+
+if TYPE_CHECKING:
+    from kdcli.data.joined import Images
+    from kdcli.data.sources import ImageData
+    from kdcli.data.views import ViewSet
+    from kdcli.models.spec import Model
+
+DEFAULT_RECIPE = "imagenet"
+PIXEL_BYTES = 64 * 2**20
+"""Decoded pixels of one batch and group of views stay below this."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What a run works with.
+
+    Attributes:
+        config: what was asked for.
+        data: the images, in the order of the cache's rows.
+        views: what is drawn of them.
+        teachers: opened, by name.
+        manifest: of the cache; of one that is not there yet, what it will be.
+        exists: whether it is there.
+    """
+
+    config: CacheConfig
+    data: "Images"
+    views: "ViewSet"
+    teachers: dict[str, Teacher]
+    manifest: Manifest
+    exists: bool
+
+    @property
+    def root(self) -> Path:
+        """Folder of the cache."""
+        return self.config.cache
+
+    @property
+    def records(self) -> dict[str, TeacherRecord]:
+        """What is asked of each teacher."""
+        return {name: teacher.record for name, teacher in self.teachers.items()}
+
+    def recorded_labels(self) -> Int64[np.ndarray, " n"] | None:
+        """The labels as a cache keeps them; None for a data set without labels."""
+        return None if self.data.class_names is None else self.data.labels
+
+
+def prepare(config: CacheConfig) -> Prepared:
+    """Open images and teachers and decide how the cache is cut; nothing is written.
+
+    Raises:
+        KdError: see :mod:`kdcli.errors`.
+    """
+    from kdcli.data.views import ViewSet
+
+    specs = name_teachers(config.teacher)
+    root = config.cache
+    if root.is_file():
+        raise StorageError(f"{root} is a file, not a cache folder", "Give --cache another path.")
+    # A typo is refused before models are loaded.
+    ViewSet.parse(config.views or "eval", crop_fraction=1.0, recipe=config.recipe or DEFAULT_RECIPE)
+    held = CacheReader(root) if Layout(root).manifest.is_file() else None
+    data = open_new(config) if held is None else open_held(config, held)
+    teachers = {name: open_teacher(name, spec, config, data) for name, spec in specs.items()}
+    existing = None if held is None else held.manifest
+    views = view_set_of(config, next(iter(teachers.values())).model, existing)
+    manifest = existing or new_manifest(config, cast("ImageData", data), views, teachers)
+    if existing is not None:
+        require_same_views(root, existing, views)
+        for name, teacher in teachers.items():
+            if held is not None and name in held.teachers:
+                held.teachers[name].require_same(teacher.record, str(root))
+    if config.min_accuracy is not None:
+        require_accuracy(config, data, views, teachers)
+    return Prepared(config, data, views, teachers, manifest, existing is not None)
+
+
+def view_set_of(config: CacheConfig, first: "Model", existing: Manifest | None) -> "ViewSet":
+    """The views asked for; what was not asked for is the existing cache's, else the default."""
+    from kdcli.data.views import ViewSet
+
+    default = ViewSet(0, first.preprocess.crop_fraction, DEFAULT_RECIPE)
+    if existing is not None:
+        default = ViewSet.from_document(existing.view_set)
+    return ViewSet.parse(
+        config.views or str(default),
+        crop_fraction=config.eval_crop or default.crop_fraction,
+        recipe=config.recipe or default.recipe,
+    )
+
+
+def new_manifest(
+    config: CacheConfig,
+    data: "ImageData",
+    views: "ViewSet",
+    teachers: Mapping[str, Teacher],
+) -> Manifest:
+    """What a cache that is not there yet will be."""
+    records = [teacher.record for teacher in teachers.values()]
+    largest = max(spec.row_bytes for record in records for spec in record.array_specs().values())
+    block_rows = config.block_rows or choose_block_rows(len(data), largest)
+    group = group_size(records, block_rows, config.buffer_gb)
+    labelled = data.class_names is not None
+    return Manifest(
+        backend=config.backend or "zarr",
+        block_rows=block_rows,
+        segments=(Segment(rows=len(data), spec=str(data.spec), location=data.location),),
+        view_groups=split_views(views.count, group),
+        data=DataIdentity(
+            keys=data.keys.digest(),
+            labels=block_digest(data.labels.astype("<i8")) if labelled else None,
+            class_names=data.class_names,
+        ),
+        view_set=views.document(),
+        param_names=views.param_names,
+        view_pixels=as_pixels(views.pixels()),
+        created={"versions": versions(), "config": config.identity()},
+    )
+
+
+def group_size(records: Iterable[TeacherRecord], block_rows: int, buffer_gb: float) -> int:
+    """How many views one task may compute: what its outputs and its decoded pixels leave room for."""
+    records = list(records)
+    row_bytes = sum(spec.row_bytes for record in records for spec in record.array_specs().values())
+    sizes = {record.preprocess.size for record in records}
+    batch_size = max(int(record.compute["batch_size"]) for record in records)
+    by_buffer = int(buffer_gb * 1e9 // (block_rows * row_bytes))
+    by_pixels = PIXEL_BYTES // (batch_size * sum(height * width * 3 for height, width in sizes))
+    return max(1, min(by_buffer, by_pixels))
+
+
+def split_views(count: int, group: int) -> tuple[int, ...]:
+    """Views per group: as many as ``group`` each, the rest in the last one."""
+    return tuple(min(group, count - start) for start in range(0, count, group))
+
+
+def require_same_views(root: Path, manifest: Manifest, views: "ViewSet") -> None:
+    """Refuse to fill a cache with other views than it holds.
+
+    Raises:
+        IdentityError: naming each differing field, with the command that adds views.
+    """
+    found = differences(manifest.view_set, views.document(), "views.")
+    if not found:
+        require_same_pixels(manifest.view_pixels, as_pixels(views.pixels()), root)
+        return
+    hint = "Leave --views out to fill the recorded ones, or use another --cache."
+    if [difference.field for difference in found] == ["views.train_views"] and views.count > manifest.views:
+        hint = f"Add them: kd cache extend {quote(str(root))} --views {views}"
+    raise IdentityError(f"{root} holds other views", hint, found)

@@ -1,0 +1,179 @@
+"""How fast decoding, forward and writing are here, each alone, and so what a run will be bound by."""
+
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+import numpy as np
+from torch.utils.data import DataLoader
+
+from kdcli.cache.layout import Manifest
+from kdcli.console import console, duration
+from kdcli.extract.decoding import BatchRequest, Decoded, Decoder
+from kdcli.files import storage_errors
+from kdcli.runtime import worker_setup
+
+if TYPE_CHECKING:
+    from kdcli.data.joined import Images
+    from kdcli.data.views import ViewSet
+    from kdcli.extract.pipeline import Worker
+
+BATCHES = 20
+"""Batches that a measurement runs, after one to warm up."""
+WRITE_BYTES = 256 * 2**20
+"""Bytes that a measurement writes (and removes again), at most."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Speeds on this machine, in image views a second unless said otherwise.
+
+    Attributes:
+        decode: of the decode processes alone.
+        forward: of each teacher alone.
+        write_mb: MB/s of files of a chunk's size, written and fsynced.
+        write: the same in image views a second.
+        bound: the slowest of decode, forward and write.
+        hours: for all that is missing, if the three overlap perfectly.
+    """
+
+    decode: float
+    forward: dict[str, float]
+    write_mb: float
+    write: float
+    bound: str
+    hours: float
+
+    def document(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "decode_per_second": round(self.decode, 2),
+            "forward_per_second": {name: round(rate, 2) for name, rate in self.forward.items()},
+            "write_mb_per_second": round(self.write_mb, 1),
+            "write_per_second": round(self.write, 2),
+            "bound": self.bound,
+            "hours": round(self.hours, 4),
+        }
+
+
+def measure(
+    data: "Images",
+    views: "ViewSet",
+    manifest: Manifest,
+    workers: Mapping[str, "Worker"],
+    *,
+    processes: int,
+    place: Path,
+    images: int,
+    bytes_missing: int,
+) -> Measured:
+    """Run a few batches of each stage alone, and a temporary write.
+
+    Args:
+        data: the images.
+        views: what is drawn of them.
+        manifest: of the cache, made or planned.
+        workers: the teachers that have something to do.
+        processes: decode processes.
+        place: folder on the cache's file system; a temporary file is written there and removed.
+        images: image views that are missing.
+        bytes_missing: bytes that are not written yet.
+    """
+    batches, decode = _decode_rate(data, views, manifest, workers, processes)
+    forward = {name: _forward_rate(worker, batches) for name, worker in workers.items()}
+    write_mb = _write_speed(place, manifest, bytes_missing)
+    per_image = bytes_missing / max(1, images)
+    together = 1 / sum(1 / rate for rate in forward.values()) if forward else float("inf")
+    rates = {"decode": decode, "forward": together, "write": write_mb * 1e6 / max(1.0, per_image)}
+    bound = min(rates, key=lambda name: rates[name])
+    hours = images / rates[bound] / 3600
+    console.note(f"measured: {bound}-bound, about {duration(hours * 3600)} for {images} image views")
+    return Measured(decode, forward, write_mb, rates["write"], bound, hours)
+
+
+def _requests(manifest: Manifest, batch_size: int) -> Iterator[BatchRequest]:
+    """Batches from the beginning of the cache on, as a run would ask for them; again from there if it ends."""
+    count = 0
+    while True:
+        for block in range(manifest.blocks):
+            for group in range(manifest.groups):
+                rows, views = manifest.rows_of(block), len(manifest.views_of(group))
+                for start in range(rows.start, rows.stop, batch_size):
+                    if count > BATCHES:
+                        return
+                    count += 1
+                    yield BatchRequest(
+                        0, block, group, range(start, min(start + batch_size, rows.stop)), views
+                    )
+
+
+def _decode_rate(
+    data: "Images", views: "ViewSet", manifest: Manifest, workers: Mapping[str, "Worker"], processes: int
+) -> tuple[list[Decoded], float]:
+    """A few decoded batches, and image views a second."""
+    renders = list(dict.fromkeys(worker.render for worker in workers.values()))
+    size = min((worker.batch_size for worker in workers.values()), default=64)
+    requests = [[request] for request in _requests(manifest, size)]
+    loader: DataLoader[Decoded] = DataLoader(
+        Decoder(data, views, manifest, renders),
+        batch_sampler=requests,
+        num_workers=processes,
+        collate_fn=_as_it_is,
+        worker_init_fn=worker_setup(processes),
+    )
+    kept: list[Decoded] = []
+    iterator = iter(loader)
+    kept.append(next(iterator))  # starting processes is no part of a rate
+    start, count = time.perf_counter(), 0
+    for decoded in iterator:
+        count += _views_in(decoded)
+        if len(kept) < 2:
+            kept.append(decoded)
+    seconds = time.perf_counter() - start
+    return kept, count / seconds if count else float("inf")
+
+
+def _as_it_is(decoded: Any) -> Any:
+    return decoded
+
+
+def _views_in(decoded: Decoded) -> int:
+    return len(decoded.request.rows) * decoded.request.views
+
+
+def _forward_rate(worker: "Worker", batches: Sequence[Decoded]) -> float:
+    """Image views a second of one teacher, its outputs on the host as the cache would store them."""
+    pixels = [view for decoded in batches for view in decoded.pixels[worker.render]]
+    labels = np.full(max(len(view) for view in pixels), -1, np.int64)
+    worker.plan.derive(worker.runner(pixels[0]), labels[: len(pixels[0])])
+    start, count = time.perf_counter(), 0
+    for number in range(BATCHES):
+        batch = pixels[number % len(pixels)]
+        worker.plan.derive(worker.runner(batch), labels[: len(batch)])
+        count += len(batch)
+    return count / (time.perf_counter() - start)
+
+
+def _write_speed(place: Path, manifest: Manifest, bytes_missing: int) -> float:
+    """MB/s of chunk-sized files, each fsynced, in ``place``."""
+    total = max(2**20, min(WRITE_BYTES, bytes_missing))
+    piece = os.urandom(2**20)
+    file = place / f".kd-plan-{os.getpid()}-{os.urandom(4).hex()}.tmp"
+    written, seconds = 0, 0.0
+    with storage_errors(place):
+        try:
+            while written < total:
+                start = time.perf_counter()
+                with file.open("wb") as stream:
+                    for _ in range(16):
+                        written += stream.write(piece)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                seconds += time.perf_counter() - start
+        finally:
+            file.unlink(missing_ok=True)
+    return written / 1e6 / seconds

@@ -1,0 +1,113 @@
+"""Teachers as the command line names them, opened and described for the cache."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, final
+
+from kdcli.cache.provenance import OutputRecord, TeacherRecord, as_pixels
+from kdcli.errors import UsageError
+from kdcli.extract.config import CacheConfig
+from kdcli.extract.outputs import OutputPlan, plan_outputs
+from kdcli.runtime import pick_device, versions
+
+if TYPE_CHECKING:
+    from kdcli.data.joined import Images
+    from kdcli.models.spec import Model
+
+
+def name_teachers(arguments: Sequence[str]) -> dict[str, str]:
+    """Split ``[NAME=]SPEC`` arguments; a teacher without a name gets a slug of its spec.
+
+    The slug is the last path component of the spec in lower case, without an ending such as
+    ``.safetensors``, other characters than letters, digits, ``.``, ``_`` and ``-`` replaced by ``-``.
+
+    Raises:
+        UsageError: a bad or repeated name.
+    """
+    named: dict[str, str] = {}
+    for argument in arguments:
+        head, equals, tail = argument.partition("=")
+        if equals and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", head):
+            name, spec = head, tail
+        elif equals and not re.search(r"[:/@]", head):
+            raise UsageError(
+                f"'{head}' cannot name a teacher",
+                "Names hold letters, digits, '.', '_' and '-': --teacher NAME=SPEC",
+            )
+        else:
+            name, spec = slug(argument), argument
+        if not spec:
+            raise UsageError(f"--teacher {argument} has no spec", "Give --teacher NAME=SPEC.")
+        if name in named:
+            raise UsageError(f"two teachers are called '{name}'", "Name them: --teacher NAME=SPEC")
+        named[name] = spec
+    return named
+
+
+def slug(spec: str) -> str:
+    """The name of a teacher that was given none."""
+    last = re.split(r"[/:]", spec.rstrip("/"))[-1]
+    last = re.sub(r"\.(safetensors|onnx)$", "", last.split("@")[-1])
+    return re.sub(r"[^a-z0-9._-]+", "-", last.lower()).strip("-.") or "teacher"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    """An opened teacher with what the cache is to know of it."""
+
+    model: "Model"
+    plan: OutputPlan
+    record: TeacherRecord
+
+
+def open_teacher(name: str, spec: str, config: CacheConfig, data: "Images") -> Teacher:
+    """Open a teacher with its weights and describe it.
+
+    Raises:
+        NotFoundError: its weights cannot be had.
+        UsageError: it cannot give what is to be kept.
+    """
+    import torch
+
+    from kdcli.data.views import fingerprint
+    from kdcli.models.network import weights_sha256
+    from kdcli.models.spec import open_model
+
+    model = open_model(spec)
+    plan = plan_outputs(name, model, config.outputs, config.dtype, config.temperatures, data.class_names)
+    device = pick_device(config.device)
+    preprocess = model.preprocess
+    record = TeacherRecord(
+        name=name,
+        spec=model.spec,
+        architecture=model.architecture,
+        weights=weights_sha256(model.network),
+        dtype=config.dtype,
+        amp=config.amp,
+        declared_preprocess={**preprocess.document(), "crop_fraction": preprocess.crop_fraction},
+        num_classes=model.num_classes,
+        num_features=model.num_features,
+        class_names=model.class_names,
+        temperatures=plan.temperatures,
+        pixels=as_pixels(fingerprint(preprocess.size, preprocess.interpolation)),
+        compute={
+            "batch_size": config.batch_size,
+            "device": device.split(":")[0],
+            "threads": torch.get_num_threads(),
+            "tf32": torch.backends.cuda.matmul.allow_tf32,
+            "versions": versions(),
+        },
+        outputs={
+            output.name: OutputRecord(
+                kind=output.kind,
+                top_k=output.top_k,
+                tap=output.tap,
+                eval_only=output.eval_only,
+                arrays=plan.arrays[output.name],
+            )
+            for output in plan.outputs
+        },
+    )
+    return Teacher(model, plan, record)

@@ -1,0 +1,197 @@
+"""P1's upper bounds: joint training on the data that the teachers learnt from (P1 Table 2, "MTL oracle").
+
+    multi-task:      L = sum_i CE(head i, labels of set i)
+    replay-oracle:   L = lambda_0 softCE(head 0, generalist; T) over the proxy + sum_i lambda_i CE(head i, set i)
+
+* One batch of every data set a step, one forward pass over all of them (P1 freezes BatchNorm statistics);
+  each term is a mean over its own set. P1 prints no weights: they are 1 for multi-task, as P4 adds up the
+  losses of its heads, and P1's pair (lambda_0 = 1, lambda_i = (2 - lambda_0) / N) for the replay oracle.
+* The head of the first set is the network's own classifier, the one that is exported. With one label space
+  over the union of all classes there is no other.
+* The replay oracle is OURS, for generalists whose data cannot be had: what the generalist said about the
+  proxy stands for its labels. It still sees the experts' own images, so it is an oracle, not a competitor.
+* Numbers: those of P1's consolidation.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import final
+
+from jaxtyping import Int64
+from torch import Tensor
+
+from kdcli.methods.base import (
+    Batch,
+    Choice,
+    Method,
+    Mixed,
+    Needs,
+    Objective,
+    Setup,
+    TeacherOutputs,
+    label_cross_entropy,
+    soft_cross_entropy,
+    weighted_sum,
+)
+from kdcli.methods.consolidation import PRINTED
+from kdcli.models.student import LABEL_HEAD, StudentOutput
+
+PAPER = "P1, Representation Consolidation"
+
+P1 = replace(PRINTED, generalist_weight=0.0)
+"""What the paper prints for consolidation."""
+
+
+@final
+class MultiTask(Objective):
+    """Labels of several data sets at once.
+
+    Args:
+        classes: class count of each set, in order.
+        joint: one classifier over the union of the classes in place of a head a set.
+    """
+
+    def __init__(self, classes: Mapping[str, int], joint: bool = False, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self._smoothing = label_smoothing
+        self._heads = _heads(classes, joint)
+        self._classes = {} if joint else dict(list(classes.items())[1:])
+
+    def heads(self) -> dict[str, int]:
+        """One per set but the first, whose head is the network's own; none in a joint label space."""
+        return dict(self._classes)
+
+    def active(self) -> tuple[str, ...]:
+        """All of them."""
+        return tuple(dict.fromkeys(self._heads.values()))
+
+    def reads(self) -> dict[str, tuple[str, ...]]:
+        """Nothing."""
+        return {}
+
+    def forward(self, student: StudentOutput, teacher: TeacherOutputs, batch: Batch) -> dict[str, Tensor]:
+        """The sum of the sets' cross-entropies; one part ``label/SET`` each."""
+        parts = {
+            f"label/{name}": _set_cross_entropy(student.logits[head], batch, number, self._smoothing)
+            for number, (name, head) in enumerate(self._heads.items())
+        }
+        loss = weighted_sum(parts, dict.fromkeys(parts, 1.0), list(parts))
+        return {"loss": loss, **{name: part.detach() for name, part in parts.items()}}
+
+
+@final
+class ReplayOracle(Objective):
+    """What the generalist said about the first data set, and the labels of the others.
+
+    Args:
+        generalist: the teacher of head 0, which is the network's own classifier.
+        classes: class count of each set but the first.
+        generalist_weight: lambda_0 in (0, 2].
+        temperature: T > 0 of the distillation term.
+    """
+
+    def __init__(
+        self,
+        generalist: str,
+        classes: Mapping[str, int],
+        generalist_weight: float,
+        temperature: float = 2.0,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self._smoothing = label_smoothing
+        self._generalist, self._classes = generalist, dict(classes)
+        self._weight = generalist_weight
+        self._share = (2 - generalist_weight) / max(1, len(classes))
+        self._temperature = temperature
+
+    def heads(self) -> dict[str, int]:
+        """One per labelled set; head 0 is the network's own."""
+        return dict(self._classes)
+
+    def active(self) -> tuple[str, ...]:
+        """All of them."""
+        return (LABEL_HEAD, *self._classes)
+
+    def reads(self) -> dict[str, tuple[str, ...]]:
+        """Logits of the generalist."""
+        return {self._generalist: ("logits",)}
+
+    def forward(self, student: StudentOutput, teacher: TeacherOutputs, batch: Batch) -> dict[str, Tensor]:
+        """Parts ``distill/GENERALIST`` and one ``label/SET`` per labelled set."""
+        distill = f"distill/{self._generalist}"
+        parts = {
+            distill: soft_cross_entropy(
+                student.logits[LABEL_HEAD],
+                teacher[self._generalist]["logits"],
+                self._temperature,
+                _parts(batch) == 0,
+                batch.count(0),
+            )
+        }
+        for number, name in enumerate(self._classes, start=1):
+            parts[f"label/{name}"] = _set_cross_entropy(student.logits[name], batch, number, self._smoothing)
+        weights = {name: self._weight if name == distill else self._share for name in parts}
+        loss = weighted_sum(parts, weights, list(parts))
+        return {"loss": loss, **{name: part.detach() for name, part in parts.items()}}
+
+
+def _heads(classes: Mapping[str, int], joint: bool) -> dict[str, str]:
+    return {name: LABEL_HEAD if joint or number == 0 else name for number, name in enumerate(classes)}
+
+
+def _parts(batch: Batch) -> Int64[Tensor, " b"]:
+    if batch.part is None:
+        raise ValueError("this method learns from several data sets at once")
+    return batch.part
+
+
+def _set_cross_entropy(logits: Tensor, batch: Batch, number: int, smoothing: float) -> Tensor:
+    """Mean over the images of one set; labels of the others mean nothing to this head."""
+    others = _parts(batch) != number
+    mixed = batch.mixed and Mixed(batch.mixed.labels.masked_fill(others, -1), batch.mixed.own)
+    labels = batch.labels.masked_fill(others, -1)
+    return label_cross_entropy(logits, labels, mixed, smoothing, batch.count(number))
+
+
+def _generalist_alone(choice: Choice) -> dict[str, float]:
+    if choice.generalist is None:  # Needs.generalist is checked before any weight is asked for
+        raise ValueError("the replay oracle needs a generalist")
+    return {choice.generalist: choice.generalist_weight}
+
+
+def _build_replay(setup: Setup) -> Objective:
+    numbers, classes = setup.settings, dict(list(setup.sets.items())[1:])
+    return ReplayOracle(
+        setup.generalist or "",
+        classes,
+        numbers.generalist_weight,
+        numbers.temperature,
+        numbers.label_smoothing,
+    )
+
+
+METHODS = (
+    Method(
+        "multi-task",
+        PAPER,
+        "Eq. none (Table 2, MTL oracle)",
+        "Labels of several data sets at once, one head each or one label space; no teacher.",
+        Needs(labels=True, sets=True),
+        P1,
+        lambda choice: {},
+        lambda setup: MultiTask(setup.sets, setup.joint, setup.settings.label_smoothing),
+        frozenset({"label_space"}),
+    ),
+    Method(
+        "replay-oracle",
+        PAPER,
+        "Eq. none (ours: its MTL oracle without the generalist's data)",
+        "The generalist on the first data set, labels of the others, one head each.",
+        Needs(frozenset({"logits"}), generalist=True, sets=True),
+        replace(P1, generalist_weight=1.0),
+        _generalist_alone,
+        _build_replay,
+        frozenset({"teacher", "generalist", "temperature", "generalist_weight"}),
+    ),
+)

@@ -1,0 +1,96 @@
+"""P3's transfer of features: CD and CRD beside the labels; :mod:`kdcli.methods.transfer` has the paper."""
+
+from collections.abc import Mapping
+from typing import final
+
+from torch import Tensor, nn
+
+from kdcli.methods.base import Batch, Objective, TeacherOutputs, label_cross_entropy, weighted_sum
+from kdcli.methods.crd import ContrastiveDistillation
+from kdcli.methods.divergences import beside_labels, similarity_divergence
+from kdcli.models.student import LABEL_HEAD, StudentOutput
+
+
+@final
+class SimilarityDistillation(Objective):
+    """CD: similarities between a batch's images as the teachers see them, beside the labels (P3 Eq. 6).
+
+    Args:
+        weights: of each teacher, > 0.
+        kl_weight: lambda in [0, 1], the weight of CD; 0.5 weighs it as the labels (App. A.2).
+        smoothing: of the labels, in [0, 1).
+    """
+
+    def __init__(self, weights: Mapping[str, float], kl_weight: float = 0.5, smoothing: float = 0.0) -> None:
+        super().__init__()
+        self._weights, self._kl_weight, self._smoothing = dict(weights), kl_weight, smoothing
+
+    def heads(self) -> dict[str, int]:
+        """None."""
+        return {}
+
+    def active(self) -> tuple[str, ...]:
+        """The classifier, unless lambda is 1: then no loss reaches it."""
+        return (LABEL_HEAD,) if self._kl_weight < 1 else ()
+
+    def reads(self) -> dict[str, tuple[str, ...]]:
+        """Features of the teachers."""
+        return dict.fromkeys(self._weights, ("features",))
+
+    def forward(self, student: StudentOutput, teacher: TeacherOutputs, batch: Batch) -> dict[str, Tensor]:
+        """The parts ``label`` and ``distill``; similarities are those within this piece, over all processes."""
+        terms = {
+            name: similarity_divergence(student.features, teacher[name]["features"], batch.count("images"))
+            for name in self._weights
+        }
+        parts = {"distill": weighted_sum(terms, self._weights, list(terms))}
+        return beside_labels(student, batch, parts, self._kl_weight, self._smoothing)
+
+
+@final
+class ContrastiveTransfer(Objective):
+    """CE + beta CRD with every teacher, by the weights of Tian et al. (P3 App. A.2).
+
+    Args:
+        weights: of each teacher, > 0.
+        contrast: CRD of each.
+        crd_weight: beta >= 0, beside a label term of weight 1.
+        smoothing: of the labels, in [0, 1).
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, float],
+        contrast: Mapping[str, ContrastiveDistillation],
+        crd_weight: float = 0.8,
+        smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self._weights, self._crd_weight, self._smoothing = dict(weights), crd_weight, smoothing
+        self._contrast = nn.ModuleList(contrast[name] for name in self._weights)
+
+    def heads(self) -> dict[str, int]:
+        """None."""
+        return {}
+
+    def active(self) -> tuple[str, ...]:
+        """The classifier."""
+        return (LABEL_HEAD,)
+
+    def reads(self) -> dict[str, tuple[str, ...]]:
+        """Features of the teachers."""
+        return dict.fromkeys(self._weights, ("features",))
+
+    def forward(self, student: StudentOutput, teacher: TeacherOutputs, batch: Batch) -> dict[str, Tensor]:
+        """The parts ``label`` and ``crd/TEACHER``."""
+        logits, count = student.logits[LABEL_HEAD], batch.count("images")
+        label = label_cross_entropy(
+            logits, batch.labels, batch.mixed, self._smoothing, batch.count("labelled")
+        )
+        terms = {
+            name: crd(student.features, teacher[name]["features"], batch.index, count)
+            for name, crd in zip(self._weights, self._contrast, strict=True)
+        }
+        loss = label + self._crd_weight * weighted_sum(terms, self._weights, list(terms))
+        parts = {"label": label, **{f"crd/{name}": term for name, term in terms.items()}}
+        return {"loss": loss, **{name: part.detach() for name, part in parts.items()}}

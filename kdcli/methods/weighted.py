@@ -1,0 +1,245 @@
+"""P2: Borup, Phoo, Hariharan, "Distilling from Similar Tasks for Transfer Learning on a Budget" (ICCV 2023).
+
+    L = lambda * L_labelled + (1 - lambda) * sum_s alpha_s * L_distill_s              (Eq. 4)
+
+* ``L_labelled`` (Eq. 2): cross-entropy of the student's own classifier, mean over the labelled images.
+* ``L_distill_s`` (Eq. 3): soft cross-entropy of one extra linear head per source against that source's
+  softmax output (T = 1), mean over the unlabelled images; where all images are labelled, over all.
+  The paper does not say whether labelled images are among the unlabelled ones: they are not, unless
+  ``--unlabelled-includes-labelled``. How many unlabelled images a step has per labelled one is not printed
+  either: as many, unless ``--unlabelled-ratio``.
+* ``alpha`` (Eq. 5): DistillNearest puts all of it on the best source, DistillWeighted takes the
+  ranking's weights as they are, DistillEqual shares it out equally.
+
+The paper prints lambda = 0.8. It prints no optimiser, learning rate, schedule, batch size or number of
+epochs: those defaults (AdamW, 1e-3, weight decay 0.05, cosine after 5 % of warm-up, 30 epochs of
+batches of 64) are OURS, for small students from random or pretrained weights.
+"""
+
+from collections.abc import Mapping
+from typing import final
+
+from torch import Tensor
+
+from kdcli.methods.base import (
+    Batch,
+    Choice,
+    Method,
+    Needs,
+    Objective,
+    Settings,
+    Setup,
+    TeacherOutputs,
+    label_cross_entropy,
+    soft_cross_entropy,
+    weighted_sum,
+)
+from kdcli.models.student import LABEL_HEAD, StudentOutput
+from kdcli.types import Ranking
+
+PAPER = "P2, Distilling from Similar Tasks"
+
+OURS = Settings(
+    optimizer="adamw",
+    lr=1e-3,
+    weight_decay=0.05,
+    schedule="cosine",
+    warmup=0.05,
+    epochs=30,
+    batch_size=64,
+    label_weight=0.8,
+    temperature=1.0,
+)
+
+
+@final
+class LabelsOnly(Objective):
+    """The baseline without teachers: cross-entropy over the labelled images (P2 Eq. 2).
+
+    Args:
+        smoothing: of the labels, in [0, 1).
+    """
+
+    def __init__(self, smoothing: float = 0.0) -> None:
+        super().__init__()
+        self._smoothing = smoothing
+
+    def heads(self) -> dict[str, int]:
+        """None."""
+        return {}
+
+    def active(self) -> tuple[str, ...]:
+        """The classifier."""
+        return (LABEL_HEAD,)
+
+    def reads(self) -> dict[str, tuple[str, ...]]:
+        """Nothing."""
+        return {}
+
+    def forward(self, student: StudentOutput, teacher: TeacherOutputs, batch: Batch) -> dict[str, Tensor]:
+        """See :class:`Objective`."""
+        loss = label_cross_entropy(
+            student.logits[LABEL_HEAD], batch.labels, batch.mixed, self._smoothing, batch.count("labelled")
+        )
+        return {"loss": loss, "label": loss.detach()}
+
+
+@final
+class WeightedDistillation(Objective):
+    """Labels and a weighted sum of sources (P2 Eq. 4).
+
+    Args:
+        classes: class count of each source.
+        alphas: weight alpha_s of each source, >= 0; sources of weight 0 are left out altogether.
+        label_weight: lambda in [0, 1].
+        temperature: T > 0.
+        split: whether the distillation term leaves labelled images out.
+        smoothing: of the labels, in [0, 1).
+    """
+
+    def __init__(
+        self,
+        classes: Mapping[str, int],
+        alphas: Mapping[str, float],
+        label_weight: float,
+        temperature: float = 1.0,
+        split: bool = False,
+        smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self._smoothing = smoothing
+        self._alphas = {name: alpha for name, alpha in alphas.items() if alpha > 0 and label_weight < 1}
+        self._classes = {name: classes[name] for name in self._alphas}
+        self._label_weight, self._temperature, self._split = label_weight, temperature, split
+
+    def heads(self) -> dict[str, int]:
+        """One per source of positive weight."""
+        return dict(self._classes)
+
+    def active(self) -> tuple[str, ...]:
+        """The classifier unless lambda is 0, and the sources' heads."""
+        return (*((LABEL_HEAD,) if self._label_weight > 0 else ()), *self._alphas)
+
+    def reads(self) -> dict[str, tuple[str, ...]]:
+        """Logits of the sources."""
+        return dict.fromkeys(self._alphas, ("logits",))
+
+    def forward(self, student: StudentOutput, teacher: TeacherOutputs, batch: Batch) -> dict[str, Tensor]:
+        """P2 Eq. 4; parts ``label``, ``distill`` (the weighted sum) and ``distill/SOURCE``."""
+        parts: dict[str, Tensor] = {}
+        weights: dict[str, float] = {}
+        if self._label_weight > 0:
+            parts["label"] = label_cross_entropy(
+                student.logits[LABEL_HEAD],
+                batch.labels,
+                batch.mixed,
+                self._smoothing,
+                batch.count("labelled"),
+            )
+            weights["label"] = self._label_weight
+        if self._alphas:
+            rows = batch.labels < 0 if self._split else None
+            count = batch.count("unlabelled" if self._split else "images")
+            terms = {
+                name: soft_cross_entropy(
+                    student.logits[name], teacher[name]["logits"], self._temperature, rows, count
+                )
+                for name in self._alphas
+            }
+            parts["distill"] = weighted_sum(terms, self._alphas, list(terms))
+            weights["distill"] = 1 - self._label_weight
+            parts |= {f"distill/{name}": term for name, term in terms.items()}
+        loss = weighted_sum(parts, weights, list(weights))
+        return {"loss": loss, **{name: part.detach() for name, part in parts.items()}}
+
+
+def _build(setup: Setup) -> Objective:
+    numbers = setup.settings
+    return WeightedDistillation(
+        setup.classes,
+        setup.weights,
+        numbers.label_weight,
+        numbers.temperature,
+        setup.split,
+        numbers.label_smoothing,
+    )
+
+
+def _ranking(choice: Choice) -> Ranking:
+    # Needs.ranking is checked before any weight is asked for.
+    if choice.ranking is None:
+        raise ValueError("this method weighs by a ranking")
+    return choice.ranking
+
+
+def nearest_weights(choice: Choice) -> dict[str, float]:
+    """All weight on the ranking's first source (p to infinity in P2 Eq. 5)."""
+    return {_ranking(choice).sources[0].name: 1.0}
+
+
+def ranked_weights(choice: Choice) -> dict[str, float]:
+    """The ranking's weights as they are (P2 Eq. 5)."""
+    return {source.name: source.weight for source in _ranking(choice).sources}
+
+
+def equal_weights(choice: Choice) -> dict[str, float]:
+    """The same weight for every teacher (p = 0 in P2 Eq. 5)."""
+    return dict.fromkeys(choice.teachers, 1 / len(choice.teachers))
+
+
+_OPTIONS = frozenset(
+    {
+        "teacher",
+        "ranking",
+        "temperature",
+        "label_weight",
+        "unlabelled_ratio",
+        "unlabelled_includes_labelled",
+    }
+)
+
+METHODS = (
+    Method(
+        "labels-only",
+        PAPER,
+        "Eq. 2",
+        "Cross-entropy on the labelled images; no teacher.",
+        Needs(labels=True),
+        OURS,
+        lambda choice: {},
+        lambda setup: LabelsOnly(setup.settings.label_smoothing),
+    ),
+    Method(
+        "distill-nearest",
+        PAPER,
+        "Eq. 1",
+        "Labels and the one source that the ranking puts first.",
+        Needs(frozenset({"logits"}), labels=True, ranking=True),
+        OURS,
+        nearest_weights,
+        _build,
+        _OPTIONS,
+    ),
+    Method(
+        "distill-weighted",
+        PAPER,
+        "Eq. 4, 5",
+        "Labels and all sources, by the ranking's weights.",
+        Needs(frozenset({"logits"}), labels=True, ranking=True),
+        OURS,
+        ranked_weights,
+        _build,
+        _OPTIONS,
+    ),
+    Method(
+        "distill-equal",
+        PAPER,
+        "Eq. 4, p = 0",
+        "Labels and all sources, equally.",
+        Needs(frozenset({"logits"}), labels=True),
+        OURS,
+        equal_weights,
+        _build,
+        _OPTIONS,
+    ),
+)

@@ -1,0 +1,1 @@
+"""Options: declared once as pydantic fields, resolved from flags, files and defaults."""

@@ -1,0 +1,54 @@
+"""How an option is declared: once, as a field of a pydantic model. The command line, help and files follow from it."""
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.config import JsonDict
+
+Mechanical: JsonDict = {"mechanical": True}
+"""Mark of a field that does not change results; all others are part of a run's identity."""
+
+Panel = Literal["Data", "Teachers", "Student", "Optimisation", "Views", "Method", "Run", "Output", "Common"]
+"""Headings under which ``--help`` lists options."""
+
+
+def option(default: Any, help: str, *, panel: Panel, **marks: Any) -> Any:
+    """A pydantic field that is an option of the command line.
+
+    Args:
+        default: its value where nothing is given; ``...`` where something must be.
+        help: one line, or two short ones.
+        panel: heading of ``--help``.
+        marks: ``mechanical`` (does not change results), ``positional`` (given without a name), ``comma`` (several
+            values in one word, between commas), ``hidden``, ``metavar``, ``flags`` (other spellings, such as ``-q``),
+            ``complete`` (who completes its values, see kdcli.cli.completion); the rest is pydantic's, such as ``ge``.
+    """
+    own = ("mechanical", "positional", "comma", "hidden", "metavar", "flags", "complete")
+    extra: JsonDict = {"panel": panel, **{name: marks.pop(name) for name in own if name in marks}}
+    return Field(default, description=help, json_schema_extra=extra, **marks)
+
+
+def mark(kind: type[BaseModel], name: str, key: str) -> Any:
+    """What :func:`option` noted of a field; None where it noted nothing."""
+    extra = kind.model_fields[name].json_schema_extra
+    return extra.get(key) if isinstance(extra, dict) else None
+
+
+class StepConfig(BaseModel):
+    """Base of all step configurations: immutable, unknown keys refused.
+
+    Attributes:
+        command: the command that takes it, as typed after ``kd``; also its section in a ``--config`` file.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    command: ClassVar[str] = ""
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that change results, as JSON values."""
+        document: dict[str, Any] = self.model_dump(mode="json")
+        for name in type(self).model_fields:
+            if mark(type(self), name, "mechanical"):
+                del document[name]
+        return document

@@ -1,0 +1,211 @@
+"""From flags, ``--set``, a file and defaults to a configuration, and back to a command line."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin
+
+import yaml
+from pydantic import ValidationError
+
+from kdcli.errors import ConfigError, NotFoundError, StorageError, UsageError, nearest
+from kdcli.options.fields import StepConfig, mark
+from kdcli.runtime import versions
+
+Config = TypeVar("Config", bound=StepConfig)
+
+
+def resolve(
+    kind: type[Config], flags: Mapping[str, Any], sets: Sequence[str] = (), file: Path | None = None
+) -> Config:
+    """Merge defaults < ``file`` < ``sets`` < ``flags`` and validate, reporting all errors at once.
+
+    Args:
+        kind: the configuration to make.
+        flags: values of the command line; None and empty sequences mean "not given".
+        sets: ``KEY=VALUE`` texts; the value is read as YAML.
+        file: YAML file: the keys of this step, or a section of them per command name.
+
+    Raises:
+        UsageError: everything that is wrong came from flags.
+        ConfigError: something in the file or in ``sets`` is wrong.
+        NotFoundError: there is no such file.
+    """
+    problems: list[str] = []
+    config = validated(kind, layers_of(kind, flags, sets, file, problems), problems)
+    if config is not None and not problems:
+        return config
+    from_flags = (not sets and file is None) or only_flags(problems)
+    failure = UsageError if from_flags else ConfigError
+    raise failure("; ".join(problems), f"kd {kind.command} --help explains every option.")
+
+
+Layer = tuple[Mapping[str, Any], str]
+"""Options from one place, and how a message calls that place."""
+
+
+def layers_of(
+    kind: type[StepConfig],
+    flags: Mapping[str, Any],
+    sets: Sequence[str],
+    file: Path | None,
+    problems: list[str],
+) -> list[Layer]:
+    """What a command line gives, the later the stronger; texts that are no option are added to ``problems``."""
+    return [
+        (_from_file(kind, file), f"{file}: "),
+        (_from_sets(sets, problems), "--set "),
+        ({key: value for key, value in flags.items() if value not in (None, (), [])}, "--"),
+    ]
+
+
+def validated(kind: type[Config], layers: Sequence[Layer], problems: list[str]) -> Config | None:
+    """The configuration that the layers make; None, with all that is wrong added to ``problems``."""
+    origin: dict[str, str] = {}
+    merged: dict[str, Any] = {}
+    for values, label in layers:
+        for raw, value in values.items():
+            key = raw.replace("-", "_")
+            alone = value is not None and not isinstance(value, list | tuple)
+            merged[key] = (value,) if alone and _wants_several(kind, key) else value
+            origin[key] = label
+    try:
+        return kind.model_validate(merged)
+    except ValidationError as error:
+        problems += [_explain(kind, item, origin) for item in error.errors()]
+        return None
+
+
+def only_flags(problems: Sequence[str]) -> bool:
+    """Whether everything that is wrong came from flags."""
+    return all(text.startswith("--") and not text.startswith("--set") for text in problems)
+
+
+def _wants_several(kind: type[StepConfig], key: str) -> bool:
+    """Whether a field holds several values, so that a lone one in a file stands for a list of one."""
+    field = kind.model_fields.get(key)
+    if field is None or get_origin(field.annotation) is tuple:
+        return field is not None
+    kinds = get_args(field.annotation)
+    return str not in kinds and any(get_origin(kind) is tuple for kind in kinds)
+
+
+def _from_file(kind: type[StepConfig], file: Path | None) -> dict[str, Any]:
+    if file is None:
+        return {}
+    document = read_yaml(file, "--config", yaml.SafeLoader)
+    section = kind.command
+    if isinstance(document, dict) and section in document:
+        document = document[section]
+    if not isinstance(document, dict) or not all(isinstance(key, str) for key in document):
+        raise ConfigError(f"{file} does not hold keys and values", "Write lines such as: epochs: 20")
+    return document
+
+
+def read_yaml(file: Path, option: str, loader: type[yaml.SafeLoader]) -> Any:
+    """The document in a file that ``option`` names; an empty file is an empty mapping.
+
+    Raises:
+        NotFoundError: there is no such file.
+        StorageError: it cannot be read.
+        ConfigError: it is not YAML.
+    """
+    try:
+        document = yaml.load(file.read_text(encoding="utf-8"), loader)
+    except FileNotFoundError as error:
+        raise NotFoundError(f"there is no configuration file {file}", f"Check {option}.") from error
+    except OSError as error:
+        raise StorageError(f"{file}: {error.strerror}", f"Check {option} and its permissions.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not YAML: {error}", "Correct the file.") from error
+    return document if document is not None else {}
+
+
+def _from_sets(sets: Sequence[str], problems: list[str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for text in sets:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            problems.append(f"--set {text} is not KEY=VALUE")
+            continue
+        try:
+            values[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            values[key.strip()] = value
+    return values
+
+
+def _explain(kind: type[StepConfig], item: Any, origin: Mapping[str, str]) -> str:
+    """One validation error in the user's terms, with the nearest name where that helps."""
+    key = str(item["loc"][0]) if item["loc"] else ""
+    label = origin.get(key, "--")
+    name = f"{label}{key.replace('_', '-') if label == '--' else key}"
+    given = item.get("input")
+    value = ",".join(map(str, given)) if isinstance(given, list | tuple) else given  # as it is typed
+    match item["type"]:
+        case "missing":
+            positional = key in kind.model_fields and mark(kind, key, "positional")
+            return f"{key.upper()} is missing" if positional else f"--{key.replace('_', '-')} is missing"
+        case "extra_forbidden":
+            return f"{label}{key}: unknown key.{nearest(key, kind.model_fields)}"
+        case "literal_error":
+            allowed = item["ctx"]["expected"]
+            choices = [choice.strip("' ") for choice in allowed.replace(" or ", ",").split(",")]
+            return f"{name} {value}: must be one of {', '.join(choices)}.{nearest(str(value), choices)}"
+        case "value_error" if not key:  # of the options together: the message names them
+            return str(item["ctx"]["error"])
+        case "value_error":
+            return f"{name} {value}: {item['ctx']['error']}"
+        case _:
+            return f"{name} {value}: {item['msg'][0].lower()}{item['msg'][1:]}"
+
+
+def to_yaml(config: StepConfig) -> str:
+    """The resolved configuration as YAML; fed back with ``--config`` it gives the same run."""
+    text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return text
+
+
+def command_line(config: StepConfig) -> str:
+    """The shell command that gives this configuration: what differs from the defaults, as flags."""
+    words = ["kd", config.command]
+    flags: list[str] = []
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if value == field.default:
+            continue
+        if mark(type(config), name, "positional"):
+            words += [shlex.quote(str(item)) for item in (value if isinstance(value, tuple) else (value,))]
+        else:
+            flags += _flag(name, value, comma=bool(mark(type(config), name, "comma")))
+    return " ".join([*words, *flags])
+
+
+def spelled(command: str, *arguments: object, **options: Any) -> str:
+    """A shell command for a hint, where its configuration is of a higher layer.
+
+    Args:
+        command: as typed after ``kd``.
+        arguments: what is given without a name.
+        options: by field; a tuple is given once for each of its values.
+    """
+    flags = [word for name, value in options.items() for word in _flag(name, value, comma=False)]
+    return " ".join(["kd", command, *(shlex.quote(str(each)) for each in arguments), *flags])
+
+
+def created_by(config: StepConfig) -> dict[str, Any]:
+    """What a result records of how it came about, as ``created``: the command, and versions of what can change bits.
+
+    The command is what was typed, a file of options resolved into it; paths are as they were given.
+    """
+    return {"command": command_line(config), "versions": versions("scikit-learn", "scipy")}
+
+
+def _flag(name: str, value: Any, comma: bool) -> list[str]:
+    option = f"--{name.replace('_', '-')}"
+    if isinstance(value, bool):
+        return [option if value else f"--no-{name.replace('_', '-')}"]
+    if comma:
+        return [option, ",".join(str(item) for item in value)]
+    values = value if isinstance(value, tuple) else (value,)
+    return [word for item in values for word in (option, shlex.quote(str(item)))]

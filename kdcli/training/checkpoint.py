@@ -1,0 +1,225 @@
+"""Checkpoints: everything a run needs to go on as if it had never stopped. No pickle.
+
+    OUT/state/step-00000120/tensors.safetensors    student, objective, optimiser, random numbers
+    OUT/state/step-00000120/state.json             where the run is, and the scalars of the optimiser
+
+A checkpoint folder is built under another name and renamed when it is whole; older ones go after that.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from kdcli.files import atomic_write_text, fsync_folder, read_json, storage_errors, write_json
+from kdcli.training.distributed import Ranks
+
+
+@final
+@dataclass(slots=True)
+class Progress:
+    """Where a run is. The one mutable value of the engine.
+
+    Attributes:
+        epoch: epochs finished.
+        step: steps finished within the running epoch.
+        steps: steps finished in all.
+        sums: loss and its parts, summed over the steps of the running epoch.
+        images: images seen in the running epoch.
+        seconds: time spent in the running epoch.
+        history: one document per finished epoch; what metrics.jsonl holds.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    steps: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    images: int = 0
+    seconds: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, parts: Mapping[str, float], images: int, seconds: float) -> None:
+        """Count one step."""
+        for name, value in parts.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.step += 1
+        self.steps += 1
+        self.images += images
+        self.seconds += seconds
+
+    def close_epoch(self, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """Move the running epoch to the history, with ``facts``; returns its document."""
+        document = {
+            "epoch": self.epoch + 1,
+            **{name: total / self.step for name, total in self.sums.items()},
+            **facts,
+            "steps": self.steps,
+            "images_per_second": self.images / self.seconds if self.seconds else 0.0,
+            "seconds": self.seconds,
+        }
+        self.history.append(document)
+        self.epoch += 1
+        self.step, self.images, self.seconds, self.sums = 0, 0, 0.0, {}
+        return document
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Stateful:
+    """What a checkpoint captures besides progress: modules by name, one optimiser, one loss scaler.
+
+    Random numbers are captured of every process in ``ranks``; the rest is equal in all of them, but for
+    BatchNorm statistics, which a step begins by taking from the first process.
+    """
+
+    modules: Mapping[str, nn.Module]
+    optimizer: Optimizer
+    scaler: torch.amp.GradScaler | None = None
+    ranks: Ranks = field(default_factory=Ranks)
+
+
+def save_checkpoint(folder: Path, stateful: Stateful, progress: Progress) -> Path:
+    """Write a checkpoint of this moment and remove older ones. All processes call it, the first one writes.
+
+    Args:
+        folder: OUT/state.
+        stateful: what to capture.
+        progress: where the run is.
+
+    Raises:
+        NoSpaceError: the disk is full. The last checkpoint is still there.
+        StorageError: it cannot be written.
+    """
+    tensors, scalars = _capture(stateful)
+    with stateful.ranks.one_fate():
+        if stateful.ranks.first:
+            _write(folder, tensors, {"progress": asdict(progress), **scalars})
+    return folder / f"step-{progress.steps:08d}"
+
+
+def _write(folder: Path, tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> None:
+    steps = document["progress"]["steps"]
+    final_place = folder / f"step-{steps:08d}"
+    temporary = folder / f".step-{steps:08d}.{os.getpid()}.tmp"
+    with storage_errors(folder):
+        try:
+            temporary.mkdir(parents=True)
+            _save_tensors(tensors, temporary / "tensors.safetensors")
+            write_json(temporary / "state.json", document)
+            if final_place.exists():  # the same moment, saved twice: a stop right after an epoch's end
+                shutil.rmtree(final_place)
+            temporary.rename(final_place)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        fsync_folder(folder)
+        for old in folder.iterdir():
+            if old != final_place:
+                shutil.rmtree(old, ignore_errors=True)
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint in OUT/state, if there is one."""
+    return max(folder.glob("step-*"), default=None) if folder.is_dir() else None
+
+
+def load_checkpoint(place: Path, stateful: Stateful) -> Progress:
+    """Put everything back as it was when ``place`` was written, random numbers included.
+
+    Tensors keep the memory layout of what they replace: with another layout the same sums run in
+    another order, and a resumed run would differ in its last bits.
+    """
+    document = read_json(place / "state.json")
+    with storage_errors(place), safe_open(place / "tensors.safetensors", framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    for name, module in stateful.modules.items():
+        module.load_state_dict(_under(tensors, f"{name}/"))
+    _restore_optimizer(stateful.optimizer, _under(tensors, "optimizer/"), document["optimizer"])
+    if stateful.scaler is not None and document["scaler"]:
+        stateful.scaler.load_state_dict(document["scaler"])
+    _restore_random(_under(tensors, _random_prefix(stateful.ranks.rank)))
+    return Progress(**document["progress"])
+
+
+def _capture(stateful: Stateful) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    tensors: dict[str, Tensor] = {}
+    for name, module in stateful.modules.items():
+        tensors |= {f"{name}/{key}": value for key, value in module.state_dict().items()}
+    scalars: dict[str, dict[str, Any]] = {}
+    for index, state in stateful.optimizer.state_dict()["state"].items():
+        for key, value in state.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer/{index}/{key}"] = value
+            else:
+                scalars.setdefault(str(index), {})[key] = value
+    for rank, states in enumerate(stateful.ranks.gather(_random_states())):
+        tensors |= {f"{_random_prefix(rank)}{name}": state for name, state in states.items()}
+    scaler = stateful.scaler.state_dict() if stateful.scaler is not None else {}
+    return tensors, {"optimizer": scalars, "scaler": scaler}
+
+
+def _random_prefix(rank: int) -> str:
+    return f"random/rank{rank}/" if rank else "random/"
+
+
+def _random_states() -> dict[str, Tensor]:
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), **{f"cuda{index}": state for index, state in enumerate(devices)}}
+
+
+def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    # cloned: safetensors refuses tensors that share memory or are not laid out plainly
+    save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, path)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _restore_optimizer(
+    optimizer: Optimizer, tensors: Mapping[str, Tensor], scalars: Mapping[str, Mapping[str, Any]]
+) -> None:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in scalars.items()}
+    for name, value in tensors.items():
+        index, _, key = name.partition("/")
+        like = parameters[int(index)]
+        if value.shape == like.shape:
+            value = torch.empty_like(like, dtype=value.dtype).copy_(value)
+        state.setdefault(int(index), {})[key] = value
+    # Learning rates and the like follow from the configuration and the step: only what was learnt is loaded.
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _restore_random(states: Mapping[str, Tensor]) -> None:
+    torch.set_rng_state(states["cpu"])
+    if torch.cuda.is_available():
+        for name, state in states.items():
+            if name.startswith("cuda") and int(name.removeprefix("cuda")) < torch.cuda.device_count():
+                torch.cuda.set_rng_state(state, int(name.removeprefix("cuda")))
+
+
+def write_metrics(path: Path, history: list[dict[str, Any]]) -> None:
+    """Cut metrics.jsonl back to ``history``: epochs after the checkpoint did not happen."""
+    atomic_write_text(path, "".join(json.dumps(document) + "\n" for document in history))
+
+
+def append_metrics(path: Path, document: Mapping[str, Any]) -> None:
+    """Add one epoch to metrics.jsonl, at once on disk."""
+    with storage_errors(path), path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(document) + "\n")
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,188 @@
+"""The processes of one run (torchrun, accelerate launch): what they tell each other besides gradients."""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TypeVar, final
+
+import torch
+from torch import Tensor, distributed
+
+from kdcli.errors import DeviceError, KdError, StoppedEarly, UsageError
+from kdcli.runtime import StopFlag
+from kdcli.training.batches import FeedBatch
+
+Value = TypeVar("Value")
+
+TIMEOUT = timedelta(hours=2)
+"""A process that died is noticed at once; this bounds the wait for one that is slow, e.g. on a cold file system."""
+_NEEDED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+@final
+class Ranks:
+    """One process among those of its run. Every method but the constructor is called by all of them.
+
+    Args:
+        rank: number of this process, from 0.
+        world: how many there are.
+    """
+
+    def __init__(self, rank: int = 0, world: int = 1) -> None:
+        self.rank, self.world = rank, world
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes files and speaks."""
+        return self.rank == 0
+
+    def total(self, *values: float) -> list[float]:
+        """Sum of each value over the processes."""
+        if self.world == 1:
+            return list(values)
+        together = torch.tensor(values, dtype=torch.float64)
+        distributed.all_reduce(together)
+        totals: list[float] = together.tolist()
+        return totals
+
+    def gather(self, value: Value) -> list[Value]:
+        """The values of all processes, in their order."""
+        if self.world == 1:
+            return [value]
+        found: list[Value] = [value] * self.world
+        distributed.all_gather_object(found, value)
+        return found
+
+    def mean_(self, tensor: Tensor) -> None:
+        """Replace a tensor by its mean over the processes."""
+        if self.world > 1:
+            distributed.all_reduce(tensor)
+            tensor /= self.world
+
+    def copy_first_(self, tensor: Tensor) -> None:
+        """Replace a tensor by the first process's."""
+        if self.world > 1:
+            distributed.broadcast(tensor, 0)
+
+    def agree(self, own: KdError | None) -> None:
+        """Raise the same error everywhere if any process has one: nobody waits for one that is gone.
+
+        Args:
+            own: what went wrong here, if anything did.
+
+        Raises:
+            KdError: the error of the lowest rank that has one.
+        """
+        found = self.gather(None if own is None else (type(own).__name__, own.message, own.hint))
+        first = next((index for index, error in enumerate(found) if error is not None), None)
+        if first is None:
+            return
+        error = own
+        if own is None or first != self.rank:
+            name, message, hint = found[first] or ("", "", "")
+            error = next(kind for kind in KdError.__subclasses__() if kind.__name__ == name)(message, hint)
+        assert error is not None
+        error.told = not self.first
+        raise error
+
+    @contextmanager
+    def one_fate(self) -> Iterator[None]:
+        """What a process raises in this block, all raise at its end. Nothing in it may need the others."""
+        if self.world == 1:
+            yield
+            return
+        own: KdError | None = None
+        try:
+            yield
+        except KdError as error:
+            own = error
+        self.agree(own)
+
+    @contextmanager
+    def company(self) -> Iterator[None]:
+        """Say it plainly when another process ended in the middle of a step.
+
+        Raises:
+            DeviceError: one did.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            lost = isinstance(error, distributed.DistError) or "gloo/transport" in str(error)
+            if isinstance(error, KdError) or self.world == 1 or not lost:
+                raise
+            raise DeviceError(
+                f"another of the {self.world} processes of this run ended: {str(error).splitlines()[0]}",
+                "Its own message says why; the same command goes on from the last checkpoint.",
+            ) from error
+
+
+@contextmanager
+def join_ranks() -> Iterator[Ranks]:
+    """Meet the other processes that torchrun or accelerate launch started, for the time of the block.
+
+    Raises:
+        UsageError: WORLD_SIZE says that there are others, but nothing says how to reach them.
+    """
+    text = os.environ.get("WORLD_SIZE", "1")
+    if not text.isdecimal():
+        raise UsageError(f"WORLD_SIZE is '{text}', not a number of processes", "Unset it, or use torchrun.")
+    world = int(text)
+    if world <= 1:
+        yield Ranks()
+        return
+    missing = [name for name in _NEEDED if name not in os.environ]
+    if missing:
+        raise UsageError(
+            f"WORLD_SIZE is {world}, but {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set",
+            "Start several processes by torchrun or accelerate launch, or unset WORLD_SIZE; to train several "
+            "students side by side, see examples/students.sbatch.",
+        )
+    ours = not distributed.is_initialized()
+    if ours:
+        # Both at once: what the processes tell each other is on the CPU, gradients are where they are.
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        distributed.init_process_group(backend, timeout=TIMEOUT)
+    try:
+        yield Ranks(distributed.get_rank(), distributed.get_world_size())
+    finally:
+        if ours:
+            distributed.destroy_process_group()
+
+
+@final
+class Together:
+    """A loader whose errors and stop signals are those of all processes, at the same step.
+
+    Args:
+        loader: of this process's part of each batch; all have the same number of batches.
+        ranks: the processes.
+        own: raised by a signal to this process.
+    """
+
+    def __init__(self, loader: Iterable[FeedBatch | KdError], ranks: Ranks, own: StopFlag) -> None:
+        self._loader, self._ranks, self._own = loader, ranks, own
+        self.stop = own if ranks.world == 1 else StopFlag()
+        """Raised by a signal to any process, once all know of it."""
+
+    def __iter__(self) -> Iterator[FeedBatch | KdError]:
+        if self._ranks.world == 1:
+            yield from self._loader
+            return
+        for batch in self._loader:
+            error = batch if isinstance(batch, KdError) else None
+            errors, stops = self._ranks.total(float(error is not None), float(bool(self._own)))
+            if stops:
+                self.stop.set()
+            if errors:
+                self._ranks.agree(error)
+            yield batch
+
+
+def stopped_before_training() -> StoppedEarly:
+    """What a signal before the first step gives: there is nothing to save."""
+    return StoppedEarly(
+        "stopped by a signal before the first step; what was saved earlier is kept",
+        "Run the same command again to go on.",
+    )

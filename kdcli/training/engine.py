@@ -1,0 +1,317 @@
+"""The engine: one step for every objective.
+
+Devices, precision, processes and accumulation are accelerate's; optimisers and moving averages timm's.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]  # timm does not declare it
+from timm.utils.model_ema import ModelEmaV3
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from kdcli.errors import DeviceError, DivergedError
+from kdcli.methods.base import FROZEN, Batch, Counts, Objective, Settings, TeacherOutputs
+from kdcli.models.student import Student, StudentOutput
+from kdcli.models.teacher import normalise
+from kdcli.training.batches import FeedBatch
+from kdcli.training.checkpoint import Stateful
+from kdcli.training.distributed import Ranks
+from kdcli.training.schedule import make_schedule, schedule_time, slow_tau
+from kdcli.training.student import Built
+from kdcli.types import AmpName
+
+_PRECISION = {"off": "no", "bf16": "bf16", "fp16": "fp16"}
+
+
+def make_accelerator(
+    device: str, amp: AmpName, trackers: Sequence[str] = (), folder: Path | None = None
+) -> Accelerator:
+    """Let accelerate look at the machine, for one run.
+
+    Args:
+        device: where to train.
+        amp: mixed precision.
+        trackers: names of experiment trackers to log to.
+        folder: where trackers that write files put them.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        # One process trains several students, maybe at several precisions, and accelerate's state is global:
+        # it refuses a second Accelerator of another precision and has no public way to forget the first
+        # (free_memory() and end_training() keep it; accelerate's own tests reset it as here). In a process
+        # group there is one run a process, so nothing is to be forgotten.
+        AcceleratorState._reset_state(reset_partial_state=True)
+    if device.startswith("cuda:"):
+        torch.cuda.set_device(device)
+    return Accelerator(
+        cpu=device == "cpu",
+        mixed_precision=_PRECISION[amp],
+        step_scheduler_with_optimizer=False,
+        log_with=list(trackers) or None,
+        project_dir=folder,
+    )
+
+
+def make_optimizer(student: Student, objective: Objective, settings: Settings) -> Optimizer:
+    """One of timm's optimisers: the backbone and the heads learn at their own rates."""
+    groups = student.parameter_groups(
+        settings.lr * settings.backbone_lr_scale, settings.lr, settings.weight_decay
+    )
+    own = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+    if own:
+        groups.append({"params": own, "lr": settings.lr, "weight_decay": settings.weight_decay})
+    if settings.decay_all:
+        groups = [{**group, "weight_decay": settings.weight_decay} for group in groups]
+    optimizer: Optimizer = create_optimizer_v2(
+        groups,
+        opt=settings.optimizer,
+        lr=settings.lr,
+        weight_decay=settings.weight_decay,
+        momentum=settings.momentum,
+    )
+    return optimizer
+
+
+@final
+class Engine:
+    """A student, what it learns from, and one step of it.
+
+    Args:
+        built: student and objective.
+        settings: the resolved numbers.
+        steps: of the whole training.
+        accelerator: where it runs.
+        on_batch: called with every batch before its step.
+        compiled: whether the student's forward goes through torch.compile.
+
+    Raises:
+        DeviceError: torch.compile does not work here.
+    """
+
+    def __init__(
+        self,
+        built: Built,
+        settings: Settings,
+        steps: int,
+        accelerator: Accelerator,
+        on_batch: Callable[[FeedBatch], None] | None = None,
+        compiled: bool = False,
+    ) -> None:
+        self._on_batch, self._settings = on_batch, settings
+        self.accelerator = accelerator
+        self.ranks = Ranks(accelerator.process_index, accelerator.num_processes)
+        self.images = 0
+        """Images of the last step, over all processes."""
+        self.student, self.objective = built.student, built.objective
+        self._preprocess, self._lower = built.model.preprocess, built.lower
+        self.student.to(memory_format=torch.channels_last)
+        optimizer = make_optimizer(self.student, self.objective, settings)
+        self._schedule = make_schedule(optimizer, settings, steps)
+        self._objective = self.objective.to(accelerator.device)
+        self._frozen = built.frozen
+        if self._frozen is not None:
+            self._frozen.to(accelerator.device).to(memory_format=torch.channels_last)
+        self._heads, self._taps = self.objective.active(), self.objective.taps()
+        if self.ranks.world > 1:
+            for parameter in self._without_gradient():  # torch would wait for them in every step
+                parameter.requires_grad_(False)
+        self._student: Any
+        self._student, self._optimizer = accelerator.prepare(self.student, optimizer)
+        if compiled:
+            require_compiler(accelerator.device)
+            self._student = torch.compile(self._student)
+        self._plain_optimizer = optimizer
+        # Its decay rises to what was asked for: the average of a short run is not that of its first weights.
+        self._ema = settings.ema and ModelEmaV3(self.student, settings.ema, use_warmup=True)
+        if settings.mcl_every is not None:  # P3 Eq. 3: the slow copy starts as the student and keeps its pace
+            self._ema = ModelEmaV3(self.student, slow_tau(settings, steps))
+        self.student.train()
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the heads in the last step."""
+        return float(max(group["lr"] for group in self._plain_optimizer.param_groups))
+
+    def resume_after(self, steps: int) -> None:
+        """Take the learning rate of the last of ``steps`` steps: an epoch that only has to be judged logs it."""
+        if steps:
+            self._schedule.step_update(schedule_time(steps - 1))
+
+    def _without_gradient(self) -> list[nn.Parameter]:
+        """Parameters of the student that no loss reaches: heads that are not active, parts of some networks."""
+        parameters = [each for each in self.student.parameters() if each.requires_grad]
+        self.student.eval()
+        with torch.random.fork_rng():
+            output = self.student(torch.zeros(1, 3, *self._preprocess.size), self._heads)
+            total = sum((logits.sum() for logits in output.logits.values()), output.features.sum())
+            found = torch.autograd.grad(total, parameters, allow_unused=True)
+        return [each for each, gradient in zip(parameters, found, strict=True) if gradient is None]
+
+    def stateful(self) -> Stateful:
+        """What a checkpoint captures."""
+        modules: dict[str, nn.Module] = {"student": self.student, "objective": self.objective}
+        if self._ema:
+            modules["ema"] = self._ema
+        if self._frozen is not None:  # a start whose files change meanwhile must not change the run
+            modules["frozen"] = self._frozen
+        return Stateful(modules, self._plain_optimizer, self.accelerator.scaler, self.ranks)
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Within the block the student is what would be kept of it now, see :meth:`finish`."""
+        if not self._ema and self.ranks.world == 1:
+            yield
+            return
+        own = {name: tensor.clone() for name, tensor in self.student.state_dict().items()}
+        self.finish()
+        try:
+            yield
+        finally:
+            self.student.load_state_dict(own)
+
+    def finish(self) -> None:
+        """Make the student what is kept of it: the moving average where there is one, equal in all processes."""
+        if self._ema:
+            self.student.load_state_dict(self._ema.module.state_dict())
+        for buffer in self.student.buffers():  # BatchNorm statistics are each process's own
+            self.ranks.copy_first_(buffer)
+
+    def step(self, batch: FeedBatch, number: int) -> dict[str, float]:
+        """One update.
+
+        Args:
+            batch: as the feed made it.
+            number: steps done before.
+
+        Returns:
+            The loss and its parts.
+
+        Raises:
+            DivergedError: one of them is not finite; nothing was updated.
+            DeviceError: out of memory.
+        """
+        self._schedule.step_update(schedule_time(number))
+        if self._on_batch is not None:
+            self._on_batch(batch)
+        pieces, counts = self._settings.accumulate, self._counts(batch)
+        with memory_errors(self.images, pieces):
+            self._plain_optimizer.zero_grad(set_to_none=True)
+            # Set anew in each step: the accelerator may be shared, and a step may have ended in an error.
+            self.accelerator.gradient_accumulation_steps, self.accelerator.step = pieces, 0
+            found = [self._piece(batch.piece(i, pieces), counts, number) for i in range(pieces)]
+            if self._settings.clip_norm is not None:
+                self.accelerator.clip_grad_norm_(self._parameters(), self._settings.clip_norm)
+            self._optimizer.step()
+        if self._ema:
+            self._follow(self._ema, number + 1)
+        return {name: sum(values[name] for values in found) / pieces for name in found[0]}
+
+    def _follow(self, average: ModelEmaV3, steps: int) -> None:
+        """Let the copy of the weights follow, ``steps`` having been taken."""
+        every = self._settings.mcl_every
+        if every is None:
+            average.update(self.student, step=steps)
+        elif steps % every == 0:
+            average.update(self.student)
+
+    def _piece(self, batch: FeedBatch, counts: Counts | None, number: int) -> dict[str, float]:
+        """Add the gradient of a piece of a step's images; of the last piece, over all processes."""
+        batch = batch.to(self.accelerator.device)
+        with self.accelerator.accumulate(self._student):
+            output = self._forward(batch)
+            known = Batch(batch.labels, batch.index, batch.mixed, batch.part, batch.strong, counts)
+            parts = self._objective(output, self._teachers(batch), known)
+            values = self._values(parts)
+            self._require_finite(values, number)
+            self.accelerator.backward(parts["loss"])
+            if self.accelerator.sync_gradients:
+                for parameter in self.objective.parameters():  # the student's are averaged by its wrapper
+                    if parameter.grad is not None:
+                        self.ranks.mean_(parameter.grad)
+        return values
+
+    def _teachers(self, batch: FeedBatch) -> TeacherOutputs:
+        """What is known of the batch besides, the frozen student's outputs included where they are computed."""
+        if self._frozen is None:
+            return batch.teacher
+        images = normalise(batch.pixels, self._preprocess)
+        return {**batch.teacher, FROZEN: self._frozen(images, batch.labels)}
+
+    def _forward(self, batch: FeedBatch) -> StudentOutput:
+        output: StudentOutput
+        if self._lower is not None:
+            output = self._student(None, self._heads, self._lower.maps(batch.teacher))
+        else:
+            images = normalise(batch.pixels, self._preprocess)
+            output = self._student(images, self._heads, **({"taps": self._taps} if self._taps else {}))
+        return output
+
+    def _counts(self, batch: FeedBatch) -> Counts | None:
+        """Over how many images the means of this step go; None where a batch is all there is."""
+        pieces = self._settings.accumulate * self.ranks.world
+        self.images = len(batch.labels)
+        if pieces == 1:
+            return None
+        rows = batch.labels >= 0
+        labelled = rows if batch.mixed is None else rows | (batch.mixed.labels >= 0)
+        parts = [] if batch.part is None else batch.part.bincount().tolist()
+        totals = self.ranks.total(len(rows), int(labelled.sum()), int((~rows).sum()), *parts)
+        self.images = int(totals[0])
+        images, labels, others, *parts = (total / pieces for total in totals)
+        return Counts(images, labels, others, tuple(parts))
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [each for group in self._plain_optimizer.param_groups for each in group["params"]]
+
+    def _values(self, parts: dict[str, Tensor]) -> dict[str, float]:
+        together = torch.stack([part.detach().float() for part in parts.values()])  # one wait for the device
+        self.ranks.mean_(together)
+        return dict(zip(parts, together.tolist(), strict=True))
+
+    def _require_finite(self, values: dict[str, float], number: int) -> None:
+        # A part is named rather than their sum, which comes first.
+        wrong = [name for name, value in reversed(values.items()) if not math.isfinite(value)]
+        if wrong:
+            name, lr = wrong[0], self.lr
+            raise DivergedError(
+                f"the loss part '{name}' is {values[name]} at step {number + 1} (learning rate {lr:g})",
+                f"The last checkpoint is kept. Start anew with a smaller rate: --lr {lr / 10:g} --overwrite",
+            )
+
+
+def require_compiler(device: torch.device) -> None:
+    """Refuse what torch.compile cannot do here, before the student is compiled.
+
+    Raises:
+        DeviceError: with what torch says.
+    """
+    try:
+        torch.compile(lambda tensor: tensor * 2 + 1)(torch.ones(8, device=device))
+    # Whatever goes wrong in there (no C++ compiler, no Triton, a Python that is too new) says the same.
+    except Exception as error:
+        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise DeviceError(
+            f"torch.compile does not work here on {device.type}: {first}",
+            "Leave --compile out, or install what it names (on CPU: a C++ compiler such as g++).",
+        ) from error
+
+
+@contextmanager
+def memory_errors(batch_size: int, pieces: int = 1) -> Iterator[None]:
+    """Turn running out of memory in a step of so many images into a :class:`DeviceError`."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise DeviceError(
+            f"out of memory with {batch_size} images a step: {str(error).splitlines()[0]}",
+            f"--batch-size {max(1, batch_size // 2)}, or the same step in more pieces: --accumulate {2 * pieces}",
+        ) from error

@@ -1,0 +1,404 @@
+"""``train_student`` and ``train_students``: the step behind ``kd train-student``, for one student and for several."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import TypeVar, final
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from jaxtyping import Int64
+from torch.utils.data import Dataset
+
+from kdcli.console import console
+from kdcli.data.sources import ImageData
+from kdcli.errors import DeviceError, DivergedError, KdError, OutputExistsError, UsageError
+from kdcli.models.student import LABEL_HEAD
+from kdcli.runtime import StopFlag, StopNow, stop_signals, worker_count
+from kdcli.training.batches import FeedBatch, make_loader, render_of
+from kdcli.training.config import TrainConfig
+from kdcli.training.distributed import Ranks, Together, join_ranks, stopped_before_training
+from kdcli.training.engine import Engine, make_accelerator
+from kdcli.training.evaluate import Examinee, accuracies, accuracy, heads_to_test
+from kdcli.training.fit import Lane, OwnRandom, Stream, fit, known_divergence
+from kdcli.training.loading import feed_of, order_of
+from kdcli.training.one_stream import require_one_stream
+from kdcli.training.plan import Plan
+from kdcli.training.replay import Recording
+from kdcli.training.resident import DeviceFed, bring_near
+from kdcli.training.resolve import Sources, make_plan
+from kdcli.training.result import TrainResult, result_of
+from kdcli.training.rundir import begin, finish, finished_result, read_pins, require_folder, require_same_run
+from kdcli.training.student import Built, build_student
+from kdcli.training.summary import tell, tell_built
+from kdcli.training.tracking import require_trackers, track_test, tracked
+from kdcli.training.validation import ON_TEST, Judge, Watch
+from kdcli.types import Ranking
+
+Outcome = TypeVar("Outcome")
+LONE = ""
+"""Name of a student that is trained by itself."""
+_RANK_STRIDE = 1_000_003
+"""Between the seeds of the processes of a run: larger than the seeds that people count through."""
+
+
+def train_student(
+    config: TrainConfig,
+    *,
+    ranking: Ranking | None = None,
+    on_batch: Callable[[FeedBatch], None] | None = None,
+    sources: Sources | None = None,
+) -> TrainResult:
+    """Train one student, or go on with it, or give the result of the finished run.
+
+    Args:
+        config: what to train; None in it means the method's default.
+        ranking: the value of what ``config.ranking`` names; reading it is the caller's.
+        on_batch: called with every batch before its step, for instance to measure what live teachers cost.
+        sources: opens data and caches; default: as they are named.
+
+    Returns:
+        The result, which is also in OUT/result.json.
+
+    Raises:
+        StoppedEarly: a signal arrived; the same call goes on.
+        DivergedError: the loss is not finite any more.
+        OutputExistsError: OUT holds another run.
+        KdError: see :func:`kdcli.training.resolve.make_plan` for what is refused before training.
+    """
+    outcome = train_students({LONE: config}, {LONE: ranking}, on_batch, sources)[LONE]
+    if isinstance(outcome, DivergedError):
+        raise outcome
+    return outcome
+
+
+def train_students(
+    configs: Mapping[str, TrainConfig],
+    rankings: Mapping[str, Ranking | None] | None = None,
+    on_batch: Callable[[FeedBatch], None] | None = None,
+    sources: Sources | None = None,
+) -> dict[str, TrainResult | DivergedError]:
+    """Train several students over one stream of batches; each becomes what it would have become alone.
+
+    Every folder is afterwards as :func:`train_student` leaves it, and either function goes on with what the
+    other began. What is refused is refused for all students at once, before any is trained.
+
+    Args:
+        configs: what to train, by name; ``out`` is each student's own folder. They agree in their stream, see
+            :func:`kdcli.training.one_stream.require_one_stream`.
+        rankings: the value of what ``config.ranking`` names, by name of the student.
+        on_batch: called with every student's share of a batch before its step.
+        sources: opens data and caches; default: as they are named.
+
+    Returns:
+        The result of each, or why it was given up. One that was given up before is not tried again. In several,
+        ``overwrite`` starts anew only those whose folder holds another run.
+
+    Raises:
+        StoppedEarly: a signal arrived; the same call goes on.
+        OutputExistsError: a folder holds another run.
+        UsageError: they cannot share a stream.
+        KdError: see :func:`kdcli.training.resolve.make_plan` for what is refused before training.
+    """
+    with _stoppable() as stop, join_ranks() as ranks, ranks.company():
+        before, console.silent = console.silent, not ranks.first
+        # Alone, a signal before the first step ends the run at once. Together, it does where all agree on it.
+        stop.at_once = ranks.world == 1
+        try:
+            return _run(configs, rankings or {}, on_batch, ranks, stop, sources or Sources())
+        finally:
+            console.silent = before
+
+
+@contextmanager
+def _stoppable() -> Iterator[StopFlag]:
+    try:
+        with stop_signals() as stop:
+            yield stop
+    except StopNow as now:
+        raise stopped_before_training() from now
+
+
+def _run(
+    configs: Mapping[str, TrainConfig],
+    rankings: Mapping[str, Ranking | None],
+    on_batch: Callable[[FeedBatch], None] | None,
+    ranks: Ranks,
+    stop: StopFlag,
+    sources: Sources,
+) -> dict[str, TrainResult | DivergedError]:
+    with ranks.one_fate():
+        if len(configs) > 1:
+            _require_one_process(ranks)
+        plans = _for_each(
+            configs, lambda name: _decide(name, configs[name], rankings.get(name), sources, ranks.world)
+        )
+        found = {name: _known_outcome(name, plan) for name, plan in plans.items()}
+        outcomes = {name: outcome for name, outcome in found.items() if outcome is not None}
+        left = {name: plan for name, plan in plans.items() if name not in outcomes}
+        left = require_one_stream(left) if left else {}
+    if left:
+        with ranks.one_fate():
+            runs = _prepare(left)
+            if stop:
+                raise stopped_before_training()
+        with ranks.one_fate():  # all have read what is in OUT before the first one writes there
+            if ranks.first:
+                for run in runs:
+                    begin(run.plan)
+        outcomes |= _train(runs, on_batch, ranks, stop)
+    return {name: outcomes[name] for name in configs}
+
+
+def _require_one_process(ranks: Ranks) -> None:
+    if ranks.world > 1:
+        raise UsageError(
+            f"a sweep runs in one process, but WORLD_SIZE is {ranks.world}",
+            "Start it without torchrun; train several students side by side, as examples/students.sbatch does.",
+        )
+
+
+def _for_each(names: Iterable[str], function: Callable[[str], Outcome]) -> dict[str, Outcome]:
+    """Results by name; or the first of all errors, its message telling all of them and whose they are."""
+    results: dict[str, Outcome] = {}
+    errors: dict[str, tuple[KdError, list[str]]] = {}
+    for name in names:
+        try:
+            results[name] = function(name)
+        except KdError as error:
+            errors.setdefault(error.message, (error, []))[1].append(name)
+    if not errors:
+        return results
+    first = next(iter(errors.values()))[0]
+    first.message = "; ".join(
+        message if LONE in wrong else f"student {', '.join(repr(name) for name in wrong)}: {message}"
+        for message, (_, wrong) in errors.items()
+    )
+    first.args = (first.message,)
+    raise first
+
+
+def _decide(
+    name: str, config: TrainConfig, ranking: Ranking | None, sources: Sources, processes: int
+) -> Plan:
+    """The plan of a student, whose folder is free for it or holds this very run."""
+    require_folder(config.out)
+    require_trackers(config.tracker)
+    anew = config.overwrite and name == LONE
+    plan = make_plan(config, ranking, None if anew else read_pins(config.out), processes, sources)
+    heads_to_test(plan)  # refuses unsuitable test data before training rather than after it
+    order_of(plan)  # refuses a batch size that cannot be shared out
+    if anew:
+        return plan
+    try:
+        require_same_run(plan)
+    except OutputExistsError as error:
+        if not config.overwrite:
+            if name != LONE:
+                error.hint = (
+                    "Give the changed student another name, or add --overwrite: it starts anew only those whose "
+                    "folder holds another run."
+                )
+            raise
+        return make_plan(config, ranking, None, processes, sources)
+    return replace(plan, config=plan.config.model_copy(update={"overwrite": False}))
+
+
+def _known_outcome(name: str, plan: Plan) -> TrainResult | DivergedError | None:
+    out = plan.config.out
+    if plan.config.overwrite:
+        return None
+    if (stored := finished_result(out)) is not None:
+        console.note(f"{out} is finished; nothing to do")
+        return TrainResult.from_document(stored)
+    error = None if name == LONE else known_divergence(out)
+    if error is not None:
+        console.warn(f"student '{name}' was given up before: {error.message}")
+    return error
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A student that is about to be trained, and its random numbers."""
+
+    name: str
+    plan: Plan
+    built: Built
+    random: OwnRandom
+
+
+def _prepare(plans: Mapping[str, Plan]) -> list[_Run]:
+    def build(name: str) -> _Run:
+        random = OwnRandom(torch.device(plans[name].device))
+        with random():
+            built = build_student(plans[name])
+        tell_built(built, f"{name}: " if name else "")
+        return _Run(name, plans[name], built, random)
+
+    for name, plan in plans.items():
+        tell(plan, f"{name}: " if name else "")
+    return list(_for_each(plans, build).values())
+
+
+# --- training ---------------------------------------------------------------------------------
+
+
+def _train(
+    runs: Sequence[_Run], on_batch: Callable[[FeedBatch], None] | None, ranks: Ranks, stop: StopFlag
+) -> dict[str, TrainResult | DivergedError]:
+    plan = runs[0].plan  # what a stream is made from is the same in all
+    config, epochs = plan.config, plan.settings.epochs
+    accelerators = [_accelerator(run.plan) for run in runs]
+    device = accelerators[0].device
+    workers = worker_count(config.workers)
+    order = order_of(plan, ranks.rank, ranks.world)
+    recording, held = plan.recording, None
+    if recording is not None:
+        with ranks.one_fate():
+            recording = Recording(recording.cache, recording.rows, _union(runs))
+            recording, held = bring_near(config, recording, plan.rule, plan.turns, device)
+    loader = make_loader(_feed(runs, recording), order, workers, device)
+    batches = Together(loader if held is None else DeviceFed(loader, order, plan.rule, held), ranks, stop)
+    with ExitStack() as stack:
+        lanes = []
+        for run, accelerator in zip(runs, accelerators, strict=True):
+            watch = _watch(run, device, workers, stop, ranks)
+            lanes.append(_lane(run, order.batches * epochs, accelerator, on_batch, len(runs), watch))
+            stack.enter_context(tracked(accelerator, run.plan.identity(), run.plan.config.out))
+        stop.at_once = False  # from here on there is something to save
+        fit(lanes, Stream(batches, order, plan.rule, epochs, device), batches.stop)
+        return _finish(runs, lanes, device, workers, ranks, stop)
+
+
+def _accelerator(plan: Plan) -> Accelerator:
+    config = plan.config
+    return make_accelerator(plan.device, config.amp, config.tracker, config.out / "trackers")
+
+
+def _feed(runs: Sequence[_Run], recording: Recording | None) -> Dataset[FeedBatch | KdError]:
+    plan = runs[0].plan
+    first, *others = (run.built.model.preprocess for run in runs)
+    # Maps are all that a cut student sees; images that are mixed are drawn, for the labels of their partners.
+    decoded = plan.rule.views.mixes or any(run.plan.lower is None for run in runs)
+    return feed_of(plan, first, recording, decoded, [render_of(other) for other in others])
+
+
+def _reads(run: _Run) -> dict[str, tuple[str, ...]]:
+    reads = run.built.objective.reads()
+    return reads if run.plan.lower is None else run.plan.lower.with_maps(reads)
+
+
+def _union(runs: Sequence[_Run]) -> dict[str, tuple[str, ...]]:
+    """Everything that some student reads: teacher -> array names."""
+    together: dict[str, dict[str, None]] = {}
+    for run in runs:
+        for teacher, names in _reads(run).items():
+            together.setdefault(teacher, {}).update(dict.fromkeys(names))
+    return {teacher: tuple(names) for teacher, names in together.items()}
+
+
+def _lane(
+    run: _Run,
+    steps: int,
+    accelerator: Accelerator,
+    on_batch: Callable[[FeedBatch], None] | None,
+    students: int,
+    watch: Watch | None,
+) -> Lane:
+    built, config = run.built, run.plan.config
+    try:
+        with run.random():
+            engine = Engine(built, run.plan.settings, steps, accelerator, on_batch, config.compile)
+            if not engine.ranks.first:
+                # Dropout of one process must not repeat another's; the first one's is that of a run alone.
+                torch.manual_seed(config.seed + engine.ranks.rank * _RANK_STRIDE)
+    except torch.OutOfMemoryError as error:
+        raise DeviceError(
+            f"out of memory before the first step: {str(error).splitlines()[0]}",
+            f"Use fewer students in a sweep than these {students}."
+            if students > 1
+            else "Use a smaller student.",
+        ) from error
+    return Lane(
+        run.name, engine, config.out, render_of(built.model.preprocess), _reads(run), run.random, watch
+    )
+
+
+def _watch(run: _Run, device: torch.device, workers: int, stop: StopFlag, ranks: Ranks) -> Watch | None:
+    plan, built = run.plan, run.built
+    if not plan.selects:
+        return None
+
+    def judge_of(head: str, data: ImageData, labels: Int64[np.ndarray, " n"]) -> Judge:
+        size, preprocess = plan.settings.batch_size, built.model.preprocess
+        return lambda: accuracy(
+            built.student, head, data, labels, preprocess, device, size, workers, stop, ranks
+        )
+
+    judges, chooser = {}, {"best": "val", ON_TEST: "test"}.get(plan.config.select)
+    if plan.validation is not None:
+        judges["val"] = judge_of(LABEL_HEAD, plan.validation, plan.validation.labels)
+    if plan.config.select == ON_TEST:
+        _, head, data, labels = heads_to_test(plan)[0]
+        judges["test"] = judge_of(head, data, labels)
+    return Watch(built.student, judges, chooser)
+
+
+# --- the end ----------------------------------------------------------------------------------
+
+
+def _finish(
+    runs: Sequence[_Run],
+    lanes: Sequence[Lane],
+    device: torch.device,
+    workers: int,
+    ranks: Ranks,
+    stop: StopFlag,
+) -> dict[str, TrainResult | DivergedError]:
+    """Test and write what was trained; from then on those runs are finished."""
+    results: dict[str, TrainResult | DivergedError] = {
+        lane.name: lane.diverged for lane in lanes if lane.diverged is not None
+    }
+    done = [(run, lane) for run, lane in zip(runs, lanes, strict=True) if lane.diverged is None]
+    started = time.perf_counter()
+    chosen = {}
+    for run, lane in done:
+        lane.save()  # testing may be interrupted, and what is kept replaces what goes on
+        lane.engine.finish()
+        if lane.watch is not None:
+            chosen[run.name] = lane.watch.settle(lane.progress.history)
+    tests = _tests(done, device, workers, ranks, stop)
+    seconds = (time.perf_counter() - started) / max(1, len(done))
+    for run, lane in done:
+        scores = tests.get(run.name, {})
+        track_test(lane.engine.accelerator, next(iter(scores.values()), None), lane.progress.steps)
+        result, *_ = ranks.gather(  # each measured its own seconds
+            result_of(run.plan, lane.progress.history, scores, seconds, chosen.get(run.name))
+        )
+        with ranks.one_fate():
+            if ranks.first:
+                finish(run.plan, run.built, result.document())
+        results[run.name] = result
+    return results
+
+
+def _tests(
+    done: Sequence[tuple[_Run, Lane]], device: torch.device, workers: int, ranks: Ranks, stop: StopFlag
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Accuracies of the students that have a head to test: by student, then by test. One pass over each test's data."""
+    exams: dict[str, tuple[ImageData, dict[str, Examinee]]] = {}
+    for run, _ in done:
+        for test, head, data, labels in heads_to_test(run.plan):
+            if head in run.built.student.heads:  # a teacher of weight 0 has no head
+                one = Examinee(run.built.student, head, labels, run.built.model.preprocess)
+                exams.setdefault(test, (data, {}))[1][run.name] = one
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for test, (data, examinees) in exams.items():
+        size = done[0][0].plan.settings.batch_size
+        scores = accuracies(list(examinees.values()), data, device, size, workers, stop, ranks)
+        for name, score in zip(examinees, scores, strict=True):
+            found.setdefault(name, {})[test] = score
+    return found

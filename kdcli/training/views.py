@@ -1,0 +1,78 @@
+"""Which views a run shows: the cache's, or live ones of a recipe."""
+
+from dataclasses import replace
+
+from kdcli.cache.cacheset import CacheSet
+from kdcli.cache.provenance import as_pixels, require_same_pixels
+from kdcli.console import console
+from kdcli.data.views import ViewSet
+from kdcli.errors import UsageError
+from kdcli.methods.base import Method
+from kdcli.methods.fixmatch import strong_recipe
+from kdcli.training.batches import ViewRule
+from kdcli.training.config import TrainConfig
+
+
+def choose_views(config: TrainConfig, method: Method, cache: CacheSet | None, pinned: int | None) -> ViewRule:
+    """Which view each epoch shows.
+
+    Args:
+        config: names the recipe, and what the teachers saw.
+        method: has a recipe of its own where there is no cache.
+        cache: whose views are shown.
+        pinned: how many training views a run that was begun earlier cycles through.
+
+    Raises:
+        UsageError: another recipe than the cache's, or one that mixes images which the teachers saw unmixed.
+        IdentityError: this kd draws other pixels than the one that cached them.
+    """
+    if cache is None:
+        return ViewRule(ViewSet(0, 1.0, config.recipe or method.recipe), None)
+    views = ViewSet.from_document(cache.view_set)
+    cached = cache.view_count - 1
+    if pinned is not None and pinned <= cached:
+        cached = pinned
+    views = replace(views, train_views=cached)
+    recipe = config.recipe
+    if recipe is None and config.teacher_view == method.teacher_view == "eval":
+        recipe = method.recipe
+    asked = views if recipe is None else replace(views, recipe=recipe)
+    if config.teacher_view == "eval":
+        _require_unmixed(asked)
+        return ViewRule(asked, cached, "eval")
+    if asked != views:
+        raise UsageError(
+            f"--recipe {config.recipe}, but the cached views are of recipe {views.recipe}",
+            "Leave --recipe out, or take the teachers' clean view for augmented images: --teacher-view eval",
+        )
+    for member in cache.members:
+        require_same_pixels(member.manifest.view_pixels, as_pixels(views.pixels()), member.layout.root)
+    if cached == 0:
+        console.warn(
+            "the cache has only the eval view: every epoch shows the same pixels; "
+            "cache --views eval+train:K, or use --teacher-view eval"
+        )
+    return ViewRule(views, cached)
+
+
+def choose_strong_views(config: TrainConfig, rule: ViewRule) -> ViewSet:
+    """FixMatch's strong views: by default the weak crop and flip, then RandAugment and Cutout."""
+    recipe = config.strong_recipe or str(strong_recipe(rule.views.rule))
+    strong = ViewSet(0, 1.0, recipe)
+    for views in (rule.views, strong):
+        if views.mixes:
+            raise UsageError(
+                f"recipe {views.recipe} mixes images, and fixmatch compares two views of one image",
+                "Choose a --recipe and a --strong-recipe without MixUp and CutMix.",
+            )
+    return strong
+
+
+def _require_unmixed(views: ViewSet) -> None:
+    """Only a mixture that the teachers saw too has outputs to learn from."""
+    if views.mixes:
+        raise UsageError(
+            f"recipe {views.recipe} mixes images, and with --teacher-view eval the teachers saw them unmixed",
+            "Cache the mixed views (kd cache-teachers --views eval+train:K --recipe ...) and use "
+            "--teacher-view same, or add --recipe imagenet here.",
+        )
