@@ -29,7 +29,7 @@ from kdcli.models.spec import open_model
 from kdcli.models.teacher import TeacherRunner, normalise
 from kdcli.outputs import Output
 from kdcli.training.batches import FeedBatch, make_loader
-from kdcli.training.config import TrainConfig
+from kdcli.training.config import StudentConfig
 from kdcli.training.loading import feed_of, order_of
 from kdcli.training.resolve import make_plan
 from kdcli.training.train import train_student
@@ -62,14 +62,14 @@ class Runs:
     root: Path
     epochs: int
 
-    def config(self, out: Path, method: str, **own: Any) -> TrainConfig:
+    def config(self, out: Path, method: str, **own: Any) -> StudentConfig:
         fields: dict[str, Any] = {
             "data": str(self.root / "photos"), "student": STUDENT, "image_size": SIZE, "epochs": self.epochs,
             "batch_size": BATCH, "workers": 1, "device": "cpu", "lr": LR, "weight_decay": DECAY, "recipe": "imagenet",
         }  # fmt: skip
-        return TrainConfig(out=out, method=method, **{**fields, **own})
+        return StudentConfig(out=out, method=method, **{**fields, **own})
 
-    def cached(self, out: Path, names: Sequence[str]) -> TrainConfig:
+    def cached(self, out: Path, names: Sequence[str]) -> StudentConfig:
         own = {"cache": (self.root / "c.kd",), "teacher": tuple(names), "label_weight": LABEL_WEIGHT}
         return self.config(out, "distill-equal", **own)
 

@@ -106,7 +106,7 @@ def run_step(step: str, rows: int, root: Path) -> int:
     import kdcli.training.plan as plan
     from kdcli.extract.config import CacheConfig
     from kdcli.ranking.config import RankConfig
-    from kdcli.training.config import TrainConfig
+    from kdcli.training.config import StudentConfig
 
     torch.set_num_threads(1)
     data = None if step == "rank" else synthetic_data(rows)  # a ranking reads its labels from the cache
@@ -138,7 +138,7 @@ def run_step(step: str, rows: int, root: Path) -> int:
                 if len(seen) == 30:
                     raise Enough
 
-            config = TrainConfig(data="synthetic", cache=(root,), method="distill-equal", student="test_resnet",
+            config = StudentConfig(data="synthetic", cache=(root,), method="distill-equal", student="test_resnet",
                                  image_size=32, epochs=1, workers=0, out=root.parent / f"run{rows}")  # fmt: skip
             with contextlib.suppress(Enough):
                 train_student(config, on_batch=count)

@@ -22,7 +22,7 @@ from kdcli.extract import cache_teachers
 from kdcli.extract.config import CacheConfig
 from kdcli.models.export import export_model
 from kdcli.models.spec import open_model
-from kdcli.training.config import TrainConfig
+from kdcli.training.config import StudentConfig
 from kdcli.training.train import train_student, train_students
 
 PHOTOS = ("astronaut", "chelsea", "coffee", "rocket")
@@ -59,12 +59,12 @@ def make_place(root: Path, images: int) -> None:
     cache_teachers(CacheConfig(data=str(root / "photos"), cache=root / "c.kd", teacher=(teacher,), workers=1))
 
 
-def configs(root: Path, out: Path, epochs: int) -> dict[str, TrainConfig]:
+def configs(root: Path, out: Path, epochs: int) -> dict[str, StudentConfig]:
     fields: dict[str, Any] = {
         "data": str(root / "photos"), "cache": (root / "c.kd",), "student": "test_resnet", "image_size": 64,
         "epochs": epochs, "batch_size": 16, "workers": 1, "device": "cpu", "teacher_view": "eval",
     }  # fmt: skip
-    return {name: TrainConfig(**{**fields, **own, "out": out / name}) for name, own in STUDENTS.items()}
+    return {name: StudentConfig(**{**fields, **own, "out": out / name}) for name, own in STUDENTS.items()}
 
 
 def seconds_of(function: Callable[[], object]) -> float:

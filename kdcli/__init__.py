@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from kdcli.probing.result import ProbeResult as ProbeResult
     from kdcli.ranking import rank_sources as rank_sources
     from kdcli.ranking.config import RankConfig as RankConfig
-    from kdcli.training.config import TrainConfig as TrainConfig
+    from kdcli.training.config import StudentConfig as StudentConfig
     from kdcli.training.result import TrainResult as TrainResult
     from kdcli.training.train import train_student as train_student
     from kdcli.types import Ranking as Ranking
@@ -36,7 +36,7 @@ _HOMES = {
     "CacheConfig": "kdcli.extract.config",
     "ProbeConfig": "kdcli.probing.config",
     "RankConfig": "kdcli.ranking.config",
-    "TrainConfig": "kdcli.training.config",
+    "StudentConfig": "kdcli.training.config",
     "open_data": "kdcli.data.sources",
     "open_model": "kdcli.models.spec",
     "ProbeResult": "kdcli.probing.result",

@@ -19,7 +19,7 @@ from kdcli.console import console
 from kdcli.errors import KdError
 from kdcli.methods.weighted import LabelsOnly
 from kdcli.training.batches import FeedBatch
-from kdcli.training.config import TrainConfig
+from kdcli.training.config import StudentConfig
 from kdcli.training.distributed import join_ranks
 from kdcli.training.train import train_student
 
@@ -27,7 +27,7 @@ from kdcli.training.train import train_student
 def run(scenario: dict[str, Any], rank: int) -> dict[str, Any]:
     """Train; what came of it, and a random number drawn in each step."""
     changes = scenario.get("rank1", {}) if rank == 1 else {}
-    config = TrainConfig.model_validate({**scenario["config"], **changes})
+    config = StudentConfig.model_validate({**scenario["config"], **changes})
     draws: list[float] = []
     images: list[int] = []
 

@@ -25,7 +25,7 @@ from kdcli.cache.staging import Needs, prewarm
 from kdcli.cache.writer import CacheWriter
 from kdcli.errors import CorruptError, DeviceError, NoSpaceError, StorageError
 from kdcli.training import train as run
-from kdcli.training.config import TrainConfig
+from kdcli.training.config import StudentConfig
 from kdcli.training.replay import Recording
 from kdcli.training.resident import DeviceRows
 
@@ -334,7 +334,7 @@ def test_none_of_it_changes_a_student(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_the_options_reach_the_configuration_and_are_no_part_of_a_runs_identity() -> None:
     fields = {"data": "x", "student": "s", "method": "labels-only", "out": "o"}
     near = {"stage": "ssd", "prewarm": True, "resident": "ram"}
-    assert TrainConfig(**fields, **near).identity() == TrainConfig(**fields).identity()  # type: ignore[arg-type]
+    assert StudentConfig(**fields, **near).identity() == StudentConfig(**fields).identity()  # type: ignore[arg-type]
 
 
 def test_the_flags_of_the_command_line(kd: Callable[..., Shell]) -> None:

@@ -18,7 +18,7 @@ from kdcli.options.resolving import command_line, resolve, to_yaml
 from kdcli.probing.config import ProbeConfig
 from kdcli.ranking.config import RankConfig
 from kdcli.reporting.config import ReportConfig
-from kdcli.training.config import TrainConfig
+from kdcli.training.config import StudentConfig
 
 TRAIN = {"data": "x", "student": "resnet10t", "method": "labels-only", "out": "o"}
 
@@ -26,7 +26,7 @@ TRAIN = {"data": "x", "student": "resnet10t", "method": "labels-only", "out": "o
 def test_a_flag_beats_set_beats_file_beats_default(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump({**TRAIN, "epochs": 1, "lr": 0.1, "seed": 1}))
-    config = resolve(TrainConfig, {"epochs": 3}, ["epochs=2", "lr=2e-1"], file)
+    config = resolve(StudentConfig, {"epochs": 3}, ["epochs=2", "lr=2e-1"], file)
     assert (config.epochs, config.lr, config.seed, config.data_seed) == (3, 0.2, 1, 0)
 
 
@@ -35,7 +35,7 @@ def test_a_file_may_hold_a_section_per_command(tmp_path: Path) -> None:
     file.write_text(
         yaml.safe_dump({"train-student": {**TRAIN, "batch-size": 8}, "rank-sources": {"cache": "c.kd"}})
     )
-    assert resolve(TrainConfig, {}, (), file).batch_size == 8
+    assert resolve(StudentConfig, {}, (), file).batch_size == 8
     assert resolve(RankConfig, {}, (), file).cache == (Path("c.kd"),)
 
 
@@ -43,7 +43,7 @@ def test_all_mistakes_are_reported_together_with_the_nearest_key(tmp_path: Path)
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump({**TRAIN, "epochz": 3, "batch_size": 0, "schedule": "cosin"}))
     with pytest.raises(ConfigError) as caught:
-        resolve(TrainConfig, {}, (), file)
+        resolve(StudentConfig, {}, (), file)
     message = caught.value.message
     assert "epochz: unknown key. Did you mean 'epochs'?" in message
     assert "batch_size 0: " in message
@@ -52,18 +52,18 @@ def test_all_mistakes_are_reported_together_with_the_nearest_key(tmp_path: Path)
 
 def test_mistakes_of_the_command_line_alone_are_usage_errors() -> None:
     with pytest.raises(UsageError, match="--batch-size 0"):
-        resolve(TrainConfig, {**TRAIN, "batch_size": 0})
+        resolve(StudentConfig, {**TRAIN, "batch_size": 0})
     with pytest.raises(UsageError, match="DATA is missing"):
-        resolve(TrainConfig, {"student": "x"})
+        resolve(StudentConfig, {"student": "x"})
 
 
 def test_a_file_that_is_not_there_or_no_mapping(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError):
-        resolve(TrainConfig, {}, (), tmp_path / "none.yaml")
+        resolve(StudentConfig, {}, (), tmp_path / "none.yaml")
     for text in ("- a\n", "a: [", "3"):
         (tmp_path / "bad.yaml").write_text(text)
         with pytest.raises(ConfigError):
-            resolve(TrainConfig, {}, (), tmp_path / "bad.yaml")
+            resolve(StudentConfig, {}, (), tmp_path / "bad.yaml")
 
 
 NAMES = st.from_regex(r"[A-Za-z][A-Za-z0-9 '_=.,@-]{0,12}", fullmatch=True)
@@ -81,7 +81,7 @@ def test_the_command_line_of_a_configuration_gives_it_back(
             temperatures=(1.0, number), keep=("logits",),
         ),
         RankConfig(cache=(Path("a"), Path("b c")), data=data, power=number, seed=seed),
-        TrainConfig(**TRAIN | {"data": data}, teacher=tuple(teachers), lr=number, overwrite=flag, seed=seed),
+        StudentConfig(**TRAIN | {"data": data}, teacher=tuple(teachers), lr=number, overwrite=flag, seed=seed),
         ProbeConfig(data=data, test=data, model="m", seed=seed),
     ]  # fmt: skip
     for config in configs:
@@ -117,6 +117,6 @@ def _parsed(line: str, kind: type) -> object:
 
 
 def test_a_printed_configuration_fed_back_is_the_same(tmp_path: Path) -> None:
-    config = TrainConfig(**TRAIN, cache=("a.kd",), lr=1e-5, test="t@split=test")
+    config = StudentConfig(**TRAIN, cache=("a.kd",), lr=1e-5, test="t@split=test")
     (tmp_path / "c.yaml").write_text(to_yaml(config))
-    assert resolve(TrainConfig, {}, (), tmp_path / "c.yaml") == config
+    assert resolve(StudentConfig, {}, (), tmp_path / "c.yaml") == config

@@ -7,13 +7,15 @@ import pytest
 import yaml
 
 from kdcli.errors import ConfigError, NotFoundError, UsageError
-from kdcli.training.config import TrainConfig
+from kdcli.training.config import StudentConfig
 from kdcli.training.sweep_file import resolve_sweep
 
 FLAGS = {"data": "x", "student": "resnet10t", "out": Path("o")}
 
 
-def students_of(tmp_path: Path, document: Any, flags: dict[str, Any] | None = None) -> dict[str, TrainConfig]:
+def students_of(
+    tmp_path: Path, document: Any, flags: dict[str, Any] | None = None
+) -> dict[str, StudentConfig]:
     file = tmp_path / "sweep.yaml"
     file.write_text(document if isinstance(document, str) else yaml.safe_dump(document, sort_keys=False))
     return resolve_sweep(FLAGS | (flags or {}), (), None, file)[1]

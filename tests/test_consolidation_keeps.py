@@ -11,7 +11,7 @@ from kdcli.extract.config import CacheConfig
 from kdcli.extract.extract import cache_teachers
 from kdcli.probing.config import ProbeConfig
 from kdcli.probing.probe import eval_probe
-from kdcli.training.config import MethodName, TrainConfig
+from kdcli.training.config import MethodName, StudentConfig
 from kdcli.training.train import train_student
 
 HERE: dict[str, Any] = {"workers": 0, "device": "cpu"}
@@ -38,7 +38,7 @@ def test_consolidation_keeps_what_the_generalist_knows_where_the_expert_alone_lo
     tmp_path: Path,
 ) -> None:
     export_pretrained_weights(tmp_path / "gen", 64)
-    train_student(TrainConfig(
+    train_student(StudentConfig(
         data="sklearn/digits@split=train,n=500", student="test_resnet", method="labels-only", image_size=32,
         recipe="glyph", epochs=8, lr=3e-3, out=tmp_path / "exp", **HERE,
     ))  # fmt: skip
@@ -49,7 +49,7 @@ def test_consolidation_keeps_what_the_generalist_knows_where_the_expert_alone_lo
     ))  # fmt: skip
 
     def student(method: MethodName) -> float:
-        train_student(TrainConfig(
+        train_student(StudentConfig(
             data=PROXY, cache=(tmp_path / "c.kd",), generalist="gen", student="tf_efficientnet_lite0",
             method=method, image_size=64, epochs=8, optimizer="adamw", lr=5e-4, backbone_lr_scale=1.0,
             out=tmp_path / method, **HERE,

@@ -18,7 +18,7 @@ from kdcli.console import console
 from kdcli.data.sources import open_data
 from kdcli.data.spec import DataSpec
 from kdcli.errors import CacheMissingError, NotFoundError, UsageError
-from kdcli.training.config import TrainConfig
+from kdcli.training.config import StudentConfig
 from kdcli.training.train import train_student
 
 JOINT = "sklearn/digits@split=train,n=20++sklearn/digits@split=test,n=15,seed=3"
@@ -118,8 +118,8 @@ def proxies(folder: Path) -> tuple[str, str]:
     return f"folder/{folder / 'a'}", f"{glyphs}@n=13"
 
 
-def student(cache: tuple[Path, ...], data: str, out: Path) -> TrainConfig:
-    return TrainConfig(
+def student(cache: tuple[Path, ...], data: str, out: Path) -> StudentConfig:
+    return StudentConfig(
         data=data, cache=cache, student="test_resnet", method="consolidation-crd", generalist="big", out=out,
         image_size=32, epochs=2, batch_size=8, workers=0, device="cpu",
     )  # fmt: skip

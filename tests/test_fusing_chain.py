@@ -16,7 +16,7 @@ from kdcli.fusing.fuse import fuse_teachers
 from kdcli.models.export import export_model
 from kdcli.models.spec import open_model
 from kdcli.options.resolving import resolve
-from kdcli.training.config import TrainConfig
+from kdcli.training.config import StudentConfig
 from kdcli.training.resolve import make_plan
 from kdcli.training.train import train_student
 
@@ -60,7 +60,7 @@ def test_a_student_learns_what_the_joint_teacher_says_of_the_very_images_it_sees
     """The oracle never opens the cache: it runs parents and joint teacher on the student's own pixels."""
     spec = fuse_teachers(fuse(place))["joint"]["joint"]["teachers"]["a"]
     start = f"local-dir:{place / 'big'}"
-    config = TrainConfig(
+    config = StudentConfig(
         data=str(place / "a"), cache=(place / "a.kd",), method="mlfd", teacher=("joint",), student=start,
         adaptor="none", teacher_view="same", out=place / "student", epochs=1, batch_size=64, workers=0, device="cpu",
         optimizer="sgd", lr=0.1, weight_decay=0.0, bn="frozen", validation=0.25,
@@ -95,7 +95,7 @@ def test_a_student_learns_what_the_joint_teacher_says_of_the_very_images_it_sees
 def test_joint_teacher_and_student_set_the_same_images_aside(place: Path, tmp_path: Path) -> None:
     """Else a teacher would be judged on images that its expert has learnt by heart."""
     samples = step._prepare(fuse(place, out=tmp_path / "j", data_seed=3)).samples
-    config = TrainConfig(
+    config = StudentConfig(
         data=str(place / "a"), student="test_resnet", method="labels-only", out=tmp_path / "s", image_size=32,
         validation=0.25, data_seed=3, device="cpu",
     )  # fmt: skip
@@ -132,7 +132,7 @@ def test_the_default_levels_refuse_a_joint_teacher_of_embeddings_and_name_the_op
     place: Path, tmp_path: Path
 ) -> None:
     fuse_teachers(fuse(place, levels="L1", space=4096, map_channels=(), out=tmp_path / "l1", write_back="l1"))
-    config = TrainConfig(
+    config = StudentConfig(
         data=str(place / "a"), cache=(place / "a.kd",), method="mlfd", teacher=("l1",), student="test_resnet",
         out=tmp_path / "s", image_size=32, epochs=1, workers=0, device="cpu", teacher_view="same",
     )  # fmt: skip

@@ -1,7 +1,7 @@
 from typing import get_args
 
 from kdcli.methods.registry import METHODS
-from kdcli.training.config import MethodName, TrainConfig
+from kdcli.training.config import MethodName, StudentConfig
 
 
 def test_the_registry_and_the_command_line_know_the_same_methods() -> None:
@@ -19,7 +19,7 @@ def test_every_entry_says_what_it_is() -> None:
 
 def test_options_of_methods_are_options_of_the_configuration() -> None:
     for method in METHODS.values():
-        assert method.options <= set(TrainConfig.model_fields)
+        assert method.options <= set(StudentConfig.model_fields)
         assert not method.needs.kinds or "teacher" in method.options
         assert not method.needs.ranking or "ranking" in method.options
         assert not method.needs.generalist or "generalist" in method.options

@@ -26,7 +26,7 @@ from kdcli.ranking import (
 )
 from kdcli.ranking.config import RankConfig
 from kdcli.ranking.evidence import evidence_of_ranking
-from kdcli.training.config import TrainConfig
+from kdcli.training.config import StudentConfig
 from kdcli.training.train import train_student
 
 # --- probe set --------------------------------------------------------------------------------
@@ -337,12 +337,12 @@ def test_students_of_a_real_cache_are_the_evidence(
               "workers": 0, "epochs": 1}  # fmt: skip
     for name in three:
         train_student(
-            TrainConfig(**common, method="distill-equal", teacher=(name,), out=tmp_path / "runs" / name)
+            StudentConfig(**common, method="distill-equal", teacher=(name,), out=tmp_path / "runs" / name)
         )
     for scheme in ("inverse", "weighted"):
         ranking = rank_sources(config(path, scheme=scheme, metric="cka", power=2))
         train_student(
-            TrainConfig(**common, method="distill-weighted", ranking="-", out=tmp_path / "runs" / scheme),
+            StudentConfig(**common, method="distill-weighted", ranking="-", out=tmp_path / "runs" / scheme),
             ranking=parse_ranking(json.dumps(ranking_document(ranking))),
         )
     options = config(path, metric="cka", against=(str(tmp_path / "runs"),))

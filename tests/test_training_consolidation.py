@@ -19,7 +19,7 @@ from kdcli.errors import BadDataError, CacheMissingError, OutputExistsError, Usa
 from kdcli.extract.config import CacheConfig
 from kdcli.extract.extract import cache_teachers
 from kdcli.options.resolving import resolve
-from kdcli.training.config import TrainConfig
+from kdcli.training.config import StudentConfig
 from kdcli.training.resolve import make_plan
 from kdcli.training.student import build_student
 from kdcli.training.train import train_student
@@ -37,7 +37,7 @@ def _say_every_warning_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console, "_warned", set())
 
 
-def config(place: Place, out: str, method: str, **changes: Any) -> TrainConfig:
+def config(place: Place, out: str, method: str, **changes: Any) -> StudentConfig:
     return place.config(out, method, **{"generalist": "gen", **changes})
 
 
@@ -184,14 +184,14 @@ def test_old_new_beside_the_weight_is_refused(place: Place) -> None:
 def test_what_is_no_ratio_is_refused(text: str) -> None:
     flags = {"data": "d", "student": "s", "method": "consolidation", "out": "o", "old_new": text}
     with pytest.raises(UsageError, match=r"--old-new .*not a ratio OLD:NEW"):
-        resolve(TrainConfig, flags)
+        resolve(StudentConfig, flags)
 
 
 def test_a_file_may_write_the_ratio_as_it_is(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("data: d\nstudent: s\nmethod: consolidation\nout: o\nold_new: 1:3\n")
     assert yaml.safe_load(file.read_text())["old_new"] == 63  # YAML 1.1 counts in sixties
-    assert resolve(TrainConfig, {}, file=file).old_new == "1:3"
+    assert resolve(StudentConfig, {}, file=file).old_new == "1:3"
 
 
 # --- a generalist of another architecture ------------------------------------------------------

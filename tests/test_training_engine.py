@@ -520,9 +520,9 @@ def test_a_tracker_that_is_not_installed_names_its_extra(place: Place) -> None:
 def test_compile_where_there_is_no_compiler_is_refused_plainly(place: Place, tmp_path: Path) -> None:
     config = place.config("uncompiled", compile=True, epochs=1)
     script = (
-        "import sys; from kdcli.training.config import TrainConfig; from kdcli.training.train import train_student;"
+        "import sys; from kdcli.training.config import StudentConfig; from kdcli.training.train import train_student;"
         "from kdcli.errors import DeviceError\n"
-        "try: train_student(TrainConfig.model_validate_json(sys.argv[1]))\n"
+        "try: train_student(StudentConfig.model_validate_json(sys.argv[1]))\n"
         "except DeviceError as error: print(error.exit_code, error.message, error.hint)"
     )
     done = subprocess.run(

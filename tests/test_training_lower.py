@@ -19,7 +19,7 @@ from kdcli.extract.config import CacheConfig
 from kdcli.extract.extract import cache_teachers
 from kdcli.models.export import export_model
 from kdcli.models.spec import open_model
-from kdcli.training.config import TrainConfig
+from kdcli.training.config import StudentConfig
 from kdcli.training.resolve import make_plan
 from kdcli.training.train import train_student
 
@@ -47,7 +47,7 @@ def _say_every_warning_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console, "_warned", set())
 
 
-def from_maps(place: Place, out: str, method: str = "labels-only", **changes: Any) -> TrainConfig:
+def from_maps(place: Place, out: str, method: str = "labels-only", **changes: Any) -> StudentConfig:
     fields = {"student": place.specs["exp"], "cache": (place.cache,), "train_from": TAP, "image_size": None}
     return place.config(out, method, **{**fields, **changes})
 

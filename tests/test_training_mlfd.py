@@ -25,7 +25,7 @@ from kdcli.extract.config import CacheConfig
 from kdcli.extract.extract import cache_teachers
 from kdcli.models.export import export_model
 from kdcli.models.spec import open_model
-from kdcli.training.config import TrainConfig
+from kdcli.training.config import StudentConfig
 from kdcli.training.resolve import make_plan
 from kdcli.training.train import train_student, train_students
 
@@ -57,7 +57,7 @@ def _say_every_warning_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console, "_warned", set())
 
 
-def mlfd(place: Place, out: str, **changes: Any) -> TrainConfig:
+def mlfd(place: Place, out: str, **changes: Any) -> StudentConfig:
     return place.config(out, "mlfd", **{"teacher": ("res",), "lr": 1e-3, **changes})
 
 
@@ -193,7 +193,7 @@ def test_students_of_a_sweep_are_what_they_are_alone(place: Place) -> None:
         "none": ("mlfd", {"mlfd_levels": "none", "teacher": ("res",)}),
     }
 
-    def config(name: str, folder: str) -> TrainConfig:
+    def config(name: str, folder: str) -> StudentConfig:
         method, own = students[name]
         return place.config(f"{folder}/{name}", method, **{**shared, **own, "lr": 1e-3})
 
@@ -219,7 +219,7 @@ def test_a_changed_weight_is_another_run(place: Place) -> None:
 def test_two_processes_take_the_steps_of_one(place: Place) -> None:
     """With frozen BatchNorm they are those of one process up to rounding, the adaptors' gradients included."""
 
-    def config(out: str) -> TrainConfig:
+    def config(out: str) -> StudentConfig:
         return mlfd(place, out, bn="frozen", optimizer="sgd", lr=0.05, batch_size=8, recipe="glyph")
 
     alone = config("alone1")

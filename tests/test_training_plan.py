@@ -21,7 +21,7 @@ from kdcli.extract.config import CacheConfig
 from kdcli.extract.extract import cache_teachers
 from kdcli.models.export import export_model
 from kdcli.models.spec import open_model
-from kdcli.training.config import TrainConfig
+from kdcli.training.config import StudentConfig
 from kdcli.training.plan import Plan
 from kdcli.training.resolve import make_plan
 from kdcli.training.student import build_student
@@ -156,7 +156,7 @@ def test_a_generalist_whose_weights_changed_is_refused(tmp_path: Path) -> None:
 
 
 def test_defaults_of_the_method_are_filled_in_and_given_values_win(place: Place) -> None:
-    config = TrainConfig(
+    config = StudentConfig(
         data=place.data, student=STUDENT, method="labels-only", out=Path("x"), lr=0.5, image_size=32
     )
     plan = make_plan(config)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from training_place import Place, make_place
 
 from kdcli.errors import OutputExistsError
-from kdcli.training.config import TrainConfig
+from kdcli.training.config import StudentConfig
 from kdcli.training.train import train_student
 
 LAUNCH = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -26,12 +26,12 @@ class Pair:
     """What both processes of each scenario reported."""
 
     place: Place
-    configs: dict[str, TrainConfig]
+    configs: dict[str, StudentConfig]
     results: dict[str, tuple[dict[str, Any], dict[str, Any]]]
     stderr: str
 
 
-def make_configs(place: Place) -> dict[str, TrainConfig]:
+def make_configs(place: Place) -> dict[str, StudentConfig]:
     partly = f"{place.data}@labelled=0.3"
     exact = {"bn": "frozen", "optimizer": "sgd", "lr": 0.05, "test": place.test, "data": partly}
     one_path = {

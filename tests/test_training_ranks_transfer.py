@@ -15,7 +15,7 @@ from test_training_ranks import LAUNCH, environment
 from training_place import Place, make_place
 
 from kdcli.training.batches import EpochOrder
-from kdcli.training.config import TrainConfig
+from kdcli.training.config import StudentConfig
 from kdcli.training.train import train_student
 
 RUNS: dict[str, dict[str, Any]] = {
@@ -27,7 +27,7 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 
-def config_of(place: Place, out: str, name: str) -> TrainConfig:
+def config_of(place: Place, out: str, name: str) -> StudentConfig:
     # 24 images in steps of 5 and 4: processes and pieces have unequal shares.
     fields = {
         "student": place.specs["gen"], "teacher": ("gen", "exp"), "test": place.test, "batch_size": 5,

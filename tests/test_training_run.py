@@ -22,7 +22,7 @@ from kdcli.errors import DivergedError, OutputExistsError, StoppedEarly, Storage
 from kdcli.extract.config import CacheConfig
 from kdcli.extract.extract import cache_teachers
 from kdcli.models.spec import open_model
-from kdcli.training.config import TrainConfig
+from kdcli.training.config import StudentConfig
 from kdcli.training.engine import Engine
 from kdcli.training.result import TrainResult
 from kdcli.training.train import train_student
@@ -144,7 +144,7 @@ def test_the_written_configuration_gives_the_same_student(place: Place) -> None:
     train_student(config, ranking=place.ranking())
     document = yaml.safe_load((config.out / "config.yaml").read_text())
     assert document["ranking"] == str(config.out / "ranking.json")
-    again = TrainConfig(**{**document, "out": place.root / "written-again"})
+    again = StudentConfig(**{**document, "out": place.root / "written-again"})
     train_student(again, ranking=place.ranking())
     assert same_student(config.out, again.out)
 
@@ -253,7 +253,7 @@ class _Killed(Exception):
     pass
 
 
-def interrupt(config: TrainConfig, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def interrupt(config: StudentConfig, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run until just before a step, then die."""
     real = Engine.step
 
@@ -314,8 +314,8 @@ def test_a_run_that_is_to_go_on_differently_is_refused(place: Place, monkeypatch
 def test_kill_9_at_any_moment_is_survived(place: Place) -> None:
     config = place.config("kill9", "distill-equal", epochs=40)
     script = (
-        "import sys; from kdcli.training.config import TrainConfig; from kdcli.training.train import train_student;"
-        "train_student(TrainConfig.model_validate_json(sys.argv[1]))"
+        "import sys; from kdcli.training.config import StudentConfig; from kdcli.training.train import train_student;"
+        "train_student(StudentConfig.model_validate_json(sys.argv[1]))"
     )
     child = subprocess.Popen(
         [sys.executable, "-c", script, config.model_dump_json()], stderr=subprocess.DEVNULL
@@ -364,7 +364,7 @@ def test_a_small_real_architecture_trains_at_32_pixels(place: Place) -> None:
 
 
 def test_an_embedded_data_set_trains_without_a_cache(tmp_path: Path) -> None:
-    config = TrainConfig(
+    config = StudentConfig(
         data="sklearn/digits@n=60", student=STUDENT, method="labels-only", out=tmp_path / "o", image_size=16,
         epochs=1, batch_size=16, workers=0, device="cpu", recipe="glyph", test="sklearn/digits@n=20",
     )  # fmt: skip

@@ -27,7 +27,7 @@ from kdcli.extract.extract import cache_teachers
 from kdcli.models.export import export_model
 from kdcli.models.spec import open_model
 from kdcli.training import sequential
-from kdcli.training.config import TrainConfig
+from kdcli.training.config import StudentConfig
 from kdcli.training.gains import compare_stages
 from kdcli.training.rundir import adopt
 from kdcli.training.sequential import train_sequence
@@ -66,7 +66,7 @@ def _say_every_warning_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console, "_warned", set())
 
 
-def sequence(place: Place, out: str, order: str = "given", **changes: Any) -> TrainConfig:
+def sequence(place: Place, out: str, order: str = "given", **changes: Any) -> StudentConfig:
     fields: dict[str, Any] = {"teacher": ("gen", "res"), "init": place.specs["gen"], "sequential": order}
     return place.config(out, changes.pop("method", METHOD), **{**fields, **changes})
 
@@ -153,7 +153,7 @@ def test_a_sequence_goes_on_where_it_was_killed(place: Place, monkeypatch: pytes
 
     for doomed in ("stage-1-gen", "stage-2-res"):  # in the middle of a stage
 
-        def dying(one: TrainConfig, doomed: str = doomed, **rest: Any) -> Any:
+        def dying(one: StudentConfig, doomed: str = doomed, **rest: Any) -> Any:
             if one.out.name != doomed:
                 return real(one, **rest)
             interrupt(one, 4, monkeypatch)
@@ -192,9 +192,9 @@ def test_a_sequence_goes_on_where_it_was_killed(place: Place, monkeypatch: pytes
 def test_a_sequence_killed_by_the_system_at_any_moment_goes_on(place: Place) -> None:
     config = sequence(place, "kill9", "ascending", epochs=12)
     script = (
-        "import sys; from kdcli.training.config import TrainConfig;"
+        "import sys; from kdcli.training.config import StudentConfig;"
         " from kdcli.training.sequential import train_sequence;"
-        "train_sequence(TrainConfig.model_validate_json(sys.argv[1]))"
+        "train_sequence(StudentConfig.model_validate_json(sys.argv[1]))"
     )
     for _ in range(2):
         child = subprocess.Popen(

@@ -35,7 +35,7 @@ from kdcli.models.spec import open_model
 from kdcli.models.student import StudentOutput
 from kdcli.options.resolving import command_line
 from kdcli.training.batches import FeedBatch, make_loader
-from kdcli.training.config import TrainConfig
+from kdcli.training.config import StudentConfig
 from kdcli.training.engine import Engine
 from kdcli.training.loading import feed_of, order_of
 from kdcli.training.plan import Plan
@@ -177,7 +177,7 @@ def batches_of(
     return found  # type: ignore[return-value]
 
 
-def partly(place: Place, out: str, **changes: Any) -> TrainConfig:
+def partly(place: Place, out: str, **changes: Any) -> StudentConfig:
     fields = {"data": f"{place.data}@labelled=0.3", "unlabelled_ratio": 3.0, **changes}
     return place.config(out, "distill-equal", **fields)
 
@@ -373,7 +373,7 @@ def test_fixmatch_learns_what_it_is_shown(place: Place) -> None:
 # --- several data sets ------------------------------------------------------------------------
 
 
-def several(place: Place, out: str, method: str = "multi-task", **changes: Any) -> TrainConfig:
+def several(place: Place, out: str, method: str = "multi-task", **changes: Any) -> StudentConfig:
     fields: dict[str, Any] = {
         "data": (f"one={place.data}", f"two={place.root / 'others'}"),
         "test": (f"two={place.root / 'others'}", f"one={place.test}"),
@@ -546,7 +546,7 @@ def test_a_killed_run_of_streams_ends_with_the_same_bits(
 ) -> None:
     monkeypatch.setattr("kdcli.training.fit.CHECKPOINT_SECONDS", 0.0)
 
-    def config(out: str) -> TrainConfig:
+    def config(out: str) -> StudentConfig:
         if method == "distill-equal":
             return partly(place, out)
         if method == "fixmatch":
@@ -566,7 +566,7 @@ def test_a_killed_run_of_streams_ends_with_the_same_bits(
 def test_a_signal_amid_an_epoch_of_streams_loses_nothing(
     place: Place, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def config(out: str) -> TrainConfig:
+    def config(out: str) -> StudentConfig:
         if method == "fixmatch":
             return place.config(out, method, data=f"{place.data}@labelled=0.3", unlabelled_ratio=2.0)
         return several(place, out, method)

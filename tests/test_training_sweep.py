@@ -22,7 +22,7 @@ from kdcli.errors import DeviceError, DivergedError, KdError, OutputExistsError,
 from kdcli.runtime import StopFlag
 from kdcli.training import fit as fitting
 from kdcli.training.checkpoint import latest_checkpoint
-from kdcli.training.config import TrainConfig
+from kdcli.training.config import StudentConfig
 from kdcli.training.engine import Engine
 from kdcli.training.evaluate import Examinee, accuracies, accuracy
 from kdcli.training.fit import OwnRandom
@@ -65,7 +65,7 @@ def _with_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kdcli.training.train.build_student", dropping)
 
 
-def configs_of(place: Place, out: str, students: Mapping[str, dict[str, Any]]) -> dict[str, TrainConfig]:
+def configs_of(place: Place, out: str, students: Mapping[str, dict[str, Any]]) -> dict[str, StudentConfig]:
     return {
         name: place.config(f"{out}/{name}", **{"cache": (place.cache,), "test": place.test, **options})
         for name, options in students.items()
@@ -325,9 +325,9 @@ def test_kill_9_at_any_moment_is_survived(place: Place) -> None:
     students = {"plain": own, "large": {**own, "student": "test_resnet", "image_size": 48}}
     configs = configs_of(place, "kill9", students)
     script = (
-        "import sys, json; from kdcli.training.config import TrainConfig; from kdcli.training import fit as fitting;"
+        "import sys, json; from kdcli.training.config import StudentConfig; from kdcli.training import fit as fitting;"
         "from kdcli.training.train import train_students; fitting.CHECKPOINT_SECONDS = 0.02;"
-        "train_students({n: TrainConfig.model_validate(c) for n, c in json.loads(sys.argv[1]).items()})"
+        "train_students({n: StudentConfig.model_validate(c) for n, c in json.loads(sys.argv[1]).items()})"
     )
     argument = json.dumps({name: config.model_dump(mode="json") for name, config in configs.items()})
     child = subprocess.Popen([sys.executable, "-c", script, argument], stderr=subprocess.DEVNULL)

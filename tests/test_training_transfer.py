@@ -25,7 +25,7 @@ from kdcli.methods.transfer import METHODS as P3
 from kdcli.models.export import export_model
 from kdcli.models.spec import open_model
 from kdcli.training.batches import FeedBatch
-from kdcli.training.config import TrainConfig
+from kdcli.training.config import StudentConfig
 from kdcli.training.engine import Engine
 from kdcli.training.resolve import make_plan
 from kdcli.training.train import train_student, train_students
@@ -72,7 +72,7 @@ def _say_every_warning_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console, "_warned", set())
 
 
-def run_of(place: Place, out: str, method: str, **changes: Any) -> TrainConfig:
+def run_of(place: Place, out: str, method: str, **changes: Any) -> StudentConfig:
     more = {"top_classes": 2} if method == "topk-kl" else {}
     fields = {"student": place.specs["start"], "teacher": ("gen",), "epochs": 2, **more, **changes}
     return place.config(out, method, **fields)

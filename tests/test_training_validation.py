@@ -22,7 +22,7 @@ from kdcli.data.sources import open_data
 from kdcli.errors import BadDataError, DivergedError, OutputExistsError, StoppedEarly, UsageError
 from kdcli.training import lr_grid as grid
 from kdcli.training import validation
-from kdcli.training.config import TrainConfig, learning_rates
+from kdcli.training.config import StudentConfig, learning_rates
 from kdcli.training.engine import Engine
 from kdcli.training.lr_grid import train_grid
 from kdcli.training.resolve import make_plan
@@ -198,7 +198,7 @@ def test_what_is_no_grid_is_refused(place: Place, text: str) -> None:
 
     flags = {"data": place.data, "student": "test_resnet", "method": "labels-only", "out": place.root / "o"}
     with pytest.raises(UsageError, match=r"--lr-grid .*: must be two or more positive rates"):
-        resolve(TrainConfig, {**flags, "lr_grid": text}, (), None)
+        resolve(StudentConfig, {**flags, "lr_grid": text}, (), None)
 
 
 GRID = {"lr_grid": "1e-6,3e-3", "validation": 0.25, "recipe": "glyph", "epochs": 8}
@@ -243,7 +243,7 @@ def test_a_grid_goes_on_where_it_was_killed(place: Place, monkeypatch: pytest.Mo
 
     for doomed in ("lr-1e-06", "lr-0.003", "grid-killed"):
 
-        def dying(one: TrainConfig, doomed: str = doomed, **rest: Any) -> Any:
+        def dying(one: StudentConfig, doomed: str = doomed, **rest: Any) -> Any:
             if one.out.name != doomed:
                 return real(one, **rest)
             interrupt(one, 4, monkeypatch)
@@ -299,8 +299,8 @@ def test_a_grid_killed_by_the_system_at_any_moment_goes_on(place: Place) -> None
     changes = {**GRID, "epochs": 15}
     config = place.config("grid-kill9", **changes)
     script = (
-        "import sys; from kdcli.training.config import TrainConfig; from kdcli.training.lr_grid import train_grid;"
-        "train_grid(TrainConfig.model_validate_json(sys.argv[1]))"
+        "import sys; from kdcli.training.config import StudentConfig; from kdcli.training.lr_grid import train_grid;"
+        "train_grid(StudentConfig.model_validate_json(sys.argv[1]))"
     )
     child = subprocess.Popen(
         [sys.executable, "-c", script, config.model_dump_json()], stderr=subprocess.DEVNULL

@@ -12,7 +12,7 @@ from kdcli.extract.config import CacheConfig
 from kdcli.extract.extract import cache_teachers
 from kdcli.models.export import export_model
 from kdcli.models.spec import open_model
-from kdcli.training.config import TrainConfig
+from kdcli.training.config import StudentConfig
 from kdcli.types import RankedSource, Ranking
 
 STUDENT = "test_efficientnet"
@@ -29,7 +29,7 @@ class Place:
     cache: Path
     specs: dict[str, str]
 
-    def config(self, out: str, method: str = "labels-only", **changes: Any) -> TrainConfig:
+    def config(self, out: str, method: str = "labels-only", **changes: Any) -> StudentConfig:
         """A run of a second: 26 images, batches of 8, three epochs."""
         fields: dict[str, Any] = {
             "data": self.data, "student": STUDENT, "method": method, "out": self.root / out, "image_size": 32,
@@ -39,7 +39,7 @@ class Place:
             fields["cache"] = (self.cache,)
         if method == "consolidation":
             fields["generalist"] = "gen"
-        return TrainConfig(**{**fields, **changes})
+        return StudentConfig(**{**fields, **changes})
 
     def ranking(self, gen: float = 0.75, exp: float = 0.25) -> Ranking:
         """Both teachers, gen first."""

@@ -314,9 +314,9 @@ def train_student(
     if (file := flags.pop("sweep")) is not None:
         sweeping.train_sweep(flags, common, file)
         return
-    from kdcli.training.config import TrainConfig
+    from kdcli.training.config import StudentConfig
 
-    settings = configure(TrainConfig, flags, common)
+    settings = configure(StudentConfig, flags, common)
     chosen = read_ranking(settings)
     from kdcli.training.lr_grid import train_grid
     from kdcli.training.sequential import train_sequence

@@ -11,7 +11,7 @@ import typer
 from kdcli.console import console
 
 if TYPE_CHECKING:
-    from kdcli.training.config import TrainConfig
+    from kdcli.training.config import StudentConfig
     from kdcli.types import Ranking
 
 
@@ -80,7 +80,7 @@ def fraction(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
-def _read_rankings(configs: "Mapping[str, TrainConfig]") -> "dict[str, Ranking | None]":
+def _read_rankings(configs: "Mapping[str, StudentConfig]") -> "dict[str, Ranking | None]":
     """The ranking of each student, read once however many name it: standard input can be read only once."""
     known: dict[str | None, Ranking | None] = {None: None}
     for config in configs.values():
@@ -89,7 +89,7 @@ def _read_rankings(configs: "Mapping[str, TrainConfig]") -> "dict[str, Ranking |
     return {name: known[config.ranking] for name, config in configs.items()}
 
 
-def read_ranking(settings: "TrainConfig") -> "Ranking | None":
+def read_ranking(settings: "StudentConfig") -> "Ranking | None":
     """The ranking in a file or, for ``-``, on standard input."""
     source = settings.ranking
     if source is None:

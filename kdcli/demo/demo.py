@@ -24,7 +24,7 @@ from kdcli.ranking import rank_sources, ranking_document
 from kdcli.ranking.config import RankConfig
 from kdcli.reporting import Report, ReportRow, write_report
 from kdcli.runtime import pick_device, versions
-from kdcli.training.config import MethodName, TrainConfig
+from kdcli.training.config import MethodName, StudentConfig
 from kdcli.training.result import TrainResult
 from kdcli.training.train import train_student
 from kdcli.types import Ranking
@@ -213,7 +213,7 @@ def _make_teachers(folder: Path, task: Task, log: Log) -> dict[str, str]:
         if data.split("@")[0] == task.train.split("@")[0]:
             continue  # a source must not have been trained on the target
         out = folder / "teachers" / name
-        config = TrainConfig(
+        config = StudentConfig(
             data=data,
             student=STUDENT,
             method="labels-only",
@@ -247,7 +247,7 @@ def _rank(cache: Path, file: Path, log: Log) -> Ranking:
     return ranking
 
 
-def _train_config(folder: Path, task: Task, method: MethodName, name: str, **changes: Any) -> TrainConfig:
+def _train_config(folder: Path, task: Task, method: MethodName, name: str, **changes: Any) -> StudentConfig:
     options: dict[str, Any] = {
         "data": task.data,
         "cache": (folder / "target.kd",),
@@ -266,7 +266,7 @@ def _train_config(folder: Path, task: Task, method: MethodName, name: str, **cha
         options |= {"lr": 3e-3, "test": task.test}
     if method in ("distill-nearest", "distill-weighted"):
         options["ranking"] = str(folder / "ranking.json")
-    return TrainConfig(**(options | changes))
+    return StudentConfig(**(options | changes))
 
 
 def _train(folder: Path, task: Task, method: MethodName, ranking: Ranking, log: Log) -> TrainResult:

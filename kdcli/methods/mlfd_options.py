@@ -6,7 +6,7 @@ from pydantic import BaseModel, Field
 
 
 class MlfdOptions(BaseModel):
-    """What :class:`~kdcli.training.config.TrainConfig` has for ``mlfd``; ``None`` means: by the convention."""
+    """What :class:`~kdcli.training.config.StudentConfig` has for ``mlfd``; ``None`` means: by the convention."""
 
     loss_convention: Literal["paper", "code"] | None = Field(
         None, description="P4's weights: as printed (default), or as its released code computes."

@@ -1,4 +1,4 @@
-"""What P3's transfer methods can be told, as a part of :class:`~kdcli.training.config.TrainConfig`."""
+"""What P3's transfer methods can be told, as a part of :class:`~kdcli.training.config.StudentConfig`."""
 
 from typing import Literal
 

@@ -24,7 +24,7 @@ from kdcli.probing.marks import mark
 from kdcli.probing.protocols import Draw
 from kdcli.probing.representations import EXPORT, Representation
 from kdcli.probing.targets import Target
-from kdcli.training.config import TrainConfig
+from kdcli.training.config import StudentConfig
 from kdcli.training.lr_grid import train_grid
 from kdcli.training.resolve import Sources
 from kdcli.training.train import train_student
@@ -80,7 +80,7 @@ def fine_tune_accuracies(
 def _train(start: str, shots: ImageData, out: Path, config: ProbeConfig) -> float:
     """Train on one draw; the learning rate that was taken."""
     several = len(config.rates) > 1
-    training = TrainConfig(
+    training = StudentConfig(
         data=shots.location,
         student=start,
         init="pretrained",

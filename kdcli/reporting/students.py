@@ -29,7 +29,7 @@ from kdcli.reporting.document import (
 from kdcli.reporting.material import Run
 from kdcli.reporting.protocols import test_name
 from kdcli.reporting.values import ReportRow
-from kdcli.training.config import TrainConfig
+from kdcli.training.config import StudentConfig
 
 PANELS = 12
 """Curves in one chart."""
@@ -304,6 +304,6 @@ def _line_of(config: Mapping[str, Any]) -> str | None:
     if not config:
         return None
     try:
-        return command_line(TrainConfig.model_validate(config))
+        return command_line(StudentConfig.model_validate(config))
     except ValidationError:
         return None

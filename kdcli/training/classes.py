@@ -8,7 +8,7 @@ from kdcli.data.sources import ImageData
 from kdcli.errors import BadDataError, UsageError
 from kdcli.methods.base import Method, Settings
 from kdcli.models.spec import Model
-from kdcli.training.config import TrainConfig
+from kdcli.training.config import StudentConfig
 from kdcli.training.teachers import Teachers
 
 
@@ -99,7 +99,9 @@ def require_method(
         )
 
 
-def require_own_classes(config: TrainConfig, model: Model, names: tuple[str, ...] | None, count: int) -> None:
+def require_own_classes(
+    config: StudentConfig, model: Model, names: tuple[str, ...] | None, count: int
+) -> None:
     """Refuse a student whose own classifier, which is to learn on, is for other classes than the data's.
 
     Raises:

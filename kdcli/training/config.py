@@ -53,7 +53,7 @@ def old_new_weight(text: str) -> float:
 
 
 @final
-class TrainConfig(TransferOptions, MlfdOptions, StepConfig):
+class StudentConfig(TransferOptions, MlfdOptions, StepConfig):
     """``kd train-student``. ``None`` means: the method's default (printed and recorded)."""
 
     command: ClassVar[str] = "train-student"

@@ -18,7 +18,7 @@ from kdcli.methods.base import Method
 from kdcli.models.network import Classifier
 from kdcli.models.spec import Model, open_model, weights_sha256
 from kdcli.options.resolving import spelled
-from kdcli.training.config import TrainConfig
+from kdcli.training.config import StudentConfig
 from kdcli.training.student import FRESH, UNTRAINED, Start
 from kdcli.types import Difference
 
@@ -80,7 +80,7 @@ class FrozenStudent(nn.Module):
 
 
 def choose_frozen(
-    config: TrainConfig,
+    config: StudentConfig,
     start: Start,
     cache: CacheSet,
     arrays: Collection[str],
@@ -134,7 +134,7 @@ def choose_frozen(
     return Frozen()
 
 
-def _why_not_live(config: TrainConfig) -> str | None:
+def _why_not_live(config: StudentConfig) -> str | None:
     if config.teacher_view == "eval":
         return "with --teacher-view eval the teachers saw view 0, which the student does not see"
     if config.train_from is not None:
@@ -142,17 +142,17 @@ def _why_not_live(config: TrainConfig) -> str | None:
     return None
 
 
-def _spec(config: TrainConfig, start: Start) -> str:
+def _spec(config: StudentConfig, start: Start) -> str:
     return config.student if start.init in FRESH else start.init
 
 
-def _remedy(config: TrainConfig, start: Start) -> str:
+def _remedy(config: StudentConfig, start: Start) -> str:
     if start.init in UNTRAINED:
         return "Start from trained weights: --student local-dir:RUN/export"
     return spelled("cache-teachers", cache=config.cache[0], teacher=f"{NAME}={_spec(config, start)}")
 
 
-def _cached(config: TrainConfig, start: Start, cache: CacheSet) -> TeacherRecord | None:
+def _cached(config: StudentConfig, start: Start, cache: CacheSet) -> TeacherRecord | None:
     """The cached teacher that gives what the student gives at its start, if there is one."""
     named = None if config.frozen_teacher is None else cache.teacher(config.frozen_teacher)
     if start.init in UNTRAINED or not (named or cache.teachers):

@@ -15,7 +15,7 @@ from kdcli.methods.mlfd import CONVENTIONS
 from kdcli.models.fused_network import FUSED
 from kdcli.models.spec import Model, open_model
 from kdcli.models.taps import tap_shapes
-from kdcli.training.config import TrainConfig
+from kdcli.training.config import StudentConfig
 from kdcli.training.sets import require_classes
 from kdcli.types import Difference
 
@@ -27,7 +27,7 @@ _MAPLESS = f"{FUSED}/L1"
 """Architecture of a joint teacher that fuses embeddings."""
 
 
-def with_convention(config: TrainConfig, method: Method) -> TrainConfig:
+def with_convention(config: StudentConfig, method: Method) -> StudentConfig:
     """The configuration with the weights of its convention where none were given."""
     if "loss_convention" not in method.options:
         return config
@@ -45,7 +45,11 @@ def with_convention(config: TrainConfig, method: Method) -> TrainConfig:
 
 
 def choose_matching(
-    config: TrainConfig, method: Method, teachers: "Teachers | None", cache: CacheSet | None, data: ImageData
+    config: StudentConfig,
+    method: Method,
+    teachers: "Teachers | None",
+    cache: CacheSet | None,
+    data: ImageData,
 ) -> Matching | None:
     """Which levels of the teacher are matched, with which weights; None for other methods.
 
@@ -125,7 +129,7 @@ def fit_matching(matching: Matching, model: Model) -> Matching:
     )
 
 
-def _teacher_taps(config: TrainConfig, record: TeacherRecord, cache: CacheSet) -> tuple[str, ...]:
+def _teacher_taps(config: StudentConfig, record: TeacherRecord, cache: CacheSet) -> tuple[str, ...]:
     """The maps of the teacher that are matched, checked against what the cache keeps."""
     if config.mlfd_levels not in ("all", "maps"):
         if config.teacher_tap:
@@ -206,7 +210,7 @@ def _such_as(names: Sequence[str]) -> str:
     return f" (among them '{names[0]}')" if names else ""
 
 
-def _weights(config: TrainConfig, arrays: Sequence[str]) -> tuple[float, ...]:
+def _weights(config: StudentConfig, arrays: Sequence[str]) -> tuple[float, ...]:
     given = config.level_weight or (0.0,)
     weights = given * len(arrays) if len(given) == 1 else given
     if len(weights) != len(arrays):
@@ -217,7 +221,7 @@ def _weights(config: TrainConfig, arrays: Sequence[str]) -> tuple[float, ...]:
     return weights
 
 
-def _require_trainable(config: TrainConfig, levels: Sequence[Level]) -> None:
+def _require_trainable(config: StudentConfig, levels: Sequence[Level]) -> None:
     """Refuse to match what does not train."""
     if levels and config.freeze is not None:
         raise UsageError(

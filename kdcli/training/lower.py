@@ -13,7 +13,7 @@ from kdcli.errors import CacheMissingError, UsageError
 from kdcli.methods.base import TeacherOutputs
 from kdcli.models.spec import ModelSpec
 from kdcli.options.resolving import spelled
-from kdcli.training.config import TrainConfig
+from kdcli.training.config import StudentConfig
 from kdcli.training.student import UNTRAINED, Start
 
 
@@ -45,7 +45,7 @@ class Lower:
         return {**reads, self.teacher.name: (*own, self.array)}
 
 
-def choose_lower(config: TrainConfig, start: Start, cache: CacheSet | None) -> Lower | None:
+def choose_lower(config: StudentConfig, start: Start, cache: CacheSet | None) -> Lower | None:
     """The cached teacher whose maps the student is trained from; None without ``--train-from``.
 
     Args:
@@ -80,7 +80,7 @@ def choose_lower(config: TrainConfig, start: Start, cache: CacheSet | None) -> L
     return Lower(teacher, tap)
 
 
-def _require_options(config: TrainConfig, start: Start, cache: CacheSet | None) -> CacheSet:
+def _require_options(config: StudentConfig, start: Start, cache: CacheSet | None) -> CacheSet:
     tap = config.train_from
     if cache is None:
         raise UsageError(

@@ -7,7 +7,7 @@ from typing import Any
 from kdcli.console import console
 from kdcli.errors import DivergedError, OutputExistsError, UsageError
 from kdcli.files import read_json, storage_errors, write_json
-from kdcli.training.config import TrainConfig, learning_rates
+from kdcli.training.config import StudentConfig, learning_rates
 from kdcli.training.resolve import Sources
 from kdcli.training.result import TrainResult
 from kdcli.training.rundir import GRID, remove_run, require_folder
@@ -17,7 +17,7 @@ from kdcli.types import Ranking, differences
 
 
 def train_grid(
-    config: TrainConfig, *, ranking: Ranking | None = None, sources: Sources | None = None
+    config: StudentConfig, *, ranking: Ranking | None = None, sources: Sources | None = None
 ) -> TrainResult:
     """Train one student per learning rate, judge each on the validation split, and train with the best one.
 
@@ -72,7 +72,7 @@ def train_grid(
     return result
 
 
-def _begin(config: TrainConfig, rates: tuple[float, ...]) -> list[float]:
+def _begin(config: StudentConfig, rates: tuple[float, ...]) -> list[float]:
     """Mark OUT as this grid's; the rates that are known to diverge."""
     place = config.out / GRID
     identity = {"rates": list(rates), "validation": config.validation, "select": config.select}
@@ -105,7 +105,7 @@ def _begin(config: TrainConfig, rates: tuple[float, ...]) -> list[float]:
 
 
 def _judge(
-    config: TrainConfig,
+    config: StudentConfig,
     rate: float,
     ranking: Ranking | None,
     diverged: list[float],
@@ -127,12 +127,12 @@ def _judge(
     return {"lr": rate, "top1": None, "epoch": None, "out": str(folder)}
 
 
-def _last(config: TrainConfig, rate: float) -> TrainConfig:
+def _last(config: StudentConfig, rate: float) -> StudentConfig:
     changes: dict[str, Any] = {"lr": rate, "lr_grid": None}
     if config.select == "last":
         changes["validation"] = None
     return config.model_copy(update=changes)
 
 
-def _folder(config: TrainConfig, rate: float) -> Path:
+def _folder(config: StudentConfig, rate: float) -> Path:
     return config.out / f"lr-{rate:g}"

@@ -10,7 +10,7 @@ from kdcli.methods.levels import Matching
 from kdcli.models.network import Classifier
 from kdcli.training.batches import ViewRule
 from kdcli.training.classes import columns_of, shared_classes
-from kdcli.training.config import TrainConfig
+from kdcli.training.config import StudentConfig
 from kdcli.training.frozen import Frozen, FrozenStudent
 from kdcli.training.lower import Lower
 from kdcli.training.replay import Recording
@@ -50,7 +50,7 @@ class Plan:
         matching: what is matched of the teacher's representation, with ``mlfd``.
     """
 
-    config: TrainConfig
+    config: StudentConfig
     method: Method
     settings: Settings
     data: ImageData

@@ -15,12 +15,12 @@ from kdcli.cache.staging import Needs, prewarm
 from kdcli.console import console
 from kdcli.errors import DeviceError, KdError
 from kdcli.training.batches import FeedBatch, Loader, Order, ViewRule
-from kdcli.training.config import TrainConfig
+from kdcli.training.config import StudentConfig
 from kdcli.training.replay import Recording
 
 
 def bring_near(
-    config: TrainConfig, recording: Recording, rule: ViewRule, epochs: int, device: torch.device
+    config: StudentConfig, recording: Recording, rule: ViewRule, epochs: int, device: torch.device
 ) -> "tuple[Recording, DeviceRows | None]":
     """Do what --prewarm and --resident say. None of it changes what a batch holds.
 

@@ -16,7 +16,7 @@ from kdcli.methods.registry import METHODS
 from kdcli.models.spec import ModelSpec
 from kdcli.training.batches import ViewRule
 from kdcli.training.classes import columns_of, require_method, shared_classes
-from kdcli.training.config import TrainConfig
+from kdcli.training.config import StudentConfig
 from kdcli.training.frozen import Frozen, choose_frozen, require_comparable
 from kdcli.training.levels import choose_matching, with_convention
 from kdcli.training.lower import Lower, choose_lower
@@ -63,7 +63,7 @@ class Sources:
 
 
 def make_plan(
-    config: TrainConfig,
+    config: StudentConfig,
     ranking: Ranking | None = None,
     pins: Pins | None = None,
     processes: int = 1,
@@ -162,7 +162,7 @@ def make_plan(
     )
 
 
-def _require_one_run(config: TrainConfig) -> None:
+def _require_one_run(config: StudentConfig) -> None:
     if config.lr_grid is not None:
         raise UsageError(
             "--lr-grid makes several runs, and this is one", "Call kdcli.training.lr_grid.train_grid."
@@ -175,7 +175,7 @@ def _require_one_run(config: TrainConfig) -> None:
 
 
 def _freeze(
-    config: TrainConfig,
+    config: StudentConfig,
     method: Method,
     settings: Settings,
     start: Start,
@@ -196,7 +196,7 @@ def _freeze(
     return frozen, teachers
 
 
-def _open_sets(config: TrainConfig, data: ImageData, sources: Sources) -> tuple[NamedSet, ...]:
+def _open_sets(config: StudentConfig, data: ImageData, sources: Sources) -> tuple[NamedSet, ...]:
     sets = open_sets(config, data, config.label_space == "joint", sources.data)
     for each, spec in zip(sets[1:], list(train_specs(config).values())[1:], strict=True):
         require_classes(each.data, spec)
@@ -204,8 +204,8 @@ def _open_sets(config: TrainConfig, data: ImageData, sources: Sources) -> tuple[
 
 
 def _resolved(
-    config: TrainConfig, method: Method, settings: Settings, named: Mapping[str, object]
-) -> TrainConfig:
+    config: StudentConfig, method: Method, settings: Settings, named: Mapping[str, object]
+) -> StudentConfig:
     """The configuration as a run records it: every number that its method uses, absolute paths."""
     return config.model_copy(
         update={
@@ -226,7 +226,7 @@ def _views(method: Method, settings: Settings, rule: ViewRule, cache: CacheSet) 
 
 
 def _record(
-    config: TrainConfig,
+    config: StudentConfig,
     method: Method,
     settings: Settings,
     data: ImageData,

@@ -16,7 +16,7 @@ from kdcli.data.sources import ImageData
 from kdcli.errors import UsageError
 from kdcli.files import write_json
 from kdcli.methods.registry import METHODS
-from kdcli.training.config import TrainConfig
+from kdcli.training.config import StudentConfig
 from kdcli.training.distributed import Ranks, join_ranks
 from kdcli.training.gains import (
     Classes,
@@ -45,7 +45,7 @@ _LOOKED_AT = 64
 """Images whose bytes tell whether a cache is of the training images."""
 
 
-def train_sequence(config: TrainConfig, *, ranking: Ranking | None = None) -> TrainResult:
+def train_sequence(config: StudentConfig, *, ranking: Ranking | None = None) -> TrainResult:
     """Train one stage a teacher, or go on with them; each is a run of its own in OUT/stage-K-TEACHER.
 
     A stage starts from the export of the one before, which is so also what its method takes for the student
@@ -76,7 +76,7 @@ def train_sequence(config: TrainConfig, *, ranking: Ranking | None = None) -> Tr
             console.silent = before
 
 
-def _require_possible(config: TrainConfig) -> None:
+def _require_possible(config: StudentConfig) -> None:
     method = METHODS[config.method]
     contradictions = {
         f"{method.name} reads no teacher": not method.needs.kinds,
@@ -108,7 +108,7 @@ class _Sequence:
         scores: that gave the order.
     """
 
-    config: TrainConfig
+    config: StudentConfig
     ranking: Ranking | None
     training: tuple[Path, ...]
     plans: Mapping[str, Plan]
@@ -154,7 +154,7 @@ class _Sequence:
         return replace(self.first, config=self.first.config.model_copy(update=changes), ranking=self.ranking)
 
 
-def _train(config: TrainConfig, ranking: Ranking | None, ranks: Ranks) -> TrainResult:
+def _train(config: StudentConfig, ranking: Ranking | None, ranks: Ranks) -> TrainResult:
     out = config.out.absolute()
     with ranks.one_fate():
         require_folder(out)
@@ -256,7 +256,7 @@ def _measure(sequence: _Sequence, folders: Sequence[Path], said: Mapping[str, An
 # --- deciding ---------------------------------------------------------------------------------
 
 
-def _arrange(config: TrainConfig, ranking: Ranking | None, processes: int, sources: Sources) -> _Sequence:
+def _arrange(config: StudentConfig, ranking: Ranking | None, processes: int, sources: Sources) -> _Sequence:
     """The teachers in their order, with the plan of each one's stage."""
     data = sources.data(config.first_data, data_root=config.data_root, download=config.download)
     training = _with_training_images(config, data, sources)
@@ -282,7 +282,7 @@ def _require_alone(name: str, plan: Plan) -> None:
         )
 
 
-def _with_training_images(config: TrainConfig, data: ImageData, sources: Sources) -> tuple[Path, ...]:
+def _with_training_images(config: StudentConfig, data: ImageData, sources: Sources) -> tuple[Path, ...]:
     """The caches to train from. One that holds none of the images is there for the test data only.
 
     Read together with the others it would cut the training views down to those that it has, too.
@@ -305,7 +305,7 @@ def _holds_some(member: CacheReader, data: ImageData) -> bool:
 
 
 def _names(
-    config: TrainConfig,
+    config: StudentConfig,
     ranking: Ranking | None,
     training: tuple[Path, ...],
     pins: Pins,
@@ -334,7 +334,7 @@ def _names(
 
 
 def _scores(
-    config: TrainConfig, ranking: Ranking | None, plans: Mapping[str, Plan]
+    config: StudentConfig, ranking: Ranking | None, plans: Mapping[str, Plan]
 ) -> tuple[str, dict[str, float]]:
     """What the teachers are ordered by, and how it is called; nothing where the order needs none."""
     if config.sequential in ("random", "given"):
@@ -366,7 +366,7 @@ def _accuracy(name: str, plan: Plan) -> float:
     return float((predicted == labels[usable]).mean())
 
 
-def _ordered(config: TrainConfig, names: Sequence[str], scores: Mapping[str, float]) -> list[str]:
+def _ordered(config: StudentConfig, names: Sequence[str], scores: Mapping[str, float]) -> list[str]:
     """Of equal scores, the one that is named first comes first."""
     if config.sequential == "random":
         known = sorted(names)
@@ -378,8 +378,8 @@ def _ordered(config: TrainConfig, names: Sequence[str], scores: Mapping[str, flo
 
 
 def _stage(
-    config: TrainConfig, training: tuple[Path, ...], name: str, out: Path, init: str | None
-) -> TrainConfig:
+    config: StudentConfig, training: tuple[Path, ...], name: str, out: Path, init: str | None
+) -> StudentConfig:
     """The configuration of one stage: a run like any other."""
     ranked = "ranking" in METHODS[config.method].options
     changes = {
@@ -394,7 +394,7 @@ def _stage(
     return config.model_copy(update=changes)
 
 
-def _only(ranking: Ranking | None, config: TrainConfig, name: str) -> Ranking | None:
+def _only(ranking: Ranking | None, config: StudentConfig, name: str) -> Ranking | None:
     """The ranking as a stage's method sees it: its teacher is all there is."""
     if ranking is None or "ranking" not in METHODS[config.method].options:
         return None

@@ -13,7 +13,7 @@ from kdcli.data.sources import ImageData, open_data
 from kdcli.errors import BadDataError, UsageError, nearest
 from kdcli.methods.base import Method, Settings
 from kdcli.models.student import LABEL_HEAD
-from kdcli.training.config import TrainConfig
+from kdcli.training.config import StudentConfig
 
 OpenData = Callable[..., ImageData]
 """Opens a data set, as :func:`~kdcli.data.sources.open_data` does."""
@@ -43,7 +43,7 @@ class NamedSet:
         return len(names) if names is not None else int(self.data.labels.max()) + 1
 
 
-def require_sets(config: TrainConfig, method: Method) -> None:
+def require_sets(config: StudentConfig, method: Method) -> None:
     """Refuse one data set where a method learns from several, and several where it learns from one.
 
     Raises:
@@ -84,12 +84,12 @@ def require_sets(config: TrainConfig, method: Method) -> None:
         raise UsageError("one DATA is tested on one --test", "Give --test once.")
 
 
-def train_specs(config: TrainConfig) -> dict[str, str]:
+def train_specs(config: StudentConfig) -> dict[str, str]:
     """Name and spec of each of several data sets, in their order."""
     return {} if isinstance(config.data, str) else _named(config.data, "DATA")
 
 
-def test_specs(config: TrainConfig) -> dict[str, str]:
+def test_specs(config: StudentConfig) -> dict[str, str]:
     """Name and spec of what each of several data sets is tested on."""
     tests = (config.test,) if isinstance(config.test, str) else config.test or ()
     return _named(tests, "--test")
@@ -114,7 +114,7 @@ def labelled_only(data: ImageData) -> ImageData:
 
 
 def open_labelled(
-    config: TrainConfig, spec: str, what: str, hint: str, opened: OpenData = open_data
+    config: StudentConfig, spec: str, what: str, hint: str, opened: OpenData = open_data
 ) -> ImageData:
     """Open a data set and keep its labelled images.
 
@@ -136,7 +136,7 @@ def open_labelled(
 
 
 def open_sets(
-    config: TrainConfig, first: ImageData, joint: bool, opened: OpenData = open_data
+    config: StudentConfig, first: ImageData, joint: bool, opened: OpenData = open_data
 ) -> tuple[NamedSet, ...]:
     """The named data sets; none where there is one without a name.
 
@@ -218,7 +218,7 @@ def require_classes(data: ImageData, name: str) -> None:
         )
 
 
-def open_test(config: TrainConfig, opened: OpenData = open_data) -> ImageData | None:
+def open_test(config: StudentConfig, opened: OpenData = open_data) -> ImageData | None:
     """What one data set is tested on, if anything.
 
     Raises:

@@ -6,7 +6,7 @@ from kdcli.console import console
 from kdcli.errors import BadDataError, DeviceError, UsageError, nearest
 from kdcli.methods.base import Method, Settings
 from kdcli.runtime import pick_device
-from kdcli.training.config import TrainConfig, old_new_weight
+from kdcli.training.config import StudentConfig, old_new_weight
 from kdcli.training.schedule import ONE_CYCLE_WARMUP
 from kdcli.training.student import NEAREST_SOURCE, UNTRAINED
 
@@ -52,7 +52,7 @@ _METHOD_OPTIONS = (
 
 def settable() -> set[str]:
     """Numbers of a run that a configuration can set."""
-    return {field.name for field in fields(Settings)} & set(TrainConfig.model_fields)
+    return {field.name for field in fields(Settings)} & set(StudentConfig.model_fields)
 
 
 def unused_by(method: Method) -> set[str]:
@@ -61,7 +61,7 @@ def unused_by(method: Method) -> set[str]:
     return labels | set(_METHOD_OPTIONS) - method.options
 
 
-def without_unused(config: TrainConfig, method: Method) -> TrainConfig:
+def without_unused(config: StudentConfig, method: Method) -> StudentConfig:
     """The configuration without the options that its method does not use, which is said."""
     # Said, not refused: a script that loops over methods gives all of them the same options.
     unused = unused_by(method) - ({"ranking"} if config.init == NEAREST_SOURCE else set())
@@ -73,10 +73,10 @@ def without_unused(config: TrainConfig, method: Method) -> TrainConfig:
     if config.cache and not method.needs.kinds and (method.needs.unlabelled or method.needs.sets):
         console.note(f"{method.name} draws live views and does not use --cache")
         config = config.model_copy(update={"cache": ()})
-    return config.model_copy(update={name: TrainConfig.model_fields[name].default for name in given})
+    return config.model_copy(update={name: StudentConfig.model_fields[name].default for name in given})
 
 
-def resolve_settings(config: TrainConfig, defaults: Settings) -> Settings:
+def resolve_settings(config: StudentConfig, defaults: Settings) -> Settings:
     """A method's defaults with what the configuration sets.
 
     Raises:
@@ -116,7 +116,7 @@ def resolve_settings(config: TrainConfig, defaults: Settings) -> Settings:
     return settings
 
 
-def fit_batchnorm(config: TrainConfig, settings: Settings, init: str) -> Settings:
+def fit_batchnorm(config: StudentConfig, settings: Settings, init: str) -> Settings:
     """Freezing keeps the statistics of the weights a student starts from. Random weights have none."""
     if config.freeze is not None:
         return _fit_frozen(config, settings, init)
@@ -141,7 +141,7 @@ def fit_negatives(method: Method, settings: Settings, images: int) -> Settings:
     return replace(settings, crd_negatives=images - 1)
 
 
-def _fit_frozen(config: TrainConfig, settings: Settings, init: str) -> Settings:
+def _fit_frozen(config: StudentConfig, settings: Settings, init: str) -> Settings:
     """A frozen backbone has no statistics to update, and no learning rate."""
     if config.bn == "train" or config.backbone_lr_scale:
         flag = "--bn train" if config.bn == "train" else f"--backbone-lr-scale {config.backbone_lr_scale:g}"
@@ -153,7 +153,7 @@ def _fit_frozen(config: TrainConfig, settings: Settings, init: str) -> Settings:
     return replace(settings, bn="frozen", backbone_lr_scale=0.0)
 
 
-def resolve_device(config: TrainConfig, processes: int) -> str:
+def resolve_device(config: StudentConfig, processes: int) -> str:
     """Where the run trains.
 
     Args:

@@ -11,7 +11,7 @@ from typing import Any, final
 
 from kdcli.errors import DivergedError, OutputExistsError, StorageError
 from kdcli.files import write_json
-from kdcli.training.config import TrainConfig
+from kdcli.training.config import StudentConfig
 from kdcli.training.result import TrainResult
 from kdcli.training.train import train_students
 from kdcli.types import Ranking
@@ -55,7 +55,7 @@ class SweepResult:
 
 
 def train_sweep(
-    out: Path, configs: Mapping[str, TrainConfig], rankings: Mapping[str, Ranking | None] | None = None
+    out: Path, configs: Mapping[str, StudentConfig], rankings: Mapping[str, Ranking | None] | None = None
 ) -> SweepResult:
     """Train several students over one stream, or go on with them; see :func:`kdcli.training.train.train_students`.
 

@@ -20,7 +20,7 @@ import yaml
 
 from kdcli.errors import ConfigError, UsageError, nearest
 from kdcli.options.resolving import layers_of, only_flags, read_yaml, validated
-from kdcli.training.config import TrainConfig
+from kdcli.training.config import StudentConfig
 
 SHARED = (
     "data", "cache", "data_root", "download", "test", "batch_size", "epochs", "data_seed", "recipe", "teacher_view",
@@ -37,7 +37,7 @@ Options = dict[str, Any]
 
 def resolve_sweep(
     flags: Mapping[str, Any], sets: Sequence[str], file: Path | None, sweep: Path
-) -> tuple[Path, dict[str, TrainConfig]]:
+) -> tuple[Path, dict[str, StudentConfig]]:
     """Merge defaults < ``file`` < common < ``sets`` < ``flags`` < grid and student, reporting all errors at once.
 
     Args:
@@ -57,17 +57,17 @@ def resolve_sweep(
     problems: list[str] = []
     document = _sections(read_yaml(sweep, "--sweep", _UniqueKeys), sweep, problems)
     students = _students(document, sweep, problems)
-    layers = layers_of(TrainConfig, flags, sets, file, problems)
+    layers = layers_of(StudentConfig, flags, sets, file, problems)
     layers.insert(1, (document["common"], f"{sweep}: "))
     out = next((Path(values["out"]) for values, _ in reversed(layers) if "out" in values), None)
     if out is None:
         problems.append("--out is missing")
     found: dict[str, list[str]] = {}
-    configs: dict[str, TrainConfig] = {}
+    configs: dict[str, StudentConfig] = {}
     for name, options in students.items():
         own: list[str] = []
         folder = {"out": (out or Path()) / name}
-        config = validated(TrainConfig, [*layers, (options, f"{sweep}: "), (folder, "--")], own)
+        config = validated(StudentConfig, [*layers, (options, f"{sweep}: "), (folder, "--")], own)
         if config is not None:
             configs[name] = config
         for problem in own:
@@ -187,7 +187,7 @@ def _whose(problem: str, names: Sequence[str], students: int) -> str:
     return f"{problem} (student {', '.join(names[:_SHOWN])}{more})"
 
 
-def _differing(configs: Mapping[str, TrainConfig], sweep: Path) -> list[str]:
+def _differing(configs: Mapping[str, StudentConfig], sweep: Path) -> list[str]:
     """Shared options in which two students differ."""
     problems = []
     for key in SHARED:

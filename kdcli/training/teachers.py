@@ -11,7 +11,7 @@ from kdcli.console import console
 from kdcli.errors import CacheMissingError, IdentityError, UsageError
 from kdcli.methods.base import LARGEST, Choice, Method, Needs, Settings
 from kdcli.options.resolving import command_line
-from kdcli.training.config import TrainConfig
+from kdcli.training.config import StudentConfig
 from kdcli.types import Difference, Ranking
 
 
@@ -47,12 +47,12 @@ class Teachers:
         return Teachers(weights, {each: self.records[each] for each in others}, self.generalist)
 
 
-def cache_flags(config: TrainConfig) -> str:
+def cache_flags(config: StudentConfig) -> str:
     """The ``--cache`` options of a run, for hints."""
     return " ".join(f"--cache {quote(str(path))}" for path in config.cache) or "--cache PATH"
 
 
-def require_options(config: TrainConfig, method: Method, ranking: Ranking | None) -> None:
+def require_options(config: StudentConfig, method: Method, ranking: Ranking | None) -> None:
     """Refuse a method whose inputs were not given, before anything is opened.
 
     Raises:
@@ -75,7 +75,7 @@ def require_options(config: TrainConfig, method: Method, ranking: Ranking | None
 
 
 def choose_teachers(
-    config: TrainConfig,
+    config: StudentConfig,
     method: Method,
     settings: Settings,
     cache: CacheSet,
@@ -157,7 +157,7 @@ def _largest(cache: CacheSet, names: Sequence[str], needed: int, pinned: Collect
 
 
 def _names(
-    config: TrainConfig, cache: CacheSet, ranking: Ranking | None, pinned: Sequence[str]
+    config: StudentConfig, cache: CacheSet, ranking: Ranking | None, pinned: Sequence[str]
 ) -> tuple[str, ...]:
     for name in config.teacher:
         cache.teacher(name)
@@ -174,7 +174,7 @@ def _names(
 
 
 def _require_agreement(
-    config: TrainConfig, weights: dict[str, float], generalist: TeacherRecord | None
+    config: StudentConfig, weights: dict[str, float], generalist: TeacherRecord | None
 ) -> None:
     allowed = {*config.teacher, *([generalist.name] if generalist else [])}
     left_out = [name for name in weights if config.teacher and name not in allowed]
@@ -187,7 +187,7 @@ def _require_agreement(
 
 
 def ranked_records(
-    ranking: Ranking | None, cache: CacheSet | None, config: TrainConfig
+    ranking: Ranking | None, cache: CacheSet | None, config: StudentConfig
 ) -> list[TeacherRecord]:
     """The cached teachers that ``--init nearest-source`` chooses among, the highest score first.
 
@@ -207,7 +207,7 @@ def ranked_records(
     return [cache.teacher(source.name) for source in best_first]
 
 
-def require_same_sources(ranking: Ranking, cache: CacheSet, config: TrainConfig) -> None:
+def require_same_sources(ranking: Ranking, cache: CacheSet, config: StudentConfig) -> None:
     """Refuse a ranking of other teachers than the cache holds.
 
     Raises:

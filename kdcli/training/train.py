@@ -18,7 +18,7 @@ from kdcli.errors import DeviceError, DivergedError, KdError, OutputExistsError,
 from kdcli.models.student import LABEL_HEAD
 from kdcli.runtime import StopFlag, StopNow, stop_signals, worker_count
 from kdcli.training.batches import FeedBatch, make_loader, render_of
-from kdcli.training.config import TrainConfig
+from kdcli.training.config import StudentConfig
 from kdcli.training.distributed import Ranks, Together, join_ranks, stopped_before_training
 from kdcli.training.engine import Engine, make_accelerator
 from kdcli.training.evaluate import Examinee, accuracies, accuracy, heads_to_test
@@ -45,7 +45,7 @@ _RANK_STRIDE = 1_000_003
 
 
 def train_student(
-    config: TrainConfig,
+    config: StudentConfig,
     *,
     ranking: Ranking | None = None,
     on_batch: Callable[[FeedBatch], None] | None = None,
@@ -75,7 +75,7 @@ def train_student(
 
 
 def train_students(
-    configs: Mapping[str, TrainConfig],
+    configs: Mapping[str, StudentConfig],
     rankings: Mapping[str, Ranking | None] | None = None,
     on_batch: Callable[[FeedBatch], None] | None = None,
     sources: Sources | None = None,
@@ -122,7 +122,7 @@ def _stoppable() -> Iterator[StopFlag]:
 
 
 def _run(
-    configs: Mapping[str, TrainConfig],
+    configs: Mapping[str, StudentConfig],
     rankings: Mapping[str, Ranking | None],
     on_batch: Callable[[FeedBatch], None] | None,
     ranks: Ranks,
@@ -181,7 +181,7 @@ def _for_each(names: Iterable[str], function: Callable[[str], Outcome]) -> dict[
 
 
 def _decide(
-    name: str, config: TrainConfig, ranking: Ranking | None, sources: Sources, processes: int
+    name: str, config: StudentConfig, ranking: Ranking | None, sources: Sources, processes: int
 ) -> Plan:
     """The plan of a student, whose folder is free for it or holds this very run."""
     require_folder(config.out)

@@ -16,7 +16,7 @@ from kdcli.data.sources import ImageData
 from kdcli.data.subset import draw, fractions_of
 from kdcli.errors import BadDataError, UsageError
 from kdcli.methods.base import Method
-from kdcli.training.config import TrainConfig
+from kdcli.training.config import StudentConfig
 
 if TYPE_CHECKING:
     from kdcli.models.student import Student
@@ -27,7 +27,7 @@ ON_TEST = "best-on-test"
 """P4's selection, by the test data."""
 
 
-def split_off(config: TrainConfig, method: Method, data: ImageData) -> tuple[ImageData, ImageData | None]:
+def split_off(config: StudentConfig, method: Method, data: ImageData) -> tuple[ImageData, ImageData | None]:
     """Set aside ``--validation`` of the labelled images, as large a share of every class; at least one of each
     class stays for training, and unlabelled images all stay.
 
@@ -66,7 +66,7 @@ def split_off(config: TrainConfig, method: Method, data: ImageData) -> tuple[Ima
     return data.select(np.flatnonzero(~aside)), data.select(np.flatnonzero(aside))
 
 
-def _require_test(config: TrainConfig, method: Method) -> None:
+def _require_test(config: StudentConfig, method: Method) -> None:
     if config.test is None or not method.needs.labels or not isinstance(config.data, str):
         reason = (
             "no --test is given" if config.test is None else f"{method.name} has no one test to select by"

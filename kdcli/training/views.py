@@ -10,10 +10,12 @@ from kdcli.errors import UsageError
 from kdcli.methods.base import Method
 from kdcli.methods.fixmatch import strong_recipe
 from kdcli.training.batches import ViewRule
-from kdcli.training.config import TrainConfig
+from kdcli.training.config import StudentConfig
 
 
-def choose_views(config: TrainConfig, method: Method, cache: CacheSet | None, pinned: int | None) -> ViewRule:
+def choose_views(
+    config: StudentConfig, method: Method, cache: CacheSet | None, pinned: int | None
+) -> ViewRule:
     """Which view each epoch shows.
 
     Args:
@@ -55,7 +57,7 @@ def choose_views(config: TrainConfig, method: Method, cache: CacheSet | None, pi
     return ViewRule(views, cached)
 
 
-def choose_strong_views(config: TrainConfig, rule: ViewRule) -> ViewSet:
+def choose_strong_views(config: StudentConfig, rule: ViewRule) -> ViewSet:
     """FixMatch's strong views: by default the weak crop and flip, then RandAugment and Cutout."""
     recipe = config.strong_recipe or str(strong_recipe(rule.views.rule))
     strong = ViewSet(0, 1.0, recipe)
