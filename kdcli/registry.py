@@ -1,0 +1,110 @@
+"""What can be added to kd from outside: methods, metrics, data sources and kinds of models, each by its name.
+
+Three ways lead to an entry: kd's own, listed here by dotted path so that listing them loads nothing; those of installed
+packages, by entry point (groups ``kd.methods``, ``kd.metrics``, ``kd.sources``, ``kd.models``); and ``pkg.mod:OBJECT``
+itself, where a name is expected. docs/extending.md has an example of each.
+"""
+
+import importlib
+import re
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Final, final
+
+from kdcli.errors import NotFoundError, UsageError, nearest
+
+_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+
+
+def is_object_path(text: str) -> bool:
+    """Whether ``text`` is of the form ``pkg.mod:OBJECT``."""
+    return _PATH.fullmatch(text) is not None
+
+
+def load_object(path: str) -> Any:
+    """The object at ``pkg.mod:OBJECT``.
+
+    Raises:
+        NotFoundError: there is no such module, or it has no such object.
+    """
+    module_name, _, attributes = path.partition(":")
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # the module is there, and what it needs is not: its own traceback says more
+        raise NotFoundError(
+            f"{path}: there is no module {error.name}",
+            "Install its package, or add its folder to PYTHONPATH.",
+        ) from error
+    for attribute in attributes.split("."):
+        try:
+            found = getattr(found, attribute)
+        except AttributeError as error:
+            near = nearest(attribute, dir(found))
+            raise NotFoundError(
+                f"{path}: {module_name} has no {attribute}.{near}", "Give it as pkg.mod:OBJECT."
+            ) from error
+    return found
+
+
+@final
+class Registry(Mapping[str, Any]):
+    """Entries of one kind by name. A mapping; a value is imported when it is asked for.
+
+    Args:
+        kind: what an entry is, for messages.
+        group: entry-point group of other packages.
+        built_in: dotted path ``pkg.mod:OBJECT`` by name, in the order in which they are listed.
+    """
+
+    def __init__(self, kind: str, group: str, built_in: Mapping[str, str]) -> None:
+        self.kind, self.group, self._built_in = kind, group, dict(built_in)
+
+    @cached_property
+    def _installed(self) -> dict[str, EntryPoint]:
+        found: dict[str, EntryPoint] = {}
+        for point in entry_points(group=self.group):
+            if point.name in self._built_in or (
+                point.name in found and found[point.name].value != point.value
+            ):
+                other = f"{found[point.name].value}" if point.name in found else "kd itself"
+                raise UsageError(
+                    f"{point.value} and {other} both call a {self.kind} '{point.name}'",
+                    "Uninstall one of the packages.",
+                )
+            found[point.name] = point
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((*self._built_in, *self._installed))
+
+    def __len__(self) -> int:
+        return len(self._built_in) + len(self._installed)
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and (name in self._built_in or name in self._installed)
+
+    def __getitem__(self, name: str) -> Any:
+        if name in self._built_in:
+            return load_object(self._built_in[name])
+        if name in self._installed:
+            return load_object(self._installed[name].value)
+        if is_object_path(name):
+            return load_object(name)
+        raise KeyError(name)
+
+    def find(self, name: str) -> Any:
+        """The entry of a name or a ``pkg.mod:OBJECT``.
+
+        Raises:
+            UsageError: there is none; the nearest name is given.
+            NotFoundError: see :func:`load_object`.
+        """
+        if name not in self and not is_object_path(name):
+            raise UsageError(
+                f"unknown {self.kind} '{name}'.{nearest(name, tuple(self))}",
+                f"There are {', '.join(self)}; or give an object of your own as pkg.mod:OBJECT.",
+            )
+        return self[name]
