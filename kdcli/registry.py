@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Final, final
+from typing import Any, final
 
 from kdcli.errors import NotFoundError, UsageError, nearest
 
