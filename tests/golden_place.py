@@ -59,12 +59,23 @@ def bmp(rows: list[list[tuple[int, int, int]]]) -> bytes:
     return header + numbers(4, 0, len(body), 2835, 2835, 0, 0) + body
 
 
-def make_images(folder: Path, classes: Iterable[str], count: int, salt: int = 0) -> None:
+SIZES = ((24, 26), (29, 33), (34, 26), (24, 33), (29, 26), (34, 33))
+LONG = ((90, 7), (9, 120), (31, 31), (200, 180), (40, 300), (1, 64))
+"""Also images of which no random crop of a usual ratio can be cut."""
+
+
+def make_images(
+    folder: Path,
+    classes: Iterable[str],
+    count: int,
+    salt: int = 0,
+    sizes: tuple[tuple[int, int], ...] = SIZES,
+) -> None:
     """As many PPM as BMP files in each class, of several sizes."""
     for label, name in enumerate(classes):
         (folder / name).mkdir(parents=True)
         for number in range(count):
-            rows = pixels(24 + 5 * (number % 3), 26 + 7 * (number % 2), 1 + salt + 11 * label + number)
+            rows = pixels(*sizes[number % len(sizes)], 1 + salt + 11 * label + number)
             suffix, encode = (("ppm", ppm), ("bmp", bmp))[number % 2]
             (folder / name / f"{number:02d} ä.{suffix}").write_bytes(encode(rows))
 
@@ -74,7 +85,7 @@ def make_place(root: Path) -> None:
     make_images(root / "images", ("c0", "c1", "c2"), 8)
     make_images(root / "held-out", ("c0", "c1", "c2"), 3, salt=100)
     make_images(root / "more", ("c0", "c1", "c2"), 10)
-    make_images(root / "few", ("x", "y"), 3, salt=50)
+    make_images(root / "few", ("x", "y"), 6, salt=50, sizes=LONG)
     (root / "empty").mkdir()
     (root / "a-file").write_text("x")
     (root / "mine.yaml").write_text(RECIPE)

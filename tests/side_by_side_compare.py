@@ -1,6 +1,7 @@
 """What side_by_side.py compares of two folders, and what it leaves out: times, paths, ids, versions, commands, host."""
 
 import csv
+import hashlib
 import json
 import zipfile
 from collections.abc import Iterator
@@ -152,4 +153,6 @@ def short(value: Any) -> str:
     """A value as a message shows it."""
     if isinstance(value, tuple):
         return "(" + ", ".join(map(short, value)) + ")"
-    return f"{len(value)} bytes" if isinstance(value, bytes) else repr(value)[:80]
+    if isinstance(value, bytes):
+        return f"{len(value)} bytes {hashlib.sha256(value).hexdigest()[:8]}"
+    return repr(value)[:80]
