@@ -2,9 +2,9 @@
 
     python benchmarks/step_path.py [--method NAME] [--json]
 
-A student of 32 px is trained on scikit-learn's digits from a cache, in this process. Calls are counted between the ends of
-two optimiser steps, so making the batch, losses, update and progress are all in it. Figures are counts, the same on
-every machine.
+A student of 32 px is trained on scikit-learn's digits from a cache, in this process. Calls are counted between the ends
+of two optimiser steps, so making the batch, losses, update and progress are all in it. Figures are counts, the same
+on every machine.
 """
 
 import argparse
@@ -23,6 +23,8 @@ from kdcli.cli.app import main as kd
 
 PACKAGE = str(Path(kdcli.__file__).parent)
 DATA = "sklearn/digits@split=train,n=64"
+HERE = ("--device", "cpu", "--workers", "0", "--quiet")
+SHORT = ("--image-size", "32", "--epochs", "1", *HERE)
 SKIPPED = 2
 """Steps before the one that is counted: what is done once is done by then."""
 
@@ -63,8 +65,7 @@ def run(*words: str) -> None:
 def trace(method: str, folder: Path) -> Journey:
     """The path of one step of a training of ``method``."""
     cache = str(folder / "c.kd")
-    common = ("--device", "cpu", "--workers", "0", "--quiet")
-    run("cache-teachers", DATA, "--cache", cache, "--teacher", f"t={teacher(folder)}", *common)
+    run("cache-teachers", DATA, "--cache", cache, "--teacher", f"t={teacher(folder)}", *HERE)
     found, steps = Journey(), 0
 
     def count(_optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
@@ -75,8 +76,8 @@ def trace(method: str, folder: Path) -> Journey:
 
     hook = register_optimizer_step_post_hook(count)
     try:
-        run("train-student", DATA, "--cache", cache, "--student", "test_resnet", "--method", method, "--image-size", "32",
-            "--batch-size", "16", "--epochs", "1", "--out", str(folder / "run"), *common)  # fmt: skip
+        run("train-student", DATA, "--cache", cache, "--student", "test_resnet", "--method", method, *SHORT,
+            "--batch-size", "16", "--out", str(folder / "run"))  # fmt: skip
     finally:
         hook.remove()
         sys.setprofile(None)
@@ -85,9 +86,9 @@ def trace(method: str, folder: Path) -> Journey:
 
 def teacher(folder: Path) -> str:
     """A small teacher of the digits."""
-    run("train-student", DATA, "--student", "test_vit", "--method", "labels-only", "--image-size", "32", "--epochs", "1",
-        "--out", str(folder / "teacher"), "--device", "cpu", "--workers", "0", "--quiet")  # fmt: skip
-    return f"local-dir:{folder / 'teacher' / 'export'}"
+    out = folder / "teacher"
+    run("train-student", DATA, "--student", "test_vit", "--method", "labels-only", *SHORT, "--out", str(out))
+    return f"local-dir:{out / 'export'}"
 
 
 if __name__ == "__main__":
