@@ -204,6 +204,7 @@ class Heads(Method):
     """
 
     weights: Callable[[Choice], dict[str, float]]
+    ranked: bool = True
 
     @property
     def contrastive(self) -> bool:
@@ -307,5 +308,6 @@ SOFT_LABEL = Heads(
     Options=HeadOptions,
     needs=_KD,
     defaults=PRINTED,
+    ranked=False,
     weights=soft_label_weights,
 )

@@ -118,7 +118,7 @@ class DataPartitioning(Objective):
     def __init__(
         self,
         teachers: Sequence[str],
-        frozen: str | FrozenStudent,
+        frozen: str | nn.Module,
         options: PartitionOptions,
         columns: Mapping[str, Sequence[int]] | None = None,
         smoothing: float = 0.0,

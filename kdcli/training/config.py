@@ -308,13 +308,15 @@ class StudentConfig(StepConfig):
                 if name not in ("options", "aside"):
                     yield name, getattr(model, name), field
 
-    def changed(self, **changes: Any) -> Self:
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """The same with other options, the method's among them; values are taken as they are."""
-        own = {name: value for name, value in changes.items() if name in type(self.options).model_fields}
-        core = {name: value for name, value in changes.items() if name not in own}
+        own = {
+            name: value for name, value in (update or {}).items() if name in type(self.options).model_fields
+        }
+        core = {name: value for name, value in (update or {}).items() if name not in own}
         if own:
             core["options"] = self.options.model_copy(update=own)
-        return self.model_copy(update=core)
+        return super().model_copy(update=core, deep=deep)
 
     # --- values -------------------------------------------------------------------------------
 

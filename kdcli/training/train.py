@@ -22,7 +22,7 @@ from kdcli.training.batches import feed_of, make_loader, render_of
 from kdcli.training.config import StudentConfig
 from kdcli.training.distributed import Ranks, Together, join_ranks, stopped_before_training
 from kdcli.training.engine import Engine, make_accelerator
-from kdcli.training.evaluate import Examinee, Testing, accuracies, heads_to_test
+from kdcli.training.evaluate import Conditions, Examinee, accuracies, heads_to_test
 from kdcli.training.fit import Lane, OwnRandom, Stream, fit, known_divergence
 from kdcli.training.one_stream import require_one_stream
 from kdcli.training.plan import Plan
@@ -332,7 +332,7 @@ def _watch(run: _Run, device: torch.device, workers: int, stop: StopFlag, ranks:
 
     def judge_of(head: str, data: ImageData, labels: Int64[np.ndarray, " n"]) -> Judge:
         one = Examinee(built.student, head, labels, built.model.preprocess)
-        how = Testing(device, plan.settings.batch_size, workers, stop, ranks)
+        how = Conditions(device, plan.settings.batch_size, workers, stop, ranks)
         return lambda: accuracies([one], data, how)[0]
 
     judges, chooser = {}, {"best": "val", ON_TEST: "test"}.get(plan.config.select)
@@ -394,7 +394,7 @@ def _tests(
                 exams.setdefault(test, (data, {}))[1][run.name] = one
     found: dict[str, dict[str, dict[str, float]]] = {}
     for test, (data, examinees) in exams.items():
-        how = Testing(device, done[0][0].plan.settings.batch_size, workers, stop, ranks)
+        how = Conditions(device, done[0][0].plan.settings.batch_size, workers, stop, ranks)
         scores = accuracies(list(examinees.values()), data, how)
         for name, score in zip(examinees, scores, strict=True):
             found.setdefault(name, {})[test] = score
