@@ -253,14 +253,12 @@ PRINTED = Settings(
 
 _KD = Needs(frozenset({"logits"}), generalist=True)
 _CRD = Needs(frozenset({"logits", "features"}), generalist=True)
-_EXAMPLE = "kd train-student DATA --cache CACHE --generalist GEN --student ARCH --out OUT --method "
 
 CONSOLIDATION = Heads(
     name="consolidation",
     paper=PAPER,
     equation="Eq. 1",
     summary="A generalist and experts, one head each; no labels.",
-    example=f"{_EXAMPLE}consolidation",
     Options=PairOptions,
     needs=_KD,
     defaults=PRINTED,
@@ -271,7 +269,6 @@ CONSOLIDATION_CRD = Heads(
     paper=PAPER,
     equation="Eq. 1, KD + CRD",
     summary="Consolidation that contrasts features, too; no labels.",
-    example=f"{_EXAMPLE}consolidation-crd",
     Options=CrdPairOptions,
     needs=_CRD,
     defaults=PRINTED,
@@ -282,7 +279,6 @@ MULTI_HEAD_KD = Heads(
     paper=PAPER,
     equation="Eq. 1, lambda_0 = 0",
     summary="Baseline: the experts alone, from the generalist's weights; no labels.",
-    example=f"{_EXAMPLE}multi-head-kd",
     Options=HeadOptions,
     needs=_KD,
     defaults=PRINTED,
@@ -293,7 +289,6 @@ MULTI_HEAD_CRD = Heads(
     paper=PAPER,
     equation="Eq. 1, KD + CRD, lambda_0 = 0",
     summary="Baseline: multi-head-kd that contrasts features, too; no labels.",
-    example=f"{_EXAMPLE}multi-head-crd",
     Options=CrdHeadOptions,
     needs=_CRD,
     defaults=PRINTED,
@@ -304,7 +299,6 @@ SOFT_LABEL = Heads(
     paper=PAPER,
     equation="Eq. 1, N = 0",
     summary="Baseline: the generalist alone, distilled into itself; no labels.",
-    example=f"{_EXAMPLE}soft-label",
     Options=HeadOptions,
     needs=_KD,
     defaults=PRINTED,

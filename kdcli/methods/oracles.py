@@ -205,7 +205,6 @@ MULTI_TASK = MultiTaskMethod(
     paper=PAPER,
     equation="Eq. none (Table 2, MTL oracle)",
     summary="Labels of several data sets at once, one head each or one label space; no teacher.",
-    example="kd train-student cars=CARS food=FOOD --student ARCH --method multi-task --out OUT",
     Options=MultiTaskOptions,
     needs=Needs(labels=True, sets=True),
     defaults=PRINTED,
@@ -215,8 +214,6 @@ REPLAY_ORACLE = ReplayMethod(
     paper=PAPER,
     equation="Eq. none (ours: its MTL oracle without the generalist's data)",
     summary="The generalist on the first data set, labels of the others, one head each.",
-    example="kd train-student proxy=PROXY cars=CARS --cache CACHE --generalist GEN --student ARCH "
-    "--method replay-oracle --out OUT",
     Options=ReplayOptions,
     needs=Needs(frozenset({"logits"}), generalist=True, sets=True),
     defaults=PRINTED,

@@ -29,7 +29,7 @@ from kdcli.methods.divergences import (
     kl_name,
 )
 from kdcli.methods.options import KlOptions, kl_weight_option, method_option
-from kdcli.methods.transfer import EXAMPLE, PAPER, PRINTED, beside
+from kdcli.methods.transfer import PAPER, PRINTED, beside
 from kdcli.models.network import Classifier
 from kdcli.models.spec import Model, open_model, weights_sha256
 from kdcli.models.student import LABEL_HEAD, StudentOutput
@@ -379,7 +379,6 @@ DP = Partition(
     paper=PAPER,
     equation="Eq. 4, 5",
     summary="KL from whoever gives the label more: teachers, or the frozen student.",
-    example=f"{EXAMPLE}dp",
     Options=LabelledPartitionOptions,
     needs=Needs(frozenset({"logits", "logp_label"}), labels=True, classes=True, frozen=True),
     defaults=PRINTED,
@@ -389,7 +388,6 @@ DP_UNSUP = Partition(
     paper=PAPER,
     equation="Eq. 4, 5, largest probability",
     summary="KL from whoever is surer; no labels.",
-    example=f"{EXAMPLE}dp-unsup",
     Options=PartitionOptions,
     needs=Needs(frozenset({"logits", "logp_max"}), classes=True, frozen=True),
     defaults=PRINTED,

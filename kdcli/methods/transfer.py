@@ -335,9 +335,6 @@ PRINTED = Settings(
     batch_size=64,
     bn="frozen",
 )
-EXAMPLE = (
-    "kd train-student DATA --cache CACHE --teacher NAME --student local-dir:RUN/export --out OUT --method "
-)
 
 _SAME = Needs(frozenset({"logits"}), classes=True)
 _LABELS = replace(_SAME, labels=True)
@@ -347,7 +344,6 @@ KL = Kl(
     paper=PAPER,
     equation="Eq. 1",
     summary="KL from teachers of the same classes; no labels.",
-    example=f"{EXAMPLE}kl",
     Options=KlOptions,
     needs=_SAME,
     defaults=PRINTED,
@@ -357,7 +353,6 @@ XE_KL = Kl(
     paper=PAPER,
     equation="Eq. 2",
     summary="KL and labels.",
-    example=f"{EXAMPLE}xe-kl",
     Options=HalfKlOptions,
     needs=_LABELS,
     defaults=PRINTED,
@@ -367,7 +362,6 @@ KL_LS = Kl(
     paper=PAPER,
     equation="Eq. 2, smoothed labels",
     summary="KL and smoothed labels.",
-    example=f"{EXAMPLE}kl-ls",
     Options=HalfKlOptions,
     needs=_LABELS,
     defaults=replace(PRINTED, label_smoothing=0.1),
@@ -377,7 +371,6 @@ MCL = Mcl(
     paper=PAPER,
     equation="Eq. 2, 3",
     summary="KL and labels; a slowly following copy of the student is kept.",
-    example=f"{EXAMPLE}mcl",
     Options=MclOptions,
     needs=_LABELS,
     defaults=replace(PRINTED, lr=0.01),
@@ -387,7 +380,6 @@ SOFT_CE = SoftCe(
     paper=PAPER,
     equation="Eq. 1, cross-entropy",
     summary="Soft cross-entropy instead of KL; no labels.",
-    example=f"{EXAMPLE}soft-ce",
     Options=SoftCeOptions,
     needs=_SAME,
     defaults=PRINTED,
@@ -397,7 +389,6 @@ TOPK_KL = TopKl(
     paper=PAPER,
     equation="Eq. 1, top classes",
     summary="KL over the teacher's most probable classes; no labels.",
-    example=f"{EXAMPLE}topk-kl",
     Options=TopKlOptions,
     needs=replace(_SAME, largest=True),
     defaults=PRINTED,

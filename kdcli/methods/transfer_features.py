@@ -11,7 +11,7 @@ from kdcli.methods.crd import ContrastiveDistillation, CrdOptions, contrasts, de
 from kdcli.methods.divergences import beside_labels, similarity_divergence
 from kdcli.methods.losses import label_cross_entropy, weighted_sum
 from kdcli.methods.options import MethodOptions, kl_weight_option
-from kdcli.methods.transfer import EXAMPLE, PAPER, PRINTED, beside
+from kdcli.methods.transfer import PAPER, PRINTED, beside
 from kdcli.models.student import LABEL_HEAD, StudentOutput
 
 
@@ -148,7 +148,6 @@ CD = Similarities(
     paper=PAPER,
     equation="Eq. 6",
     summary="Similarities between a batch's images, and labels.",
-    example=f"{EXAMPLE}cd",
     Options=SimilarityOptions,
     needs=_NEEDS,
     defaults=PRINTED,
@@ -158,7 +157,6 @@ CRD = Contrast(
     paper=PAPER,
     equation="Eq. 7",
     summary="Features contrasted as Tian et al. do, and labels.",
-    example=f"{EXAMPLE}crd",
     Options=CrdOptions,
     needs=_NEEDS,
     defaults=PRINTED,

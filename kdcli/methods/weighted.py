@@ -214,7 +214,6 @@ LABELS_ONLY = Labels(
     paper=PAPER,
     equation="Eq. 2",
     summary="Cross-entropy on the labelled images; no teacher.",
-    example="kd train-student DATA --student mobilenetv3_small_100 --method labels-only --out OUT",
     needs=Needs(labels=True),
     defaults=OURS,
     scheme="labels-only",
@@ -224,8 +223,6 @@ DISTILL_NEAREST = Weighted(
     paper=PAPER,
     equation="Eq. 1",
     summary="Labels and the one source that the ranking puts first.",
-    example="kd train-student DATA --cache CACHE --ranking RANKING.json --student mobilenetv3_small_100 "
-    "--method distill-nearest --out OUT",
     Options=WeightedOptions,
     needs=replace(_NEEDS, ranking=True),
     defaults=OURS,
@@ -238,8 +235,6 @@ DISTILL_WEIGHTED = Weighted(
     paper=PAPER,
     equation="Eq. 4, 5",
     summary="Labels and all sources, by the ranking's weights.",
-    example="kd train-student DATA --cache CACHE --ranking RANKING.json --student mobilenetv3_small_100 "
-    "--method distill-weighted --out OUT",
     Options=WeightedOptions,
     needs=replace(_NEEDS, ranking=True),
     defaults=OURS,
@@ -252,7 +247,6 @@ DISTILL_EQUAL = Weighted(
     paper=PAPER,
     equation="Eq. 4, p = 0",
     summary="Labels and all sources, equally.",
-    example="kd train-student DATA --cache CACHE --student mobilenetv3_small_100 --method distill-equal --out OUT",
     Options=WeightedOptions,
     needs=_NEEDS,
     defaults=OURS,
