@@ -1,4 +1,4 @@
-"""Every registered method: from a real cache, stopped and gone on with, told, printed. A new one is covered as it is."""
+"""Every registered method: trained, stopped and gone on with, told, printed. A new one is covered as it is."""
 
 import json
 from collections.abc import Callable

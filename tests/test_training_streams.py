@@ -283,14 +283,6 @@ def test_result_and_identity_say_how_batches_are_made(place: Place) -> None:
             train_student(config.model_copy(update=changes))
 
 
-def test_a_default_run_has_no_word_about_streams_in_its_identity(place: Place) -> None:
-    # Runs that were begun before these options existed go on.
-    for method in ("labels-only", "distill-equal", "consolidation"):
-        identity = make_plan(place.config("x", method)).identity()
-        new = {"unlabelled_ratio", "unlabelled_includes_labelled", "threshold", "unlabelled_weight"}
-        assert all(identity.get(key) is None for key in (*new, "strong_views", "sets", "label_space"))
-
-
 def test_outputs_held_on_the_device_are_those_of_the_pass(place: Place) -> None:
     plan, reads = (
         make_plan(partly(place, "x", unlabelled_ratio=0.5)),

@@ -255,53 +255,27 @@ _KD = Needs(frozenset({"logits"}), generalist=True)
 _CRD = Needs(frozenset({"logits", "features"}), generalist=True)
 
 CONSOLIDATION = Heads(
-    name="consolidation",
-    paper=PAPER,
-    equation="Eq. 1",
-    summary="A generalist and experts, one head each; no labels.",
-    Options=PairOptions,
-    needs=_KD,
-    defaults=PRINTED,
+    name="consolidation", paper=PAPER, equation="Eq. 1",
+    summary="A generalist and experts, one head each; no labels.", Options=PairOptions, needs=_KD, defaults=PRINTED,
     weights=pair_weights,
-)
+)  # fmt: skip
 CONSOLIDATION_CRD = Heads(
-    name="consolidation-crd",
-    paper=PAPER,
-    equation="Eq. 1, KD + CRD",
-    summary="Consolidation that contrasts features, too; no labels.",
-    Options=CrdPairOptions,
-    needs=_CRD,
-    defaults=PRINTED,
-    weights=pair_weights,
-)
+    name="consolidation-crd", paper=PAPER, equation="Eq. 1, KD + CRD",
+    summary="Consolidation that contrasts features, too; no labels.", Options=CrdPairOptions, needs=_CRD,
+    defaults=PRINTED, weights=pair_weights,
+)  # fmt: skip
 MULTI_HEAD_KD = Heads(
-    name="multi-head-kd",
-    paper=PAPER,
-    equation="Eq. 1, lambda_0 = 0",
-    summary="Baseline: the experts alone, from the generalist's weights; no labels.",
-    Options=HeadOptions,
-    needs=_KD,
-    defaults=PRINTED,
-    weights=expert_weights,
-)
+    name="multi-head-kd", paper=PAPER, equation="Eq. 1, lambda_0 = 0",
+    summary="Baseline: the experts alone, from the generalist's weights; no labels.", Options=HeadOptions, needs=_KD,
+    defaults=PRINTED, weights=expert_weights,
+)  # fmt: skip
 MULTI_HEAD_CRD = Heads(
-    name="multi-head-crd",
-    paper=PAPER,
-    equation="Eq. 1, KD + CRD, lambda_0 = 0",
-    summary="Baseline: multi-head-kd that contrasts features, too; no labels.",
-    Options=CrdHeadOptions,
-    needs=_CRD,
-    defaults=PRINTED,
-    weights=expert_weights,
-)
+    name="multi-head-crd", paper=PAPER, equation="Eq. 1, KD + CRD, lambda_0 = 0",
+    summary="Baseline: multi-head-kd that contrasts features, too; no labels.", Options=CrdHeadOptions, needs=_CRD,
+    defaults=PRINTED, weights=expert_weights,
+)  # fmt: skip
 SOFT_LABEL = Heads(
-    name="soft-label",
-    paper=PAPER,
-    equation="Eq. 1, N = 0",
-    summary="Baseline: the generalist alone, distilled into itself; no labels.",
-    Options=HeadOptions,
-    needs=_KD,
-    defaults=PRINTED,
-    ranked=False,
-    weights=soft_label_weights,
-)
+    name="soft-label", paper=PAPER, equation="Eq. 1, N = 0",
+    summary="Baseline: the generalist alone, distilled into itself; no labels.", Options=HeadOptions, needs=_KD,
+    defaults=PRINTED, ranked=False, weights=soft_label_weights,
+)  # fmt: skip

@@ -375,20 +375,13 @@ def _lacking(setup: Setup, record: TeacherRecord, arrays: Collection[str]) -> Ca
 
 
 DP = Partition(
-    name="dp",
-    paper=PAPER,
-    equation="Eq. 4, 5",
+    name="dp", paper=PAPER, equation="Eq. 4, 5",
     summary="KL from whoever gives the label more: teachers, or the frozen student.",
     Options=LabelledPartitionOptions,
-    needs=Needs(frozenset({"logits", "logp_label"}), labels=True, classes=True, frozen=True),
-    defaults=PRINTED,
-)
+    needs=Needs(frozenset({"logits", "logp_label"}), labels=True, classes=True, frozen=True), defaults=PRINTED,
+)  # fmt: skip
 DP_UNSUP = Partition(
-    name="dp-unsup",
-    paper=PAPER,
-    equation="Eq. 4, 5, largest probability",
-    summary="KL from whoever is surer; no labels.",
-    Options=PartitionOptions,
-    needs=Needs(frozenset({"logits", "logp_max"}), classes=True, frozen=True),
-    defaults=PRINTED,
-)
+    name="dp-unsup", paper=PAPER, equation="Eq. 4, 5, largest probability",
+    summary="KL from whoever is surer; no labels.", Options=PartitionOptions,
+    needs=Needs(frozenset({"logits", "logp_max"}), classes=True, frozen=True), defaults=PRINTED,
+)  # fmt: skip

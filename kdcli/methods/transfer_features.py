@@ -144,20 +144,10 @@ class Contrast(Method):
 _NEEDS = Needs(frozenset({"features"}), labels=True)
 
 CD = Similarities(
-    name="cd",
-    paper=PAPER,
-    equation="Eq. 6",
-    summary="Similarities between a batch's images, and labels.",
-    Options=SimilarityOptions,
-    needs=_NEEDS,
-    defaults=PRINTED,
-)
+    name="cd", paper=PAPER, equation="Eq. 6", summary="Similarities between a batch's images, and labels.",
+    Options=SimilarityOptions, needs=_NEEDS, defaults=PRINTED,
+)  # fmt: skip
 CRD = Contrast(
-    name="crd",
-    paper=PAPER,
-    equation="Eq. 7",
-    summary="Features contrasted as Tian et al. do, and labels.",
-    Options=CrdOptions,
-    needs=_NEEDS,
-    defaults=PRINTED,
-)
+    name="crd", paper=PAPER, equation="Eq. 7", summary="Features contrasted as Tian et al. do, and labels.",
+    Options=CrdOptions, needs=_NEEDS, defaults=PRINTED,
+)  # fmt: skip

@@ -185,6 +185,13 @@ class _Draft:
         self.everything = self.sources.data(self.main, data_root=config.data_root, download=config.download)
         data = self.everything if needs.kinds or needs.unlabelled else labelled_only(self.everything)
         self.data, self.validation = split_off(config, self.method, data)
+        self._require_learnable()
+
+    def _require_learnable(self) -> None:
+        if self.method.needs.labels:
+            require_classes(self.data, self.main)
+        if self.split and not self.method.repeats_labelled(self.config.options):
+            require_unlabelled(self.data, self.main)
 
     def ask_method(self) -> None:
         """The method's own checks and decisions."""
@@ -251,17 +258,14 @@ class _Draft:
             )
         if not usable.all():
             kept = np.flatnonzero(usable)
-            data, rows = data.select(kept), rows[kept]
-        self.data, self.recording = data, Recording(cache, rows, {})
+            self.data, rows = data.select(kept), rows[kept]
+            self._require_learnable()
+        self.recording = Recording(cache, rows, {})
         if self.rule.recorded:
-            require_partners(self.recording, data, self.rule.views, [view for view in views if view])
+            require_partners(self.recording, self.data, self.rule.views, [view for view in views if view])
 
     def open_tests(self) -> None:
-        """Whether there is what to learn from, the other data sets, and what is tested on."""
-        if self.method.needs.labels:
-            require_classes(self.data, self.main)
-        if self.split and not self.method.repeats_labelled(self.config.options):
-            require_unlabelled(self.data, self.main)
+        """The other data sets, and what is tested on."""
         joint = self.method.joint(self.config.options)
         self.sets = open_sets(self.config, self.data, joint, self.sources.data)
         for each, spec in zip(self.sets[1:], list(train_specs(self.config).values())[1:], strict=True):
