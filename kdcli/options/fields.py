@@ -1,6 +1,6 @@
 """How an option is declared: once, as a field of a pydantic model. The command line, help and files follow from it."""
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
@@ -11,20 +11,26 @@ Mechanical: JsonDict = {"mechanical": True}
 Panel = Literal["Data", "Teachers", "Student", "Optimisation", "Views", "Method", "Run", "Output", "Common"]
 """Headings under which ``--help`` lists options."""
 
+PANELS: tuple[Panel, ...] = get_args(Panel)
+"""In the order in which ``--help`` has them."""
+
+_OWN = ("mechanical", "positional", "comma", "hidden", "metavar", "flags", "complete", "shared", "first")
+
 
 def option(default: Any, help: str, *, panel: Panel, **marks: Any) -> Any:
     """A pydantic field that is an option of the command line.
 
     Args:
         default: its value where nothing is given; ``...`` where something must be.
-        help: one line, or two short ones.
+        help: one line, or two short ones. The default and the choices of a Literal are added by ``--help``.
         panel: heading of ``--help``.
         marks: ``mechanical`` (does not change results), ``positional`` (given without a name), ``comma`` (several
-            values in one word, between commas), ``hidden``, ``metavar``, ``flags`` (other spellings, such as ``-q``),
-            ``complete`` (who completes its values, see kdcli.cli.completion); the rest is pydantic's, such as ``ge``.
+            values in one word, between commas), ``hidden``, ``metavar``, ``flags`` (other spellings, such as ``-q``;
+            a long one replaces the field's name), ``complete`` (who completes its values, see
+            kdcli.cli.completion), ``shared`` (equal for all students of a sweep), ``first`` (listed before the own
+            options of a model that inherits it); the rest is pydantic's, such as ``ge``.
     """
-    own = ("mechanical", "positional", "comma", "hidden", "metavar", "flags", "complete")
-    extra: JsonDict = {"panel": panel, **{name: marks.pop(name) for name in own if name in marks}}
+    extra: JsonDict = {"panel": panel, **{name: marks.pop(name) for name in _OWN if name in marks}}
     return Field(default, description=help, json_schema_extra=extra, **marks)
 
 
@@ -50,5 +56,5 @@ class StepConfig(BaseModel):
         document: dict[str, Any] = self.model_dump(mode="json")
         for name in type(self).model_fields:
             if mark(type(self), name, "mechanical"):
-                del document[name]
+                document.pop(name, None)
         return document
