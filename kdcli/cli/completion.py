@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 Given = Mapping[str, Any]
+_REGISTERED = re.compile(r"^@register_model\s+def (\w+)", re.MULTILINE)
 
 
 def complete(what: str, given: Given) -> Iterable[str]:
@@ -34,26 +35,23 @@ def _methods(_given: Given) -> Iterable[str]:
 
 def _teachers(given: Given) -> Iterable[str]:
     """Names in the caches that the line names, from their records."""
-    caches = [given.get(name) for name in ("cache", "caches", "test")]
+    caches = given.get("cache") or ()
     names: dict[str, None] = {}
-    for folder in caches:
-        for cache in folder if isinstance(folder, list | tuple) else [folder]:
-            with suppress(OSError, TypeError):
-                records = sorted((Path(cache) / "teachers").glob("*/teacher.json"))
-                names |= dict.fromkeys(record.parent.name for record in records)
+    for cache in caches if isinstance(caches, list | tuple) else (caches,):
+        with suppress(OSError):
+            records = sorted(Path(cache).glob("teachers/*/teacher.json"))
+            names |= dict.fromkeys(record.parent.name for record in records)
     return names
 
 
 def _models(_given: Given) -> Iterable[str]:
     """The ways to name a model, and timm's names: read from its files, as importing it takes seconds."""
     found = find_spec("timm")
-    folder = Path(found.origin).parent / "models" if found is not None and found.origin else Path()
     names: list[str] = []
-    for file in sorted(folder.glob("*.py")) if found is not None else ():
-        with suppress(OSError):
-            names += re.findall(
-                r"^@register_model\s+def (\w+)", file.read_text(encoding="utf-8"), re.MULTILINE
-            )
+    if found is not None and found.origin is not None:
+        for file in sorted(Path(found.origin).parent.glob("models/*.py")):
+            with suppress(OSError):
+                names += _REGISTERED.findall(file.read_text(encoding="utf-8"))
     return ("local-dir:", "hf-hub:", "torchvision/", "onnx:", "kd-fused:", *names)
 
 

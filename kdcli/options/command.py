@@ -163,7 +163,9 @@ class Command(TyperCommand):
             record = parameter.get_help_record(ctx)
             if record is not None:
                 panel = getattr(parameter, "rich_help_panel", None) or PANELS[-1]
-                panels[panel].append((record[0] if panel != "Arguments" else parameter.metavar, record[1]))
+                panels[panel].append(
+                    (str(parameter.metavar) if panel == "Arguments" else record[0], record[1])
+                )
         limit = min(30, formatter.width * 2 // 5)
         widest = max(len(name) for rows in panels.values() for name, _ in rows if len(name) <= limit)
         for title, rows in panels.items():
@@ -299,7 +301,7 @@ class _Field:
             return None
 
         def words(ctx: typer.Context, incomplete: str) -> list[str]:
-            known = [*self.choices, *(complete(who, ctx.params) if who else ())]
+            known = [*self.choices, *(complete(who, _so_far(ctx)) if who else ())]
             before = incomplete[: incomplete.rfind(",") + 1] if self.mark("comma") else ""
             return [before + word for word in known]
 
@@ -307,7 +309,7 @@ class _Field:
 
     def parameter(self, complete: Completer) -> inspect.Parameter:
         """As typer wants it."""
-        annotation = list[self.item] if self.several and not self.mark("comma") else self.item  # type: ignore[name-defined]
+        annotation = list[self.item] if self.several and not self.mark("comma") else self.item
         if self.mark("comma"):
             annotation = str
         words = self.completer(complete)
@@ -325,6 +327,22 @@ class _Field:
             )  # fmt: skip
         kind = inspect.Parameter.KEYWORD_ONLY
         return inspect.Parameter(self.name, kind, default=None, annotation=Annotated[annotation | None, made])
+
+
+def _shown(parameter: Any) -> str | None:
+    """How the help writes a parameter; None: as typer does."""
+    if parameter.param_type_name == "argument":
+        return str(parameter.metavar)
+    if parameter.secondary_opts:
+        return f"--[no-]{parameter.opts[0].removeprefix('--')}"
+    return None
+
+
+def _so_far(ctx: Any) -> dict[str, Any]:
+    """What a line has that is not finished: arguments that typer has not assigned yet may be any of them."""
+    fields: Iterable[_Field] = ctx.command.fields(ctx.args).values()
+    left = [field.name for field in fields if field.mark("positional") and not ctx.params.get(field.name)]
+    return {**ctx.params, **dict.fromkeys(left, ctx.args)}
 
 
 def _is_shared(kind: "type[BaseModel]", name: str) -> bool:
