@@ -26,11 +26,9 @@ def _devices(_given: Given) -> Iterable[str]:
 
 
 def _methods(_given: Given) -> Iterable[str]:
-    from typing import get_args
+    from kdcli.registry import METHODS
 
-    from kdcli.training.config import MethodName
-
-    return get_args(MethodName)
+    return METHODS
 
 
 def _teachers(given: Given) -> Iterable[str]:
@@ -67,6 +65,7 @@ _WORDS: Mapping[str, Callable[[Given], Iterable[str]]] = {
     "model": _models,
     "output": lambda _: ("logits", "features", "topk:", "maps:"),
     "recipe": _recipes,
+    "student": _models,
     "shard": lambda _: ("array", "srun", "torchrun"),
     "teacher": _teachers,
 }

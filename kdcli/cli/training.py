@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from kdcli.cli.cells import change, fraction
 from kdcli.console import console
-from kdcli.options.command import Finished, configure
+from kdcli.options.command import Finished, configure, option_fields
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -35,16 +35,31 @@ class Sweep:
 
 @final
 class StudentOptions:
-    """Options of every student, and ``--sweep``."""
+    """Options of every student, ``--sweep``, and those of the method that the line names.
+
+    Those of the other methods are taken, too, so that it can be said which method has no use for them.
+    """
 
     def models(
         self, arguments: Sequence[str]
     ) -> "tuple[Sequence[type[BaseModel]], Sequence[type[BaseModel]]]":
-        """See :class:`kdcli.options.command.Source`."""
-        from kdcli.training.config import StudentConfig
+        """See :class:`kdcli.options.command.Source`. Without a method on the line, methods are not imported."""
+        from kdcli.options.common import Common
+        from kdcli.registry import METHODS
+        from kdcli.training.config import StudentConfig, options_of
         from kdcli.training.sweep_option import SweepOption
 
-        return (StudentConfig, SweepOption), ()
+        asked = not {"-h", "--help"}.isdisjoint(arguments)
+        name = _method_on(arguments)
+        own = [options_of(name)] if name is not None and (asked or name in METHODS) else []
+        shown = [StudentConfig, *own, SweepOption]
+        known = {
+            "--help",
+            *(word for kind in (*shown, Common) for field in option_fields(kind) for word in field.words),
+        }
+        typed = {word.partition("=")[0] for word in arguments if word.startswith("--")}
+        others = [] if asked or typed <= known else [options_of(each) for each in METHODS]
+        return shown, others
 
     def config(self, given: Mapping[str, Any], common: "Common") -> "StudentConfig | Sweep":
         """See :class:`kdcli.options.command.Source`."""
@@ -63,6 +78,26 @@ class StudentOptions:
             print(yaml.safe_dump(students, sort_keys=False, allow_unicode=True), end="")
             raise Finished
         return sweep
+
+
+def _method_on(arguments: Sequence[str]) -> str | None:
+    """The method that a line names: by ``--method``, ``--set method=`` or in the file of ``--config``."""
+    from kdcli.errors import KdError
+    from kdcli.options.resolving import layers_of
+    from kdcli.training.config import StudentConfig
+
+    values: dict[str, list[str]] = {"--method": [], "--set": [], "--config": []}
+    for word, after in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        if name in values:
+            values[name].append(value if equals else after)
+    flags = {"method": values["--method"][-1]} if values["--method"] else {}
+    file = Path(values["--config"][-1]) if values["--config"] else None
+    try:
+        layers = layers_of(StudentConfig, flags, values["--set"], file, [])
+    except KdError:
+        return None  # the same happens again where the options are resolved, and is told there
+    return next((str(given["method"]) for given, _ in reversed(layers) if given.get("method")), None)
 
 
 def train_student(config: "StudentConfig | Sweep", common: "Common") -> None:

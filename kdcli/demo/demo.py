@@ -24,13 +24,13 @@ from kdcli.ranking import rank_sources, ranking_document
 from kdcli.ranking.config import RankConfig
 from kdcli.reporting import Report, ReportRow, write_report
 from kdcli.runtime import pick_device, versions
-from kdcli.training.config import MethodName, StudentConfig
+from kdcli.training.config import StudentConfig
 from kdcli.training.result import TrainResult
 from kdcli.training.train import train_student
 from kdcli.types import Ranking
 
 if TYPE_CHECKING:
-    from kdcli.training.batches import FeedBatch
+    from kdcli.methods.batch import Batch
 
 GENERALIST_SIZE = 64
 IMAGE_SIZE = 32
@@ -47,7 +47,7 @@ SPECIALISTS = {
 }
 """The task-specific teachers that the demo trains itself, and what on."""
 
-STUDENTS: tuple[MethodName, ...] = (
+STUDENTS: tuple[str, ...] = (
     "labels-only",
     "distill-equal",
     "distill-nearest",
@@ -247,7 +247,7 @@ def _rank(cache: Path, file: Path, log: Log) -> Ranking:
     return ranking
 
 
-def _train_config(folder: Path, task: Task, method: MethodName, name: str, **changes: Any) -> StudentConfig:
+def _train_config(folder: Path, task: Task, method: str, name: str, **changes: Any) -> StudentConfig:
     options: dict[str, Any] = {
         "data": task.data,
         "cache": (folder / "target.kd",),
@@ -269,7 +269,7 @@ def _train_config(folder: Path, task: Task, method: MethodName, name: str, **cha
     return StudentConfig(**(options | changes))
 
 
-def _train(folder: Path, task: Task, method: MethodName, ranking: Ranking, log: Log) -> TrainResult:
+def _train(folder: Path, task: Task, method: str, ranking: Ranking, log: Log) -> TrainResult:
     config = _train_config(folder, task, method, method)
     chosen = ranking if config.ranking else None
     return log.run(
@@ -311,7 +311,7 @@ def _live_cost(
     }
     spent, images = dict.fromkeys(runners, 0.0), 0
 
-    def forward(batch: "FeedBatch") -> None:
+    def forward(batch: "Batch") -> None:
         nonlocal images
         images += len(batch.pixels)
         pixels = batch.pixels.permute(0, 3, 1, 2)

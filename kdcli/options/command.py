@@ -117,18 +117,18 @@ class Command(TyperCommand):
         super().__init__(name, help=inspect.getdoc(body), rich_markup_mode=None)
         self.source: Source = Model(source) if isinstance(source, str) else source
         self.body, self.complete = body, complete
-        self._fields: dict[str, _Field] = {}
+        self._fields: dict[str, OptionField] = {}
 
-    def fields(self, arguments: Sequence[str] = ()) -> "dict[str, _Field]":
+    def fields(self, arguments: Sequence[str] = ()) -> "dict[str, OptionField]":
         """What the command has on a line, by name."""
         from kdcli.options.common import Common
 
         shown, hidden = self.source.models(arguments)
-        known: dict[str, _Field] = {}
+        known: dict[str, OptionField] = {}
         for models, visible in ((shown, True), (hidden, False), ((Common,), True)):
             for kind in models:
-                for name in sorted(kind.model_fields, key=lambda name: _is_shared(kind, name)):
-                    known.setdefault(name, _Field(kind, name, visible))
+                for field in option_fields(kind, visible):
+                    known.setdefault(field.name, field)
         if not any(kind.model_fields for kind in shown):  # nothing that a file could hold
             for name in ("config", "sets", "print_config"):
                 del known[name]
@@ -174,7 +174,17 @@ class Command(TyperCommand):
                     formatter.write_dl([(name.ljust(widest), text) for name, text in rows], widest)
 
 
-def given_on(fields: "Mapping[str, _Field]", values: Given) -> dict[str, Any]:
+def option_fields(kind: "type[BaseModel]", visible: bool = True) -> "list[OptionField]":
+    """The options of a model, in the order of the help: its own before those that many commands have."""
+    from kdcli.options.fields import mark
+
+    names = [name for name in kind.model_fields if not mark(kind, name, "inner")]
+    return [
+        OptionField(kind, name, visible) for name in sorted(names, key=lambda name: _is_shared(kind, name))
+    ]
+
+
+def given_on(fields: "Mapping[str, OptionField]", values: Given) -> dict[str, Any]:
     """What typer read, as the models take it: without what was not given, comma lists split."""
     given: dict[str, Any] = {}
     for name, value in values.items():
@@ -227,7 +237,7 @@ def program(name: str, help: str, version: str, commands: Sequence[Any]) -> Type
 
 
 @final
-class _Field:
+class OptionField:
     """A field of a model as a parameter of the command line.
 
     Attributes:
@@ -262,6 +272,11 @@ class _Field:
         name = self.name.replace("_", "-")
         both = self.item is bool and self.info.default is not False
         return [f"--{name}/--no-{name}" if both else f"--{name}", *flags]
+
+    @property
+    def words(self) -> list[str]:
+        """Each word that names it."""
+        return [word for both in self.spellings for word in both.split("/")]
 
     @property
     def metavar(self) -> str | None:
@@ -340,7 +355,7 @@ def _shown(parameter: Any) -> str | None:
 
 def _so_far(ctx: Any) -> dict[str, Any]:
     """What a line has that is not finished: arguments that typer has not assigned yet may be any of them."""
-    fields: Iterable[_Field] = ctx.command.fields(ctx.args).values()
+    fields: Iterable[OptionField] = ctx.command.fields(ctx.args).values()
     left = [field.name for field in fields if field.mark("positional") and not ctx.params.get(field.name)]
     return {**ctx.params, **dict.fromkeys(left, ctx.args)}
 
@@ -371,7 +386,7 @@ def _leaves(annotation: Any, several: bool) -> "Iterator[tuple[type, bool, tuple
         yield annotation, several, ()
 
 
-def _parameters(fields: "Iterable[_Field]", complete: Completer) -> list[Any]:
+def _parameters(fields: "Iterable[OptionField]", complete: Completer) -> list[Any]:
     """Typer's own parameters, of a function whose signature is made of the fields."""
 
     def body() -> None:

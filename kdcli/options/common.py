@@ -1,4 +1,7 @@
-"""Options that many commands have, each declared once: abstract models to inherit from."""
+"""Options that many commands have, each declared once: abstract models to inherit from.
+
+What is ``shared`` is a matter of kd train-student's sweeps alone; other commands take no notice of it.
+"""
 
 from pathlib import Path
 from typing import Literal, final
@@ -37,7 +40,7 @@ class NoOptions(StepConfig):
 class CachesOption(StepConfig):
     """Abstract: caches to read."""
 
-    cache: tuple[Path, ...] = option((), "Cache folder. Repeatable.", panel="Data", first=True)
+    cache: tuple[Path, ...] = option((), "Cache folder. Repeatable.", panel="Data", first=True, shared=True)
 
 
 class OneCache(StepConfig):
@@ -50,21 +53,23 @@ class DataRootOption(StepConfig):
     """Abstract: where data sets are found."""
 
     data_root: Path | None = option(
-        None, "Folder of torch/ and hfds/ data sets, and of relative folders.", panel="Data"
+        None, "Folder of torch/ and hfds/ data sets, and of relative folders.", panel="Data", shared=True
     )
 
 
 class DataOptions(DataRootOption):
     """Abstract: where data sets are found, and whether they may be fetched."""
 
-    download: bool = option(False, "Allow a data set to be downloaded.", panel="Data", mechanical=True)
+    download: bool = option(
+        False, "Allow a data set to be downloaded.", panel="Data", mechanical=True, shared=True
+    )
 
 
 class VerifyOption(StepConfig):
     """Abstract: trust in the bytes of a cache."""
 
     verify: Literal["never", "once", "always"] = option(
-        "once", "When to check the cache's checksums.", panel="Run", mechanical=True
+        "once", "When to check the cache's checksums.", panel="Run", mechanical=True, shared=True
     )
 
 
@@ -72,7 +77,7 @@ class PartialOption(StepConfig):
     """Abstract: whether a cache may be incomplete."""
 
     allow_partial: bool = option(
-        False, "Go on without rows that are not cached yet, and say how many.", panel="Data"
+        False, "Go on without rows that are not cached yet, and say how many.", panel="Data", shared=True
     )
 
 
@@ -86,7 +91,7 @@ class DeviceOption(StepConfig):
     """Abstract: where networks run."""
 
     device: str = option(
-        "auto", "auto, cpu, cuda or cuda:N.", panel="Run", mechanical=True, complete="device"
+        "auto", "auto, cpu, cuda or cuda:N.", panel="Run", mechanical=True, shared=True, complete="device"
     )
 
 
@@ -94,7 +99,12 @@ class WorkersOption(StepConfig):
     """Abstract: who decodes images."""
 
     workers: int | None = option(
-        None, "Decode processes; default: one a processor, but one.", panel="Run", ge=0, mechanical=True
+        None,
+        "Decode processes; default: one a processor, but one.",
+        panel="Run",
+        ge=0,
+        mechanical=True,
+        shared=True,
     )
 
 
@@ -107,14 +117,14 @@ class ForwardOptions(DeviceOption, WorkersOption):
 class AmpOption(StepConfig):
     """Abstract: precision of what a network computes."""
 
-    amp: AmpName = option("off", "Mixed precision.", panel="Run")
+    amp: AmpName = option("off", "Mixed precision.", panel="Run", shared=True)
 
 
 class OverwriteOption(StepConfig):
     """Abstract: what becomes of an earlier result."""
 
     overwrite: bool = option(
-        False, "Start anew where --out holds another run.", panel="Output", mechanical=True
+        False, "Start anew where --out holds another run.", panel="Output", mechanical=True, shared=True
     )
 
 
