@@ -14,9 +14,7 @@ class DemoConfig(StepConfig):
 
     out: Path = option(Path("kd-demo"), "Folder of the demo.", panel="Output", metavar="DIR")
     export_weights: Path | None = option(
-        None,
-        "Only write EfficientNet-Lite0's ImageNet weights to this folder.",
-        panel="Output",
-        metavar="DIR",
-    )
+        None, "Only write EfficientNet-Lite0's ImageNet weights to this folder.",
+        panel="Output", metavar="DIR",
+    )  # fmt: skip
     image_size: int = option(224, "Input size that --export-weights declares.", panel="Output", ge=32)

@@ -16,70 +16,46 @@ class CacheOptions(DataOptions, AmpOption, DeviceOption, WorkersOption, DryRunOp
     """Abstract: what a cache is to hold, and how it is filled."""
 
     data: str | None = option(
-        None,
-        "Data set: SOURCE[@key=value,...]; a bare path is a folder. Default: what the cache recorded.",
-        panel="Data",
-        positional=True,
-    )
+        None, "Data set: SOURCE[@key=value,...]; a bare path is a folder. Default: what the cache recorded.",
+        panel="Data", positional=True,
+    )  # fmt: skip
     cache: Path = option(..., "Cache folder; created when it is not there.", panel="Data")
     bad_images: Literal["fail", "drop"] = option(
         "fail", "fail: finish the rest, list every bad file, exit 12. drop: record them absent.", panel="Data"
     )
     teacher: tuple[str, ...] = option(
-        ...,
-        "A teacher: a model spec. Repeatable.",
-        panel="Teachers",
-        metavar="[NAME=]SPEC",
-        min_length=1,
-        complete="model",
-    )
+        ..., "A teacher: a model spec. Repeatable.",
+        panel="Teachers", metavar="[NAME=]SPEC", min_length=1, complete="model",
+    )  # fmt: skip
     keep: tuple[str, ...] = option(
         ("logits", "features"),
         "Outputs to keep: logits, topk:K, features, maps:TAP,TAP; @eval after one: of view 0 only.",
-        panel="Teachers",
-        comma=True,
-        min_length=1,
-        complete="output",
-    )
+        panel="Teachers", comma=True, min_length=1, complete="output",
+    )  # fmt: skip
     dtype: FloatName = option("float16", "Storage type of logits and features.", panel="Teachers")
     temperatures: tuple[float, ...] = option(
-        (1.0, 2.0, 4.0, 5.0),
-        "Temperatures whose fp32 logsumexp is kept.",
-        panel="Teachers",
-        comma=True,
-        metavar="T,T",
-    )
+        (1.0, 2.0, 4.0, 5.0), "Temperatures whose fp32 logsumexp is kept.",
+        panel="Teachers", comma=True, metavar="T,T",
+    )  # fmt: skip
     min_accuracy: float | None = option(
-        None,
-        "Refuse a teacher that gets a smaller share of some labelled images right.",
-        panel="Teachers",
-        metavar="SHARE",
-        ge=0,
-        le=1,
-        mechanical=True,
-    )
+        None, "Refuse a teacher that gets a smaller share of some labelled images right.",
+        panel="Teachers", metavar="SHARE", ge=0, le=1, mechanical=True,
+    )  # fmt: skip
     min_accuracy_images: int = option(
         256, "Images that --min-accuracy looks at.", panel="Teachers", ge=1, mechanical=True
     )
     views: str | None = option(
-        None,
-        "eval, or eval+train:K for K replayable training views; default: the cache's, else eval.",
+        None, "eval, or eval+train:K for K replayable training views; default: the cache's, else eval.",
         panel="Views",
-    )
+    )  # fmt: skip
     recipe: str | None = option(
-        None,
-        "Recipe of the training views; default: the cache's, else imagenet.",
-        panel="Views",
-        complete="recipe",
-    )
+        None, "Recipe of the training views; default: the cache's, else imagenet.",
+        panel="Views", complete="recipe",
+    )  # fmt: skip
     eval_crop: float | None = option(
-        None,
-        "Crop fraction of view 0; default: the first teacher's.",
-        panel="Views",
-        metavar="SHARE",
-        gt=0,
-        le=1,
-    )
+        None, "Crop fraction of view 0; default: the first teacher's.",
+        panel="Views", metavar="SHARE", gt=0, le=1,
+    )  # fmt: skip
     backend: Literal["zarr", "hdf5"] | None = option(
         None, "Storage of a new cache; default: zarr.", panel="Run"
     )
@@ -91,27 +67,17 @@ class CacheOptions(DataOptions, AmpOption, DeviceOption, WorkersOption, DryRunOp
         1.0, "Memory for the outputs of one task, in GB.", panel="Run", metavar="GB", gt=0
     )
     shard: str | None = option(
-        None,
-        "Do only this share of the blocks: I/N, array, srun or torchrun.",
-        panel="Run",
-        metavar="I/N",
-        mechanical=True,
-        complete="shard",
-    )
+        None, "Do only this share of the blocks: I/N, array, srun or torchrun.",
+        panel="Run", metavar="I/N", mechanical=True, complete="shard",
+    )  # fmt: skip
     wait: bool = option(
-        True,
-        "Wait for work that other live writers hold; --no-wait: exit 23 instead.",
-        panel="Run",
-        mechanical=True,
-    )
+        True, "Wait for work that other live writers hold; --no-wait: exit 23 instead.",
+        panel="Run", mechanical=True,
+    )  # fmt: skip
     grace: float = option(
-        20.0,
-        "Seconds a stop signal leaves for the current task.",
-        panel="Run",
-        metavar="SECONDS",
-        ge=0,
-        mechanical=True,
-    )
+        20.0, "Seconds a stop signal leaves for the current task.",
+        panel="Run", metavar="SECONDS", ge=0, mechanical=True,
+    )  # fmt: skip
 
     @field_validator("keep")
     @classmethod

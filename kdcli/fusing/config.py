@@ -20,49 +20,33 @@ class FuseConfig(SeedOption, DeviceOption, VerifyOption, OverwriteOption):
         ..., "Cache of a data set with labels. Repeatable.", panel="Data", min_length=1, mechanical=True
     )
     test: tuple[Path, ...] = option(
-        (),
-        "Cache of test images, one for each --cache and in that order. Repeatable.",
-        panel="Data",
-        mechanical=True,
-    )
+        (), "Cache of test images, one for each --cache and in that order. Repeatable.",
+        panel="Data", mechanical=True,
+    )  # fmt: skip
     validation: float | None = option(
-        None,
-        "Share of the labelled images to set aside and judge every epoch on.",
-        panel="Data",
-        metavar="SHARE",
-        gt=0,
-        lt=1,
-    )
+        None, "Share of the labelled images to set aside and judge every epoch on.",
+        panel="Data", metavar="SHARE", gt=0, lt=1,
+    )  # fmt: skip
     data_seed: int = option(0, "Seed of the validation split.", panel="Data", ge=0)
     teacher: tuple[str, ...] = option(
-        ...,
-        "Cached teacher to fuse, two at least. Repeatable.",
-        panel="Teachers",
-        metavar="NAME",
-        min_length=1,
-        complete="teacher",
-    )
+        ..., "Cached teacher to fuse, two at least. Repeatable.",
+        panel="Teachers", metavar="NAME", min_length=1, complete="teacher",
+    )  # fmt: skip
     tap: tuple[str, ...] = option(
-        (),
-        "The map to fuse of a teacher; default: by its size. Repeatable.",
-        panel="Teachers",
-        metavar="TEACHER=TAP",
-    )
+        (), "The map to fuse of a teacher; default: by its size. Repeatable.",
+        panel="Teachers", metavar="TEACHER=TAP",
+    )  # fmt: skip
     levels: Literal["L1", "L2", "L3", "L4"] = option(
         "L2", "L1: embeddings. L2, L3, L4: maps of stride 32, 16, 8, too (P4 Table 4).", panel="Method"
     )
     heads: Literal["shared", "per-data-set"] = option(
-        "shared",
-        "One joint teacher with a head a data set (P4 Algorithm 1), or one a data set (P4's code).",
+        "shared", "One joint teacher with a head a data set (P4 Algorithm 1), or one a data set (P4's code).",
         panel="Method",
-    )
+    )  # fmt: skip
     map_channels: tuple[int, ...] = option(
-        (),
-        "Channels of fused, fused2, ...: those of the student there; default: 512 each.",
-        panel="Method",
-        comma=True,
-        metavar="N,N",
-    )
+        (), "Channels of fused, fused2, ...: those of the student there; default: 512 each.",
+        panel="Method", comma=True, metavar="N,N",
+    )  # fmt: skip
     map_size: int | None = option(
         None, "Interpolate all maps to this height and width.", panel="Method", ge=1
     )
@@ -83,19 +67,14 @@ class FuseConfig(SeedOption, DeviceOption, VerifyOption, OverwriteOption):
         0.0, "Share of each label spread over all classes.", panel="Optimisation", metavar="SHARE", ge=0, lt=1
     )
     select: Literal["last", "best", "best-on-test"] = option(
-        "last",
-        "Epoch to keep. best: by --validation. best-on-test: as P4 did, and marked so.",
+        "last", "Epoch to keep. best: by --validation. best-on-test: as P4 did, and marked so.",
         panel="Optimisation",
-    )
+    )  # fmt: skip
     out: Path = option(..., "Output folder.", panel="Output", metavar="DIR", mechanical=True)
     write_back: str | None = option(
-        None,
-        "Keep its outputs in every cache, as the teacher NAME.",
-        panel="Output",
-        metavar="NAME",
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
-        mechanical=True,
-    )
+        None, "Keep its outputs in every cache, as the teacher NAME.",
+        panel="Output", metavar="NAME", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", mechanical=True,
+    )  # fmt: skip
     dtype: FloatName = option(
         "float16", "Storage type of what is written back.", panel="Output", mechanical=True
     )

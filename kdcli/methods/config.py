@@ -12,9 +12,6 @@ class MethodsConfig(StepConfig):
     command: ClassVar[str] = "methods"
 
     name: str | None = option(
-        None,
-        "Method to explain; default: a table of all.",
-        panel="Method",
-        positional=True,
-        complete="method",
-    )
+        None, "Method to explain; default: a table of all.",
+        panel="Method", positional=True, complete="method",
+    )  # fmt: skip

@@ -99,13 +99,9 @@ class WorkersOption(StepConfig):
     """Abstract: who decodes images."""
 
     workers: int | None = option(
-        None,
-        "Decode processes; default: one a processor, but one.",
-        panel="Run",
-        ge=0,
-        mechanical=True,
-        shared=True,
-    )
+        None, "Decode processes; default: one a processor, but one.",
+        panel="Run", ge=0, mechanical=True, shared=True,
+    )  # fmt: skip
 
 
 class ForwardOptions(DeviceOption, WorkersOption):

@@ -21,92 +21,66 @@ class ProbeConfig(CachesOption, DataOptions, SeedOption, ForwardOptions, VerifyO
     command: ClassVar[str] = "eval-probe"
 
     data: str | tuple[str, ...] = option(
-        ...,
-        "Data set the shots are drawn from; several as NAME=DATA each. None with --head.",
-        panel="Data",
-        positional=True,
-    )
+        ..., "Data set the shots are drawn from; several as NAME=DATA each. None with --head.",
+        panel="Data", positional=True,
+    )  # fmt: skip
     test: str | tuple[str, ...] = option(
         ..., "Data set to test on; of several DATA: NAME=DATA. Repeatable.", panel="Data", metavar="DATA"
     )
     multi_label: str | None = option(
-        None,
-        "Class names are several labels joined by this, as in cat|dog; judged by mean average precision.",
-        panel="Data",
-        metavar="SEPARATOR",
-        min_length=1,
-    )
+        None, "Class names are several labels joined by this, as in cat|dog; judged by mean average precision.",
+        panel="Data", metavar="SEPARATOR", min_length=1,
+    )  # fmt: skip
     related: tuple[str, ...] = option(
         (), "Target near what the representations learned (P1). Repeatable.", panel="Data", metavar="NAME"
     )
     unrelated: tuple[str, ...] = option((), "Target far from it. Repeatable.", panel="Data", metavar="NAME")
     model: tuple[str, ...] = option(
-        (),
-        "Model spec, run of kd train-student or folder of runs; its forward is run. Repeatable.",
-        panel="Teachers",
-        metavar="[NAME=]SPEC",
-        complete="model",
-    )
+        (), "Model spec, run of kd train-student or folder of runs; its forward is run. Repeatable.",
+        panel="Teachers", metavar="[NAME=]SPEC", complete="model",
+    )  # fmt: skip
     teacher: tuple[str, ...] = option(
-        (),
-        "Cached teacher to probe, without a forward. Repeatable.",
-        panel="Teachers",
-        metavar="NAME",
-        complete="teacher",
-    )
+        (), "Cached teacher to probe, without a forward. Repeatable.",
+        panel="Teachers", metavar="NAME", complete="teacher",
+    )  # fmt: skip
     protocol: Literal["svm", "logistic", "knn", "fine-tune"] = option(
         "svm", "What is trained on the representation.", panel="Method"
     )
     head: str | None = option(
-        None,
-        "Train nothing: test this head that was kept with the model; label is its own.",
-        panel="Method",
-        metavar="NAME",
-    )
+        None, "Train nothing: test this head that was kept with the model; label is its own.",
+        panel="Method", metavar="NAME",
+    )  # fmt: skip
     shots: int | Literal["all"] = option(5, "Images per class and draw, or all.", panel="Method", metavar="N")
     draws: int = option(
         50, "Random draws of the shots, the same for every representation.", panel="Method", ge=1
     )
     folds: int | None = option(
-        None,
-        "Folds of the cross-validation; default: 5, or the shots where they are fewer.",
-        panel="Method",
-        ge=2,
-    )
+        None, "Folds of the cross-validation; default: 5, or the shots where they are fewer.",
+        panel="Method", ge=2,
+    )  # fmt: skip
     c_grid: tuple[float, ...] = option(
-        (0.01, 0.1, 1.0, 10.0),
-        "Values of C that cross-validation chooses from: numbers, or FIRST:LAST:COUNTlog.",
-        panel="Method",
-        comma=True,
-        metavar="VALUES",
-    )
+        (0.01, 0.1, 1.0, 10.0), "Values of C that cross-validation chooses from: numbers, or FIRST:LAST:COUNTlog.",
+        panel="Method", comma=True, metavar="VALUES",
+    )  # fmt: skip
     neighbours: int = option(20, "k of knn.", panel="Method", ge=1)
     solver: Literal["exact", "sklearn"] = option(
-        "exact",
-        "Of the SVM: kd's exact one, or scikit-learn's LinearSVC, the slow reference.",
+        "exact", "Of the SVM: kd's exact one, or scikit-learn's LinearSVC, the slow reference.",
         panel="Method",
-    )
+    )  # fmt: skip
     epochs: int = option(50, "Of fine-tune: passes over the data.", panel="Optimisation", ge=1)
     lr_grid: str = option(
         "0.0001,0.001,0.01,0.1",
         "Of fine-tune: learning rates to choose among on its validation split; a lone one is taken.",
-        panel="Optimisation",
-        metavar="RATES",
-    )
+        panel="Optimisation", metavar="RATES",
+    )  # fmt: skip
     validation: float = option(
-        0.2,
-        "Of fine-tune: share of the images that chooses the rate.",
-        panel="Optimisation",
-        metavar="SHARE",
-        gt=0,
-        lt=1,
-    )
+        0.2, "Of fine-tune: share of the images that chooses the rate.",
+        panel="Optimisation", metavar="SHARE", gt=0, lt=1,
+    )  # fmt: skip
     recipe: str | None = option(
-        None,
-        "Of fine-tune: recipe of the training views; default: imagenet.",
-        panel="Views",
-        complete="recipe",
-    )
+        None, "Of fine-tune: recipe of the training views; default: imagenet.",
+        panel="Views", complete="recipe",
+    )  # fmt: skip
     baseline: str | None = option(
         None, "Representation to compare the others with; default: the first.", panel="Output", metavar="NAME"
     )

@@ -33,47 +33,34 @@ class RankConfig(CachesOption, DataRootOption, PartialOption, SeedOption, Verify
     command: ClassVar[str] = "rank-sources"
 
     results: tuple[str, ...] = option(
-        (),
-        "More of --against, as the shell writes --against runs/*.json.",
-        panel="Data",
-        positional=True,
-        metavar="RESULT",
-        exclude=True,
-    )
+        (), "More of --against, as the shell writes --against runs/*.json.",
+        panel="Data", positional=True, metavar="RESULT", exclude=True,
+    )  # fmt: skip
     features: Path | None = option(
         None, "Instead of a cache: folder of .npy files [n, d], one a source.", panel="Data", metavar="DIR"
     )
     labels: Path | None = option(
-        None,
-        "With --features: .npy file of the labels, [n], or 0/1 rows [n, l] of images with several.",
-        panel="Data",
-        metavar="FILE",
-    )
+        None, "With --features: .npy file of the labels, [n], or 0/1 rows [n, l] of images with several.",
+        panel="Data", metavar="FILE",
+    )  # fmt: skip
     ranking: tuple[Path, ...] = option(
-        (),
-        "Rank nothing: compare rankings made before, one a target, with --against. Repeatable.",
-        panel="Data",
-        metavar="FILE",
-    )
+        (), "Rank nothing: compare rankings made before, one a target, with --against. Repeatable.",
+        panel="Data", metavar="FILE",
+    )  # fmt: skip
     data: str | None = option(
         None, "Rank on this part of the cached data, with its labels; default: all of it.", panel="Data"
     )
     teacher: tuple[str, ...] = option(
-        (),
-        "Cached teacher to rank; default: all. Repeatable.",
-        panel="Teachers",
-        metavar="NAME",
-        complete="teacher",
-    )
+        (), "Cached teacher to rank; default: all. Repeatable.",
+        panel="Teachers", metavar="NAME", complete="teacher",
+    )  # fmt: skip
     exclude: tuple[str, ...] = option(
         (), "Cached teacher to leave out. Repeatable.", panel="Teachers", metavar="NAME", complete="teacher"
     )
     metric: Literal[MetricName, "all"] = option(
-        "parc",
-        "Task-similarity metric. all: scores of every metric, ranked by parc.",
-        panel="Method",
-        metavar="NAME",
-    )
+        "parc", "Task-similarity metric. all: scores of every metric, ranked by parc.",
+        panel="Method", metavar="NAME",
+    )  # fmt: skip
     variant: Literal["plain", "standardised", "bolya"] | None = option(
         None, "Preparation of PARC's features; default: plain.", panel="Method"
     )
@@ -85,21 +72,17 @@ class RankConfig(CachesOption, DataRootOption, PartialOption, SeedOption, Verify
         1, "Probe sets, of consecutive seeds; scores are their means.", panel="Method", ge=1
     )
     scheme: Literal["weighted", "nearest", "equal", "random-weights", "inverse"] = option(
-        "weighted",
-        "How scores become weights: weighted (P2 Eq. 5), nearest, equal, random-weights or inverse.",
-        panel="Method",
-        metavar="NAME",
-    )
+        "weighted", "How scores become weights: weighted (P2 Eq. 5), nearest, equal, random-weights or inverse.",
+        panel="Method", metavar="NAME",
+    )  # fmt: skip
     power: float = option(
         12.0, "Power p of the weights (P2 Eq. 5). 0: all equal; inf: the nearest only.", panel="Method", ge=0
     )
     sources: int | None = option(None, "Give weight to this many of the best only.", panel="Method", ge=1)
     against: tuple[str, ...] = option(
-        (),
-        "Results of single-source students, or their folder: do the scores predict them? Repeatable.",
-        panel="Output",
-        metavar="RESULT",
-    )
+        (), "Results of single-source students, or their folder: do the scores predict them? Repeatable.",
+        panel="Output", metavar="RESULT",
+    )  # fmt: skip
     top: int = option(3, "k of the top-k relative accuracies of --against.", panel="Output", ge=1)
     plot: Path | None = option(
         None, "Folder for P2's figures of --against.", panel="Output", metavar="DIR", mechanical=True

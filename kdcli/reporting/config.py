@@ -14,34 +14,26 @@ class ReportConfig(DataOptions, SeedOption, ForwardOptions, VerifyOption):
     command: ClassVar[str] = "report"
 
     inputs: tuple[Path, ...] = option(
-        ...,
-        "Runs, sweeps, joint teachers, caches, comparisons, --json documents, or folders of these.",
-        panel="Data",
-        positional=True,
-        metavar="RUN_OR_RESULT",
-        min_length=1,
-    )
+        ..., "Runs, sweeps, joint teachers, caches, comparisons, --json documents, or folders of these.",
+        panel="Data", positional=True, metavar="RUN_OR_RESULT", min_length=1,
+    )  # fmt: skip
     data: str | None = option(None, "Labelled images for --tsne of the runs' exports.", panel="Data")
     format: Literal["html", "md", "csv", "svg", "png"] = option(
-        "html",
-        "html: one page. md: one file of tables. csv, svg, png: a folder of tables or charts.",
+        "html", "html: one page. md: one file of tables. csv, svg, png: a folder of tables or charts.",
         panel="Output",
-    )
+    )  # fmt: skip
     out: Path | None = option(
-        None,
-        "File, or folder for csv, svg and png; default: report.html, report.md, report-csv, ...",
+        None, "File, or folder for csv, svg and png; default: report.html, report.md, report-csv, ...",
         panel="Output",
-    )
+    )  # fmt: skip
     title: str = option("kd report", "Title of the report.", panel="Output")
     separate: bool = option(
-        False,
-        "Tables of their own for results of other protocols or test data, which are refused otherwise.",
+        False, "Tables of their own for results of other protocols or test data, which are refused otherwise.",
         panel="Output",
-    )
+    )  # fmt: skip
     tsne: bool = option(
-        False,
-        "Compute t-SNE of the cached teachers' features, and with --data of the exports'.",
+        False, "Compute t-SNE of the cached teachers' features, and with --data of the exports'.",
         panel="Output",
-    )
+    )  # fmt: skip
     tsne_images: int = option(1000, "Images of a t-SNE, drawn at random.", panel="Output", ge=10)
     perplexity: float = option(30.0, "Of t-SNE: about how many neighbours count.", panel="Output", gt=1)

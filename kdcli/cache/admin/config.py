@@ -21,12 +21,9 @@ class LsConfig(StepConfig):
     command: ClassVar[str] = "cache ls"
 
     paths: tuple[Path, ...] = option(
-        (),
-        "Folders to search, or caches; default: this folder.",
-        panel="Data",
-        positional=True,
-        metavar="PATH",
-    )
+        (), "Folders to search, or caches; default: this folder.",
+        panel="Data", positional=True, metavar="PATH",
+    )  # fmt: skip
 
 
 @final
@@ -37,12 +34,9 @@ class InfoConfig(OneCache):
 
     watch: bool = option(False, "Follow its writers until it is complete.", panel="Output")
     every: float | None = option(
-        None,
-        "Pause of --watch; default: 2 on a terminal, else 30.",
-        panel="Output",
-        metavar="SECONDS",
-        ge=0.1,
-    )
+        None, "Pause of --watch; default: 2 on a terminal, else 30.",
+        panel="Output", metavar="SECONDS", ge=0.1,
+    )  # fmt: skip
 
 
 @final
@@ -73,12 +67,9 @@ class RmConfig(OneCache):
     command: ClassVar[str] = "cache rm"
 
     teacher: str | None = option(
-        None,
-        "Only this teacher, or one kind of its output.",
-        panel="Teachers",
-        metavar="NAME[/KIND]",
-        complete="teacher",
-    )
+        None, "Only this teacher, or one kind of its output.",
+        panel="Teachers", metavar="NAME[/KIND]", complete="teacher",
+    )  # fmt: skip
     yes: bool = option(False, "Do not ask.", panel="Run", flags=("-y",))
     force: bool = option(False, "Even while somebody writes it; else exit 23.", panel="Run")
 
@@ -90,12 +81,9 @@ class VerifyConfig(OneCache, DataRootOption, DeviceOption):
     command: ClassVar[str] = "cache verify"
 
     teacher: tuple[str, ...] = option(
-        (),
-        "Check only this teacher, found now at SPEC. Repeatable.",
-        panel="Teachers",
-        metavar="NAME[=SPEC]",
-        complete="teacher",
-    )
+        (), "Check only this teacher, found now at SPEC. Repeatable.",
+        panel="Teachers", metavar="NAME[=SPEC]", complete="teacher",
+    )  # fmt: skip
     live: bool = option(False, "Also run each teacher on 64 cached images and compare.", panel="Teachers")
     data: str | None = option(None, "Where the images are now; default: as recorded.", panel="Data")
 
