@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import pytest
 import yaml
@@ -16,10 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 from typer.core import TyperGroup
+from typer.exceptions import TyperException
 
 from kdcli.cli.app import app
 from kdcli.cli.completion import complete
-from kdcli.errors import KdError, UsageError
+from kdcli.errors import UsageError
 from kdcli.extract.config import CacheConfig
 from kdcli.fusing.config import FuseConfig
 from kdcli.options.command import Command, given_on, program
@@ -213,7 +214,7 @@ def test_help_shows_types_choices_and_defaults(capsys: pytest.CaptureFixture[str
     assert shown.startswith("Usage: kd toy [OPTIONS] DATA... Do it. Arguments: DATA... Data set. Data:")
     for part in (
         "--size N How many. [default: 3]", "--share SHARE How much of it. --", "--kind plain|fancy Which one.",
-        "--grid TEXT Values. [default: 1,2.5]", "--[no-]keep Keep it. --[no-]either", "-l, --loud", "--set KEY=VALUE",
+        "Values. [default: 1,2.5]", "--[no-]keep Keep it. -l, --loud Say it. --[no-]either As it comes.", "--set KEY=VALUE",
     ):  # fmt: skip
         assert part in shown, part
 
@@ -331,8 +332,43 @@ def test_the_shell_completes_values(tmp_path: Path) -> None:
     assert "--metric" in tab("rank-sources", "--met")
 
 
-def test_errors_of_a_command_without_options_name_what_is_there() -> None:
-    with pytest.raises(Exception, match="No such option"):
-        app(["doctor", "--config", "x"], prog_name="kd", standalone_mode=False)
-    assert issubclass(UsageError, KdError)
-    assert get_args(Literal["a"]) == ("a",)
+# --- kd train-student --------------------------------------------------------------------------
+
+
+def student_options(*arguments: str) -> dict[str, bool]:
+    """The options of a line, and whether the help shows them."""
+    return {name: field.visible for name, field in COMMANDS["train-student"].fields(arguments).items()}
+
+
+def test_the_core_is_shown_alone_and_with_the_options_of_the_method_on_the_line(tmp_path: Path) -> None:
+    core = student_options()
+    assert 40 <= len(core) <= 60
+    assert all(core.values())
+    assert "threshold" not in core
+    (tmp_path / "c.yaml").write_text("train-student: {method: fixmatch}")
+    for words in (
+        ["--method", "fixmatch"], ["--method=fixmatch"], ["--set", "method=fixmatch"],
+        ["--config", str(tmp_path / "c.yaml")], ["--set", "method=kl", "--method", "fixmatch", "--help"],
+    ):  # fmt: skip
+        assert student_options("DATA", *words)["threshold"], words
+    assert "threshold" not in student_options("--method", "kl", "--help")
+    assert student_options("--method", "kl", "--threshold", "1")["threshold"] is False
+    with pytest.raises(UsageError, match="Did you mean 'fixmatch'"):
+        student_options("--method", "fixmatsh", "--help")
+
+
+def test_help_of_a_method_says_its_options() -> None:
+    assert "--threshold" not in help_of("train-student")
+    shown = help_of("train-student", "--method", "fixmatch")
+    assert "\nMethod:\n" in shown
+    assert "--threshold X" in shown
+    assert "[default: 0.95]" in shown
+    assert "kd methods NAME" in " ".join(shown.split())
+
+
+def test_an_option_of_another_method_is_taken_and_of_none_refused() -> None:
+    base = ("x", "--student", "resnet10t", "--out", "o", "--method", "kl")
+    assert "threshold: 0.5" in parsed(shlex.join(["kd", "train-student", *base, "--threshold", "0.5"]))
+    with pytest.raises(TyperException) as caught:
+        parsed(shlex.join(["kd", "train-student", *base, "--thresold", "0.5"]))
+    assert "--threshold" in caught.value.format_message()

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any, final
@@ -82,19 +83,22 @@ class StudentOptions:
 
 def _method_on(arguments: Sequence[str]) -> str | None:
     """The method that a line names: by ``--method``, ``--set method=`` or in the file of ``--config``."""
+    values: dict[str, list[str]] = {"--method": [], "--set": [], "--config": []}
+    for word, after in pairwise([*arguments, ""]):
+        name, equals, value = word.partition("=")
+        if name in values:
+            values[name].append(value if equals else after)
+    if values["--method"]:
+        return values["--method"][-1] or None
+    if not values["--set"] and not values["--config"]:
+        return None
     from kdcli.errors import KdError
     from kdcli.options.resolving import layers_of
     from kdcli.training.config import StudentConfig
 
-    values: dict[str, list[str]] = {"--method": [], "--set": [], "--config": []}
-    for word, after in zip(arguments, [*arguments[1:], ""], strict=True):
-        name, equals, value = word.partition("=")
-        if name in values:
-            values[name].append(value if equals else after)
-    flags = {"method": values["--method"][-1]} if values["--method"] else {}
     file = Path(values["--config"][-1]) if values["--config"] else None
     try:
-        layers = layers_of(StudentConfig, flags, values["--set"], file, [])
+        layers = layers_of(StudentConfig, {}, values["--set"], file, [])
     except KdError:
         return None  # the same happens again where the options are resolved, and is told there
     return next((str(given["method"]) for given, _ in reversed(layers) if given.get("method")), None)

@@ -261,7 +261,9 @@ class StudentConfig(
     @classmethod
     def _known_method(cls, name: str) -> str:
         if not _exists(name):
-            raise ValueError(f"must be one that kd methods lists, or pkg.mod:OBJECT.{nearest(name, tuple(METHODS))}")
+            raise ValueError(
+                f"must be one that kd methods lists, or pkg.mod:OBJECT.{nearest(name, tuple(METHODS))}"
+            )
         return name
 
     @field_validator("options", mode="before")
