@@ -214,7 +214,8 @@ def test_help_shows_types_choices_and_defaults(capsys: pytest.CaptureFixture[str
     assert shown.startswith("Usage: kd toy [OPTIONS] DATA... Do it. Arguments: DATA... Data set. Data:")
     for part in (
         "--size N How many. [default: 3]", "--share SHARE How much of it. --", "--kind plain|fancy Which one.",
-        "Values. [default: 1,2.5]", "--[no-]keep Keep it. -l, --loud Say it. --[no-]either As it comes.", "--set KEY=VALUE",
+        "Values. [default: 1,2.5]", "--[no-]keep Keep it.", "-l, --loud Say it.", "--[no-]either As it comes.",
+        "--set KEY=VALUE",
     ):  # fmt: skip
         assert part in shown, part
 

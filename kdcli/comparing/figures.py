@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from kdcli.comparing.result import Change, CompareResult
 from kdcli.console import console
+from kdcli.methods.base import method_names
 from kdcli.metrics.flips import TOP_SHARES
 from kdcli.metrics.transfer_summary import grouped, success_rates
 from kdcli.plotting import (
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-CONTRASTIVE = ("cd", "crd")
-"""Methods of P3's Fig. 6 that Fig. 4 does not show."""
+_CONTRASTIVE = "only_features"
+"""Trait of the methods of P3's Fig. 6, which Fig. 4 does not show."""
 
 
 def write_figures(result: CompareResult, folder: Path) -> list[Path]:
@@ -167,7 +168,8 @@ def _closeness(axes: "Axes", result: CompareResult, closer: dict[int, list[float
 
 def success_figure(result: CompareResult) -> "Figure | None":
     """P3 Fig. 4: success rate of each method, and Delta_transf by Delta_acc (best quarter of each bin)."""
-    methods = [method for method in result.methods if method.method not in CONTRASTIVE]
+    contrastive = method_names(_CONTRASTIVE)
+    methods = [method for method in result.methods if method.method not in contrastive]
     if not methods:
         _say_none("fig4-success", "no student was distilled")
         return None
@@ -194,11 +196,12 @@ def success_figure(result: CompareResult) -> "Figure | None":
 def contrastive_figure(result: CompareResult) -> "Figure | None":
     """P3 Fig. 6: success rates of contrastive distillation beside all other methods."""
     methods = [method.method for method in result.methods]
-    if not set(methods) & set(CONTRASTIVE):
-        _say_none("fig6-contrastive", f"no student was distilled by {' or '.join(CONTRASTIVE)}")
+    contrastive = method_names(_CONTRASTIVE)
+    if not set(methods) & set(contrastive):
+        _say_none("fig6-contrastive", f"no student was distilled by {' or '.join(contrastive)}")
         return None
     figure = figure_of(5.6, 1.4 + 0.4 * len(methods))
-    ordered = sorted(methods, key=lambda name: name not in CONTRASTIVE)
+    ordered = sorted(methods, key=lambda name: name not in contrastive)
     _success(figure.subplots(), result, ordered)
     return figure
 

@@ -148,7 +148,7 @@ class MultiTaskOptions(MethodOptions):
 
     label_space: Literal["separate", "joint"] = method_option(
         "separate",
-        "Of several data sets: separate, a head each (default), or joint, one head over all class names.",
+        "Of several data sets: separate, a head each, or joint, one head over all class names.",
         shared=True,
     )
 
@@ -201,23 +201,12 @@ class ReplayMethod(Method):
 
 
 MULTI_TASK = MultiTaskMethod(
-    name="multi-task",
-    paper=PAPER,
-    equation="Eq. none (Table 2, MTL oracle)",
+    name="multi-task", paper=PAPER, equation="Eq. none (Table 2, MTL oracle)",
     summary="Labels of several data sets at once, one head each or one label space; no teacher.",
-    example="kd train-student cars=CARS food=FOOD --student ARCH --method multi-task --out OUT",
-    Options=MultiTaskOptions,
-    needs=Needs(labels=True, sets=True),
-    defaults=PRINTED,
-)
+    Options=MultiTaskOptions, needs=Needs(labels=True, sets=True), defaults=PRINTED,
+)  # fmt: skip
 REPLAY_ORACLE = ReplayMethod(
-    name="replay-oracle",
-    paper=PAPER,
-    equation="Eq. none (ours: its MTL oracle without the generalist's data)",
-    summary="The generalist on the first data set, labels of the others, one head each.",
-    example="kd train-student proxy=PROXY cars=CARS --cache CACHE --generalist GEN --student ARCH "
-    "--method replay-oracle --out OUT",
-    Options=ReplayOptions,
-    needs=Needs(frozenset({"logits"}), generalist=True, sets=True),
-    defaults=PRINTED,
-)
+    name="replay-oracle", paper=PAPER, equation="Eq. none (ours: its MTL oracle without the generalist's data)",
+    summary="The generalist on the first data set, labels of the others, one head each.", Options=ReplayOptions,
+    needs=Needs(frozenset({"logits"}), generalist=True, sets=True), defaults=PRINTED,
+)  # fmt: skip

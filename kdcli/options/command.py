@@ -163,9 +163,7 @@ class Command(TyperCommand):
             record = parameter.get_help_record(ctx)
             if record is not None:
                 panel = getattr(parameter, "rich_help_panel", None) or PANELS[-1]
-                panels[panel].append(
-                    (str(parameter.metavar) if panel == "Arguments" else record[0], record[1])
-                )
+                panels[panel].append((_shown(parameter) or record[0], record[1]))
         limit = min(30, formatter.width * 2 // 5)
         widest = max(len(name) for rows in panels.values() for name, _ in rows if len(name) <= limit)
         for title, rows in panels.items():

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
+from kdcli.methods.base import method_names
 from kdcli.plotting import require_matplotlib
 from kdcli.reporting.comparisons import comparison_sections
 from kdcli.reporting.config import ReportConfig
@@ -173,7 +174,8 @@ def _best(name: str, runs: Sequence[Run], several: bool) -> str:
     sentence = (
         f"The best of {len(tested)} students{where} is {run.name} ({run.method}) with {100 * best:.1f} %"
     )
-    plain = [accuracy for accuracy, each in tested if each.method == "labels-only"]
-    if plain and run.method != "labels-only":
+    without_teachers = method_names("only_labels")
+    plain = [accuracy for accuracy, each in tested if each.method in without_teachers]
+    if plain and run.method not in without_teachers:
         sentence += f"; labels alone reach at most {100 * max(plain):.1f} %"
     return f"{sentence}."

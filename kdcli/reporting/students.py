@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from kdcli.models.properties import operations_of, parameters_of
 from kdcli.options.resolving import command_line
+from kdcli.registry import METHODS
 from kdcli.reporting import charts
 from kdcli.reporting.charts import Costed, Spread
 from kdcli.reporting.document import (
@@ -301,7 +302,7 @@ def _seconds(run: Run) -> float | None:
 
 def _line_of(config: Mapping[str, Any]) -> str | None:
     """The shell command of a run's options; None where this version of kd has other options."""
-    if not config:
+    if not config or config.get("method") not in METHODS:  # what a file names is not imported
         return None
     try:
         return command_line(StudentConfig.model_validate(config))

@@ -1,6 +1,7 @@
 """What training can be told: options of every run, and those of the chosen method."""
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, final
 
@@ -32,6 +33,9 @@ from kdcli.options.fields import option
 from kdcli.options.grids import positive_numbers
 from kdcli.registry import METHODS, is_object_path
 
+_data, _teachers, _student = (partial(option, panel=name) for name in ("Data", "Teachers", "Student"))
+_optimisation, _views, _run = (partial(option, panel=name) for name in ("Optimisation", "Views", "Run"))
+
 
 @final
 class StudentConfig(
@@ -52,177 +56,128 @@ class StudentConfig(
 
     command: ClassVar[str] = "train-student"
 
-    data: str | tuple[str, ...] = option(
+    data: str | tuple[str, ...] = _data(
         ...,
         "Data set to train on: SOURCE[@key=value,...]; several as NAME=DATA each.",
-        panel="Data",
         positional=True,
         shared=True,
     )
-    test: str | tuple[str, ...] | None = option(
-        None,
-        "Data set to test on after training; of several DATA: NAME=DATA, repeatable.",
-        panel="Data",
-        shared=True,
+    test: str | tuple[str, ...] | None = _data(
+        None, "Data set to test on after training; of several DATA: NAME=DATA, repeatable.", shared=True
     )
-    validation: float | None = option(
+    validation: float | None = _data(
         None,
         "Set this share of each class aside; judge every epoch on it.",
-        panel="Data",
         gt=0,
         lt=1,
         metavar="SHARE",
         shared=True,
     )
 
-    method: str = option(
-        ..., "What the student learns from; see kd methods.", panel="Teachers", complete="method"
-    )
-    teacher: tuple[str, ...] = option(
+    method: str = _teachers(..., "What the student learns from; see kd methods.", complete="method")
+    teacher: tuple[str, ...] = _teachers(
         (),
         "Cached teacher to use; default: all, or the ranking's. Repeatable.",
-        panel="Teachers",
         complete="teacher",
         metavar="NAME",
     )
-    ranking: str | None = option(
-        None, "Ranking JSON of kd rank-sources; - reads standard input.", panel="Teachers"
-    )
-    teacher_view: Literal["same", "eval"] | None = option(
+    ranking: str | None = _teachers(None, "Ranking JSON of kd rank-sources; - reads standard input.")
+    teacher_view: Literal["same", "eval"] | None = _teachers(
         None,
         "same: teachers saw the student's view; eval: the clean view 0. Default: the method's, mostly same.",
-        panel="Teachers",
         shared=True,
     )
-    sequential: Literal["ascending", "descending", "random", "given"] | None = option(
+    sequential: Literal["ascending", "descending", "random", "given"] | None = _teachers(
         None,
         "One stage a teacher, each from the last one's student: ascending or descending accuracy, random, or given.",
-        panel="Teachers",
         metavar="ORDER",
     )
 
-    student: str = option(..., "Model spec of the student.", panel="Student", complete="student")
-    init: str | None = option(
+    student: str = _student(..., "Model spec of the student.", complete="student")
+    init: str | None = _student(
         None,
         "pretrained, random, xavier, nearest-source or a SPEC to start from; default: pretrained for local-dir:, "
         "hf-hub: and ARCH@FILE, random for bare names.",
-        panel="Student",
     )
-    freeze: Literal["backbone"] | None = option(
-        None, "backbone: train the heads only, on features of the frozen start.", panel="Student"
+    freeze: Literal["backbone"] | None = _student(
+        None, "backbone: train the heads only, on features of the frozen start."
     )
-    train_from: str | None = option(
+    train_from: str | None = _student(
         None,
         "Keep the layers up to TAP as they start, and read their maps from the cache.",
-        panel="Student",
         min_length=1,
         metavar="TAP",
     )
-    image_size: int | None = option(
-        None, "Input size in pixels; default: the student's own.", panel="Student", ge=8
+    image_size: int | None = _student(None, "Input size in pixels; default: the student's own.", ge=8)
+    bn: Literal["train", "frozen", "frozen-affine"] | None = _student(
+        None, "BatchNorm. frozen: its statistics. frozen-affine: its scale and shift as well."
     )
-    bn: Literal["train", "frozen", "frozen-affine"] | None = option(
-        None,
-        "BatchNorm. frozen: its statistics. frozen-affine: its scale and shift as well.",
-        panel="Student",
-    )
-    compile: bool = option(False, "Run the student through torch.compile.", panel="Student", mechanical=True)
+    compile: bool = _student(False, "Run the student through torch.compile.", mechanical=True)
 
-    epochs: int | None = option(
-        None, "Passes over the data; default: the method's.", panel="Optimisation", ge=1, shared=True
+    epochs: int | None = _optimisation(
+        None, "Passes over the data; default: the method's.", ge=1, shared=True
     )
-    batch_size: int | None = option(
-        None, "Images per step; default: the method's.", panel="Optimisation", ge=1, shared=True
+    batch_size: int | None = _optimisation(None, "Images per step; default: the method's.", ge=1, shared=True)
+    lr: float | None = _optimisation(
+        None, "Peak learning rate (of the heads, where groups differ); default: the method's.", gt=0
     )
-    lr: float | None = option(
-        None,
-        "Peak learning rate (of the heads, where groups differ); default: the method's.",
-        panel="Optimisation",
-        gt=0,
+    lr_grid: str | None = _optimisation(
+        None, "Choose among 0.001,0.003,0.01 or 0.0001:0.1:7log on the validation split.", metavar="RATES"
     )
-    lr_grid: str | None = option(
-        None,
-        "Choose among 0.001,0.003,0.01 or 0.0001:0.1:7log on the validation split.",
-        panel="Optimisation",
-        metavar="RATES",
+    backbone_lr_scale: float | None = _optimisation(None, "Backbone learning rate as a share of --lr.", ge=0)
+    optimizer: str | None = _optimisation(None, "timm optimiser; default: the method's.")
+    weight_decay: float | None = _optimisation(None, "Weight decay; default: the method's.", ge=0)
+    schedule: Literal["constant", "cosine", "step", "one-cycle"] | None = _optimisation(
+        None, "How the learning rate falls; default: the method's."
     )
-    backbone_lr_scale: float | None = option(
-        None, "Backbone learning rate as a share of --lr.", panel="Optimisation", ge=0
-    )
-    optimizer: str | None = option(None, "timm optimiser; default: the method's.", panel="Optimisation")
-    weight_decay: float | None = option(
-        None, "Weight decay; default: the method's.", panel="Optimisation", ge=0
-    )
-    schedule: Literal["constant", "cosine", "step", "one-cycle"] | None = option(
-        None, "How the learning rate falls; default: the method's.", panel="Optimisation"
-    )
-    milestones: tuple[float, ...] | None = option(
+    milestones: tuple[float, ...] | None = _optimisation(
         None,
         "Shares of the training at which --schedule step falls tenfold, e.g. 0.5,0.8.",
-        panel="Optimisation",
         comma=True,
         metavar="SHARES",
     )
-    warmup: float | None = option(
-        None, "Share of the training in which the rate rises.", panel="Optimisation", ge=0, lt=1
+    warmup: float | None = _optimisation(None, "Share of the training in which the rate rises.", ge=0, lt=1)
+    accumulate: int | None = _optimisation(
+        None, "Compute each step's images in this many pieces, adding up gradients; less memory.", ge=1
     )
-    accumulate: int | None = option(
-        None,
-        "Compute each step's images in this many pieces, adding up gradients; less memory.",
-        panel="Optimisation",
-        ge=1,
+    clip_norm: float | None = _optimisation(
+        None, "Scale the gradient of all parameters down to this norm.", gt=0
     )
-    clip_norm: float | None = option(
-        None, "Scale the gradient of all parameters down to this norm.", panel="Optimisation", gt=0
+    label_smoothing: float | None = _optimisation(
+        None, "Share of each label that is spread evenly over all classes.", ge=0, lt=1
     )
-    label_smoothing: float | None = option(
-        None, "Share of each label that is spread evenly over all classes.", panel="Optimisation", ge=0, lt=1
+    ema: float | None = _optimisation(
+        None, "Decay of a moving average of the weights; it is tested and exported.", gt=0, lt=1
     )
-    ema: float | None = option(
-        None,
-        "Decay of a moving average of the weights; it is tested and exported.",
-        panel="Optimisation",
-        gt=0,
-        lt=1,
-    )
-    select: Literal["last", "best", "best-on-test"] = option(
-        "last",
-        "Epoch to export. best: by the validation split. best-on-test: by --test.",
-        panel="Optimisation",
+    select: Literal["last", "best", "best-on-test"] = _optimisation(
+        "last", "Epoch to export. best: by the validation split. best-on-test: by --test."
     )
 
-    recipe: str | None = option(
-        None,
-        "Recipe of live training views; with a cache, the cache's.",
-        panel="Views",
-        complete="recipe",
-        shared=True,
+    recipe: str | None = _views(
+        None, "Recipe of live training views; with a cache, the cache's.", complete="recipe", shared=True
     )
-    data_seed: int = option(0, "Seed of order and views.", panel="Views", ge=0, shared=True)
+    data_seed: int = _views(0, "Seed of order and views.", ge=0, shared=True)
 
-    out: Path = option(..., "Output folder of the run.", panel="Run", mechanical=True)
-    stage: Path | None = option(
+    out: Path = _run(..., "Output folder of the run.", mechanical=True)
+    stage: Path | None = _run(
         None,
         "Copy what is read of the cache to this local disk first.",
-        panel="Run",
         mechanical=True,
         metavar="DIR",
         shared=True,
     )
-    prewarm: bool = option(
-        False, "Read the cache's files into the page cache first.", panel="Run", mechanical=True, shared=True
+    prewarm: bool = _run(
+        False, "Read the cache's files into the page cache first.", mechanical=True, shared=True
     )
-    resident: Literal["ram", "gpu"] | None = option(
+    resident: Literal["ram", "gpu"] | None = _run(
         None,
         "Hold the teachers' outputs in memory (ram) or on the training device (gpu).",
-        panel="Run",
         mechanical=True,
         shared=True,
     )
-    tracker: tuple[str, ...] = option(
+    tracker: tuple[str, ...] = _run(
         (),
         "Log epochs to tensorboard, wandb, mlflow, ... too; a tracker of accelerate. Repeatable.",
-        panel="Run",
         mechanical=True,
     )
 
@@ -293,13 +248,16 @@ class StudentConfig(
                 if name not in ("options", "aside"):
                     yield name, getattr(model, name), field
 
-    def changed(self, **changes: Any) -> Self:
-        """The same with other options, the method's among them; values are taken as they are."""
-        own = {name: value for name, value in changes.items() if name in type(self.options).model_fields}
-        core = {name: value for name, value in changes.items() if name not in own}
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """The same with other options, the method's among them; those are validated together."""
+        own = {
+            name: value for name, value in (update or {}).items() if name in type(self.options).model_fields
+        }
+        core = {name: value for name, value in (update or {}).items() if name not in own}
         if own:
-            core["options"] = self.options.model_copy(update=own)
-        return self.model_copy(update=core)
+            given = self.options.model_dump(exclude_unset=True)
+            core["options"] = type(self.options).model_validate({**given, **own})
+        return super().model_copy(update=core, deep=deep)
 
     # --- values -------------------------------------------------------------------------------
 
