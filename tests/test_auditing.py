@@ -15,10 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from kdcli.auditing import AuditResult, audit
+from kdcli.auditing.audit import audit
 from kdcli.auditing.config import DISTANCES, AuditConfig
 from kdcli.auditing.hashing import fingerprint
 from kdcli.auditing.matching import COLUMNS, ROWS, Hashes, near_pairs
+from kdcli.auditing.result import AuditResult
 from kdcli.cli.app import main
 from kdcli.console import console
 from kdcli.data.sources import open_data

@@ -1,9 +1,12 @@
 """``kd doctor`` and ``kd methods`` as a stranger uses them from the shell."""
 
+import json
 from collections.abc import Callable
 
 import pytest
 from conftest import Shell
+
+from kdcli.errors import UsageError
 
 Kd = Callable[..., Shell]
 
@@ -64,16 +67,46 @@ def test_methods_are_the_registry(kd: Kd) -> None:
     }  # fmt: skip
 
 
-def test_methods_is_a_table_with_one_line_a_method(kd: Kd) -> None:
+def test_methods_is_a_table_of_80_columns(kd: Kd) -> None:
     from kdcli.registry import METHODS
 
     done = kd("methods")
     assert done.code == 0, done.err
     head, *lines = done.out.splitlines()
-    assert head.split() == ["method", "paper", "equation", "needs", "what", "it", "does"]
-    assert [line.split()[0] for line in lines] == list(METHODS)
-    nearest = next(line for line in lines if line.startswith("distill-nearest"))
-    assert "cached logits, labels, --ranking" in nearest
+    assert head.split() == ["method", "paper", "what", "it", "learns", "from"]
+    assert [line.split()[0] for line in lines if line[0] != " "] == list(METHODS)
+    assert max(map(len, done.out.splitlines())) <= 80
+    words = " ".join(done.out.split())
+    assert all(METHODS[name].summary in words for name in ("labels-only", "distill-nearest", "topk-kl"))
+
+
+def test_a_method_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    from kdcli.cli.app import app
+    from kdcli.registry import METHODS
+
+    def shown(*words: str) -> str:
+        app(["methods", *words], prog_name="kd", standalone_mode=False)
+        return capsys.readouterr().out
+
+    for name in METHODS:
+        body, _, example = shown(name).partition("\nexample\n")
+        assert example.strip() == METHODS[name].example
+        assert max(map(len, body.splitlines())) <= 80
+        words = " ".join(body.split())
+        for part in (METHODS[name].summary, METHODS[name].paper, METHODS[name].equation):
+            assert part in words
+        for option in METHODS[name].Options.model_fields:
+            assert f"--{option.replace('_', '-')}" in words
+    said = " ".join(shown("consolidation").split())
+    assert "needs cached logits, --generalist" in said
+    assert "lr 0.01" in said
+    assert (
+        "--generalist-weight X Weight of head 0 (P1's lambda_0); all weights sum to 2. [default: 1]" in said
+    )
+    (told,) = json.loads(shown("consolidation", "--json"))["methods"]
+    assert told["options"]["temperature"]["default"] == 2.0
+    with pytest.raises(UsageError, match="Did you mean 'consolidation'"):
+        shown("consolidaton")
 
 
 @pytest.mark.parametrize("command", ["doctor", "methods"])

@@ -14,8 +14,9 @@ from conftest import Shell, make_folder
 
 from kdcli.cache.cacheset import CacheSet
 from kdcli.cli.app import main
-from kdcli.comparing import CompareResult, compare
+from kdcli.comparing.compare import compare
 from kdcli.comparing.config import CompareConfig
+from kdcli.comparing.result import CompareResult
 from kdcli.extract.config import CacheConfig
 from kdcli.extract.extract import cache_teachers
 from kdcli.models.export import export_model

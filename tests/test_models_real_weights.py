@@ -9,7 +9,7 @@ import timm
 import torch
 from PIL import Image
 
-from kdcli.demo import export_pretrained_weights
+from kdcli.demo.weights import export_pretrained_weights
 from kdcli.models.spec import open_model
 from kdcli.models.teacher import TeacherRunner
 from kdcli.outputs import Output

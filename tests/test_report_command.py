@@ -16,7 +16,7 @@ from report_study import make_study
 from test_reporting import Page
 from training_place import Place, make_place
 
-from kdcli.comparing import compare
+from kdcli.comparing.compare import compare
 from kdcli.comparing.config import CompareConfig
 from kdcli.errors import BadDataError, KdError, NotFoundError, OutputExistsError, StorageError, UsageError
 from kdcli.ranking.documents import ranking_document

@@ -25,7 +25,8 @@ from kdcli.models.teacher import normalise
 from kdcli.training import soup
 from kdcli.training.evaluate import Exam, look_of
 from kdcli.training.samplers import Ticket
-from kdcli.training.soup import Recipe, make_soup
+from kdcli.training.soup import make_soup
+from kdcli.training.soup_config import SoupConfig
 from kdcli.training.train import train_student
 
 
@@ -56,8 +57,8 @@ def _say_every_warning_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console, "_warned", set())
 
 
-def recipe(place: Place, out: str, *parents: str, **changes: Any) -> Recipe:
-    return Recipe(parents, place.root / out, **{"device": "cpu", "workers": 0, **changes})
+def recipe(place: Place, out: str, *parents: str, **changes: Any) -> SoupConfig:
+    return SoupConfig(parents=parents, out=place.root / out, **{"device": "cpu", "workers": 0, **changes})
 
 
 def state(folder: Path) -> dict[str, torch.Tensor]:
@@ -228,7 +229,7 @@ def test_students_that_are_not_alike_are_refused(place: Place, runs: list[str], 
 
 def test_recalibrated_statistics_are_those_of_the_images(place: Place, runs: list[str]) -> None:
     images = open_data(place.data)
-    document = make_soup(recipe(place, "calibrated", *runs, recalibrate=place.data, batch_size=8))
+    document = make_soup(recipe(place, "calibrated", *runs, recalibrate_bn=place.data, batch_size=8))
     make_soup(recipe(place, "averaged", *runs))
     found, plain = state(place.root / "calibrated"), state(place.root / "averaged")
     statistics = {name for name in found if "running" in name}

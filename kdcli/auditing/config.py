@@ -3,57 +3,42 @@
 from pathlib import Path
 from typing import ClassVar, Literal, final
 
-from pydantic import Field
-
-from kdcli.options.fields import Mechanical, StepConfig
+from kdcli.options.common import DataOptions, WorkersOption
+from kdcli.options.fields import option
 
 DISTANCES = {64: 4, 256: 32}
 """Default distance by number of bits: where copies end and other images do not begin yet (docs/audit.md)."""
 
 
 @final
-class AuditConfig(StepConfig):
+class AuditConfig(DataOptions, WorkersOption):
     """``kd audit``."""
 
     command: ClassVar[str] = "audit"
 
-    data: str = Field(
-        description="Data set to look for near-duplicates of.", json_schema_extra={"positional": True}
+    data: str = option(
+        ..., "Data set to look for near-duplicates of; a bare path is a folder.",
+        panel="Data", positional=True, metavar="DATA_A",
+    )  # fmt: skip
+    other: str | None = option(
+        None, "Data set to look for them in; default: DATA_A itself.",
+        panel="Data", positional=True, metavar="DATA_B",
+    )  # fmt: skip
+    distance: int | None = option(
+        None, "Bits in which hashes may differ; default: 32 of 256, 4 of 64. 0: equal hashes only.",
+        panel="Method", ge=0,
+    )  # fmt: skip
+    hash_bits: Literal[64, 256] = option(
+        256, "Bits of the perceptual hash; imagehash's own are 64.", panel="Method"
     )
-    other: str | None = Field(
-        None,
-        description="Data set to look for them in; default: DATA itself.",
-        json_schema_extra={"positional": True},
+    max_pairs: int = option(
+        1_000_000, "List all pairs up to so many, else the nearest one of each image.", panel="Output", ge=1
     )
-    distance: int | None = Field(
-        None,
-        ge=0,
-        description="Bits in which the hashes of near-duplicates differ at most; default: 32 of 256, 4 of 64.",
-    )
-    hash_bits: Literal[64, 256] = Field(256, description="Bits of the perceptual hash.")
-    max_pairs: int = Field(
-        1_000_000,
-        ge=1,
-        description="Pairs to list; where there are more, only the nearest one of each image is.",
-    )
-    write_exclude: Path | None = Field(
-        None,
-        description="New file for the keys of DATA that have a near-duplicate, for without=FILE.",
-        json_schema_extra=Mechanical,
-    )
-    fail: bool = Field(False, description="Exit with 21 if there is a pair.", json_schema_extra=Mechanical)
-    workers: int | None = Field(
-        None,
-        ge=0,
-        description="Decode processes; default: the processors of this job.",
-        json_schema_extra=Mechanical,
-    )
-    data_root: Path | None = Field(
-        None, description="Folder of torch/ and hfds/ data sets, and of relative folders."
-    )
-    download: bool = Field(
-        False, description="Allow a data set to be downloaded.", json_schema_extra=Mechanical
-    )
+    write_exclude: Path | None = option(
+        None, "New file for the keys of DATA_A's duplicates; DATA_A@without=FILE leaves them out.",
+        panel="Output", metavar="FILE", mechanical=True,
+    )  # fmt: skip
+    fail: bool = option(False, "Exit with 21 if there is a pair.", panel="Output", mechanical=True)
 
     @property
     def limit(self) -> int:

@@ -1,37 +1,17 @@
 """Commands around the pipeline."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from kdcli.cli import options as opt
+from kdcli.cli.cells import short, yes
 from kdcli.console import console
 
 if TYPE_CHECKING:
+    from kdcli.demo.config import DemoConfig
     from kdcli.doctor import Checkup, ShardReading
+    from kdcli.options.common import Common, NoOptions
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands to ``app``."""
-    app.command("demo")(demo)
-    app.command("methods")(methods)
-    app.command("doctor")(doctor)
-
-
-def demo(
-    export_weights: Annotated[
-        Path | None,
-        typer.Option(
-            "--export-weights", help="Only write EfficientNet-Lite0's ImageNet weights to this folder."
-        ),
-    ] = None,
-    image_size: Annotated[
-        int, typer.Option("--image-size", min=32, help="Input size that --export-weights declares.")
-    ] = 224,
-    out: Annotated[Path, typer.Option("--out", help="Folder of the demo.")] = Path("kd-demo"),
-    json: opt.Json = False,
-) -> None:
+def demo(config: "DemoConfig", common: "Common") -> None:
     """Run the whole main job on real images and weights.
 
     Both come from pip packages; the generalist has real ImageNet weights. Takes a few minutes on two
@@ -43,69 +23,24 @@ def demo(
       kd demo
       kd demo --export-weights weights/lite0
     """
-    from kdcli.demo import export_pretrained_weights, run_demo
-    from kdcli.demo.demo import say
+    from kdcli.demo.demo import run_demo, say
+    from kdcli.demo.weights import export_pretrained_weights
 
-    if export_weights is not None:
-        folder = export_pretrained_weights(export_weights, image_size)
-        if json:
-            console.document({"spec": f"local-dir:{folder}"})
+    if config.export_weights is not None:
+        spec = f"local-dir:{export_pretrained_weights(config.export_weights, config.image_size)}"
+        if common.as_json:
+            console.document({"spec": spec})
         else:
-            print(f"local-dir:{folder}")
+            print(spec)
         return
-    result = run_demo(out)
-    if json:
+    result = run_demo(config.out)
+    if common.as_json:
         console.document(result.document())
     else:
         say(result)
 
 
-def methods(json: opt.Json = False) -> None:
-    """List the methods: paper, equation, and what each needs.
-
-    \b
-    Examples:
-      kd methods
-      kd methods --json
-    """
-    from kdcli.registry import METHODS
-
-    listed = list(METHODS.values())
-    if json:
-        console.document(
-            {
-                "methods": [
-                    {
-                        "name": method.name,
-                        "paper": method.paper,
-                        "equation": method.equation,
-                        "needs": {
-                            "cached": sorted(method.needs.kinds),
-                            "labels": method.needs.labels,
-                            "ranking": method.needs.ranking,
-                            "generalist": method.needs.generalist,
-                        },
-                        "description": method.summary,
-                    }
-                    for method in listed
-                ]
-            }
-        )
-        return
-    rows = []
-    for method in listed:
-        needs = [
-            *(f"cached {kind}" for kind in sorted(method.needs.kinds)),
-            *(("or topk:K",) if method.needs.largest else ()),
-            *(("labels",) if method.needs.labels else ()),
-            *(("--ranking",) if method.needs.ranking else ()),
-            *(("--generalist",) if method.needs.generalist else ()),
-        ]
-        rows.append([method.name, method.paper, method.equation, ", ".join(needs), method.summary])
-    console.table(["method", "paper", "equation", "needs", "what it does"], rows)
-
-
-def doctor(json: opt.Json = False) -> None:
+def doctor(_config: "NoOptions", common: "Common") -> None:
     """Show what kd finds here: versions, devices, folders.
 
     Also limits, offline flags, scheduler variables, and how to install what is missing.
@@ -118,7 +53,7 @@ def doctor(json: opt.Json = False) -> None:
     from kdcli.doctor import examine
 
     checkup = examine()
-    if json:
+    if common.as_json:
         console.document(checkup.document())
         return
     for number, (header, rows) in enumerate(_sections(checkup)):
@@ -133,7 +68,7 @@ def _sections(checkup: "Checkup") -> list[tuple[list[str], list[list[Any]]]]:
     extras = [
         [
             name,
-            _yes(extra.installed),
+            yes(extra.installed),
             ", ".join(package for package, version in extra.packages.items() if version is None),
             "" if extra.installed else extra.command,
         ]
@@ -148,8 +83,8 @@ def _sections(checkup: "Checkup") -> list[tuple[list[str], list[list[Any]]]]:
                 [
                     device.name,
                     device.title,
-                    _or_dash(device.memory_gb),
-                    _or_dash(device.free_gb),
+                    short(device.memory_gb),
+                    short(device.free_gb),
                     *(device.precisions[name] for name in ("bf16", "fp16", "tf32")),
                 ]
                 for device in found.devices
@@ -158,7 +93,7 @@ def _sections(checkup: "Checkup") -> list[tuple[list[str], list[list[Any]]]]:
         (
             ["folder", "path", "writable", "GB free"],
             [
-                [name, folder.path, _yes(folder.writable), _or_dash(folder.free_gb)]
+                [name, folder.path, yes(folder.writable), short(folder.free_gb)]
                 for name, folder in found.folders.items()
             ],
         ),
@@ -180,22 +115,14 @@ def _settings(checkup: "Checkup") -> list[list[Any]]:
     cuda, hub, limits, processors = checkup.cuda, checkup.hub, checkup.limits, checkup.processors
     return [
         ["CUDA of torch", cuda["built"] or "none (CPU-only build)"],
-        ["CUDA usable", _yes(cuda["usable"])],
+        ["CUDA usable", yes(cuda["usable"])],
         ["CUDA_VISIBLE_DEVICES", "-" if cuda["visible"] is None else cuda["visible"] or "(empty)"],
         ["processors of this job", f"{processors['available']} of {processors['total']}"],
         ["default of --workers", processors["workers"]],
         ["open files at once", limits["open_files"] or "unlimited"],
-        ["/dev/shm GB", _or_dash(limits["shared_memory_gb"])],
-        ["HF models offline", _yes(hub["models_offline"])],
-        ["HF data sets offline", _yes(hub["datasets_offline"])],
+        ["/dev/shm GB", short(limits["shared_memory_gb"])],
+        ["HF models offline", yes(hub["models_offline"])],
+        ["HF data sets offline", yes(hub["datasets_offline"])],
         ["HF_HOME", hub["home"]],
         *([name, value] for name, value in hub["variables"].items() if name != "HF_HOME"),
     ]
-
-
-def _yes(value: bool) -> str:
-    return "yes" if value else "no"
-
-
-def _or_dash(value: float | None) -> str:
-    return "-" if value is None else f"{value:g}"

@@ -6,50 +6,77 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import typer
 from typer.exceptions import TyperException
 
 from kdcli._version import __version__
-from kdcli.cli import admin, auditing, cache, comparing, pipeline, reporting
+from kdcli.cli import (
+    admin,
+    auditing,
+    comparing,
+    fusing,
+    methods,
+    probing,
+    ranking,
+    reporting,
+    soup,
+    teachers,
+    training,
+)
+from kdcli.cli.cache import grow, integrity, inventory, transport
+from kdcli.cli.completion import complete
 from kdcli.console import console
 from kdcli.errors import DeviceError, KdError, NoSpaceError, StorageError, UsageError
+from kdcli.options.command import Body, Command, Source, group, program
 from kdcli.runtime import calm_openmp
 
 if TYPE_CHECKING:
     import types
 
-app = typer.Typer(
-    name="kd",
-    help="Distil image models: teachers run once, what they said is cached, students are served from it.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+_PIPELINE: tuple[tuple[str, Source | str, Body], ...] = (
+    ("cache-teachers", "kdcli.extract.config:CacheConfig", teachers.cache_teachers),
+    ("rank-sources", "kdcli.ranking.config:RankConfig", ranking.rank_sources),
+    ("fuse-teachers", "kdcli.fusing.config:FuseConfig", fusing.fuse_teachers),
+    ("train-student", training.StudentOptions(), training.train_student),
+    ("soup", "kdcli.training.soup_config:SoupConfig", soup.soup),
+    ("eval-probe", "kdcli.probing.config:ProbeConfig", probing.eval_probe),
+    ("compare", "kdcli.comparing.config:CompareConfig", comparing.compare),
+    ("audit", "kdcli.auditing.config:AuditConfig", auditing.audit),
+    ("report", "kdcli.reporting.config:ReportConfig", reporting.report),
+    ("demo", "kdcli.demo.config:DemoConfig", admin.demo),
+    ("methods", "kdcli.methods.config:MethodsConfig", methods.methods),
+    ("doctor", "kdcli.options.common:NoOptions", admin.doctor),
 )
-pipeline.register(app)
-comparing.register(app)
-auditing.register(app)
-reporting.register(app)
-admin.register(app)
-cache.register(app)
+_CACHE: tuple[tuple[str, Source | str, Body], ...] = (
+    ("ls", "kdcli.cache.admin.config:LsConfig", inventory.ls),
+    ("info", "kdcli.cache.admin.config:InfoConfig", inventory.info),
+    ("diff", "kdcli.cache.admin.config:DiffConfig", inventory.diff),
+    ("gc", "kdcli.cache.admin.config:GcConfig", inventory.gc),
+    ("rm", "kdcli.cache.admin.config:RmConfig", inventory.rm),
+    ("verify", "kdcli.cache.admin.config:VerifyConfig", integrity.verify),
+    ("repair", "kdcli.cache.admin.config:RepairConfig", integrity.repair),
+    ("plan", "kdcli.extract.config:PlanConfig", teachers.plan),
+    ("extend", "kdcli.cache.admin.config:ExtendConfig", grow.extend),
+    ("pack", "kdcli.cache.admin.config:PackConfig", transport.pack),
+    ("unpack", "kdcli.cache.admin.config:UnpackConfig", transport.unpack),
+    ("merge", "kdcli.cache.admin.config:MergeConfig", transport.merge),
+)
 
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        print(f"kd {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _root(
-    version: Annotated[
-        bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
-    ] = False,
-) -> None:
-    pass
+app = program(
+    "kd",
+    "Distil image models: teachers run once, what they said is cached, students are served from it.",
+    __version__,
+    [
+        *(Command(*each, complete) for each in _PIPELINE),
+        group(
+            "cache",
+            "Look at caches, check, grow, move and remove them.",
+            [Command(*each, complete) for each in _CACHE],
+        ),
+    ],
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -2,69 +2,18 @@
 
 import csv
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from kdcli.cli import options as opt
-from kdcli.cli.options import configure, split_flags
 from kdcli.console import console
 from kdcli.errors import IdentityError
 
 if TYPE_CHECKING:
-    from kdcli.auditing import AuditResult
+    from kdcli.auditing.config import AuditConfig
+    from kdcli.auditing.result import AuditResult
+    from kdcli.options.common import Common
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to ``app``."""
-    app.command("audit")(audit)
-
-
-def audit(
-    data: Annotated[
-        str | None,
-        typer.Argument(metavar="DATA_A", help="Data set; a bare path is a folder."),
-    ] = None,
-    other: Annotated[
-        str | None,
-        typer.Argument(metavar="DATA_B", help="Data set to look for them in; default: DATA_A itself."),
-    ] = None,
-    distance: Annotated[
-        int | None,
-        typer.Option(
-            "--distance", help="Bits that may differ (default 32 of 256, 4 of 64); 0: equal hashes only."
-        ),
-    ] = None,
-    hash_bits: Annotated[
-        int | None,
-        typer.Option("--hash-bits", help="256 (default), or 64, imagehash's own default."),
-    ] = None,
-    max_pairs: Annotated[
-        int | None,
-        typer.Option(
-            "--max-pairs", help="List all pairs up to so many, else each image's nearest (default 1000000)."
-        ),
-    ] = None,
-    write_exclude: Annotated[
-        Path | None,
-        typer.Option(
-            "--write-exclude",
-            metavar="FILE",
-            help="New file for the keys of DATA_A's duplicates; DATA_A@without=FILE leaves them out.",
-        ),
-    ] = None,
-    fail: Annotated[bool | None, typer.Option("--fail", help="Exit with 21 if there is a pair.")] = None,
-    workers: opt.Workers = None,
-    data_root: opt.DataRoot = None,
-    download: opt.Download = None,
-    config: opt.ConfigFile = None,
-    sets: opt.Sets = None,
-    print_config: opt.PrintConfig = False,
-    json: opt.Json = False,
-    quiet: opt.Quiet = False,
-    verbose: opt.Verbose = False,
-) -> int | None:
+def audit(config: "AuditConfig", common: "Common") -> int | None:
     """Find near-duplicate images across data sets.
 
     Compares perceptual hashes (imagehash's phash, as P1 did between its data sets). Prints the pairs as TSV: distance
@@ -78,19 +27,15 @@ def audit(
       kd audit proxy/ food/ --json
       kd audit photos/
     """
-    flags, common = split_flags(dict(locals()))
-    from kdcli.auditing.config import AuditConfig
+    from kdcli.auditing.audit import audit as step
 
-    settings = configure(AuditConfig, flags, common)
-    from kdcli.auditing import audit as run
-
-    result = run(settings)
-    if json:
+    result = step(config)
+    if common.as_json:
         console.document(result.document())
     else:
         _print(result)
     _summarise(result)
-    return IdentityError.exit_code if settings.fail and result.found else None
+    return IdentityError.exit_code if config.fail and result.found else None
 
 
 def _print(result: "AuditResult") -> None:

@@ -1,100 +1,19 @@
 """``kd compare``: models against each other, and students before and after they were distilled."""
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from kdcli.cli import options as opt
-from kdcli.cli.options import configure, split_flags
+from kdcli.cli.cells import points, signed_points
 from kdcli.console import console
 
 if TYPE_CHECKING:
+    from kdcli.comparing.config import CompareConfig
     from kdcli.comparing.result import Change, CompareResult, MethodSummary
     from kdcli.metrics.transfer_summary import Mean
+    from kdcli.options.common import Common
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to ``app``."""
-    app.command("compare")(compare)
-
-
-def compare(
-    models: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[NAME=]MODEL",
-            help="Cached teacher, run of kd train-student, folder of runs, or model spec; default: all cached.",
-        ),
-    ] = None,
-    cache: opt.Caches = None,
-    data: Annotated[
-        str | None,
-        typer.Option("--data", help="Labelled images to compare on; default: all that the cache holds."),
-    ] = None,
-    teacher: Annotated[
-        list[str] | None,
-        typer.Option("--teacher", metavar="NAME", help="Teachers of the pairs; default all. Repeatable."),
-    ] = None,
-    student: Annotated[
-        list[str] | None,
-        typer.Option("--student", metavar="NAME", help="Students of the pairs; default all. Repeatable."),
-    ] = None,
-    after: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--after",
-            metavar="METHOD,TEACHER,STUDENT=MODEL",
-            help="STUDENT after it was distilled, where no run says so; several teachers as A+B. Repeatable.",
-        ),
-    ] = None,
-    class_similarity: Annotated[
-        Path | None,
-        typer.Option(
-            "--class-similarity", metavar="FILE", help="Matrix of class similarities, .npy or .csv [c, c]."
-        ),
-    ] = None,
-    generalist: Annotated[
-        str | None,
-        typer.Option(
-            "--generalist",
-            metavar="NAME",
-            help="Its class means stand in for --class-similarity (default: the best).",
-        ),
-    ] = None,
-    equal_within: Annotated[
-        float | None,
-        typer.Option("--equal-within", help="Accuracy difference of an equal teacher (default 0.01)."),
-    ] = None,
-    bins: Annotated[
-        int | None, typer.Option("--bins", help="Bins of the accuracy difference (default 5).")
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            metavar="DIR",
-            help="Keep predictions and the result there; what is kept is not run again.",
-        ),
-    ] = None,
-    figures: Annotated[
-        Path | None, typer.Option("--figures", metavar="DIR", help="Write P3's figures there.")
-    ] = None,
-    batch_size: opt.BatchSize = None,
-    device: opt.Device = None,
-    workers: opt.Workers = None,
-    verify: opt.Verify = None,
-    allow_partial: opt.AllowPartial = None,
-    data_root: opt.DataRoot = None,
-    download: opt.Download = None,
-    config: opt.ConfigFile = None,
-    sets: opt.Sets = None,
-    print_config: opt.PrintConfig = False,
-    json: opt.Json = False,
-    quiet: opt.Quiet = False,
-    verbose: opt.Verbose = False,
-) -> None:
+def compare(config: "CompareConfig", common: "Common") -> None:
     """Compare what models know: flips, gains and losses.
 
     Every ordered pair of models is a teacher and a student (P3). A run of kd train-student that
@@ -108,24 +27,20 @@ def compare(
       kd compare runs/ --cache test.kd --out compared --figures figures
       kd compare big small --cache test.kd --after dp,big,small=local-dir:runs/dp/export --json
     """
-    flags, common = split_flags(dict(locals()))
-    from kdcli.comparing.config import CompareConfig
-
-    settings = configure(CompareConfig, flags, common)
-    from kdcli.comparing import compare as run
+    from kdcli.comparing.compare import compare as step
     from kdcli.comparing.figures import write_figures
     from kdcli.plotting import require_matplotlib
 
-    if settings.figures is not None:
+    if config.figures is not None:
         require_matplotlib("--figures needs")
-    result = run(settings)
-    if settings.figures is not None:
-        for path in write_figures(result, settings.figures):
+    result = step(config)
+    if config.figures is not None:
+        for path in write_figures(result, config.figures):
             console.note(f"wrote {path}")
-    if json:
+    if common.as_json:
         console.document(result.document())
-        return
-    _print(result)
+    else:
+        _print(result)
 
 
 # --- tables -----------------------------------------------------------------------------------
@@ -140,7 +55,7 @@ def _print(result: "CompareResult") -> None:
     console.table(
         ["model", "is", "family", "parameters", "accuracy"],
         [
-            [m.name, m.architecture, m.family, _count(m.parameters), _points(m.accuracy)]
+            [m.name, m.architecture, m.family, _count(m.parameters), points(m.accuracy)]
             for m in result.models.values()
         ],
     )
@@ -161,15 +76,15 @@ def _print_pairs(result: "CompareResult") -> None:
             [
                 pair.teacher,
                 pair.student,
-                _signed(flips.delta_acc),
-                _points(flips.rho_pos),
-                _points(flips.rho_neg),
-                _points(pair.chance),
-                _points(pair.independent),
+                signed_points(flips.delta_acc),
+                points(flips.rho_pos),
+                points(flips.rho_neg),
+                points(pair.chance),
+                points(pair.independent),
                 "-" if pair.entropy is None else f"{pair.entropy:.2f}",
                 _most(pair.top[2].classes),
                 *(
-                    "-" if each is None else f"{_points(each.positive, 0)}/{_points(each.negative, 0)}"
+                    "-" if each is None else f"{points(each.positive, 0)}/{points(each.negative, 0)}"
                     for each in given
                 ),
             ]
@@ -202,12 +117,16 @@ def _print_changes(changes: "Sequence[Change]") -> None:
                 "+".join(change.teachers) or "-",
                 change.student,
                 change.after,
-                _signed(change.delta_acc),
-                _signed(t.delta_transf),
-                *((_signed(t.delta_rho_pos), _signed(t.delta_rho_neg)) if change.teachers else ("-", "-")),
-                _points(t.gain, 1),
-                _points(t.loss, 1),
-                _points(t.found_share if change.teachers else None, 1),
+                signed_points(change.delta_acc),
+                signed_points(t.delta_transf),
+                *(
+                    (signed_points(t.delta_rho_pos), signed_points(t.delta_rho_neg))
+                    if change.teachers
+                    else ("-", "-")
+                ),
+                points(t.gain, 1),
+                points(t.loss, 1),
+                points(t.found_share if change.teachers else None, 1),
             ]
         )
     header = ["method", *(["stage"] if staged else []), "teacher", "student", "after", "d acc", "d transf"]
@@ -231,7 +150,7 @@ def _print_methods(methods: "Sequence[MethodSummary]") -> None:
             [
                 method.method,
                 str(whole.delta_transf.count),
-                _points(method.success_rate, 1),
+                points(method.success_rate, 1),
                 _mean(whole.delta_transf),
                 *(_mean(each) for each in split),
                 _mean(whole.gain, 1),
@@ -239,14 +158,6 @@ def _print_methods(methods: "Sequence[MethodSummary]") -> None:
             ]
         )
     console.table(["method", "pairs", "success", "all", *STRENGTHS, "gain", "loss"], rows)
-
-
-def _points(value: float | None, digits: int = 2) -> str:
-    return "-" if value is None else f"{100 * value:.{digits}f}"
-
-
-def _signed(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:+.2f}"
 
 
 def _mean(mean: "Mean | None", digits: int = 2) -> str:

@@ -1,4 +1,1 @@
 """What models know of each other, and what distilling one into another changed (P3 sections 3 and 5.1)."""
-
-from kdcli.comparing.compare import compare as compare
-from kdcli.comparing.result import CompareResult as CompareResult

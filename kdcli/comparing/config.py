@@ -1,63 +1,53 @@
 """What ``kd compare`` can be told."""
 
 from pathlib import Path
-from typing import ClassVar, Literal, final
+from typing import ClassVar, final
 
-from pydantic import Field
-
-from kdcli.options.fields import Mechanical, StepConfig
+from kdcli.options.common import CachesOption, DataOptions, ForwardOptions, PartialOption, VerifyOption
+from kdcli.options.fields import option
 
 
 @final
-class CompareConfig(StepConfig):
+class CompareConfig(CachesOption, DataOptions, PartialOption, ForwardOptions, VerifyOption):
     """``kd compare``. Two models at least, on ``data`` or on what the caches hold."""
 
     command: ClassVar[str] = "compare"
 
-    models: tuple[str, ...] = Field(
-        (),
-        description="[NAME=]MODEL: a cached teacher, a run of kd train-student, a folder of runs, or a model spec.",
-        json_schema_extra={"positional": True},
+    models: tuple[str, ...] = option(
+        (), "Cached teacher, run of kd train-student, folder of runs, or model spec; default: all cached.",
+        panel="Data", positional=True, metavar="[NAME=]MODEL", complete="teacher",
+    )  # fmt: skip
+    data: str | None = option(
+        None, "Labelled images to compare on; default: all that the cache holds.", panel="Data"
     )
-    cache: tuple[Path, ...] = Field((), description="Cache folder; repeatable. Its teachers need no forward.")
-    data: str | None = Field(
-        None, description="Labelled images to compare on; default: all that the cache holds."
+    teacher: tuple[str, ...] = option(
+        (), "Model that is a teacher in the pairs; default: all. Repeatable.",
+        panel="Teachers", metavar="NAME", complete="teacher",
+    )  # fmt: skip
+    student: tuple[str, ...] = option(
+        (), "Model that is a student in the pairs; default: all. Repeatable.",
+        panel="Teachers", metavar="NAME", complete="teacher",
+    )  # fmt: skip
+    after: tuple[str, ...] = option(
+        (), "STUDENT after it was distilled, where no run says so; several teachers as A+B. Repeatable.",
+        panel="Teachers", metavar="METHOD,TEACHER,STUDENT=MODEL",
+    )  # fmt: skip
+    class_similarity: Path | None = option(
+        None, "Square matrix of class similarities, .npy or .csv, in the order of the classes.",
+        panel="Method", metavar="FILE",
+    )  # fmt: skip
+    generalist: str | None = option(
+        None, "Model whose class means stand in for --class-similarity; default: the most accurate.",
+        panel="Method", metavar="NAME", complete="teacher",
+    )  # fmt: skip
+    equal_within: float = option(
+        0.01, "Difference in accuracy up to which a teacher counts as equal.", panel="Method", ge=0, le=1
     )
-    teacher: tuple[str, ...] = Field((), description="Models that are teachers in the pairs; default all.")
-    student: tuple[str, ...] = Field((), description="Models that are students in the pairs; default all.")
-    after: tuple[str, ...] = Field(
-        (), description="METHOD,TEACHER,STUDENT=MODEL: STUDENT after it was distilled, where no run says so."
-    )
-    class_similarity: Path | None = Field(
-        None, description="Square matrix of class similarities, .npy or .csv, in the order of the classes."
-    )
-    generalist: str | None = Field(
-        None,
-        description="Model whose class means stand in for --class-similarity; default: the most accurate.",
-    )
-    equal_within: float = Field(
-        0.01, ge=0, le=1, description="Difference in accuracy up to which a teacher counts as equal."
-    )
-    bins: int = Field(5, ge=1, description="Bins of the difference in accuracy.")
-    out: Path | None = Field(
-        None, description="Folder for predictions and the result.", json_schema_extra=Mechanical
-    )
-    figures: Path | None = Field(None, description="Folder for P3's figures.", json_schema_extra=Mechanical)
-    batch_size: int = Field(64, ge=1, description="Images per forward.", json_schema_extra=Mechanical)
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.", json_schema_extra=Mechanical)
-    workers: int | None = Field(
-        None,
-        ge=0,
-        description="Decode processes; default: the processors of this job.",
-        json_schema_extra=Mechanical,
-    )
-    verify: Literal["never", "once", "always"] = Field(
-        "once", description="When to check the cache's checksums.", json_schema_extra=Mechanical
-    )
-    allow_partial: bool = Field(False, description="Go on when rows are not cached yet, and say how many.")
-    data_root: Path | None = Field(
-        None, description="Folder of torch/ and hfds/ data sets, and of relative folders."
-    )
-    download: bool = Field(
-        False, description="Allow a data set to be downloaded.", json_schema_extra=Mechanical
+    bins: int = option(5, "Bins of the difference in accuracy.", panel="Method", ge=1)
+    out: Path | None = option(
+        None, "Keep predictions and the result there; what is kept is not run again.",
+        panel="Output", metavar="DIR", mechanical=True,
+    )  # fmt: skip
+    figures: Path | None = option(
+        None, "Folder for P3's figures.", panel="Output", metavar="DIR", mechanical=True
     )

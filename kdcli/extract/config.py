@@ -1,105 +1,83 @@
-"""What ``kd cache-teachers`` can be told: defaults, types and ranges."""
+"""What ``kd cache-teachers`` and ``kd cache plan`` can be told."""
 
 from pathlib import Path
 from typing import ClassVar, Literal, final
 
-from pydantic import Field, field_validator
+from pydantic import field_validator
 
 from kdcli.errors import UsageError
-from kdcli.options.fields import Mechanical, StepConfig
+from kdcli.options.common import AmpOption, DataOptions, DeviceOption, DryRunOption, WorkersOption
+from kdcli.options.fields import option
 from kdcli.outputs import STATS, Output, parse_keep
-from kdcli.types import AmpName, FloatName
+from kdcli.types import FloatName
 
 
-@final
-class CacheConfig(StepConfig):
-    """``kd cache-teachers``."""
+class CacheOptions(DataOptions, AmpOption, DeviceOption, WorkersOption, DryRunOption):
+    """Abstract: what a cache is to hold, and how it is filled."""
 
-    command: ClassVar[str] = "cache-teachers"
-
-    data: str | None = Field(
-        None,
-        description="Data set whose images the teachers see; default: what the cache recorded.",
-        json_schema_extra={"positional": True},
+    data: str | None = option(
+        None, "Data set: SOURCE[@key=value,...]; a bare path is a folder. Default: what the cache recorded.",
+        panel="Data", positional=True,
+    )  # fmt: skip
+    cache: Path = option(..., "Cache folder; created when it is not there.", panel="Data")
+    bad_images: Literal["fail", "drop"] = option(
+        "fail", "fail: finish the rest, list every bad file, exit 12. drop: record them absent.", panel="Data"
     )
-    cache: Path = Field(description="Cache folder, created when it is not there.")
-    teacher: tuple[str, ...] = Field(min_length=1, description="[NAME=]SPEC of a teacher; repeatable.")
-    keep: tuple[str, ...] = Field(
+    teacher: tuple[str, ...] = option(
+        ..., "A teacher: a model spec. Repeatable.",
+        panel="Teachers", metavar="[NAME=]SPEC", min_length=1, complete="model",
+    )  # fmt: skip
+    keep: tuple[str, ...] = option(
         ("logits", "features"),
-        min_length=1,
-        description="Outputs to keep: logits, topk:K, features, maps:TAP,TAP; each may end in @eval.",
-        json_schema_extra={"comma": True},
+        "Outputs to keep: logits, topk:K, features, maps:TAP,TAP; @eval after one: of view 0 only.",
+        panel="Teachers", comma=True, min_length=1, complete="output",
+    )  # fmt: skip
+    dtype: FloatName = option("float16", "Storage type of logits and features.", panel="Teachers")
+    temperatures: tuple[float, ...] = option(
+        (1.0, 2.0, 4.0, 5.0), "Temperatures whose fp32 logsumexp is kept.",
+        panel="Teachers", comma=True, metavar="T,T",
+    )  # fmt: skip
+    min_accuracy: float | None = option(
+        None, "Refuse a teacher that gets a smaller share of some labelled images right.",
+        panel="Teachers", metavar="SHARE", ge=0, le=1, mechanical=True,
+    )  # fmt: skip
+    min_accuracy_images: int = option(
+        256, "Images that --min-accuracy looks at.", panel="Teachers", ge=1, mechanical=True
     )
-    backend: Literal["zarr", "hdf5"] | None = Field(
-        None, description="Storage of a new cache: zarr (default) or hdf5."
+    views: str | None = option(
+        None, "eval, or eval+train:K for K replayable training views; default: the cache's, else eval.",
+        panel="Views",
+    )  # fmt: skip
+    recipe: str | None = option(
+        None, "Recipe of the training views; default: the cache's, else imagenet.",
+        panel="Views", complete="recipe",
+    )  # fmt: skip
+    eval_crop: float | None = option(
+        None, "Crop fraction of view 0; default: the first teacher's.",
+        panel="Views", metavar="SHARE", gt=0, le=1,
+    )  # fmt: skip
+    backend: Literal["zarr", "hdf5"] | None = option(
+        None, "Storage of a new cache; default: zarr.", panel="Run"
     )
-    views: str | None = Field(
-        None,
-        description="eval, or eval+train:K for K replayable training views; default: the cache's, else eval.",
+    batch_size: int = option(64, "Images per forward; recorded, and reused by a resume.", panel="Run", ge=1)
+    block_rows: int | None = option(
+        None, "Rows per block, a multiple of 32; default: by size.", panel="Run", ge=32, multiple_of=32
     )
-    recipe: str | None = Field(
-        None, description="Recipe of the training views; default: the cache's, else imagenet."
+    buffer_gb: float = option(
+        1.0, "Memory for the outputs of one task, in GB.", panel="Run", metavar="GB", gt=0
     )
-    eval_crop: float | None = Field(
-        None, gt=0, le=1, description="Crop fraction of view 0; default: the first teacher's."
-    )
-    dtype: FloatName = Field("float16", description="Storage type of logits and features.")
-    amp: AmpName = Field("off", description="Mixed precision of the teachers' forward.")
-    temperatures: tuple[float, ...] = Field(
-        (1.0, 2.0, 4.0, 5.0),
-        description="Temperatures whose fp32 logsumexp is kept.",
-        json_schema_extra={"comma": True},
-    )
-    batch_size: int = Field(64, ge=1, description="Images per forward; recorded and reused by a resume.")
-    block_rows: int | None = Field(
-        None, ge=32, multiple_of=32, description="Rows per block, a multiple of 32; default: by size."
-    )
-    buffer_gb: float = Field(1.0, gt=0, description="Memory for the outputs of one task, in GB.")
-    min_accuracy: float | None = Field(
-        None,
-        ge=0,
-        le=1,
-        description="Refuse a teacher that gets fewer of some labelled images right.",
-        json_schema_extra=Mechanical,
-    )
-    min_accuracy_images: int = Field(
-        256, ge=1, description="Images that --min-accuracy looks at.", json_schema_extra=Mechanical
-    )
-    bad_images: Literal["fail", "drop"] = Field(
-        "fail", description="fail: finish the rest, list every bad file, exit 12; drop: record them absent."
-    )
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.", json_schema_extra=Mechanical)
-    workers: int | None = Field(
-        None,
-        ge=0,
-        description="Decode processes; default: the processors of this job.",
-        json_schema_extra=Mechanical,
-    )
-    shard: str | None = Field(
-        None,
-        description="i/n: do only this share of the blocks; also array, srun or torchrun.",
-        json_schema_extra=Mechanical,
-    )
-    wait: bool = Field(
-        True,
-        description="Wait for work that other live writers hold; --no-wait exits 23 instead.",
-        json_schema_extra=Mechanical,
-    )
-    grace: float = Field(
-        20.0,
-        ge=0,
-        description="Seconds a stop signal leaves for the current task.",
-        json_schema_extra=Mechanical,
-    )
-    data_root: Path | None = Field(
-        None, description="Folder of torch/ and hfds/ data sets, and of relative folders."
-    )
-    download: bool = Field(
-        False, description="Allow a data set to be downloaded.", json_schema_extra=Mechanical
-    )
-    dry_run: bool = Field(
-        False, description="Print what would be done; write nothing.", json_schema_extra=Mechanical
-    )
+    shard: str | None = option(
+        None, "Do only this share of the blocks: I/N, array, srun or torchrun.",
+        panel="Run", metavar="I/N", mechanical=True, complete="shard",
+    )  # fmt: skip
+    wait: bool = option(
+        True, "Wait for work that other live writers hold; --no-wait: exit 23 instead.",
+        panel="Run", mechanical=True,
+    )  # fmt: skip
+    grace: float = option(
+        20.0, "Seconds a stop signal leaves for the current task.",
+        panel="Run", metavar="SECONDS", ge=0, mechanical=True,
+    )  # fmt: skip
 
     @field_validator("keep")
     @classmethod
@@ -111,6 +89,29 @@ class CacheConfig(StepConfig):
     def outputs(self) -> tuple[Output, ...]:
         """What is kept, the statistics that come with it included."""
         return parse_keep(self.keep)
+
+
+@final
+class CacheConfig(CacheOptions):
+    """``kd cache-teachers``."""
+
+    command: ClassVar[str] = "cache-teachers"
+
+
+@final
+class PlanConfig(CacheOptions):
+    """``kd cache plan``: the options of cache-teachers, and how closely to look."""
+
+    command: ClassVar[str] = "cache plan"
+
+    measure: bool = option(
+        False, "Run a few batches and a temporary write: says hours and what bounds them.", panel="Run"
+    )
+
+    @property
+    def step(self) -> CacheConfig:
+        """What is planned."""
+        return CacheConfig(**self.model_dump(exclude={"measure"}))
 
 
 def _outputs(words: tuple[str, ...]) -> tuple[Output, ...]:

@@ -3,80 +3,80 @@
 from pathlib import Path
 from typing import ClassVar, Literal, final
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from kdcli.options.fields import Mechanical, StepConfig
+from kdcli.options.common import DeviceOption, OverwriteOption, SeedOption, VerifyOption
+from kdcli.options.fields import option
 from kdcli.types import FloatName
 
 
 @final
-class FuseConfig(StepConfig):
+class FuseConfig(SeedOption, DeviceOption, VerifyOption, OverwriteOption):
     """``kd fuse-teachers``."""
 
     command: ClassVar[str] = "fuse-teachers"
 
-    cache: tuple[Path, ...] = Field(
-        min_length=1,
-        description="Cache of a data set with labels; repeatable.",
-        json_schema_extra=Mechanical,
+    cache: tuple[Path, ...] = option(
+        ..., "Cache of a data set with labels. Repeatable.", panel="Data", min_length=1, mechanical=True
     )
-    teacher: tuple[str, ...] = Field(min_length=1, description="Cached teacher to fuse; repeatable.")
-    tap: tuple[str, ...] = Field((), description="TEACHER=TAP: the map to fuse of a teacher; repeatable.")
-    levels: Literal["L1", "L2", "L3", "L4"] = Field("L2", description="Levels of features (P4 Table 4).")
-    heads: Literal["shared", "per-data-set"] = Field(
-        "shared",
-        description="One joint teacher with a head a data set (P4 Algorithm 1), or one a data set (P4's code).",
+    test: tuple[Path, ...] = option(
+        (), "Cache of test images, one for each --cache and in that order. Repeatable.",
+        panel="Data", mechanical=True,
+    )  # fmt: skip
+    validation: float | None = option(
+        None, "Share of the labelled images to set aside and judge every epoch on.",
+        panel="Data", metavar="SHARE", gt=0, lt=1,
+    )  # fmt: skip
+    data_seed: int = option(0, "Seed of the validation split.", panel="Data", ge=0)
+    teacher: tuple[str, ...] = option(
+        ..., "Cached teacher to fuse, two at least. Repeatable.",
+        panel="Teachers", metavar="NAME", min_length=1, complete="teacher",
+    )  # fmt: skip
+    tap: tuple[str, ...] = option(
+        (), "The map to fuse of a teacher; default: by its size. Repeatable.",
+        panel="Teachers", metavar="TEACHER=TAP",
+    )  # fmt: skip
+    levels: Literal["L1", "L2", "L3", "L4"] = option(
+        "L2", "L1: embeddings. L2, L3, L4: maps of stride 32, 16, 8, too (P4 Table 4).", panel="Method"
     )
-    out: Path = Field(description="Output folder.", json_schema_extra=Mechanical)
-    map_channels: tuple[int, ...] = Field(
-        (),
-        description="Channels of fused, fused2, ...: those of the student there; default 512 each.",
-        json_schema_extra={"comma": True},
+    heads: Literal["shared", "per-data-set"] = option(
+        "shared", "One joint teacher with a head a data set (P4 Algorithm 1), or one a data set (P4's code).",
+        panel="Method",
+    )  # fmt: skip
+    map_channels: tuple[int, ...] = option(
+        (), "Channels of fused, fused2, ...: those of the student there; default: 512 each.",
+        panel="Method", comma=True, metavar="N,N",
+    )  # fmt: skip
+    map_size: int | None = option(
+        None, "Interpolate all maps to this height and width.", panel="Method", ge=1
     )
-    map_size: int | None = Field(None, ge=1, description="Interpolate maps to this height and width.")
-    space: int = Field(4096, ge=1, description="Channels to which each teacher's map is brought.")
-    projection: int | None = Field(
-        None, ge=1, description="At L1, width to which each teacher's embedding is brought."
+    space: int = option(4096, "Channels to which each teacher's map is brought.", panel="Method", ge=1)
+    projection: int | None = option(
+        None, "At L1, width to which each teacher's embedding is brought.", panel="Method", ge=1
     )
-    dropout: float = Field(0.8, ge=0, lt=1, description="Before every head.")
-    test: tuple[Path, ...] = Field(
-        (),
-        description="Cache of test images, one for each --cache and in that order.",
-        json_schema_extra=Mechanical,
+    dropout: float = option(0.8, "Before every head.", panel="Method", metavar="SHARE", ge=0, lt=1)
+    epochs: int = option(50, "Passes over the data.", panel="Optimisation", ge=1)
+    batch_size: int = option(240, "Images a step.", panel="Optimisation", ge=4)
+    optimizer: Literal["adam", "adamw"] = option("adamw", "Optimiser.", panel="Optimisation")
+    lr: float = option(1e-4, "Learning rate.", panel="Optimisation", gt=0)
+    weight_decay: float = option(1e-3, "Weight decay.", panel="Optimisation", ge=0)
+    schedule: Literal["constant", "cosine"] = option(
+        "constant", "Learning-rate schedule.", panel="Optimisation"
     )
-    validation: float | None = Field(
-        None, gt=0, lt=1, description="Share of the labelled images to set aside and judge every epoch on."
+    label_smoothing: float = option(
+        0.0, "Share of each label spread over all classes.", panel="Optimisation", metavar="SHARE", ge=0, lt=1
     )
-    select: Literal["last", "best", "best-on-test"] = Field(
-        "last",
-        description="Which epoch is kept; best: by the validation split; best-on-test: as P4 did, marked so.",
-    )
-    epochs: int = Field(50, ge=1, description="Passes over the data.")
-    batch_size: int = Field(240, ge=4, description="Images a step.")
-    optimizer: Literal["adam", "adamw"] = Field("adamw", description="Optimiser.")
-    lr: float = Field(1e-4, gt=0, description="Learning rate.")
-    weight_decay: float = Field(1e-3, ge=0, description="Weight decay.")
-    schedule: Literal["constant", "cosine"] = Field("constant", description="Learning-rate schedule.")
-    label_smoothing: float = Field(
-        0.0, ge=0, lt=1, description="Share of each label spread over all classes."
-    )
-    seed: int = Field(0, ge=0, description="Seed of the weights, of dropout and of the order.")
-    data_seed: int = Field(0, ge=0, description="Seed of the validation split.")
-    write_back: str | None = Field(
-        None,
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
-        description="Name under which every cache is to keep the joint teacher's outputs.",
-        json_schema_extra=Mechanical,
-    )
-    dtype: FloatName = Field(
-        "float16", description="Storage type of what is written back.", json_schema_extra=Mechanical
-    )
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.", json_schema_extra=Mechanical)
-    verify: Literal["never", "once", "always"] = Field(
-        "once", description="When to check the cache's checksums.", json_schema_extra=Mechanical
-    )
-    overwrite: bool = Field(
-        False, description="Start anew when the output holds another run.", json_schema_extra=Mechanical
+    select: Literal["last", "best", "best-on-test"] = option(
+        "last", "Epoch to keep. best: by --validation. best-on-test: as P4 did, and marked so.",
+        panel="Optimisation",
+    )  # fmt: skip
+    out: Path = option(..., "Output folder.", panel="Output", metavar="DIR", mechanical=True)
+    write_back: str | None = option(
+        None, "Keep its outputs in every cache, as the teacher NAME.",
+        panel="Output", metavar="NAME", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", mechanical=True,
+    )  # fmt: skip
+    dtype: FloatName = option(
+        "float16", "Storage type of what is written back.", panel="Output", mechanical=True
     )
 
     @model_validator(mode="after")

@@ -45,7 +45,7 @@ class LevelOptions(MethodOptions):
     )
     adaptor: Side = method_option(
         "student",
-        "Side on which a trained layer makes unequal channels equal: student (default), teacher, none.",
+        "Side on which a trained layer makes unequal channels equal: student, teacher or none.",
     )
     map_resize: Resize | None = method_option(
         None, "pool or bilinear: make maps of unequal height and width equal; default: they are refused."

@@ -63,7 +63,7 @@ class MlfdOptions(LevelOptions):
 
     loss_convention: Literal["paper", "code"] = method_option(
         "paper",
-        "Weights as P4 prints them (CE 1, KD 0.6, MSE 0.2; the default), or as its code computes (CE 0.2).",
+        "Weights as P4 prints them (CE 1, KD 0.6, MSE 0.2), or as its code computes (CE 0.2).",
     )
     temperature: float = temperature_option(2.0)
     label_weight: float = method_option(

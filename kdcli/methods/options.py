@@ -69,5 +69,5 @@ class KlOptions(MethodOptions):
 
     temperature: float = temperature_option(1.0)
     kl_direction: Literal["forward", "reverse"] = method_option(
-        "forward", "forward: KL(teacher || student), the default; reverse: KL(student || teacher)."
+        "forward", "forward: KL(teacher || student). reverse: KL(student || teacher)."
     )

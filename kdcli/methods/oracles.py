@@ -148,7 +148,7 @@ class MultiTaskOptions(MethodOptions):
 
     label_space: Literal["separate", "joint"] = method_option(
         "separate",
-        "Of several data sets: separate, a head each (default), or joint, one head over all class names.",
+        "Of several data sets: separate, a head each, or joint, one head over all class names.",
         shared=True,
     )
 

@@ -47,7 +47,7 @@ class PartitionOptions(KlOptions):
 
     frozen: Literal["auto", "cache", "live"] = method_option(
         "auto",
-        "Where DP has the student as it was from: cache, live, or auto (default), cached if it is there.",
+        "Where DP has the student as it was from: cache, live, or auto: cached if it is there.",
     )
     frozen_teacher: str | None = method_option(
         None,

@@ -1,7 +1,7 @@
 """How an option is declared: once, as a field of a pydantic model. The command line, help and files follow from it."""
 
 from collections.abc import Iterable
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
@@ -13,21 +13,38 @@ Mechanical: JsonDict = {"mechanical": True}
 Panel = Literal["Data", "Teachers", "Student", "Optimisation", "Views", "Method", "Run", "Output", "Common"]
 """Headings under which ``--help`` lists options."""
 
+PANELS: tuple[Panel, ...] = get_args(Panel)
+"""In the order in which ``--help`` has them."""
+
+_OWN = (
+    "mechanical",
+    "positional",
+    "comma",
+    "hidden",
+    "metavar",
+    "flags",
+    "complete",
+    "shared",
+    "inner",
+    "first",
+)
+
 
 def option(default: Any, help: str, *, panel: Panel, **marks: Any) -> Any:
     """A pydantic field that is an option of the command line.
 
     Args:
         default: its value where nothing is given; ``...`` where something must be.
-        help: one line, or two short ones.
+        help: one line, or two short ones. The default and the choices of a Literal are added by ``--help``.
         panel: heading of ``--help``.
         marks: ``mechanical`` (does not change results), ``positional`` (given without a name), ``comma`` (several
-            values in one word, between commas), ``hidden``, ``metavar``, ``flags`` (other spellings, such as ``-q``),
-            ``complete`` (who completes its values, see kdcli.cli.completion), ``shared`` (equal for all students of a
-            sweep), ``inner`` (no option by itself, but a group of them); the rest is pydantic's, such as ``ge``.
+            values in one word, between commas), ``hidden``, ``metavar``, ``flags`` (other spellings, such as ``-q``;
+            a long one replaces the field's name), ``complete`` (who completes its values, see
+            kdcli.cli.completion), ``shared`` (equal for all students of a sweep), ``inner`` (no option by
+            itself, but a group of them), ``first`` (listed before the own options of a model that inherits it); the
+            rest is pydantic's, such as ``ge``.
     """
-    own = ("mechanical", "positional", "comma", "hidden", "metavar", "flags", "complete", "shared", "inner")
-    extra: JsonDict = {"panel": panel, **{name: marks.pop(name) for name in own if name in marks}}
+    extra: JsonDict = {"panel": panel, **{name: marks.pop(name) for name in _OWN if name in marks}}
     return Field(default, description=help, json_schema_extra=extra, **marks)
 
 
@@ -67,5 +84,5 @@ class StepConfig(BaseModel):
         document: dict[str, Any] = self.model_dump(mode="json")
         for name in type(self).model_fields:
             if mark(type(self), name, "mechanical"):
-                del document[name]
+                document.pop(name, None)
         return document

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Any, ClassVar, Literal, final
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
-from kdcli.options.fields import Mechanical, StepConfig
+from kdcli.options.common import CachesOption, DataOptions, ForwardOptions, SeedOption, VerifyOption
+from kdcli.options.fields import option
 from kdcli.options.grids import c_values
 from kdcli.training.config import learning_rates
 
@@ -14,84 +15,83 @@ ALL: Literal["all"] = "all"
 
 
 @final
-class ProbeConfig(StepConfig):
+class ProbeConfig(CachesOption, DataOptions, SeedOption, ForwardOptions, VerifyOption):
     """``kd eval-probe``: representations (``model``, ``teacher``) times targets (``data`` with ``test``)."""
 
     command: ClassVar[str] = "eval-probe"
 
-    data: str | tuple[str, ...] = Field(
-        description="Data set the shots are drawn from; several as NAME=DATA. None with --head.",
-        json_schema_extra={"positional": True},
+    data: str | tuple[str, ...] = option(
+        ..., "Data set the shots are drawn from; several as NAME=DATA each. None with --head.",
+        panel="Data", positional=True,
+    )  # fmt: skip
+    test: str | tuple[str, ...] = option(
+        ..., "Data set to test on; of several DATA: NAME=DATA. Repeatable.", panel="Data", metavar="DATA"
     )
-    test: str | tuple[str, ...] = Field(description="Data set to test on; of several DATA as NAME=DATA.")
-    model: tuple[str, ...] = Field(
-        (), description="[NAME=]SPEC, a run of kd train-student or a folder of runs; repeatable."
+    multi_label: str | None = option(
+        None, "Class names are several labels joined by this, as in cat|dog; judged by mean average precision.",
+        panel="Data", metavar="SEPARATOR", min_length=1,
+    )  # fmt: skip
+    related: tuple[str, ...] = option(
+        (), "Target near what the representations learned (P1). Repeatable.", panel="Data", metavar="NAME"
     )
-    cache: tuple[Path, ...] = Field((), description="Cache folder; repeatable. Its teachers need no forward.")
-    teacher: tuple[str, ...] = Field((), description="Cached teacher whose features are probed; repeatable.")
-    protocol: Literal["svm", "logistic", "knn", "fine-tune"] = Field(
-        "svm", description="What is trained on the representation."
+    unrelated: tuple[str, ...] = option((), "Target far from it. Repeatable.", panel="Data", metavar="NAME")
+    model: tuple[str, ...] = option(
+        (), "Model spec, run of kd train-student or folder of runs; its forward is run. Repeatable.",
+        panel="Teachers", metavar="[NAME=]SPEC", complete="model",
+    )  # fmt: skip
+    teacher: tuple[str, ...] = option(
+        (), "Cached teacher to probe, without a forward. Repeatable.",
+        panel="Teachers", metavar="NAME", complete="teacher",
+    )  # fmt: skip
+    protocol: Literal["svm", "logistic", "knn", "fine-tune"] = option(
+        "svm", "What is trained on the representation.", panel="Method"
     )
-    head: str | None = Field(
-        None, description="Train nothing: test this head that was kept with the model (label: its own)."
+    head: str | None = option(
+        None, "Train nothing: test this head that was kept with the model; label is its own.",
+        panel="Method", metavar="NAME",
+    )  # fmt: skip
+    shots: int | Literal["all"] = option(5, "Images per class and draw, or all.", panel="Method", metavar="N")
+    draws: int = option(
+        50, "Random draws of the shots, the same for every representation.", panel="Method", ge=1
     )
-    shots: int | Literal["all"] = Field(5, description="Images per class and draw, or all.")
-    draws: int = Field(50, ge=1, description="Random draws of the shots.")
-    seed: int = Field(0, ge=0, description="Seed of the draws; the same draws for every representation.")
-    folds: int | None = Field(
-        None, ge=2, description="Of the cross-validation; default 5, or the shots where they are fewer."
-    )
-    c_grid: tuple[float, ...] = Field(
-        (0.01, 0.1, 1.0, 10.0),
-        description="Values of C that cross-validation chooses from: numbers, or FIRST:LAST:COUNTlog.",
-        json_schema_extra={"comma": True},
-    )
-    neighbours: int = Field(20, ge=1, description="Of knn.")
-    solver: Literal["exact", "sklearn"] = Field(
-        "exact", description="Of the SVM: kd's exact one, or scikit-learn's LinearSVC, the slow reference."
-    )
-    multi_label: str | None = Field(
-        None,
-        min_length=1,
-        description="An image's class name is several labels joined by this; judged by mean average precision.",
-    )
-    baseline: str | None = Field(
-        None, description="Representation the others are compared with; default: the first."
-    )
-    related: tuple[str, ...] = Field((), description="Targets near what the representations learned (P1).")
-    unrelated: tuple[str, ...] = Field((), description="Targets far from it.")
-    equal_within: float = Field(
-        0.01, ge=0, le=1, description="Mean difference up to which the tally says equal."
-    )
-    margin: float = Field(0.01, gt=0, le=1, description="Difference that 'no worse than' tolerates (TOST).")
-    out: Path | None = Field(
-        None, description="Folder of fine-tune's runs; they resume.", json_schema_extra=Mechanical
-    )
-    epochs: int = Field(50, ge=1, description="Of fine-tune.")
-    lr_grid: str = Field(
+    folds: int | None = option(
+        None, "Folds of the cross-validation; default: 5, or the shots where they are fewer.",
+        panel="Method", ge=2,
+    )  # fmt: skip
+    c_grid: tuple[float, ...] = option(
+        (0.01, 0.1, 1.0, 10.0), "Values of C that cross-validation chooses from: numbers, or FIRST:LAST:COUNTlog.",
+        panel="Method", comma=True, metavar="VALUES",
+    )  # fmt: skip
+    neighbours: int = option(20, "k of knn.", panel="Method", ge=1)
+    solver: Literal["exact", "sklearn"] = option(
+        "exact", "Of the SVM: kd's exact one, or scikit-learn's LinearSVC, the slow reference.",
+        panel="Method",
+    )  # fmt: skip
+    epochs: int = option(50, "Of fine-tune: passes over the data.", panel="Optimisation", ge=1)
+    lr_grid: str = option(
         "0.0001,0.001,0.01,0.1",
-        description="Learning rates that fine-tune chooses from on its validation split; a lone one is taken.",
+        "Of fine-tune: learning rates to choose among on its validation split; a lone one is taken.",
+        panel="Optimisation", metavar="RATES",
+    )  # fmt: skip
+    validation: float = option(
+        0.2, "Of fine-tune: share of the images that chooses the rate.",
+        panel="Optimisation", metavar="SHARE", gt=0, lt=1,
+    )  # fmt: skip
+    recipe: str | None = option(
+        None, "Of fine-tune: recipe of the training views; default: imagenet.",
+        panel="Views", complete="recipe",
+    )  # fmt: skip
+    baseline: str | None = option(
+        None, "Representation to compare the others with; default: the first.", panel="Output", metavar="NAME"
     )
-    validation: float = Field(
-        0.2, gt=0, lt=1, description="Share of fine-tune's images that chooses the rate."
+    equal_within: float = option(
+        0.01, "Mean difference up to which the tally says equal.", panel="Output", ge=0, le=1
     )
-    recipe: str | None = Field(None, description="Recipe of fine-tune's training views; default: imagenet.")
-    batch_size: int = Field(64, ge=1, description="Images per forward.", json_schema_extra=Mechanical)
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.", json_schema_extra=Mechanical)
-    workers: int | None = Field(
-        None,
-        ge=0,
-        description="Decode processes; default: the processors of this job.",
-        json_schema_extra=Mechanical,
+    margin: float = option(
+        0.01, "Difference that 'no worse than' tolerates (TOST).", panel="Output", gt=0, le=1
     )
-    verify: Literal["never", "once", "always"] = Field(
-        "once", description="When to check the cache's checksums.", json_schema_extra=Mechanical
-    )
-    data_root: Path | None = Field(
-        None, description="Folder of torch/ and hfds/ data sets, and of relative folders."
-    )
-    download: bool = Field(
-        False, description="Allow a data set to be downloaded.", json_schema_extra=Mechanical
+    out: Path | None = option(
+        None, "Folder of fine-tune's runs; they resume.", panel="Output", metavar="DIR", mechanical=True
     )
 
     @property

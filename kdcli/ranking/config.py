@@ -1,11 +1,12 @@
-"""What ``kd rank-sources`` can be told: defaults, types and ranges."""
+"""What ``kd rank-sources`` can be told."""
 
 from pathlib import Path
-from typing import ClassVar, Literal, final
+from typing import Any, ClassVar, Literal, final
 
-from pydantic import Field
+from pydantic import model_validator
 
-from kdcli.options.fields import Mechanical, StepConfig
+from kdcli.options.common import CachesOption, DataRootOption, PartialOption, SeedOption, VerifyOption
+from kdcli.options.fields import option
 
 MetricName = Literal[
     "parc",
@@ -26,55 +27,74 @@ MetricName = Literal[
 
 
 @final
-class RankConfig(StepConfig):
+class RankConfig(CachesOption, DataRootOption, PartialOption, SeedOption, VerifyOption):
     """``kd rank-sources``. One of ``cache``, ``features`` + ``labels``, and ``ranking`` + ``against``."""
 
     command: ClassVar[str] = "rank-sources"
 
-    cache: tuple[Path, ...] = Field((), description="Cache folder; repeatable.")
-    features: Path | None = Field(None, description="Folder of .npy files [n, d], one a source; no cache.")
-    labels: Path | None = Field(
-        None,
-        description="With --features: .npy file of the labels, [n], or 0/1 rows [n, l] of images with several.",
+    results: tuple[str, ...] = option(
+        (), "More of --against, as the shell writes --against runs/*.json.",
+        panel="Data", positional=True, metavar="RESULT", exclude=True,
+    )  # fmt: skip
+    features: Path | None = option(
+        None, "Instead of a cache: folder of .npy files [n, d], one a source.", panel="Data", metavar="DIR"
     )
-    ranking: tuple[Path, ...] = Field(
-        (), description="Rankings made before, one a target, to compare with --against. Repeatable."
+    labels: Path | None = option(
+        None, "With --features: .npy file of the labels, [n], or 0/1 rows [n, l] of images with several.",
+        panel="Data", metavar="FILE",
+    )  # fmt: skip
+    ranking: tuple[Path, ...] = option(
+        (), "Rank nothing: compare rankings made before, one a target, with --against. Repeatable.",
+        panel="Data", metavar="FILE",
+    )  # fmt: skip
+    data: str | None = option(
+        None, "Rank on this part of the cached data, with its labels; default: all of it.", panel="Data"
     )
-    teacher: tuple[str, ...] = Field((), description="Cached teachers to rank; default all. Repeatable.")
-    exclude: tuple[str, ...] = Field((), description="Cached teachers to leave out. Repeatable.")
-    data: str | None = Field(
-        None, description="Rank on this part of the cached data (and with its labels); default: all of it."
+    teacher: tuple[str, ...] = option(
+        (), "Cached teacher to rank; default: all. Repeatable.",
+        panel="Teachers", metavar="NAME", complete="teacher",
+    )  # fmt: skip
+    exclude: tuple[str, ...] = option(
+        (), "Cached teacher to leave out. Repeatable.", panel="Teachers", metavar="NAME", complete="teacher"
     )
-    metric: Literal[MetricName, "all"] = Field(
-        "parc", description="Task-similarity metric; all: the table of every metric, ranked by parc."
+    metric: Literal[MetricName, "all"] = option(
+        "parc", "Task-similarity metric. all: scores of every metric, ranked by parc.",
+        panel="Method", metavar="NAME",
+    )  # fmt: skip
+    variant: Literal["plain", "standardised", "bolya"] | None = option(
+        None, "Preparation of PARC's features; default: plain.", panel="Method"
     )
-    variant: Literal["plain", "standardised", "bolya"] | None = Field(
-        None, description="Preparation of PARC's features; default: plain."
+    on: Literal["features", "pseudo"] | None = option(
+        None, "Features, or softmax outputs (pseudo); default: the metric's.", panel="Method"
     )
-    on: Literal["features", "pseudo"] | None = Field(
-        None, description="Representation: features (default) or softmax outputs; default: the metric's."
+    probe_size: int = option(500, "Images of the probe set.", panel="Method", ge=4)
+    repeats: int = option(
+        1, "Probe sets, of consecutive seeds; scores are their means.", panel="Method", ge=1
     )
-    probe_size: int = Field(500, ge=4, description="Images of the probe set.")
-    repeats: int = Field(1, ge=1, description="Probe sets of consecutive seeds; scores are their means.")
-    scheme: Literal["weighted", "nearest", "equal", "random-weights", "inverse"] = Field(
-        "weighted", description="How scores become weights; weighted is P2 Eq. 5."
+    scheme: Literal["weighted", "nearest", "equal", "random-weights", "inverse"] = option(
+        "weighted", "How scores become weights: weighted (P2 Eq. 5), nearest, equal, random-weights or inverse.",
+        panel="Method", metavar="NAME",
+    )  # fmt: skip
+    power: float = option(
+        12.0, "Power p of the weights (P2 Eq. 5). 0: all equal; inf: the nearest only.", panel="Method", ge=0
     )
-    power: float = Field(
-        12.0, ge=0, description="Power p of the weights (P2 Eq. 5); 0 is equal, inf is nearest."
+    sources: int | None = option(None, "Give weight to this many of the best only.", panel="Method", ge=1)
+    against: tuple[str, ...] = option(
+        (), "Results of single-source students, or their folder: do the scores predict them? Repeatable.",
+        panel="Output", metavar="RESULT",
+    )  # fmt: skip
+    top: int = option(3, "k of the top-k relative accuracies of --against.", panel="Output", ge=1)
+    plot: Path | None = option(
+        None, "Folder for P2's figures of --against.", panel="Output", metavar="DIR", mechanical=True
     )
-    sources: int | None = Field(None, ge=1, description="Give weight to this many of the best only.")
-    against: tuple[str, ...] = Field(
-        (), description="Results of students to compare the scores with: files, folders or patterns."
-    )
-    top: int = Field(3, ge=1, description="k of the top-k relative accuracies of --against.")
-    plot: Path | None = Field(
-        None, description="Folder for P2's figures of --against.", json_schema_extra=Mechanical
-    )
-    seed: int = Field(0, ge=0, description="Seed of the probe set, of random weights and of resampling.")
-    verify: Literal["never", "once", "always"] = Field(
-        "once", description="When to check the cache's checksums.", json_schema_extra=Mechanical
-    )
-    allow_partial: bool = Field(False, description="Go on when rows are not cached yet, and say how many.")
-    data_root: Path | None = Field(
-        None, description="Folder of torch/ and hfds/ data sets, and of relative folders."
-    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _results_are_against(cls, values: Any) -> Any:
+        """``--against runs/*.json``: the shell leaves the first file to the option and the others as arguments."""
+        results = values.pop("results", ()) if isinstance(values, dict) else ()
+        if results and not values.get("against"):
+            raise ValueError(
+                f"unexpected argument {results[0]}: a cache is given as --cache PATH, results as --against RESULT"
+            )
+        return {**values, "against": (*values["against"], *results)} if results else values

@@ -18,17 +18,37 @@ from pydantic.fields import FieldInfo
 
 from kdcli.errors import UsageError, nearest
 from kdcli.methods.options import MethodOptions
-from kdcli.options.fields import StepConfig, option
+from kdcli.options.common import (
+    AmpOption,
+    CachesOption,
+    DataOptions,
+    DeviceOption,
+    OverwriteOption,
+    PartialOption,
+    SeedOption,
+    VerifyOption,
+    WorkersOption,
+)
+from kdcli.options.fields import option
 from kdcli.options.grids import positive_numbers
 from kdcli.registry import METHODS, is_object_path
-from kdcli.types import AmpName
 
 _data, _teachers, _student = (partial(option, panel=name) for name in ("Data", "Teachers", "Student"))
 _optimisation, _views, _run = (partial(option, panel=name) for name in ("Optimisation", "Views", "Run"))
 
 
 @final
-class StudentConfig(StepConfig):
+class StudentConfig(
+    CachesOption,
+    DataOptions,
+    PartialOption,
+    VerifyOption,
+    SeedOption,
+    DeviceOption,
+    WorkersOption,
+    AmpOption,
+    OverwriteOption,
+):
     """``kd train-student``. Flat outside: an option of the method is given and written beside all others.
 
     ``None`` means: the method's default (printed and recorded).
@@ -42,7 +62,6 @@ class StudentConfig(StepConfig):
         positional=True,
         shared=True,
     )
-    cache: tuple[Path, ...] = _data((), "Cache folder; repeatable.", metavar="PATH", shared=True)
     test: str | tuple[str, ...] | None = _data(
         None, "Data set to test on after training; of several DATA: NAME=DATA, repeatable.", shared=True
     )
@@ -53,16 +72,6 @@ class StudentConfig(StepConfig):
         lt=1,
         metavar="SHARE",
         shared=True,
-    )
-    data_root: Path | None = _data(
-        None, "Folder of torch/ and hfds/ data sets, and of relative folders.", shared=True
-    )
-    download: bool = _data(False, "Allow a data set to be downloaded.", mechanical=True, shared=True)
-    allow_partial: bool = _data(
-        False, "Train on the cached rows only, and say how many are missing.", shared=True
-    )
-    verify: Literal["never", "once", "always"] = _data(
-        "once", "Check the cache's checksums: never, once (default) or always.", mechanical=True, shared=True
     )
 
     method: str = _teachers(..., "What the student learns from; see kd methods.", complete="method")
@@ -101,7 +110,7 @@ class StudentConfig(StepConfig):
     )
     image_size: int | None = _student(None, "Input size in pixels; default: the student's own.", ge=8)
     bn: Literal["train", "frozen", "frozen-affine"] | None = _student(
-        None, "BatchNorm: train, frozen (statistics) or frozen-affine (scale and shift as well)."
+        None, "BatchNorm. frozen: its statistics. frozen-affine: its scale and shift as well."
     )
     compile: bool = _student(False, "Run the student through torch.compile.", mechanical=True)
 
@@ -119,7 +128,7 @@ class StudentConfig(StepConfig):
     optimizer: str | None = _optimisation(None, "timm optimiser; default: the method's.")
     weight_decay: float | None = _optimisation(None, "Weight decay; default: the method's.", ge=0)
     schedule: Literal["constant", "cosine", "step", "one-cycle"] | None = _optimisation(
-        None, "constant, cosine, step or one-cycle; default: the method's."
+        None, "How the learning rate falls; default: the method's."
     )
     milestones: tuple[float, ...] | None = _optimisation(
         None,
@@ -141,21 +150,15 @@ class StudentConfig(StepConfig):
         None, "Decay of a moving average of the weights; it is tested and exported.", gt=0, lt=1
     )
     select: Literal["last", "best", "best-on-test"] = _optimisation(
-        "last", "Epoch to export: last (default), best (on the validation split) or best-on-test."
+        "last", "Epoch to export. best: by the validation split. best-on-test: by --test."
     )
-    amp: AmpName = _optimisation("off", "Mixed precision: off (default), bf16 or fp16.", shared=True)
 
     recipe: str | None = _views(
         None, "Recipe of live training views; with a cache, the cache's.", complete="recipe", shared=True
     )
-    seed: int = _views(0, "Seed of initialisation and dropout (default 0).", ge=0)
-    data_seed: int = _views(0, "Seed of order and views (default 0).", ge=0, shared=True)
+    data_seed: int = _views(0, "Seed of order and views.", ge=0, shared=True)
 
     out: Path = _run(..., "Output folder of the run.", mechanical=True)
-    device: str = _run("auto", "auto (default), cpu, cuda or cuda:N.", mechanical=True, shared=True)
-    workers: int | None = _run(
-        None, "Decode processes; default: the processors of this job.", ge=0, mechanical=True, shared=True
-    )
     stage: Path | None = _run(
         None,
         "Copy what is read of the cache to this local disk first.",
@@ -177,7 +180,6 @@ class StudentConfig(StepConfig):
         "Log epochs to tensorboard, wandb, mlflow, ... too; a tracker of accelerate. Repeatable.",
         mechanical=True,
     )
-    overwrite: bool = _run(False, "Start anew where --out holds another run.", mechanical=True, shared=True)
 
     options: SerializeAsAny[MethodOptions] = option(
         None, "The method's own options.", panel="Method", inner=True
@@ -198,7 +200,7 @@ class StudentConfig(StepConfig):
         values = {key: value for key, value in given.items() if key in cls.model_fields}
         further = {key: value for key, value in given.items() if key not in cls.model_fields}
         name = values.get("method")
-        own = _options_of(str(name)).model_fields if _exists(name) else {}
+        own = options_of(str(name)).model_fields if _exists(name) else {}
         aside = dict(values.get("aside") or {})
         if not set(further) <= set(own):
             known = cls.every_option()
@@ -212,16 +214,18 @@ class StudentConfig(StepConfig):
 
     @field_validator("method")
     @classmethod
-    def _knownoption(cls, name: str) -> str:
+    def _known_method(cls, name: str) -> str:
         if not _exists(name):
-            raise ValueError(f"there is no such method.{nearest(name, tuple(METHODS))} kd methods lists them")
+            raise ValueError(
+                f"must be one that kd methods lists, or pkg.mod:OBJECT.{nearest(name, tuple(METHODS))}"
+            )
         return name
 
     @field_validator("options", mode="before")
     @classmethod
-    def _byoption(cls, given: Any, info: ValidationInfo) -> Any:
+    def _by_method(cls, given: Any, info: ValidationInfo) -> Any:
         name = info.data.get("method")  # absent where it is wrong, which is told already
-        return MethodOptions() if name is None else _options_of(name).model_validate(given)
+        return MethodOptions() if name is None else options_of(name).model_validate(given)
 
     @model_serializer(mode="wrap")
     def _flat(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
@@ -232,7 +236,7 @@ class StudentConfig(StepConfig):
     def every_option(cls) -> dict[str, FieldInfo]:
         """All options by name, those of every registered method included."""
         methods = {
-            name: field for method in METHODS for name, field in _options_of(method).model_fields.items()
+            name: field for method in METHODS for name, field in options_of(method).model_fields.items()
         }
         own = {name: field for name, field in cls.model_fields.items() if name not in ("options", "aside")}
         return {**methods, **own}
@@ -278,7 +282,7 @@ def _exists(name: object) -> bool:
     return isinstance(name, str) and (name in METHODS or is_object_path(name))
 
 
-def _options_of(name: str) -> type[MethodOptions]:
+def options_of(name: str) -> type[MethodOptions]:
     """The options of a method.
 
     Raises:

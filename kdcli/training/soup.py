@@ -36,40 +36,11 @@ from kdcli.training.batches import make_loader
 from kdcli.training.classes import Classes
 from kdcli.training.evaluate import Conditions, Exam, Examinee, accuracies, labels_for, look_of
 from kdcli.training.samplers import Ticket
+from kdcli.training.soup_config import SoupConfig
 from kdcli.training.start import UNTRAINED
 from kdcli.types import Difference, differences
 
 SOUP = "soup.json"
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """What a soup is made from, and how.
-
-    Attributes:
-        parents: runs, exports, or ``local-dir:`` specs.
-        out: folder of the soup.
-        weights: one a parent, >= 0; None: all equal.
-        recalibrate: data whose images BatchNorm's running statistics are estimated on; None: they are averaged.
-        test: data to test on.
-        batch_size: images per forward.
-        device: auto, cpu, cuda or cuda:N.
-        workers: decode processes; None: the processors of this job.
-        data_root: folder of ``torch/`` and ``hfds/`` data sets, and of relative folders.
-        download: allow a data set to be downloaded.
-    """
-
-    parents: tuple[str, ...]
-    out: Path
-    weights: tuple[float, ...] | None = None
-    recalibrate: str | None = None
-    test: str | None = None
-    batch_size: int = 64
-    device: str = "auto"
-    workers: int | None = None
-    data_root: Path | None = None
-    download: bool = False
 
 
 @final
@@ -88,7 +59,7 @@ class Parent:
     seed: int | None
 
 
-def make_soup(recipe: Recipe) -> dict[str, Any]:
+def make_soup(recipe: SoupConfig) -> dict[str, Any]:
     """Average students into one, or give what an equal call gave before.
 
     Returns:
@@ -118,23 +89,21 @@ def make_soup(recipe: Recipe) -> dict[str, Any]:
         document, finished = _begin(recipe, parents, digests, shares)
         if not finished:
             model.network.plain.load_state_dict(averaged, strict=True)
-            if recipe.recalibrate is not None:
-                recalibrate(model, _open(recipe, recipe.recalibrate), recipe, stop)
+            if recipe.recalibrate_bn is not None:
+                recalibrate(model, _open(recipe, recipe.recalibrate_bn), recipe, stop)
             document["sha256"] = weights_sha256(model.network)
             write_json(recipe.out / SOUP, document)
             export_model(model, recipe.out, model.class_names)
         return _tested(recipe, document, stop)
 
 
-def _shares(recipe: Recipe) -> list[float]:
+def _shares(recipe: SoupConfig) -> list[float]:
     """The share of each parent; they sum to 1."""
     count = len(recipe.parents)
     if count < 2:
         raise UsageError(
             f"a soup is of two students or more, and {count or 'none'} is given", "kd soup RUN RUN --out DIR"
         )
-    if recipe.batch_size < 1:
-        raise UsageError(f"--batch-size {recipe.batch_size} is no number of images", "Give 1 or more.")
     weights = recipe.weights or (1.0,) * count
     if len(weights) != count:
         raise UsageError(
@@ -203,13 +172,13 @@ def _require_one_start(parents: Sequence[Parent]) -> None:
 
 
 def _begin(
-    recipe: Recipe, parents: Sequence[Parent], digests: Sequence[str], shares: Sequence[float]
+    recipe: SoupConfig, parents: Sequence[Parent], digests: Sequence[str], shares: Sequence[float]
 ) -> tuple[dict[str, Any], bool]:
     """What soup.json says of this very soup, made here where there is none, and whether it is finished."""
     out = recipe.out
     images = None
-    if recipe.recalibrate is not None:
-        data = _open(recipe, recipe.recalibrate)
+    if recipe.recalibrate_bn is not None:
+        data = _open(recipe, recipe.recalibrate_bn)
         images = {"data": data.location, "images": len(data), "batch_size": recipe.batch_size}
     document: dict[str, Any] = {
         "out": str(out.absolute()),
@@ -263,7 +232,7 @@ def _finished(out: Path, stored: dict[str, Any]) -> bool:
         return False
 
 
-def _open(recipe: Recipe, spec: str) -> ImageData:
+def _open(recipe: SoupConfig, spec: str) -> ImageData:
     return open_data(spec, data_root=recipe.data_root, download=recipe.download)
 
 
@@ -271,7 +240,7 @@ def _open(recipe: Recipe, spec: str) -> ImageData:
 
 
 @torch.no_grad()
-def recalibrate(model: Model, data: ImageData, recipe: Recipe, stop: StopFlag) -> None:
+def recalibrate(model: Model, data: ImageData, recipe: SoupConfig, stop: StopFlag) -> None:
     """Estimate BatchNorm's running statistics anew: means of the batches' own, every layer else in eval mode.
 
     As ``torch.optim.swa_utils.update_bn``, but dropout stays off, the images come in the model's eval view, and
@@ -325,7 +294,7 @@ def recalibrate(model: Model, data: ImageData, recipe: Recipe, stop: StopFlag) -
     network.eval().cpu()
 
 
-def _tested(recipe: Recipe, document: dict[str, Any], stop: StopFlag) -> dict[str, Any]:
+def _tested(recipe: SoupConfig, document: dict[str, Any], stop: StopFlag) -> dict[str, Any]:
     """The document with the accuracy on ``--test``, if that is asked for and not known yet."""
     if recipe.test is None:
         return document

@@ -1,51 +1,20 @@
 """``kd cache``: verify, repair."""
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from kdcli.cli import options as opt
 from kdcli.console import console, size
 from kdcli.errors import IdentityError, KdError
 
 if TYPE_CHECKING:
+    from kdcli.cache.admin.config import RepairConfig, VerifyConfig
     from kdcli.cache.damage import Audit
     from kdcli.extract.canary import Comparison
     from kdcli.extract.repair import RepairResult
-
-Cache = Annotated[Path, typer.Argument(metavar="CACHE", help="Cache folder.")]
-Data = Annotated[
-    str | None, typer.Option("--data", metavar="SPEC", help="Where the images are now; default: as recorded.")
-]
+    from kdcli.options.common import Common
 
 
-def register(group: typer.Typer) -> None:
-    """Add the commands to ``group``."""
-    group.command("verify")(verify)
-    group.command("repair")(repair)
-
-
-def verify(
-    cache: Cache,
-    teacher: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--teacher",
-            metavar="NAME[=SPEC]",
-            help="Check only this teacher (found now at SPEC); repeatable.",
-        ),
-    ] = None,
-    live: Annotated[
-        bool, typer.Option("--live", help="Also run each teacher on 64 cached images and compare.")
-    ] = False,
-    data: Data = None,
-    data_root: opt.DataRoot = None,
-    device: opt.Device = None,
-    quiet: opt.Quiet = False,
-    json: opt.Json = False,
-) -> int | None:
+def verify(config: "VerifyConfig", common: "Common") -> int | None:
     """Check every byte of a cache against its records.
 
     Finds flipped bits, cut, lost and foreign files, and names array, block, view and rows; what is not
@@ -59,46 +28,31 @@ def verify(
     """
     from kdcli.cache.admin.audit import audit
 
-    console.quiet = quiet
-    names, specs = _split(teacher or ())
-    found = audit(cache, names)
+    names, specs = _split(config.teacher)
+    found = audit(config.cache, names)
     compared: list[Comparison] = []
     try:
         found.require_ok()
-        if live:
+        if config.live:
             from kdcli.extract.canary import require_close, run_canary
             from kdcli.extract.rerun import Sources
 
-            compared = run_canary(cache, Sources(data, specs, data_root, device or "auto"), names)
+            sources = Sources(config.data, specs, config.data_root, config.device)
+            compared = run_canary(config.cache, sources, names)
             if not compared:
                 console.note("nothing is written yet that could be compared")
-            require_close(cache, compared)
+            require_close(config.cache, compared)
     except KdError as error:
         if found.ok and not (isinstance(error, IdentityError) and compared):
             raise
-        _say_audit(found, compared, json, error)
+        _say_audit(found, compared, common.as_json, error)
         console.error(error.message, error.hint)
         return error.exit_code
-    _say_audit(found, compared, json, None)
+    _say_audit(found, compared, common.as_json, None)
     return None
 
 
-def repair(
-    cache: Cache,
-    data: Data = None,
-    teacher: Annotated[
-        list[str] | None,
-        typer.Option("--teacher", metavar="NAME=SPEC", help="Where a teacher is now; repeatable."),
-    ] = None,
-    accept: Annotated[
-        bool, typer.Option("--accept", help="Keep outputs that come out otherwise than recorded.")
-    ] = False,
-    data_root: opt.DataRoot = None,
-    device: opt.Device = None,
-    workers: opt.Workers = None,
-    quiet: opt.Quiet = False,
-    json: opt.Json = False,
-) -> int | None:
+def repair(config: "RepairConfig", common: "Common") -> int | None:
     """Compute again what is damaged, and nothing else.
 
     Damaged blocks come out byte for byte as they were: images and teachers are opened from where the cache
@@ -115,11 +69,11 @@ def repair(
     from kdcli.extract.rerun import Sources
     from kdcli.extract.teachers import name_teachers
 
-    console.quiet = quiet
-    sources = Sources(data, name_teachers(teacher or ()), data_root, device or "auto", workers)
-    done = repair_cache(cache, sources, accept)
+    specs = name_teachers(config.teacher)
+    sources = Sources(config.data, specs, config.data_root, config.device, config.workers)
+    done = repair_cache(config.cache, sources, config.accept)
     refusal = done.refusal
-    if json:
+    if common.as_json:
         console.document(done.document())
     else:
         _say_repair(done)

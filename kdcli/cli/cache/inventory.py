@@ -4,48 +4,29 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from kdcli.cli import options as opt
 from kdcli.console import PLAIN_SECONDS, console, duration, size
 from kdcli.errors import IdentityError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from kdcli.cache.admin.config import DiffConfig, GcConfig, InfoConfig, LsConfig, RmConfig
     from kdcli.cache.admin.diff import CacheDiff, PartDiff, TeacherDiff
     from kdcli.cache.admin.inventory import CacheInfo, CacheSummary, Unreadable
     from kdcli.cache.admin.progress import Progress
     from kdcli.cache.admin.remove import Removal
+    from kdcli.options.common import Common
 
 SCREEN_SECONDS = 2.0
 """How often --watch looks when a person does, too."""
 _DROPPED = 10
 
-Cache = Annotated[Path, typer.Argument(metavar="CACHE", help="Cache folder.")]
-
-
-def register(group: typer.Typer) -> None:
-    """Add the commands to ``group``."""
-    group.command("ls")(ls)
-    group.command("info")(info)
-    group.command("diff")(diff)
-    group.command("gc")(gc)
-    group.command("rm")(rm)
-
-
 # --- ls --------------------------------------------------------------------------------------------
 
 
-def ls(
-    paths: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="[PATH]...", help="Folders to search, or caches; default: this folder."),
-    ] = None,
-    json: opt.Json = False,
-) -> None:
+def ls(config: "LsConfig", common: "Common") -> None:
     """List the caches in and below folders.
 
     Age is the time since something was last written. A cache that cannot be read is listed with the reason.
@@ -58,9 +39,9 @@ def ls(
     """
     from kdcli.cache.admin.inventory import CacheSummary, find_caches, summarise
 
-    folders = paths or [Path()]
+    folders = config.paths or (Path(),)
     found = [summarise(path) for path in find_caches(folders)]
-    if json:
+    if common.as_json:
         console.document({"caches": [entry.document() for entry in found]})
         return
     if not found:
@@ -95,15 +76,7 @@ def _entry(entry: "CacheSummary | Unreadable", problems: bool) -> list[Any]:
 # --- info ------------------------------------------------------------------------------------------
 
 
-def info(
-    cache: Cache,
-    watch: Annotated[bool, typer.Option("--watch", help="Follow its writers until it is complete.")] = False,
-    every: Annotated[
-        float | None,
-        typer.Option("--every", metavar="SECONDS", min=0.1, help="Pause of --watch (terminal 2, else 30)."),
-    ] = None,
-    json: opt.Json = False,
-) -> None:
+def info(config: "InfoConfig", common: "Common") -> None:
     """Show what a cache holds, or how far its writers are.
 
     --watch reads records and claims only: it disturbs nobody, and works on a cache that is read-only for you.
@@ -116,14 +89,14 @@ def info(
     """
     from kdcli.cache.admin.inventory import inspect_cache
 
-    if watch:
-        _watch(cache, every, json)
-        if not json:
+    if config.watch:
+        _watch(config.cache, config.every, common.as_json)
+        if not common.as_json:
             return
-    elif every is not None:
+    elif config.every is not None:
         raise UsageError("--every is the pause of --watch", "Give --watch, too.")
-    found = inspect_cache(cache)
-    if json:
+    found = inspect_cache(config.cache)
+    if common.as_json:
         console.document(found.document())
         return
     console.table(["field", "is"], _facts(found))
@@ -229,11 +202,7 @@ def _redraw(lines: list[str], before: int) -> int:
 # --- diff ------------------------------------------------------------------------------------------
 
 
-def diff(
-    a: Annotated[Path, typer.Argument(metavar="A", help="Cache folder.")],
-    b: Annotated[Path, typer.Argument(metavar="B", help="Cache folder to compare it with.")],
-    json: opt.Json = False,
-) -> int:
+def diff(config: "DiffConfig", common: "Common") -> int:
     """Say what differs between two caches.
 
     Exits with 0 when both say the same, with 21 when they differ. How they are stored (backend, block rows,
@@ -247,12 +216,12 @@ def diff(
     """
     from kdcli.cache.admin.diff import compare_caches
 
-    found = compare_caches(a, b)
-    if json:
+    found = compare_caches(config.a, config.b)
+    if common.as_json:
         console.document(found.document())
     else:
         console.table(["what", "A", "B"], _differences(found))
-        console.note(f"{a} and {b} {'say the same' if found.equal else 'differ'}")
+        console.note(f"{config.a} and {config.b} {'say the same' if found.equal else 'differ'}")
     return 0 if found.equal else IdentityError.exit_code
 
 
@@ -300,11 +269,7 @@ def _part_differences(part: "PartDiff") -> list[list[Any]]:
 # --- gc --------------------------------------------------------------------------------------------
 
 
-def gc(
-    caches: Annotated[list[Path], typer.Argument(metavar="CACHE...", help="Cache folders.")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
-    json: opt.Json = False,
-) -> None:
+def gc(config: "GcConfig", common: "Common") -> None:
     """Remove what dead writers left behind.
 
     Unpublished files and claims of processes that are no more; nothing that is committed.
@@ -317,10 +282,10 @@ def gc(
     from kdcli.cache.admin.inventory import open_store
     from kdcli.cache.garbage import collect_garbage
 
-    for cache in caches:
+    for cache in config.caches:
         open_store(cache)  # all names are right before the first file goes
-    reports = {cache: collect_garbage(cache, dry_run=dry_run) for cache in caches}
-    if json:
+    reports = {cache: collect_garbage(cache, dry_run=config.dry_run) for cache in config.caches}
+    if common.as_json:
         listed = [
             {
                 "path": str(cache),
@@ -330,29 +295,20 @@ def gc(
             }
             for cache, found in reports.items()
         ]
-        console.document({"dry_run": dry_run, "caches": listed})
+        console.document({"dry_run": config.dry_run, "caches": listed})
         return
-    header = ["path", "would remove" if dry_run else "removed", "would free" if dry_run else "freed"]
+    header = [
+        "path",
+        "would remove" if config.dry_run else "removed",
+        "would free" if config.dry_run else "freed",
+    ]
     console.table(header, [[path, found.files, size(found.bytes)] for path, found in reports.items()])
 
 
 # --- rm --------------------------------------------------------------------------------------------
 
 
-def rm(
-    cache: Cache,
-    teacher: Annotated[
-        str | None,
-        typer.Option(
-            "--teacher", metavar="NAME[/KIND]", help="Only this teacher, or one kind of its output."
-        ),
-    ] = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Even while somebody writes it (else exit 23).")
-    ] = False,
-    json: opt.Json = False,
-) -> None:
+def rm(config: "RmConfig", common: "Common") -> None:
     """Remove a cache, or a teacher in it.
 
     Asks first; without a terminal it needs --yes. Records go before data, so that a kill in between leaves
@@ -367,15 +323,16 @@ def rm(
     """
     from kdcli.cache.admin.remove import plan_cache_removal, plan_output_removal, remove, require_no_writers
 
+    cache, teacher = config.cache, config.teacher
     plan = plan_cache_removal(cache) if teacher is None else plan_output_removal(cache, teacher)
-    if not force:
+    if not config.force:
         require_no_writers(plan)
-    if not yes:
+    if not config.yes:
         _ask(plan)
-    done = remove(plan, force)
+    done = remove(plan, config.force)
     if done.kept:
         console.warn(f"{cache} stays: kd did not make {', '.join(done.kept)}")
-    if json:
+    if common.as_json:
         console.document(done.document())
         return
     what = ", ".join(done.parts) or "all"

@@ -1,43 +1,16 @@
 """``kd cache``: pack, unpack, merge."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from kdcli.cli import options as opt
 from kdcli.console import console
-from kdcli.errors import UsageError
 
 if TYPE_CHECKING:
+    from kdcli.cache.admin.config import MergeConfig, PackConfig, UnpackConfig
     from kdcli.cache.admin.moving import Moved
-
-NewCache = Annotated[Path, typer.Option("--to", metavar="CACHE", help="Folder of the new cache.")]
-
-
-def register(group: typer.Typer) -> None:
-    """Add the commands to ``group``."""
-    group.command("pack")(pack)
-    group.command("unpack")(unpack)
-    group.command("merge")(merge)
+    from kdcli.options.common import Common
 
 
-def pack(
-    cache: Annotated[Path, typer.Argument(metavar="CACHE", help="Cache folder.")],
-    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="What to write: .h5, .zarr or .zarr.zip.")],
-    teacher: Annotated[
-        list[str] | None,
-        typer.Option("--teacher", metavar="NAME", help="Take only this teacher along; repeatable."),
-    ] = None,
-    compress: Annotated[
-        str, typer.Option("--compress", help="none (default), gzip, or with .zarr also zstd.")
-    ] = "none",
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the packed cache that is there.")
-    ] = False,
-    quiet: opt.Quiet = False,
-    json: opt.Json = False,
-) -> None:
+def pack(config: "PackConfig", common: "Common") -> None:
     """Write a cache into one file that other tools read.
 
     HDF5 (.h5), a Zarr group (.zarr), or that in one zip (.zarr.zip). Every byte is checked against its record
@@ -50,20 +23,11 @@ def pack(
     """
     from kdcli.cache.admin import pack as packing
 
-    console.quiet = quiet
-    done = packing.pack(cache, to, tuple(teacher or ()), compress, overwrite)
-    _say(done, json, {"compress": compress})
+    done = packing.pack(config.cache, config.to, config.teacher, config.compress, config.overwrite)
+    _say(done, common.as_json, {"compress": config.compress})
 
 
-def unpack(
-    packed: Annotated[Path, typer.Argument(metavar="FILE", help="What kd cache pack wrote.")],
-    to: NewCache,
-    backend: Annotated[
-        str | None, typer.Option("--backend", help="zarr or hdf5; default: what the packed cache had.")
-    ] = None,
-    quiet: opt.Quiet = False,
-    json: opt.Json = False,
-) -> None:
+def unpack(config: "UnpackConfig", common: "Common") -> None:
     """Make a cache of a packed one, bit by bit the same.
 
     With another --backend the values are the same and the files are others.
@@ -75,21 +39,10 @@ def unpack(
     """
     from kdcli.cache.admin import pack as packing
 
-    console.quiet = quiet
-    match backend:
-        case None | "zarr" | "hdf5":
-            done = packing.unpack(packed, to, backend)
-        case _:
-            raise UsageError(f"--backend {backend} is unknown", "Backends are zarr and hdf5.")
-    _say(done, json)
+    _say(packing.unpack(config.packed, config.to, config.backend), common.as_json)
 
 
-def merge(
-    caches: Annotated[list[Path], typer.Argument(metavar="CACHE...", help="Caches of the same data.")],
-    to: NewCache,
-    quiet: opt.Quiet = False,
-    json: opt.Json = False,
-) -> None:
+def merge(config: "MergeConfig", common: "Common") -> None:
     """Make one cache of several of the same data.
 
     For shards that workers without a shared disk made (cache-teachers --shard i/n), and for caches of different
@@ -102,8 +55,7 @@ def merge(
     """
     from kdcli.cache.admin import merge as merging
 
-    console.quiet = quiet
-    _say(merging.merge(caches, to), json)
+    _say(merging.merge(config.caches, config.to), common.as_json)
 
 
 def _say(done: "Moved", json: bool, more: dict[str, Any] | None = None) -> None:

@@ -1,0 +1,234 @@
+"""``kd train-student``: one student, or with ``--sweep`` several."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING, Any, final
+
+from kdcli.cli.cells import change, fraction
+from kdcli.console import console
+from kdcli.options.command import Finished, configure, option_fields
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from kdcli.options.common import Common
+    from kdcli.training.config import StudentConfig
+    from kdcli.types import Ranking
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """Several students.
+
+    Attributes:
+        out: their common folder.
+        students: the configuration of each by its name.
+    """
+
+    out: Path
+    students: "Mapping[str, StudentConfig]"
+
+
+@final
+class StudentOptions:
+    """Options of every student, ``--sweep``, and those of the method that the line names.
+
+    Those of the other methods are taken, too, so that it can be said which method has no use for them.
+    """
+
+    def models(
+        self, arguments: Sequence[str]
+    ) -> "tuple[Sequence[type[BaseModel]], Sequence[type[BaseModel]]]":
+        """See :class:`kdcli.options.command.Source`. Without a method on the line, methods are not imported."""
+        from kdcli.options.common import Common
+        from kdcli.registry import METHODS
+        from kdcli.training.config import StudentConfig, options_of
+        from kdcli.training.sweep_option import SweepOption
+
+        asked = not {"-h", "--help"}.isdisjoint(arguments)
+        name = _method_on(arguments)
+        own = [options_of(name)] if name is not None and (asked or name in METHODS) else []
+        shown = [StudentConfig, *own, SweepOption]
+        known = {
+            "--help",
+            *(word for kind in (*shown, Common) for field in option_fields(kind) for word in field.words),
+        }
+        typed = {word.partition("=")[0] for word in arguments if word.startswith("--")}
+        others = [] if asked or typed <= known else [options_of(each) for each in METHODS]
+        return shown, others
+
+    def config(self, given: Mapping[str, Any], common: "Common") -> "StudentConfig | Sweep":
+        """See :class:`kdcli.options.command.Source`."""
+        from kdcli.training.config import StudentConfig
+
+        given = dict(given)
+        if (file := given.pop("sweep", None)) is None:
+            return configure(StudentConfig, given, common)
+        from kdcli.training.sweep_file import resolve_sweep
+
+        sweep = Sweep(*resolve_sweep(given, common.sets, common.config, file))
+        if common.print_config:
+            import yaml
+
+            students = {name: config.model_dump(mode="json") for name, config in sweep.students.items()}
+            print(yaml.safe_dump(students, sort_keys=False, allow_unicode=True), end="")
+            raise Finished
+        return sweep
+
+
+def _method_on(arguments: Sequence[str]) -> str | None:
+    """The method that a line names: by ``--method``, ``--set method=`` or in the file of ``--config``."""
+    values: dict[str, list[str]] = {"--method": [], "--set": [], "--config": []}
+    for word, after in pairwise([*arguments, ""]):
+        name, equals, value = word.partition("=")
+        if name in values:
+            values[name].append(value if equals else after)
+    if values["--method"]:
+        return values["--method"][-1] or None
+    if not values["--set"] and not values["--config"]:
+        return None
+    from kdcli.errors import KdError
+    from kdcli.options.resolving import layers_of
+    from kdcli.training.config import StudentConfig
+
+    file = Path(values["--config"][-1]) if values["--config"] else None
+    try:
+        layers = layers_of(StudentConfig, {}, values["--set"], file, [])
+    except KdError:
+        return None  # the same happens again where the options are resolved, and is told there
+    return next((str(given["method"]) for given, _ in reversed(layers) if given.get("method")), None)
+
+
+def train_student(config: "StudentConfig | Sweep", common: "Common") -> None:
+    """Train a student on labels and cached teachers.
+
+    Which of the two, and how, is the method's. Teachers are read, never run. A method has options of its own: kd
+    methods NAME shows them, and so does --help with --method NAME.
+
+    \b
+    Examples:
+      kd train-student photos/@split=train --student mobilenetv3_small_100 --method labels-only --out runs/plain
+      kd rank-sources --cache C --json |
+          kd train-student photos/@split=train --cache C --ranking - --method distill-weighted \\
+              --student mobilenetv3_small_100 --out runs/a --json
+      kd train-student cars=cars/@split=train food=food/@split=train --method multi-task --test cars=cars/@split=test \\
+          --student mobilenetv3_small_100 --out runs/b
+    """
+    if isinstance(config, Sweep):
+        _train_sweep(config, common)
+        return
+    chosen = _read_ranking(config)
+    from kdcli.training.lr_grid import train_grid
+    from kdcli.training.sequential import train_sequence
+    from kdcli.training.train import train_student as lone_run
+
+    step = train_sequence if config.sequential else train_grid if config.lr_grid else lone_run
+    result = step(config, ranking=chosen).document()
+    export = quote(f"local-dir:{result['out']}/export")
+    console.note(f"the student can be a teacher: kd cache-teachers ... --teacher NAME={export}")
+    if common.as_json:
+        console.document(result)
+        return
+    tests = result.get("tests") or {"": result["test"] or {}}
+    several = bool(result.get("tests"))
+    rows = [
+        [
+            result["method"],
+            *([name] if several else []),
+            result["epochs"],
+            *_tops(scores),
+            f"{result['seconds']:.1f}",
+            result["out"],
+        ]
+        for name, scores in tests.items()
+    ]
+    set_column = ["set"] if several else []
+    console.table(["method", *set_column, "epochs", "top1", "top5", "seconds", "out"], rows)
+    _print_stages(result.get("stages") or [])
+
+
+def _tops(scores: Mapping[str, float]) -> list[str]:
+    return [fraction(scores.get(name)) for name in ("top1", "top5")]
+
+
+def _print_stages(stages: Sequence[Mapping[str, Any]]) -> None:
+    """The table of a sequence's stages; nothing where there are none that were tested."""
+    columns = ("top1", "delta", "delta_previous", "gain", "gain_previous", "loss", "loss_previous")
+    rows = [
+        [
+            stage["stage"],
+            stage["teacher"],
+            fraction(stage["teacher_top1"]),
+            *((change if name.startswith("delta") else fraction)(stage[name]) for name in columns),
+        ]
+        for stage in stages
+        if "top1" in stage
+    ]
+    if rows:
+        console.table(["stage", "teacher", "teacher_top1", *columns], rows)
+
+
+# --- several ----------------------------------------------------------------------------------
+
+
+def _train_sweep(sweep: Sweep, common: "Common") -> None:
+    """Train the students and print the leaderboard.
+
+    Raises:
+        DivergedError: after the table, where a student was given up.
+    """
+    rankings = _read_rankings(sweep.students)
+    from kdcli.training.sweep import train_sweep as step
+
+    result = step(sweep.out, sweep.students, rankings)
+    failure = result.failure()
+    if not common.as_json:
+        rows = [
+            [name, one.method, one.details["student"], *_tops(one.test or {}), f"{one.seconds:.1f}", one.out]
+            for name, one in result.students.items()
+        ]
+        for name in result.diverged:
+            config = sweep.students[name]
+            lost = [name, config.method, config.student, "diverged", "-", "-", str(config.out.absolute())]
+            rows.append(lost)
+        console.table(["name", "method", "student", "top1", "top5", "seconds", "out"], rows)
+    elif failure is None:
+        console.document(result.document())
+    if failure is not None:
+        raise failure
+
+
+def _read_rankings(configs: "Mapping[str, StudentConfig]") -> "dict[str, Ranking | None]":
+    """The ranking of each student, read once however many name it: standard input can be read only once."""
+    known: dict[str | None, Ranking | None] = {None: None}
+    for config in configs.values():
+        if config.ranking not in known:
+            known[config.ranking] = _read_ranking(config)
+    return {name: known[config.ranking] for name, config in configs.items()}
+
+
+def _read_ranking(config: "StudentConfig") -> "Ranking | None":
+    """The ranking in a file or, for ``-``, on standard input."""
+    source = config.ranking
+    if source is None:
+        return None
+    from kdcli.errors import NotFoundError
+    from kdcli.files import storage_errors
+    from kdcli.ranking.documents import parse_ranking
+
+    if source == "-":
+        return parse_ranking(sys.stdin.read())
+    path = Path(source)
+    if not path.is_file():
+        caches = " ".join(f"--cache {quote(str(cache))}" for cache in config.cache) or "--cache CACHE"
+        raise NotFoundError(
+            f"--ranking {path} is {'a folder' if path.is_dir() else 'not there'}",
+            f"kd rank-sources {caches} --json > {'ranking.json' if path.is_dir() else quote(str(path))}",
+        )
+    with storage_errors(path):
+        return parse_ranking(path.read_text(encoding="utf-8"))

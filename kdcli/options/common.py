@@ -1,0 +1,130 @@
+"""Options that many commands have, each declared once: abstract models to inherit from.
+
+What is ``shared`` is a matter of kd train-student's sweeps alone; other commands take no notice of it.
+"""
+
+from pathlib import Path
+from typing import Literal, final
+
+from pydantic import BaseModel, ConfigDict
+
+from kdcli.options.fields import StepConfig, option
+from kdcli.types import AmpName
+
+
+@final
+class Common(BaseModel):
+    """What every command takes beside its own options."""
+
+    model_config = ConfigDict(frozen=True)
+
+    config: Path | None = option(None, "YAML file with options; flags win.", panel="Common", metavar="FILE")
+    sets: tuple[str, ...] = option(
+        (), "Override one option. Repeatable.", panel="Common", metavar="KEY=VALUE", flags=("--set",)
+    )
+    print_config: bool = option(False, "Print the resolved options as YAML and exit.", panel="Common")
+    as_json: bool = option(
+        False, "Print exactly one JSON document on stdout.", panel="Common", flags=("--json",)
+    )
+    quiet: bool = option(
+        False, "Only warnings and errors on stderr, no narration.", panel="Common", flags=("-q",)
+    )
+    verbose: bool = option(False, "More narration on stderr.", panel="Common", flags=("-v",))
+
+
+@final
+class NoOptions(StepConfig):
+    """Of a command that takes what all commands take, and no more."""
+
+
+class CachesOption(StepConfig):
+    """Abstract: caches to read."""
+
+    cache: tuple[Path, ...] = option((), "Cache folder. Repeatable.", panel="Data", first=True, shared=True)
+
+
+class OneCache(StepConfig):
+    """Abstract: the cache that a command is about."""
+
+    cache: Path = option(..., "Cache folder.", panel="Data", positional=True, first=True)
+
+
+class DataRootOption(StepConfig):
+    """Abstract: where data sets are found."""
+
+    data_root: Path | None = option(
+        None, "Folder of torch/ and hfds/ data sets, and of relative folders.", panel="Data", shared=True
+    )
+
+
+class DataOptions(DataRootOption):
+    """Abstract: where data sets are found, and whether they may be fetched."""
+
+    download: bool = option(
+        False, "Allow a data set to be downloaded.", panel="Data", mechanical=True, shared=True
+    )
+
+
+class VerifyOption(StepConfig):
+    """Abstract: trust in the bytes of a cache."""
+
+    verify: Literal["never", "once", "always"] = option(
+        "once", "When to check the cache's checksums.", panel="Run", mechanical=True, shared=True
+    )
+
+
+class PartialOption(StepConfig):
+    """Abstract: whether a cache may be incomplete."""
+
+    allow_partial: bool = option(
+        False, "Go on without rows that are not cached yet, and say how many.", panel="Data", shared=True
+    )
+
+
+class SeedOption(StepConfig):
+    """Abstract: what is drawn at random."""
+
+    seed: int = option(0, "Seed of what is drawn at random.", panel="Run", ge=0)
+
+
+class DeviceOption(StepConfig):
+    """Abstract: where networks run."""
+
+    device: str = option(
+        "auto", "auto, cpu, cuda or cuda:N.", panel="Run", mechanical=True, shared=True, complete="device"
+    )
+
+
+class WorkersOption(StepConfig):
+    """Abstract: who decodes images."""
+
+    workers: int | None = option(
+        None, "Decode processes; default: one a processor, but one.",
+        panel="Run", ge=0, mechanical=True, shared=True,
+    )  # fmt: skip
+
+
+class ForwardOptions(DeviceOption, WorkersOption):
+    """Abstract: how images go through a network where the batch size changes nothing."""
+
+    batch_size: int = option(64, "Images per forward.", panel="Run", ge=1, mechanical=True)
+
+
+class AmpOption(StepConfig):
+    """Abstract: precision of what a network computes."""
+
+    amp: AmpName = option("off", "Mixed precision.", panel="Run", shared=True)
+
+
+class OverwriteOption(StepConfig):
+    """Abstract: what becomes of an earlier result."""
+
+    overwrite: bool = option(
+        False, "Start anew where --out holds another run.", panel="Output", mechanical=True, shared=True
+    )
+
+
+class DryRunOption(StepConfig):
+    """Abstract: look before you leap."""
+
+    dry_run: bool = option(False, "Say what would be done; write nothing.", panel="Run", mechanical=True)
