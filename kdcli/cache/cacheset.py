@@ -1,6 +1,5 @@
 """Several caches read as one: rows are numbered through, a teacher must be the same in all of them."""
 
-import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
@@ -24,13 +23,9 @@ from kdcli.cache.resident import ResidentRows
 from kdcli.cache.staging import Needs, stage
 from kdcli.cache.verify import VerifyMode, ensure_verified
 from kdcli.console import console
-from kdcli.errors import CacheMissingError, IdentityError, NotFoundError, UsageError, nearest
-from kdcli.extract.config import CacheConfig
-from kdcli.options.resolving import command_line
-from kdcli.outputs import STATS, keep_word
+from kdcli.errors import Advice, CacheMissingError, IdentityError, NotFoundError, UsageError, nearest
+from kdcli.outputs import keep_word
 from kdcli.types import Difference, differences
-
-_NEW = Path("NEW.kd")
 
 
 @final
@@ -61,11 +56,11 @@ class CacheSet:
             UsageError: none given, or the same one twice.
         """
         if not paths:
-            raise UsageError("no cache given", "Give --cache PATH.")
+            raise UsageError("no cache given", Advice("name-a-cache"))
         members = [CacheReader(Path(path)) for path in paths]
         ids = [member.manifest.cache_id for member in members]
         if len(set(ids)) < len(ids):
-            raise UsageError("the same cache is given twice", "Give each --cache once.")
+            raise UsageError("the same cache is given twice", Advice("cache-twice"))
         return cls(members, verify)
 
     def _require_one_view_set(self) -> None:
@@ -74,7 +69,7 @@ class CacheSet:
             if found:  # their number may differ: the smallest counts
                 raise IdentityError(
                     f"{member.layout.root} has other views than {self.members[0].layout.root}",
-                    "Caches read together need the same --recipe and --eval-crop.",
+                    Advice("other-views"),
                     found,
                 )
 
@@ -135,55 +130,44 @@ class CacheSet:
         if wrong:
             raise IdentityError(
                 f"{len(wrong)} of {len(data)} images changed since they were cached, first {data.keys[wrong[0]]}",
-                f"Restore the images, or cache them anew: {self.fill_command((), data.location, _NEW)}",
+                Advice("anew", **self._run((), data.location)),
                 [changed[wrong[0]]],
             )
         raise CacheMissingError(
             f"{len(lost)} of {len(data)} samples are not in {self._paths()}, first {data.keys[int(lost[0])]}",
-            f"Cache them: {self.fill_command((), data.location, _NEW)}, then add --cache {_NEW}",
+            Advice("fill-new", **self._run((), data.location)),
         )
 
-    def fill_command(
+    def filling(
         self, names: Iterable[str], location: str | None, cache: Path, add: Sequence[str] = ()
-    ) -> str:
-        """The shell command that runs recorded teachers again, exactly as they ran and on the same views.
+    ) -> Advice:
+        """To run recorded teachers again, exactly as they ran and on the same views.
 
         Args:
             names: the teachers; none means all.
             location: data set to run them over; None: what the cache recorded.
-            cache: where to; it may be new.
-            add: outputs to keep besides, as ``--keep`` writes them.
+            cache: where to.
+            add: outputs to keep besides, as :mod:`kdcli.outputs` writes them.
         """
-        records = [self.teachers[name] for name in tuple(names) or self.teachers]
-        count, crop = self.view_set["train_views"], self.view_set["crop_fraction"]
-        views: dict[str, Any] = {}
-        if count:
-            views = {"views": f"eval+train:{count}", "recipe": _recipe(self.view_set)}
-        if records and crop != records[0].preprocess.crop_fraction:  # the first teacher's is the default
-            views["eval_crop"] = crop
-        groups: dict[str, CacheConfig] = {}
-        for record in records:
-            fields = {name: getattr(record, name) for name in ("dtype", "amp", "temperatures")}
-            kept = [str(o.output) for o in record.outputs.values() if o.kind != STATS]
-            fields["keep"] = tuple(dict.fromkeys((*kept, *add)))
-            known = groups.get(str(fields))
-            teachers = (*(known.teacher if known else ()), f"{record.name}={record.spec}")
-            groups[str(fields)] = CacheConfig(data=location, cache=cache, teacher=teachers, **views, **fields)
-        nobody = CacheConfig(data=location, cache=cache, teacher=("SPEC",), **views)
-        return " && ".join(map(command_line, groups.values() or [nobody]))
+        return Advice("fill", **self._run(names, location), cache=cache, add=add)
 
-    def add_command(self, names: Sequence[str], add: Sequence[str]) -> str:
-        """:func:`fill_command` for outputs that were not kept, in every cache that holds the teachers."""
-        return " && ".join(
-            self.fill_command(held, only_location(member.manifest), member.layout.root, add)
+    def adding(self, names: Sequence[str], add: Sequence[str]) -> Advice:
+        """:meth:`filling` for outputs that were not kept, in every cache that holds the teachers."""
+        runs = [
+            self.filling(held, only_location(member.manifest), member.layout.root, add)
             for member in self.members
             if (held := [name for name in names if name in member.teachers])
-        )
+        ]
+        return Advice("all", runs=runs)
+
+    def _run(self, names: Iterable[str], location: str | None) -> dict[str, Any]:
+        teachers = [self.teachers[name] for name in tuple(names) or self.teachers]
+        return {"teachers": teachers, "view_set": self.view_set, "location": location}
 
     # --- what is there ---------------------------------------------------------------------------
 
     def require_kept(self, reads: Mapping[str, Collection[str]]) -> None:
-        """Refuse teachers of which an array was not kept, naming the command that adds it.
+        """Refuse teachers of which an array was not kept, saying what adds it.
 
         Raises:
             NotFoundError: no member has a teacher of that name.
@@ -201,7 +185,7 @@ class CacheSet:
         raise CacheMissingError(
             f"the {' and '.join(add)} of '{lacking[0]}'{more} are needed, and the cache keeps only its "
             f"{', '.join(self.teacher(lacking[0]).keep)}",
-            self.add_command(lacking, [keep_word(array) for array in add]),
+            self.adding(lacking, [keep_word(array) for array in add]),
         )
 
     def require(
@@ -282,12 +266,10 @@ class CacheSet:
             )
             return
         names = [part.partition("/")[0]] if part != SAMPLES else list(teachers)
-        command = self.fill_command(
-            [name for name in names if name in self.teachers], only_location(member.manifest), root
-        )
+        run = self._run([name for name in names if name in self.teachers], only_location(member.manifest))
         raise CacheMissingError(
             f"{missing} of {total} rows of '{part}' are not written in {root}",
-            command if allow_partial is None else f"{command} (or --allow-partial to go on without them)",
+            Advice("fill" if allow_partial is None else "fill-or-partial", **run, cache=root),
         )
 
     def _say_unusable(self, usable: Bool[np.ndarray, " n"]) -> None:
@@ -346,13 +328,6 @@ class CacheSet:
 def only_location(manifest: Manifest) -> str | None:
     """Where the samples of a cache are; None when they were added from several places."""
     return manifest.locations[0] if len(set(manifest.locations)) == 1 else None
-
-
-def _recipe(view_set: Mapping[str, Any]) -> str:
-    """What ``--recipe`` calls the recipe of a view set: its name, or its definition if it has none."""
-    recipe = dict(view_set["recipe"])
-    name = str(recipe.pop("name"))
-    return json.dumps(recipe) if name == "custom" else name
 
 
 def _how(view_set: Mapping[str, Any]) -> dict[str, Any]:

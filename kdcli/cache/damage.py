@@ -10,17 +10,10 @@ from kdcli.cache.commits import Commit, chunk_files
 from kdcli.cache.layout import Manifest, Unit
 from kdcli.cache.provenance import repair_hint
 from kdcli.cache.store import Store
-from kdcli.errors import CorruptError, KdError
+from kdcli.errors import Advice, CorruptError, KdError
 
 Remedy = Literal["recompute", "rewrite", "remove", "restore"]
 """What repair does: run the teacher again, write what follows from the rest, take the file out, nothing."""
-
-CANNOT = {
-    "manifest": "Restore it from a copy; kd never guesses what a cache is.",
-    "teacher": "Restore it from a copy; or remove its folder in teachers/ and run the kd cache-teachers command "
-    "that made it again: what is computed is found again if the teacher is the same.",
-}
-
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -124,10 +117,9 @@ class Audit:
         """
         if self.damages:
             hopeless = all(damage.remedy == "restore" for damage in self.damages)
-            hint = CANNOT["teacher" if self.cache_id else "manifest"]
+            restore = Advice("restore-teacher" if self.cache_id else "restore-manifest")
             raise CorruptError(
-                f"{self.root}: {summary(self.damages)}",
-                hint if hopeless else repair_hint(self.root),
+                f"{self.root}: {summary(self.damages)}", restore if hopeless else repair_hint(self.root)
             )
 
     def document(self) -> dict[str, Any]:

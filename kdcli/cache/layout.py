@@ -21,7 +21,7 @@ from jaxtyping import Int64
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kdcli.cache.provenance import seal, unseal
-from kdcli.errors import BadDataError, CacheMissingError, CorruptError, StorageError
+from kdcli.errors import Advice, BadDataError, CacheMissingError, CorruptError, StorageError
 from kdcli.files import read_json, write_json
 
 BackendName = Literal["zarr", "hdf5"]
@@ -272,18 +272,11 @@ def load_manifest(root: Path) -> Manifest:
     """
     layout = Layout(root)
     if root.is_file():
-        raise StorageError(
-            f"{root} is a file, not a cache folder",
-            "Give the folder that cache-teachers made; kd cache unpack makes one of a packed cache.",
-        )
+        raise StorageError(f"{root} is a file, not a cache folder", Advice("file-for-cache"))
     if not layout.manifest.is_file():
         if root.exists():
-            raise CacheMissingError(
-                f"{root} is not a kd cache (no manifest.json)", "Give the folder that kd cache-teachers made."
-            )
-        raise CacheMissingError(
-            f"cache {root} does not exist", f"kd cache-teachers DATA --cache {root} --teacher SPEC"
-        )
+            raise CacheMissingError(f"{root} is not a kd cache (no manifest.json)", Advice("folder-for-cache"))
+        raise CacheMissingError(f"cache {root} does not exist", Advice("make", cache=root))
     restore = "Restore manifest.json, or make the cache again; kd never guesses what a cache is."
     try:
         document = read_json(layout.manifest)

@@ -5,7 +5,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from shlex import quote
 from typing import Any, Literal, final
 
 import numpy as np
@@ -13,20 +12,19 @@ from jaxtyping import UInt8
 from pydantic import BaseModel, ConfigDict
 
 from kdcli.console import console
-from kdcli.errors import CorruptError, IdentityError
+from kdcli.errors import Advice, CorruptError, IdentityError
 from kdcli.outputs import STATS, Output
 from kdcli.types import Difference, Preprocess, differences
 
-REPAIR_HINT = "Repair it: kd cache repair CACHE"
 PIXEL_TOLERANCE = 2
 """Largest difference, in steps of 1/255, that another version of a library may make to a pixel."""
 
 
-def repair_hint(source: object) -> str:
-    """The command that repairs the cache that ``source``, a file or the cache itself, is in."""
+def repair_hint(source: object) -> Advice:
+    """To repair the cache that ``source``, a file or the cache itself, is in."""
     folders = [source, *source.parents] if isinstance(source, Path) else []
-    root = next((folder for folder in folders if (folder / "manifest.json").is_file()), None)
-    return REPAIR_HINT if root is None else REPAIR_HINT.replace("CACHE", quote(str(root)))
+    root = next((folder for folder in folders if (folder / "manifest.json").is_file()), "CACHE")
+    return Advice("repair", cache=root)
 
 
 def canonical_sha256(document: Mapping[str, Any]) -> str:
@@ -235,7 +233,7 @@ class TeacherRecord(BaseModel):
         if found:
             raise IdentityError(
                 f"{where} holds another teacher '{self.name}'",
-                f"Give it another name (--teacher OTHER=SPEC) or use the recorded one: {self.spec}",
+                Advice("another-teacher", spec=self.spec),
                 found,
             )
         if drift:
@@ -268,7 +266,7 @@ def require_same_pixels(recorded: tuple[int, ...], now: tuple[int, ...], where: 
     if drift > PIXEL_TOLERANCE:
         raise IdentityError(
             f"{where}: this installation draws the training views differently",
-            "Install the library versions that kd cache info shows, or make a new cache.",
+            Advice("other-pixels"),
             [Difference("views.pixels", "recorded pixels", f"up to {drift}/255 apart")],
         )
     if drift:

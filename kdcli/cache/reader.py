@@ -13,7 +13,7 @@ from kdcli.cache.layout import SAMPLES, Layout, Manifest, load_manifest
 from kdcli.cache.mapping import disk_reads, max_maps, prefetch
 from kdcli.cache.provenance import ArraySpec, TeacherRecord
 from kdcli.cache.store import Store
-from kdcli.errors import CacheMissingError, IdentityError
+from kdcli.errors import Advice, CacheMissingError, IdentityError
 from kdcli.types import Difference
 
 
@@ -108,7 +108,7 @@ class CacheReader:
         if output is None:
             raise CacheMissingError(
                 f"{self.layout.root}: of teacher '{teacher}' the cache keeps {', '.join(record.keep)}, not {array}",
-                f"Run the kd cache-teachers command that made the cache again with --keep {array}.",
+                Advice("keep-more", array=array),
             )
         return f"{teacher}/{output.name}"
 
@@ -129,7 +129,7 @@ class CacheReader:
                 if wrong:
                     raise IdentityError(
                         f"{self.layout.root}: the record of {commit.unit} belongs elsewhere",
-                        "Make this part again: kd cache-teachers",
+                        Advice("make-part"),
                         wrong,
                     )
             self._commits[part] = {
@@ -228,7 +228,7 @@ class CacheReader:
             rows = self.manifest.rows_of(block)
             raise CacheMissingError(
                 f"{self.layout.root}: rows {rows.start}-{rows.stop - 1} of '{part}' view {view} are not written",
-                "Run the kd cache-teachers command that made the cache again; it fills what is missing.",
+                Advice("fill-gaps"),
             )
         return self.source(found)
 

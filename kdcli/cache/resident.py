@@ -11,7 +11,7 @@ from kdcli.cache.memory import SharedBytes, available_memory
 from kdcli.cache.provenance import ArraySpec
 from kdcli.cache.staging import Needs
 from kdcli.console import console
-from kdcli.errors import DeviceError
+from kdcli.errors import Advice, DeviceError
 
 if TYPE_CHECKING:
     from kdcli.cache.cacheset import CacheSet
@@ -68,8 +68,8 @@ def require_room(needed: int, free: int, what: str) -> None:
     """
     if needed > free:
         raise DeviceError(
-            f"--resident: {needed / 1e9:.2f} GB do not fit into the {free / 1e9:.2f} GB of {what} that are free",
-            "Leave --resident out, or use --prewarm: rows are then read from the cache as they are needed.",
+            f"resident: {needed / 1e9:.2f} GB do not fit into the {free / 1e9:.2f} GB of {what} that are free",
+            Advice("not-resident"),
         )
 
 

@@ -29,7 +29,7 @@ from kdcli.cache.memory import available_memory
 from kdcli.cache.provenance import repair_hint
 from kdcli.cache.reader import CacheReader, ChunkFile
 from kdcli.console import console
-from kdcli.errors import CorruptError, NoSpaceError
+from kdcli.errors import Advice, CorruptError, NoSpaceError
 from kdcli.files import available_gb, storage_errors
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def prewarm(cache: "CacheSet", needs: Needs) -> int:
         total = sum(path.stat().st_size for path in paths)
         if total > available_memory():
             console.warn(
-                f"--prewarm: {total / 1e9:.2f} GB do not fit into the {available_memory() / 1e9:.2f} GB of memory "
+                f"prewarm: {total / 1e9:.2f} GB do not fit into the {available_memory() / 1e9:.2f} GB of memory "
                 "that are available; the kernel will drop a part again"
             )
         started = time.perf_counter()
@@ -211,7 +211,7 @@ def _fill(member: CacheReader, place: Path, chunks: list[ChunkFile], recheck: bo
     if total > free:
         raise NoSpaceError(
             f"{total / 1e9:.2f} GB of {member.layout.root} are to be staged, and {place} has {free / 1e9:.2f} GB free",
-            "Give --stage a larger disk, or leave it out.",
+            Advice("small-stage"),
         )
     with console.progress(len(missing), "chunks", "stage") as bar:
         for _ in _several(lambda chunk: _copy(member, place, chunk), missing):

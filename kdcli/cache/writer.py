@@ -32,7 +32,7 @@ from kdcli.cache.mending import Mending
 from kdcli.cache.provenance import ArraySpec, TeacherRecord
 from kdcli.cache.store import Store
 from kdcli.console import console
-from kdcli.errors import IdentityError, OutputExistsError, StorageError
+from kdcli.errors import Advice, IdentityError, OutputExistsError, StorageError
 from kdcli.files import fsync_folder, make_folder, scratch_name, storage_errors
 from kdcli.types import Difference
 
@@ -57,14 +57,12 @@ def create_cache(
     """
     with storage_errors(root):
         if root.is_file():
-            raise StorageError(f"{root} is a file, not a cache folder", "Give --cache another path.")
+            raise StorageError(f"{root} is a file, not a cache folder", Advice("file-in-place"))
         make_folder(root.parent)
         if root.is_dir() and any(root.iterdir()):
             if Layout(root).manifest.is_file():
                 return load_manifest(root)
-            raise OutputExistsError(
-                f"{root} holds other files and is not a kd cache", "Give --cache a new or empty folder."
-            )
+            raise OutputExistsError(f"{root} holds other files and is not a kd cache", Advice("place-taken"))
         skeleton = Layout(root.with_name(f".{root.name}.{scratch_name()}.tmp"))
         try:
             build_skeleton(skeleton, manifest, keys, labels)
@@ -240,7 +238,7 @@ class CacheWriter:
         if found:
             raise IdentityError(
                 f"{self.layout.commit(commit.unit)} belongs to another cache",
-                f"Take it out: kd cache repair {self.layout.root}",
+                Advice("foreign-record", cache=self.layout.root),
                 found,
             )
 

@@ -154,7 +154,7 @@ def _teacher_taps(config: StudentConfig, record: TeacherRecord, cache: CacheSet)
         raise CacheMissingError(
             f"mlfd matches {wanted} of '{record.name}', and the cache keeps its {known} only.{nearest(tap, kept)} "
             "(--mlfd-levels features and none match no map)",
-            cache.add_command([record.name], [word]),
+            cache.adding([record.name], [word]),
         )
     if config.teacher_tap:
         return tuple(dict.fromkeys(config.teacher_tap))

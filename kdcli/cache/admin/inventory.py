@@ -12,7 +12,7 @@ from kdcli.cache.commits import Commit, read_commits, sizes_agree
 from kdcli.cache.layout import SAMPLES, Layout, Manifest, load_manifest
 from kdcli.cache.provenance import TeacherRecord
 from kdcli.cache.store import Store
-from kdcli.errors import CacheMissingError, KdError, StorageError, nearest
+from kdcli.errors import Advice, CacheMissingError, KdError, StorageError, nearest
 from kdcli.files import storage_errors
 
 _FOLDERS = {"manifest.json", "data.zarr", "data.hdf5"}
@@ -38,10 +38,8 @@ def open_store(root: Path) -> Store:
         KdError: what :func:`~kdcli.cache.layout.load_manifest` refuses.
     """
     if not os.path.lexists(root):
-        raise CacheMissingError(
-            f"cache {root} does not exist.{_neighbour(root)}",
-            f"kd cache ls {root.parent} lists the caches there.",
-        )
+        message = f"cache {root} does not exist.{_neighbour(root)}"
+        raise CacheMissingError(message, Advice("list", folder=root.parent))
     with storage_errors(root):
         return Store(root, load_manifest(root))
 

@@ -19,7 +19,7 @@ from kdcli.cache.provenance import TeacherRecord, repair_hint
 from kdcli.cache.reader import CacheReader
 from kdcli.cache.store import Store
 from kdcli.cache.writer import build_skeleton
-from kdcli.errors import CorruptError, NoSpaceError, OutputExistsError
+from kdcli.errors import Advice, CorruptError, NoSpaceError, OutputExistsError
 from kdcli.files import (
     atomic_write_text,
     available_gb,
@@ -74,7 +74,7 @@ def committed(reader: CacheReader, part: str) -> list[Commit]:
         if place not in sound and reader.manifest.holds(*place):
             raise CorruptError(
                 f"{reader.layout.root}: {commit.unit} is committed, but its files are missing or short",
-                "Compute it again first: run the kd cache-teachers command that made the cache.",
+                Advice("fill-first"),
             )
     return [sound[place] for place in sorted(sound)]
 

@@ -18,7 +18,7 @@ from kdcli.cache.claims import Claims
 from kdcli.cache.layout import Layout
 from kdcli.cache.store import Store
 from kdcli.cache.writer import describe, newest
-from kdcli.errors import ClaimedError, NotFoundError, UsageError, nearest
+from kdcli.errors import Advice, ClaimedError, NotFoundError, UsageError, nearest
 from kdcli.files import fsync_folder, scratch_name, storage_errors
 
 
@@ -154,10 +154,7 @@ def require_no_writers(plan: Removal) -> None:
     alive: list[Writer] = sorted({writer for found in claims for writer in found if writer.alive})
     if alive:
         more = f" and {len(alive) - 1} more" if len(alive) > 1 else ""
-        raise ClaimedError(
-            f"{plan.root} is being written by {alive[0]}{more}",
-            "Let them finish or stop them first; --force removes it under their hands.",
-        )
+        raise ClaimedError(f"{plan.root} is being written by {alive[0]}{more}", Advice("busy"))
 
 
 def remove(plan: Removal, force: bool = False) -> Removal:
