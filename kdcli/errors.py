@@ -122,9 +122,7 @@ class IdentityError(KdError, ValueError):
 
     exit_code = 21
 
-    def __init__(
-        self, message: str, hint: str | Advice = "", differences: Iterable[Difference] = ()
-    ) -> None:
+    def __init__(self, message: str, hint: str | Advice = "", differences: Iterable[Difference] = ()) -> None:
         self.differences = tuple(differences)
         details = "; ".join(str(difference) for difference in self.differences)
         super().__init__(f"{message}: {details}" if details else message, hint)

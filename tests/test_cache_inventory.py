@@ -24,8 +24,7 @@ from kdcli.cache.admin.inventory import (
 from kdcli.cache.admin.progress import Progress, Writer, look, percent, watch
 from kdcli.cache.admin.remove import plan_cache_removal, plan_output_removal, remove
 from kdcli.cache.claims import Claims
-from kdcli.cache.commits import block_digest
-from kdcli.cache.keytable import KeyTable
+from kdcli.cache.keytable import KeyTable, block_digest
 from kdcli.cache.layout import BackendName, DataIdentity, Layout, Unit
 from kdcli.cache.reader import CacheReader
 from kdcli.cache.writer import CacheWriter, create_cache

@@ -15,6 +15,7 @@ from kdcli.errors import Advice, CorruptError, KdError
 Remedy = Literal["recompute", "rewrite", "remove", "restore"]
 """What repair does: run the teacher again, write what follows from the rest, take the file out, nothing."""
 
+
 @final
 @dataclass(frozen=True, slots=True)
 class Damage:

@@ -18,9 +18,10 @@ from typing import Any, Final, Literal, final
 
 import numpy as np
 from jaxtyping import Int64
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from kdcli.cache.provenance import seal, unseal
+from kdcli.documents import from_document
 from kdcli.errors import Advice, BadDataError, CacheMissingError, CorruptError, StorageError
 from kdcli.files import read_json, write_json
 
@@ -275,17 +276,16 @@ def load_manifest(root: Path) -> Manifest:
         raise StorageError(f"{root} is a file, not a cache folder", Advice("file-for-cache"))
     if not layout.manifest.is_file():
         if root.exists():
-            raise CacheMissingError(f"{root} is not a kd cache (no manifest.json)", Advice("folder-for-cache"))
+            raise CacheMissingError(
+                f"{root} is not a kd cache (no manifest.json)", Advice("folder-for-cache")
+            )
         raise CacheMissingError(f"cache {root} does not exist", Advice("make", cache=root))
     restore = "Restore manifest.json, or make the cache again; kd never guesses what a cache is."
     try:
         document = read_json(layout.manifest)
         _require_format(document, layout.manifest)
-        return Manifest.model_validate(unseal(document, layout.manifest))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise CorruptError(f"{layout.manifest}: {where}: {first['msg']}", restore) from error
+        content = unseal(document, layout.manifest)
+        return from_document(Manifest, content, layout.manifest, CorruptError, restore)
     except (BadDataError, CorruptError) as error:
         raise CorruptError(error.message, error.hint if error.hint == _UPDATE else restore) from error
 

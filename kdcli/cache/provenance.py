@@ -5,17 +5,20 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, Literal, TypeVar, final
 
 import numpy as np
 from jaxtyping import UInt8
 from pydantic import BaseModel, ConfigDict
 
 from kdcli.console import console
-from kdcli.errors import Advice, CorruptError, IdentityError
+from kdcli.documents import from_document
+from kdcli.errors import Advice, BadDataError, CorruptError, IdentityError
+from kdcli.files import read_json
 from kdcli.outputs import STATS, Output
-from kdcli.types import Difference, Preprocess, differences
+from kdcli.types import AmpName, Difference, FloatName, Preprocess, differences
 
+Record = TypeVar("Record")
 PIXEL_TOLERANCE = 2
 """Largest difference, in steps of 1/255, that another version of a library may make to a pixel."""
 
@@ -58,6 +61,20 @@ def unseal(document: Any, source: object) -> dict[str, Any]:
     if now != document["sha256"]:
         raise CorruptError(f"{source} was changed after it was written", repair_hint(source))
     return content
+
+
+def read_record(kind: type[Record], path: Path) -> Record:
+    """The sealed record in a file.
+
+    Raises:
+        CorruptError: it is none of this kind, or was changed after it was written.
+        StorageError: it cannot be read.
+    """
+    try:
+        document = read_json(path)
+    except BadDataError as error:
+        raise CorruptError(error.message, repair_hint(path)) from error
+    return from_document(kind, unseal(document, path), path, CorruptError, repair_hint(path))
 
 
 @final
@@ -137,8 +154,8 @@ class TeacherRecord(BaseModel):
     spec: str
     architecture: str
     weights: str
-    dtype: str
-    amp: str
+    dtype: FloatName
+    amp: AmpName
     declared_preprocess: dict[str, Any]
     num_classes: int
     num_features: int

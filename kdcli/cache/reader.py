@@ -8,13 +8,12 @@ from typing import Any, final
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from kdcli.cache.commits import Commit, done_mask, read_commits, sizes_agree
+from kdcli.cache.commits import Commit, done_mask, read_commits, sizes_agree, strange_ids
 from kdcli.cache.layout import SAMPLES, Layout, Manifest, load_manifest
 from kdcli.cache.mapping import disk_reads, max_maps, prefetch
 from kdcli.cache.provenance import ArraySpec, TeacherRecord
 from kdcli.cache.store import Store
 from kdcli.errors import Advice, CacheMissingError, IdentityError
-from kdcli.types import Difference
 
 
 @final
@@ -116,17 +115,8 @@ class CacheReader:
         """The records of a part, each checked to be this cache's and this teacher's."""
         if part not in self._commits:
             found = read_commits(self.layout, part)
-            expected = self.store.part_id(part)
             for commit in found.values():
-                wrong = [
-                    Difference(name, old, new)
-                    for name, old, new in (
-                        ("cache_id", commit.cache_id, self.manifest.cache_id),
-                        ("teacher_id", commit.part_id, expected),
-                    )
-                    if old != new
-                ]
-                if wrong:
+                if wrong := strange_ids(self.store, commit):
                     raise IdentityError(
                         f"{self.layout.root}: the record of {commit.unit} belongs elsewhere",
                         Advice("make-part"),
@@ -138,6 +128,10 @@ class CacheReader:
                 if self.manifest.holds(*place) and sizes_agree(self.store, commit)
             }
         return self._commits[part]
+
+    def go_by(self, part: str, commits: Iterable[Commit]) -> None:
+        """Take these for the records of a part from now on: those on disk, or their files, are damaged."""
+        self._commits[part] = {(commit.block, commit.group): commit for commit in commits}
 
     def present(self, part: str, rows: Int64[np.ndarray, " m"], views: list[int]) -> Bool[np.ndarray, " m"]:
         """Which rows are written for all of ``views``; padding between segments never is."""

@@ -6,17 +6,16 @@ from typing import final
 
 import numpy as np
 from jaxtyping import Int64
-from pydantic import ValidationError
 
 from kdcli.cache.arrays import WHOLE_ARRAYS, array_folder, sample_arrays
 from kdcli.cache.backends.base import Backend, Inspection
 from kdcli.cache.backends.hdf5 import HDF5Backend
 from kdcli.cache.backends.zarr import ZarrBackend
-from kdcli.cache.keytable import KeyTable
+from kdcli.cache.keytable import KeyTable, block_digest
 from kdcli.cache.layout import SAMPLES, BackendName, Layout, Manifest
-from kdcli.cache.provenance import ArraySpec, OutputRecord, TeacherRecord, repair_hint, seal, unseal
-from kdcli.errors import CorruptError, IdentityError, KdError
-from kdcli.files import atomic_write_bytes, create_json, make_folder, read_json, storage_errors
+from kdcli.cache.provenance import ArraySpec, OutputRecord, TeacherRecord, read_record, repair_hint, seal
+from kdcli.errors import CorruptError, IdentityError
+from kdcli.files import atomic_write_bytes, create_json, make_folder, storage_errors
 from kdcli.outputs import STATS
 from kdcli.types import Difference
 
@@ -112,12 +111,7 @@ class Store:
 
     def write(self, path: Path, values: np.ndarray) -> list[int]:
         """Write a chunk; [size, crc32c] for the record."""
-        return list(self.backend.write(path, values, self.layout.tmp))
-
-    def foresee(self, values: np.ndarray) -> list[int]:
-        """What :meth:`write` would return, without writing."""
-        pieces, crc = self.backend.encode(np.ascontiguousarray(values))
-        return [sum(map(len, pieces)), crc]
+        return self.backend.write(path, values, self.layout.tmp)
 
     def inspect(self, path: Path) -> Inspection:
         """Read a chunk and say what it is."""
@@ -163,8 +157,6 @@ class Store:
 
     def load_labels(self) -> Int64[np.ndarray, " n"]:
         """The labels of all rows, -1 = unlabelled, checked against the manifest."""
-        from kdcli.cache.commits import block_digest
-
         rows, recorded = self.manifest.rows, self.manifest.data.labels
         if recorded is None:
             return np.full(rows, -1, np.int64)
@@ -220,7 +212,7 @@ def load_teachers(layout: Layout) -> dict[str, TeacherRecord]:
         if not path.is_file():
             continue  # being made, or being removed
         record = read_teacher(path)
-        outputs = in_order(read_output(file) for file in folder.glob("*.json") if file != path)
+        outputs = in_order(read_record(OutputRecord, file) for file in folder.glob("*.json") if file != path)
         found[record.name] = record.model_copy(update={"outputs": outputs})
     return found
 
@@ -232,33 +224,14 @@ def read_teacher(path: Path) -> TeacherRecord:
         CorruptError: it was changed after it was written.
         IdentityError: its folder was renamed.
     """
-    record = TeacherRecord.model_validate(_sealed(path, TeacherRecord))
+    record = read_record(TeacherRecord, path)
     if record.name != path.parent.name:
         difference = Difference("name", record.name, path.parent.name)
         raise IdentityError(f"{path.parent} was renamed", f"Rename it back to '{record.name}'.", [difference])
     return record
 
 
-def read_output(path: Path) -> OutputRecord:
-    """The record of one kind of output.
-
-    Raises:
-        CorruptError: it was changed after it was written.
-    """
-    return OutputRecord.model_validate(_sealed(path, OutputRecord))
-
-
 def in_order(outputs: Iterable[OutputRecord]) -> dict[str, OutputRecord]:
     """Outputs by name, in a fixed order."""
     ordered = sorted(outputs, key=lambda output: (KIND_ORDER.index(output.kind), output.tap))
     return {output.name: output for output in ordered}
-
-
-def _sealed(path: Path, kind: type[TeacherRecord] | type[OutputRecord]) -> dict[str, object]:
-    try:
-        document = unseal(read_json(path), path)
-        kind.model_validate(document)
-    except (KdError, ValidationError) as error:
-        reason = error.message if isinstance(error, KdError) else "no valid record"
-        raise CorruptError(f"{path}: {reason}", repair_hint(path)) from error
-    return document

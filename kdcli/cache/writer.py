@@ -4,6 +4,7 @@ import shutil
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
 
@@ -14,7 +15,6 @@ from kdcli.cache.arrays import WHOLE_ARRAYS
 from kdcli.cache.claims import Claims
 from kdcli.cache.commits import (
     Commit,
-    block_digest,
     chunk_files,
     compact,
     drop_record,
@@ -23,10 +23,11 @@ from kdcli.cache.commits import (
     read_commit,
     read_commits,
     sizes_agree,
+    strange_ids,
     write_commit,
 )
 from kdcli.cache.garbage import sweep
-from kdcli.cache.keytable import KeyTable
+from kdcli.cache.keytable import KeyTable, block_digest
 from kdcli.cache.layout import SAMPLES, Layout, Manifest, Unit, load_manifest, write_manifest
 from kdcli.cache.mending import Mending
 from kdcli.cache.provenance import ArraySpec, TeacherRecord
@@ -34,7 +35,6 @@ from kdcli.cache.store import Store
 from kdcli.console import console
 from kdcli.errors import Advice, IdentityError, OutputExistsError, StorageError
 from kdcli.files import fsync_folder, make_folder, scratch_name, storage_errors
-from kdcli.types import Difference
 
 
 def create_cache(
@@ -223,18 +223,12 @@ class CacheWriter:
                 for name in ("content_size", "content_crc")
             ]
             return commit.content, found[0], found[1]
-        return None if self._mending is None else self._mending.content(block)
+        if self._mending is None or block not in self._mending.contents:
+            return None
+        return self._mending.contents[block], None, None
 
     def _require_own(self, commit: Commit) -> None:
-        found = [
-            Difference(f"commit.{name}", old, new)
-            for name, old, new in (
-                ("cache_id", commit.cache_id, self.manifest.cache_id),
-                ("teacher_id", commit.part_id, self.store.part_id(commit.part)),
-                ("keys", commit.keys, self.key_digest(commit.block)),
-            )
-            if old != new
-        ]
+        found = strange_ids(self.store, commit, self.key_digest(commit.block))
         if found:
             raise IdentityError(
                 f"{self.layout.commit(commit.unit)} belongs to another cache",
@@ -276,12 +270,6 @@ class CacheWriter:
         """
         if not self.claims.owns(unit) and (self.claims.is_live(unit) or self.is_done(unit)):
             return False  # this process was taken for dead: what it has is not written over the other's
-        if self._mending is not None and not self._may_replace(self._mending, unit, arrays, content, absent):
-            return False
-        records = {name: self._write_array(unit, name, values) for name, values in arrays.items()}
-        self._sync_folders(unit, list(arrays))
-        if self._mending is not None and self._mending.keeps(unit):
-            return True
         commit = Commit(
             cache_id=self.manifest.cache_id,
             part=unit.part,
@@ -290,35 +278,34 @@ class CacheWriter:
             group=unit.group,
             keys=self.key_digest(unit.block),
             content=content,
-            arrays=records,
-            absent=[[row, reason] for row, reason in absent],
+            arrays={},
+            absent=list(absent),
             seconds=round(seconds, 3),
             made={"host": socket.gethostname(), **made},
         )
+        if self._mending is not None:
+            foreseen = {
+                name: [self.store.backend.foresee(chunk) for _, chunk in self._chunks(unit, name, values)]
+                for name, values in arrays.items()
+            }
+            if not self._mending.admits(replace(commit, arrays=foreseen)):
+                return False
+            if unit in self._mending.changed and (old := self._mending.expected[unit]) is not None:
+                self.withdraw(old)
+        records = {
+            name: [self.store.write(path, chunk) for path, chunk in self._chunks(unit, name, values)]
+            for name, values in arrays.items()
+        }
+        for folder in {self.store.folder(unit.part, name) for name in arrays}:
+            with storage_errors(folder):
+                fsync_folder(folder)
+        if self._mending is not None and self._mending.kept(unit):
+            return True
+        commit = replace(commit, arrays=records)
         if write_commit(self.layout, commit):
             return True
         self._settle_conflict(commit)
         return False
-
-    def _may_replace(
-        self,
-        mending: Mending,
-        unit: Unit,
-        arrays: Mapping[str, np.ndarray],
-        content: str,
-        absent: Sequence[tuple[int, str]],
-    ) -> bool:
-        """Whether a repair may write a unit; a record that does not fit what is accepted goes first."""
-        found = {
-            name: [self.store.foresee(chunk) for _, chunk in self._chunks(unit, name, values)]
-            for name, values in arrays.items()
-        }
-        if mending.compare(unit, found, content, absent):
-            return True
-        old = mending.recorded(unit)
-        if mending.accept and old is not None:
-            self.withdraw(old)
-        return mending.accept
 
     def _chunks(self, unit: Unit, name: str, values: np.ndarray) -> Iterator[tuple[Path, np.ndarray]]:
         """Files and contents of an array's chunks, in view order."""
@@ -327,14 +314,6 @@ class CacheWriter:
             chunk = np.full((self.manifest.block_rows, *spec.row_shape), spec.fill, spec.dtype)
             chunk[: len(values)] = values[:, place] if spec.per_view else values
             yield path, chunk
-
-    def _write_array(self, unit: Unit, name: str, values: np.ndarray) -> list[list[int]]:
-        return [self.store.write(path, chunk) for path, chunk in self._chunks(unit, name, values)]
-
-    def _sync_folders(self, unit: Unit, names: list[str]) -> None:
-        for folder in {self.store.folder(unit.part, name) for name in names}:
-            with storage_errors(folder):
-                fsync_folder(folder)
 
     def _settle_conflict(self, mine: Commit) -> None:
         """Somebody committed the same unit: make sure that the bytes on disk are the recorded ones.

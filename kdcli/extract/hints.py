@@ -94,8 +94,8 @@ HINTS: Final[dict[str, str | Callable[..., str]]] = {
     "repair": "Repair it: kd cache repair {cache}",
     "foreign-record": "Take it out: kd cache repair {cache}",
     "restore-manifest": "Restore it from a copy; kd never guesses what a cache is.",
-    "restore-teacher": "Restore it from a copy; or remove its folder in teachers/ and run the kd cache-teachers command "
-    "that made it again: what is computed is found again if the teacher is the same.",
+    "restore-teacher": "Restore it from a copy; or remove its folder in teachers/ and run the kd cache-teachers "
+    "command that made it again: what is computed is found again if the teacher is the same.",
     "not-resident": "Leave --resident out, or use --prewarm: rows are then read from the cache as they are needed.",
     "small-stage": "Give --stage a larger disk, or leave it out.",
     "busy": "Let them finish or stop them first; --force removes it under their hands.",

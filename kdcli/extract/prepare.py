@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast, final
 import numpy as np
 from jaxtyping import Int64
 
-from kdcli.cache.commits import block_digest
+from kdcli.cache.keytable import block_digest
 from kdcli.cache.layout import DataIdentity, Layout, Manifest, Segment, choose_block_rows
 from kdcli.cache.provenance import TeacherRecord, as_pixels, require_same_pixels
 from kdcli.cache.reader import CacheReader

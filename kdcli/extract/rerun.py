@@ -117,7 +117,6 @@ def open_workers(
 
 def _worker(held: CacheReader, sources: Sources, record: TeacherRecord, images: "Images") -> "Worker":
     from kdcli.extract.pipeline import Worker
-    from kdcli.models.teacher import TeacherRunner
 
     config, device = sources.config(held.layout.root, record), pick_device(sources.device)
     try:
@@ -143,14 +142,7 @@ def _worker(held: CacheReader, sources: Sources, record: TeacherRecord, images: 
             f"teacher '{record.name}' ran on {record.compute['device']} and runs on {device} now: rows may differ "
             "in their last bits"
         )
-    preprocess, made = teacher.model.preprocess, {"batch_size": config.batch_size, "device": device}
-    return Worker(
-        TeacherRunner(teacher.model, device, config.amp, teacher.plan.outputs),
-        teacher.plan,
-        (preprocess.size, preprocess.interpolation),
-        config.batch_size,
-        {**made, "amp": config.amp},
-    )
+    return Worker.of(teacher, config.batch_size, device)
 
 
 @contextmanager

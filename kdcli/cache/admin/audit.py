@@ -17,7 +17,6 @@ from kdcli.cache.admin.grow import GROWTH
 from kdcli.cache.admin.records import (
     Place,
     lost_records,
-    misfits,
     require_own_bytes,
     scan_commits,
     scan_teachers,
@@ -25,7 +24,7 @@ from kdcli.cache.admin.records import (
 from kdcli.cache.admin.wholes import damaged_wholes, whole_names, whole_path
 from kdcli.cache.arrays import array_folder
 from kdcli.cache.claims import Claims
-from kdcli.cache.commits import Commit, chunk_files
+from kdcli.cache.commits import Commit, chunk_files, misfits
 from kdcli.cache.damage import Audit, Damage, Gap, chunk_damage, rows_of
 from kdcli.cache.keytable import KeyTable
 from kdcli.cache.layout import SAMPLES, Layout, Manifest, Unit, load_manifest
@@ -195,10 +194,11 @@ class _Auditor:
     def _drop(self, part: str, keys: KeyTable | None) -> None:
         """Take the records out that are not of this cache and teacher."""
         for place, commit in list(self._records[part].items()):
-            reasons = list(misfits(self._store, part, commit, self._key_digest(keys, commit.block)))
-            if reasons:
+            found = misfits(self._store, commit, self._key_digest(keys, commit.block))
+            if found:
                 del self._records[part][place]
-                self._damages.append(self._record_damage(commit, "; ".join(reasons)))
+                reason = "; ".join(f"{each.field} is {each.old}, not {each.new}" for each in found)
+                self._damages.append(self._record_damage(commit, reason))
 
     def _key_digest(self, keys: KeyTable | None, block: int) -> str | None:
         if keys is not None and block not in self._key_digests:

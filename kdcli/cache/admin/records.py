@@ -6,15 +6,13 @@ rest (``1e-5`` for ``1E-5`` means the same, but nobody wrote it).
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from kdcli.cache.commits import Commit, parse_commit
 from kdcli.cache.damage import Damage, Remedy, rows_of
 from kdcli.cache.layout import SAMPLES, Layout, Unit
-from kdcli.cache.provenance import OutputRecord, TeacherRecord
-from kdcli.cache.store import KIND_ORDER, Store, in_order, read_output, read_teacher
+from kdcli.cache.provenance import OutputRecord, TeacherRecord, read_record
+from kdcli.cache.store import KIND_ORDER, Store, in_order, read_teacher
 from kdcli.errors import CorruptError, KdError
 from kdcli.outputs import MAPS
 
@@ -75,7 +73,7 @@ def _scan_outputs(layout: Layout, folder: Path) -> tuple[dict[str, OutputRecord]
             damages.append(Damage(file, "nothing vouches for this file", "remove"))
             continue
         try:
-            record = read_output(path)
+            record = read_record(OutputRecord, path)
             require_own_bytes(path.read_bytes(), path)
             if record.name != path.stem:
                 raise CorruptError(f"{path} is the record of {record.name}")
@@ -194,25 +192,3 @@ def _damage(
         return Damage(file, text, remedy, part)
     rows = rows_of(store.manifest, place[0])
     return Damage(file, text, "recompute", part, "", Unit(part, *place), None, rows)
-
-
-def misfits(store: Store, part: str, commit: Commit, keys: str | None) -> Iterator[str]:
-    """Why a sound record is not one of this cache and teacher.
-
-    Args:
-        store: the cache.
-        part: that the record is about.
-        commit: the record.
-        keys: digest of the block's keys; None where they cannot be read.
-    """
-    pairs: list[tuple[str, Any, Any]] = [
-        ("cache_id", commit.cache_id, store.manifest.cache_id),
-        ("teacher_id" if part != SAMPLES else "part_id", commit.part_id, store.part_id(part)),
-        ("keys", commit.keys, commit.keys if keys is None else keys),
-        ("arrays", sorted(commit.arrays), sorted(store.arrays_in(part, commit.group))),
-    ]
-    yield from (f"{name} is {old}, not {new}" for name, old, new in pairs if old != new)
-    views = len(store.manifest.views_of(commit.group, store.views(part)))
-    for name, spec in store.arrays_in(part, commit.group).items():
-        if len(commit.arrays.get(name, ())) != (views if spec.per_view else 1):
-            yield f"it has another number of views of {name}"

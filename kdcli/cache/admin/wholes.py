@@ -5,8 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from kdcli.cache.arrays import WHOLE_ARRAYS
-from kdcli.cache.commits import block_digest
-from kdcli.cache.keytable import KeyTable
+from kdcli.cache.keytable import KeyTable, block_digest
 from kdcli.cache.layout import SAMPLES
 from kdcli.cache.store import Store
 from kdcli.errors import KdError

@@ -7,18 +7,16 @@ other tools.
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, final
+from typing import ClassVar, final
 
 import numpy as np
 
 from kdcli.cache.backends.base import Backend, Inspection, checksum
+from kdcli.cache.keytable import KeyTable
 from kdcli.cache.layout import BackendName, Manifest
 from kdcli.cache.provenance import ArraySpec, TeacherRecord, repair_hint
 from kdcli.errors import CorruptError
 from kdcli.files import storage_errors
-
-if TYPE_CHECKING:
-    from kdcli.cache.keytable import KeyTable
 
 DATASET = "data"
 LIBVER = ("v110", "v110")  # one on-disk form whatever newer library writes it
@@ -94,7 +92,7 @@ class HDF5Backend(Backend):
         return Inspection(len(data), checksum(data), sound=True)
 
     def metadata(
-        self, manifest: Manifest, keys: "KeyTable", teachers: Mapping[str, TeacherRecord]
+        self, manifest: Manifest, keys: KeyTable, teachers: Mapping[str, TeacherRecord]
     ) -> dict[str, bytes]:
         """None: every file describes itself."""
         return {}
