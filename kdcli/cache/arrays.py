@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import final
 
 from kdcli.cache.keytable import KeyTable
@@ -44,6 +45,15 @@ class ArrayExtent:
         """Rows of one chunk file."""
         return self.shape[0] if self.whole else self.chunk[0]
 
+    @property
+    def chunks(self) -> int:
+        """Number of chunk files when it is complete."""
+        return (
+            1
+            if self.whole
+            else prod(-(-n // size) for n, size in zip(self.shape, self.chunk, strict=True) if size)
+        )
+
 
 def sample_arrays(manifest: Manifest) -> dict[str, ArraySpec]:
     """What a task learns of the samples as it decodes: size and crc32c of the bytes, view parameters."""
@@ -82,10 +92,15 @@ def array_extents(
     for name, spec in sample_arrays(manifest).items():
         yield _extent(manifest, SAMPLES, name, spec, manifest.views)
     for teacher in teachers.values():
-        for output in teacher.outputs.values():
-            for name, spec in output.array_specs().items():
-                part = f"{teacher.name}/{output.name}"
-                yield _extent(manifest, part, name, spec, output.views(manifest.views))
+        yield from output_extents(manifest, teacher)
+
+
+def output_extents(manifest: Manifest, teacher: TeacherRecord) -> Iterator[ArrayExtent]:
+    """The arrays of a teacher."""
+    for output in teacher.outputs.values():
+        for name, spec in output.array_specs().items():
+            part = f"{teacher.name}/{output.name}"
+            yield _extent(manifest, part, name, spec, output.views(manifest.views))
 
 
 def _extent(manifest: Manifest, part: str, name: str, spec: ArraySpec, views: int) -> ArrayExtent:

@@ -1,6 +1,6 @@
 """Several caches read as one: rows are numbered through, a teacher must be the same in all of them."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -19,22 +19,27 @@ from kdcli.cache.matching import (
 )
 from kdcli.cache.provenance import TeacherRecord
 from kdcli.cache.reader import CacheReader
-from kdcli.cache.resident import ResidentRows
-from kdcli.cache.staging import Needs, stage
 from kdcli.cache.verify import VerifyMode, ensure_verified
 from kdcli.console import console
 from kdcli.errors import Advice, CacheMissingError, IdentityError, NotFoundError, UsageError, nearest
 from kdcli.outputs import keep_word
 from kdcli.types import Difference, differences
 
+Held = Callable[[str, str, np.ndarray, int | np.ndarray], np.ndarray | None]
+
 
 @final
 class CacheSet:
-    """Open caches, in the order given. Picklable; workers map chunks themselves."""
+    """Open caches, in the order given. Picklable; workers map chunks themselves.
+
+    Attributes:
+        verify: which parts are compared with their records before they are used.
+        held: gives rows that are held in memory, None for others; see :func:`kdcli.cache.resident.hold`.
+    """
 
     def __init__(self, members: Sequence[CacheReader], verify: VerifyMode) -> None:
         self.members = tuple(members)
-        self._verify = verify
+        self.verify = verify
         self.offsets = np.cumsum([0, *(member.manifest.rows for member in members)])
         self.cache_ids = tuple(member.manifest.cache_id for member in members)
         self.keys = members[0].keys if len(members) == 1 else KeyTable.concatenate(m.keys for m in members)
@@ -43,7 +48,7 @@ class CacheSet:
         self.teachers = _joint_teachers(members)
         self.view_set = members[0].manifest.view_set
         self.view_count = min(member.manifest.views for member in members)
-        self._resident: ResidentRows | None = None
+        self.held: Held | None = None
         self._require_one_view_set()
 
     @classmethod
@@ -206,7 +211,7 @@ class CacheSet:
 
         Returns:
             Which rows can be used; False are dropped bad images and, with ``allow_partial``,
-            rows that are not written yet (their number is said).
+            rows that are not written yet (their number is printed).
 
         Raises:
             CacheMissingError: naming the command that fills the gap.
@@ -216,23 +221,31 @@ class CacheSet:
         usable = np.ones(len(rows), bool)
         for number, member in enumerate(self.members):
             for part in _parts(member, reads):
-                self._require_part(number, part, list(reads), rows, list(views), usable, allow_partial)
-        self._say_unusable(usable)
+                missing, total = self._look(number, part, rows, list(views), usable)
+                if total and member.knows(part):
+                    ensure_verified(member, part, self.verify)
+                if missing:
+                    names = list(reads) if part == SAMPLES else [part.partition("/")[0]]
+                    self._missing(member, names, f"{missing} of {total} rows of '{part}'", allow_partial)
+        left_out = int((~usable).sum())
+        if left_out:
+            console.warn(
+                f"{left_out} of {len(usable)} samples have no cached outputs (dropped bad images or not written)"
+            )
         return usable
 
-    def _require_part(
+    def _look(
         self,
         number: int,
         part: str,
-        teachers: Sequence[str],
         rows: Int64[np.ndarray, " n"],
         views: list[int],
         usable: Bool[np.ndarray, " n"],
-        allow_partial: bool | None,
-    ) -> None:
-        """:meth:`require` for one part of one member; clears ``usable`` where a row cannot be used."""
+    ) -> tuple[int, int]:
+        """How many of the rows that a member has are not written of a part, and how many it has; clears
+        ``usable`` where a row cannot be used."""
         member, first, stop = self.members[number], self.offsets[number], self.offsets[number + 1]
-        known = part.partition("/")[0] in (SAMPLES, *member.teachers)
+        known = member.knows(part)
         absent = np.fromiter(member.absent(part), np.int64) if known else np.zeros(0, np.int64)
         missing = total = 0
         for start in range(0, len(rows), ROWS_AT_ONCE):  # a million rows at once would cost 60 MB
@@ -243,41 +256,18 @@ class CacheSet:
             present = dropped | (member.present(part, local, views) if known else False)
             missing, total = missing + int((~present).sum()), total + len(mine)
             usable[start + mine[dropped | ~present]] = False
-        if not total:
-            return
-        if known:
-            ensure_verified(member, part, self._verify)
-        if missing:
-            self._missing(member, part, teachers, missing, total, allow_partial)
+        return missing, total
 
     def _missing(
-        self,
-        member: CacheReader,
-        part: str,
-        teachers: Sequence[str],
-        missing: int,
-        total: int,
-        allow_partial: bool | None,
+        self, member: CacheReader, names: Sequence[str], what: str, allow_partial: bool | None
     ) -> None:
         root = member.layout.root
         if allow_partial:
-            console.warn(
-                f"{missing} of {total} rows of '{part}' in {root} are not written yet; going on without them"
-            )
+            console.warn(f"{what} in {root} are not written yet; going on without them")
             return
-        names = [part.partition("/")[0]] if part != SAMPLES else list(teachers)
         run = self._run([name for name in names if name in self.teachers], only_location(member.manifest))
-        raise CacheMissingError(
-            f"{missing} of {total} rows of '{part}' are not written in {root}",
-            Advice("fill" if allow_partial is None else "fill-or-partial", **run, cache=root),
-        )
-
-    def _say_unusable(self, usable: Bool[np.ndarray, " n"]) -> None:
-        left_out = int((~usable).sum())
-        if left_out:
-            console.warn(
-                f"{left_out} of {len(usable)} samples have no cached outputs (dropped bad images or not written)"
-            )
+        topic = "fill" if allow_partial is None else "fill-or-partial"
+        raise CacheMissingError(f"{what} are not written in {root}", Advice(topic, **run, cache=root))
 
     # --- reading ---------------------------------------------------------------------------------
 
@@ -285,11 +275,8 @@ class CacheSet:
         self, part: str, array: str, rows: Int64[np.ndarray, " b"], view: int | Int64[np.ndarray, " b"] = 0
     ) -> np.ndarray:
         """[b, ...] values of an array at global ``rows``; see :meth:`CacheReader.gather`."""
-        if (
-            self._resident is not None
-            and (held := self._resident.gather(part, array, rows, view)) is not None
-        ):
-            return held
+        if self.held is not None and (found := self.held(part, array, rows, view)) is not None:
+            return found
         if len(self.members) == 1:
             return self.members[0].gather(part, array, rows, view)
         member_of = np.searchsorted(self.offsets, rows, side="right") - 1
@@ -302,18 +289,6 @@ class CacheSet:
                 out = np.empty((len(rows), *values.shape[1:]), values.dtype)
             out[mine] = values
         return self.members[0].gather(part, array, rows, view) if out is None else out
-
-    def stage(self, needs: Needs, folder: Path) -> None:
-        """Copy what will be read to a disk of this node and read it there; see :func:`kdcli.cache.staging.stage`.
-
-        Copying compares every byte with its record, so nothing is verified again.
-        """
-        stage(self, needs, folder, recheck=self._verify == "always")
-        self._verify = "never"
-
-    def make_resident(self, needs: Needs) -> None:
-        """Hold what will be read in memory that workers share; see :class:`~kdcli.cache.resident.ResidentRows`."""
-        self._resident = ResidentRows(self, needs)
 
     def content(
         self, rows: Int64[np.ndarray, " b"]

@@ -10,6 +10,7 @@ from kdcli.cache.commits import Commit, chunk_files
 from kdcli.cache.layout import Manifest, Unit
 from kdcli.cache.provenance import repair_hint
 from kdcli.cache.store import Store
+from kdcli.documents import to_document
 from kdcli.errors import Advice, CorruptError, KdError
 
 Remedy = Literal["recompute", "rewrite", "remove", "restore"]
@@ -75,10 +76,6 @@ class Gap:
     def __str__(self) -> str:
         return f"{self.part}: {self.units} of {self.total} units are not written yet"
 
-    def document(self) -> dict[str, Any]:
-        """As JSON."""
-        return {"part": self.part, "units": self.units, "total": self.total}
-
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -131,7 +128,7 @@ class Audit:
             "ok": self.ok,
             "complete": self.ok and not self.gaps,
             "damages": [damage.document() for damage in self.damages],
-            "missing": [gap.document() for gap in self.gaps],
+            "missing": [to_document(gap) for gap in self.gaps],
             "litter": list(self.litter),
             "files": self.files,
             "bytes": self.bytes,

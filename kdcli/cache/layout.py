@@ -197,50 +197,28 @@ class Unit:
 
 
 @final
-@dataclass(frozen=True, slots=True)
 class Layout:
-    """Paths inside one cache."""
+    """Paths inside one cache.
 
-    root: Path
+    Attributes:
+        manifest: what the cache is.
+        index: virtual data sets over the blocks of an HDF5 cache, for other tools; kd never reads it.
+        teachers: records of the teachers.
+        commits: commit records.
+        claims: claims of running writers.
+        verified: stamps of finished checks.
+        tmp: unpublished files, on the same file system.
+    """
 
-    @property
-    def manifest(self) -> Path:
-        """The manifest."""
-        return self.root / "manifest.json"
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.manifest, self.index = root / "manifest.json", root / "index.h5"
+        self.teachers, self.commits = root / "teachers", root / "commits"
+        self.claims, self.verified, self.tmp = root / "claims", root / "verified", root / "tmp"
 
     def data(self, backend: BackendName) -> Path:
         """Folder of the arrays."""
         return self.root / f"data.{backend}"
-
-    @property
-    def index(self) -> Path:
-        """Virtual data sets over the blocks of an HDF5 cache, for other tools; kd never reads it."""
-        return self.root / "index.h5"
-
-    @property
-    def teachers(self) -> Path:
-        """Records of the teachers."""
-        return self.root / "teachers"
-
-    @property
-    def commits(self) -> Path:
-        """Commit records."""
-        return self.root / "commits"
-
-    @property
-    def claims(self) -> Path:
-        """Claims of running writers."""
-        return self.root / "claims"
-
-    @property
-    def verified(self) -> Path:
-        """Stamps of finished checks."""
-        return self.root / "verified"
-
-    @property
-    def tmp(self) -> Path:
-        """Unpublished files, on the same file system."""
-        return self.root / "tmp"
 
     def teacher(self, name: str) -> Path:
         """Record of one teacher."""

@@ -1,7 +1,7 @@
 """What a repair may put in the place of damaged units: the bytes that were recorded, or others if accepted.
 
 The record of a damaged unit is withdrawn only at the moment in which another one takes its place: a repair that
-is killed leaves the damage and what the record says of it, so that the next one has something to compare with.
+is killed leaves the damage and the recorded checksums, so that the next one has something to compare with.
 """
 
 from collections.abc import Mapping
@@ -45,7 +45,7 @@ class Mending:
 
 
 def _bytes_of(commit: Commit) -> dict[str, Any]:
-    """What a record says of its bytes; the wording of the reasons for dropped rows does not matter."""
+    """What a record holds of its bytes; the wording of the reasons for dropped rows does not matter."""
     chunks = {
         f"{name} chunk {place} {field}": value
         for name, records in commit.arrays.items()

@@ -5,11 +5,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, final
+from typing import Annotated, Any, Literal, TypeVar, final
 
 import numpy as np
 from jaxtyping import UInt8
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from kdcli.console import console
 from kdcli.documents import from_document
@@ -19,6 +19,9 @@ from kdcli.outputs import STATS, Output
 from kdcli.types import AmpName, Difference, FloatName, Preprocess, differences
 
 Record = TypeVar("Record")
+_NAME = r"[A-Za-z0-9_][A-Za-z0-9._-]*"
+Name = Annotated[str, Field(pattern=f"^{_NAME}$")]
+"""Names become paths: none may lead out of the cache."""
 PIXEL_TOLERANCE = 2
 """Largest difference, in steps of 1/255, that another version of a library may make to a pixel."""
 
@@ -114,9 +117,9 @@ class OutputRecord(BaseModel):
 
     kind: Literal["logits", "topk", "features", "maps", "stats"]
     top_k: int = 0
-    tap: str = ""
+    tap: Annotated[str, Field(pattern=f"^({_NAME})?$")] = ""
     eval_only: bool = False
-    arrays: dict[str, dict[str, Any]]
+    arrays: dict[Annotated[str, Field(pattern=f"^(maps/)?{_NAME}$")], dict[str, Any]]
 
     @property
     def output(self) -> Output:
@@ -150,7 +153,7 @@ class TeacherRecord(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str
+    name: Name
     spec: str
     architecture: str
     weights: str

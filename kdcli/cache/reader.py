@@ -94,6 +94,10 @@ class CacheReader:
         """The arrays of a part."""
         return self.store.specs(part)
 
+    def knows(self, part: str) -> bool:
+        """Whether a part is the samples, or of a teacher that the cache has."""
+        return part.partition("/")[0] in (SAMPLES, *self.teachers)
+
     def part_of(self, teacher: str, array: str) -> str:
         """The part that an array belongs to.
 

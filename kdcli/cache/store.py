@@ -7,7 +7,7 @@ from typing import final
 import numpy as np
 from jaxtyping import Int64
 
-from kdcli.cache.arrays import WHOLE_ARRAYS, array_folder, sample_arrays
+from kdcli.cache.arrays import WHOLE_ARRAYS, ArrayExtent, array_folder, sample_arrays
 from kdcli.cache.backends.base import Backend, Inspection
 from kdcli.cache.backends.hdf5 import HDF5Backend
 from kdcli.cache.backends.zarr import ZarrBackend
@@ -235,3 +235,9 @@ def in_order(outputs: Iterable[OutputRecord]) -> dict[str, OutputRecord]:
     """Outputs by name, in a fixed order."""
     ordered = sorted(outputs, key=lambda output: (KIND_ORDER.index(output.kind), output.tap))
     return {output.name: output for output in ordered}
+
+
+def stored_bytes(manifest: Manifest, extents: Iterable[ArrayExtent]) -> dict[str, int]:
+    """Bytes on disk of arrays when they are complete, the padding of the last block included, by name."""
+    backend = BACKENDS[manifest.backend]
+    return {e.name: e.chunks * backend.file_size(e.rows, e.spec) for e in extents}

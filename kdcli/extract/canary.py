@@ -1,6 +1,6 @@
 """``kd cache verify --live``: some rows of each teacher computed anew, from the images.
 
-Checksums say that the bytes are the ones that were written; this says that a teacher still says them. The
+Checksums prove that the bytes are the ones that were written; this proves that the teacher still gives them. The
 rows run in other batches than when they were cached, which changes last bits, so what is compared are
 values: |now - cached| may be :data:`TOLERANCE` of the largest absolute value of the row (of statistics: of
 at least 1), more under mixed precision and TF32. View parameters and image bytes must be equal.
@@ -113,7 +113,7 @@ def run_canary(
 
 
 def require_close(root: Path, found: Collection[Comparison]) -> None:
-    """Refuse a cache whose teachers do not say what is cached.
+    """Refuse a cache whose teachers give other outputs now.
 
     Raises:
         IdentityError: naming the worst difference.
@@ -122,9 +122,9 @@ def require_close(root: Path, found: Collection[Comparison]) -> None:
     if bad:
         worst = max(bad, key=lambda c: np.nan_to_num(c.relative, nan=np.inf))
         raise IdentityError(
-            f"{root}: teacher '{worst.teacher}' does not say what is cached: {worst.kind} of view {worst.view} is up "
-            f"to {worst.relative:.2g} of the row apart, {worst.tolerance:g} are allowed",
-            "Library versions or the device changed what it says (kd cache info shows how it ran), or the cache "
+            f"{root}: teacher '{worst.teacher}' does not give its cached outputs: {worst.kind} of view {worst.view} "
+            f"is up to {worst.relative:.2g} of the row apart, {worst.tolerance:g} are allowed",
+            "Library versions or the device changed its outputs (kd cache info shows how it ran), or the cache "
             "was made wrongly: make it anew.",
             [Difference(f"{worst.kind}.max_difference", 0.0, worst.difference)],
         )

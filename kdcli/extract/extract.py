@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def cache_teachers(config: CacheConfig) -> CacheResult:
-    """Run teachers over a data set and keep what they say.
+    """Run teachers over a data set and keep their outputs.
 
     What is done already is not done again; several identical jobs share the work. Returns when the
     cache (or the asked-for shard of it) is complete.

@@ -21,7 +21,7 @@ from kdcli.cache.writer import CacheWriter, content_digest
 from kdcli.console import Bar, console
 from kdcli.data.views import Render, ViewSet
 from kdcli.errors import IdentityError
-from kdcli.extract.decoding import Decoded, Decoder, Task, TaskQueue
+from kdcli.extract.decoding import Decoded, Decoder, Task, TaskQueue, as_it_is
 from kdcli.extract.outputs import OutputPlan, compression_error
 from kdcli.models.teacher import TeacherRunner
 from kdcli.runtime import StopFlag, pick_device, versions, worker_setup
@@ -171,7 +171,7 @@ class TaskRunner:
             decoder,
             batch_sampler=queue,
             num_workers=self._resources.processes,
-            collate_fn=_as_it_is,
+            collate_fn=as_it_is,
             worker_init_fn=worker_setup(self._resources.processes),
             pin_memory=self._resources.pinned,
         )
@@ -328,7 +328,3 @@ class TaskRunner:
                 )
             ],
         )
-
-
-def _as_it_is(decoded: Any) -> Any:
-    return decoded

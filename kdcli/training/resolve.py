@@ -7,7 +7,7 @@ from typing import final
 import numpy as np
 
 from kdcli.cache.cacheset import CacheSet
-from kdcli.cache.staging import Needs
+from kdcli.cache.staging import Needs, stage
 from kdcli.data.sources import ImageData, open_data
 from kdcli.errors import CacheMissingError, UsageError
 from kdcli.methods.base import Method, Settings
@@ -250,7 +250,7 @@ def _record(
     if lower is not None:
         reads = lower.with_maps(reads)
     if config.stage is not None:
-        cache.stage(Needs(reads, rows, tuple(views)), config.stage)
+        stage(cache, Needs(reads, rows, tuple(views)), config.stage)
     usable = cache.require(reads, rows, views, config.allow_partial)
     if not usable.any():
         raise CacheMissingError(

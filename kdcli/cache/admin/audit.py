@@ -16,12 +16,14 @@ import numpy as np
 from kdcli.cache.admin.grow import GROWTH
 from kdcli.cache.admin.records import (
     Place,
+    damaged_wholes,
     lost_records,
     require_own_bytes,
     scan_commits,
     scan_teachers,
+    whole_names,
+    whole_path,
 )
-from kdcli.cache.admin.wholes import damaged_wholes, whole_names, whole_path
 from kdcli.cache.arrays import array_folder
 from kdcli.cache.claims import Claims
 from kdcli.cache.commits import Commit, chunk_files, misfits

@@ -18,7 +18,6 @@ from kdcli.cache.admin.moving import (
     require_new,
     require_sound,
     require_space,
-    size_of,
     start_cache,
     units,
 )
@@ -29,7 +28,7 @@ from kdcli.cache.reader import CacheReader
 from kdcli.cache.store import Store
 from kdcli.console import console
 from kdcli.errors import Advice, CorruptError, IdentityError, UsageError
-from kdcli.files import storage_errors
+from kdcli.files import sizes_in, storage_errors
 from kdcli.types import Difference, differences
 
 _NO_LINK = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS)
@@ -62,7 +61,8 @@ def merge(inputs: Sequence[Path], target: Path) -> Moved:
     manifest = _merged_manifest(readers)
     with published(target) as root:
         with storage_errors(target):
-            require_space(target, sum(size_of(r.store.data) for r in readers if not _same_disk(r, target)))
+            copied = [reader.store.data for reader in readers if not _same_disk(reader, target)]
+            require_space(target, sum(sum(sizes_in(folder).values()) for folder in copied))
         labels = None if manifest.data.labels is None else first.labels
         store = start_cache(root, manifest, first.keys, labels, teachers)
         merged = _Merger(readers, store).run()

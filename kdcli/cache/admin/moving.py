@@ -26,6 +26,7 @@ from kdcli.files import (
     fsync_folder,
     make_folder,
     scratch_name,
+    sizes_in,
     storage_errors,
 )
 
@@ -56,7 +57,7 @@ class Moved:
             "path": str(self.path),
             "cache_id": self.cache_id,
             "backend": self.backend,
-            "bytes": size_of(self.path),
+            "bytes": sum(sizes_in(self.path).values()),
             "complete": self.complete,
             "parts": {part: {"done": done, "total": total} for part, (done, total) in self.parts.items()},
         }
@@ -93,12 +94,6 @@ def require_sound(store: Store, path: Path, size: int, crc: int, name: object) -
 def units(store: Store, commits: dict[str, list[Commit]]) -> dict[str, tuple[int, int]]:
     """Per part, how many units there are of how many."""
     return {part: (len(found), len(list(store.units_of(part)))) for part, found in commits.items()}
-
-
-def size_of(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder."""
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def require_space(path: Path, needed: int) -> None:

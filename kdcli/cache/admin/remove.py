@@ -19,7 +19,7 @@ from kdcli.cache.layout import Layout
 from kdcli.cache.store import Store
 from kdcli.cache.writer import describe, newest
 from kdcli.errors import Advice, ClaimedError, NotFoundError, UsageError, nearest
-from kdcli.files import fsync_folder, scratch_name, storage_errors
+from kdcli.files import fsync_folder, scratch_name, sizes_in, storage_errors
 
 
 @final
@@ -133,10 +133,7 @@ def _planned(
     paths = tuple(path for path in ordered if os.path.lexists(path))
     sizes: dict[Path, int] = {}
     for path in paths:
-        found = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
-        for file in found if path.is_dir() else (path,):
-            with suppress(FileNotFoundError):
-                sizes[file] = file.lstat().st_size
+        sizes |= sizes_in(path)
     return Removal(root, parts, paths, len(sizes), sum(sizes.values()), tuple(kept))
 
 

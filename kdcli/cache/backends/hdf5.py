@@ -7,7 +7,7 @@ other tools.
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 
@@ -111,3 +111,47 @@ def _file_of(values: np.ndarray) -> bytes:
     with h5py.File(buffer, "w", libver=LIBVER, **aligned) as file:
         file.create_dataset(DATASET, data=values, track_times=False)
     return buffer.getvalue()
+
+
+@final
+class RefusingFile:
+    """A file whose refusals HDF5 does not see: on a full disk its library crashes the process (measured).
+
+    After the first failure nothing is written any more; whoever writes asks :meth:`check` each time.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("w+b", buffering=0)
+        self._failure: OSError | None = None
+        self.seek, self.tell, self.read = self._file.seek, self._file.tell, self._file.read
+        self.close = self._file.close
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill ``buffer`` from where the file stands."""
+        return self._file.readinto(buffer) or 0
+
+    def write(self, data: Any) -> int:
+        """Write all of ``data``, or remember why not."""
+        left = memoryview(data).cast("B")
+        size = len(left)
+        while len(left) and self._failure is None:
+            try:
+                left = left[self._file.write(left) :]
+            except OSError as error:
+                self._failure = error
+        return size
+
+    def truncate(self, size: int) -> None:
+        """Set the size of the file."""
+        try:
+            self._file.truncate(size)
+        except OSError as error:
+            self._failure = self._failure or error
+
+    def flush(self) -> None:
+        """Nothing: there is no buffer."""
+
+    def check(self) -> None:
+        """Raise what was remembered."""
+        if self._failure is not None:
+            raise self._failure
