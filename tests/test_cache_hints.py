@@ -24,7 +24,8 @@ def test_no_command_and_no_flag_stands_in_the_storage_layer() -> None:
     docstrings = {
         id(statement.value)
         for node in found
-        for statement in getattr(node, "body", ())
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        for statement in node.body
         if isinstance(statement, ast.Expr)
     }
     texts = [node for node in found if isinstance(node, ast.Constant) and isinstance(node.value, str)]

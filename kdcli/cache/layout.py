@@ -30,8 +30,6 @@ FORMAT: Final = 1
 SAMPLES = "samples"
 """Name of the part that describes the samples themselves; every other part is an output of a teacher."""
 
-_UPDATE = "Update kd: pip install --upgrade kdcli"
-
 MAX_BLOCK_ROWS = 4096
 BLOCK_BYTES = 16 * 2**20
 
@@ -261,17 +259,18 @@ def load_manifest(root: Path) -> Manifest:
     restore = "Restore manifest.json, or make the cache again; kd never guesses what a cache is."
     try:
         document = read_json(layout.manifest)
-        _require_format(document, layout.manifest)
-        content = unseal(document, layout.manifest)
-        return from_document(Manifest, content, layout.manifest, CorruptError, restore)
-    except (BadDataError, CorruptError) as error:
-        raise CorruptError(error.message, error.hint if error.hint == _UPDATE else restore) from error
+    except BadDataError as error:
+        raise CorruptError(error.message, restore) from error
+    _require_format(document, layout.manifest)
+    content = unseal(document, layout.manifest, restore)
+    return from_document(Manifest, content, layout.manifest, CorruptError, restore)
 
 
 def _require_format(document: Any, path: Path) -> None:
     found = document.get("format") if isinstance(document, dict) else None
     if isinstance(found, int) and found > FORMAT:
-        raise CorruptError(f"{path}: the cache is of format {found}, this kd reads format {FORMAT}", _UPDATE)
+        message = f"{path}: the cache is of format {found}, this kd reads format {FORMAT}"
+        raise CorruptError(message, Advice("update"))
 
 
 def write_manifest(layout: Layout, manifest: Manifest) -> None:

@@ -44,25 +44,26 @@ def seal(document: Mapping[str, Any]) -> dict[str, Any]:
     return {**document, "sha256": canonical_sha256(document)}
 
 
-def unseal(document: Any, source: object) -> dict[str, Any]:
+def unseal(document: Any, source: object, hint: str | Advice = "") -> dict[str, Any]:
     """Undo :func:`seal`.
 
     Args:
         document: parsed JSON.
         source: the file, for messages.
+        hint: what to do about a damage; default: to repair the cache that the file is in.
 
     Raises:
         CorruptError: it is no sealed document, or was changed after it was sealed.
     """
     if not isinstance(document, dict) or "sha256" not in document:
-        raise CorruptError(f"{source} is not a record that kd wrote", repair_hint(source))
+        raise CorruptError(f"{source} is not a record that kd wrote", hint or repair_hint(source))
     content = {key: value for key, value in document.items() if key != "sha256"}
     try:
         now = canonical_sha256(content)
     except ValueError:  # NaN is no JSON, but Python reads it
         now = ""
     if now != document["sha256"]:
-        raise CorruptError(f"{source} was changed after it was written", repair_hint(source))
+        raise CorruptError(f"{source} was changed after it was written", hint or repair_hint(source))
     return content
 
 

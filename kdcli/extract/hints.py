@@ -90,6 +90,7 @@ HINTS: Final[dict[str, str | Callable[..., str]]] = {
     "fill-first": "Compute it again first: run the kd cache-teachers command that made the cache.",
     "another-teacher": "Give it another name (--teacher OTHER=SPEC) or use the recorded one: {spec}",
     "other-pixels": "Install the library versions that kd cache info shows, or make a new cache.",
+    "update": "Update kd: pip install --upgrade kdcli",
     "list": "kd cache ls {folder} lists the caches there.",
     "repair": "Repair it: kd cache repair {cache}",
     "foreign-record": "Take it out: kd cache repair {cache}",

@@ -221,16 +221,15 @@ def unpack(packed: Path, target: Path, backend: BackendName | None = None) -> Mo
 def _read_records(box: Container) -> Packed:
     if RECORDS not in box:
         raise BadDataError(f"{box.path} is no packed cache", Advice("not-packed"))
+    where = f"{box.path}: {RECORDS}"
     try:
         document = json.loads(box.text(RECORDS))
-        version = document.get("packed") if isinstance(document, dict) else None
-        if isinstance(version, int) and version > 1:
-            raise CorruptError(f"{box.path}: packed in form {version}, this kd reads form 1", "Update kd.")
-        where = f"{box.path}: {RECORDS}"
-        records = from_document(Packed, unseal(document, where), where, CorruptError, PACK_AGAIN)
     except ValueError as error:
-        message = error.message if isinstance(error, CorruptError) else f"{box.path}: {RECORDS} is damaged"
-        raise CorruptError(message, PACK_AGAIN) from error
+        raise CorruptError(f"{where} is damaged", PACK_AGAIN) from error
+    version = document.get("packed") if isinstance(document, dict) else None
+    if isinstance(version, int) and version > 1:
+        raise CorruptError(f"{box.path}: packed in form {version}, this kd reads form 1", Advice("update"))
+    records = from_document(Packed, unseal(document, where, PACK_AGAIN), where, CorruptError, PACK_AGAIN)
     if any(kind != output.name for record in records.teachers for kind, output in record.outputs.items()):
         raise CorruptError(f"{box.path}: an output has two names", PACK_AGAIN)
     box.compression = records.compress
