@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import cache_tools as tools
@@ -255,7 +256,7 @@ def small(tmp_path: Path) -> Path:
 
 def far_claim(layout: Layout, age: float) -> Claims:
     far = Claims(layout)
-    far._owner["host"] = "elsewhere"
+    far._owner = replace(far._owner, host="elsewhere")
     assert far.acquire(UNIT)
     touched = layout.claim(UNIT).stat().st_mtime - age
     os.utime(layout.claim(UNIT), (touched, touched))
@@ -359,7 +360,7 @@ def test_a_host_of_the_same_name_is_not_this_one(small: Path) -> None:
     """Nodes of a cloud and containers are often all called the same: a number says nothing about them."""
     layout = Layout(small)
     far = Claims(layout)
-    far._owner |= {"machine": "another", "pid": 2**22 + 1, "started": "1"}
+    far._owner = replace(far._owner, machine="another", pid=2**22 + 1, started="1")
     assert far.acquire(UNIT)
     assert not Claims(layout).acquire(UNIT)
 
@@ -442,7 +443,7 @@ def test_a_writer_that_slept_through_its_own_funeral(
     while not gate.exists():
         time.sleep(0.01)
     with CacheWriter(small, load_manifest(small)) as writer:
-        writer.claims._owner["host"] = "elsewhere"
+        writer.claims._owner = replace(writer.claims._owner, host="elsewhere")
         claim = writer.layout.claim(UNIT)
         os.utime(claim, (1, 1))
         assert writer.claims.acquire(UNIT)
@@ -629,7 +630,7 @@ def test_what_a_live_writer_works_on_is_no_litter(tmp_path: Path) -> None:
         for block in (2, 3):
             writer.withdraw(records(root)[block, 0])
         here, far = Claims(layout), Claims(layout)
-        far._owner["host"] = "elsewhere"
+        far._owner = replace(far._owner, host="elsewhere")
         assert here.acquire(Unit("t/logits", 2, 0))
         assert far.acquire(Unit("t/logits", 3, 0))
         ours, theirs = layout.tmp / scratch_name(), layout.tmp / f"{'0' * 12}-1-{'0' * 16}"

@@ -9,10 +9,10 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 from kdcli.cache.commits import Commit, done_mask, read_commits, sizes_agree, strange_ids
-from kdcli.cache.layout import SAMPLES, Layout, Manifest, load_manifest
+from kdcli.cache.layout import SAMPLES, load_manifest
 from kdcli.cache.mapping import disk_reads, max_maps, prefetch
-from kdcli.cache.provenance import ArraySpec, TeacherRecord
-from kdcli.cache.store import Store
+from kdcli.cache.provenance import ArraySpec
+from kdcli.cache.store import Opened, Store
 from kdcli.errors import Advice, CacheMissingError, IdentityError
 
 
@@ -52,11 +52,10 @@ class ChunkFile:
 
 
 @final
-class CacheReader:
+class CacheReader(Opened):
     """One open cache. Cheap to pickle: workers map chunks themselves, when they first need them.
 
     Attributes:
-        store: its files.
         keys, labels: of every row.
         staged: folder with checked copies of chunks on a faster disk, see :mod:`kdcli.cache.staging`.
     """
@@ -72,27 +71,8 @@ class CacheReader:
         self._max_maps = max_maps()
         self._commits: dict[str, dict[tuple[int, int], Commit]] = {}
 
-    @property
-    def layout(self) -> Layout:
-        """Paths of the cache."""
-        return self.store.layout
-
-    @property
-    def manifest(self) -> Manifest:
-        """What the cache is."""
-        return self.store.manifest
-
-    @property
-    def teachers(self) -> dict[str, TeacherRecord]:
-        """Recorded teachers by name."""
-        return self.store.teachers
-
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_columns": {}, "_maps": {}}
-
-    def specs(self, part: str) -> dict[str, ArraySpec]:
-        """The arrays of a part."""
-        return self.store.specs(part)
 
     def knows(self, part: str) -> bool:
         """Whether a part is the samples, or of a teacher that the cache has."""

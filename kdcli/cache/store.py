@@ -1,5 +1,6 @@
 """The files of one cache, whatever its backend: records of teachers, arrays, chunks."""
 
+from abc import ABC
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import final
@@ -197,6 +198,35 @@ class Store:
                 target = self.data / path
                 if not target.is_file() or target.read_bytes() != content:
                     atomic_write_bytes(target, content, self.layout.tmp)
+
+
+class Opened(ABC):
+    """What a reader and a writer of one cache share.
+
+    Attributes:
+        store: its files.
+    """
+
+    store: Store
+
+    @property
+    def layout(self) -> Layout:
+        """Paths of the cache."""
+        return self.store.layout
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the cache is."""
+        return self.store.manifest
+
+    @property
+    def teachers(self) -> dict[str, TeacherRecord]:
+        """Recorded teachers by name."""
+        return self.store.teachers
+
+    def specs(self, part: str) -> dict[str, ArraySpec]:
+        """The arrays of a part."""
+        return self.store.specs(part)
 
 
 def load_teachers(layout: Layout) -> dict[str, TeacherRecord]:

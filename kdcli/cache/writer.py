@@ -30,8 +30,8 @@ from kdcli.cache.garbage import sweep
 from kdcli.cache.keytable import KeyTable, block_digest
 from kdcli.cache.layout import SAMPLES, Layout, Manifest, Unit, load_manifest, write_manifest
 from kdcli.cache.mending import Mending
-from kdcli.cache.provenance import ArraySpec, TeacherRecord
-from kdcli.cache.store import Store
+from kdcli.cache.provenance import TeacherRecord
+from kdcli.cache.store import Opened, Store
 from kdcli.console import console
 from kdcli.errors import Advice, IdentityError, OutputExistsError, StorageError
 from kdcli.files import fsync_folder, make_folder, scratch_name, storage_errors
@@ -103,7 +103,7 @@ def write_whole_arrays(store: Store, keys: KeyTable, labels: Int64[np.ndarray, "
 
 
 @final
-class CacheWriter:
+class CacheWriter(Opened):
     """One process's hand on one cache: claims units, publishes them, knows what is missing.
 
     Use as a context manager; leaving it releases every claim.
@@ -118,21 +118,6 @@ class CacheWriter:
         self.store, self._mending = Store(root, manifest), mending
         self.keys = self.store.load_keys()
         self.claims = Claims(self.store.layout)
-
-    @property
-    def layout(self) -> Layout:
-        """Paths of the cache."""
-        return self.store.layout
-
-    @property
-    def manifest(self) -> Manifest:
-        """What the cache is."""
-        return self.store.manifest
-
-    @property
-    def teachers(self) -> dict[str, TeacherRecord]:
-        """Recorded teachers by name."""
-        return self.store.teachers
 
     def __enter__(self) -> "CacheWriter":
         with storage_errors(self.layout.root):
@@ -165,10 +150,6 @@ class CacheWriter:
         recorded.require_same(record, where)  # another process may have been faster
         describe(self.layout.root)
         return recorded
-
-    def specs(self, part: str) -> dict[str, ArraySpec]:
-        """The arrays of a part."""
-        return self.store.specs(part)
 
     def missing(self, part: str, withdraw: bool = True) -> list[Unit]:
         """Units of ``part`` that are not done, decided from the disk without touching an image.

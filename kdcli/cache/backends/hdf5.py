@@ -5,7 +5,8 @@ other tools.
 """
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, final
 
@@ -58,16 +59,10 @@ class HDF5Backend(Backend):
         head = self._heads.get((rows, spec))
         if head is not None and _beginning(path, len(head)) == head:
             return len(head)
-        import h5py
-
-        try:
-            with h5py.File(path, "r") as file:
-                dataset = file[DATASET]
-                offset = dataset.id.get_offset()
-                if dataset.shape != (rows, *spec.row_shape) or dataset.dtype != np.dtype(spec.dtype):
-                    raise CorruptError(f"{path} holds {dataset.dtype} {dataset.shape}", repair_hint(path))
-        except BROKEN as error:
-            raise CorruptError(f"{path} is no HDF5 file of kd: {error}", repair_hint(path)) from error
+        with _dataset(path) as dataset:
+            offset = dataset.id.get_offset()
+            if dataset.shape != (rows, *spec.row_shape) or dataset.dtype != np.dtype(spec.dtype):
+                raise CorruptError(f"{path} holds {dataset.dtype} {dataset.shape}", repair_hint(path))
         if offset is None:
             raise CorruptError(f"{path} is not contiguous", repair_hint(path))
         self._heads[rows, spec] = _beginning(path, int(offset))
@@ -75,15 +70,8 @@ class HDF5Backend(Backend):
 
     def rows_in(self, path: Path, spec: ArraySpec) -> int:
         """See the base."""
-        import h5py
-
-        try:
-            with h5py.File(path, "r") as file:
-                return int(file[DATASET].shape[0])
-        except FileNotFoundError:
-            raise
-        except BROKEN as error:
-            raise CorruptError(f"{path} is no HDF5 file of kd: {error}", repair_hint(path)) from error
+        with _dataset(path) as dataset:
+            return int(dataset.shape[0])
 
     def inspect(self, path: Path) -> Inspection:
         """See the base; such a file carries no checksum of its own."""
@@ -96,6 +84,19 @@ class HDF5Backend(Backend):
     ) -> dict[str, bytes]:
         """None: every file describes itself."""
         return {}
+
+
+@contextmanager
+def _dataset(path: Path) -> Iterator[Any]:
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            yield file[DATASET]
+    except (FileNotFoundError, CorruptError):
+        raise
+    except BROKEN as error:
+        raise CorruptError(f"{path} is no HDF5 file of kd: {error}", repair_hint(path)) from error
 
 
 def _beginning(path: Path, size: int) -> bytes:
