@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -16,8 +16,25 @@ Value = TypeVar("Value")
 _adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)
 
 
-def to_document(value: Any) -> Any:
-    """A dataclass or model as what JSON holds: paths as text, tuples as lists, numbers as they are."""
+@overload
+def to_document(value: Any) -> Any: ...
+@overload
+def to_document(value: Any, name: str, /, *names: str) -> dict[str, Any]: ...
+def to_document(value: Any, *names: str) -> Any:
+    """A value as what JSON holds: paths as text, tuples as lists, what has a ``document()`` as that.
+
+    Args:
+        value: a dataclass, a model, or what is made of them.
+        names: attributes and properties; only these are taken, in this order.
+    """
+    if names:
+        return {name: to_document(getattr(value, name)) for name in names}
+    if isinstance(value, Mapping):
+        return {key: to_document(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_document(item) for item in value]
+    if hasattr(value, "document"):
+        return value.document()
     return _adapter(type(value)).dump_python(value, mode="json")
 
 

@@ -52,15 +52,12 @@ class Damage:
     def document(self) -> dict[str, Any]:
         """As JSON."""
         return {
-            "file": self.file,
-            "reason": self.reason,
-            "remedy": self.remedy,
+            **to_document(self, "file", "reason", "remedy"),
             "part": self.part or None,
             "array": self.array or None,
             "block": None if self.unit is None else self.unit.block,
             "group": None if self.unit is None else self.unit.group,
-            "view": self.view,
-            "rows": None if self.rows is None else list(self.rows),
+            **to_document(self, "view", "rows"),
         }
 
 
@@ -124,14 +121,11 @@ class Audit:
         """As JSON."""
         return {
             "cache": str(self.root),
-            "cache_id": self.cache_id,
-            "ok": self.ok,
+            **to_document(self, "cache_id", "ok"),
             "complete": self.ok and not self.gaps,
-            "damages": [damage.document() for damage in self.damages],
-            "missing": [to_document(gap) for gap in self.gaps],
-            "litter": list(self.litter),
-            "files": self.files,
-            "bytes": self.bytes,
+            "damages": to_document(self.damages),
+            "missing": to_document(self.gaps),
+            **to_document(self, "litter", "files", "bytes"),
         }
 
 

@@ -18,6 +18,7 @@ from kdcli.cache.layout import SAMPLES
 from kdcli.cache.provenance import TeacherRecord
 from kdcli.cache.reader import CacheReader
 from kdcli.console import console
+from kdcli.documents import to_document
 from kdcli.errors import BadDataError, IdentityError
 from kdcli.extract.rerun import Sources, as_it_ran, open_images, open_views, open_workers
 from kdcli.outputs import STATS
@@ -62,14 +63,10 @@ class Comparison:
     def document(self) -> dict[str, Any]:
         """As JSON; a difference that is not finite is null."""
         return {
-            "teacher": self.teacher,
-            "kind": self.kind,
-            "view": self.view,
-            "rows": self.rows,
+            **to_document(self, "teacher", "kind", "view", "rows"),
             "max_difference": _finite(self.difference),
             "max_relative": _finite(self.relative),
-            "tolerance": self.tolerance,
-            "ok": self.ok,
+            **to_document(self, "tolerance", "ok"),
         }
 
 

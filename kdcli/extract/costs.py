@@ -10,6 +10,7 @@ from kdcli.cache.layout import SAMPLES, Manifest, Unit
 from kdcli.cache.store import Store, stored_bytes
 from kdcli.cache.writer import CacheWriter
 from kdcli.console import size
+from kdcli.documents import to_document
 from kdcli.errors import NoSpaceError
 from kdcli.extract.config import CacheConfig
 from kdcli.extract.prepare import Prepared, prepare
@@ -34,7 +35,7 @@ class CachePlan:
             kept of the images themselves.
         bytes: all of these together.
         bytes_missing: of those, what is not written yet.
-        free: bytes free where the cache lies or would lie.
+        bytes_free: bytes free where the cache lies or would lie.
         tasks_missing: of those tasks, the ones that each teacher has a part in.
         measured: speeds, if they were asked for.
     """
@@ -47,30 +48,21 @@ class CachePlan:
     arrays: dict[str, dict[str, int]]
     bytes: int
     bytes_missing: int
-    free: int
+    bytes_free: int
     tasks_missing: dict[str, int]
     measured: "Measured | None" = None
 
     @property
     def fits(self) -> bool:
         """Whether what is missing fits into the free space."""
-        return self.bytes_missing <= self.free
+        return self.bytes_missing <= self.bytes_free
 
     def document(self) -> dict[str, Any]:
         """The JSON document of ``--json``."""
-        return {
-            "rows": self.rows,
-            "views": self.views,
-            "block_rows": self.block_rows,
-            "tasks": self.tasks,
-            "images": self.images,
-            "arrays": self.arrays,
-            "bytes": self.bytes,
-            "bytes_missing": self.bytes_missing,
-            "bytes_free": self.free,
-            "fits": self.fits,
-            "measured": None if self.measured is None else self.measured.document(),
-        }
+        return to_document(
+            self, "rows", "views", "block_rows", "tasks", "images", "arrays", "bytes", "bytes_missing", "bytes_free",
+            "fits", "measured",
+        )  # fmt: skip
 
     def require_space(self, root: Path) -> None:
         """Refuse to begin what cannot be finished.
@@ -80,7 +72,7 @@ class CachePlan:
         """
         if not self.fits:
             raise NoSpaceError(
-                f"{root} needs {size(self.bytes_missing)} more, and {size(self.free)} are free there",
+                f"{root} needs {size(self.bytes_missing)} more, and {size(self.bytes_free)} are free there",
                 "Free some space, choose another --cache, or keep less (--keep topk:32, --dtype float16).",
             )
 
@@ -106,7 +98,7 @@ def plan_of(prepared: Prepared) -> CachePlan:
         arrays=arrays,
         bytes=sum(sum(sizes.values()) for sizes in arrays.values()),
         bytes_missing=left,
-        free=free_bytes(prepared.root),
+        bytes_free=free_bytes(prepared.root),
         tasks_missing={name: len(places_of(missing, name)) for name in records},
     )
 

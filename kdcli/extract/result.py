@@ -9,6 +9,7 @@ from kdcli.cache.arrays import output_extents
 from kdcli.cache.layout import Manifest
 from kdcli.cache.provenance import TeacherRecord
 from kdcli.cache.store import stored_bytes
+from kdcli.documents import to_document
 
 
 @final
@@ -40,19 +41,15 @@ class CacheResult:
         """The JSON document of ``--json``."""
         teachers = {
             name: {
-                "id": part.id,
-                "arrays": part.arrays,
-                "tasks": {"total": part.total, "done": part.done, "written": part.written},
+                **to_document(part, "id", "arrays"),
+                "tasks": to_document(part, "total", "done", "written"),
             }
             for name, part in self.teachers.items()
         }
         document = {
-            "cache_id": self.cache_id,
-            "rows": self.rows,
-            "views": self.views,
+            **to_document(self, "cache_id", "rows", "views"),
             "teachers": teachers,
-            "images_per_second": self.images_per_second,
-            "bytes": self.bytes,
+            **to_document(self, "images_per_second", "bytes"),
         }
         return document | ({"dry_run": True} if self.dry_run else {})
 

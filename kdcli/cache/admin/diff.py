@@ -87,7 +87,7 @@ class PartDiff:
             name: {"differing": count, "max_abs_difference": self.largest[name]}
             for name, count in self.differing.items()
         }
-        return {"only_a": self.only_a, "only_b": self.only_b, "compared": self.compared, "arrays": arrays}
+        return {**to_document(self, "only_a", "only_b", "compared"), "arrays": arrays}
 
 
 @final
@@ -154,15 +154,11 @@ class CacheDiff:
     def document(self) -> dict[str, Any]:
         """As JSON."""
         return {
-            "a": str(self.a),
-            "b": str(self.b),
-            "equal": self.equal,
-            "samples": to_document(self.samples),
+            **to_document(self, "a", "b", "equal", "samples"),
             "views": _as_json(self.views),
             "storage": _as_json(self.storage),
             "teachers": {
-                "only_a": list(self.only_a),
-                "only_b": list(self.only_b),
+                **to_document(self, "only_a", "only_b"),
                 "both": {teacher.name: teacher.document() for teacher in self.teachers},
             },
         }

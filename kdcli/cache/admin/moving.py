@@ -19,6 +19,7 @@ from kdcli.cache.provenance import TeacherRecord, repair_hint
 from kdcli.cache.reader import CacheReader
 from kdcli.cache.store import Store
 from kdcli.cache.writer import build_skeleton
+from kdcli.documents import to_document
 from kdcli.errors import Advice, CorruptError, NoSpaceError, OutputExistsError
 from kdcli.files import (
     atomic_write_text,
@@ -54,9 +55,7 @@ class Moved:
     def document(self) -> dict[str, Any]:
         """As JSON."""
         return {
-            "path": str(self.path),
-            "cache_id": self.cache_id,
-            "backend": self.backend,
+            **to_document(self, "path", "cache_id", "backend"),
             "bytes": sum(sizes_in(self.path).values()),
             "complete": self.complete,
             "parts": {part: {"done": done, "total": total} for part, (done, total) in self.parts.items()},

@@ -18,6 +18,7 @@ from kdcli.cache.claims import Claims
 from kdcli.cache.layout import Layout
 from kdcli.cache.store import Store
 from kdcli.cache.writer import describe, newest
+from kdcli.documents import to_document
 from kdcli.errors import Advice, ClaimedError, NotFoundError, UsageError, nearest
 from kdcli.files import fsync_folder, scratch_name, sizes_in, storage_errors
 
@@ -44,13 +45,7 @@ class Removal:
 
     def document(self) -> dict[str, Any]:
         """As JSON."""
-        return {
-            "path": str(self.root),
-            "parts": list(self.parts),
-            "files": self.files,
-            "bytes": self.bytes,
-            "kept": list(self.kept),
-        }
+        return {"path": str(self.root), **to_document(self, "parts", "files", "bytes", "kept")}
 
 
 # --- a whole cache ---------------------------------------------------------------------------------
