@@ -10,7 +10,7 @@ from jaxtyping import Bool, Int64
 
 from kdcli.cache.commits import Commit, done_mask, read_commits, sizes_agree, strange_ids
 from kdcli.cache.layout import SAMPLES, load_manifest
-from kdcli.cache.mapping import disk_reads, max_maps, prefetch
+from kdcli.cache.memory import disk_reads, max_maps, prefetch
 from kdcli.cache.provenance import ArraySpec
 from kdcli.cache.store import Opened, Store
 from kdcli.errors import Advice, CacheMissingError, IdentityError

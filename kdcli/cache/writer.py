@@ -264,15 +264,8 @@ class CacheWriter(Opened):
             seconds=round(seconds, 3),
             made={"host": socket.gethostname(), **made},
         )
-        if self._mending is not None:
-            foreseen = {
-                name: [self.store.backend.foresee(chunk) for _, chunk in self._chunks(unit, name, values)]
-                for name, values in arrays.items()
-            }
-            if not self._mending.admits(replace(commit, arrays=foreseen)):
-                return False
-            if unit in self._mending.changed and (old := self._mending.expected[unit]) is not None:
-                self.withdraw(old)
+        if self._mending is not None and not self._may_replace(self._mending, commit, arrays):
+            return False
         records = {
             name: [self.store.write(path, chunk) for path, chunk in self._chunks(unit, name, values)]
             for name, values in arrays.items()
@@ -287,6 +280,18 @@ class CacheWriter(Opened):
             return True
         self._settle_conflict(commit)
         return False
+
+    def _may_replace(self, mending: Mending, new: Commit, arrays: Mapping[str, np.ndarray]) -> bool:
+        """Whether a repair may write a unit; a record that does not fit what is accepted goes first."""
+        foreseen = {
+            name: [self.store.backend.foresee(chunk) for _, chunk in self._chunks(new.unit, name, values)]
+            for name, values in arrays.items()
+        }
+        if not mending.admits(replace(new, arrays=foreseen)):
+            return False
+        if new.unit in mending.changed and (old := mending.expected[new.unit]) is not None:
+            self.withdraw(old)
+        return True
 
     def _chunks(self, unit: Unit, name: str, values: np.ndarray) -> Iterator[tuple[Path, np.ndarray]]:
         """Files and contents of an array's chunks, in view order."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from kdcli.cache.keytable import KeyTable
 from kdcli.cache.layout import BackendName, Manifest
-from kdcli.cache.mapping import map_bytes
+from kdcli.cache.memory import map_bytes
 from kdcli.cache.provenance import ArraySpec, TeacherRecord, repair_hint
 from kdcli.errors import CorruptError, StorageError
 from kdcli.files import scratch_name, storage_errors
