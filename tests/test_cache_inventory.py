@@ -342,7 +342,7 @@ def test_samples_that_differ_are_counted_and_named(tmp_path: Path) -> None:
         keys=tools.keys_of(100).digest(), labels=block_digest(tools.labels_of(100)), class_names=("b", "a")
     )
     found = compare_caches(a, custom(tmp_path / "e", data=named)).samples
-    assert found.class_names
+    assert found.class_names_differ
     assert found.labels.count == 100  # class 0 is another one there
 
 
