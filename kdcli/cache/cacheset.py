@@ -17,11 +17,11 @@ from kdcli.cache.matching import (
     require_same_class,
     same_content,
 )
-from kdcli.cache.provenance import TeacherRecord
+from kdcli.cache.provenance import TeacherRecord, require_known
 from kdcli.cache.reader import CacheReader
 from kdcli.cache.verify import VerifyMode, ensure_verified
 from kdcli.console import console
-from kdcli.errors import Advice, CacheMissingError, IdentityError, NotFoundError, UsageError, nearest
+from kdcli.errors import Advice, CacheMissingError, IdentityError, UsageError
 from kdcli.outputs import keep_word
 from kdcli.types import Difference, differences
 
@@ -85,12 +85,7 @@ class CacheSet:
             NotFoundError: no member has it.
             IdentityError: members have different teachers of that name.
         """
-        if name not in self.teachers:
-            known = ", ".join(self.teachers) or "none yet"
-            raise NotFoundError(
-                f"no teacher '{name}' in {self._paths()}.{nearest(name, self.teachers)}",
-                f"Cached teachers: {known}.",
-            )
+        require_known([name], self.teachers, self._paths())
         records = [m.teachers[name] for m in self.members if name in m.teachers]
         for record in records[1:]:
             records[0].beside(record).require_same(record.beside(records[0]), self._paths())

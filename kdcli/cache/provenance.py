@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, final
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from kdcli.console import console
 from kdcli.documents import from_document
-from kdcli.errors import Advice, BadDataError, CorruptError, IdentityError
+from kdcli.errors import Advice, BadDataError, CorruptError, IdentityError, NotFoundError, nearest
 from kdcli.files import read_json
 from kdcli.outputs import STATS, Output
 from kdcli.types import AmpName, Difference, FloatName, Preprocess, differences
@@ -260,6 +260,20 @@ class TeacherRecord(BaseModel):
         if drift:
             console.warn(
                 f"teacher '{self.name}': this installation draws pixels up to {drift}/255 apart from the recorded ones"
+            )
+
+
+def require_known(names: Iterable[str], known: Collection[str], where: object) -> None:
+    """Refuse names of teachers that are not there.
+
+    Raises:
+        NotFoundError: naming the first one and the nearest that is there.
+    """
+    for name in names:
+        if name not in known:
+            raise NotFoundError(
+                f"no teacher '{name}' in {where}.{nearest(name, known)}",
+                f"Cached teachers: {', '.join(known) or 'none yet'}.",
             )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from kdcli.cache.layout import SAMPLES
-from kdcli.cache.provenance import TeacherRecord
+from kdcli.cache.provenance import TeacherRecord, require_known
 from kdcli.cache.reader import CacheReader
 from kdcli.console import console
 from kdcli.documents import to_document
@@ -90,7 +90,7 @@ def run_canary(
         IdentityError: an image, its views or a teacher is not the recorded one.
     """
     held = CacheReader(root)
-    sources.require_known(held.teachers, root)
+    require_known(sources.teachers, held.teachers, root)
     names = [name for name in held.teachers if not names or name in names]
     images, views = open_images(held, sources), open_views(held)
     chosen = _spread(held, rows)

@@ -23,6 +23,7 @@ from kdcli.cache.keytable import KeyTable, block_digest
 from kdcli.cache.layout import SAMPLES, Unit, load_manifest
 from kdcli.cache.matching import class_numbers
 from kdcli.cache.mending import Mending
+from kdcli.cache.provenance import require_known
 from kdcli.cache.reader import CacheReader
 from kdcli.cache.store import Store
 from kdcli.cache.writer import CacheWriter, describe, newest, write_whole_arrays
@@ -154,7 +155,7 @@ def _recompute(
     held = CacheReader(root)
     # Images of a cache that grew are told by their recorded sizes: not by those that are damaged.
     held.go_by(SAMPLES, (c for c in found.records[SAMPLES].values() if c.unit not in expected))
-    sources.require_known(held.teachers, root)
+    require_known(sources.teachers, held.teachers, root)
     names = list(dict.fromkeys(unit.teacher for unit in units if unit.part != SAMPLES))
     images, views = open_images(held, sources), open_views(held)
     with as_it_ran([held.teachers[name] for name in names]), stop_signals() as stop:

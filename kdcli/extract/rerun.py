@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, final
 from kdcli.cache.provenance import TeacherRecord, as_pixels, require_same_pixels
 from kdcli.cache.reader import CacheReader
 from kdcli.console import console
-from kdcli.errors import IdentityError, NotFoundError, UsageError, nearest
+from kdcli.errors import IdentityError, NotFoundError, UsageError
 from kdcli.extract.config import CacheConfig
 from kdcli.extract.opening import open_held
 from kdcli.extract.teachers import open_teacher
@@ -62,19 +62,6 @@ class Sources:
     def spec(self, record: TeacherRecord) -> str:
         """Where a teacher is now."""
         return self.teachers.get(record.name, record.spec)
-
-    def require_known(self, records: Mapping[str, TeacherRecord], root: Path) -> None:
-        """Refuse names that the cache does not have.
-
-        Raises:
-            NotFoundError: naming the first one and the nearest that it has.
-        """
-        for name in self.teachers:
-            if name not in records:
-                raise NotFoundError(
-                    f"no teacher '{name}' in {root}.{nearest(name, records)}",
-                    f"Cached teachers: {', '.join(records) or 'none yet'}.",
-                )
 
 
 def open_images(held: CacheReader, sources: Sources) -> "Images":

@@ -30,9 +30,10 @@ from kdcli.cache.commits import Commit, chunk_files, misfits
 from kdcli.cache.damage import Audit, Damage, Gap, chunk_damage, rows_of
 from kdcli.cache.keytable import KeyTable
 from kdcli.cache.layout import SAMPLES, Layout, Manifest, Unit, load_manifest
+from kdcli.cache.provenance import require_known
 from kdcli.cache.store import Store
 from kdcli.console import console
-from kdcli.errors import CorruptError, KdError, NotFoundError, nearest
+from kdcli.errors import CorruptError, KdError
 
 
 def audit(root: Path, teachers: Collection[str] = ()) -> Audit:
@@ -88,7 +89,8 @@ class _Auditor:
 
     def run(self, teachers: Collection[str]) -> Audit:
         """Check everything, or only the named teachers and the samples."""
-        self._require_known(teachers)
+        known = sorted(self._store.teachers.keys() | self._unsound)
+        require_known(teachers, known, self._layout.root)
         keys = self._check_wholes()
         self._check_metadata(keys)
         parts = [
@@ -115,15 +117,6 @@ class _Auditor:
             self._bytes,
             self._records,
         )
-
-    def _require_known(self, teachers: Collection[str]) -> None:
-        known = self._store.teachers.keys() | self._unsound
-        for name in teachers:
-            if name not in known:
-                raise NotFoundError(
-                    f"no teacher '{name}' in {self._layout.root}.{nearest(name, known)}",
-                    f"Cached teachers: {', '.join(sorted(known)) or 'none yet'}.",
-                )
 
     # --- what the manifest and the records of teachers vouch for -----------------------------------
 

@@ -38,7 +38,7 @@ from kdcli.cache.arrays import ArrayExtent, array_extents, whole_extent
 from kdcli.cache.commits import Commit, as_lines, chunk_files, misfits, parse_commit
 from kdcli.cache.keytable import KeyTable, block_digest
 from kdcli.cache.layout import BackendName, Manifest
-from kdcli.cache.provenance import TeacherRecord, seal, unseal
+from kdcli.cache.provenance import TeacherRecord, require_known, seal, unseal
 from kdcli.cache.reader import CacheReader
 from kdcli.cache.store import BACKENDS, Store
 from kdcli.console import console
@@ -48,9 +48,7 @@ from kdcli.errors import (
     BadDataError,
     CorruptError,
     KdError,
-    NotFoundError,
     OutputExistsError,
-    nearest,
 )
 
 RECORDS = "kd/cache.json"
@@ -139,12 +137,7 @@ def _require_free(target: Path, overwrite: bool) -> None:
 
 def _chosen(reader: CacheReader, names: Sequence[str]) -> list[TeacherRecord]:
     known = reader.teachers
-    for name in names:
-        if name not in known:
-            raise NotFoundError(
-                f"no teacher '{name}' in {reader.layout.root}.{nearest(name, known)}",
-                f"Cached teachers: {', '.join(known) or 'none yet'}.",
-            )
+    require_known(names, known, reader.layout.root)
     return [record for name, record in known.items() if not names or name in names]
 
 

@@ -16,6 +16,7 @@ from kdcli.cache.admin.inventory import looks_like_cache, open_store
 from kdcli.cache.admin.progress import Writer, claim_holders
 from kdcli.cache.claims import Claims
 from kdcli.cache.layout import Layout
+from kdcli.cache.provenance import require_known
 from kdcli.cache.store import Store
 from kdcli.cache.writer import describe, newest
 from kdcli.documents import to_document
@@ -95,11 +96,7 @@ def plan_output_removal(root: Path, what: str) -> Removal:
     store = open_store(root)
     store.load_keys()
     name, _, kind = what.partition("/")
-    if name not in store.teachers:
-        known = ", ".join(store.teachers) or "none"
-        raise NotFoundError(
-            f"no teacher '{name}' in {root}.{nearest(name, store.teachers)}", f"Cached teachers: {known}."
-        )
+    require_known([name], store.teachers, root)
     kinds = store.teachers[name].outputs
     if kind and kind not in kinds:
         raise NotFoundError(
