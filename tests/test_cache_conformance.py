@@ -300,7 +300,7 @@ def test_a_dead_process_of_this_host_holds_nothing(tmp_path: Path) -> None:
     dead = Claims(layout)
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
-    dead._owner |= {"pid": process.pid, "started": "1"}
+    dead._owner = replace(dead._owner, pid=process.pid, started="1")
     assert dead.acquire(unit)
     assert Claims(layout).acquire(unit)
 

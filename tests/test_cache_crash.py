@@ -115,7 +115,7 @@ def damaged(root: Path, backend: BackendName) -> None:
     spec = store.specs("t/logits")["logits"]
     store.chunk("t/logits", "logits", spec, 0, 1).unlink()
     dead = Claims(store.layout)
-    dead._owner |= {"pid": 2**22 + 1, "started": "1"}  # above the largest process number
+    dead._owner = replace(dead._owner, pid=2**22 + 1, started="1")  # above the largest process number
     for unit in (Unit("t/logits", 0, 1), Unit("t/logits", 0, 0), Unit("t/logits", -1, 0)):
         assert dead.acquire(unit)
     (root / "tmp" / scratch_name().replace(f"-{os.getpid()}-", f"-{2**22 + 1}-")).write_bytes(b"half")
@@ -228,7 +228,7 @@ def test_eight_writers_that_find_the_same_dead_claims_compute_nothing_twice(
             writer.add_teacher(tools.record_of(name))
         layout = writer.layout
     dead = Claims(layout)
-    dead._owner |= {"pid": 2**22 + 1, "started": "1"}
+    dead._owner = replace(dead._owner, pid=2**22 + 1, started="1")
     for part in parts(root):
         for block, group in Store(root, manifest).units_of(part):
             dead.acquire(Unit(part, block, group))
@@ -316,7 +316,7 @@ def test_a_slower_heir_of_a_dead_claim_leaves_the_faster_one_alone(small: Path, 
         identity = slow._identity(path)
         assert slow._take(path.with_name(f"{path.name}.{identity}"))
         assert not fast.acquire(UNIT)  # the slower one has the right to bury it, and is alive
-        slow._owner["pid"] = 2**22 + 1
+        slow._owner = replace(slow._owner, pid=2**22 + 1)
         path.with_name(f"{path.name}.{identity}").unlink()
         assert slow._take(path.with_name(f"{path.name}.{identity}"))
         assert fast.acquire(UNIT)  # it died with the right: that is inherited
@@ -344,11 +344,13 @@ def test_a_process_number_that_was_given_again_is_another_process(small: Path) -
     other = Claims(layout)
     process = subprocess.Popen(["sleep", "60"])
     try:
-        other._owner |= {"pid": process.pid, "started": claims_module.process_start(process.pid)}
+        other._owner = replace(
+            other._owner, pid=process.pid, started=claims_module.process_start(process.pid)
+        )
         assert other.acquire(UNIT)
         assert not Claims(layout).acquire(UNIT)
         layout.claim(UNIT).unlink()
-        other._owner["started"] = "12345"
+        other._owner = replace(other._owner, started="12345")
         assert other.acquire(UNIT)
         assert Claims(layout).acquire(UNIT)
     finally:
@@ -605,7 +607,7 @@ def test_all_litter_is_found_counted_and_removed_and_nothing_else(tmp_path: Path
         path.write_bytes(bytes(size))
     os.utime(layout.tmp / "of-an-older-kd-4711", (1, 1))
     dead = Claims(layout)
-    dead._owner |= {"pid": 2**22 + 1}
+    dead._owner = replace(dead._owner, pid=2**22 + 1)
     assert dead.acquire(UNIT)
     chunk = root / "data.zarr/teachers/t/logits/c.3.1.0"
     litter |= {layout.claim(UNIT): layout.claim(UNIT).stat().st_size, chunk: chunk.stat().st_size}
