@@ -33,7 +33,7 @@ import throughput
 
 from kdcli.cache.cacheset import CacheSet
 from kdcli.cache.layout import SAMPLES, BackendName, Unit
-from kdcli.cache.mapping import disk_reads
+from kdcli.cache.memory import disk_reads
 from kdcli.cache.provenance import OutputRecord
 from kdcli.cache.reader import CacheReader
 from kdcli.cache.writer import CacheWriter, create_cache

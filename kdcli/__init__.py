@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from kdcli._version import __version__ as __version__
+from kdcli.errors import Advice
 
 if TYPE_CHECKING:
     from kdcli.cache.cacheset import CacheSet as CacheSet
@@ -28,6 +29,13 @@ if TYPE_CHECKING:
     from kdcli.training.train import train_student as train_student
     from kdcli.types import Ranking as Ranking
 
+
+def _words(advice: Advice) -> str:
+    """The hints of the storage layer are made by a layer that knows the command line."""
+    return str(import_module("kdcli.extract.hints").words(advice))
+
+
+Advice.words = _words
 
 _HOMES = {
     "CacheSet": "kdcli.cache.cacheset",

@@ -21,10 +21,30 @@ Codes 0 (ok), 1 (a bug in kd), 130/143 (signals) and 141 (broken pipe) need no c
 Each error is one line that says what is wrong and one line (``hint``) that says what to do.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, final
 
 from kdcli.types import Difference
+
+
+@final
+class Advice:
+    """What to do about an error, as facts: from layers that know no command line.
+
+    Its text is made by :attr:`words`, which the package sets when it is imported (kdcli/extract/hints.py).
+
+    Args:
+        topic: which sentence.
+        facts: the values that the sentence is about.
+    """
+
+    words: ClassVar[Callable[["Advice"], str]]
+
+    def __init__(self, topic: str, **facts: Any) -> None:
+        self.topic, self.facts = topic, facts
+
+    def __str__(self) -> str:
+        return Advice.words(self)
 
 
 class KdError(Exception):
@@ -39,10 +59,10 @@ class KdError(Exception):
     told: bool = False
     """Whether another process of the same run tells the user."""
 
-    def __init__(self, message: str, hint: str = "") -> None:
+    def __init__(self, message: str, hint: str | Advice = "") -> None:
         super().__init__(message)
         self.message = " ".join(message.split())
-        self.hint = " ".join(hint.split())
+        self.hint = " ".join(str(hint).split())
 
     def document(self) -> dict[str, Any]:
         """The error as the one JSON document a ``--json`` caller reads."""
@@ -102,7 +122,7 @@ class IdentityError(KdError, ValueError):
 
     exit_code = 21
 
-    def __init__(self, message: str, hint: str = "", differences: Iterable[Difference] = ()) -> None:
+    def __init__(self, message: str, hint: str | Advice = "", differences: Iterable[Difference] = ()) -> None:
         self.differences = tuple(differences)
         details = "; ".join(str(difference) for difference in self.differences)
         super().__init__(f"{message}: {details}" if details else message, hint)
@@ -168,7 +188,9 @@ class DivergedError(KdError, ArithmeticError):
 
     exit_code = 40
 
-    def __init__(self, message: str, hint: str = "", results: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, message: str, hint: str | Advice = "", results: Mapping[str, Any] | None = None
+    ) -> None:
         super().__init__(message, hint)
         self._results = dict(results or {})
 

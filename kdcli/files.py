@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +158,16 @@ def read_json(path: Path) -> Any:
         return json.loads(data.decode())
     except ValueError as error:  # also what is no UTF-8
         raise BadDataError(f"{path} is not JSON: {error}", "Restore the file or remove it.") from error
+
+
+def sizes_in(path: Path) -> dict[Path, int]:
+    """Bytes of a file, or of every file in a folder and below; what is gone meanwhile is left out."""
+    found = [Path(folder, name) for folder, _, names in os.walk(path) for name in names]
+    sizes = {}
+    for file in found or ([] if path.is_dir() else [path]):
+        with suppress(FileNotFoundError):
+            sizes[file] = file.lstat().st_size
+    return sizes
 
 
 def available_gb(path: Path) -> float:

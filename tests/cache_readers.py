@@ -96,13 +96,13 @@ if __name__ == "__main__":
         resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
         load(Path(root), rest[0], 8)
     if what == "stage":
-        from kdcli.cache.staging import Needs
+        from kdcli.cache.staging import Needs, stage
 
         cache = CacheSet.open([Path(root)])
         rows = np.arange(len(cache.labels))
         print("ready", flush=True)
         sys.stdin.readline()
-        cache.stage(Needs({"t": ["logits"]}, rows, (0, 1)), Path(rest[0]))
+        stage(cache, Needs({"t": ["logits"]}, rows, (0, 1)), Path(rest[0]))
         require_oracle(rows, np.stack([cache.gather("t", "logits", rows, view) for view in (0, 1)], axis=1))
     if what == "nobody":
         load(Path(root), "fork", 2)  # imports everything while the interpreter's files can be read

@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from kdcli.cache.commits import block_digest
-from kdcli.cache.keytable import KeyTable
+from kdcli.cache.keytable import KeyTable, block_digest
 from kdcli.cache.layout import SAMPLES, BackendName, DataIdentity, Manifest, Segment, Unit
 from kdcli.cache.provenance import OutputRecord, TeacherRecord
 from kdcli.cache.writer import CacheWriter, content_digest, create_cache

@@ -8,8 +8,7 @@ from typing import Any
 import cache_tools as tools
 import numpy as np
 
-from kdcli.cache.commits import block_digest
-from kdcli.cache.keytable import KeyTable
+from kdcli.cache.keytable import KeyTable, block_digest
 from kdcli.cache.layout import BackendName, DataIdentity, Manifest, Segment, Unit
 from kdcli.cache.provenance import OutputRecord
 from kdcli.cache.writer import CacheWriter, content_digest, create_cache

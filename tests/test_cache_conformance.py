@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import cache_tools as tools
@@ -299,7 +300,7 @@ def test_a_dead_process_of_this_host_holds_nothing(tmp_path: Path) -> None:
     dead = Claims(layout)
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
-    dead._owner |= {"pid": process.pid, "started": "1"}
+    dead._owner = replace(dead._owner, pid=process.pid, started="1")
     assert dead.acquire(unit)
     assert Claims(layout).acquire(unit)
 
@@ -308,7 +309,7 @@ def test_a_live_claim_is_respected_and_a_silent_one_of_another_host_goes_stale(t
     tools.new_cache(tmp_path / "c.kd")
     layout, unit = Layout(tmp_path / "c.kd"), Unit("t/logits", 0, 0)
     far = Claims(layout)
-    far._owner["host"] = "elsewhere"
+    far._owner = replace(far._owner, host="elsewhere")
     assert far.acquire(unit)
     assert not Claims(layout).acquire(unit)
     old = time.time() - 3600

@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import cache_tools as tools
@@ -114,7 +115,7 @@ def damaged(root: Path, backend: BackendName) -> None:
     spec = store.specs("t/logits")["logits"]
     store.chunk("t/logits", "logits", spec, 0, 1).unlink()
     dead = Claims(store.layout)
-    dead._owner |= {"pid": 2**22 + 1, "started": "1"}  # above the largest process number
+    dead._owner = replace(dead._owner, pid=2**22 + 1, started="1")  # above the largest process number
     for unit in (Unit("t/logits", 0, 1), Unit("t/logits", 0, 0), Unit("t/logits", -1, 0)):
         assert dead.acquire(unit)
     (root / "tmp" / scratch_name().replace(f"-{os.getpid()}-", f"-{2**22 + 1}-")).write_bytes(b"half")
@@ -227,7 +228,7 @@ def test_eight_writers_that_find_the_same_dead_claims_compute_nothing_twice(
             writer.add_teacher(tools.record_of(name))
         layout = writer.layout
     dead = Claims(layout)
-    dead._owner |= {"pid": 2**22 + 1, "started": "1"}
+    dead._owner = replace(dead._owner, pid=2**22 + 1, started="1")
     for part in parts(root):
         for block, group in Store(root, manifest).units_of(part):
             dead.acquire(Unit(part, block, group))
@@ -255,7 +256,7 @@ def small(tmp_path: Path) -> Path:
 
 def far_claim(layout: Layout, age: float) -> Claims:
     far = Claims(layout)
-    far._owner["host"] = "elsewhere"
+    far._owner = replace(far._owner, host="elsewhere")
     assert far.acquire(UNIT)
     touched = layout.claim(UNIT).stat().st_mtime - age
     os.utime(layout.claim(UNIT), (touched, touched))
@@ -315,7 +316,7 @@ def test_a_slower_heir_of_a_dead_claim_leaves_the_faster_one_alone(small: Path, 
         identity = slow._identity(path)
         assert slow._take(path.with_name(f"{path.name}.{identity}"))
         assert not fast.acquire(UNIT)  # the slower one has the right to bury it, and is alive
-        slow._owner["pid"] = 2**22 + 1
+        slow._owner = replace(slow._owner, pid=2**22 + 1)
         path.with_name(f"{path.name}.{identity}").unlink()
         assert slow._take(path.with_name(f"{path.name}.{identity}"))
         assert fast.acquire(UNIT)  # it died with the right: that is inherited
@@ -343,11 +344,13 @@ def test_a_process_number_that_was_given_again_is_another_process(small: Path) -
     other = Claims(layout)
     process = subprocess.Popen(["sleep", "60"])
     try:
-        other._owner |= {"pid": process.pid, "started": claims_module.process_start(process.pid)}
+        other._owner = replace(
+            other._owner, pid=process.pid, started=claims_module.process_start(process.pid)
+        )
         assert other.acquire(UNIT)
         assert not Claims(layout).acquire(UNIT)
         layout.claim(UNIT).unlink()
-        other._owner["started"] = "12345"
+        other._owner = replace(other._owner, started="12345")
         assert other.acquire(UNIT)
         assert Claims(layout).acquire(UNIT)
     finally:
@@ -359,7 +362,7 @@ def test_a_host_of_the_same_name_is_not_this_one(small: Path) -> None:
     """Nodes of a cloud and containers are often all called the same: a number says nothing about them."""
     layout = Layout(small)
     far = Claims(layout)
-    far._owner |= {"machine": "another", "pid": 2**22 + 1, "started": "1"}
+    far._owner = replace(far._owner, machine="another", pid=2**22 + 1, started="1")
     assert far.acquire(UNIT)
     assert not Claims(layout).acquire(UNIT)
 
@@ -442,7 +445,7 @@ def test_a_writer_that_slept_through_its_own_funeral(
     while not gate.exists():
         time.sleep(0.01)
     with CacheWriter(small, load_manifest(small)) as writer:
-        writer.claims._owner["host"] = "elsewhere"
+        writer.claims._owner = replace(writer.claims._owner, host="elsewhere")
         claim = writer.layout.claim(UNIT)
         os.utime(claim, (1, 1))
         assert writer.claims.acquire(UNIT)
@@ -604,7 +607,7 @@ def test_all_litter_is_found_counted_and_removed_and_nothing_else(tmp_path: Path
         path.write_bytes(bytes(size))
     os.utime(layout.tmp / "of-an-older-kd-4711", (1, 1))
     dead = Claims(layout)
-    dead._owner |= {"pid": 2**22 + 1}
+    dead._owner = replace(dead._owner, pid=2**22 + 1)
     assert dead.acquire(UNIT)
     chunk = root / "data.zarr/teachers/t/logits/c.3.1.0"
     litter |= {layout.claim(UNIT): layout.claim(UNIT).stat().st_size, chunk: chunk.stat().st_size}
@@ -629,7 +632,7 @@ def test_what_a_live_writer_works_on_is_no_litter(tmp_path: Path) -> None:
         for block in (2, 3):
             writer.withdraw(records(root)[block, 0])
         here, far = Claims(layout), Claims(layout)
-        far._owner["host"] = "elsewhere"
+        far._owner = replace(far._owner, host="elsewhere")
         assert here.acquire(Unit("t/logits", 2, 0))
         assert far.acquire(Unit("t/logits", 3, 0))
         ours, theirs = layout.tmp / scratch_name(), layout.tmp / f"{'0' * 12}-1-{'0' * 16}"

@@ -5,7 +5,7 @@ import pickle
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -470,7 +470,7 @@ def test_only_one_extends_at_a_time_and_a_dead_one_holds_nothing(cache: Path) ->
         assert everything(cache) == before
         assert extend_cache(cache, views="eval+train:3", dry_run=True).is_new
     dead = Claims(Layout(cache))
-    dead._owner |= {"pid": 2**22 - 1, "started": "1"}
+    dead._owner = replace(dead._owner, pid=2**22 - 1, started="1")
     assert dead.acquire(GROWTH)
     assert extend_cache(cache, views="eval+train:3").views == (2, 4)
     assert not [path for path in (cache / "claims").rglob("*") if path.is_file()]

@@ -24,8 +24,7 @@ from kdcli.cache.admin.inventory import (
 from kdcli.cache.admin.progress import Progress, Writer, look, percent, watch
 from kdcli.cache.admin.remove import plan_cache_removal, plan_output_removal, remove
 from kdcli.cache.claims import Claims
-from kdcli.cache.commits import block_digest
-from kdcli.cache.keytable import KeyTable
+from kdcli.cache.keytable import KeyTable, block_digest
 from kdcli.cache.layout import BackendName, DataIdentity, Layout, Unit
 from kdcli.cache.reader import CacheReader
 from kdcli.cache.writer import CacheWriter, create_cache
@@ -343,7 +342,7 @@ def test_samples_that_differ_are_counted_and_named(tmp_path: Path) -> None:
         keys=tools.keys_of(100).digest(), labels=block_digest(tools.labels_of(100)), class_names=("b", "a")
     )
     found = compare_caches(a, custom(tmp_path / "e", data=named)).samples
-    assert found.class_names
+    assert found.class_names_differ
     assert found.labels.count == 100  # class 0 is another one there
 
 

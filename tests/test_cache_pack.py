@@ -195,6 +195,38 @@ def test_other_tools_read_real_arrays(cache: Path, tmp_path: Path, to: str) -> N
     assert chunks == (32, 1, 5)
 
 
+def test_a_zip_holds_the_files_of_the_group_as_they_are(cache: Path, tmp_path: Path) -> None:
+    for name in ("p.zarr.zip", "q.zarr.zip", "p.zarr"):
+        pack(cache, tmp_path / name)
+    assert (tmp_path / "p.zarr.zip").read_bytes() == (tmp_path / "q.zarr.zip").read_bytes()
+    files = {p.relative_to(cache / "data.zarr"): p for p in (cache / "data.zarr").rglob("*") if p.is_file()}
+    with zipfile.ZipFile(tmp_path / "p.zarr.zip") as box:
+        names = box.namelist()
+        assert len(set(names)) == len(names)
+        for name, path in files.items():
+            empty = {"samples/zarr.json", "views/zarr.json", "teachers/zarr.json"} - set(names)
+            assert str(name) in empty or box.read(str(name)) == path.read_bytes()
+            assert str(name) in empty or (tmp_path / "p.zarr" / name).read_bytes() == path.read_bytes()
+        assert all(name.startswith("kd/") for name in set(names) - set(map(str, files)))
+
+
+@pytest.mark.parametrize("how", ["deflated", "padded"])
+def test_a_zip_that_would_grow_in_memory_is_refused(cache: Path, tmp_path: Path, how: str) -> None:
+    pack(cache, tmp_path / "p.zarr.zip")
+    with (
+        zipfile.ZipFile(tmp_path / "p.zarr.zip") as box,
+        zipfile.ZipFile(tmp_path / "q.zarr.zip", "w") as other,
+    ):
+        for info in box.infolist():
+            data = box.read(info)
+            if info.filename == "teachers/t/logits/c.1.0.0":
+                info.compress_type = zipfile.ZIP_DEFLATED if how == "deflated" else zipfile.ZIP_STORED
+                data += bytes(10**6) if how == "padded" else b""
+            other.writestr(info, data)
+    with pytest.raises(CorruptError, match="not stored as kd stores it"):
+        unpack(tmp_path / "q.zarr.zip", tmp_path / "again.kd")
+
+
 def test_compression_makes_it_smaller(tmp_path: Path) -> None:
     tools.fill(tmp_path / "c.kd", ("t",), 300)
     sizes = {}
@@ -292,7 +324,7 @@ def edit(path: Path, name: str, change: Callable[[dict[str, Any]], None]) -> Non
 def test_a_name_that_leads_out_of_the_cache_is_refused(cache: Path, tmp_path: Path) -> None:
     pack(cache, tmp_path / "p.h5", ["t"])
     edit(tmp_path / "p.h5", "kd/cache.json", lambda d: d["teachers"][0].update(name="../../out"))
-    with pytest.raises(CorruptError, match="no name"):
+    with pytest.raises(CorruptError, match=r"teachers\.0\.name"):
         unpack(tmp_path / "p.h5", tmp_path / "again.kd")
     assert not (tmp_path / "out").exists()
 

@@ -21,7 +21,8 @@ from kdcli.cache.cacheset import CacheSet
 from kdcli.cache.commits import read_commit
 from kdcli.cache.layout import BackendName, Unit, load_manifest
 from kdcli.cache.memory import SharedBytes, available_memory
-from kdcli.cache.staging import Needs, prewarm
+from kdcli.cache.resident import hold
+from kdcli.cache.staging import Needs, prewarm, stage
 from kdcli.cache.writer import CacheWriter
 from kdcli.errors import CorruptError, DeviceError, NoSpaceError, StorageError
 from kdcli.training import train as run
@@ -70,7 +71,7 @@ def require_all(cache: CacheSet, name: str = "t") -> None:
 
 def test_what_is_needed_is_copied_and_read_from_the_copy(cache: Path, tmp_path: Path) -> None:
     opened = CacheSet.open([cache])
-    opened.stage(BOTH, tmp_path / "ssd")
+    stage(opened, BOTH, tmp_path / "ssd")
     names = {name.rpartition("/")[0].partition("/")[2] for name in copies(tmp_path / "ssd")}
     assert names == {"samples/content_size", "samples/content_crc", "views/params", "teachers/t/logits"}
     hide(cache)
@@ -85,13 +86,13 @@ def test_staged_bytes_are_not_verified_a_second_time(
         raise AssertionError("read again")
 
     opened = CacheSet.open([cache])
-    opened.stage(BOTH, tmp_path / "ssd")
+    stage(opened, BOTH, tmp_path / "ssd")
     monkeypatch.setattr("kdcli.cache.verify.verify_part", refuse)
     assert opened.require(READS, ROWS, [0, 1]).all()
 
 
 def test_only_the_blocks_and_views_that_are_read_are_copied(cache: Path, tmp_path: Path) -> None:
-    CacheSet.open([cache]).stage(Needs(READS, np.asarray([40, 41]), (1,)), tmp_path / "ssd")
+    stage(CacheSet.open([cache]), Needs(READS, np.asarray([40, 41]), (1,)), tmp_path / "ssd")
     logits = [name for name in copies(tmp_path / "ssd") if "logits" in name]
     assert len(logits) == 1
     assert "/c.1.1." in logits[0]
@@ -99,12 +100,12 @@ def test_only_the_blocks_and_views_that_are_read_are_copied(cache: Path, tmp_pat
 
 def test_copies_are_used_again_and_additions_follow(cache: Path, tmp_path: Path) -> None:
     folder = tmp_path / "ssd"
-    CacheSet.open([cache]).stage(BOTH, folder)
+    stage(CacheSet.open([cache]), BOTH, folder)
     first = copies(folder)
-    CacheSet.open([cache]).stage(BOTH, folder)
+    stage(CacheSet.open([cache]), BOTH, folder)
     assert copies(folder) == first
     both = CacheSet.open([cache])
-    both.stage(Needs({"t": ["logits"], "u": ["logits"]}, ROWS, (0, 1)), folder)
+    stage(both, Needs({"t": ["logits"], "u": ["logits"]}, ROWS, (0, 1)), folder)
     assert first.items() <= copies(folder).items()
     assert {name for name in copies(folder) if name not in first} == {
         name for name in copies(folder) if "/u/" in name
@@ -115,7 +116,7 @@ def test_copies_are_used_again_and_additions_follow(cache: Path, tmp_path: Path)
 
 def test_a_block_that_was_written_anew_is_staged_anew(cache: Path, tmp_path: Path) -> None:
     old = CacheSet.open([cache])
-    old.stage(BOTH, tmp_path / "ssd")
+    stage(old, BOTH, tmp_path / "ssd")
     unit, manifest = Unit("t/logits", 1, 0), load_manifest(cache)
     with CacheWriter(cache, manifest) as writer:
         commit = read_commit(writer.layout, unit)
@@ -124,7 +125,7 @@ def test_a_block_that_was_written_anew_is_staged_anew(cache: Path, tmp_path: Pat
         arrays, content = tools.unit_arrays(manifest, unit)
         assert writer.publish(unit, {"logits": arrays["logits"] + 1}, content, [], {}, 0.0)
     new = CacheSet.open([cache])
-    new.stage(BOTH, tmp_path / "ssd")
+    stage(new, BOTH, tmp_path / "ssd")
     rows = np.arange(32, 64)
     np.testing.assert_array_equal(new.gather("t", "logits", rows), tools.logits_of("t", rows, 0) + 1)
     require_all(old)  # a job that runs already keeps what it began with
@@ -137,20 +138,20 @@ def test_damaged_bytes_get_no_copy(cache: Path, tmp_path: Path) -> None:
     data[-100] ^= 1
     chunk.write_bytes(data)
     with pytest.raises(CorruptError, match=chunk.name):
-        opened.stage(BOTH, tmp_path / "ssd")
+        stage(opened, BOTH, tmp_path / "ssd")
     assert not [name for name in copies(tmp_path / "ssd") if f"/t/logits/{chunk.name}." in name]
     assert not list(tmp_path.glob("ssd/*/tmp/*"))
 
 
 @pytest.mark.parametrize("verify", ["once", "always"])
 def test_a_copy_that_was_touched_is_made_again(cache: Path, tmp_path: Path, verify: str) -> None:
-    CacheSet.open([cache]).stage(BOTH, tmp_path / "ssd")
+    stage(CacheSet.open([cache]), BOTH, tmp_path / "ssd")
     copy = next(path for path in (tmp_path / "ssd").rglob("c.*") if "logits" in str(path))
     good, stat = copy.read_bytes(), copy.stat()
     copy.write_bytes(bytes(len(good)))
     if verify == "always":  # then not even the time of the file is believed
         os.utime(copy, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    CacheSet.open([cache], verify).stage(BOTH, tmp_path / "ssd")  # type: ignore[arg-type]
+    stage(CacheSet.open([cache], verify), BOTH, tmp_path / "ssd")  # type: ignore[arg-type]
     assert copy.read_bytes() == good
 
 
@@ -159,14 +160,14 @@ def test_without_space_nothing_is_copied(
 ) -> None:
     monkeypatch.setattr(staging, "available_gb", lambda _: 1e-6)
     with pytest.raises(NoSpaceError, match="GB free"):
-        CacheSet.open([cache]).stage(BOTH, tmp_path / "ssd")
+        stage(CacheSet.open([cache]), BOTH, tmp_path / "ssd")
     assert not copies(tmp_path / "ssd")
 
 
 def test_a_folder_that_cannot_be_made_is_said(cache: Path, tmp_path: Path) -> None:
     (tmp_path / "ssd").write_text("a file")
     with pytest.raises(StorageError):
-        CacheSet.open([cache]).stage(BOTH, tmp_path / "ssd")
+        stage(CacheSet.open([cache]), BOTH, tmp_path / "ssd")
 
 
 @pytest.mark.slow
@@ -234,7 +235,7 @@ def test_prewarming_more_than_fits_is_said(cache: Path, monkeypatch: pytest.Monk
 
 def test_rows_in_memory_are_those_of_the_cache(cache: Path) -> None:
     opened = CacheSet.open([cache])
-    opened.make_resident(Needs(READS, np.asarray([99, 3, 3, 40]), (1,)))
+    hold(opened, Needs(READS, np.asarray([99, 3, 3, 40]), (1,)))
     shown = opened.gather("t", "logits", np.asarray([5, 40, 3]), 1)  # 5 is not held
     np.testing.assert_array_equal(shown, tools.logits_of("t", np.asarray([5, 40, 3]), 1))
     hide(cache)
@@ -249,8 +250,8 @@ def test_several_caches_are_held_as_one(tmp_path: Path, backend: BackendName) ->
         tools.fill(tmp_path / name, ("t",), rows, backend=backend)
     both = CacheSet.open([tmp_path / "a", tmp_path / "b"])
     rows = np.asarray([0, 49, 50, 119, 3])
-    both.stage(Needs(READS, rows, (1,)), tmp_path / "ssd")
-    both.make_resident(Needs(READS, rows, (1,)))
+    stage(both, Needs(READS, rows, (1,)), tmp_path / "ssd")
+    hold(both, Needs(READS, rows, (1,)))
     for name in ("a", "b"):
         hide(tmp_path / name)
     shutil.rmtree(tmp_path / "ssd")
@@ -261,7 +262,7 @@ def test_several_caches_are_held_as_one(tmp_path: Path, backend: BackendName) ->
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_workers_share_the_rows_in_memory(cache: Path, start: str) -> None:
     opened = CacheSet.open([cache])
-    opened.make_resident(BOTH)
+    hold(opened, BOTH)
     hide(cache)
     (batches,) = readers.read_all(opened, start, 2)
     for rows, values, _ in batches:
@@ -281,7 +282,7 @@ def test_what_does_not_fit_is_refused(cache: Path, monkeypatch: pytest.MonkeyPat
     assert 0 < available_memory() <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     monkeypatch.setattr(resident, "available_memory", lambda: 1000)
     with pytest.raises(DeviceError, match="do not fit") as caught:
-        CacheSet.open([cache]).make_resident(BOTH)
+        hold(CacheSet.open([cache]), BOTH)
     assert caught.value.exit_code == 30
 
 

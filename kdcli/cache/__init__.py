@@ -1,1 +1,1 @@
-"""The cache: what teachers said, on disk, with proof of what it is. Knows no models and no images."""
+"""The cache: teacher outputs on disk, with proof of what they are. Knows no models and no images."""

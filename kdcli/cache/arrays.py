@@ -2,13 +2,12 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, final
+from math import prod
+from typing import final
 
+from kdcli.cache.keytable import KeyTable
 from kdcli.cache.layout import SAMPLES, Manifest
 from kdcli.cache.provenance import ArraySpec, TeacherRecord
-
-if TYPE_CHECKING:
-    from kdcli.cache.keytable import KeyTable
 
 WHOLE_ARRAYS: dict[str, ArraySpec] = {
     "key_bytes": ArraySpec((), "|u1", per_view=False),
@@ -41,6 +40,20 @@ class ArrayExtent:
     spec: ArraySpec
     whole: bool = False
 
+    @property
+    def rows(self) -> int:
+        """Rows of one chunk file."""
+        return self.shape[0] if self.whole else self.chunk[0]
+
+    @property
+    def chunks(self) -> int:
+        """Number of chunk files when it is complete."""
+        return (
+            1
+            if self.whole
+            else prod(-(-n // size) for n, size in zip(self.shape, self.chunk, strict=True) if size)
+        )
+
 
 def sample_arrays(manifest: Manifest) -> dict[str, ArraySpec]:
     """What a task learns of the samples as it decodes: size and crc32c of the bytes, view parameters."""
@@ -58,26 +71,36 @@ def array_folder(part: str, name: str) -> str:
     return f"views/{name}" if name == "params" else f"{SAMPLES}/{name}"
 
 
-def whole_arrays(manifest: Manifest, keys: "KeyTable") -> dict[str, int]:
+def whole_arrays(manifest: Manifest, keys: KeyTable) -> dict[str, int]:
     """Lengths of the arrays that are one chunk."""
     lengths = {"key_bytes": len(keys.blob), "key_offsets": manifest.rows + 1}
     return lengths if manifest.data.labels is None else {**lengths, "labels/class": manifest.rows}
 
 
+def whole_extent(name: str, length: int) -> ArrayExtent:
+    """Keys or labels, which are one chunk."""
+    folder, spec = array_folder(SAMPLES, name), WHOLE_ARRAYS[name]
+    return ArrayExtent(SAMPLES, name, folder, (length,), (max(1, length),), spec, whole=True)
+
+
 def array_extents(
-    manifest: Manifest, keys: "KeyTable", teachers: Mapping[str, TeacherRecord]
+    manifest: Manifest, keys: KeyTable, teachers: Mapping[str, TeacherRecord]
 ) -> Iterator[ArrayExtent]:
     """All arrays of a cache."""
     for name, length in whole_arrays(manifest, keys).items():
-        folder = array_folder(SAMPLES, name)
-        yield ArrayExtent(SAMPLES, name, folder, (length,), (max(1, length),), WHOLE_ARRAYS[name], True)
+        yield whole_extent(name, length)
     for name, spec in sample_arrays(manifest).items():
         yield _extent(manifest, SAMPLES, name, spec, manifest.views)
     for teacher in teachers.values():
-        for output in teacher.outputs.values():
-            for name, spec in output.array_specs().items():
-                part = f"{teacher.name}/{output.name}"
-                yield _extent(manifest, part, name, spec, output.views(manifest.views))
+        yield from output_extents(manifest, teacher)
+
+
+def output_extents(manifest: Manifest, teacher: TeacherRecord) -> Iterator[ArrayExtent]:
+    """The arrays of a teacher."""
+    for output in teacher.outputs.values():
+        for name, spec in output.array_specs().items():
+            part = f"{teacher.name}/{output.name}"
+            yield _extent(manifest, part, name, spec, output.views(manifest.views))
 
 
 def _extent(manifest: Manifest, part: str, name: str, spec: ArraySpec, views: int) -> ArrayExtent:

@@ -1,7 +1,6 @@
 """Several caches read as one: rows are numbered through, a teacher must be the same in all of them."""
 
-import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -18,28 +17,29 @@ from kdcli.cache.matching import (
     require_same_class,
     same_content,
 )
-from kdcli.cache.provenance import TeacherRecord
+from kdcli.cache.provenance import TeacherRecord, require_known
 from kdcli.cache.reader import CacheReader
-from kdcli.cache.resident import ResidentRows
-from kdcli.cache.staging import Needs, stage
 from kdcli.cache.verify import VerifyMode, ensure_verified
 from kdcli.console import console
-from kdcli.errors import CacheMissingError, IdentityError, NotFoundError, UsageError, nearest
-from kdcli.extract.config import CacheConfig
-from kdcli.options.resolving import command_line
-from kdcli.outputs import STATS, keep_word
+from kdcli.errors import Advice, CacheMissingError, IdentityError, UsageError
+from kdcli.outputs import keep_word
 from kdcli.types import Difference, differences
 
-_NEW = Path("NEW.kd")
+Held = Callable[[str, str, np.ndarray, int | np.ndarray], np.ndarray | None]
 
 
 @final
 class CacheSet:
-    """Open caches, in the order given. Picklable; workers map chunks themselves."""
+    """Open caches, in the order given. Picklable; workers map chunks themselves.
+
+    Attributes:
+        verify: which parts are compared with their records before they are used.
+        held: gives rows that are held in memory, None for others; see :func:`kdcli.cache.resident.hold`.
+    """
 
     def __init__(self, members: Sequence[CacheReader], verify: VerifyMode) -> None:
         self.members = tuple(members)
-        self._verify = verify
+        self.verify = verify
         self.offsets = np.cumsum([0, *(member.manifest.rows for member in members)])
         self.cache_ids = tuple(member.manifest.cache_id for member in members)
         self.keys = members[0].keys if len(members) == 1 else KeyTable.concatenate(m.keys for m in members)
@@ -48,7 +48,7 @@ class CacheSet:
         self.teachers = _joint_teachers(members)
         self.view_set = members[0].manifest.view_set
         self.view_count = min(member.manifest.views for member in members)
-        self._resident: ResidentRows | None = None
+        self.held: Held | None = None
         self._require_one_view_set()
 
     @classmethod
@@ -61,11 +61,11 @@ class CacheSet:
             UsageError: none given, or the same one twice.
         """
         if not paths:
-            raise UsageError("no cache given", "Give --cache PATH.")
+            raise UsageError("no cache given", Advice("name-a-cache"))
         members = [CacheReader(Path(path)) for path in paths]
         ids = [member.manifest.cache_id for member in members]
         if len(set(ids)) < len(ids):
-            raise UsageError("the same cache is given twice", "Give each --cache once.")
+            raise UsageError("the same cache is given twice", Advice("cache-twice"))
         return cls(members, verify)
 
     def _require_one_view_set(self) -> None:
@@ -74,7 +74,7 @@ class CacheSet:
             if found:  # their number may differ: the smallest counts
                 raise IdentityError(
                     f"{member.layout.root} has other views than {self.members[0].layout.root}",
-                    "Caches read together need the same --recipe and --eval-crop.",
+                    Advice("other-views"),
                     found,
                 )
 
@@ -85,12 +85,7 @@ class CacheSet:
             NotFoundError: no member has it.
             IdentityError: members have different teachers of that name.
         """
-        if name not in self.teachers:
-            known = ", ".join(self.teachers) or "none yet"
-            raise NotFoundError(
-                f"no teacher '{name}' in {self._paths()}.{nearest(name, self.teachers)}",
-                f"Cached teachers: {known}.",
-            )
+        require_known([name], self.teachers, self._paths())
         records = [m.teachers[name] for m in self.members if name in m.teachers]
         for record in records[1:]:
             records[0].beside(record).require_same(record.beside(records[0]), self._paths())
@@ -135,55 +130,44 @@ class CacheSet:
         if wrong:
             raise IdentityError(
                 f"{len(wrong)} of {len(data)} images changed since they were cached, first {data.keys[wrong[0]]}",
-                f"Restore the images, or cache them anew: {self.fill_command((), data.location, _NEW)}",
+                Advice("anew", **self._run((), data.location)),
                 [changed[wrong[0]]],
             )
         raise CacheMissingError(
             f"{len(lost)} of {len(data)} samples are not in {self._paths()}, first {data.keys[int(lost[0])]}",
-            f"Cache them: {self.fill_command((), data.location, _NEW)}, then add --cache {_NEW}",
+            Advice("fill-new", **self._run((), data.location)),
         )
 
-    def fill_command(
+    def filling(
         self, names: Iterable[str], location: str | None, cache: Path, add: Sequence[str] = ()
-    ) -> str:
-        """The shell command that runs recorded teachers again, exactly as they ran and on the same views.
+    ) -> Advice:
+        """To run recorded teachers again, exactly as they ran and on the same views.
 
         Args:
             names: the teachers; none means all.
             location: data set to run them over; None: what the cache recorded.
-            cache: where to; it may be new.
-            add: outputs to keep besides, as ``--keep`` writes them.
+            cache: where to.
+            add: outputs to keep besides, as :mod:`kdcli.outputs` writes them.
         """
-        records = [self.teachers[name] for name in tuple(names) or self.teachers]
-        count, crop = self.view_set["train_views"], self.view_set["crop_fraction"]
-        views: dict[str, Any] = {}
-        if count:
-            views = {"views": f"eval+train:{count}", "recipe": _recipe(self.view_set)}
-        if records and crop != records[0].preprocess.crop_fraction:  # the first teacher's is the default
-            views["eval_crop"] = crop
-        groups: dict[str, CacheConfig] = {}
-        for record in records:
-            fields = {name: getattr(record, name) for name in ("dtype", "amp", "temperatures")}
-            kept = [str(o.output) for o in record.outputs.values() if o.kind != STATS]
-            fields["keep"] = tuple(dict.fromkeys((*kept, *add)))
-            known = groups.get(str(fields))
-            teachers = (*(known.teacher if known else ()), f"{record.name}={record.spec}")
-            groups[str(fields)] = CacheConfig(data=location, cache=cache, teacher=teachers, **views, **fields)
-        nobody = CacheConfig(data=location, cache=cache, teacher=("SPEC",), **views)
-        return " && ".join(map(command_line, groups.values() or [nobody]))
+        return Advice("fill", **self._run(names, location), cache=cache, add=add)
 
-    def add_command(self, names: Sequence[str], add: Sequence[str]) -> str:
-        """:func:`fill_command` for outputs that were not kept, in every cache that holds the teachers."""
-        return " && ".join(
-            self.fill_command(held, only_location(member.manifest), member.layout.root, add)
+    def adding(self, names: Sequence[str], add: Sequence[str]) -> Advice:
+        """:meth:`filling` for outputs that were not kept, in every cache that holds the teachers."""
+        runs = [
+            self.filling(held, only_location(member.manifest), member.layout.root, add)
             for member in self.members
             if (held := [name for name in names if name in member.teachers])
-        )
+        ]
+        return Advice("all", runs=runs)
+
+    def _run(self, names: Iterable[str], location: str | None) -> dict[str, Any]:
+        teachers = [self.teachers[name] for name in tuple(names) or self.teachers]
+        return {"teachers": teachers, "view_set": self.view_set, "location": location}
 
     # --- what is there ---------------------------------------------------------------------------
 
     def require_kept(self, reads: Mapping[str, Collection[str]]) -> None:
-        """Refuse teachers of which an array was not kept, naming the command that adds it.
+        """Refuse teachers of which an array was not kept, saying what adds it.
 
         Raises:
             NotFoundError: no member has a teacher of that name.
@@ -201,7 +185,7 @@ class CacheSet:
         raise CacheMissingError(
             f"the {' and '.join(add)} of '{lacking[0]}'{more} are needed, and the cache keeps only its "
             f"{', '.join(self.teacher(lacking[0]).keep)}",
-            self.add_command(lacking, [keep_word(array) for array in add]),
+            self.adding(lacking, [keep_word(array) for array in add]),
         )
 
     def require(
@@ -222,7 +206,7 @@ class CacheSet:
 
         Returns:
             Which rows can be used; False are dropped bad images and, with ``allow_partial``,
-            rows that are not written yet (their number is said).
+            rows that are not written yet (their number is printed).
 
         Raises:
             CacheMissingError: naming the command that fills the gap.
@@ -232,23 +216,31 @@ class CacheSet:
         usable = np.ones(len(rows), bool)
         for number, member in enumerate(self.members):
             for part in _parts(member, reads):
-                self._require_part(number, part, list(reads), rows, list(views), usable, allow_partial)
-        self._say_unusable(usable)
+                missing, total = self._look(number, part, rows, list(views), usable)
+                if total and member.knows(part):
+                    ensure_verified(member, part, self.verify)
+                if missing:
+                    names = list(reads) if part == SAMPLES else [part.partition("/")[0]]
+                    self._missing(member, names, f"{missing} of {total} rows of '{part}'", allow_partial)
+        left_out = int((~usable).sum())
+        if left_out:
+            console.warn(
+                f"{left_out} of {len(usable)} samples have no cached outputs (dropped bad images or not written)"
+            )
         return usable
 
-    def _require_part(
+    def _look(
         self,
         number: int,
         part: str,
-        teachers: Sequence[str],
         rows: Int64[np.ndarray, " n"],
         views: list[int],
         usable: Bool[np.ndarray, " n"],
-        allow_partial: bool | None,
-    ) -> None:
-        """:meth:`require` for one part of one member; clears ``usable`` where a row cannot be used."""
+    ) -> tuple[int, int]:
+        """How many of the rows that a member has are not written of a part, and how many it has; clears
+        ``usable`` where a row cannot be used."""
         member, first, stop = self.members[number], self.offsets[number], self.offsets[number + 1]
-        known = part.partition("/")[0] in (SAMPLES, *member.teachers)
+        known = member.knows(part)
         absent = np.fromiter(member.absent(part), np.int64) if known else np.zeros(0, np.int64)
         missing = total = 0
         for start in range(0, len(rows), ROWS_AT_ONCE):  # a million rows at once would cost 60 MB
@@ -259,43 +251,18 @@ class CacheSet:
             present = dropped | (member.present(part, local, views) if known else False)
             missing, total = missing + int((~present).sum()), total + len(mine)
             usable[start + mine[dropped | ~present]] = False
-        if not total:
-            return
-        if known:
-            ensure_verified(member, part, self._verify)
-        if missing:
-            self._missing(member, part, teachers, missing, total, allow_partial)
+        return missing, total
 
     def _missing(
-        self,
-        member: CacheReader,
-        part: str,
-        teachers: Sequence[str],
-        missing: int,
-        total: int,
-        allow_partial: bool | None,
+        self, member: CacheReader, names: Sequence[str], what: str, allow_partial: bool | None
     ) -> None:
         root = member.layout.root
         if allow_partial:
-            console.warn(
-                f"{missing} of {total} rows of '{part}' in {root} are not written yet; going on without them"
-            )
+            console.warn(f"{what} in {root} are not written yet; going on without them")
             return
-        names = [part.partition("/")[0]] if part != SAMPLES else list(teachers)
-        command = self.fill_command(
-            [name for name in names if name in self.teachers], only_location(member.manifest), root
-        )
-        raise CacheMissingError(
-            f"{missing} of {total} rows of '{part}' are not written in {root}",
-            command if allow_partial is None else f"{command} (or --allow-partial to go on without them)",
-        )
-
-    def _say_unusable(self, usable: Bool[np.ndarray, " n"]) -> None:
-        left_out = int((~usable).sum())
-        if left_out:
-            console.warn(
-                f"{left_out} of {len(usable)} samples have no cached outputs (dropped bad images or not written)"
-            )
+        run = self._run([name for name in names if name in self.teachers], only_location(member.manifest))
+        topic = "fill" if allow_partial is None else "fill-or-partial"
+        raise CacheMissingError(f"{what} are not written in {root}", Advice(topic, **run, cache=root))
 
     # --- reading ---------------------------------------------------------------------------------
 
@@ -303,11 +270,8 @@ class CacheSet:
         self, part: str, array: str, rows: Int64[np.ndarray, " b"], view: int | Int64[np.ndarray, " b"] = 0
     ) -> np.ndarray:
         """[b, ...] values of an array at global ``rows``; see :meth:`CacheReader.gather`."""
-        if (
-            self._resident is not None
-            and (held := self._resident.gather(part, array, rows, view)) is not None
-        ):
-            return held
+        if self.held is not None and (found := self.held(part, array, rows, view)) is not None:
+            return found
         if len(self.members) == 1:
             return self.members[0].gather(part, array, rows, view)
         member_of = np.searchsorted(self.offsets, rows, side="right") - 1
@@ -320,18 +284,6 @@ class CacheSet:
                 out = np.empty((len(rows), *values.shape[1:]), values.dtype)
             out[mine] = values
         return self.members[0].gather(part, array, rows, view) if out is None else out
-
-    def stage(self, needs: Needs, folder: Path) -> None:
-        """Copy what will be read to a disk of this node and read it there; see :func:`kdcli.cache.staging.stage`.
-
-        Copying compares every byte with its record, so nothing is verified again.
-        """
-        stage(self, needs, folder, recheck=self._verify == "always")
-        self._verify = "never"
-
-    def make_resident(self, needs: Needs) -> None:
-        """Hold what will be read in memory that workers share; see :class:`~kdcli.cache.resident.ResidentRows`."""
-        self._resident = ResidentRows(self, needs)
 
     def content(
         self, rows: Int64[np.ndarray, " b"]
@@ -346,13 +298,6 @@ class CacheSet:
 def only_location(manifest: Manifest) -> str | None:
     """Where the samples of a cache are; None when they were added from several places."""
     return manifest.locations[0] if len(set(manifest.locations)) == 1 else None
-
-
-def _recipe(view_set: Mapping[str, Any]) -> str:
-    """What ``--recipe`` calls the recipe of a view set: its name, or its definition if it has none."""
-    recipe = dict(view_set["recipe"])
-    name = str(recipe.pop("name"))
-    return json.dumps(recipe) if name == "custom" else name
 
 
 def _how(view_set: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,10 +13,12 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 from kdcli.cache.layout import Layout, Unit
+from kdcli.documents import from_document, to_document
 from kdcli.files import create_text, scratch_name, storage_errors
 from kdcli.runtime import machine
 
@@ -80,19 +82,46 @@ def _job() -> str:
 
 
 @final
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Who holds a claim; of one that cannot be read nothing is known.
+
+    Attributes:
+        host, machine, pid: which process where.
+        started: when it started, of :func:`process_start`.
+        job: of the scheduler that runs it.
+        token: new in every :class:`Claims`.
+    """
+
+    host: str = "unknown host"
+    machine: str = ""
+    pid: int | None = None
+    started: str | None = None
+    job: str = ""
+    token: str = ""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.host} pid {'?' if self.pid is None else self.pid}{f' job {self.job}' if self.job else ''}"
+        )
+
+
+def read_owner(path: Path) -> Owner:
+    """The owner in the file of a claim."""
+    try:
+        return from_document(Owner, json.loads(path.read_text(encoding="utf-8")), path)
+    except (OSError, ValueError):
+        return Owner()
+
+
+@final
 class Claims:
     """The claims of this process on one cache. Use as a context manager: leaving releases them all."""
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
-        self._owner: dict[str, Any] = {
-            "host": socket.gethostname(),
-            "machine": machine(),
-            "pid": os.getpid(),
-            "started": process_start(os.getpid()),
-            "job": _job(),
-            "token": os.urandom(8).hex(),
-        }
+        host, pid, token = socket.gethostname(), os.getpid(), os.urandom(8).hex()
+        self._owner = Owner(host, machine(), pid, process_start(pid), _job(), token)
         self._held: set[Unit] = set()
         self._seen: dict[Path, tuple[float, float]] = {}
         self._lock = threading.Lock()
@@ -109,7 +138,7 @@ class Claims:
         if self._thread is not None:
             self._thread.join()
         self.release(list(self._held))
-        _ended.add(self._owner["token"])
+        _ended.add(self._owner.token)
 
     def acquire(self, unit: Unit) -> bool:
         """Claim ``unit``; take it over when its owner is dead. False when a live writer has it."""
@@ -152,13 +181,11 @@ class Claims:
 
     def owns(self, unit: Unit) -> bool:
         """Whether the claim on disk is still this process's."""
-        return bool(self._read(self._layout.claim(unit)).get("token") == self._owner["token"])
+        return read_owner(self._layout.claim(unit)).token == self._owner.token
 
     def holder(self, unit: Unit) -> str:
         """Who holds ``unit``, for a message."""
-        owner = self._read(self._layout.claim(unit))
-        job = f" job {owner['job']}" if owner.get("job") else ""
-        return f"{owner.get('host', 'unknown host')} pid {owner.get('pid', '?')}{job}"
+        return str(read_owner(self._layout.claim(unit)))
 
     def is_live(self, unit: Unit) -> bool:
         """Whether somebody who seems alive holds ``unit``."""
@@ -167,12 +194,12 @@ class Claims:
 
     def is_dead(self, path: Path) -> bool:
         """Whether the owner of the claim in ``path`` is dead, or has been silent for too long."""
-        owner = self._read(path)
-        if owner.get("token") in _ended:
+        owner = read_owner(path)
+        if owner.token in _ended:
             return True
-        near = all(owner.get(name) == self._owner[name] for name in ("host", "machine"))
-        if near and isinstance(owner.get("pid"), int):
-            return not is_running(owner["pid"], owner.get("started"))
+        near = (owner.host, owner.machine) == (self._owner.host, self._owner.machine)
+        if near and owner.pid is not None:
+            return not is_running(owner.pid, owner.started)
         try:
             touched = path.stat().st_mtime
         except FileNotFoundError:
@@ -199,7 +226,7 @@ class Claims:
             right.unlink(missing_ok=True)
 
     def _create(self, path: Path) -> bool:
-        return create_text(path, json.dumps(self._owner), self._layout.tmp, durable=False)
+        return create_text(path, json.dumps(to_document(self._owner)), self._layout.tmp, durable=False)
 
     @staticmethod
     def _identity(path: Path) -> str:
@@ -231,14 +258,6 @@ class Claims:
                 with suppress(OSError):
                     if self.owns(unit):
                         os.utime(self._layout.claim(unit))
-
-    @staticmethod
-    def _read(path: Path) -> dict[str, Any]:
-        try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return document if isinstance(document, dict) else {}
 
 
 def wait_a_moment(seconds: float = 0.5) -> None:

@@ -4,25 +4,25 @@ A unit is done if and only if its record exists and the sizes on disk agree with
 finished part are compacted into one file of JSON lines.
 """
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import Annotated, Any, final
 
 import numpy as np
+from annotated_types import Len
 from jaxtyping import Bool
 
-from kdcli.cache.layout import Layout, Unit
+from kdcli.cache.arrays import ArrayExtent
+from kdcli.cache.layout import SAMPLES, Layout, Unit
 from kdcli.cache.provenance import repair_hint, seal, unseal
+from kdcli.cache.store import Store
+from kdcli.documents import from_document
 from kdcli.errors import CorruptError
 from kdcli.files import atomic_write_text, create_json, fsync_folder, make_folder, storage_errors
-
-if TYPE_CHECKING:
-    from kdcli.cache.arrays import ArrayExtent
-    from kdcli.cache.store import Store
+from kdcli.types import Difference, differences
 
 
 @final
@@ -45,8 +45,8 @@ class Commit:
     group: int
     keys: str
     content: str
-    arrays: dict[str, list[list[int]]]
-    absent: list[list[Any]] = field(default_factory=list)
+    arrays: dict[str, list[Annotated[list[int], Len(2, 2)]]]
+    absent: list[tuple[int, str]] = field(default_factory=list)
     seconds: float = 0.0
     made: dict[str, Any] = field(default_factory=dict)
 
@@ -58,14 +58,6 @@ class Commit:
     def same_data(self, other: "Commit") -> bool:
         """Whether both records describe the same bytes."""
         return (self.arrays, self.absent, self.content) == (other.arrays, other.absent, other.content)
-
-
-def block_digest(*values: np.ndarray) -> str:
-    """sha256 over the bytes of arrays."""
-    digest = hashlib.sha256()
-    for value in values:
-        digest.update(np.ascontiguousarray(value).tobytes())
-    return digest.hexdigest()
 
 
 def write_commit(layout: Layout, commit: Commit) -> bool:
@@ -82,12 +74,12 @@ def parse_commit(text: str, source: Path) -> Commit:
     Raises:
         CorruptError: it is none, or was changed after it was written.
     """
+    hint = repair_hint(source)
     try:
-        return Commit(**unseal(json.loads(text), source))
-    except (ValueError, TypeError) as error:
-        if isinstance(error, CorruptError):
-            raise
-        raise CorruptError(f"{source} is no commit record: {error}", repair_hint(source)) from error
+        document = json.loads(text)
+    except ValueError as error:
+        raise CorruptError(f"{source} is no commit record: {error}", hint) from error
+    return from_document(Commit, unseal(document, source), source, CorruptError, hint)
 
 
 def read_commit(layout: Layout, unit: Unit) -> Commit | None:
@@ -140,7 +132,7 @@ def as_lines(commits: Iterable[Commit]) -> str:
     return "".join(f"{json.dumps(seal(asdict(commit)))}\n" for commit in ordered)
 
 
-def is_compactable(store: "Store", part: str) -> bool:
+def is_compactable(store: Store, part: str) -> bool:
     """Whether every unit of a part is done, and some of their records are still files of their own."""
     folder = store.layout.commits / part
     if not folder.is_dir() or not any(folder.glob("*.json")):
@@ -148,7 +140,7 @@ def is_compactable(store: "Store", part: str) -> bool:
     return set(store.units_of(part)) <= read_commits(store.layout, part).keys()
 
 
-def compact(store: "Store", part: str) -> None:
+def compact(store: Store, part: str) -> None:
     """Join the records of a part into one file, then remove the single ones.
 
     Only for who has the records alone (:meth:`~kdcli.cache.claims.Claims.alone`): a record that is taken
@@ -179,7 +171,7 @@ def drop_record(layout: Layout, commit: Commit) -> None:
             fsync_folder(path.parent)
 
 
-def chunk_files(store: "Store", commit: Commit) -> Iterator[tuple[str, int | None, Path, int, int]]:
+def chunk_files(store: Store, commit: Commit) -> Iterator[tuple[str, int | None, Path, int, int]]:
     """Every chunk a commit vouches for: array, view, file, recorded size, recorded crc32c."""
     specs = store.specs(commit.part)
     views = store.manifest.views_of(commit.group, store.views(commit.part))
@@ -190,7 +182,32 @@ def chunk_files(store: "Store", commit: Commit) -> Iterator[tuple[str, int | Non
             yield name, view, store.chunk(commit.part, name, spec, commit.block, view), size, crc
 
 
-def sizes_agree(store: "Store", commit: Commit) -> bool:
+def strange_ids(store: Store, commit: Commit, keys: str | None = None) -> list[Difference]:
+    """In what a record names another cache, teacher or block than it should.
+
+    Args:
+        store: the cache.
+        commit: a record in it.
+        keys: digest of the block's keys; None: it is not to be compared.
+    """
+    pairs = (
+        ("cache_id", commit.cache_id, store.manifest.cache_id),
+        ("part_id" if commit.part == SAMPLES else "teacher_id", commit.part_id, store.part_id(commit.part)),
+        ("keys", commit.keys, commit.keys if keys is None else keys),
+    )
+    return [Difference(*pair) for pair in pairs if pair[1] != pair[2]]
+
+
+def misfits(store: Store, commit: Commit, keys: str | None = None) -> list[Difference]:
+    """:func:`strange_ids`, and whether the record is of the chunks that its unit has."""
+    views = len(store.manifest.views_of(commit.group, store.views(commit.part)))
+    specs = store.arrays_in(commit.part, commit.group)
+    chunks = {name: views if spec.per_view else 1 for name, spec in specs.items()}
+    recorded = {name: len(records) for name, records in commit.arrays.items()}
+    return strange_ids(store, commit, keys) + differences({"chunks": recorded}, {"chunks": chunks})
+
+
+def sizes_agree(store: Store, commit: Commit) -> bool:
     """Whether every committed chunk is there with its recorded size (no bytes are read)."""
     specs = store.specs(commit.part)
     if commit.arrays.keys() != store.arrays_in(commit.part, commit.group).keys():
@@ -205,7 +222,7 @@ def sizes_agree(store: "Store", commit: Commit) -> bool:
         return False
 
 
-def committed_chunks(store: "Store", extent: "ArrayExtent") -> Iterator[tuple[int, int | None]]:
+def committed_chunks(store: Store, extent: ArrayExtent) -> Iterator[tuple[int, int | None]]:
     """(block, view) of every committed chunk of an array that is there; of keys and labels, the one there is."""
     if extent.whole:
         yield 0, None
@@ -218,7 +235,7 @@ def committed_chunks(store: "Store", extent: "ArrayExtent") -> Iterator[tuple[in
                 yield block, view
 
 
-def done_mask(store: "Store", commits: dict[tuple[int, int], Commit]) -> Bool[np.ndarray, "blocks groups"]:
+def done_mask(store: Store, commits: dict[tuple[int, int], Commit]) -> Bool[np.ndarray, "blocks groups"]:
     """Which (block, group) have a record."""
     manifest = store.manifest
     done = np.zeros((manifest.blocks, manifest.groups), bool)
@@ -228,7 +245,7 @@ def done_mask(store: "Store", commits: dict[tuple[int, int], Commit]) -> Bool[np
     return done
 
 
-def missing_units(store: "Store", part: str, commits: dict[tuple[int, int], Commit]) -> list[Unit]:
+def missing_units(store: Store, part: str, commits: dict[tuple[int, int], Commit]) -> list[Unit]:
     """The units of a part that have no record, in order."""
     return [
         Unit(part, block, group) for block, group in store.units_of(part) if (block, group) not in commits

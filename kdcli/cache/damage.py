@@ -10,16 +10,11 @@ from kdcli.cache.commits import Commit, chunk_files
 from kdcli.cache.layout import Manifest, Unit
 from kdcli.cache.provenance import repair_hint
 from kdcli.cache.store import Store
-from kdcli.errors import CorruptError, KdError
+from kdcli.documents import to_document
+from kdcli.errors import Advice, CorruptError, KdError
 
 Remedy = Literal["recompute", "rewrite", "remove", "restore"]
 """What repair does: run the teacher again, write what follows from the rest, take the file out, nothing."""
-
-CANNOT = {
-    "manifest": "Restore it from a copy; kd never guesses what a cache is.",
-    "teacher": "Restore it from a copy; or remove its folder in teachers/ and run the kd cache-teachers command "
-    "that made it again: what is computed is found again if the teacher is the same.",
-}
 
 
 @final
@@ -57,15 +52,12 @@ class Damage:
     def document(self) -> dict[str, Any]:
         """As JSON."""
         return {
-            "file": self.file,
-            "reason": self.reason,
-            "remedy": self.remedy,
+            **to_document(self, "file", "reason", "remedy"),
             "part": self.part or None,
             "array": self.array or None,
             "block": None if self.unit is None else self.unit.block,
             "group": None if self.unit is None else self.unit.group,
-            "view": self.view,
-            "rows": None if self.rows is None else list(self.rows),
+            **to_document(self, "view", "rows"),
         }
 
 
@@ -80,10 +72,6 @@ class Gap:
 
     def __str__(self) -> str:
         return f"{self.part}: {self.units} of {self.total} units are not written yet"
-
-    def document(self) -> dict[str, Any]:
-        """As JSON."""
-        return {"part": self.part, "units": self.units, "total": self.total}
 
 
 @final
@@ -124,24 +112,20 @@ class Audit:
         """
         if self.damages:
             hopeless = all(damage.remedy == "restore" for damage in self.damages)
-            hint = CANNOT["teacher" if self.cache_id else "manifest"]
+            restore = Advice("restore-teacher" if self.cache_id else "restore-manifest")
             raise CorruptError(
-                f"{self.root}: {summary(self.damages)}",
-                hint if hopeless else repair_hint(self.root),
+                f"{self.root}: {summary(self.damages)}", restore if hopeless else repair_hint(self.root)
             )
 
     def document(self) -> dict[str, Any]:
         """As JSON."""
         return {
             "cache": str(self.root),
-            "cache_id": self.cache_id,
-            "ok": self.ok,
+            **to_document(self, "cache_id", "ok"),
             "complete": self.ok and not self.gaps,
-            "damages": [damage.document() for damage in self.damages],
-            "missing": [gap.document() for gap in self.gaps],
-            "litter": list(self.litter),
-            "files": self.files,
-            "bytes": self.bytes,
+            "damages": to_document(self.damages),
+            "missing": to_document(self.gaps),
+            **to_document(self, "litter", "files", "bytes"),
         }
 
 

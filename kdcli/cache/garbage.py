@@ -9,7 +9,6 @@ Readers never look at any of it, and a rerun needs none of it removed: it only t
 """
 
 import glob
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from kdcli.cache.claims import STALE_SECONDS, Claims, filesystem_now, is_running
 from kdcli.cache.commits import read_commit, read_commits
 from kdcli.cache.layout import Layout, Unit, load_manifest
 from kdcli.cache.store import Store
-from kdcli.files import storage_errors
+from kdcli.files import sizes_in, storage_errors
 from kdcli.runtime import machine
 
 _SCRATCH = re.compile(r"([0-9a-f]{12})-(\d+)-[0-9a-f]{16}")
@@ -86,7 +85,7 @@ class _Bin:
     def add(self, paths: list[Path], claims: Claims | None = None) -> None:
         """Remove files and folders that may be gone already; dead claims through ``claims``."""
         for path in paths:
-            sizes = _sizes(path)
+            sizes = sizes_in(path)
             if not self._dry_run and not self._remove(path, claims):
                 continue
             self._sizes |= sizes
@@ -107,17 +106,6 @@ class _Bin:
         """What it holds."""
         paths = tuple(str(path) for path in self._paths)
         return GarbageReport(len(self._sizes), sum(self._sizes.values()), paths)
-
-
-def _sizes(path: Path) -> dict[Path, int]:
-    """Bytes of a file, or of every file in a folder."""
-    found = [Path(folder, name) for folder, _, names in os.walk(path) for name in names] or [path]
-    sizes = {}
-    for file in found:
-        with suppress(OSError):
-            if not file.is_dir():
-                sizes[file] = file.lstat().st_size
-    return sizes
 
 
 def _sweep(layout: Layout, bin_: _Bin) -> None:

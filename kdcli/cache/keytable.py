@@ -8,6 +8,14 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 
+def block_digest(*values: np.ndarray) -> str:
+    """sha256 over the bytes of arrays."""
+    digest = hashlib.sha256()
+    for value in values:
+        digest.update(np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()
+
+
 @final
 class KeyTable:
     """An immutable sequence of unique strings, as one blob of UTF-8 and the offsets into it.

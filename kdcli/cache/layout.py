@@ -18,18 +18,17 @@ from typing import Any, Final, Literal, final
 
 import numpy as np
 from jaxtyping import Int64
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from kdcli.cache.provenance import seal, unseal
-from kdcli.errors import BadDataError, CacheMissingError, CorruptError, StorageError
+from kdcli.documents import from_document
+from kdcli.errors import Advice, BadDataError, CacheMissingError, CorruptError, StorageError
 from kdcli.files import read_json, write_json
 
 BackendName = Literal["zarr", "hdf5"]
 FORMAT: Final = 1
 SAMPLES = "samples"
 """Name of the part that describes the samples themselves; every other part is an output of a teacher."""
-
-_UPDATE = "Update kd: pip install --upgrade kdcli"
 
 MAX_BLOCK_ROWS = 4096
 BLOCK_BYTES = 16 * 2**20
@@ -196,50 +195,28 @@ class Unit:
 
 
 @final
-@dataclass(frozen=True, slots=True)
 class Layout:
-    """Paths inside one cache."""
+    """Paths inside one cache.
 
-    root: Path
+    Attributes:
+        manifest: what the cache is.
+        index: virtual data sets over the blocks of an HDF5 cache, for other tools; kd never reads it.
+        teachers: records of the teachers.
+        commits: commit records.
+        claims: claims of running writers.
+        verified: stamps of finished checks.
+        tmp: unpublished files, on the same file system.
+    """
 
-    @property
-    def manifest(self) -> Path:
-        """The manifest."""
-        return self.root / "manifest.json"
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.manifest, self.index = root / "manifest.json", root / "index.h5"
+        self.teachers, self.commits = root / "teachers", root / "commits"
+        self.claims, self.verified, self.tmp = root / "claims", root / "verified", root / "tmp"
 
     def data(self, backend: BackendName) -> Path:
         """Folder of the arrays."""
         return self.root / f"data.{backend}"
-
-    @property
-    def index(self) -> Path:
-        """Virtual data sets over the blocks of an HDF5 cache, for other tools; kd never reads it."""
-        return self.root / "index.h5"
-
-    @property
-    def teachers(self) -> Path:
-        """Records of the teachers."""
-        return self.root / "teachers"
-
-    @property
-    def commits(self) -> Path:
-        """Commit records."""
-        return self.root / "commits"
-
-    @property
-    def claims(self) -> Path:
-        """Claims of running writers."""
-        return self.root / "claims"
-
-    @property
-    def verified(self) -> Path:
-        """Stamps of finished checks."""
-        return self.root / "verified"
-
-    @property
-    def tmp(self) -> Path:
-        """Unpublished files, on the same file system."""
-        return self.root / "tmp"
 
     def teacher(self, name: str) -> Path:
         """Record of one teacher."""
@@ -272,35 +249,28 @@ def load_manifest(root: Path) -> Manifest:
     """
     layout = Layout(root)
     if root.is_file():
-        raise StorageError(
-            f"{root} is a file, not a cache folder",
-            "Give the folder that cache-teachers made; kd cache unpack makes one of a packed cache.",
-        )
+        raise StorageError(f"{root} is a file, not a cache folder", Advice("file-for-cache"))
     if not layout.manifest.is_file():
         if root.exists():
             raise CacheMissingError(
-                f"{root} is not a kd cache (no manifest.json)", "Give the folder that kd cache-teachers made."
+                f"{root} is not a kd cache (no manifest.json)", Advice("folder-for-cache")
             )
-        raise CacheMissingError(
-            f"cache {root} does not exist", f"kd cache-teachers DATA --cache {root} --teacher SPEC"
-        )
+        raise CacheMissingError(f"cache {root} does not exist", Advice("make", cache=root))
     restore = "Restore manifest.json, or make the cache again; kd never guesses what a cache is."
     try:
         document = read_json(layout.manifest)
-        _require_format(document, layout.manifest)
-        return Manifest.model_validate(unseal(document, layout.manifest))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise CorruptError(f"{layout.manifest}: {where}: {first['msg']}", restore) from error
-    except (BadDataError, CorruptError) as error:
-        raise CorruptError(error.message, error.hint if error.hint == _UPDATE else restore) from error
+    except BadDataError as error:
+        raise CorruptError(error.message, restore) from error
+    _require_format(document, layout.manifest)
+    content = unseal(document, layout.manifest, restore)
+    return from_document(Manifest, content, layout.manifest, CorruptError, restore)
 
 
 def _require_format(document: Any, path: Path) -> None:
     found = document.get("format") if isinstance(document, dict) else None
     if isinstance(found, int) and found > FORMAT:
-        raise CorruptError(f"{path}: the cache is of format {found}, this kd reads format {FORMAT}", _UPDATE)
+        message = f"{path}: the cache is of format {found}, this kd reads format {FORMAT}"
+        raise CorruptError(message, Advice("update"))
 
 
 def write_manifest(layout: Layout, manifest: Manifest) -> None:

@@ -1,20 +1,99 @@
-"""How much memory a job may take, and memory that its processes share."""
+"""Files mapped into memory without an open descriptor, memory that processes share, and how much a job may take.
 
+Python's ``mmap`` keeps a duplicate of the descriptor for as long as a map lives: at ``ulimit -n 256`` a
+reader of ten teachers would map and unmap chunks all the time (992 maps were the most at 1024: measured).
+The kernel needs no descriptor once a file is mapped, so these maps are made by libc and closed at once.
+"""
+
+import ctypes
+import functools
 import mmap
 import os
+import resource
 import tempfile
 import weakref
 from collections.abc import Iterator
 from multiprocessing.reduction import DupFd
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Final, final
 
 import numpy as np
-from jaxtyping import UInt8
-
-from kdcli.cache.mapping import map_bytes
+from jaxtyping import Int64, UInt8
 
 _GROUPS = Path("/sys/fs/cgroup")
+_FAILED: Final = ctypes.c_void_p(-1).value
+_READER: Final = getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)
+_MOST_MAPS: Final = Path("/proc/sys/vm/max_map_count")
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    libc = ctypes.CDLL(None, use_errno=True)
+    address, size, number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+    libc.mmap.argtypes = (address, size, number, number, number, ctypes.c_long)
+    libc.mmap.restype = address
+    libc.munmap.argtypes = (address, size)
+    libc.madvise.argtypes = (address, size, number)
+    return libc
+
+
+def map_bytes(path: Path | int, size: int) -> UInt8[np.ndarray, " size"]:
+    """Map the first ``size`` bytes of a file, read-only; the map ends when nothing refers to it any more.
+
+    Args:
+        path: the file, or a descriptor of it, which stays the caller's.
+        size: at least 1, at most the size of the file.
+
+    Raises:
+        OSError: it cannot be opened or mapped.
+    """
+    descriptor = path if isinstance(path, int) else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        address = _libc().mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
+    finally:
+        if not isinstance(path, int):
+            os.close(descriptor)
+    if address == _FAILED:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(path))
+    buffer = (ctypes.c_ubyte * size).from_address(address)
+    release = weakref.finalize(buffer, _libc().munmap, address, size)
+    release.atexit = False  # a thread may still read while the interpreter ends
+    mapped: UInt8[np.ndarray, " size"] = np.frombuffer(memoryview(buffer), np.uint8)
+    mapped.flags.writeable = False
+    return mapped
+
+
+def max_maps() -> int:
+    """Chunks to keep mapped: an eighth of what the kernel allows a process."""
+    try:
+        return max(16, int(_MOST_MAPS.read_text()) // 8)
+    except (OSError, ValueError):
+        return 8192
+
+
+def prefetch(items: np.ndarray, places: Int64[np.ndarray, " n"]) -> None:
+    """Ask the kernel to read some items of a map, all at once; their first touch then waits for one of
+    many reads in flight, where plain page faults are read one after the other.
+
+    Args:
+        items: 1-D, mapped by :func:`map_bytes`.
+        places: which of them.
+    """
+    starts = items.ctypes.data + places.astype(np.int64) * items.itemsize
+    pages = starts // mmap.PAGESIZE * mmap.PAGESIZE
+    advise = _libc().madvise
+    for page, length in zip(pages.tolist(), (starts + items.itemsize - pages).tolist(), strict=True):
+        advise(page, length, mmap.MADV_WILLNEED)
+
+
+def disk_reads() -> int:
+    """How often this thread has made the kernel read a disk; grows when what it touched was not in memory."""
+    usage = resource.getrusage(_READER)
+    return usage.ru_majflt + usage.ru_inblock
+
+
+# --- what a job may take, and what its processes share ---------------------------------------------
 
 
 def available_memory() -> int:

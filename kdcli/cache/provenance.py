@@ -2,31 +2,35 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from shlex import quote
-from typing import Any, Literal, final
+from typing import Annotated, Any, Literal, TypeVar, final
 
 import numpy as np
 from jaxtyping import UInt8
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from kdcli.console import console
-from kdcli.errors import CorruptError, IdentityError
+from kdcli.documents import from_document
+from kdcli.errors import Advice, BadDataError, CorruptError, IdentityError, NotFoundError, nearest
+from kdcli.files import read_json
 from kdcli.outputs import STATS, Output
-from kdcli.types import Difference, Preprocess, differences
+from kdcli.types import AmpName, Difference, FloatName, Preprocess, differences
 
-REPAIR_HINT = "Repair it: kd cache repair CACHE"
+Record = TypeVar("Record")
+_NAME = r"[A-Za-z0-9_][A-Za-z0-9._-]*"
+Name = Annotated[str, Field(pattern=f"^{_NAME}$")]
+"""Names become paths: none may lead out of the cache."""
 PIXEL_TOLERANCE = 2
 """Largest difference, in steps of 1/255, that another version of a library may make to a pixel."""
 
 
-def repair_hint(source: object) -> str:
-    """The command that repairs the cache that ``source``, a file or the cache itself, is in."""
+def repair_hint(source: object) -> Advice:
+    """To repair the cache that ``source``, a file or the cache itself, is in."""
     folders = [source, *source.parents] if isinstance(source, Path) else []
-    root = next((folder for folder in folders if (folder / "manifest.json").is_file()), None)
-    return REPAIR_HINT if root is None else REPAIR_HINT.replace("CACHE", quote(str(root)))
+    root = next((folder for folder in folders if (folder / "manifest.json").is_file()), "CACHE")
+    return Advice("repair", cache=root)
 
 
 def canonical_sha256(document: Mapping[str, Any]) -> str:
@@ -40,26 +44,41 @@ def seal(document: Mapping[str, Any]) -> dict[str, Any]:
     return {**document, "sha256": canonical_sha256(document)}
 
 
-def unseal(document: Any, source: object) -> dict[str, Any]:
+def unseal(document: Any, source: object, hint: str | Advice = "") -> dict[str, Any]:
     """Undo :func:`seal`.
 
     Args:
         document: parsed JSON.
         source: the file, for messages.
+        hint: what to do about a damage; default: to repair the cache that the file is in.
 
     Raises:
         CorruptError: it is no sealed document, or was changed after it was sealed.
     """
     if not isinstance(document, dict) or "sha256" not in document:
-        raise CorruptError(f"{source} is not a record that kd wrote", repair_hint(source))
+        raise CorruptError(f"{source} is not a record that kd wrote", hint or repair_hint(source))
     content = {key: value for key, value in document.items() if key != "sha256"}
     try:
         now = canonical_sha256(content)
     except ValueError:  # NaN is no JSON, but Python reads it
         now = ""
     if now != document["sha256"]:
-        raise CorruptError(f"{source} was changed after it was written", repair_hint(source))
+        raise CorruptError(f"{source} was changed after it was written", hint or repair_hint(source))
     return content
+
+
+def read_record(kind: type[Record], path: Path) -> Record:
+    """The sealed record in a file.
+
+    Raises:
+        CorruptError: it is none of this kind, or was changed after it was written.
+        StorageError: it cannot be read.
+    """
+    try:
+        document = read_json(path)
+    except BadDataError as error:
+        raise CorruptError(error.message, repair_hint(path)) from error
+    return from_document(kind, unseal(document, path), path, CorruptError, repair_hint(path))
 
 
 @final
@@ -99,9 +118,9 @@ class OutputRecord(BaseModel):
 
     kind: Literal["logits", "topk", "features", "maps", "stats"]
     top_k: int = 0
-    tap: str = ""
+    tap: Annotated[str, Field(pattern=f"^({_NAME})?$")] = ""
     eval_only: bool = False
-    arrays: dict[str, dict[str, Any]]
+    arrays: dict[Annotated[str, Field(pattern=f"^(maps/)?{_NAME}$")], dict[str, Any]]
 
     @property
     def output(self) -> Output:
@@ -135,12 +154,12 @@ class TeacherRecord(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str
+    name: Name
     spec: str
     architecture: str
     weights: str
-    dtype: str
-    amp: str
+    dtype: FloatName
+    amp: AmpName
     declared_preprocess: dict[str, Any]
     num_classes: int
     num_features: int
@@ -235,12 +254,26 @@ class TeacherRecord(BaseModel):
         if found:
             raise IdentityError(
                 f"{where} holds another teacher '{self.name}'",
-                f"Give it another name (--teacher OTHER=SPEC) or use the recorded one: {self.spec}",
+                Advice("another-teacher", spec=self.spec),
                 found,
             )
         if drift:
             console.warn(
                 f"teacher '{self.name}': this installation draws pixels up to {drift}/255 apart from the recorded ones"
+            )
+
+
+def require_known(names: Iterable[str], known: Collection[str], where: object) -> None:
+    """Refuse names of teachers that are not there.
+
+    Raises:
+        NotFoundError: naming the first one and the nearest that is there.
+    """
+    for name in names:
+        if name not in known:
+            raise NotFoundError(
+                f"no teacher '{name}' in {where}.{nearest(name, known)}",
+                f"Cached teachers: {', '.join(known) or 'none yet'}.",
             )
 
 
@@ -268,7 +301,7 @@ def require_same_pixels(recorded: tuple[int, ...], now: tuple[int, ...], where: 
     if drift > PIXEL_TOLERANCE:
         raise IdentityError(
             f"{where}: this installation draws the training views differently",
-            "Install the library versions that kd cache info shows, or make a new cache.",
+            Advice("other-pixels"),
             [Difference("views.pixels", "recorded pixels", f"up to {drift}/255 apart")],
         )
     if drift:

@@ -8,13 +8,12 @@ from typing import Any, final
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from kdcli.cache.commits import Commit, done_mask, read_commits, sizes_agree
-from kdcli.cache.layout import SAMPLES, Layout, Manifest, load_manifest
-from kdcli.cache.mapping import disk_reads, max_maps, prefetch
-from kdcli.cache.provenance import ArraySpec, TeacherRecord
-from kdcli.cache.store import Store
-from kdcli.errors import CacheMissingError, IdentityError
-from kdcli.types import Difference
+from kdcli.cache.commits import Commit, done_mask, read_commits, sizes_agree, strange_ids
+from kdcli.cache.layout import SAMPLES, load_manifest
+from kdcli.cache.memory import disk_reads, max_maps, prefetch
+from kdcli.cache.provenance import ArraySpec
+from kdcli.cache.store import Opened, Store
+from kdcli.errors import Advice, CacheMissingError, IdentityError
 
 
 @final
@@ -53,11 +52,10 @@ class ChunkFile:
 
 
 @final
-class CacheReader:
+class CacheReader(Opened):
     """One open cache. Cheap to pickle: workers map chunks themselves, when they first need them.
 
     Attributes:
-        store: its files.
         keys, labels: of every row.
         staged: folder with checked copies of chunks on a faster disk, see :mod:`kdcli.cache.staging`.
     """
@@ -73,27 +71,12 @@ class CacheReader:
         self._max_maps = max_maps()
         self._commits: dict[str, dict[tuple[int, int], Commit]] = {}
 
-    @property
-    def layout(self) -> Layout:
-        """Paths of the cache."""
-        return self.store.layout
-
-    @property
-    def manifest(self) -> Manifest:
-        """What the cache is."""
-        return self.store.manifest
-
-    @property
-    def teachers(self) -> dict[str, TeacherRecord]:
-        """Recorded teachers by name."""
-        return self.store.teachers
-
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_columns": {}, "_maps": {}}
 
-    def specs(self, part: str) -> dict[str, ArraySpec]:
-        """The arrays of a part."""
-        return self.store.specs(part)
+    def knows(self, part: str) -> bool:
+        """Whether a part is the samples, or of a teacher that the cache has."""
+        return part.partition("/")[0] in (SAMPLES, *self.teachers)
 
     def part_of(self, teacher: str, array: str) -> str:
         """The part that an array belongs to.
@@ -108,7 +91,7 @@ class CacheReader:
         if output is None:
             raise CacheMissingError(
                 f"{self.layout.root}: of teacher '{teacher}' the cache keeps {', '.join(record.keep)}, not {array}",
-                f"Run the kd cache-teachers command that made the cache again with --keep {array}.",
+                Advice("keep-more", array=array),
             )
         return f"{teacher}/{output.name}"
 
@@ -116,20 +99,11 @@ class CacheReader:
         """The records of a part, each checked to be this cache's and this teacher's."""
         if part not in self._commits:
             found = read_commits(self.layout, part)
-            expected = self.store.part_id(part)
             for commit in found.values():
-                wrong = [
-                    Difference(name, old, new)
-                    for name, old, new in (
-                        ("cache_id", commit.cache_id, self.manifest.cache_id),
-                        ("teacher_id", commit.part_id, expected),
-                    )
-                    if old != new
-                ]
-                if wrong:
+                if wrong := strange_ids(self.store, commit):
                     raise IdentityError(
                         f"{self.layout.root}: the record of {commit.unit} belongs elsewhere",
-                        "Make this part again: kd cache-teachers",
+                        Advice("make-part"),
                         wrong,
                     )
             self._commits[part] = {
@@ -138,6 +112,10 @@ class CacheReader:
                 if self.manifest.holds(*place) and sizes_agree(self.store, commit)
             }
         return self._commits[part]
+
+    def go_by(self, part: str, commits: Iterable[Commit]) -> None:
+        """Take these for the records of a part from now on: those on disk, or their files, are damaged."""
+        self._commits[part] = {(commit.block, commit.group): commit for commit in commits}
 
     def present(self, part: str, rows: Int64[np.ndarray, " m"], views: list[int]) -> Bool[np.ndarray, " m"]:
         """Which rows are written for all of ``views``; padding between segments never is."""
@@ -228,7 +206,7 @@ class CacheReader:
             rows = self.manifest.rows_of(block)
             raise CacheMissingError(
                 f"{self.layout.root}: rows {rows.start}-{rows.stop - 1} of '{part}' view {view} are not written",
-                "Run the kd cache-teachers command that made the cache again; it fills what is missing.",
+                Advice("fill-gaps"),
             )
         return self.source(found)
 

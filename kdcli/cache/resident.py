@@ -2,19 +2,17 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, final
+from typing import Final, final
 
 import numpy as np
 from jaxtyping import Int32, Int64
 
+from kdcli.cache.cacheset import CacheSet
 from kdcli.cache.memory import SharedBytes, available_memory
 from kdcli.cache.provenance import ArraySpec
 from kdcli.cache.staging import Needs
 from kdcli.console import console
-from kdcli.errors import DeviceError
-
-if TYPE_CHECKING:
-    from kdcli.cache.cacheset import CacheSet
+from kdcli.errors import Advice, DeviceError
 
 _ALIGNMENT: Final = 64
 _PIECE: Final = 32 * 2**20
@@ -32,7 +30,7 @@ class Table:
     spec: ArraySpec
 
 
-def tables_of(cache: "CacheSet", needs: Needs) -> Iterator[Table]:
+def tables_of(cache: CacheSet, needs: Needs) -> Iterator[Table]:
     """What has to be held so that nothing of ``needs`` is read from the cache any more."""
     seen = set()
     for member in cache.members:
@@ -45,7 +43,7 @@ def tables_of(cache: "CacheSet", needs: Needs) -> Iterator[Table]:
 
 
 def copy_rows(
-    cache: "CacheSet", table: Table, rows: Int64[np.ndarray, " n"]
+    cache: CacheSet, table: Table, rows: Int64[np.ndarray, " n"]
 ) -> Iterator[tuple[int, np.ndarray]]:
     """The rows of a table, piece by piece: where a piece starts, and its values."""
     step = max(1, _PIECE // max(1, table.spec.row_bytes))
@@ -68,8 +66,8 @@ def require_room(needed: int, free: int, what: str) -> None:
     """
     if needed > free:
         raise DeviceError(
-            f"--resident: {needed / 1e9:.2f} GB do not fit into the {free / 1e9:.2f} GB of {what} that are free",
-            "Leave --resident out, or use --prewarm: rows are then read from the cache as they are needed.",
+            f"resident: {needed / 1e9:.2f} GB do not fit into the {free / 1e9:.2f} GB of {what} that are free",
+            Advice("not-resident"),
         )
 
 
@@ -85,7 +83,7 @@ class ResidentRows:
         DeviceError: they do not fit into the memory that is available.
     """
 
-    def __init__(self, cache: "CacheSet", needs: Needs) -> None:
+    def __init__(self, cache: CacheSet, needs: Needs) -> None:
         rows, count = np.unique(needs.rows), int(cache.offsets[-1])
         tables = list(tables_of(cache, needs))
         self._rows, self._count = len(rows), count
@@ -123,6 +121,15 @@ class ResidentRows:
         items = stored.view(np.dtype((np.void, spec.row_bytes)))
         values: np.ndarray = items.take(slots).view(spec.dtype).reshape(len(rows), *spec.row_shape)
         return values
+
+
+def hold(cache: CacheSet, needs: Needs) -> None:
+    """Hold what will be read in memory that workers share.
+
+    Raises:
+        DeviceError: it does not fit.
+    """
+    cache.held = ResidentRows(cache, needs).gather
 
 
 def _aligned(size: int) -> int:

@@ -3,7 +3,7 @@
 DIR/<cache_id>/
   lock                          held by the one job of the node that copies
   tmp/                          copies that are not checked yet
-  teachers/t/logits/c.3.0.CRC   a copy of c.3.0, named by what its record says of its bytes
+  teachers/t/logits/c.3.0.CRC   a copy of c.3.0, named by the recorded checksum
 
 A copy is there whole and checked, or not at all. A chunk that the cache adds or replaces later has no copy
 of its name, so the next job brings it; what a job needs and has no copy of is read from the cache itself.
@@ -18,22 +18,20 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar, final
+from typing import TypeVar, final
 
 import numpy as np
 from jaxtyping import Int64
 
 from kdcli.cache.arrays import sample_arrays
+from kdcli.cache.cacheset import CacheSet
 from kdcli.cache.layout import SAMPLES
 from kdcli.cache.memory import available_memory
 from kdcli.cache.provenance import repair_hint
 from kdcli.cache.reader import CacheReader, ChunkFile
 from kdcli.console import console
-from kdcli.errors import CorruptError, NoSpaceError
+from kdcli.errors import Advice, CorruptError, NoSpaceError
 from kdcli.files import available_gb, storage_errors
-
-if TYPE_CHECKING:
-    from kdcli.cache.cacheset import CacheSet
 
 _STREAMS = 4
 """Files read at once: a network disk gives one stream only a part of what it has."""
@@ -66,7 +64,7 @@ class Needs:
             if teacher in member.teachers:
                 yield from ((teacher, name) for name in names)
 
-    def chunks(self, cache: "CacheSet") -> Iterator[tuple[CacheReader, ChunkFile]]:
+    def chunks(self, cache: CacheSet) -> Iterator[tuple[CacheReader, ChunkFile]]:
         """Every written chunk that holds some of it."""
         for number, member in enumerate(cache.members):
             first, stop = cache.offsets[number : number + 2]
@@ -79,7 +77,7 @@ class Needs:
 # --- into the page cache ------------------------------------------------------------------------
 
 
-def prewarm(cache: "CacheSet", needs: Needs) -> int:
+def prewarm(cache: CacheSet, needs: Needs) -> int:
     """Read every chunk file of ``needs`` once, from its start to its end, and say how fast that went.
 
     Returns:
@@ -90,7 +88,7 @@ def prewarm(cache: "CacheSet", needs: Needs) -> int:
         total = sum(path.stat().st_size for path in paths)
         if total > available_memory():
             console.warn(
-                f"--prewarm: {total / 1e9:.2f} GB do not fit into the {available_memory() / 1e9:.2f} GB of memory "
+                f"prewarm: {total / 1e9:.2f} GB do not fit into the {available_memory() / 1e9:.2f} GB of memory "
                 "that are available; the kernel will drop a part again"
             )
         started = time.perf_counter()
@@ -125,16 +123,16 @@ def _read_through(path: Path) -> int:
 # --- onto a disk of this node -------------------------------------------------------------------
 
 
-def stage(cache: "CacheSet", needs: Needs, folder: Path, recheck: bool = False) -> int:
+def stage(cache: CacheSet, needs: Needs, folder: Path) -> int:
     """Copy the chunks of ``needs`` that have no copy in ``folder`` yet, and read from the copies from now on.
 
-    Every copy is compared with its record before it gets its name, so a cache need not be verified besides.
+    Every copy is compared with its record before it gets its name (copies that are there already, too, where
+    the cache is always verified), so nothing is verified besides.
 
     Args:
         cache: whose members then read the copies.
         needs: what will be read; what is not written yet is left out.
         folder: on a disk of this node; it may serve many caches and many jobs at once.
-        recheck: compare the copies that are there already with their records, too.
 
     Returns:
         Bytes copied.
@@ -144,7 +142,7 @@ def stage(cache: "CacheSet", needs: Needs, folder: Path, recheck: bool = False) 
         NoSpaceError: the copies do not fit.
         StorageError: the folder cannot be written.
     """
-    copied, started = 0, time.perf_counter()
+    copied, started, recheck = 0, time.perf_counter(), cache.verify == "always"
     wanted: dict[CacheReader, list[ChunkFile]] = {member: [] for member in cache.members}
     for member, chunk in needs.chunks(cache):
         wanted[member].append(chunk)
@@ -156,6 +154,7 @@ def stage(cache: "CacheSet", needs: Needs, folder: Path, recheck: bool = False) 
                 with _only_job(place):
                     copied += _fill(member, place, chunks, recheck)
         member.staged = place
+    cache.verify = "never"
     seconds = max(time.perf_counter() - started, 1e-9)
     console.note(
         f"staged in {folder}: {copied / 1e9:.3f} GB copied in {seconds:.1f} s ({copied / 1e9 / seconds:.2f} GB/s)"
@@ -211,7 +210,7 @@ def _fill(member: CacheReader, place: Path, chunks: list[ChunkFile], recheck: bo
     if total > free:
         raise NoSpaceError(
             f"{total / 1e9:.2f} GB of {member.layout.root} are to be staged, and {place} has {free / 1e9:.2f} GB free",
-            "Give --stage a larger disk, or leave it out.",
+            Advice("small-stage"),
         )
     with console.progress(len(missing), "chunks", "stage") as bar:
         for _ in _several(lambda chunk: _copy(member, place, chunk), missing):

@@ -1,22 +1,22 @@
 """The files of one cache, whatever its backend: records of teachers, arrays, chunks."""
 
+from abc import ABC
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import final
 
 import numpy as np
 from jaxtyping import Int64
-from pydantic import ValidationError
 
-from kdcli.cache.arrays import WHOLE_ARRAYS, array_folder, sample_arrays
+from kdcli.cache.arrays import WHOLE_ARRAYS, ArrayExtent, array_folder, sample_arrays
 from kdcli.cache.backends.base import Backend, Inspection
 from kdcli.cache.backends.hdf5 import HDF5Backend
 from kdcli.cache.backends.zarr import ZarrBackend
-from kdcli.cache.keytable import KeyTable
+from kdcli.cache.keytable import KeyTable, block_digest
 from kdcli.cache.layout import SAMPLES, BackendName, Layout, Manifest
-from kdcli.cache.provenance import ArraySpec, OutputRecord, TeacherRecord, repair_hint, seal, unseal
-from kdcli.errors import CorruptError, IdentityError, KdError
-from kdcli.files import atomic_write_bytes, create_json, make_folder, read_json, storage_errors
+from kdcli.cache.provenance import ArraySpec, OutputRecord, TeacherRecord, read_record, repair_hint, seal
+from kdcli.errors import CorruptError, IdentityError
+from kdcli.files import atomic_write_bytes, create_json, make_folder, storage_errors
 from kdcli.outputs import STATS
 from kdcli.types import Difference
 
@@ -112,12 +112,7 @@ class Store:
 
     def write(self, path: Path, values: np.ndarray) -> list[int]:
         """Write a chunk; [size, crc32c] for the record."""
-        return list(self.backend.write(path, values, self.layout.tmp))
-
-    def foresee(self, values: np.ndarray) -> list[int]:
-        """What :meth:`write` would return, without writing."""
-        pieces, crc = self.backend.encode(np.ascontiguousarray(values))
-        return [sum(map(len, pieces)), crc]
+        return self.backend.write(path, values, self.layout.tmp)
 
     def inspect(self, path: Path) -> Inspection:
         """Read a chunk and say what it is."""
@@ -163,8 +158,6 @@ class Store:
 
     def load_labels(self) -> Int64[np.ndarray, " n"]:
         """The labels of all rows, -1 = unlabelled, checked against the manifest."""
-        from kdcli.cache.commits import block_digest
-
         rows, recorded = self.manifest.rows, self.manifest.data.labels
         if recorded is None:
             return np.full(rows, -1, np.int64)
@@ -207,6 +200,35 @@ class Store:
                     atomic_write_bytes(target, content, self.layout.tmp)
 
 
+class Opened(ABC):
+    """What a reader and a writer of one cache share.
+
+    Attributes:
+        store: its files.
+    """
+
+    store: Store
+
+    @property
+    def layout(self) -> Layout:
+        """Paths of the cache."""
+        return self.store.layout
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the cache is."""
+        return self.store.manifest
+
+    @property
+    def teachers(self) -> dict[str, TeacherRecord]:
+        """Recorded teachers by name."""
+        return self.store.teachers
+
+    def specs(self, part: str) -> dict[str, ArraySpec]:
+        """The arrays of a part."""
+        return self.store.specs(part)
+
+
 def load_teachers(layout: Layout) -> dict[str, TeacherRecord]:
     """The teachers of a cache, by name, each with the kinds that are kept of it.
 
@@ -220,7 +242,7 @@ def load_teachers(layout: Layout) -> dict[str, TeacherRecord]:
         if not path.is_file():
             continue  # being made, or being removed
         record = read_teacher(path)
-        outputs = in_order(read_output(file) for file in folder.glob("*.json") if file != path)
+        outputs = in_order(read_record(OutputRecord, file) for file in folder.glob("*.json") if file != path)
         found[record.name] = record.model_copy(update={"outputs": outputs})
     return found
 
@@ -232,20 +254,11 @@ def read_teacher(path: Path) -> TeacherRecord:
         CorruptError: it was changed after it was written.
         IdentityError: its folder was renamed.
     """
-    record = TeacherRecord.model_validate(_sealed(path, TeacherRecord))
+    record = read_record(TeacherRecord, path)
     if record.name != path.parent.name:
         difference = Difference("name", record.name, path.parent.name)
         raise IdentityError(f"{path.parent} was renamed", f"Rename it back to '{record.name}'.", [difference])
     return record
-
-
-def read_output(path: Path) -> OutputRecord:
-    """The record of one kind of output.
-
-    Raises:
-        CorruptError: it was changed after it was written.
-    """
-    return OutputRecord.model_validate(_sealed(path, OutputRecord))
 
 
 def in_order(outputs: Iterable[OutputRecord]) -> dict[str, OutputRecord]:
@@ -254,11 +267,7 @@ def in_order(outputs: Iterable[OutputRecord]) -> dict[str, OutputRecord]:
     return {output.name: output for output in ordered}
 
 
-def _sealed(path: Path, kind: type[TeacherRecord] | type[OutputRecord]) -> dict[str, object]:
-    try:
-        document = unseal(read_json(path), path)
-        kind.model_validate(document)
-    except (KdError, ValidationError) as error:
-        reason = error.message if isinstance(error, KdError) else "no valid record"
-        raise CorruptError(f"{path}: {reason}", repair_hint(path)) from error
-    return document
+def stored_bytes(manifest: Manifest, extents: Iterable[ArrayExtent]) -> dict[str, int]:
+    """Bytes on disk of arrays when they are complete, the padding of the last block included, by name."""
+    backend = BACKENDS[manifest.backend]
+    return {e.name: e.chunks * backend.file_size(e.rows, e.spec) for e in extents}

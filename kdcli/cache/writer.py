@@ -4,6 +4,7 @@ import shutil
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
 
@@ -14,7 +15,6 @@ from kdcli.cache.arrays import WHOLE_ARRAYS
 from kdcli.cache.claims import Claims
 from kdcli.cache.commits import (
     Commit,
-    block_digest,
     chunk_files,
     compact,
     drop_record,
@@ -23,18 +23,18 @@ from kdcli.cache.commits import (
     read_commit,
     read_commits,
     sizes_agree,
+    strange_ids,
     write_commit,
 )
 from kdcli.cache.garbage import sweep
-from kdcli.cache.keytable import KeyTable
+from kdcli.cache.keytable import KeyTable, block_digest
 from kdcli.cache.layout import SAMPLES, Layout, Manifest, Unit, load_manifest, write_manifest
 from kdcli.cache.mending import Mending
-from kdcli.cache.provenance import ArraySpec, TeacherRecord
-from kdcli.cache.store import Store
+from kdcli.cache.provenance import TeacherRecord
+from kdcli.cache.store import Opened, Store
 from kdcli.console import console
-from kdcli.errors import IdentityError, OutputExistsError, StorageError
+from kdcli.errors import Advice, IdentityError, OutputExistsError, StorageError
 from kdcli.files import fsync_folder, make_folder, scratch_name, storage_errors
-from kdcli.types import Difference
 
 
 def create_cache(
@@ -57,14 +57,12 @@ def create_cache(
     """
     with storage_errors(root):
         if root.is_file():
-            raise StorageError(f"{root} is a file, not a cache folder", "Give --cache another path.")
+            raise StorageError(f"{root} is a file, not a cache folder", Advice("file-in-place"))
         make_folder(root.parent)
         if root.is_dir() and any(root.iterdir()):
             if Layout(root).manifest.is_file():
                 return load_manifest(root)
-            raise OutputExistsError(
-                f"{root} holds other files and is not a kd cache", "Give --cache a new or empty folder."
-            )
+            raise OutputExistsError(f"{root} holds other files and is not a kd cache", Advice("place-taken"))
         skeleton = Layout(root.with_name(f".{root.name}.{scratch_name()}.tmp"))
         try:
             build_skeleton(skeleton, manifest, keys, labels)
@@ -105,7 +103,7 @@ def write_whole_arrays(store: Store, keys: KeyTable, labels: Int64[np.ndarray, "
 
 
 @final
-class CacheWriter:
+class CacheWriter(Opened):
     """One process's hand on one cache: claims units, publishes them, knows what is missing.
 
     Use as a context manager; leaving it releases every claim.
@@ -120,21 +118,6 @@ class CacheWriter:
         self.store, self._mending = Store(root, manifest), mending
         self.keys = self.store.load_keys()
         self.claims = Claims(self.store.layout)
-
-    @property
-    def layout(self) -> Layout:
-        """Paths of the cache."""
-        return self.store.layout
-
-    @property
-    def manifest(self) -> Manifest:
-        """What the cache is."""
-        return self.store.manifest
-
-    @property
-    def teachers(self) -> dict[str, TeacherRecord]:
-        """Recorded teachers by name."""
-        return self.store.teachers
 
     def __enter__(self) -> "CacheWriter":
         with storage_errors(self.layout.root):
@@ -167,10 +150,6 @@ class CacheWriter:
         recorded.require_same(record, where)  # another process may have been faster
         describe(self.layout.root)
         return recorded
-
-    def specs(self, part: str) -> dict[str, ArraySpec]:
-        """The arrays of a part."""
-        return self.store.specs(part)
 
     def missing(self, part: str, withdraw: bool = True) -> list[Unit]:
         """Units of ``part`` that are not done, decided from the disk without touching an image.
@@ -225,22 +204,16 @@ class CacheWriter:
                 for name in ("content_size", "content_crc")
             ]
             return commit.content, found[0], found[1]
-        return None if self._mending is None else self._mending.content(block)
+        if self._mending is None or block not in self._mending.contents:
+            return None
+        return self._mending.contents[block], None, None
 
     def _require_own(self, commit: Commit) -> None:
-        found = [
-            Difference(f"commit.{name}", old, new)
-            for name, old, new in (
-                ("cache_id", commit.cache_id, self.manifest.cache_id),
-                ("teacher_id", commit.part_id, self.store.part_id(commit.part)),
-                ("keys", commit.keys, self.key_digest(commit.block)),
-            )
-            if old != new
-        ]
+        found = strange_ids(self.store, commit, self.key_digest(commit.block))
         if found:
             raise IdentityError(
                 f"{self.layout.commit(commit.unit)} belongs to another cache",
-                f"Take it out: kd cache repair {self.layout.root}",
+                Advice("foreign-record", cache=self.layout.root),
                 found,
             )
 
@@ -278,12 +251,6 @@ class CacheWriter:
         """
         if not self.claims.owns(unit) and (self.claims.is_live(unit) or self.is_done(unit)):
             return False  # this process was taken for dead: what it has is not written over the other's
-        if self._mending is not None and not self._may_replace(self._mending, unit, arrays, content, absent):
-            return False
-        records = {name: self._write_array(unit, name, values) for name, values in arrays.items()}
-        self._sync_folders(unit, list(arrays))
-        if self._mending is not None and self._mending.keeps(unit):
-            return True
         commit = Commit(
             cache_id=self.manifest.cache_id,
             part=unit.part,
@@ -292,35 +259,39 @@ class CacheWriter:
             group=unit.group,
             keys=self.key_digest(unit.block),
             content=content,
-            arrays=records,
-            absent=[[row, reason] for row, reason in absent],
+            arrays={},
+            absent=list(absent),
             seconds=round(seconds, 3),
             made={"host": socket.gethostname(), **made},
         )
+        if self._mending is not None and not self._may_replace(self._mending, commit, arrays):
+            return False
+        records = {
+            name: [self.store.write(path, chunk) for path, chunk in self._chunks(unit, name, values)]
+            for name, values in arrays.items()
+        }
+        for folder in {self.store.folder(unit.part, name) for name in arrays}:
+            with storage_errors(folder):
+                fsync_folder(folder)
+        if self._mending is not None and self._mending.kept(unit):
+            return True
+        commit = replace(commit, arrays=records)
         if write_commit(self.layout, commit):
             return True
         self._settle_conflict(commit)
         return False
 
-    def _may_replace(
-        self,
-        mending: Mending,
-        unit: Unit,
-        arrays: Mapping[str, np.ndarray],
-        content: str,
-        absent: Sequence[tuple[int, str]],
-    ) -> bool:
+    def _may_replace(self, mending: Mending, new: Commit, arrays: Mapping[str, np.ndarray]) -> bool:
         """Whether a repair may write a unit; a record that does not fit what is accepted goes first."""
-        found = {
-            name: [self.store.foresee(chunk) for _, chunk in self._chunks(unit, name, values)]
+        foreseen = {
+            name: [self.store.backend.foresee(chunk) for _, chunk in self._chunks(new.unit, name, values)]
             for name, values in arrays.items()
         }
-        if mending.compare(unit, found, content, absent):
-            return True
-        old = mending.recorded(unit)
-        if mending.accept and old is not None:
+        if not mending.admits(replace(new, arrays=foreseen)):
+            return False
+        if new.unit in mending.changed and (old := mending.expected[new.unit]) is not None:
             self.withdraw(old)
-        return mending.accept
+        return True
 
     def _chunks(self, unit: Unit, name: str, values: np.ndarray) -> Iterator[tuple[Path, np.ndarray]]:
         """Files and contents of an array's chunks, in view order."""
@@ -329,14 +300,6 @@ class CacheWriter:
             chunk = np.full((self.manifest.block_rows, *spec.row_shape), spec.fill, spec.dtype)
             chunk[: len(values)] = values[:, place] if spec.per_view else values
             yield path, chunk
-
-    def _write_array(self, unit: Unit, name: str, values: np.ndarray) -> list[list[int]]:
-        return [self.store.write(path, chunk) for path, chunk in self._chunks(unit, name, values)]
-
-    def _sync_folders(self, unit: Unit, names: list[str]) -> None:
-        for folder in {self.store.folder(unit.part, name) for name in names}:
-            with storage_errors(folder):
-                fsync_folder(folder)
 
     def _settle_conflict(self, mine: Commit) -> None:
         """Somebody committed the same unit: make sure that the bytes on disk are the recorded ones.

@@ -73,7 +73,7 @@ def _print_plan(found: "CachePlan") -> None:
         ["tasks to do", found.tasks],
         ["size when complete", size(found.bytes)],
         ["still to be written", size(found.bytes_missing)],
-        ["free there", size(found.free)],
+        ["free there", size(found.bytes_free)],
     ]
     if (speed := found.measured) is not None:
         forward: list[list[object]] = [

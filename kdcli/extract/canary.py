@@ -1,6 +1,6 @@
 """``kd cache verify --live``: some rows of each teacher computed anew, from the images.
 
-Checksums say that the bytes are the ones that were written; this says that a teacher still says them. The
+Checksums prove that the bytes are the ones that were written; this proves that the teacher still gives them. The
 rows run in other batches than when they were cached, which changes last bits, so what is compared are
 values: |now - cached| may be :data:`TOLERANCE` of the largest absolute value of the row (of statistics: of
 at least 1), more under mixed precision and TF32. View parameters and image bytes must be equal.
@@ -15,9 +15,10 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from kdcli.cache.layout import SAMPLES
-from kdcli.cache.provenance import TeacherRecord
+from kdcli.cache.provenance import TeacherRecord, require_known
 from kdcli.cache.reader import CacheReader
 from kdcli.console import console
+from kdcli.documents import to_document
 from kdcli.errors import BadDataError, IdentityError
 from kdcli.extract.rerun import Sources, as_it_ran, open_images, open_views, open_workers
 from kdcli.outputs import STATS
@@ -62,14 +63,10 @@ class Comparison:
     def document(self) -> dict[str, Any]:
         """As JSON; a difference that is not finite is null."""
         return {
-            "teacher": self.teacher,
-            "kind": self.kind,
-            "view": self.view,
-            "rows": self.rows,
+            **to_document(self, "teacher", "kind", "view", "rows"),
             "max_difference": _finite(self.difference),
             "max_relative": _finite(self.relative),
-            "tolerance": self.tolerance,
-            "ok": self.ok,
+            **to_document(self, "tolerance", "ok"),
         }
 
 
@@ -93,7 +90,7 @@ def run_canary(
         IdentityError: an image, its views or a teacher is not the recorded one.
     """
     held = CacheReader(root)
-    sources.require_known(held.teachers, root)
+    require_known(sources.teachers, held.teachers, root)
     names = [name for name in held.teachers if not names or name in names]
     images, views = open_images(held, sources), open_views(held)
     chosen = _spread(held, rows)
@@ -113,7 +110,7 @@ def run_canary(
 
 
 def require_close(root: Path, found: Collection[Comparison]) -> None:
-    """Refuse a cache whose teachers do not say what is cached.
+    """Refuse a cache whose teachers give other outputs now.
 
     Raises:
         IdentityError: naming the worst difference.
@@ -122,9 +119,9 @@ def require_close(root: Path, found: Collection[Comparison]) -> None:
     if bad:
         worst = max(bad, key=lambda c: np.nan_to_num(c.relative, nan=np.inf))
         raise IdentityError(
-            f"{root}: teacher '{worst.teacher}' does not say what is cached: {worst.kind} of view {worst.view} is up "
-            f"to {worst.relative:.2g} of the row apart, {worst.tolerance:g} are allowed",
-            "Library versions or the device changed what it says (kd cache info shows how it ran), or the cache "
+            f"{root}: teacher '{worst.teacher}' does not give its cached outputs: {worst.kind} of view {worst.view} "
+            f"is up to {worst.relative:.2g} of the row apart, {worst.tolerance:g} are allowed",
+            "Library versions or the device changed its outputs (kd cache info shows how it ran), or the cache "
             "was made wrongly: make it anew.",
             [Difference(f"{worst.kind}.max_difference", 0.0, worst.difference)],
         )

@@ -1,21 +1,20 @@
-"""What a run of cache-teachers would cost, to the byte; measuring.py adds the hours."""
+"""What a run of cache-teachers would cost, to the byte; speeds.py adds the hours."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
-from kdcli.cache.arrays import WHOLE_ARRAYS, sample_arrays
+from kdcli.cache.arrays import WHOLE_ARRAYS, array_extents
 from kdcli.cache.layout import SAMPLES, Manifest, Unit
-from kdcli.cache.store import BACKENDS, Store
+from kdcli.cache.store import Store, stored_bytes
 from kdcli.cache.writer import CacheWriter
 from kdcli.console import size
+from kdcli.documents import to_document
 from kdcli.errors import NoSpaceError
 from kdcli.extract.config import CacheConfig
 from kdcli.extract.prepare import Prepared, prepare
-from kdcli.extract.result import payload_bytes
 from kdcli.files import available_gb
-from kdcli.runtime import worker_count
 
 if TYPE_CHECKING:
     from kdcli.cache.provenance import TeacherRecord
@@ -36,7 +35,7 @@ class CachePlan:
             kept of the images themselves.
         bytes: all of these together.
         bytes_missing: of those, what is not written yet.
-        free: bytes free where the cache lies or would lie.
+        bytes_free: bytes free where the cache lies or would lie.
         tasks_missing: of those tasks, the ones that each teacher has a part in.
         measured: speeds, if they were asked for.
     """
@@ -49,30 +48,21 @@ class CachePlan:
     arrays: dict[str, dict[str, int]]
     bytes: int
     bytes_missing: int
-    free: int
+    bytes_free: int
     tasks_missing: dict[str, int]
     measured: "Measured | None" = None
 
     @property
     def fits(self) -> bool:
         """Whether what is missing fits into the free space."""
-        return self.bytes_missing <= self.free
+        return self.bytes_missing <= self.bytes_free
 
     def document(self) -> dict[str, Any]:
         """The JSON document of ``--json``."""
-        return {
-            "rows": self.rows,
-            "views": self.views,
-            "block_rows": self.block_rows,
-            "tasks": self.tasks,
-            "images": self.images,
-            "arrays": self.arrays,
-            "bytes": self.bytes,
-            "bytes_missing": self.bytes_missing,
-            "bytes_free": self.free,
-            "fits": self.fits,
-            "measured": None if self.measured is None else self.measured.document(),
-        }
+        return to_document(
+            self, "rows", "views", "block_rows", "tasks", "images", "arrays", "bytes", "bytes_missing", "bytes_free",
+            "fits", "measured",
+        )  # fmt: skip
 
     def require_space(self, root: Path) -> None:
         """Refuse to begin what cannot be finished.
@@ -82,41 +72,21 @@ class CachePlan:
         """
         if not self.fits:
             raise NoSpaceError(
-                f"{root} needs {size(self.bytes_missing)} more, and {size(self.free)} are free there",
+                f"{root} needs {size(self.bytes_missing)} more, and {size(self.bytes_free)} are free there",
                 "Free some space, choose another --cache, or keep less (--keep topk:32, --dtype float16).",
             )
 
 
-def sample_bytes(manifest: Manifest, key_bytes: int) -> dict[str, int]:
-    """Bytes on disk of what is kept of the images: keys, labels, content, view parameters."""
-    backend = BACKENDS[manifest.backend]
-    lengths = {"key_bytes": key_bytes, "key_offsets": manifest.rows + 1}
-    if manifest.data.labels is not None:
-        lengths["labels/class"] = manifest.rows
-    sizes = {name: backend.file_size(length, WHOLE_ARRAYS[name]) for name, length in lengths.items()}
-    for name, spec in sample_arrays(manifest).items():
-        chunks = manifest.blocks * (manifest.views if spec.per_view else 1)
-        sizes[name] = chunks * backend.file_size(manifest.block_rows, spec)
-    return sizes
-
-
-def count_bytes(
-    manifest: Manifest, key_bytes: int, records: Mapping[str, "TeacherRecord"]
-) -> dict[str, dict[str, int]]:
-    """Bytes on disk of every array when complete, exactly; see :attr:`CachePlan.arrays`."""
-    return {
-        SAMPLES: sample_bytes(manifest, key_bytes),
-        **{name: payload_bytes(manifest, record) for name, record in records.items()},
-    }
-
-
-def plan_of(prepared: "Prepared") -> CachePlan:
+def plan_of(prepared: Prepared) -> CachePlan:
     """What a prepared run would do, from the commit records alone."""
     manifest, records = prepared.manifest, prepared.records
-    missing, store = _missing(prepared)
-    arrays = count_bytes(manifest, len(prepared.data.keys.blob), records)
-    left = sum(_unit_bytes(manifest, records, unit) for unit in missing)
-    if store is None:  # keys, labels: written as the cache is made
+    store = Store(prepared.root, manifest, records)  # with what is asked for, whatever is there
+    missing = _missing(prepared, store)
+    arrays: dict[str, dict[str, int]] = {SAMPLES: {}, **{name: {} for name in records}}
+    for extent in array_extents(manifest, prepared.data.keys, records):
+        arrays[extent.part.partition("/")[0]] |= stored_bytes(manifest, [extent])
+    left = sum(_unit_bytes(store, unit) for unit in missing)
+    if not prepared.exists:  # keys, labels: written as the cache is made
         left += sum(size for name, size in arrays[SAMPLES].items() if name in WHOLE_ARRAYS)
     tasks = {(unit.block, unit.group) for unit in missing}
     return CachePlan(
@@ -128,39 +98,30 @@ def plan_of(prepared: "Prepared") -> CachePlan:
         arrays=arrays,
         bytes=sum(sum(sizes.values()) for sizes in arrays.values()),
         bytes_missing=left,
-        free=free_bytes(prepared.root),
+        bytes_free=free_bytes(prepared.root),
         tasks_missing={name: len(places_of(missing, name)) for name in records},
     )
 
 
-def _missing(prepared: "Prepared") -> tuple[list[Unit], Store | None]:
-    """Every unit that is not done; the store of a cache that is there."""
-    manifest = prepared.manifest
-    groups = {SAMPLES: manifest.groups}
-    for name, record in prepared.records.items():
-        for kind, output in record.outputs.items():
-            groups[f"{name}/{kind}"] = manifest.groups_of(output.views(manifest.views))
-    writer = CacheWriter(prepared.root, manifest) if prepared.exists else None
+def _missing(prepared: Prepared, store: Store) -> list[Unit]:
+    """Every unit that is not done."""
+    writer = CacheWriter(prepared.root, prepared.manifest) if prepared.exists else None
     units: list[Unit] = []
-    for part, count in groups.items():
+    for part in store.parts():
         if writer is not None and part in writer.store.parts():
             units += writer.missing(part, withdraw=False)
         else:
-            units += [Unit(part, block, group) for block in range(manifest.blocks) for group in range(count)]
-    return units, None if writer is None else writer.store
+            units += [Unit(part, *place) for place in store.units_of(part)]
+    return units
 
 
-def _unit_bytes(manifest: Manifest, records: Mapping[str, "TeacherRecord"], unit: Unit) -> int:
+def _unit_bytes(store: Store, unit: Unit) -> int:
     """Bytes of a unit's chunk files."""
-    backend, rows = BACKENDS[manifest.backend], manifest.block_rows
-    if unit.part == SAMPLES:
-        specs, kept = sample_arrays(manifest), manifest.views
-    else:
-        output = records[unit.teacher].outputs[unit.kind]
-        specs, kept = output.array_specs(), output.views(manifest.views)
-    views = len(manifest.views_of(unit.group, kept))
-    counts = {name: views if spec.per_view else int(unit.group == 0) for name, spec in specs.items()}
-    return sum(counts[name] * backend.file_size(rows, spec) for name, spec in specs.items())
+    manifest = store.manifest
+    views = len(manifest.views_of(unit.group, store.views(unit.part)))
+    specs = store.arrays_in(unit.part, unit.group).values()
+    sizes = ((spec, store.backend.file_size(manifest.block_rows, spec)) for spec in specs)
+    return sum(size * (views if spec.per_view else 1) for spec, size in sizes)
 
 
 def task_count(manifest: Manifest, record: "TeacherRecord") -> int:
@@ -192,19 +153,7 @@ def plan_cache(config: CacheConfig, measured: bool = False) -> CachePlan:
     from kdcli.extract.speeds import measure
 
     workers = open_workers(prepared, prepared.records, prepared.records)
-    place = prepared.root.absolute()
-    while not place.is_dir():
-        place = place.parent
-    found = measure(
-        prepared.data,
-        prepared.views,
-        prepared.manifest,
-        workers,
-        processes=worker_count(config.workers),
-        place=place,
-        images=plan.images,
-        bytes_missing=plan.bytes_missing,
-    )
+    found = measure(prepared, workers, plan.images, plan.bytes_missing)
     return replace(plan, measured=found)
 
 

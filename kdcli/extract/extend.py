@@ -168,7 +168,7 @@ def _result(held: CacheReader, manifest: Manifest, dry_run: bool) -> ExtendResul
     root = held.layout.root
     fill = None
     if manifest != old and not dry_run:
-        fill = CacheSet.open([root]).fill_command((), only_location(manifest), root)
+        fill = str(CacheSet.open([root]).filling((), only_location(manifest), root))
     return ExtendResult(
         cache_id=old.cache_id,
         images=(old.samples, manifest.samples),

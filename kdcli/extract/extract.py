@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def cache_teachers(config: CacheConfig) -> CacheResult:
-    """Run teachers over a data set and keep what they say.
+    """Run teachers over a data set and keep their outputs.
 
     What is done already is not done again; several identical jobs share the work. Returns when the
     cache (or the asked-for shard of it) is complete.
@@ -92,7 +92,7 @@ class _Run:
 
     def complete(self, stop: Any) -> CacheResult:
         """Work and wait until nothing is missing, then say what was done."""
-        from kdcli.extract.pipeline import TaskRunner, open_workers
+        from kdcli.extract.pipeline import Resources, TaskRunner, open_workers
 
         missing = self._missing()
         runner = None
@@ -103,11 +103,13 @@ class _Run:
                 self._data,
                 self._prepared.views,
                 open_workers(self._prepared, self._records, {unit.teacher for unit in missing}),
+                Resources(
+                    worker_count(self._config.workers),
+                    stop,
+                    self._config.grace,
+                    pinned=pick_device(self._config.device).startswith("cuda"),
+                ),
                 drop_bad=self._config.bad_images == "drop",
-                processes=worker_count(self._config.workers),
-                stop=stop,
-                grace=self._config.grace,
-                pinned=pick_device(self._config.device).startswith("cuda"),
             )
         while missing and runner is not None:
             if all(self._writer.claims.is_live(unit) for unit in missing):

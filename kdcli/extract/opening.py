@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Int64
 
-from kdcli.cache.commits import block_digest
-from kdcli.cache.keytable import KeyTable
+from kdcli.cache.keytable import KeyTable, block_digest
 from kdcli.cache.layout import Manifest
 from kdcli.cache.matching import require_unchanged
 from kdcli.cache.reader import CacheReader

@@ -1,4 +1,4 @@
-"""From what a teacher says to what the cache keeps of it."""
+"""From a teacher's raw outputs to the rows that the cache keeps."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass

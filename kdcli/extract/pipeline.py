@@ -21,7 +21,7 @@ from kdcli.cache.writer import CacheWriter, content_digest
 from kdcli.console import Bar, console
 from kdcli.data.views import Render, ViewSet
 from kdcli.errors import IdentityError
-from kdcli.extract.decoding import Decoded, Decoder, Task, TaskQueue
+from kdcli.extract.decoding import Decoded, Decoder, Task, TaskQueue, as_it_is
 from kdcli.extract.outputs import OutputPlan, compression_error
 from kdcli.models.teacher import TeacherRunner
 from kdcli.runtime import StopFlag, pick_device, versions, worker_setup
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from kdcli.cache.provenance import TeacherRecord
     from kdcli.data.joined import Images
     from kdcli.extract.prepare import Prepared
+    from kdcli.extract.teachers import Teacher
 
 WRITERS = 1
 """Finished tasks that may be being written, each by its thread, while the next one is computed; one more makes
@@ -47,6 +48,18 @@ class Worker:
     render: Render
     batch_size: int
     made: dict[str, Any]
+
+    @classmethod
+    def of(cls, teacher: "Teacher", batch_size: int, device: str) -> "Worker":
+        """An opened teacher on a device."""
+        preprocess, amp = teacher.model.preprocess, teacher.record.amp
+        return cls(
+            TeacherRunner(teacher.model, device, amp, teacher.plan.outputs),
+            teacher.plan,
+            (preprocess.size, preprocess.interpolation),
+            batch_size,
+            {"batch_size": batch_size, "device": device, "amp": amp},
+        )
 
 
 def open_workers(
@@ -73,20 +86,40 @@ def open_workers(
                 f"teacher '{name}' was begun on {compute['device']} and goes on on {device}: rows may differ in "
                 "their last bits"
             )
-        preprocess = teacher.model.preprocess
-        workers[name] = Worker(
-            TeacherRunner(teacher.model, device, config.amp, teacher.plan.outputs),
-            teacher.plan,
-            (preprocess.size, preprocess.interpolation),
-            compute["batch_size"],
-            {"batch_size": compute["batch_size"], "device": device, "amp": config.amp},
-        )
+        workers[name] = Worker.of(teacher, compute["batch_size"], device)
     return workers
 
 
 @final
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What a run may use.
+
+    Attributes:
+        processes: decode processes.
+        stop: raised once no more tasks are to be begun.
+        grace: seconds that it leaves for the current task.
+        pinned: decode into memory from where a GPU copies without waiting.
+    """
+
+    processes: int
+    stop: StopFlag
+    grace: float
+    pinned: bool = False
+
+
+@final
 class TaskRunner:
-    """Runs one pass over what is missing and can be claimed."""
+    """Runs one pass over what is missing and can be claimed.
+
+    Args:
+        writer: of the cache.
+        data: the images.
+        views: what is drawn of them.
+        workers: the teachers that have something to do.
+        resources: what it may use.
+        drop_bad: record images that cannot be read as absent; else their task fails.
+    """
 
     def __init__(
         self,
@@ -94,16 +127,11 @@ class TaskRunner:
         data: "Images",
         views: ViewSet,
         workers: Mapping[str, Worker],
-        *,
+        resources: Resources,
         drop_bad: bool,
-        processes: int,
-        stop: StopFlag,
-        grace: float,
-        pinned: bool = False,
     ) -> None:
         self._writer, self._data, self._views, self._workers = writer, data, views, workers
-        self._drop_bad, self._processes, self._stop, self._grace = drop_bad, processes, stop, grace
-        self._pinned = pinned
+        self._resources, self._drop_bad = resources, drop_bad
         self.written: dict[str, set[tuple[int, int]]] = {name: set() for name in (SAMPLES, *workers)}
         self.failed: dict[tuple[int, int], list[tuple[int, str]]] = {}
         self.images = 0
@@ -118,7 +146,7 @@ class TaskRunner:
         manifest = self._writer.manifest
         total = sum(len(manifest.rows_of(b)) * len(manifest.views_of(g)) for b, g in places)
         batch_sizes = {name: worker.batch_size for name, worker in self._workers.items()}
-        queue = TaskQueue(self._writer, batch_sizes, missing, self._stop, time.monotonic)
+        queue = TaskQueue(self._writer, batch_sizes, missing, self._resources.stop, time.monotonic)
         start = time.monotonic()
         with (
             ThreadPoolExecutor(WRITERS, "kd-writer") as executor,
@@ -142,10 +170,10 @@ class TaskRunner:
         return DataLoader(
             decoder,
             batch_sampler=queue,
-            num_workers=self._processes,
-            collate_fn=_as_it_is,
-            worker_init_fn=worker_setup(self._processes),
-            pin_memory=self._pinned,
+            num_workers=self._resources.processes,
+            collate_fn=as_it_is,
+            worker_init_fn=worker_setup(self._resources.processes),
+            pin_memory=self._resources.pinned,
         )
 
     def _consume(self, queue: TaskQueue, executor: ThreadPoolExecutor, bar: Bar) -> None:
@@ -158,7 +186,9 @@ class TaskRunner:
                 break
             self._waited["decode"] += time.monotonic() - before
             task = queue.tasks[decoded.request.task]
-            if self._stop and (task.done == 0 or self._stop.seconds() > self._grace):
+            if self._resources.stop and (
+                task.done == 0 or self._resources.stop.seconds() > self._resources.grace
+            ):
                 break  # not begun, or out of time: its claim is released, another run computes it
             self._compute(task, decoded)
             amount = len(decoded.request.rows) * decoded.params.shape[1]
@@ -298,7 +328,3 @@ class TaskRunner:
                 )
             ],
         )
-
-
-def _as_it_is(decoded: Any) -> Any:
-    return decoded

@@ -1,33 +1,44 @@
 """The step behind ``kd cache repair``: what is damaged is computed or written again, byte for byte.
 
 What follows from the rest of the cache (metadata, keys, labels, the index) is written again, files that do
-not belong are removed, and damaged units are computed by the pipeline that made them. Their records stay:
-what comes out must be what they say, else it is refused. Only a unit whose own record is damaged gets a
-new one. The manifest and the records of teachers say what the cache is; they cannot be made again.
+not belong are removed, and damaged units are computed by the pipeline that made them. What comes out must be
+what their records say, else it is refused; only a unit whose own record is damaged gets a new one. The manifest
+and the records of teachers say what the cache is; they cannot be made again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, TypeVar, final
+
+import numpy as np
+from jaxtyping import Int64
 
 from kdcli.cache.admin.audit import audit
 from kdcli.cache.admin.records import scan_commits
 from kdcli.cache.commits import as_lines
 from kdcli.cache.damage import Audit, Damage, summary
-from kdcli.cache.layout import SAMPLES, Layout, Unit, load_manifest
+from kdcli.cache.keytable import KeyTable, block_digest
+from kdcli.cache.layout import SAMPLES, Unit, load_manifest
+from kdcli.cache.matching import class_numbers
 from kdcli.cache.mending import Mending
+from kdcli.cache.provenance import require_known
 from kdcli.cache.reader import CacheReader
 from kdcli.cache.store import Store
-from kdcli.cache.writer import CacheWriter, describe, newest
+from kdcli.cache.writer import CacheWriter, describe, newest, write_whole_arrays
 from kdcli.console import console
-from kdcli.errors import ClaimedError, CorruptError, IdentityError, KdError, StoppedEarly
-from kdcli.extract.rebuild import mend_wholes
+from kdcli.documents import to_document
+from kdcli.errors import ClaimedError, CorruptError, IdentityError, KdError, NotFoundError, StoppedEarly
 from kdcli.extract.rerun import Sources, as_it_ran, open_images, open_views, open_workers
 from kdcli.files import atomic_write_text, storage_errors
 from kdcli.runtime import stop_signals, worker_count
 from kdcli.types import Difference
+
+if TYPE_CHECKING:
+    from kdcli.data.sources import ImageData
+
+Value = TypeVar("Value")
 
 
 @final
@@ -79,7 +90,7 @@ class RepairResult:
             "changed": [
                 {
                     "part": unit.part, "block": unit.block, "group": unit.group, "accepted": self.accepted,
-                    "differences": [{"field": d.field, "old": d.old, "new": d.new} for d in found],
+                    "differences": [to_document(each) for each in found],
                 }
                 for unit, found in self.changed.items()
             ],
@@ -106,11 +117,11 @@ def repair_cache(root: Path, sources: Sources, accept: bool = False) -> RepairRe
     if found.ok:
         return RepairResult(root, (), (), {}, accept)
     _require_hope(found)
-    mend_wholes(root, found.damages, sources)
+    _mend_wholes(root, found.damages, sources)
     units = sorted({d.unit for d in found.damages if d.unit is not None}, key=str)
     changed: dict[Unit, list[Difference]] = {}
     if units:
-        changed = _Rerun(root, found, units, sources, accept).run()
+        changed = _recompute(root, found, units, sources, accept)
     _tidy(root, found)
     after = audit(root)
     for gap in after.gaps:
@@ -128,64 +139,56 @@ def _require_hope(found: Audit) -> None:
             raise CorruptError(f"{error.message}; it cannot be made again", error.hint) from error
 
 
-@final
-class _Rerun:
-    """Computes damaged units again. Opens everything before it touches anything."""
-
-    def __init__(
-        self, root: Path, found: Audit, units: Sequence[Unit], sources: Sources, accept: bool
-    ) -> None:
-        self._root, self._found, self._units, self._sources = root, found, units, sources
-        self._lost = {d.unit for d in found.damages if d.unit is not None and not d.array}
-        records = {c.unit: c for commits in found.records.values() for c in commits.values()}
-        contents = {c.block: c.content for c in records.values()}
-        expected = {unit: None if unit in self._lost else records.get(unit) for unit in units}
-        self._mending = Mending(expected, contents, accept)
-
-    def run(self) -> dict[Unit, list[Difference]]:
-        """Do it; the units that came out otherwise than recorded."""
-        held = CacheReader(self._root)
-        # Images of a cache that grew are told by their recorded sizes: not by those that are damaged.
-        held._commits[SAMPLES] = {
-            place: commit
-            for place, commit in self._found.records[SAMPLES].items()
-            if commit.unit not in self._mending.expected
-        }
-        self._sources.require_known(held.teachers, self._root)
-        names = list(dict.fromkeys(unit.teacher for unit in self._units if unit.part != SAMPLES))
-        images, views = open_images(held, self._sources), open_views(held)
-        with as_it_ran([held.teachers[name] for name in names]), stop_signals() as stop:
-            workers = open_workers(held, self._sources, names, images)
-            with CacheWriter(self._root, held.manifest, self._mending) as writer:
-                self._drop_damaged_records(writer)
-                from kdcli.extract.pipeline import TaskRunner
-
-                runner = TaskRunner(
-                    writer, images, views, workers, drop_bad=True,
-                    processes=worker_count(self._sources.workers), stop=stop, grace=20.0,
-                )  # fmt: skip
-                runner.run(self._units)
-                if stop:
-                    raise StoppedEarly(
-                        "stopped by a signal; what is repaired is kept",
-                        f"Go on: kd cache repair {quote(str(self._root))}",
-                    )
-                for part in dict.fromkeys(unit.part for unit in self._units):
-                    writer.finish(part)
-        return self._mending.changed
-
-    def _drop_damaged_records(self, writer: CacheWriter) -> None:
-        """Take out records that cannot be read, or are of something else; what they were of is computed anew."""
-        for part in dict.fromkeys(d.part for d in self._found.damages if d.part and not d.array):
-            with writer.claims.alone(part), storage_errors(self._root):
-                for damage in self._found.damages:
-                    path = self._root / damage.file
-                    if damage.part == part and path.parent == self._root / "commits" / part:
-                        path.unlink(missing_ok=True)
-                rewrite_compacted(writer.store, part, self._lost)
+# --- units ----------------------------------------------------------------------------------------
 
 
-def rewrite_compacted(store: Store, part: str, lost: "set[Unit]") -> None:
+def _recompute(
+    root: Path, found: Audit, units: Sequence[Unit], sources: Sources, accept: bool
+) -> dict[Unit, list[Difference]]:
+    """Compute damaged units again; those that came out otherwise than recorded. Opens everything before it
+    touches anything."""
+    lost = {damage.unit for damage in found.damages if damage.unit is not None and not damage.array}
+    records = {c.unit: c for commits in found.records.values() for c in commits.values()}
+    contents = {commit.block: commit.content for commit in records.values()}
+    expected = {unit: None if unit in lost else records.get(unit) for unit in units}
+    mending = Mending(expected, contents, accept)
+    held = CacheReader(root)
+    # Images of a cache that grew are told by their recorded sizes: not by those that are damaged.
+    held.go_by(SAMPLES, (c for c in found.records[SAMPLES].values() if c.unit not in expected))
+    require_known(sources.teachers, held.teachers, root)
+    names = list(dict.fromkeys(unit.teacher for unit in units if unit.part != SAMPLES))
+    images, views = open_images(held, sources), open_views(held)
+    with as_it_ran([held.teachers[name] for name in names]), stop_signals() as stop:
+        workers = open_workers(held, sources, names, images)
+        with CacheWriter(root, held.manifest, mending) as writer:
+            _drop_damaged_records(writer, found, lost)
+            from kdcli.extract.pipeline import Resources, TaskRunner
+
+            resources = Resources(worker_count(sources.workers), stop, grace=20.0)
+            TaskRunner(writer, images, views, workers, resources, drop_bad=True).run(units)
+            if stop:
+                raise StoppedEarly(
+                    "stopped by a signal; what is repaired is kept",
+                    f"Go on: kd cache repair {quote(str(root))}",
+                )
+            for part in dict.fromkeys(unit.part for unit in units):
+                writer.finish(part)
+    return mending.changed
+
+
+def _drop_damaged_records(writer: CacheWriter, found: Audit, lost: set[Unit]) -> None:
+    """Take out records that cannot be read, or are of something else; what they were of is computed anew."""
+    root = writer.layout.root
+    for part in dict.fromkeys(damage.part for damage in found.damages if damage.part and not damage.array):
+        with writer.claims.alone(part), storage_errors(root):
+            for damage in found.damages:
+                path = root / damage.file
+                if damage.part == part and path.parent == writer.layout.commits / part:
+                    path.unlink(missing_ok=True)
+            _rewrite_compacted(writer.store, part, lost)
+
+
+def _rewrite_compacted(store: Store, part: str, lost: set[Unit]) -> None:
     """Write the compacted records of a part again, without those that are damaged or lost."""
     path = store.layout.compacted(part)
     if not path.is_file():
@@ -198,10 +201,12 @@ def rewrite_compacted(store: Store, part: str, lost: "set[Unit]") -> None:
         path.unlink()
 
 
+# --- the rest ------------------------------------------------------------------------------------
+
+
 def _tidy(root: Path, found: Audit) -> None:
     """Write what follows from the rest of the cache, and remove what does not belong."""
-    layout, manifest = Layout(root), load_manifest(root)
-    with CacheWriter(root, manifest) as writer:
+    with CacheWriter(root, load_manifest(root)) as writer:
         for damage in found.damages:
             path = root / damage.file
             if damage.remedy == "remove":
@@ -210,9 +215,80 @@ def _tidy(root: Path, found: Audit) -> None:
                     path.unlink(missing_ok=True)
             elif damage.remedy == "rewrite" and damage.part and not damage.array:
                 with writer.claims.alone(damage.part):
-                    rewrite_compacted(writer.store, damage.part, set())
+                    _rewrite_compacted(writer.store, damage.part, set())
         describe(root)
-    if manifest.backend == "hdf5" and layout.index.is_file():
+    store = newest(root)
+    if store.layout.index.is_file():
         from kdcli.cache.backends.hdf5_index import write_index
 
-        write_index(newest(root))
+        write_index(store)
+
+
+# --- keys and labels ------------------------------------------------------------------------------
+
+
+def _mend_wholes(root: Path, damages: Sequence[Damage], sources: Sources) -> None:
+    """Write keys and labels again if one of them is damaged: from themselves where only their wrapping is, else
+    from the data set. The digests in the manifest say whether they are the right ones.
+
+    Raises:
+        IdentityError: the data set has other keys or labels than the cache; nothing was written.
+        NotFoundError: it is not to be had.
+    """
+    if not any(d.part == SAMPLES and d.remedy == "rewrite" and d.array for d in damages):
+        return
+    store = Store(root, load_manifest(root))
+    keys, labels = _if_sound(store.load_keys), _if_sound(store.load_labels)
+    if keys is None or labels is None:
+        console.note(f"cache {root}: keys and labels from the data set")
+        keys, labels = _from_data(store, sources)
+    write_whole_arrays(store, keys, None if store.manifest.data.labels is None else labels)
+
+
+def _if_sound(load: Callable[[], Value]) -> Value | None:
+    try:
+        return load()
+    except CorruptError:
+        return None
+
+
+def _from_data(store: Store, sources: Sources) -> tuple[KeyTable, Int64[np.ndarray, " n"]]:
+    """Keys and labels of all rows, in the order in which the cache grew."""
+    manifest = store.manifest
+    keys, labels = KeyTable.from_strings([]), np.empty(0, np.int64)
+    for number, segment in enumerate(manifest.segments):
+        data = _open(sources, segment.location)
+        data = data.select(np.flatnonzero(keys.find(data.keys) < 0))
+        padding = manifest.segment_rows(number).start - len(keys)
+        nothing = KeyTable(np.empty(0, np.uint8), np.zeros(max(0, padding) + 1, np.int64))
+        keys = KeyTable.concatenate([keys, nothing, data.keys])
+        labels = np.concatenate([labels, np.full(max(0, padding), -1), _labels(store, data)])
+    recorded, found = manifest.data, block_digest(labels.astype("<i8"))
+    differences = [Difference("keys", recorded.keys, keys.digest())] if keys.digest() != recorded.keys else []
+    if recorded.labels not in (None, found):
+        differences.append(Difference("labels", recorded.labels, found))
+    if differences:
+        raise IdentityError(
+            f"{store.layout.root}: its keys or labels are damaged, and the data set has others now",
+            "Restore the data set as it was, or say where it is: --data SPEC",
+            differences,
+        )
+    return keys, labels
+
+
+def _open(sources: Sources, location: str) -> "ImageData":
+    from kdcli.data.sources import open_data
+
+    try:
+        return open_data(sources.data or location, data_root=sources.data_root)
+    except NotFoundError as error:
+        raise NotFoundError(error.message, "Say where the images are now: --data SPEC") from error
+
+
+def _labels(store: Store, data: "ImageData") -> Int64[np.ndarray, " n"]:
+    """The labels of a data set as the class numbers of the cache."""
+    cached, own = store.manifest.data.class_names, data.class_names
+    if cached is None or own is None or not set(own) <= set(cached):
+        return np.full(len(data), -1)  # other labels: the digest refuses them
+    numbers: Int64[np.ndarray, " n"] = class_numbers(own, cached)[data.labels]
+    return numbers

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, final
 from kdcli.cache.provenance import TeacherRecord, as_pixels, require_same_pixels
 from kdcli.cache.reader import CacheReader
 from kdcli.console import console
-from kdcli.errors import IdentityError, NotFoundError, UsageError, nearest
+from kdcli.errors import IdentityError, NotFoundError, UsageError
 from kdcli.extract.config import CacheConfig
 from kdcli.extract.opening import open_held
 from kdcli.extract.teachers import open_teacher
@@ -63,19 +63,6 @@ class Sources:
         """Where a teacher is now."""
         return self.teachers.get(record.name, record.spec)
 
-    def require_known(self, records: Mapping[str, TeacherRecord], root: Path) -> None:
-        """Refuse names that the cache does not have.
-
-        Raises:
-            NotFoundError: naming the first one and the nearest that it has.
-        """
-        for name in self.teachers:
-            if name not in records:
-                raise NotFoundError(
-                    f"no teacher '{name}' in {root}.{nearest(name, records)}",
-                    f"Cached teachers: {', '.join(records) or 'none yet'}.",
-                )
-
 
 def open_images(held: CacheReader, sources: Sources) -> "Images":
     """The images of a cache, row by row.
@@ -117,7 +104,6 @@ def open_workers(
 
 def _worker(held: CacheReader, sources: Sources, record: TeacherRecord, images: "Images") -> "Worker":
     from kdcli.extract.pipeline import Worker
-    from kdcli.models.teacher import TeacherRunner
 
     config, device = sources.config(held.layout.root, record), pick_device(sources.device)
     try:
@@ -143,14 +129,7 @@ def _worker(held: CacheReader, sources: Sources, record: TeacherRecord, images: 
             f"teacher '{record.name}' ran on {record.compute['device']} and runs on {device} now: rows may differ "
             "in their last bits"
         )
-    preprocess, made = teacher.model.preprocess, {"batch_size": config.batch_size, "device": device}
-    return Worker(
-        TeacherRunner(teacher.model, device, config.amp, teacher.plan.outputs),
-        teacher.plan,
-        (preprocess.size, preprocess.interpolation),
-        config.batch_size,
-        {**made, "amp": config.amp},
-    )
+    return Worker.of(teacher, config.batch_size, device)
 
 
 @contextmanager

@@ -5,9 +5,11 @@ from typing import Any, final
 
 import numpy as np
 
+from kdcli.cache.arrays import output_extents
 from kdcli.cache.layout import Manifest
 from kdcli.cache.provenance import TeacherRecord
-from kdcli.cache.store import BACKENDS
+from kdcli.cache.store import stored_bytes
+from kdcli.documents import to_document
 
 
 @final
@@ -39,40 +41,25 @@ class CacheResult:
         """The JSON document of ``--json``."""
         teachers = {
             name: {
-                "id": part.id,
-                "arrays": part.arrays,
-                "tasks": {"total": part.total, "done": part.done, "written": part.written},
+                **to_document(part, "id", "arrays"),
+                "tasks": to_document(part, "total", "done", "written"),
             }
             for name, part in self.teachers.items()
         }
         document = {
-            "cache_id": self.cache_id,
-            "rows": self.rows,
-            "views": self.views,
+            **to_document(self, "cache_id", "rows", "views"),
             "teachers": teachers,
-            "images_per_second": self.images_per_second,
-            "bytes": self.bytes,
+            **to_document(self, "images_per_second", "bytes"),
         }
         return document | ({"dry_run": True} if self.dry_run else {})
 
 
 def payload_bytes(manifest: Manifest, record: TeacherRecord) -> dict[str, int]:
-    """Bytes on disk of each of a teacher's arrays, the padding of the last block included."""
-    backend = BACKENDS[manifest.backend]
-    return {
-        name: manifest.blocks * output.views(manifest.views) * backend.file_size(manifest.block_rows, spec)
-        for output in record.outputs.values()
-        for name, spec in output.array_specs().items()
-    }
+    """Bytes on disk of each of a teacher's arrays when complete."""
+    return stored_bytes(manifest, output_extents(manifest, record))
 
 
 def shapes(manifest: Manifest, record: TeacherRecord) -> dict[str, dict[str, Any]]:
     """Full shape and type of a teacher's arrays."""
-    return {
-        name: {
-            "shape": [manifest.rows, output.views(manifest.views), *spec.row_shape],
-            "dtype": np.dtype(spec.dtype).name,
-        }
-        for output in record.outputs.values()
-        for name, spec in output.array_specs().items()
-    }
+    extents = output_extents(manifest, record)
+    return {e.name: {"shape": list(e.shape), "dtype": np.dtype(e.spec.dtype).name} for e in extents}

@@ -12,14 +12,13 @@ from torch.utils.data import DataLoader
 
 from kdcli.cache.layout import Manifest
 from kdcli.console import console, duration
-from kdcli.extract.decoding import BatchRequest, Decoded, Decoder
+from kdcli.extract.decoding import BatchRequest, Decoded, Decoder, as_it_is
 from kdcli.files import storage_errors
-from kdcli.runtime import worker_setup
+from kdcli.runtime import worker_count, worker_setup
 
 if TYPE_CHECKING:
-    from kdcli.data.joined import Images
-    from kdcli.data.views import ViewSet
     from kdcli.extract.pipeline import Worker
+    from kdcli.extract.prepare import Prepared
 
 BATCHES = 20
 """Batches that a measurement runs, after one to warm up."""
@@ -61,31 +60,22 @@ class Measured:
 
 
 def measure(
-    data: "Images",
-    views: "ViewSet",
-    manifest: Manifest,
-    workers: Mapping[str, "Worker"],
-    *,
-    processes: int,
-    place: Path,
-    images: int,
-    bytes_missing: int,
+    prepared: "Prepared", workers: Mapping[str, "Worker"], images: int, bytes_missing: int
 ) -> Measured:
     """Run a few batches of each stage alone, and a temporary write.
 
     Args:
-        data: the images.
-        views: what is drawn of them.
-        manifest: of the cache, made or planned.
+        prepared: images, views and cache, made or planned; a temporary file is written where it lies.
         workers: the teachers that have something to do.
-        processes: decode processes.
-        place: folder on the cache's file system; a temporary file is written there and removed.
         images: image views that are missing.
         bytes_missing: bytes that are not written yet.
     """
-    batches, decode = _decode_rate(data, views, manifest, workers, processes)
+    batches, decode = _decode_rate(prepared, workers)
     forward = {name: _forward_rate(worker, batches) for name, worker in workers.items()}
-    write_mb = _write_speed(place, manifest, bytes_missing)
+    place = next(
+        folder for folder in (prepared.root.absolute(), *prepared.root.absolute().parents) if folder.is_dir()
+    )
+    write_mb = _write_speed(place, bytes_missing)
     per_image = bytes_missing / max(1, images)
     together = 1 / sum(1 / rate for rate in forward.values()) if forward else float("inf")
     rates = {"decode": decode, "forward": together, "write": write_mb * 1e6 / max(1.0, per_image)}
@@ -111,18 +101,17 @@ def _requests(manifest: Manifest, batch_size: int) -> Iterator[BatchRequest]:
                     )
 
 
-def _decode_rate(
-    data: "Images", views: "ViewSet", manifest: Manifest, workers: Mapping[str, "Worker"], processes: int
-) -> tuple[list[Decoded], float]:
+def _decode_rate(prepared: "Prepared", workers: Mapping[str, "Worker"]) -> tuple[list[Decoded], float]:
     """A few decoded batches, and image views a second."""
+    manifest, processes = prepared.manifest, worker_count(prepared.config.workers)
     renders = list(dict.fromkeys(worker.render for worker in workers.values()))
     size = min((worker.batch_size for worker in workers.values()), default=64)
     requests = [[request] for request in _requests(manifest, size)]
     loader: DataLoader[Decoded] = DataLoader(
-        Decoder(data, views, manifest, renders),
+        Decoder(prepared.data, prepared.views, manifest, renders),
         batch_sampler=requests,
         num_workers=processes,
-        collate_fn=_as_it_is,
+        collate_fn=as_it_is,
         worker_init_fn=worker_setup(processes),
     )
     kept: list[Decoded] = []
@@ -135,10 +124,6 @@ def _decode_rate(
             kept.append(decoded)
     seconds = time.perf_counter() - start
     return kept, count / seconds if count else float("inf")
-
-
-def _as_it_is(decoded: Any) -> Any:
-    return decoded
 
 
 def _views_in(decoded: Decoded) -> int:
@@ -158,7 +143,7 @@ def _forward_rate(worker: "Worker", batches: Sequence[Decoded]) -> float:
     return count / (time.perf_counter() - start)
 
 
-def _write_speed(place: Path, manifest: Manifest, bytes_missing: int) -> float:
+def _write_speed(place: Path, bytes_missing: int) -> float:
     """MB/s of chunk-sized files, each fsynced, in ``place``."""
     total = max(2**20, min(WRITE_BYTES, bytes_missing))
     piece = os.urandom(2**20)

@@ -121,7 +121,7 @@ def _array(caches: CacheSet, record: TeacherRecord, levels: LevelsName, tap: str
 def _fill(caches: CacheSet, name: str, keep: str) -> str:
     """Commands that add an output of a teacher to every cache."""
     return " && ".join(
-        caches.fill_command((name,), only_location(member.manifest), member.layout.root, (keep,))
+        str(caches.filling((name,), only_location(member.manifest), member.layout.root, (keep,)))
         for member in caches.members
     )
 
@@ -144,6 +144,6 @@ def _require_complete(caches: CacheSet, arrays: Mapping[str, str]) -> None:
             gaps.append(f"{name} {gap} in {member.layout.root}")
             location = only_location(member.manifest)
             add = (keep_word(array),)
-            commands.append(caches.fill_command((name,), location, member.layout.root, add))
+            commands.append(str(caches.filling((name,), location, member.layout.root, add)))
     if gaps:
         raise CacheMissingError("; ".join(gaps), " && ".join(dict.fromkeys(commands)))

@@ -208,7 +208,7 @@ def _teacher_taps(setup: Setup, record: TeacherRecord, cache: CacheSet, method: 
         raise CacheMissingError(
             f"{method} matches {wanted} of '{record.name}', and the cache keeps its {known} only.{nearest(tap, kept)} "
             "(--mlfd-levels features and none match no map)",
-            cache.add_command([record.name], [word]),
+            cache.adding([record.name], [word]),
         )
     if options.teacher_tap:
         return tuple(dict.fromkeys(options.teacher_tap))

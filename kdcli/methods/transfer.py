@@ -318,7 +318,7 @@ def _largest(setup: Setup, needed: int) -> dict[str, int]:
         raise CacheMissingError(
             f"the {needed} largest logits of '{few[0]}' are needed (--top-classes {needed}), and the cache keeps "
             f"only the {found[few[0]]} largest",
-            f"{setup.cache.add_command(few, ['logits'])} adds all of them; or make a new cache with --keep "
+            f"{setup.cache.adding(few, ['logits'])} adds all of them; or make a new cache with --keep "
             f"topk:{needed}, or lower --top-classes",
         )
     return found

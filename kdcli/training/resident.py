@@ -10,7 +10,7 @@ from jaxtyping import Int32, Int64, UInt8
 from torch import Tensor
 
 from kdcli.cache.cacheset import CacheSet
-from kdcli.cache.resident import Table, copy_rows, require_room, slots_of, tables_of
+from kdcli.cache.resident import Table, copy_rows, hold, require_room, slots_of, tables_of
 from kdcli.cache.staging import Needs, prewarm
 from kdcli.console import console
 from kdcli.errors import DeviceError, KdError
@@ -39,7 +39,7 @@ def bring_near(
     if config.prewarm:
         prewarm(recording.cache, needs)
     if config.resident == "ram":
-        recording.cache.make_resident(needs)
+        hold(recording.cache, needs)
     if config.resident != "gpu":
         return recording, None
     if device.type == "cpu":

@@ -7,7 +7,7 @@ from typing import final
 import numpy as np
 
 from kdcli.cache.cacheset import CacheSet
-from kdcli.cache.staging import Needs
+from kdcli.cache.staging import Needs, stage
 from kdcli.data.sources import ImageData, open_data
 from kdcli.data.views import ViewSet
 from kdcli.errors import CacheMissingError, UsageError
@@ -249,7 +249,7 @@ class _Draft:
         if self.lower is not None:
             reads = self.lower.with_maps(reads)
         if config.stage is not None:
-            cache.stage(Needs(reads, rows, views), config.stage)
+            stage(cache, Needs(reads, rows, views), config.stage)
         usable = cache.require(reads, rows, views, config.allow_partial)
         if not usable.any():
             raise CacheMissingError(

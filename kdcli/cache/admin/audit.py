@@ -16,22 +16,24 @@ import numpy as np
 from kdcli.cache.admin.grow import GROWTH
 from kdcli.cache.admin.records import (
     Place,
+    damaged_wholes,
     lost_records,
-    misfits,
     require_own_bytes,
     scan_commits,
     scan_teachers,
+    whole_names,
+    whole_path,
 )
-from kdcli.cache.admin.wholes import damaged_wholes, whole_names, whole_path
 from kdcli.cache.arrays import array_folder
 from kdcli.cache.claims import Claims
-from kdcli.cache.commits import Commit, chunk_files
+from kdcli.cache.commits import Commit, chunk_files, misfits
 from kdcli.cache.damage import Audit, Damage, Gap, chunk_damage, rows_of
 from kdcli.cache.keytable import KeyTable
 from kdcli.cache.layout import SAMPLES, Layout, Manifest, Unit, load_manifest
+from kdcli.cache.provenance import require_known
 from kdcli.cache.store import Store
 from kdcli.console import console
-from kdcli.errors import CorruptError, KdError, NotFoundError, nearest
+from kdcli.errors import CorruptError, KdError
 
 
 def audit(root: Path, teachers: Collection[str] = ()) -> Audit:
@@ -87,7 +89,8 @@ class _Auditor:
 
     def run(self, teachers: Collection[str]) -> Audit:
         """Check everything, or only the named teachers and the samples."""
-        self._require_known(teachers)
+        known = sorted(self._store.teachers.keys() | self._unsound)
+        require_known(teachers, known, self._layout.root)
         keys = self._check_wholes()
         self._check_metadata(keys)
         parts = [
@@ -114,15 +117,6 @@ class _Auditor:
             self._bytes,
             self._records,
         )
-
-    def _require_known(self, teachers: Collection[str]) -> None:
-        known = self._store.teachers.keys() | self._unsound
-        for name in teachers:
-            if name not in known:
-                raise NotFoundError(
-                    f"no teacher '{name}' in {self._layout.root}.{nearest(name, known)}",
-                    f"Cached teachers: {', '.join(sorted(known)) or 'none yet'}.",
-                )
 
     # --- what the manifest and the records of teachers vouch for -----------------------------------
 
@@ -195,10 +189,11 @@ class _Auditor:
     def _drop(self, part: str, keys: KeyTable | None) -> None:
         """Take the records out that are not of this cache and teacher."""
         for place, commit in list(self._records[part].items()):
-            reasons = list(misfits(self._store, part, commit, self._key_digest(keys, commit.block)))
-            if reasons:
+            found = misfits(self._store, commit, self._key_digest(keys, commit.block))
+            if found:
                 del self._records[part][place]
-                self._damages.append(self._record_damage(commit, "; ".join(reasons)))
+                reason = "; ".join(f"{each.field} is {each.old}, not {each.new}" for each in found)
+                self._damages.append(self._record_damage(commit, reason))
 
     def _key_digest(self, keys: KeyTable | None, block: int) -> str | None:
         if keys is not None and block not in self._key_digests:

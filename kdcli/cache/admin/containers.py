@@ -1,191 +1,123 @@
-"""One file that a packed cache travels in: HDF5, a Zarr group, or a Zarr group in one zip.
+"""What a packed cache travels in: an HDF5 file, a Zarr group in a folder, or that group in one zip.
 
-Arrays are real ones, cut into the cache's blocks, so that any tool of the format reads them; kd's own
-records lie beside them as UTF-8 JSON. Everything is written and read chunk by chunk.
+Arrays are real ones, cut into the cache's blocks, so that any tool of the format reads them; kd's own records
+lie beside them as UTF-8 JSON, in arrays of bytes. The Zarr group has the files of a cache's ``data.zarr`` as they
+are there; only HDF5 needs its arrays written one by one.
 """
 
+import gzip
 import os
 import zipfile
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Literal, final, get_args
+from typing import Any, Final, Literal, final, get_args
 
 import numpy as np
 
 from kdcli.cache.arrays import ArrayExtent
+from kdcli.cache.backends.base import checksum
+from kdcli.cache.backends.hdf5 import LIBVER, RefusingFile
+from kdcli.cache.backends.zarr import CRC_BYTES, ZarrBackend, describe
 from kdcli.cache.provenance import ArraySpec
-from kdcli.errors import BadDataError, CorruptError, KdError, UsageError
+from kdcli.errors import Advice, BadDataError, CorruptError, KdError, UsageError
 from kdcli.files import storage_errors
 
 Compression = Literal["none", "gzip", "zstd"]
-Place = slice | tuple[slice, int]
 GZIP_LEVEL, ZSTD_LEVEL = 4, 3
 MAX_CHUNK_BYTES = 2**30
-"""HDF5 takes chunks below 4 GiB, compressors buffers below 2: larger blocks are cut."""
-PACK_AGAIN = "Copy the file again from where it came from, or pack the cache again: kd cache pack"
-TEXT = ArraySpec((), "|u1", per_view=False)
+"""HDF5 takes chunks below 4 GiB, compressors buffers below 2: larger blocks are cut, or not compressed."""
+PACK_AGAIN = Advice("pack-again")
+_HDF5, _FOLDER, _ZIP = (".h5", ".hdf5"), (".zarr",), (".zarr.zip",)
+_CODECS: Final[dict[Compression, list[dict[str, Any]]]] = {
+    "none": [],
+    "gzip": [{"name": "gzip", "configuration": {"level": GZIP_LEVEL}}],
+    "zstd": [{"name": "zstd", "configuration": {"level": ZSTD_LEVEL, "checksum": False}}],
+}
+_ZARR = ZarrBackend()
 
 
 class Container(ABC):
-    """Named arrays and texts in one file. Made by :func:`create` and :func:`open_container`."""
+    """Named arrays and texts in one file. Made by :func:`create` and :func:`open_container`.
 
-    suffixes: ClassVar[tuple[str, ...]]
-    compressions: ClassVar[tuple[Compression, ...]]
-
-    def __init__(self, path: Path, compress: Compression = "none") -> None:
-        self.path, self._compress = path, compress
-        self._root: Any = None
-        self._arrays: dict[str, Any] = {}
-
-    @abstractmethod
-    def start(self) -> None:
-        """Make the file."""
-
-    @abstractmethod
-    def open(self) -> None:
-        """Open the file for reading."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Write what is left, and close it."""
-
-    @abstractmethod
-    def _declare(self, extent: ArrayExtent, chunk: tuple[int, ...]) -> Any:
-        """Make an array."""
-
-    def declare(self, extent: ArrayExtent) -> None:
-        """Make an array of which nothing is written yet."""
-        rows = min(extent.chunk[0], extent.shape[0], MAX_CHUNK_BYTES // max(1, extent.spec.row_bytes))
-        chunk = tuple(max(1, size) for size in (rows, *extent.chunk[1:]))
-        self._arrays[extent.folder] = self._declare(extent, chunk)
-
-    def write(self, name: str, place: Place, values: np.ndarray) -> None:
-        """Write rows, all of a chunk at once."""
-        self._arrays[name][place] = values
-
-    def put(self, name: str, values: np.ndarray) -> None:
-        """Make a whole array in one go."""
-        spec = ArraySpec((), values.dtype.str, per_view=False)
-        self.declare(ArrayExtent("", "", name, values.shape, values.shape, spec))
-        self.write(name, slice(None), values)
-
-    def put_text(self, name: str, text: str) -> None:
-        """Write a text, as an array of bytes."""
-        self.put(name, np.frombuffer(text.encode(), np.uint8))
-
-    def read(self, name: str, place: Place, spec: ArraySpec) -> np.ndarray:
-        """Rows of an array.
-
-        Raises:
-            CorruptError: they are not of that shape and type.
-        """
-        with _reading(self.path):
-            if name not in self._arrays:
-                self._arrays[name] = self._root[name]
-            values = np.asarray(self._arrays[name][place])
-        if values.dtype != np.dtype(spec.dtype) or values.shape[1:] != spec.row_shape:
-            raise CorruptError(f"{self.path}: {name} holds {values.dtype} {values.shape}", PACK_AGAIN)
-        return np.ascontiguousarray(values)
-
-    def text(self, name: str) -> str:
-        """A text that :meth:`put_text` wrote."""
-        return self.read(name, slice(None), TEXT).tobytes().decode(errors="replace")
-
-    def __contains__(self, name: str) -> bool:
-        with _reading(self.path):
-            return name in self._root
-
-
-@final
-class _Disk:
-    """A file whose refusals HDF5 does not see: on a full disk its library crashes the process (measured).
-
-    After the first failure nothing is written any more; whoever writes asks :meth:`check` each time.
+    Attributes:
+        path: the file.
+        compression: of the chunks of arrays; texts are not compressed.
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("w+b", buffering=0)
-        self._failure: OSError | None = None
-        self.seek, self.tell, self.read = self._file.seek, self._file.tell, self._file.read
-        self.close = self._file.close
+        self.path = path
+        self.compression: Compression = "none"
 
-    def readinto(self, buffer: Any) -> int:
-        """Fill ``buffer`` from where the file stands."""
-        return self._file.readinto(buffer) or 0
+    @abstractmethod
+    def declare(self, extent: ArrayExtent) -> None:
+        """Make an array of which nothing is written yet."""
 
-    def write(self, data: Any) -> int:
-        """Write all of ``data``, or remember why not."""
-        left = memoryview(data).cast("B")
-        size = len(left)
-        while len(left) and self._failure is None:
-            try:
-                left = left[self._file.write(left) :]
-            except OSError as error:
-                self._failure = error
-        return size
+    @abstractmethod
+    def write(self, extent: ArrayExtent, block: int, view: int | None, values: np.ndarray) -> None:
+        """Write a chunk: all rows of a block, fill values past the end of the array."""
 
-    def truncate(self, size: int) -> None:
-        """Set the size of the file."""
-        try:
-            self._file.truncate(size)
-        except OSError as error:
-            self._failure = self._failure or error
+    @abstractmethod
+    def read(self, extent: ArrayExtent, block: int, view: int | None) -> np.ndarray:
+        """What :meth:`write` wrote.
 
-    def flush(self) -> None:
-        """Nothing: there is no buffer."""
+        Raises:
+            CorruptError: the chunk is not there, or is damaged.
+        """
 
-    def check(self) -> None:
-        """Raise what was remembered."""
-        if self._failure is not None:
-            raise self._failure
+    def put_text(self, name: str, text: str) -> None:
+        """Write a text."""
+        data = np.frombuffer(text.encode(), np.uint8)
+        spec = ArraySpec((), "|u1", per_view=False)
+        extent = ArrayExtent("", "", name, data.shape, (max(1, len(data)),), spec, whole=True)
+        self.declare(extent)
+        self.write(extent, 0, None, data)
+
+    @abstractmethod
+    def text(self, name: str) -> str:
+        """A text that :meth:`put_text` wrote.
+
+        Raises:
+            CorruptError: it is not there, or is damaged.
+        """
+
+    @abstractmethod
+    def __contains__(self, name: str) -> bool: ...
+    @abstractmethod
+    def close(self) -> None:
+        """Write what is left, and close the file."""
+
+
+# --- HDF5 -----------------------------------------------------------------------------------------
 
 
 @final
-class HDF5Container(Container):
-    """One HDF5 file. Without a plug-in HDF5 knows no zstd, so gzip it is; fletcher32 guards every chunk."""
+class _HDF5File(Container):
+    """Without a plug-in HDF5 knows no zstd, so gzip it is; fletcher32 guards every chunk."""
 
-    suffixes = (".h5", ".hdf5")
-    compressions = ("none", "gzip")
-    _disk: _Disk | None = None
-
-    def start(self) -> None:
-        """See the base."""
+    def __init__(self, path: Path, write: bool) -> None:
         import h5py
 
-        from kdcli.cache.backends.hdf5 import LIBVER
-
-        self._disk = _Disk(self.path)
-        self._root = h5py.File(self._disk, "w", libver=LIBVER)
-
-    def open(self) -> None:
-        """See the base."""
-        import h5py
-
-        if not h5py.is_hdf5(self.path):
-            raise BadDataError(f"{self.path} is no HDF5 file", "Give what kd cache pack wrote.")
-        self._root = h5py.File(self.path, "r")
+        super().__init__(path)
+        if not write and not h5py.is_hdf5(path):
+            raise BadDataError(f"{path} is no HDF5 file", Advice("not-packed"))
+        self._disk = RefusingFile(path) if write else None
+        self._file = h5py.File(self._disk, "w", libver=LIBVER) if write else h5py.File(path, "r")
 
     def close(self) -> None:
-        """See the base."""
-        if self._root is not None:
-            self._root.close()
+        self._file.close()
         if self._disk is not None:
             self._disk.close()
             self._disk.check()
 
-    def write(self, name: str, place: Place, values: np.ndarray) -> None:
-        """See the base."""
-        super().write(name, place, values)
-        if self._disk is not None:
-            self._disk.check()
-
-    def _declare(self, extent: ArrayExtent, chunk: tuple[int, ...]) -> Any:
-        filters: dict[str, Any] = {"chunks": chunk, "fletcher32": True}
-        if self._compress == "gzip":
+    def declare(self, extent: ArrayExtent) -> None:
+        rows = min(extent.chunk[0], extent.shape[0], MAX_CHUNK_BYTES // max(1, extent.spec.row_bytes))
+        filters: dict[str, Any] = {"chunks": (max(1, rows), *extent.chunk[1:]), "fletcher32": True}
+        if self.compression == "gzip":
             filters |= {"compression": "gzip", "compression_opts": GZIP_LEVEL, "shuffle": True}
-        return self._root.create_dataset(
+        self._file.create_dataset(
             extent.folder,
             shape=extent.shape,
             dtype=extent.spec.dtype,
@@ -194,124 +126,195 @@ class HDF5Container(Container):
             **(filters if all(extent.shape) else {}),  # HDF5 has no chunks of nothing
         )
 
+    def write(self, extent: ArrayExtent, block: int, view: int | None, values: np.ndarray) -> None:
+        rows = _rows(extent, block)  # those past the end are not in the array
+        self._file[extent.folder][rows if view is None else (rows, view)] = values[: rows.stop - rows.start]
+        if self._disk is not None:
+            self._disk.check()
 
-class ZarrContainer(Container):
-    """A plain Zarr v3 group: one file a chunk, each with its crc32c."""
+    def read(self, extent: ArrayExtent, block: int, view: int | None) -> np.ndarray:
+        rows = _rows(extent, block)
+        with _reading(self.path):
+            array = self._file[extent.folder]
+            if (array.shape, array.dtype) != (extent.shape, np.dtype(extent.spec.dtype)):
+                message = f"{self.path}: {extent.folder} holds {array.dtype} {array.shape}"
+                raise CorruptError(message, PACK_AGAIN)
+            found = array[rows if view is None else (rows, view)]
+        values = np.full((extent.rows, *extent.spec.row_shape), extent.spec.fill, extent.spec.dtype)
+        values[: len(found)] = found
+        return values
 
-    compressions = ("none", "gzip", "zstd")
+    def text(self, name: str) -> str:
+        with _reading(self.path):
+            return bytes(self._file[name][:]).decode()
+
+    def __contains__(self, name: str) -> bool:
+        with _reading(self.path):
+            return name in self._file
+
+
+def _rows(extent: ArrayExtent, block: int) -> slice:
+    start = block * extent.chunk[0]
+    return slice(start, min(start + extent.chunk[0], extent.shape[0]))
+
+
+# --- Zarr -----------------------------------------------------------------------------------------
+
+
+class _ZarrGroup(Container):
+    """A plain Zarr v3 group: one file a chunk, each with its crc32c, as in a cache of that backend."""
+
+    _described: frozenset[str] = frozenset()
 
     @abstractmethod
-    def _store(self, mode: Literal["r", "w"]) -> Any:
-        """The store of zarr-python."""
+    def _put(self, name: str, pieces: list[bytes]) -> None:
+        """Write a file of the group."""
 
-    def start(self) -> None:
-        """See the base."""
-        import zarr
-
-        self._root = zarr.create_group(self._store("w"))
-
-    def open(self) -> None:
-        """See the base."""
-        import zarr
-
-        try:
-            self._root = zarr.open_group(self._store("r"), mode="r")
-        except (FileNotFoundError, zipfile.BadZipFile) as error:
-            raise BadDataError(f"{self.path} is no Zarr group", "Give what kd cache pack wrote.") from error
+    @abstractmethod
+    def _get(self, name: str, most: float) -> bytes:
+        """A file of the group; one of more than ``most`` bytes is refused."""
 
     def close(self) -> None:
-        """See the base."""
-        if self._root is not None:
-            self._root.store.close()
+        """See the base: nothing is open."""
 
-    def _declare(self, extent: ArrayExtent, chunk: tuple[int, ...]) -> Any:
-        from zarr.codecs import Crc32cCodec, GzipCodec, ZstdCodec
+    def declare(self, extent: ArrayExtent) -> None:
+        documents = describe([extent], _CODECS[self.compression] if extent.part else [])
+        for name, document in documents.items():
+            if name not in self._described:
+                self._put(name, [document])
+        self._described |= documents.keys()
 
-        codecs: dict[Compression, list[Any]] = {
-            "none": [],
-            "gzip": [GzipCodec(level=GZIP_LEVEL)],
-            "zstd": [ZstdCodec(level=ZSTD_LEVEL)],
-        }
-        for parent in reversed(Path(extent.folder).parents[:-1]):
-            self._root.require_group(str(parent))
-        return self._root.create_array(
-            extent.folder,
-            shape=extent.shape,
-            dtype=extent.spec.dtype,
-            chunks=chunk,
-            fill_value=extent.spec.fill,
-            compressors=[*codecs[self._compress], Crc32cCodec()],
-            chunk_key_encoding={"name": "default", "separator": "."},
-            config={"write_empty_chunks": True},  # else NaN of any bits would come back as one kind of NaN
-        )
+    def write(self, extent: ArrayExtent, block: int, view: int | None, values: np.ndarray) -> None:
+        pieces, _ = _ZARR.encode(values)
+        if extent.part and self.compression != "none":
+            if len(pieces[0]) > MAX_CHUNK_BYTES:
+                size = f"{len(pieces[0]) / 1e9:.1f} GB"
+                raise UsageError(f"blocks of {extent.folder} have {size}, too much to compress")
+            body = _compress(pieces[0], self.compression)
+            pieces = [body, checksum(body).to_bytes(CRC_BYTES, "little")]
+        self._put(_chunk(extent, block, view), pieces)
+
+    def read(self, extent: ArrayExtent, block: int, view: int | None) -> np.ndarray:
+        size, squeezed = extent.rows * extent.spec.row_bytes, extent.part and self.compression != "none"
+        with _reading(self.path):
+            # What cannot be made smaller grows by a little.
+            body = self._body(_chunk(extent, block, view), size + (size // 64 + 1024 if squeezed else 0))
+            payload = _expand(body, self.compression, size) if squeezed else body
+            return np.frombuffer(payload, extent.spec.dtype).reshape(extent.rows, *extent.spec.row_shape)
+
+    def text(self, name: str) -> str:
+        with _reading(self.path):
+            return self._body(f"{name}/c.0").decode()
+
+    def _body(self, name: str, most: float = float("inf")) -> bytes:
+        """A chunk file without its checksum, which has to fit."""
+        data = self._get(name, most + CRC_BYTES)
+        if checksum(memoryview(data)[:-CRC_BYTES]).to_bytes(CRC_BYTES, "little") != data[-CRC_BYTES:]:
+            raise CorruptError(f"{self.path}: {name} does not fit its checksum", PACK_AGAIN)
+        return data[:-CRC_BYTES]
 
 
 @final
-class ZarrFolder(ZarrContainer):
-    """The group as a folder."""
+class _ZarrFolder(_ZarrGroup):
+    def __init__(self, path: Path, write: bool) -> None:
+        super().__init__(path)
+        if write:
+            path.mkdir()
+        elif not path.is_dir():
+            raise BadDataError(f"{path} is no Zarr group", Advice("not-packed"))
 
-    suffixes = (".zarr",)
+    def _put(self, name: str, pieces: list[bytes]) -> None:
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            file.writelines(pieces)
 
-    def _store(self, mode: Literal["r", "w"]) -> Any:
-        from zarr.storage import LocalStore
+    def _get(self, name: str, most: float) -> bytes:
+        if (self.path / name).stat().st_size > most:
+            raise CorruptError(f"{self.path}: {name} is larger than its chunk", PACK_AGAIN)
+        return (self.path / name).read_bytes()
 
-        return LocalStore(self.path, read_only=mode == "r")
+    def __contains__(self, name: str) -> bool:
+        return (self.path / name).exists()
 
 
 @final
-class ZarrZip(ZarrContainer):
-    """The group in one zip file, not compressed once more."""
+class _ZarrZip(_ZarrGroup):
+    """The files in the order in which they were written, not compressed once more."""
 
-    suffixes = (".zarr.zip",)
+    def __init__(self, path: Path, write: bool) -> None:
+        super().__init__(path)
+        try:
+            self._zip = zipfile.ZipFile(path, "w" if write else "r")
+        except zipfile.BadZipFile as error:
+            raise BadDataError(f"{path} is no Zarr group", Advice("not-packed")) from error
+        self.close = self._zip.close  # type: ignore[method-assign]
 
-    def _store(self, mode: Literal["r", "w"]) -> Any:
-        from zarr.storage import ZipStore
+    def _put(self, name: str, pieces: list[bytes]) -> None:
+        info = zipfile.ZipInfo(name)  # of 1980: the same cache makes the same file
+        info.file_size = sum(map(len, pieces))
+        with self._zip.open(info, "w") as file:
+            file.writelines(pieces)
 
-        return ZipStore(self.path, mode=mode, compression=zipfile.ZIP_STORED)
+    def _get(self, name: str, most: float) -> bytes:
+        info = self._zip.getinfo(name)
+        if info.compress_type != zipfile.ZIP_STORED or info.file_size > most:
+            raise CorruptError(f"{self.path}: {name} is not stored as kd stores it", PACK_AGAIN)
+        return self._zip.read(info)
+
+    def __contains__(self, name: str) -> bool:
+        return f"{name}/zarr.json" in self._zip.namelist()
 
 
-_KINDS: tuple[type[Container], ...] = (HDF5Container, ZarrFolder, ZarrZip)
+def _chunk(extent: ArrayExtent, block: int, view: int | None) -> str:
+    return f"{extent.folder}/{_ZARR.chunk_name(block, view, len(extent.spec.row_shape))}"
 
 
-def kind_of(path: Path) -> type[Container]:
-    """The container that a file name asks for.
+def _compress(data: bytes, compression: Compression) -> bytes:
+    if compression == "gzip":
+        return gzip.compress(data, GZIP_LEVEL, mtime=0)
+    from numcodecs.zstd import Zstd
 
-    Raises:
-        UsageError: its ending is none of theirs.
-    """
-    for kind in _KINDS:
-        if path.name.endswith(kind.suffixes):
-            return kind
-    endings = ", ".join(suffix for kind in _KINDS for suffix in kind.suffixes)
-    raise UsageError(f"{path}: a packed cache is a file of {endings}", "For example --to packed.h5")
+    return bytes(Zstd(level=ZSTD_LEVEL).encode(data))
+
+
+def _expand(data: bytes, compression: Compression, size: int) -> bytes:
+    """Undo :func:`_compress`; never makes more than ``size`` bytes of it, whatever the data claim."""
+    if compression == "gzip":
+        return zlib.decompressobj(wbits=31).decompress(data, max(1, size))
+    from numcodecs.zstd import Zstd
+
+    return bytes(memoryview(Zstd().decode(data, out=np.empty(size, np.uint8))))
+
+
+# --- choosing, writing, reading -------------------------------------------------------------------
 
 
 def require_compression(path: Path, compress: str) -> Compression:
-    """Check what ``--compress`` says for this file.
+    """Check a compression for this file.
 
     Raises:
-        UsageError: unknown, or the format cannot do it.
+        UsageError: unknown, or the format cannot do it; or the ending of the name is that of no format.
     """
-    kind = kind_of(path)
+    if not path.name.endswith((*_HDF5, *_FOLDER, *_ZIP)):
+        endings = ", ".join((*_HDF5, *_FOLDER, *_ZIP))
+        raise UsageError(f"{path}: a packed cache is a file of {endings}", Advice("pack-ending"))
+    if compress == "zstd" and path.name.endswith(_HDF5):
+        raise UsageError(f"{path}: HDF5 reads zstd only where a plug-in is installed", Advice("pack-zstd"))
     for known in get_args(Compression):
-        if compress == known and known in kind.compressions:
+        if compress == known:
             return known  # type: ignore[no-any-return]
-    can = ", ".join(kind.compressions)
-    if compress == "zstd":
-        raise UsageError(
-            f"{path}: HDF5 reads zstd only where a plug-in is installed",
-            "Use --compress gzip, or a name that ends in .zarr or .zarr.zip.",
-        )
-    raise UsageError(f"--compress {compress} is unknown for {path}", f"Choose one of: {can}.")
+    can = ", ".join(get_args(Compression)[: 2 if path.name.endswith(_HDF5) else 3])
+    raise UsageError(f"compression {compress} is unknown for {path}", f"Choose one of: {can}.")
 
 
 @contextmanager
-def create(kind: type[Container], path: Path, compress: Compression) -> Iterator[Container]:
-    """Write a container; any refusal of the disk is an error with a code."""
-    container = kind(path, compress)
+def create(path: Path, target: Path, compress: Compression) -> Iterator[Container]:
+    """Write a container, of the form that the name of ``target`` asks for, to ``path``."""
     with _storage(path):
+        container = _form(target)(path, True)
+        container.compression = compress
         try:
-            container.start()
             yield container
         finally:
             container.close()
@@ -326,15 +329,21 @@ def open_container(path: Path) -> Iterator[Container]:
         BadDataError: it is something else.
         CorruptError: the library of the format refuses its bytes.
     """
-    container = kind_of(path)(path)
+    require_compression(path, "none")
     with _storage(path):
         path.stat()
+        with _reading(path):
+            container = _form(path)(path, False)
         try:
-            with _reading(path):
-                container.open()
             yield container
         finally:
             container.close()
+
+
+def _form(path: Path) -> type[_HDF5File] | type[_ZarrFolder] | type[_ZarrZip]:
+    if path.name.endswith(_HDF5):
+        return _HDF5File
+    return _ZarrZip if path.name.endswith(_ZIP) else _ZarrFolder
 
 
 @contextmanager
@@ -345,7 +354,7 @@ def _reading(path: Path) -> Iterator[None]:
     except (KdError, MemoryError):
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno:
+        if isinstance(error, OSError) and error.errno and not isinstance(error, FileNotFoundError):
             raise
         raise CorruptError(f"{path}: {type(error).__name__}: {error}", PACK_AGAIN) from error
 

@@ -1,6 +1,6 @@
-"""What two caches say differently: samples, views, teachers, and every value that both hold.
+"""In what two caches differ: samples, views, teachers, and every value that both hold.
 
-Equal means that no reader could tell them apart by what they say. How they are stored (backend, block rows,
+Equal means that they hold the same values of the same samples. How they are stored (backend, block rows,
 groups of views, where the images were) is told, too, but makes no difference.
 """
 
@@ -17,6 +17,7 @@ from kdcli.cache.admin.inventory import open_store
 from kdcli.cache.commits import chunk_files
 from kdcli.cache.layout import SAMPLES, Manifest
 from kdcli.cache.reader import CacheReader
+from kdcli.documents import to_document
 from kdcli.types import Difference, differences
 
 FIRST = 5
@@ -31,10 +32,6 @@ class SomeKeys:
 
     count: int
     first: tuple[str, ...]
-
-    def document(self) -> dict[str, Any]:
-        """As JSON."""
-        return {"count": self.count, "first": list(self.first)}
 
     def __str__(self) -> str:
         more = ", ..." if self.count > len(self.first) else ""
@@ -51,19 +48,13 @@ class SamplesDiff:
     only_b: SomeKeys
     labels: SomeKeys
     images: SomeKeys
-    class_names: bool
+    class_names_differ: bool
 
     @property
     def equal(self) -> bool:
         """Whether there is none."""
         counts = (self.only_a, self.only_b, self.labels, self.images)
-        return not any(some.count for some in counts) and not self.class_names
-
-    def document(self) -> dict[str, Any]:
-        """As JSON."""
-        names = ("only_a", "only_b", "labels", "images")
-        listed = {name: getattr(self, name).document() for name in names}
-        return {"common": self.common, **listed, "class_names_differ": self.class_names}
+        return not any(some.count for some in counts) and not self.class_names_differ
 
 
 @final
@@ -87,7 +78,7 @@ class PartDiff:
 
     @property
     def equal(self) -> bool:
-        """Whether both say the same of the same samples."""
+        """Whether both hold the same values of the same samples."""
         return not (self.only_a or self.only_b or any(self.differing.values()))
 
     def document(self) -> dict[str, Any]:
@@ -96,7 +87,7 @@ class PartDiff:
             name: {"differing": count, "max_abs_difference": self.largest[name]}
             for name, count in self.differing.items()
         }
-        return {"only_a": self.only_a, "only_b": self.only_b, "compared": self.compared, "arrays": arrays}
+        return {**to_document(self, "only_a", "only_b", "compared"), "arrays": arrays}
 
 
 @final
@@ -153,7 +144,7 @@ class CacheDiff:
 
     @property
     def equal(self) -> bool:
-        """Whether they say the same."""
+        """Whether they hold the same."""
         return (
             self.samples.equal
             and not (self.views or self.only_a or self.only_b)
@@ -163,15 +154,11 @@ class CacheDiff:
     def document(self) -> dict[str, Any]:
         """As JSON."""
         return {
-            "a": str(self.a),
-            "b": str(self.b),
-            "equal": self.equal,
-            "samples": self.samples.document(),
+            **to_document(self, "a", "b", "equal", "samples"),
             "views": _as_json(self.views),
             "storage": _as_json(self.storage),
             "teachers": {
-                "only_a": list(self.only_a),
-                "only_b": list(self.only_b),
+                **to_document(self, "only_a", "only_b"),
                 "both": {teacher.name: teacher.document() for teacher in self.teachers},
             },
         }
@@ -261,7 +248,7 @@ def _samples(pair: _Pair) -> SamplesDiff:
         only_b=pair.some_keys(pair.only_b, b),
         labels=pair.some_keys(rows_a[_class_of(a, rows_a) != _class_of(b, rows_b)]),
         images=pair.some_keys(rows_a[changed]),
-        class_names=a.manifest.data.class_names != b.manifest.data.class_names,
+        class_names_differ=a.manifest.data.class_names != b.manifest.data.class_names,
     )
 
 

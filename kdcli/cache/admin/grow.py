@@ -15,8 +15,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from kdcli.cache.claims import Claims
-from kdcli.cache.commits import block_digest
-from kdcli.cache.keytable import KeyTable
+from kdcli.cache.keytable import KeyTable, block_digest
 from kdcli.cache.layout import Manifest, Segment, Unit, load_manifest, write_manifest
 from kdcli.cache.store import Store
 from kdcli.cache.writer import CacheWriter, describe, write_whole_arrays

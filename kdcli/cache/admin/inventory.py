@@ -12,7 +12,8 @@ from kdcli.cache.commits import Commit, read_commits, sizes_agree
 from kdcli.cache.layout import SAMPLES, Layout, Manifest, load_manifest
 from kdcli.cache.provenance import TeacherRecord
 from kdcli.cache.store import Store
-from kdcli.errors import CacheMissingError, KdError, StorageError, nearest
+from kdcli.documents import to_document
+from kdcli.errors import Advice, CacheMissingError, KdError, StorageError, nearest
 from kdcli.files import storage_errors
 
 _FOLDERS = {"manifest.json", "data.zarr", "data.hdf5"}
@@ -38,10 +39,8 @@ def open_store(root: Path) -> Store:
         KdError: what :func:`~kdcli.cache.layout.load_manifest` refuses.
     """
     if not os.path.lexists(root):
-        raise CacheMissingError(
-            f"cache {root} does not exist.{_neighbour(root)}",
-            f"kd cache ls {root.parent} lists the caches there.",
-        )
+        message = f"cache {root} does not exist.{_neighbour(root)}"
+        raise CacheMissingError(message, Advice("list", folder=root.parent))
     with storage_errors(root):
         return Store(root, load_manifest(root))
 
@@ -119,17 +118,14 @@ class CacheSummary:
     def document(self) -> dict[str, Any]:
         """As JSON."""
         return {
-            "path": str(self.path),
+            **to_document(self, "path"),
             "cache_id": self.manifest.cache_id,
             "data": [segment.spec for segment in self.manifest.segments],
-            "samples": self.manifest.samples,
-            "views": self.manifest.views,
-            "backend": self.manifest.backend,
+            **to_document(self.manifest, "samples", "views", "backend"),
             "teachers": list(self.teachers),
             "units": {"total": self.total, "done": self.done},
             "complete": self.done == self.total,
-            "bytes": self.bytes,
-            "written": self.written,
+            **to_document(self, "bytes", "written"),
         }
 
 
@@ -282,16 +278,13 @@ class CacheInfo:
         return {
             "path": str(self.path),
             **self.manifest.model_dump(mode="json"),
-            "samples": self.manifest.samples,
-            "rows": self.manifest.rows,
-            "views": self.manifest.views,
-            "blocks": self.manifest.blocks,
+            **to_document(self.manifest, "samples", "rows", "views", "blocks"),
             "units": {"total": self.total, "done": self.done},
             "complete": self.done == self.total,
             "bytes": self.bytes,
             "sample_units": self.states[SAMPLES].document(),
             "teachers": {name: self._teacher(record) for name, record in self.teachers.items()},
-            "dropped": [{"row": d.row, "key": d.key, "reason": d.reason} for d in self.dropped],
+            "dropped": to_document(self.dropped),
         }
 
     def _teacher(self, record: TeacherRecord) -> dict[str, Any]:

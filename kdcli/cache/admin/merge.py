@@ -18,7 +18,6 @@ from kdcli.cache.admin.moving import (
     require_new,
     require_sound,
     require_space,
-    size_of,
     start_cache,
     units,
 )
@@ -28,8 +27,8 @@ from kdcli.cache.provenance import PIXEL_TOLERANCE, TeacherRecord, pixel_drift
 from kdcli.cache.reader import CacheReader
 from kdcli.cache.store import Store
 from kdcli.console import console
-from kdcli.errors import CorruptError, IdentityError, UsageError
-from kdcli.files import storage_errors
+from kdcli.errors import Advice, CorruptError, IdentityError, UsageError
+from kdcli.files import sizes_in, storage_errors
 from kdcli.types import Difference, differences
 
 _NO_LINK = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS)
@@ -52,7 +51,7 @@ def merge(inputs: Sequence[Path], target: Path) -> Moved:
         OutputExistsError: something is at ``target``.
     """
     if len(inputs) < 2 or len({path.resolve() for path in inputs}) < len(inputs):
-        raise UsageError("merging needs two caches or more, each given once", "kd cache merge A B --to ALL")
+        raise UsageError("merging needs two caches or more, each given once", Advice("merge"))
     require_new(target)
     readers = [CacheReader(path) for path in inputs]
     for other in readers[1:]:
@@ -62,7 +61,8 @@ def merge(inputs: Sequence[Path], target: Path) -> Moved:
     manifest = _merged_manifest(readers)
     with published(target) as root:
         with storage_errors(target):
-            require_space(target, sum(size_of(r.store.data) for r in readers if not _same_disk(r, target)))
+            copied = [reader.store.data for reader in readers if not _same_disk(reader, target)]
+            require_space(target, sum(sum(sizes_in(folder).values()) for folder in copied))
         labels = None if manifest.data.labels is None else first.labels
         store = start_cache(root, manifest, first.keys, labels, teachers)
         merged = _Merger(readers, store).run()
@@ -98,8 +98,7 @@ def _require_same_data(first: CacheReader, other: CacheReader) -> None:
     if found:
         raise IdentityError(
             f"{other.layout.root} is not of the same data and form as {first.layout.root}",
-            "Merge caches made with the same data, views and --block-rows; "
-            "kd cache pack and unpack --backend change the backend.",
+            Advice("merge-alike"),
             found,
         )
     if drift:
@@ -213,7 +212,7 @@ def _require_same_unit(first: tuple[CacheReader, Commit], other: tuple[CacheRead
     if found:
         raise IdentityError(
             f"{mine.unit} is not the same in {other_reader.layout.root} as in {reader.layout.root}",
-            "Leave one of them out. Equal --batch-size, device and versions give equal bytes.",
+            Advice("merge-other-bytes"),
             found,
         )
 

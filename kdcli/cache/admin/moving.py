@@ -19,13 +19,15 @@ from kdcli.cache.provenance import TeacherRecord, repair_hint
 from kdcli.cache.reader import CacheReader
 from kdcli.cache.store import Store
 from kdcli.cache.writer import build_skeleton
-from kdcli.errors import CorruptError, NoSpaceError, OutputExistsError
+from kdcli.documents import to_document
+from kdcli.errors import Advice, CorruptError, NoSpaceError, OutputExistsError
 from kdcli.files import (
     atomic_write_text,
     available_gb,
     fsync_folder,
     make_folder,
     scratch_name,
+    sizes_in,
     storage_errors,
 )
 
@@ -53,10 +55,8 @@ class Moved:
     def document(self) -> dict[str, Any]:
         """As JSON."""
         return {
-            "path": str(self.path),
-            "cache_id": self.cache_id,
-            "backend": self.backend,
-            "bytes": size_of(self.path),
+            **to_document(self, "path", "cache_id", "backend"),
+            "bytes": sum(sizes_in(self.path).values()),
             "complete": self.complete,
             "parts": {part: {"done": done, "total": total} for part, (done, total) in self.parts.items()},
         }
@@ -74,7 +74,7 @@ def committed(reader: CacheReader, part: str) -> list[Commit]:
         if place not in sound and reader.manifest.holds(*place):
             raise CorruptError(
                 f"{reader.layout.root}: {commit.unit} is committed, but its files are missing or short",
-                "Compute it again first: run the kd cache-teachers command that made the cache.",
+                Advice("fill-first"),
             )
     return [sound[place] for place in sorted(sound)]
 
@@ -93,12 +93,6 @@ def require_sound(store: Store, path: Path, size: int, crc: int, name: object) -
 def units(store: Store, commits: dict[str, list[Commit]]) -> dict[str, tuple[int, int]]:
     """Per part, how many units there are of how many."""
     return {part: (len(found), len(list(store.units_of(part)))) for part, found in commits.items()}
-
-
-def size_of(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder."""
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def require_space(path: Path, needed: int) -> None:

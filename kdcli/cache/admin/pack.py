@@ -1,25 +1,24 @@
 """A whole cache in one file, and back, bit by bit.
 
-The file has the cache's arrays as real arrays (uncommitted rows are the fill value) and, below ``kd/``, what
-makes a cache of them: ``cache.json`` (manifest and teachers), ``commits/<part>`` (its records, one a line) and
-``crc32c/<array>`` (crc32c of the raw rows of every chunk, in blocks x views). docs/format.md specifies it.
+The file has the cache's arrays as real arrays, as a Zarr cache stores them (uncommitted rows are the fill value)
+and, below ``kd/``, what makes a cache of them: ``cache.json`` (manifest and teachers) and ``commits/<part>`` (its
+records, one a line, with sizes and checksums of Zarr chunks). docs/format.md specifies it.
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, final
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from kdcli.cache.admin.containers import (
     PACK_AGAIN,
+    Compression,
     Container,
-    Place,
     create,
-    kind_of,
     open_container,
     require_compression,
 )
@@ -35,19 +34,26 @@ from kdcli.cache.admin.moving import (
     start_cache,
     units,
 )
-from kdcli.cache.arrays import WHOLE_ARRAYS, ArrayExtent, array_extents, array_folder, whole_arrays
-from kdcli.cache.backends.base import checksum
-from kdcli.cache.commits import Commit, as_lines, block_digest, chunk_files, parse_commit
-from kdcli.cache.keytable import KeyTable
-from kdcli.cache.layout import SAMPLES, BackendName, Manifest
-from kdcli.cache.provenance import ArraySpec, TeacherRecord, seal, unseal
+from kdcli.cache.arrays import ArrayExtent, array_extents, whole_extent
+from kdcli.cache.commits import Commit, as_lines, chunk_files, misfits, parse_commit
+from kdcli.cache.keytable import KeyTable, block_digest
+from kdcli.cache.layout import BackendName, Manifest
+from kdcli.cache.provenance import TeacherRecord, require_known, seal, unseal
 from kdcli.cache.reader import CacheReader
-from kdcli.cache.store import Store
+from kdcli.cache.store import BACKENDS, Store
 from kdcli.console import console
-from kdcli.errors import BadDataError, CorruptError, KdError, NotFoundError, OutputExistsError, nearest
+from kdcli.documents import from_document
+from kdcli.errors import (
+    Advice,
+    BadDataError,
+    CorruptError,
+    KdError,
+    OutputExistsError,
+)
 
 RECORDS = "kd/cache.json"
-CRC = ArraySpec((), "<u4", per_view=False)
+Extents = dict[tuple[str, str], ArrayExtent]
+"""Every array by part and name."""
 
 
 @final
@@ -57,30 +63,23 @@ class Packed(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     packed: Literal[1] = 1
+    compress: Compression
     manifest: Manifest
     teachers: tuple[TeacherRecord, ...]
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Where a chunk is in a packed file: rows past the end of the array are not in it."""
-
-    folder: str
-    place: Place
-    spec: ArraySpec
-    rows: int
+def _extents(manifest: Manifest, keys: KeyTable, teachers: Iterable[TeacherRecord]) -> Extents:
+    found = array_extents(manifest, keys, {record.name: record for record in teachers})
+    return {(extent.part, extent.name): extent for extent in found}
 
 
-def _chunk(manifest: Manifest, commit: Commit, array: str, view: int | None, spec: ArraySpec) -> Chunk:
-    start = commit.block * manifest.block_rows
-    stop = min(start + manifest.block_rows, manifest.rows)
-    place = slice(start, stop) if view is None else (slice(start, stop), view)
-    return Chunk(array_folder(commit.part, array), place, spec, stop - start)
+def _total_bytes(commits: dict[str, list[Commit]]) -> int:
+    found = (commit for part in commits.values() for commit in part)
+    return sum(size for commit in found for records in commit.arrays.values() for size, _ in records)
 
 
-def _crc_shape(extent: ArrayExtent, blocks: int) -> tuple[int, ...]:
-    return (blocks, extent.shape[1]) if extent.spec.per_view else (blocks,)
+def _total_chunks(commits: dict[str, list[Commit]]) -> int:
+    return sum(len(records) for found in commits.values() for c in found for records in c.arrays.values())
 
 
 # --- packing ----------------------------------------------------------------------------------
@@ -115,7 +114,7 @@ def pack(
     commits = {part: committed(reader, part) for part in parts_of(chosen)}
     if compression == "none":
         require_space(target, _total_bytes(commits))
-    with published(target, overwrite) as temporary, create(kind_of(target), temporary, compression) as box:
+    with published(target, overwrite) as temporary, create(temporary, target, compression) as box:
         _pack_all(reader, box, chosen, commits)
     return Moved(target, reader.manifest.cache_id, reader.manifest.backend, units(reader.store, commits))
 
@@ -124,7 +123,7 @@ def _require_free(target: Path, overwrite: bool) -> None:
     if not target.exists():
         return
     if not overwrite:
-        raise OutputExistsError(f"{target} exists already", "Give another name, or --overwrite.")
+        raise OutputExistsError(f"{target} exists already", Advice("pack-exists"))
     try:
         with open_container(target) as box:
             ours = RECORDS in box
@@ -138,63 +137,43 @@ def _require_free(target: Path, overwrite: bool) -> None:
 
 def _chosen(reader: CacheReader, names: Sequence[str]) -> list[TeacherRecord]:
     known = reader.teachers
-    for name in names:
-        if name not in known:
-            raise NotFoundError(
-                f"no teacher '{name}' in {reader.layout.root}.{nearest(name, known)}",
-                f"Cached teachers: {', '.join(known) or 'none yet'}.",
-            )
+    require_known(names, known, reader.layout.root)
     return [record for name, record in known.items() if not names or name in names]
 
 
-def _total_bytes(commits: dict[str, list[Commit]]) -> int:
-    found = (commit for part in commits.values() for commit in part)
-    return sum(size for commit in found for records in commit.arrays.values() for size, _ in records)
-
-
-def _total_chunks(commits: dict[str, list[Commit]]) -> int:
-    return sum(len(records) for found in commits.values() for c in found for records in c.arrays.values())
-
-
 def _pack_all(
-    reader: CacheReader,
-    box: Container,
-    teachers: list[TeacherRecord],
-    commits: dict[str, list[Commit]],
+    reader: CacheReader, box: Container, teachers: list[TeacherRecord], commits: dict[str, list[Commit]]
 ) -> None:
     manifest, store = reader.manifest, reader.store
-    extents = list(array_extents(manifest, reader.keys, {record.name: record for record in teachers}))
-    crcs = {extent.folder: np.zeros(_crc_shape(extent, manifest.blocks), np.uint32) for extent in extents}
-    for extent in extents:
+    extents = _extents(manifest, reader.keys, teachers)
+    for extent in extents.values():
         box.declare(extent)
         if extent.whole:
-            box.write(extent.folder, slice(None), store.whole(extent.name, extent.shape[0]))
+            box.write(extent, 0, None, store.whole(extent.name, extent.rows))
     with console.progress(_total_chunks(commits), "chunks", "pack") as bar:
         for part, found in commits.items():
+            packed = []
             for commit in found:
-                _pack_unit(store, commit, box, crcs)
+                packed.append(_pack_unit(store, commit, box, extents))
                 bar.advance(sum(map(len, commit.arrays.values())))
-            box.put_text(f"kd/commits/{part}", as_lines(found))
-    for extent in extents:
-        if not extent.whole:
-            box.put(f"kd/crc32c/{extent.folder}", crcs[extent.folder])
-    records = Packed(manifest=manifest, teachers=tuple(teachers)).model_dump(mode="json")
-    box.put_text(RECORDS, json.dumps(seal(records)))
+            box.put_text(f"kd/commits/{part}", as_lines(packed))
+    records = Packed(compress=box.compression, manifest=manifest, teachers=tuple(teachers))
+    box.put_text(RECORDS, json.dumps(seal(records.model_dump(mode="json"))))
 
 
-def _pack_unit(store: Store, commit: Commit, box: Container, crcs: dict[str, np.ndarray]) -> None:
-    specs = store.specs(commit.part)
+def _pack_unit(store: Store, commit: Commit, box: Container, extents: Extents) -> Commit:
+    """Write a unit's chunks; its record, with their sizes and checksums as a Zarr cache has them."""
+    arrays: dict[str, list[list[int]]] = {name: [] for name in commit.arrays}
     for array, view, path, size, crc in chunk_files(store, commit):
         require_sound(store, path, size, crc, path)
-        chunk = _chunk(store.manifest, commit, array, view, specs[array])
-        values = store.backend.map(path, store.manifest.block_rows, chunk.spec)
-        past_end = values[chunk.rows :]
-        if past_end.tobytes() != np.full_like(past_end, chunk.spec.fill).tobytes():
+        extent = extents[commit.part, array]
+        values = store.backend.map(path, extent.rows, extent.spec)
+        past_end = values[extent.shape[0] - commit.block * extent.rows :]
+        if past_end.tobytes() != np.full_like(past_end, extent.spec.fill).tobytes():
             raise CorruptError(f"{path} holds values in rows past the end", "Compute this block again.")
-        box.write(chunk.folder, chunk.place, values[: chunk.rows])
-        crcs[chunk.folder][commit.block if view is None else (commit.block, view)] = checksum(
-            values.tobytes()
-        )
+        box.write(extent, commit.block, view, values)
+        arrays[array].append(BACKENDS["zarr"].foresee(values))
+    return replace(commit, arrays=arrays)
 
 
 # --- unpacking --------------------------------------------------------------------------------
@@ -221,133 +200,100 @@ def unpack(packed: Path, target: Path, backend: BackendName | None = None) -> Mo
         manifest = records.manifest
         if backend is not None:
             manifest = manifest.model_copy(update={"backend": backend})
-        commits = {part: _read_commits(box, part) for part in parts_of(records.teachers)}
+        store = Store(target, manifest, {record.name: record for record in records.teachers})
+        commits = {part: _read_commits(box, store, part) for part in store.parts()}
         require_space(target, _total_bytes(commits))
         keys, labels = _read_samples(box, manifest)
         with published(target) as root:
             store = start_cache(root, manifest, keys, labels, records.teachers)
-            remade = _unpack_all(box, store, commits, records.manifest.backend)
+            remade = _unpack_all(box, store, _extents(manifest, keys, records.teachers), commits)
             finish_cache(store, remade)
     return Moved(target, manifest.cache_id, manifest.backend, units(store, remade))
 
 
 def _read_records(box: Container) -> Packed:
     if RECORDS not in box:
-        raise BadDataError(f"{box.path} is no packed cache", "Give what kd cache pack wrote.")
+        raise BadDataError(f"{box.path} is no packed cache", Advice("not-packed"))
+    where = f"{box.path}: {RECORDS}"
     try:
         document = json.loads(box.text(RECORDS))
-        version = document.get("packed") if isinstance(document, dict) else None
-        if isinstance(version, int) and version > 1:
-            raise CorruptError(f"{box.path}: packed in form {version}, this kd reads form 1", "Update kd.")
-        records = Packed.model_validate(unseal(document, f"{box.path}: {RECORDS}"))
-    except (ValidationError, ValueError) as error:
-        if isinstance(error, CorruptError):
-            raise CorruptError(error.message, PACK_AGAIN) from error
-        raise CorruptError(f"{box.path}: {RECORDS} is damaged", PACK_AGAIN) from error
-    for record in records.teachers:
-        _require_inside(box, record)
+    except ValueError as error:
+        raise CorruptError(f"{where} is damaged", PACK_AGAIN) from error
+    version = document.get("packed") if isinstance(document, dict) else None
+    if isinstance(version, int) and version > 1:
+        raise CorruptError(f"{box.path}: packed in form {version}, this kd reads form 1", Advice("update"))
+    records = from_document(Packed, unseal(document, where, PACK_AGAIN), where, CorruptError, PACK_AGAIN)
+    if any(kind != output.name for record in records.teachers for kind, output in record.outputs.items()):
+        raise CorruptError(f"{box.path}: an output has two names", PACK_AGAIN)
+    box.compression = records.compress
     return records
 
 
-def _require_inside(box: Container, record: TeacherRecord) -> None:
-    """Names become paths: none may lead out of the cache."""
-    names = [record.name, *record.outputs, *(output.name for output in record.outputs.values())]
-    paths = [name for output in record.outputs.values() for name in output.arrays]
-    if any("/" in name for name in names) or {"", ".", ".."} & {
-        p for n in [*names, *paths] for p in n.split("/")
-    }:
-        raise CorruptError(f"{box.path}: a teacher's name or array is no name", "Do not use this file.")
-
-
-def _read_commits(box: Container, part: str) -> list[Commit]:
-    name = f"kd/commits/{part}"
+def _read_commits(box: Container, store: Store, part: str) -> list[Commit]:
+    """The records of a part: each of this cache, of a unit of it, of that unit's chunks and of their sizes."""
+    name, zarr = f"kd/commits/{part}", BACKENDS["zarr"]
+    specs = store.specs(part)
+    sizes = {array: zarr.file_size(store.manifest.block_rows, spec) for array, spec in specs.items()}
+    found = []
     try:
-        return [parse_commit(line, box.path / name) for line in box.text(name).splitlines()]
+        places = set(store.units_of(part))
+        for line in box.text(name).splitlines():
+            commit = parse_commit(line, box.path / name)
+            fits = commit.part == part and (commit.block, commit.group) in places
+            if (
+                not fits
+                or misfits(store, commit)
+                or any(
+                    size != sizes[array] for array, records in commit.arrays.items() for size, _ in records
+                )
+            ):
+                raise CorruptError(f"{box.path}: the record of {commit.unit} belongs elsewhere")
+            places.remove((commit.block, commit.group))
+            found.append(commit)
     except CorruptError as error:
         raise CorruptError(error.message, PACK_AGAIN) from error
+    return found
 
 
 def _read_samples(box: Container, manifest: Manifest) -> tuple[KeyTable, np.ndarray | None]:
-    def whole(name: str) -> np.ndarray:
-        return box.read(array_folder(SAMPLES, name), slice(None), WHOLE_ARRAYS[name])
+    def whole(name: str, length: int) -> np.ndarray:
+        return box.read(whole_extent(name, length), 0, None)
 
-    keys = KeyTable(whole("key_bytes"), whole("key_offsets"))
+    offsets = whole("key_offsets", manifest.rows + 1)
+    keys = KeyTable(whole("key_bytes", max(0, int(offsets[-1]))), offsets)
     if not keys.is_sound() or keys.digest() != manifest.data.keys:
         raise CorruptError(f"{box.path}: its keys are not those of its manifest", PACK_AGAIN)
-    if "labels/class" not in whole_arrays(manifest, keys):
+    if manifest.data.labels is None:
         return keys, None
-    labels = whole("labels/class")
+    labels = whole("labels/class", manifest.rows)
     if block_digest(labels) != manifest.data.labels:
         raise CorruptError(f"{box.path}: its labels are not those of its manifest", PACK_AGAIN)
     return keys, labels
 
 
 def _unpack_all(
-    box: Container, store: Store, commits: dict[str, list[Commit]], packed_backend: BackendName
+    box: Container, store: Store, extents: Extents, commits: dict[str, list[Commit]]
 ) -> dict[str, list[Commit]]:
     remade: dict[str, list[Commit]] = {part: [] for part in commits}
-    exact = (
-        packed_backend == store.manifest.backend == "zarr"
-    )  # HDF5's headers may differ between its versions
     with console.progress(_total_chunks(commits), "chunks", "unpack") as bar:
         for part, found in commits.items():
-            crcs = _read_crcs(box, store, part)
-            places = set(store.units_of(part))
             for commit in found:
-                _require_fits(box, store, part, commit, places)
-                arrays = _unpack_unit(box, store, commit, crcs)
-                if exact and arrays != commit.arrays:
-                    raise CorruptError(f"{box.path}: {commit.unit} is not what was committed", PACK_AGAIN)
-                remade[part].append(replace(commit, arrays=arrays))
-                places.remove((commit.block, commit.group))
-                bar.advance(sum(map(len, arrays.values())))
+                remade[part].append(_unpack_unit(box, store, extents, commit))
+                bar.advance(sum(map(len, commit.arrays.values())))
     return remade
 
 
-def _read_crcs(box: Container, store: Store, part: str) -> dict[str, np.ndarray]:
-    found = {}
-    for name, spec in store.specs(part).items():
-        row = (store.views(part),) if spec.per_view else ()
-        table = f"kd/crc32c/{array_folder(part, name)}"
-        found[name] = box.read(table, slice(None), replace(CRC, row_shape=row))
-        if len(found[name]) != store.manifest.blocks:
-            raise CorruptError(f"{box.path}: {table} is not of {store.manifest.blocks} blocks", PACK_AGAIN)
-    return found
-
-
-def _require_fits(
-    box: Container, store: Store, part: str, commit: Commit, places: set[tuple[int, int]]
-) -> None:
-    """A record must be of this cache, of a unit that it has, and of that unit's chunks."""
-    ids = (store.manifest.cache_id, part, store.part_id(part))
-    fits = (commit.cache_id, commit.part, commit.part_id) == ids and (commit.block, commit.group) in places
-    if fits:
-        views = len(store.manifest.views_of(commit.group, store.views(part)))
-        specs = store.arrays_in(part, commit.group)
-        expected = {name: views if spec.per_view else 1 for name, spec in specs.items()}
-        fits = {name: len(records) for name, records in commit.arrays.items()} == expected
-    if not fits:
-        raise CorruptError(f"{box.path}: the record of {commit.unit} belongs elsewhere", PACK_AGAIN)
-
-
-def _unpack_unit(
-    box: Container, store: Store, commit: Commit, crcs: dict[str, np.ndarray]
-) -> dict[str, list[list[int]]]:
-    specs = store.specs(commit.part)
-    written: dict[str, list[list[int]]] = {name: [] for name in commit.arrays}
-    for array, view, path, _, _ in chunk_files(store, commit):
-        chunk = _chunk(store.manifest, commit, array, view, specs[array])
-        rows = box.read(chunk.folder, chunk.place, chunk.spec)
-        values = np.full(
-            (store.manifest.block_rows, *chunk.spec.row_shape), chunk.spec.fill, chunk.spec.dtype
-        )
-        if len(rows) == chunk.rows:
-            values[: chunk.rows] = rows
-        recorded = crcs[array][commit.block if view is None else (commit.block, view)]
-        if len(rows) != chunk.rows or checksum(values.tobytes()) != recorded:
-            of_view = "" if view is None else f" view {view}"
-            raise CorruptError(
-                f"{box.path}: {chunk.folder} block {commit.block}{of_view} is not what was packed", PACK_AGAIN
-            )
-        written[array].append(store.write(path, values))
-    return written
+def _unpack_unit(box: Container, store: Store, extents: Extents, commit: Commit) -> Commit:
+    """Write a unit's chunks; its record, with their sizes and checksums in this cache."""
+    arrays: dict[str, list[list[int]]] = {name: [] for name in commit.arrays}
+    for array, view, path, size, crc in chunk_files(store, commit):
+        extent = extents[commit.part, array]
+        place = f"{extent.folder} block {commit.block}{'' if view is None else f' view {view}'}"
+        try:
+            values = box.read(extent, commit.block, view)
+        except CorruptError as error:
+            raise CorruptError(f"{error.message} ({place})", PACK_AGAIN) from error
+        if BACKENDS["zarr"].foresee(values) != [size, crc]:
+            raise CorruptError(f"{box.path}: {place} is not what was packed", PACK_AGAIN)
+        arrays[array].append(store.write(path, values))
+    return replace(commit, arrays=arrays)

@@ -1,6 +1,5 @@
 """How far the writers of a cache are, from commit records and claims alone: also for a read-only cache."""
 
-import json
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import final
 
 from kdcli.cache.admin.inventory import done_commits, open_store
-from kdcli.cache.claims import Claims
+from kdcli.cache.claims import Claims, read_owner
 from kdcli.cache.layout import Layout
 from kdcli.cache.store import Store
 from kdcli.console import duration
@@ -139,10 +138,9 @@ def claim_holders(layout: Layout, below: str = "") -> dict[Writer, int]:
     found: Counter[Writer] = Counter()
     folder = layout.claims / below
     for path in sorted(folder.rglob("*.json")) if folder.is_dir() else ():
-        with suppress(OSError, ValueError, KeyError, TypeError):  # given back since the listing
-            owner = json.loads(path.read_text(encoding="utf-8"))
-            who = str(owner["host"]), int(owner["pid"]), str(owner.get("job", ""))
-            found[Writer(*who, alive=not judge.is_dead(path))] += 1
+        owner = read_owner(path)
+        if owner.pid is not None:  # else given back since the listing
+            found[Writer(owner.host, owner.pid, owner.job, alive=not judge.is_dead(path))] += 1
     return dict(found)
 
 

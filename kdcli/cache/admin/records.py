@@ -6,15 +6,17 @@ rest (``1e-5`` for ``1E-5`` means the same, but nobody wrote it).
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+import numpy as np
+
+from kdcli.cache.arrays import WHOLE_ARRAYS
 from kdcli.cache.commits import Commit, parse_commit
 from kdcli.cache.damage import Damage, Remedy, rows_of
+from kdcli.cache.keytable import KeyTable, block_digest
 from kdcli.cache.layout import SAMPLES, Layout, Unit
-from kdcli.cache.provenance import OutputRecord, TeacherRecord
-from kdcli.cache.store import KIND_ORDER, Store, in_order, read_output, read_teacher
+from kdcli.cache.provenance import OutputRecord, TeacherRecord, read_record
+from kdcli.cache.store import KIND_ORDER, Store, in_order, read_teacher
 from kdcli.errors import CorruptError, KdError
 from kdcli.outputs import MAPS
 
@@ -75,7 +77,7 @@ def _scan_outputs(layout: Layout, folder: Path) -> tuple[dict[str, OutputRecord]
             damages.append(Damage(file, "nothing vouches for this file", "remove"))
             continue
         try:
-            record = read_output(path)
+            record = read_record(OutputRecord, path)
             require_own_bytes(path.read_bytes(), path)
             if record.name != path.stem:
                 raise CorruptError(f"{path} is the record of {record.name}")
@@ -87,7 +89,7 @@ def _scan_outputs(layout: Layout, folder: Path) -> tuple[dict[str, OutputRecord]
 
 
 def lost_records(layout: Layout, teachers: dict[str, TeacherRecord], unsound: set[str]) -> list[Damage]:
-    """Teachers and kinds of output whose records are gone while something vouches for what they said."""
+    """Teachers and kinds of output whose records are gone while commits of their outputs are there."""
     damages = []
     for folder in sorted(layout.commits.iterdir()) if layout.commits.is_dir() else ():
         name = folder.name
@@ -196,23 +198,61 @@ def _damage(
     return Damage(file, text, "recompute", part, "", Unit(part, *place), None, rows)
 
 
-def misfits(store: Store, part: str, commit: Commit, keys: str | None) -> Iterator[str]:
-    """Why a sound record is not one of this cache and teacher.
+# --- keys and labels ---------------------------------------------------------------------------------
+
+KEYS = ("key_bytes", "key_offsets")
+LABELS = "labels/class"
+
+
+def whole_path(store: Store, name: str) -> Path:
+    """File of keys or labels."""
+    return store.chunk(SAMPLES, name, WHOLE_ARRAYS[name], 0, None)
+
+
+def whole_names(store: Store) -> tuple[str, ...]:
+    """The arrays of this kind that a cache has."""
+    return KEYS if store.manifest.data.labels is None else (*KEYS, LABELS)
+
+
+def damaged_wholes(store: Store, keys: KeyTable | None) -> dict[str, str]:
+    """What is wrong with keys and labels, by array.
+
+    A file may be longer than the manifest says (the cache is being extended): the rest counts as well.
 
     Args:
         store: the cache.
-        part: that the record is about.
-        commit: the record.
-        keys: digest of the block's keys; None where they cannot be read.
+        keys: its keys; None when those on disk are not the manifest's.
     """
-    pairs: list[tuple[str, Any, Any]] = [
-        ("cache_id", commit.cache_id, store.manifest.cache_id),
-        ("teacher_id" if part != SAMPLES else "part_id", commit.part_id, store.part_id(part)),
-        ("keys", commit.keys, commit.keys if keys is None else keys),
-        ("arrays", sorted(commit.arrays), sorted(store.arrays_in(part, commit.group))),
-    ]
-    yield from (f"{name} is {old}, not {new}" for name, old, new in pairs if old != new)
-    views = len(store.manifest.views_of(commit.group, store.views(part)))
-    for name, spec in store.arrays_in(part, commit.group).items():
-        if len(commit.arrays.get(name, ())) != (views if spec.per_view else 1):
-            yield f"it has another number of views of {name}"
+    found = {name: reason for name in whole_names(store) if (reason := _own_fault(store, name))}
+    if keys is None and not found.keys() & set(KEYS):
+        found |= dict.fromkeys(KEYS, "the keys are not those of the manifest")
+    recorded = store.manifest.data.labels
+    if recorded is not None and LABELS not in found:
+        values, rows = _values(store, LABELS), store.manifest.rows
+        if len(values) < rows:
+            found[LABELS] = f"{len(values)} labels instead of {rows}"
+        elif block_digest(values[:rows]) != recorded:
+            found[LABELS] = "the labels are not those of the manifest"
+    return found
+
+
+def _values(store: Store, name: str) -> np.ndarray:
+    """All that the file holds."""
+    spec, path = WHOLE_ARRAYS[name], whole_path(store, name)
+    return store.backend.map(path, store.backend.rows_in(path, spec), spec)
+
+
+def _own_fault(store: Store, name: str) -> str:
+    """Why a file is not what kd writes, whatever values it holds."""
+    path = whole_path(store, name)
+    if not path.is_file():
+        return "the file is missing"
+    try:
+        if not store.inspect(path).sound:
+            return "its own checksum does not fit its bytes"
+        pieces, _ = store.backend.encode(_values(store, name))
+    except KdError as error:
+        if isinstance(error.__cause__, PermissionError):
+            raise
+        return error.message.removeprefix(f"{path} ")
+    return "" if b"".join(pieces) == path.read_bytes() else "was changed after it was written"

@@ -16,10 +16,12 @@ from kdcli.cache.admin.inventory import looks_like_cache, open_store
 from kdcli.cache.admin.progress import Writer, claim_holders
 from kdcli.cache.claims import Claims
 from kdcli.cache.layout import Layout
+from kdcli.cache.provenance import require_known
 from kdcli.cache.store import Store
 from kdcli.cache.writer import describe, newest
-from kdcli.errors import ClaimedError, NotFoundError, UsageError, nearest
-from kdcli.files import fsync_folder, scratch_name, storage_errors
+from kdcli.documents import to_document
+from kdcli.errors import Advice, ClaimedError, NotFoundError, UsageError, nearest
+from kdcli.files import fsync_folder, scratch_name, sizes_in, storage_errors
 
 
 @final
@@ -44,13 +46,7 @@ class Removal:
 
     def document(self) -> dict[str, Any]:
         """As JSON."""
-        return {
-            "path": str(self.root),
-            "parts": list(self.parts),
-            "files": self.files,
-            "bytes": self.bytes,
-            "kept": list(self.kept),
-        }
+        return {"path": str(self.root), **to_document(self, "parts", "files", "bytes", "kept")}
 
 
 # --- a whole cache ---------------------------------------------------------------------------------
@@ -100,11 +96,7 @@ def plan_output_removal(root: Path, what: str) -> Removal:
     store = open_store(root)
     store.load_keys()
     name, _, kind = what.partition("/")
-    if name not in store.teachers:
-        known = ", ".join(store.teachers) or "none"
-        raise NotFoundError(
-            f"no teacher '{name}' in {root}.{nearest(name, store.teachers)}", f"Cached teachers: {known}."
-        )
+    require_known([name], store.teachers, root)
     kinds = store.teachers[name].outputs
     if kind and kind not in kinds:
         raise NotFoundError(
@@ -133,10 +125,7 @@ def _planned(
     paths = tuple(path for path in ordered if os.path.lexists(path))
     sizes: dict[Path, int] = {}
     for path in paths:
-        found = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
-        for file in found if path.is_dir() else (path,):
-            with suppress(FileNotFoundError):
-                sizes[file] = file.lstat().st_size
+        sizes |= sizes_in(path)
     return Removal(root, parts, paths, len(sizes), sum(sizes.values()), tuple(kept))
 
 
@@ -154,10 +143,7 @@ def require_no_writers(plan: Removal) -> None:
     alive: list[Writer] = sorted({writer for found in claims for writer in found if writer.alive})
     if alive:
         more = f" and {len(alive) - 1} more" if len(alive) > 1 else ""
-        raise ClaimedError(
-            f"{plan.root} is being written by {alive[0]}{more}",
-            "Let them finish or stop them first; --force removes it under their hands.",
-        )
+        raise ClaimedError(f"{plan.root} is being written by {alive[0]}{more}", Advice("busy"))
 
 
 def remove(plan: Removal, force: bool = False) -> Removal:

@@ -5,18 +5,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, final
+from typing import ClassVar, final
 
 import numpy as np
 
+from kdcli.cache.keytable import KeyTable
 from kdcli.cache.layout import BackendName, Manifest
-from kdcli.cache.mapping import map_bytes
+from kdcli.cache.memory import map_bytes
 from kdcli.cache.provenance import ArraySpec, TeacherRecord, repair_hint
 from kdcli.errors import CorruptError, StorageError
 from kdcli.files import scratch_name, storage_errors
-
-if TYPE_CHECKING:
-    from kdcli.cache.keytable import KeyTable
 
 
 @final
@@ -77,18 +75,23 @@ class Backend(ABC):
 
     @abstractmethod
     def metadata(
-        self, manifest: Manifest, keys: "KeyTable", teachers: Mapping[str, TeacherRecord]
+        self, manifest: Manifest, keys: KeyTable, teachers: Mapping[str, TeacherRecord]
     ) -> dict[str, bytes]:
         """Files that describe the arrays to other tools: path below the data folder -> content.
 
         They follow from the manifest and the records alone, so they can be checked and made again.
         """
 
-    def write(self, path: Path, values: np.ndarray, tmp: Path) -> tuple[int, int]:
+    def foresee(self, values: np.ndarray) -> list[int]:
+        """What :meth:`write` would return, without writing."""
+        pieces, crc = self.encode(np.ascontiguousarray(values))
+        return [sum(map(len, pieces)), crc]
+
+    def write(self, path: Path, values: np.ndarray, tmp: Path) -> list[int]:
         """Write one whole chunk: temporary file outside the array, fsync, rename.
 
         Returns:
-            Size of the file in bytes and the crc32c to record.
+            Size of the file in bytes and the crc32c, as the record has them.
         """
         pieces, crc = self.encode(np.ascontiguousarray(values))
         temporary = tmp / scratch_name()
@@ -102,7 +105,7 @@ class Backend(ABC):
                 temporary.replace(path)
             finally:
                 temporary.unlink(missing_ok=True)
-        return sum(map(len, pieces)), crc
+        return [sum(map(len, pieces)), crc]
 
     def map(self, path: Path, rows: int, spec: ArraySpec) -> np.ndarray:
         """Map the rows of a chunk file, read-only.

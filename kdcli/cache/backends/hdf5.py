@@ -5,20 +5,19 @@ other tools.
 """
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 
 from kdcli.cache.backends.base import Backend, Inspection, checksum
+from kdcli.cache.keytable import KeyTable
 from kdcli.cache.layout import BackendName, Manifest
 from kdcli.cache.provenance import ArraySpec, TeacherRecord, repair_hint
 from kdcli.errors import CorruptError
 from kdcli.files import storage_errors
-
-if TYPE_CHECKING:
-    from kdcli.cache.keytable import KeyTable
 
 DATASET = "data"
 LIBVER = ("v110", "v110")  # one on-disk form whatever newer library writes it
@@ -60,16 +59,10 @@ class HDF5Backend(Backend):
         head = self._heads.get((rows, spec))
         if head is not None and _beginning(path, len(head)) == head:
             return len(head)
-        import h5py
-
-        try:
-            with h5py.File(path, "r") as file:
-                dataset = file[DATASET]
-                offset = dataset.id.get_offset()
-                if dataset.shape != (rows, *spec.row_shape) or dataset.dtype != np.dtype(spec.dtype):
-                    raise CorruptError(f"{path} holds {dataset.dtype} {dataset.shape}", repair_hint(path))
-        except BROKEN as error:
-            raise CorruptError(f"{path} is no HDF5 file of kd: {error}", repair_hint(path)) from error
+        with _dataset(path) as dataset:
+            offset = dataset.id.get_offset()
+            if dataset.shape != (rows, *spec.row_shape) or dataset.dtype != np.dtype(spec.dtype):
+                raise CorruptError(f"{path} holds {dataset.dtype} {dataset.shape}", repair_hint(path))
         if offset is None:
             raise CorruptError(f"{path} is not contiguous", repair_hint(path))
         self._heads[rows, spec] = _beginning(path, int(offset))
@@ -77,15 +70,8 @@ class HDF5Backend(Backend):
 
     def rows_in(self, path: Path, spec: ArraySpec) -> int:
         """See the base."""
-        import h5py
-
-        try:
-            with h5py.File(path, "r") as file:
-                return int(file[DATASET].shape[0])
-        except FileNotFoundError:
-            raise
-        except BROKEN as error:
-            raise CorruptError(f"{path} is no HDF5 file of kd: {error}", repair_hint(path)) from error
+        with _dataset(path) as dataset:
+            return int(dataset.shape[0])
 
     def inspect(self, path: Path) -> Inspection:
         """See the base; such a file carries no checksum of its own."""
@@ -94,10 +80,23 @@ class HDF5Backend(Backend):
         return Inspection(len(data), checksum(data), sound=True)
 
     def metadata(
-        self, manifest: Manifest, keys: "KeyTable", teachers: Mapping[str, TeacherRecord]
+        self, manifest: Manifest, keys: KeyTable, teachers: Mapping[str, TeacherRecord]
     ) -> dict[str, bytes]:
         """None: every file describes itself."""
         return {}
+
+
+@contextmanager
+def _dataset(path: Path) -> Iterator[Any]:
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            yield file[DATASET]
+    except (FileNotFoundError, CorruptError):
+        raise
+    except BROKEN as error:
+        raise CorruptError(f"{path} is no HDF5 file of kd: {error}", repair_hint(path)) from error
 
 
 def _beginning(path: Path, size: int) -> bytes:
@@ -113,3 +112,47 @@ def _file_of(values: np.ndarray) -> bytes:
     with h5py.File(buffer, "w", libver=LIBVER, **aligned) as file:
         file.create_dataset(DATASET, data=values, track_times=False)
     return buffer.getvalue()
+
+
+@final
+class RefusingFile:
+    """A file whose refusals HDF5 does not see: on a full disk its library crashes the process (measured).
+
+    After the first failure nothing is written any more; whoever writes asks :meth:`check` each time.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("w+b", buffering=0)
+        self._failure: OSError | None = None
+        self.seek, self.tell, self.read = self._file.seek, self._file.tell, self._file.read
+        self.close = self._file.close
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill ``buffer`` from where the file stands."""
+        return self._file.readinto(buffer) or 0
+
+    def write(self, data: Any) -> int:
+        """Write all of ``data``, or remember why not."""
+        left = memoryview(data).cast("B")
+        size = len(left)
+        while len(left) and self._failure is None:
+            try:
+                left = left[self._file.write(left) :]
+            except OSError as error:
+                self._failure = error
+        return size
+
+    def truncate(self, size: int) -> None:
+        """Set the size of the file."""
+        try:
+            self._file.truncate(size)
+        except OSError as error:
+            self._failure = self._failure or error
+
+    def flush(self) -> None:
+        """Nothing: there is no buffer."""
+
+    def check(self) -> None:
+        """Raise what was remembered."""
+        if self._failure is not None:
+            raise self._failure

@@ -5,26 +5,23 @@ through it: where a source file is missing, HDF5 returns the fill value without 
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from kdcli.cache.arrays import array_extents
+from kdcli.cache.arrays import ArrayExtent, array_extents
 from kdcli.cache.backends.hdf5 import DATASET
 from kdcli.cache.commits import committed_chunks
+from kdcli.cache.store import Store
 from kdcli.files import atomic_write_bytes
 
-if TYPE_CHECKING:
-    from kdcli.cache.arrays import ArrayExtent
-    from kdcli.cache.store import Store
 
-
-def write_index(store: "Store") -> None:
+def write_index(store: Store) -> None:
     """Make the index anew, whole or not at all."""
     atomic_write_bytes(store.layout.index, index_of(store), store.layout.tmp)
 
 
-def index_of(store: "Store") -> bytes:
+def index_of(store: Store) -> bytes:
     """The index of a cache as it is now: for the same cache the same bytes, whenever it is made."""
     # Made in memory: of a full disk HDF5 says so in words of its own, and again while it closes the file.
     with _timeless_file() as file:
@@ -60,7 +57,7 @@ def _make_groups(file: Any, name: str) -> None:
             h5g.create(file.id, str(parent).encode(), gcpl=creation)
 
 
-def _virtual(store: "Store", extent: "ArrayExtent") -> Any:
+def _virtual(store: Store, extent: ArrayExtent) -> Any:
     import h5py
 
     virtual = h5py.VirtualLayout(extent.shape, np.dtype(extent.spec.dtype))

@@ -7,22 +7,21 @@ silently.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 
 from kdcli.cache.arrays import ArrayExtent, array_extents
 from kdcli.cache.backends.base import Backend, Inspection, checksum
+from kdcli.cache.keytable import KeyTable
 from kdcli.cache.layout import BackendName, Manifest
 from kdcli.cache.provenance import ArraySpec, TeacherRecord
 from kdcli.files import storage_errors
 
-if TYPE_CHECKING:
-    from kdcli.cache.keytable import KeyTable
-
 CRC_BYTES = 4
+_GROUP = {"zarr_format": 3, "node_type": "group", "attributes": {}}
 
 
 @final
@@ -63,28 +62,28 @@ class ZarrBackend(Backend):
         return Inspection(len(data), crc, stored == crc)
 
     def metadata(
-        self, manifest: Manifest, keys: "KeyTable", teachers: Mapping[str, TeacherRecord]
+        self, manifest: Manifest, keys: KeyTable, teachers: Mapping[str, TeacherRecord]
     ) -> dict[str, bytes]:
         """``zarr.json`` of every group and array."""
-        files = {"zarr.json": _document(_group())}
-        for path in ("samples", "views", "teachers"):
-            files[f"{path}/zarr.json"] = _document(_group())
-        for extent in array_extents(manifest, keys, teachers):
-            for parent in list(Path(extent.folder).parents)[:-1]:
-                files[f"{parent}/zarr.json"] = _document(_group())
-            files[f"{extent.folder}/zarr.json"] = _document(_array(extent))
-        return files
+        groups = {f"{path}/zarr.json": _document(_GROUP) for path in ("samples", "views", "teachers")}
+        return groups | describe(array_extents(manifest, keys, teachers))
+
+
+def describe(extents: Iterable[ArrayExtent], codecs: Sequence[dict[str, Any]] = ()) -> dict[str, bytes]:
+    """``zarr.json`` of some arrays and of every group above them; ``codecs`` compress the rows."""
+    files = {}
+    for extent in extents:
+        for parent in reversed(Path(extent.folder).parents):
+            files[str(parent / "zarr.json")] = _document(_GROUP)
+        files[f"{extent.folder}/zarr.json"] = _document(_array(extent, codecs))
+    return files
 
 
 def _document(document: dict[str, Any]) -> bytes:
     return (json.dumps(document, indent=1) + "\n").encode()
 
 
-def _group() -> dict[str, Any]:
-    return {"zarr_format": 3, "node_type": "group", "attributes": {}}
-
-
-def _array(extent: ArrayExtent) -> dict[str, Any]:
+def _array(extent: ArrayExtent, codecs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Metadata of an array, after the Zarr v3 specification."""
     kind = np.dtype(extent.spec.dtype)
     endian = {"endian": "little"} if kind.itemsize > 1 else {}
@@ -96,6 +95,6 @@ def _array(extent: ArrayExtent) -> dict[str, Any]:
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(extent.chunk)}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
         "fill_value": "NaN" if kind.kind == "f" else extent.spec.fill,
-        "codecs": [{"name": "bytes", "configuration": endian}, {"name": "crc32c"}],
+        "codecs": [{"name": "bytes", "configuration": endian}, *codecs, {"name": "crc32c"}],
         "attributes": {},
     }

@@ -233,7 +233,7 @@ def _differences(found: "CacheDiff") -> list[list[Any]]:
     for name, some in (("labels", samples.labels), ("images", samples.images)):
         if some.count:
             rows.append([f"{name} differ", some, some])
-    if samples.class_names:
+    if samples.class_names_differ:
         rows.append(["class names", "differ", "differ"])
     rows += [[f"views: {each.field}", each.old, each.new] for each in found.views]
     if found.only_a or found.only_b:

@@ -1,0 +1,112 @@
+"""What to type: the hints of the storage layer, which knows what is missing but no command line."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from shlex import quote
+from typing import Any, Final
+
+from kdcli.cache.provenance import TeacherRecord
+from kdcli.errors import Advice
+from kdcli.extract.config import CacheConfig
+from kdcli.options.resolving import command_line
+from kdcli.outputs import STATS
+
+_NEW = Path("NEW.kd")
+
+
+def words(advice: Advice) -> str:
+    """The sentence, or the command, for some facts."""
+    sentence = HINTS[advice.topic]
+    if callable(sentence):
+        return sentence(**advice.facts)
+    facts = {k: quote(str(v)) if isinstance(v, Path) else v for k, v in advice.facts.items()}
+    return sentence.format(**facts)
+
+
+def _fill(
+    teachers: Sequence[TeacherRecord],
+    view_set: dict[str, Any],
+    location: str | None,
+    cache: Path,
+    add: Sequence[str] = (),
+) -> str:
+    """The shell command that runs recorded teachers again, exactly as they ran and on the same views.
+
+    Args:
+        teachers: their records.
+        view_set: of the cache they are in.
+        location: data set to run them over; None: what the cache recorded.
+        cache: where to; it may be new.
+        add: outputs to keep besides, as ``--keep`` writes them.
+    """
+    count, crop = view_set["train_views"], view_set["crop_fraction"]
+    views: dict[str, Any] = {}
+    if count:
+        views = {"views": f"eval+train:{count}", "recipe": _recipe(view_set)}
+    if teachers and crop != teachers[0].preprocess.crop_fraction:  # the first teacher's is the default
+        views["eval_crop"] = crop
+    groups: dict[str, CacheConfig] = {}
+    for record in teachers:
+        fields = {name: getattr(record, name) for name in ("dtype", "amp", "temperatures")}
+        kept = [str(o.output) for o in record.outputs.values() if o.kind != STATS]
+        fields["keep"] = tuple(dict.fromkeys((*kept, *add)))
+        known = groups.get(str(fields))
+        named = (*(known.teacher if known else ()), f"{record.name}={record.spec}")
+        groups[str(fields)] = CacheConfig(data=location, cache=cache, teacher=named, **views, **fields)
+    nobody = CacheConfig(data=location, cache=cache, teacher=("SPEC",), **views)
+    return " && ".join(map(command_line, groups.values() or [nobody]))
+
+
+def _recipe(view_set: dict[str, Any]) -> str:
+    """What ``--recipe`` calls the recipe of a view set: its name, or its definition if it has none."""
+    recipe = dict(view_set["recipe"])
+    name = str(recipe.pop("name"))
+    return json.dumps(recipe) if name == "custom" else name
+
+
+def _all(runs: Sequence[Advice]) -> str:
+    """Commands one after the other."""
+    return " && ".join(map(str, runs))
+
+
+HINTS: Final[dict[str, str | Callable[..., str]]] = {
+    "all": _all,
+    "fill": _fill,
+    "anew": lambda **run: f"Restore the images, or cache them anew: {_fill(cache=_NEW, **run)}",
+    "fill-new": lambda **run: f"Cache them: {_fill(cache=_NEW, **run)}, then add --cache {_NEW}",
+    "fill-or-partial": lambda **run: f"{_fill(**run)} (or --allow-partial to go on without them)",
+    "name-a-cache": "Give --cache PATH.",
+    "cache-twice": "Give each --cache once.",
+    "other-views": "Caches read together need the same --recipe and --eval-crop.",
+    "file-for-cache": "Give the folder that cache-teachers made; kd cache unpack makes one of a packed cache.",
+    "folder-for-cache": "Give the folder that kd cache-teachers made.",
+    "file-in-place": "Give --cache another path.",
+    "place-taken": "Give --cache a new or empty folder.",
+    "make": "kd cache-teachers DATA --cache {cache} --teacher SPEC",
+    "make-part": "Make this part again: kd cache-teachers",
+    "keep-more": "Run the kd cache-teachers command that made the cache again with --keep {array}.",
+    "fill-gaps": "Run the kd cache-teachers command that made the cache again; it fills what is missing.",
+    "fill-first": "Compute it again first: run the kd cache-teachers command that made the cache.",
+    "another-teacher": "Give it another name (--teacher OTHER=SPEC) or use the recorded one: {spec}",
+    "other-pixels": "Install the library versions that kd cache info shows, or make a new cache.",
+    "update": "Update kd: pip install --upgrade kdcli",
+    "list": "kd cache ls {folder} lists the caches there.",
+    "repair": "Repair it: kd cache repair {cache}",
+    "foreign-record": "Take it out: kd cache repair {cache}",
+    "restore-manifest": "Restore it from a copy; kd never guesses what a cache is.",
+    "restore-teacher": "Restore it from a copy; or remove its folder in teachers/ and run the kd cache-teachers "
+    "command that made it again: what is computed is found again if the teacher is the same.",
+    "not-resident": "Leave --resident out, or use --prewarm: rows are then read from the cache as they are needed.",
+    "small-stage": "Give --stage a larger disk, or leave it out.",
+    "busy": "Let them finish or stop them first; --force removes it under their hands.",
+    "merge": "kd cache merge A B --to ALL",
+    "merge-alike": "Merge caches made with the same data, views and --block-rows; kd cache pack and unpack --backend "
+    "change the backend.",
+    "merge-other-bytes": "Leave one of them out. Equal --batch-size, device and versions give equal bytes.",
+    "not-packed": "Give what kd cache pack wrote.",
+    "pack-again": "Copy the file again from where it came from, or pack the cache again: kd cache pack",
+    "pack-exists": "Give another name, or --overwrite.",
+    "pack-ending": "For example --to packed.h5",
+    "pack-zstd": "Use --compress gzip, or a name that ends in .zarr or .zarr.zip.",
+}
