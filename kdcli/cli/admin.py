@@ -44,7 +44,7 @@ def demo(
       kd demo --export-weights weights/lite0
     """
     from kdcli.demo import export_pretrained_weights, run_demo
-    from kdcli.demo.demo import say
+    from kdcli.demo.result import say
 
     if export_weights is not None:
         folder = export_pretrained_weights(export_weights, image_size)

@@ -156,16 +156,16 @@ def _print_pairs(result: "CompareResult") -> None:
     print("\nwhat a teacher knows that a student does not (P3 section 3)")
     rows = []
     for pair in result.pairs:
-        flips, given = pair.flips, (pair.supervised, pair.unsupervised)
+        given = (pair.given_to_teacher.supervised, pair.given_to_teacher.unsupervised)
         rows.append(
             [
                 pair.teacher,
                 pair.student,
-                _signed(flips.delta_acc),
-                _points(flips.rho_pos),
-                _points(flips.rho_neg),
-                _points(pair.chance),
-                _points(pair.independent),
+                _signed(pair.delta_acc),
+                _points(pair.rho_pos),
+                _points(pair.rho_neg),
+                _points(pair.chance_rho_pos),
+                _points(pair.independent_rho_pos),
                 "-" if pair.entropy is None else f"{pair.entropy:.2f}",
                 _most(pair.top[2].classes),
                 *(
@@ -194,7 +194,6 @@ def _print_changes(changes: "Sequence[Change]") -> None:
     staged = any(change.stage > 1 for change in changes)
     rows = []
     for change in changes:
-        t = change.transfer
         rows.append(
             [
                 change.method,
@@ -203,11 +202,15 @@ def _print_changes(changes: "Sequence[Change]") -> None:
                 change.student,
                 change.after,
                 _signed(change.delta_acc),
-                _signed(t.delta_transf),
-                *((_signed(t.delta_rho_pos), _signed(t.delta_rho_neg)) if change.teachers else ("-", "-")),
-                _points(t.gain, 1),
-                _points(t.loss, 1),
-                _points(t.found_share if change.teachers else None, 1),
+                _signed(change.delta_transf),
+                *(
+                    (_signed(change.delta_rho_pos), _signed(change.delta_rho_neg))
+                    if change.teachers
+                    else ("-", "-")
+                ),
+                _points(change.gain, 1),
+                _points(change.loss, 1),
+                _points(change.both_wrong_now_right if change.teachers else None, 1),
             ]
         )
     header = ["method", *(["stage"] if staged else []), "teacher", "student", "after", "d acc", "d transf"]
@@ -231,7 +234,7 @@ def _print_methods(methods: "Sequence[MethodSummary]") -> None:
             [
                 method.method,
                 str(whole.delta_transf.count),
-                _points(method.success_rate, 1),
+                _points(method.success_rate_median, 1),
                 _mean(whole.delta_transf),
                 *(_mean(each) for each in split),
                 _mean(whole.gain, 1),

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from kdcli.console import duration
 from kdcli.files import atomic_write_text, storage_errors
+from kdcli.reporting.cells import Cell
 from kdcli.reporting.document import (
-    Cell,
     Chart,
     Column,
     Commands,

@@ -109,7 +109,7 @@ def build(config: ReportConfig, material: Material) -> Document:
         ranking_section(material.rankings),
         scores_section(material.rankings, material.runs),
         sequences_section(material.runs),
-        joints_section(material, caches),
+        joints_section(material),
         probe_section(probes, material.contrasts, material.tallies),
         *comparison_sections(material.comparisons),
         curves_section(tests),

@@ -7,8 +7,8 @@ from typing import Any, TypeGuard
 
 from kdcli.plotting import require_matplotlib
 from kdcli.reporting import charts
+from kdcli.reporting.cells import Cell, number, percent, word
 from kdcli.reporting.document import (
-    Cell,
     Chart,
     Column,
     Command,
@@ -19,9 +19,6 @@ from kdcli.reporting.document import (
     Part,
     Section,
     Table,
-    number,
-    percent,
-    word,
 )
 from kdcli.reporting.page import spoken, write_page
 from kdcli.reporting.values import Report, ReportRow
