@@ -154,18 +154,6 @@ def test_a_parents_accuracy_on_other_images_is_not_the_joint_teachers_rival(
     assert "Best parent" not in row
 
 
-def test_the_parents_of_an_older_kd_are_known_by_the_test_cache(study: Study, tmp_path: Path) -> None:
-    shutil.copytree(study.root / "joint", tmp_path / "joint")
-    result = json.loads((tmp_path / "joint/result.json").read_text())
-    del result["tests"]
-    (tmp_path / "joint/result.json").write_text(json.dumps(result))
-    inputs = (tmp_path / "joint", study.root / "compared")
-    made(*inputs, out=tmp_path / "without", format="csv")
-    assert "Best parent" not in rows_of(tmp_path / "without", "joint-accuracies")[0]
-    made(*inputs, study.place.root / "held-out.kd", out=tmp_path / "with", format="csv")
-    assert rows_of(tmp_path / "with", "joint-accuracies")[0]["Best parent"] == "gen"
-
-
 def test_a_joint_teacher_in_the_making_and_one_that_was_printed(study: Study, tmp_path: Path) -> None:
     shutil.copytree(study.root / "joint", tmp_path / "in/going")
     printed = {"joint": {"going": json.loads((tmp_path / "in/going/result.json").read_text())}}
