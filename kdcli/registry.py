@@ -108,3 +108,35 @@ class Registry(Mapping[str, Any]):
                 f"There are {', '.join(self)}; or give an object of your own as pkg.mod:OBJECT.",
             )
         return self[name]
+
+
+METHODS = Registry(
+    "method",
+    "kd.methods",
+    {
+        "labels-only": "kdcli.methods.weighted:LABELS_ONLY",
+        "distill-nearest": "kdcli.methods.weighted:DISTILL_NEAREST",
+        "distill-weighted": "kdcli.methods.weighted:DISTILL_WEIGHTED",
+        "distill-equal": "kdcli.methods.weighted:DISTILL_EQUAL",
+        "fixmatch": "kdcli.methods.fixmatch:FIXMATCH",
+        "consolidation": "kdcli.methods.consolidation:CONSOLIDATION",
+        "consolidation-crd": "kdcli.methods.consolidation:CONSOLIDATION_CRD",
+        "multi-head-kd": "kdcli.methods.consolidation:MULTI_HEAD_KD",
+        "multi-head-crd": "kdcli.methods.consolidation:MULTI_HEAD_CRD",
+        "soft-label": "kdcli.methods.consolidation:SOFT_LABEL",
+        "multi-task": "kdcli.methods.oracles:MULTI_TASK",
+        "replay-oracle": "kdcli.methods.oracles:REPLAY_ORACLE",
+        "kl": "kdcli.methods.transfer:KL",
+        "xe-kl": "kdcli.methods.transfer:XE_KL",
+        "kl-ls": "kdcli.methods.transfer:KL_LS",
+        "mcl": "kdcli.methods.transfer:MCL",
+        "dp": "kdcli.methods.partitioning:DP",
+        "dp-unsup": "kdcli.methods.partitioning:DP_UNSUP",
+        "cd": "kdcli.methods.transfer_features:CD",
+        "crd": "kdcli.methods.transfer_features:CRD",
+        "soft-ce": "kdcli.methods.transfer:SOFT_CE",
+        "topk-kl": "kdcli.methods.transfer:TOPK_KL",
+        "mlfd": "kdcli.methods.mlfd:MLFD",
+    },
+)
+"""Every ``--method``, in the order in which ``kd methods`` lists them."""

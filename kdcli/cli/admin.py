@@ -68,7 +68,7 @@ def methods(json: opt.Json = False) -> None:
       kd methods
       kd methods --json
     """
-    from kdcli.methods.registry import METHODS
+    from kdcli.registry import METHODS
 
     listed = list(METHODS.values())
     if json:
@@ -85,7 +85,7 @@ def methods(json: opt.Json = False) -> None:
                             "ranking": method.needs.ranking,
                             "generalist": method.needs.generalist,
                         },
-                        "description": method.description,
+                        "description": method.summary,
                     }
                     for method in listed
                 ]
@@ -101,7 +101,7 @@ def methods(json: opt.Json = False) -> None:
             *(("--ranking",) if method.needs.ranking else ()),
             *(("--generalist",) if method.needs.generalist else ()),
         ]
-        rows.append([method.name, method.paper, method.equation, ", ".join(needs), method.description])
+        rows.append([method.name, method.paper, method.equation, ", ".join(needs), method.summary])
     console.table(["method", "paper", "equation", "needs", "what it does"], rows)
 
 

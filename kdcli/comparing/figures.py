@@ -25,13 +25,11 @@ from kdcli.plotting import (
     short,
     write_drawings,
 )
+from kdcli.registry import METHODS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-CONTRASTIVE = ("cd", "crd")
-"""Methods of P3's Fig. 6 that Fig. 4 does not show."""
 
 
 def write_figures(result: CompareResult, folder: Path) -> list[Path]:
@@ -167,7 +165,7 @@ def _closeness(axes: "Axes", result: CompareResult, closer: dict[int, list[float
 
 def success_figure(result: CompareResult) -> "Figure | None":
     """P3 Fig. 4: success rate of each method, and Delta_transf by Delta_acc (best quarter of each bin)."""
-    methods = [method for method in result.methods if method.method not in CONTRASTIVE]
+    methods = [method for method in result.methods if not _is_contrastive(method.method)]
     if not methods:
         _say_none("fig4-success", "no student was distilled")
         return None
@@ -194,11 +192,12 @@ def success_figure(result: CompareResult) -> "Figure | None":
 def contrastive_figure(result: CompareResult) -> "Figure | None":
     """P3 Fig. 6: success rates of contrastive distillation beside all other methods."""
     methods = [method.method for method in result.methods]
-    if not set(methods) & set(CONTRASTIVE):
-        _say_none("fig6-contrastive", f"no student was distilled by {' or '.join(CONTRASTIVE)}")
+    if not any(map(_is_contrastive, methods)):
+        named = [name for name in METHODS if _is_contrastive(name)]
+        _say_none("fig6-contrastive", f"no student was distilled by {' or '.join(named)}")
         return None
     figure = figure_of(5.6, 1.4 + 0.4 * len(methods))
-    ordered = sorted(methods, key=lambda name: name not in CONTRASTIVE)
+    ordered = sorted(methods, key=lambda name: not _is_contrastive(name))
     _success(figure.subplots(), result, ordered)
     return figure
 
@@ -221,6 +220,11 @@ def _success(axes: "Axes", result: CompareResult, methods: list[str]) -> None:
     axes.set_xlim(-3, 103)
     axes.set_xlabel("teachers with Δ transf > 0, % (dot: a student; line: median)")
     axes.grid(axis="x")
+
+
+def _is_contrastive(name: str) -> bool:
+    """Whether a method is of P3's Fig. 6, which Fig. 4 does not show: it reads the teachers' features alone."""
+    return name in METHODS and METHODS[name].needs.only_features
 
 
 def _rates_of(changes: list[Change]) -> dict[str, float]:

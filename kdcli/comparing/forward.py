@@ -21,8 +21,9 @@ from kdcli.models.spec import Model, open_model
 from kdcli.models.teacher import TeacherRunner
 from kdcli.outputs import Output
 from kdcli.runtime import StopFlag, pick_device, worker_count
-from kdcli.training.batches import make_loader, plain_order
+from kdcli.training.batches import make_loader
 from kdcli.training.evaluate import Exam, look_of
+from kdcli.training.samplers import plain_order
 from kdcli.types import Preprocess
 
 TOGETHER = 16

@@ -26,7 +26,7 @@ from kdcli.ranking import rank_sources, ranking_document
 from kdcli.ranking.config import RankConfig
 from kdcli.reporting import Report, ReportRow, write_report
 from kdcli.runtime import versions
-from kdcli.training.config import MethodName, StudentConfig
+from kdcli.training.config import StudentConfig
 from kdcli.training.result import TrainResult
 from kdcli.training.train import train_student
 from kdcli.types import Ranking
@@ -46,7 +46,7 @@ SPECIALISTS = {
 }
 """The task-specific teachers that the demo trains itself, and what on."""
 
-STUDENTS: tuple[MethodName, ...] = (
+STUDENTS: tuple[str, ...] = (
     "labels-only",
     "distill-equal",
     "distill-nearest",
@@ -214,7 +214,7 @@ class _Job:
         write_json(file, ranking_document(ranking))
         return ranking
 
-    def _config(self, method: MethodName, name: str, **changes: Any) -> StudentConfig:
+    def _config(self, method: str, name: str, **changes: Any) -> StudentConfig:
         options: dict[str, Any] = {
             "data": self.task.data,
             "cache": (self._cache,),
@@ -235,7 +235,7 @@ class _Job:
             options["ranking"] = str(self.folder / "ranking.json")
         return StudentConfig(**(options | changes))
 
-    def train(self, method: MethodName, ranking: Ranking) -> TrainResult:
+    def train(self, method: str, ranking: Ranking) -> TrainResult:
         """One of the students."""
         config = self._config(method, method)
         chosen = ranking if config.ranking else None

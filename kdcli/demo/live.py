@@ -7,11 +7,11 @@ from typing import final
 
 from torch.nn.functional import interpolate
 
+from kdcli.methods.batch import Batch
 from kdcli.models.spec import open_model
 from kdcli.models.teacher import TeacherRunner
 from kdcli.outputs import Output
 from kdcli.runtime import pick_device
-from kdcli.training.batches import FeedBatch
 from kdcli.training.result import TrainResult
 
 
@@ -59,7 +59,7 @@ class LiveTeachers:
         self._spent = dict.fromkeys(specs, 0.0)
         self._images = 0
 
-    def __call__(self, batch: FeedBatch) -> None:
+    def __call__(self, batch: Batch) -> None:
         """Run all of them once."""
         self._images += len(batch.pixels)
         pixels = batch.pixels.permute(0, 3, 1, 2)

@@ -1,32 +1,32 @@
-"""What every objective is: what it needs, what it adds to the student, and its loss."""
+"""What a method is: one object with its options, needs, defaults, checks, description, identity and loss.
+
+docs/extending.md has an example. Training asks the object for everything; it knows no method's name.
+"""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, final
+from typing import Any, Literal, final
 
-from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
-from torch.nn import functional
 
-from kdcli.methods.levels import Matching
+from kdcli.cache.cacheset import CacheSet
+from kdcli.cache.provenance import TeacherRecord
+from kdcli.data.sources import ImageData
+from kdcli.data.views import ViewSet
+from kdcli.errors import UsageError
+from kdcli.methods.batch import Batch, TeacherOutputs
+from kdcli.methods.options import GeneralistOptions, MethodOptions, StreamOptions
+from kdcli.models.spec import Model
 from kdcli.models.student import StudentOutput
+from kdcli.registry import METHODS
 from kdcli.types import OutputKind, Ranking
-
-TeacherOutputs = Mapping[str, Mapping[str, Tensor]]
-"""Cached outputs of one batch: teacher name -> array name -> tensor [b, ...]."""
-
-FROZEN = "frozen student"
-"""Name of the frozen student's outputs where no cache holds them; no cached teacher's name has a space."""
-
-LARGEST = ("topk_ids", "topk_values")
-"""Arrays of a teacher's K largest logits: their classes, and the logits, the largest first."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What must be there before an objective can run.
+    """What must be there before a method can run.
 
     Attributes:
         kinds: arrays that every teacher it uses must have in the cache; empty: no cache is needed.
@@ -38,8 +38,7 @@ class Needs:
         classes: whether teachers and student must tell apart the same classes: the student's own classifier
             learns from their logits.
         frozen: whether it compares with the student as it was before training.
-        largest: whether, of the logits, a teacher's ``top_classes`` largest (see :class:`Settings`) will do where
-            not all of them are cached.
+        largest: whether, of the logits, a teacher's K largest will do where not all of them are cached.
     """
 
     kinds: frozenset[OutputKind] = frozenset()
@@ -52,11 +51,21 @@ class Needs:
     frozen: bool = False
     largest: bool = False
 
+    @property
+    def only_labels(self) -> bool:
+        """Whether nothing else is learnt from: the baseline that teachers are compared with."""
+        return self == Needs(labels=True)
+
+    @property
+    def only_features(self) -> bool:
+        """Whether features are all that it reads of teachers."""
+        return self.kinds == {"features"}
+
 
 @final
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Numbers of a training run: a method's defaults, or what they and the user's choices resolve to.
+    """The engine's numbers of a run: a method's defaults, or what they and the user's choices resolve to.
 
     Attributes:
         optimizer: timm's name.
@@ -75,24 +84,6 @@ class Settings:
         clip_norm: largest norm of the gradient of all parameters together; None: as it comes.
         label_smoothing: share in [0, 1) of each label that is spread evenly over all classes.
         ema: decay of the moving average of the weights that is tested and exported; None: the weights are.
-        temperature: softmax temperature T of both sides of the distillation term.
-        label_weight: P2's lambda, in [0, 1], the weight of the labelled term.
-        generalist_weight: P1's lambda_0, in [0, 2], the weight of head 0.
-        unlabelled_ratio: unlabelled images per labelled one in a step, > 0; None where a step is one batch.
-        unlabelled_includes_labelled: whether labelled images are among the unlabelled ones, too; None: no.
-        threshold: confidence in [0, 1] from which FixMatch takes a prediction for a label.
-        unlabelled_weight: FixMatch's lambda_u, >= 0.
-        crd_weight: beta, >= 0, the weight of CRD beside the distillation term of a teacher.
-        crd_negatives: CRD's K, >= 1; a plan leaves at most n - 1.
-        crd_temperature: CRD's tau, > 0.
-        crd_dim: CRD's dimensions.
-        crd_momentum: share that CRD's memory keeps of a row, in [0, 1).
-        kl_weight: P3's lambda, in [0, 1], the weight of the distillation term; labels have the rest.
-        kl_direction: ``forward`` is KL(teacher || student).
-        top_classes: classes that top-k KL compares, >= 1.
-        mcl_tau: share that the slow copy keeps of itself in an update, in [0, 1).
-        mcl_share: instead, how much of the way to the fast weights it goes in all updates, in (0, 1).
-        mcl_every: steps between updates of the slow copy, >= 1; None: there is no such copy.
     """
 
     optimizer: str
@@ -111,24 +102,6 @@ class Settings:
     clip_norm: float | None = None
     label_smoothing: float = 0.0
     ema: float | None = None
-    temperature: float = 1.0
-    label_weight: float = 1.0
-    generalist_weight: float = 0.0
-    unlabelled_ratio: float | None = None
-    unlabelled_includes_labelled: bool | None = None
-    threshold: float = 0.95
-    unlabelled_weight: float = 1.0
-    crd_weight: float = 0.8
-    crd_negatives: int = 16384
-    crd_temperature: float = 0.07
-    crd_dim: int = 128
-    crd_momentum: float = 0.5
-    kl_weight: float = 1.0
-    kl_direction: Literal["forward", "reverse"] = "forward"
-    top_classes: int = 10
-    mcl_tau: float | None = None
-    mcl_share: float | None = None
-    mcl_every: int | None = None
 
 
 @final
@@ -139,139 +112,141 @@ class Choice:
     Attributes:
         teachers: names of the cached teachers to use.
         ranking: the ranking given, if any; its sources are among ``teachers`` where they matter.
-        generalist: the teacher named as generalist, if any.
-        generalist_weight: P1's lambda_0.
+        options: the method's.
     """
 
     teachers: tuple[str, ...]
-    ranking: Ranking | None
-    generalist: str | None
-    generalist_weight: float
+    ranking: Ranking | None = None
+    options: Any = None
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Average:
+    """A moving average of the student's weights, which is what is tested and exported.
+
+    Attributes:
+        decay: share that the average keeps of itself in an update, in [0, 1).
+        every: steps between updates, >= 1.
+        rising: whether the decay rises to its value: the average of a short run is then not that of its first weights.
+    """
+
+    decay: float
+    every: int = 1
+    rising: bool = False
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What the student is before training, as far as it was asked for.
+
+    Attributes:
+        student: its model spec.
+        start: spec of the model whose weights it starts from.
+        trained: whether these are trained weights.
+        image_size: in pixels; None: the model's own.
+        freeze: the part that does not train, if any.
+        train_from: the tap up to which it stays as it starts, its maps read from the cache.
+    """
+
+    student: str = ""
+    start: str = ""
+    trained: bool = True
+    image_size: int | None = None
+    freeze: str | None = None
+    train_from: str | None = None
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What an objective is made from.
+    """A run as its method sees it, decided but not begun.
 
     Attributes:
-        classes: class count of every teacher that has a weight.
-        weights: weight of each teacher, >= 0.
-        settings: the resolved numbers.
-        generalist: the teacher whose head is the network's own classifier, if any.
-        split: whether some images are unlabelled; only then the distillation term leaves out the others.
-        sets: class count of each data set, in the order in which they were given; empty where there is one.
-        joint: whether the sets share one classifier over the union of their classes.
-        images: number of images in the data set, the range of :attr:`Batch.index`.
-        student_width: of the student's pooled features.
-        teacher_widths: of those of every teacher that has a weight.
+        options: the method's.
+        settings: the engine's numbers.
+        weights: of each teacher that is read, > 0.
+        teachers: what the cache knows of them, and of the generalist.
+        asked: the teachers that were asked for by name; empty: all.
+        data: the images to train on; those without cached outputs are still among them when it is checked.
+        cache: where the teachers are.
+        views: numbers of the views that teachers are asked about.
+        teacher_view: ``same``: teachers saw the student's view; ``eval``: the clean view 0.
+        mixes: whether the student's views mix images.
+        classes: how many the student's own classifier tells apart.
         columns: of each teacher that orders the same classes in another way, its number of each of them.
-        frozen: the cached teacher that the frozen student is; None: the training loop runs it.
-        matching: what is matched of a teacher's representation, with the shapes of both sides, if anything is.
-        largest: teachers of whom :data:`LARGEST` is cached, and read, instead of all logits.
+        split: whether some images are unlabelled; only then a distillation term may leave out the others.
+        sets: class count of each data set, in the order in which they were given; empty where there is one.
+        origin: what the student starts as.
+        steps: of the whole training; 0 while it is checked.
+        before: identity of the run that is gone on with; empty for a new one.
+        own: whatever the method decided in :meth:`Method.check`.
+        model: the open student; only there when the objective is built.
     """
 
-    classes: Mapping[str, int]
-    weights: Mapping[str, float]
+    options: Any
     settings: Settings
-    generalist: str | None = None
+    weights: Mapping[str, float] = field(default_factory=dict)
+    teachers: Mapping[str, TeacherRecord] = field(default_factory=dict)
+    asked: tuple[str, ...] = ()
+    data: ImageData | None = None
+    cache: CacheSet | None = None
+    views: tuple[int, ...] = ()
+    teacher_view: Literal["same", "eval"] = "same"
+    mixes: bool = False
+    classes: int = 0
+    columns: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     split: bool = False
     sets: Mapping[str, int] = field(default_factory=dict)
-    joint: bool = False
-    images: int = 0
-    student_width: int = 0
-    teacher_widths: Mapping[str, int] = field(default_factory=dict)
-    columns: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    frozen: str | None = None
-    matching: Matching | None = None
-    largest: frozenset[str] = frozenset()
+    origin: Origin = field(default_factory=Origin)
+    steps: int = 0
+    before: Mapping[str, Any] = field(default_factory=dict)
+    own: Any = None
+    model: Model | None = None
 
+    @property
+    def images(self) -> int:
+        """How many there are: the range of :attr:`Batch.index`."""
+        return 0 if self.data is None else len(self.data)
 
-@final
-@dataclass(frozen=True, slots=True)
-class Mixed:
-    """What the images of a batch are mixed with (MixUp, CutMix).
+    @property
+    def shares(self) -> str:
+        """The teachers and their weights, to be told."""
+        return ", ".join(f"{name} {weight:.4g}" for name, weight in self.weights.items())
 
-    Attributes:
-        labels: class index of each image's partner; -1 is unlabelled, or no partner.
-        own: lambda, the share of each image that is its own, from 0 to 1; 1 without a partner.
-    """
-
-    labels: Int64[Tensor, " b"]
-    own: Float[Tensor, " b"]
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """Over how many images a mean goes, where a batch is one of several pieces of a step's images.
-
-    Each is the number in the whole step (over all processes) divided by the number of pieces. A loss that
-    divides its sums by them has, as mean over the pieces, the mean over the images, however unequal the
-    pieces are; a mean over a piece's own images has not.
-
-    Attributes:
-        images: all.
-        labelled: those with a label (of their own or of the image they are mixed with).
-        unlabelled: those without one of their own.
-        parts: of each batch that the step is made of, see :attr:`Batch.part`.
-    """
-
-    images: float
-    labelled: float
-    unlabelled: float
-    parts: tuple[float, ...] = ()
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """What an objective knows of a batch besides outputs.
-
-    Attributes:
-        labels: class indices; -1 is unlabelled.
-        index: position of each image in the data set (stable over epochs).
-        mixed: partners and shares, where the view mixes images; teachers saw the same mixtures.
-        part: which of the batches that the step is made of each image belongs to, from 0; None where it
-            is one batch. With several data sets, the number of its set.
-        strong: whether a row is the strong view of an image, where images come in two views.
-        counts: where this is one of several pieces of a step's images: over how many its means go.
-    """
-
-    labels: Int64[Tensor, " b"]
-    index: Int64[Tensor, " b"]
-    mixed: Mixed | None = None
-    part: Int64[Tensor, " b"] | None = None
-    strong: Bool[Tensor, " b"] | None = None
-    counts: Counts | None = None
-
-    def count(self, of: Literal["images", "labelled", "unlabelled"] | int) -> float | None:
-        """What a loss divides its sum over these images, or those of a part, by; None: their number in this batch."""
-        if self.counts is None:
-            return None
-        if isinstance(of, int):
-            return self.counts.parts[of]
-        return float(getattr(self.counts, of))
+    def opened(self) -> Model:
+        """The open student, for :meth:`Method.build`."""
+        if self.model is None:
+            raise ValueError("the student is not open yet")
+        return self.model
 
 
 class Objective(nn.Module, ABC):
     """A loss over outputs of a student and its teachers. A module: what it trains is saved with a run."""
 
-    @abstractmethod
     def heads(self) -> dict[str, int]:
         """Heads to add to the student's own classifier, name -> classes. Heads of weight 0 are not made."""
+        return {}
 
     @abstractmethod
     def active(self) -> tuple[str, ...]:
         """Names of the heads whose logits :meth:`forward` reads."""
 
-    @abstractmethod
     def reads(self) -> dict[str, tuple[str, ...]]:
         """Arrays to gather from the cache: teacher -> array names."""
+        return {}
 
     def taps(self) -> tuple[str, ...]:
         """Layers of the student whose feature maps :meth:`forward` reads."""
         return ()
+
+    def live(self) -> Mapping[str, nn.Module]:
+        """Networks that are run beside the student, on its normalised images and their labels.
+
+        Each gives arrays as a cache holds them, which :meth:`forward` finds under its name among the teachers.
+        """
+        return {}
 
     def notes(self) -> tuple[str, ...]:
         """Lines that a run says at its start about what was made to fit the student."""
@@ -282,106 +257,129 @@ class Objective(nn.Module, ABC):
         """Scalars: ``loss`` to differentiate, and its parts, detached, to log."""
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class Method:
-    """One entry of the registry: a name on the command line and what stands behind it.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Method(ABC):
+    """A value of ``--method``, and all that is to be known of it.
 
     Attributes:
-        name: value of ``--method``.
+        name: as it is typed.
         paper: where it is from.
         equation: its formula there.
-        description: one line.
+        summary: one line.
+        example: a command that runs it.
+        Options: its options, on the command line beside those of every run.
         needs: what must be there first.
         defaults: the numbers it runs with unless told otherwise.
-        options: fields of the configuration that change it beyond those every method has.
         recipe: of live views unless told otherwise.
         teacher_view: what the teachers saw unless told otherwise; with ``eval`` the student's live views are of
             ``recipe``, whatever the cache's is.
-        weigh: weight of each teacher it uses; teachers of weight 0 are neither read nor given a head.
-        build: makes the objective.
+        ranked: whether a ranking, where one is given, says which teachers it learns from.
+        scheme: name of P2's scheme of weighting that it stands for, if any.
     """
 
     name: str
     paper: str
     equation: str
-    description: str
+    summary: str
+    example: str
+    Options: type[MethodOptions] = MethodOptions
     needs: Needs
     defaults: Settings
-    weigh: Callable[[Choice], dict[str, float]]
-    build: Callable[[Setup], Objective]
-    options: frozenset[str] = field(default_factory=frozenset)
     recipe: str = "imagenet"
     teacher_view: Literal["same", "eval"] = "same"
+    ranked: bool = False
+    scheme: str | None = None
+
+    def weigh(self, choice: Choice) -> dict[str, float]:
+        """Weight of each teacher: by default the same for all. One of weight 0 is neither read nor given a head."""
+        return equal_weights(choice) if self.needs.kinds else {}
+
+    def arrays(self, setup: Setup) -> dict[str, tuple[str, ...]]:
+        """What is read of each teacher: name -> arrays of the cache."""
+        return dict.fromkeys(setup.weights, tuple(sorted(self.needs.kinds)))
+
+    def check(self, setup: Setup) -> Setup:
+        """Refuse what the method cannot do, and decide what it decides, before any model is opened.
+
+        Returns:
+            The same, maybe with other options or teachers, and with :attr:`Setup.own`.
+
+        Raises:
+            KdError: what to do instead is its hint.
+        """
+        return setup
+
+    def fit(self, options: Any, images: int) -> Any:
+        """Its options for so many images, those without outputs of the teachers left out."""
+        return options
+
+    def describe(self, setup: Setup) -> list[str]:
+        """What is said at the start of a run besides data, student and the engine's numbers."""
+        return [f"teachers: {setup.shares}"] if setup.weights else []
+
+    def identity(self, setup: Setup) -> dict[str, Any]:
+        """What of the method makes a run this run, as JSON: by default its options."""
+        document: dict[str, Any] = setup.options.model_dump(mode="json")
+        return document
+
+    @abstractmethod
+    def build(self, setup: Setup) -> Objective:
+        """The objective; random numbers are those of the run's seed. ``setup.model`` is open."""
+
+    def average(self, setup: Setup) -> Average | None:
+        """The average of the student's weights that is part of the method, if one is."""
+        return None
+
+    def generalist(self, options: Any) -> str | None:
+        """The teacher that the student starts from and whose head is the classifier, if any."""
+        return options.generalist if isinstance(options, GeneralistOptions) else None
+
+    def unlabelled_ratio(self, options: Any) -> float | None:
+        """Unlabelled images per labelled one, where they come in batches of their own."""
+        if not isinstance(options, StreamOptions):
+            return None
+        separate = options.unlabelled_ratio is not None or bool(options.unlabelled_includes_labelled)
+        return (options.unlabelled_ratio or 1.0) if separate else None
+
+    def repeats_labelled(self, options: Any) -> bool:
+        """Whether labelled images are among the unlabelled ones, too."""
+        return isinstance(options, StreamOptions) and bool(options.unlabelled_includes_labelled)
+
+    def joint(self, options: Any) -> bool:
+        """Whether several data sets share one classifier over the union of their classes."""
+        return False
+
+    def strong_views(self, options: Any, weak: ViewSet) -> ViewSet | None:
+        """Where the method compares two views of an image: the other one."""
+        return None
 
 
-def soft_cross_entropy(
-    student_logits: Float[Tensor, "b c"],
-    teacher_logits: Float[Tensor, "b c"],
-    temperature: float,
-    rows: Bool[Tensor, " b"] | None = None,
-    count: float | None = None,
-) -> Float[Tensor, ""]:
-    """Cross-entropy of the student against the teacher's soft labels; no factor T^2.
+def equal_weights(choice: Choice) -> dict[str, float]:
+    """The same weight for every teacher."""
+    return equal_shares(choice.teachers)
 
-    ``-mean_i sum_c p_t[i, c] log p_s[i, c]`` with ``p = softmax(logits / T)`` on both sides
-    (P1 section 2 with T = 2; P2 Eq. 3 with T = 1). Computed in fp32 whatever the logits are stored in.
 
-    Args:
-        student_logits: raw.
-        teacher_logits: raw; no gradient flows into them.
-        temperature: T > 0.
-        rows: the rows the mean is over; default all. Without any row the result is 0.
-        count: what their sum is divided by (see :class:`Counts`); default: their number.
+def equal_shares(names: Sequence[str]) -> dict[str, float]:
+    """1/N for each of N teachers."""
+    return dict.fromkeys(names, 1 / len(names))
 
-    Returns:
-        The mean over the rows, in nats.
+
+def find_method(name: str) -> Method:
+    """The method of a name or ``pkg.mod:OBJECT``.
+
+    Raises:
+        UsageError: there is none, or the object is none.
+        NotFoundError: there is no such module or object.
     """
-    targets = functional.softmax(teacher_logits.detach().float() / temperature, dim=1)
-    losses = -(targets * functional.log_softmax(student_logits.float() / temperature, dim=1)).sum(dim=1)
-    if rows is None:
-        return losses.mean() if count is None else losses.sum() / (count or 1.0)
-    return losses.masked_fill(~rows, 0.0).sum() / _divisor(rows, count)
-
-
-def label_cross_entropy(
-    logits: Float[Tensor, "b c"],
-    labels: Int64[Tensor, " b"],
-    mixed: Mixed | None = None,
-    smoothing: float = 0.0,
-    count: float | None = None,
-) -> Float[Tensor, ""]:
-    """Cross-entropy against class labels, mean over the labelled rows (P2 Eq. 2); 0 when there are none.
-
-    A mixed image counts for both of its labels: ``lam CE(y) + (1 - lam) CE(y_partner)`` (MixUp and CutMix);
-    it is a labelled row if either is labelled, and an unlabelled part adds nothing.
-
-    Args:
-        logits: raw.
-        labels: class indices; -1 is unlabelled.
-        mixed: what the images are mixed with, if they are.
-        smoothing: share in [0, 1) of each label that is spread evenly over all classes, its own included.
-        count: what the sum is divided by (see :class:`Counts`); default: the number of labelled rows.
-    """
-    if mixed is None:
-        total = functional.cross_entropy(
-            logits.float(), labels, ignore_index=-1, reduction="sum", label_smoothing=smoothing
+    found = METHODS.find(name)
+    if not isinstance(found, Method):
+        raise UsageError(
+            f"{name} is no method but a {type(found).__name__}",
+            "Give an instance of a class that derives from kdcli.methods.base.Method.",
         )
-        return total / _divisor(labels >= 0, count)
-    own, theirs = (
-        functional.cross_entropy(
-            logits.float(), classes, ignore_index=-1, reduction="none", label_smoothing=smoothing
-        )
-        for classes in (labels, mixed.labels)
-    )
-    rows = (labels >= 0) | (mixed.labels >= 0)
-    return (mixed.own * own + (1 - mixed.own) * theirs).sum() / _divisor(rows, count)
+    return found
 
 
-def _divisor(rows: Bool[Tensor, " b"], count: float | None) -> Tensor | float:
-    return rows.sum().clamp(min=1) if count is None else count or 1.0
-
-
-def weighted_sum(parts: Mapping[str, Tensor], weights: Mapping[str, float], names: Sequence[str]) -> Tensor:
-    """``sum_i weights[i] * parts[i]`` over ``names``, in that order."""
-    return sum((parts[name] * weights[name] for name in names[1:]), parts[names[0]] * weights[names[0]])
+def method_names(trait: str) -> tuple[str, ...]:
+    """Names of the registered methods whose :class:`Needs` have a trait, such as ``only_labels``."""
+    return tuple(name for name in METHODS if getattr(find_method(name).needs, trait))

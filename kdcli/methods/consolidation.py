@@ -20,25 +20,24 @@
   ``consolidation --generalist-weight 0`` gives the experts, where the weights sum to 2.
 """
 
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import final
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, final
 
+from pydantic import model_validator
 from torch import Tensor, nn
 
-from kdcli.methods.base import (
-    Batch,
-    Choice,
-    Method,
-    Needs,
-    Objective,
-    Settings,
-    Setup,
-    TeacherOutputs,
-    soft_cross_entropy,
-    weighted_sum,
+from kdcli.methods.base import Choice, Method, Needs, Objective, Settings, Setup
+from kdcli.methods.batch import Batch, TeacherOutputs
+from kdcli.methods.crd import ContrastiveDistillation, CrdOptions, contrasts, describe_crd, fit_negatives
+from kdcli.methods.losses import soft_cross_entropy, weighted_sum
+from kdcli.methods.options import (
+    GeneralistOptions,
+    generalist_weight_option,
+    method_option,
+    temperature_option,
 )
-from kdcli.methods.crd import ContrastiveDistillation
 from kdcli.models.student import LABEL_HEAD, StudentOutput
 
 PAPER = "P1, Representation Consolidation"
@@ -110,52 +109,131 @@ class Consolidation(Objective):
         return {"loss": loss, **parts}
 
 
+# --- weights ----------------------------------------------------------------------------------
+
+
 def pair_weights(choice: Choice) -> dict[str, float]:
     """lambda_0 for the generalist and (2 - lambda_0) / N for each of the N experts (P1 section 2, Exp. 4)."""
-    if choice.generalist is None:  # Needs.generalist is checked before any weight is asked for
+    options: PairOptions = choice.options
+    if options.generalist is None:  # Needs.generalist is checked before any weight is asked for
         raise ValueError("consolidation weighs by a generalist")
-    experts = [name for name in choice.teachers if name != choice.generalist]
-    shares = dict.fromkeys(experts, (2 - choice.generalist_weight) / max(1, len(experts)))
-    return {choice.generalist: choice.generalist_weight, **shares}
+    experts = [name for name in choice.teachers if name != options.generalist]
+    shares = dict.fromkeys(experts, (2 - options.generalist_weight) / max(1, len(experts)))
+    return {options.generalist: options.generalist_weight, **shares}
 
 
 def expert_weights(choice: Choice) -> dict[str, float]:
     """1/N for each of the N experts, nothing for the generalist (P1 section 2: lambda_0 = 0, all else kept)."""
-    experts = [name for name in choice.teachers if name != choice.generalist]
+    experts = [name for name in choice.teachers if name != choice.options.generalist]
     return dict.fromkeys(experts, 1 / max(1, len(experts)))
 
 
 def soft_label_weights(choice: Choice) -> dict[str, float]:
     """The generalist alone (P1 section 3, baseline 2)."""
-    return {} if choice.generalist is None else {choice.generalist: 1.0}
+    generalist: str | None = choice.options.generalist
+    return {} if generalist is None else {generalist: 1.0}
 
 
-def _build(setup: Setup) -> Objective:
-    return Consolidation(setup.generalist or "", setup.classes, setup.weights, setup.settings.temperature)
+def old_new_weight(text: str) -> float:
+    """lambda_0 of a ratio OLD:NEW: ``1:3`` is 1/2, as lambda_0 and the experts' lambdas sum to 2 (P1 Exp. 4).
+
+    Raises:
+        ValueError: it is no ratio of two numbers >= 0 that are not both 0.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?):(\d+(?:\.\d+)?)", text)
+    old, new = (float(number) for number in found.groups()) if found else (0.0, 0.0)
+    if old + new == 0:
+        raise ValueError(f"--old-new {text}: not a ratio OLD:NEW of numbers, such as 1:3")
+    return 2 * old / (old + new)
 
 
-def _build_contrastive(setup: Setup) -> Objective:
-    numbers = setup.settings
-    contrast = {
-        name: ContrastiveDistillation(
-            setup.student_width,
-            setup.teacher_widths[name],
-            setup.images,
-            numbers.crd_dim,
-            numbers.crd_negatives,
-            numbers.crd_temperature,
-            numbers.crd_momentum,
-        )
-        for name in setup.weights
-    }
-    return Consolidation(
-        setup.generalist or "",
-        setup.classes,
-        setup.weights,
-        numbers.temperature,
-        contrast,
-        numbers.crd_weight,
+# --- options ----------------------------------------------------------------------------------
+
+
+class HeadOptions(GeneralistOptions):
+    """What all of them can be told."""
+
+    temperature: float = temperature_option(2.0)
+
+
+class PairOptions(HeadOptions):
+    """Of those that weigh the generalist against the experts."""
+
+    generalist_weight: float = generalist_weight_option(1.0)
+    old_new: str | None = method_option(
+        None,
+        "OLD:NEW: the same weight as a ratio of lambda_0 to the experts' sum; 1:3 is 0.5.",
+        metavar="OLD:NEW",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_weight(cls, given: dict[str, Any]) -> dict[str, Any]:
+        ratio = given.get("old_new")
+        if ratio is None:
+            return given
+        if isinstance(ratio, int) and ratio >= 60:  # YAML 1.1 reads 1:3 as the sexagesimal number 63
+            ratio = "{}:{}".format(*divmod(ratio, 60))
+        weight = old_new_weight(str(ratio))
+        if given.get("generalist_weight") is not None:
+            raise ValueError(
+                f"--old-new {ratio} and --generalist-weight {given['generalist_weight']} both set lambda_0: give "
+                "one of them, OLD:NEW is --generalist-weight 2 OLD / (OLD + NEW)"
+            )
+        return {**given, "old_new": None, "generalist_weight": weight}
+
+
+class CrdHeadOptions(CrdOptions, HeadOptions):
+    """With CRD."""
+
+
+class CrdPairOptions(CrdOptions, PairOptions):
+    """With CRD and both weights."""
+
+
+# --- methods ----------------------------------------------------------------------------------
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Heads(Method):
+    """Teachers in a head each.
+
+    Attributes:
+        weights: lambda of each teacher.
+    """
+
+    weights: Callable[[Choice], dict[str, float]]
+
+    @property
+    def contrastive(self) -> bool:
+        """Whether features are contrasted, too."""
+        return issubclass(self.Options, CrdOptions)
+
+    def weigh(self, choice: Choice) -> dict[str, float]:
+        """See :attr:`weights`."""
+        return self.weights(choice)
+
+    def fit(self, options: Any, images: int) -> Any:
+        """See :func:`~kdcli.methods.crd.fit_negatives`."""
+        return fit_negatives(options, images, self.name) if self.contrastive else options
+
+    def describe(self, setup: Setup) -> list[str]:
+        """P1 Eq. 1 with its numbers."""
+        told = f"soft cross-entropy at T = {setup.options.temperature:g}; weights: {setup.shares}"
+        return [told, describe_crd(setup)] if self.contrastive else [told]
+
+    def build(self, setup: Setup) -> Objective:
+        """See :class:`Consolidation`."""
+        options = setup.options
+        return Consolidation(
+            options.generalist,
+            {name: record.num_classes for name, record in setup.teachers.items()},
+            setup.weights,
+            options.temperature,
+            contrasts(setup) if self.contrastive else None,
+            options.crd_weight if self.contrastive else 0.0,
+        )
 
 
 PRINTED = Settings(
@@ -170,70 +248,64 @@ PRINTED = Settings(
     epochs=40,
     batch_size=32,
     bn="frozen",
-    temperature=2.0,
-    generalist_weight=1.0,
 )
 
 _KD = Needs(frozenset({"logits"}), generalist=True)
 _CRD = Needs(frozenset({"logits", "features"}), generalist=True)
-_OPTIONS = frozenset({"teacher", "ranking", "generalist", "temperature"})
-_PAIR = frozenset({"generalist_weight", "old_new"})
-_CONTRAST = frozenset({"crd_weight", "crd_negatives", "crd_temperature", "crd_dim", "crd_momentum"})
+_EXAMPLE = "kd train-student DATA --cache CACHE --generalist GEN --student ARCH --out OUT --method "
 
-METHODS = (
-    Method(
-        "consolidation",
-        PAPER,
-        "Eq. 1",
-        "A generalist and experts, one head each; no labels.",
-        _KD,
-        PRINTED,
-        pair_weights,
-        _build,
-        _OPTIONS | _PAIR,
-    ),
-    Method(
-        "consolidation-crd",
-        PAPER,
-        "Eq. 1, KD + CRD",
-        "Consolidation that contrasts features, too; no labels.",
-        _CRD,
-        PRINTED,
-        pair_weights,
-        _build_contrastive,
-        _OPTIONS | _PAIR | _CONTRAST,
-    ),
-    Method(
-        "multi-head-kd",
-        PAPER,
-        "Eq. 1, lambda_0 = 0",
-        "Baseline: the experts alone, from the generalist's weights; no labels.",
-        _KD,
-        replace(PRINTED, generalist_weight=0.0),
-        expert_weights,
-        _build,
-        _OPTIONS,
-    ),
-    Method(
-        "multi-head-crd",
-        PAPER,
-        "Eq. 1, KD + CRD, lambda_0 = 0",
-        "Baseline: multi-head-kd that contrasts features, too; no labels.",
-        _CRD,
-        replace(PRINTED, generalist_weight=0.0),
-        expert_weights,
-        _build_contrastive,
-        _OPTIONS | _CONTRAST,
-    ),
-    Method(
-        "soft-label",
-        PAPER,
-        "Eq. 1, N = 0",
-        "Baseline: the generalist alone, distilled into itself; no labels.",
-        _KD,
-        PRINTED,
-        soft_label_weights,
-        _build,
-        frozenset({"teacher", "generalist", "temperature"}),
-    ),
+CONSOLIDATION = Heads(
+    name="consolidation",
+    paper=PAPER,
+    equation="Eq. 1",
+    summary="A generalist and experts, one head each; no labels.",
+    example=f"{_EXAMPLE}consolidation",
+    Options=PairOptions,
+    needs=_KD,
+    defaults=PRINTED,
+    weights=pair_weights,
+)
+CONSOLIDATION_CRD = Heads(
+    name="consolidation-crd",
+    paper=PAPER,
+    equation="Eq. 1, KD + CRD",
+    summary="Consolidation that contrasts features, too; no labels.",
+    example=f"{_EXAMPLE}consolidation-crd",
+    Options=CrdPairOptions,
+    needs=_CRD,
+    defaults=PRINTED,
+    weights=pair_weights,
+)
+MULTI_HEAD_KD = Heads(
+    name="multi-head-kd",
+    paper=PAPER,
+    equation="Eq. 1, lambda_0 = 0",
+    summary="Baseline: the experts alone, from the generalist's weights; no labels.",
+    example=f"{_EXAMPLE}multi-head-kd",
+    Options=HeadOptions,
+    needs=_KD,
+    defaults=PRINTED,
+    weights=expert_weights,
+)
+MULTI_HEAD_CRD = Heads(
+    name="multi-head-crd",
+    paper=PAPER,
+    equation="Eq. 1, KD + CRD, lambda_0 = 0",
+    summary="Baseline: multi-head-kd that contrasts features, too; no labels.",
+    example=f"{_EXAMPLE}multi-head-crd",
+    Options=CrdHeadOptions,
+    needs=_CRD,
+    defaults=PRINTED,
+    weights=expert_weights,
+)
+SOFT_LABEL = Heads(
+    name="soft-label",
+    paper=PAPER,
+    equation="Eq. 1, N = 0",
+    summary="Baseline: the generalist alone, distilled into itself; no labels.",
+    example=f"{_EXAMPLE}soft-label",
+    Options=HeadOptions,
+    needs=_KD,
+    defaults=PRINTED,
+    weights=soft_label_weights,
 )

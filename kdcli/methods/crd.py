@@ -27,10 +27,24 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kdcli.console import console
+from kdcli.errors import BadDataError
+from kdcli.methods.base import Setup
 from kdcli.methods.gathering import gather_rows
+from kdcli.methods.options import MethodOptions, method_option
 
 EPSILON = 1e-7
 """Of the released code, beside K/n in both denominators."""
+
+
+class CrdOptions(MethodOptions):
+    """What CRD can be told, in every method that has it."""
+
+    crd_weight: float = method_option(0.8, "Weight beta of CRD beside a teacher's other term.", ge=0)
+    crd_negatives: int = method_option(16384, "Negatives of CRD, at most images - 1.", ge=1)
+    crd_temperature: float = method_option(0.07, "Temperature of CRD's scores.", gt=0)
+    crd_dim: int = method_option(128, "Dimensions of CRD's embeddings.", ge=1)
+    crd_momentum: float = method_option(0.5, "Share that CRD's memory keeps of a row.", ge=0, lt=1)
 
 
 def contrastive_scores(
@@ -106,24 +120,13 @@ class ContrastiveDistillation(nn.Module):
         student_width: of the student's pooled features.
         teacher_width: of the teacher's.
         images: n of the data set, at least 2; rows of each bank.
-        dim: of the embeddings.
-        negatives: K, in [1, n - 1].
-        temperature: tau > 0.
-        momentum: share of a row that an update keeps, in [0, 1).
+        options: dimensions, K in [1, n - 1], tau and momentum.
     """
 
-    def __init__(
-        self,
-        student_width: int,
-        teacher_width: int,
-        images: int,
-        dim: int = 128,
-        negatives: int = 16384,
-        temperature: float = 0.07,
-        momentum: float = 0.5,
-    ) -> None:
+    def __init__(self, student_width: int, teacher_width: int, images: int, options: CrdOptions) -> None:
         super().__init__()
-        if not 1 <= negatives < images:
+        dim, negatives = options.crd_dim, options.crd_negatives
+        if negatives >= images:
             raise ValueError(f"{negatives} negatives among {images} images")
         self.student_embedding = nn.Linear(student_width, dim)
         self.teacher_embedding = nn.Linear(teacher_width, dim)
@@ -135,7 +138,7 @@ class ContrastiveDistillation(nn.Module):
         self.constants: Tensor  # Z of the student's and of the teacher's side; 0: not estimated yet
         self.register_buffer("constants", torch.zeros(2))
         self._images, self._negatives = images, negatives
-        self._temperature, self._momentum = temperature, momentum
+        self._temperature, self._momentum = options.crd_temperature, options.crd_momentum
         self._generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
 
     def get_extra_state(self) -> Tensor:
@@ -210,3 +213,44 @@ class ContrastiveDistillation(nn.Module):
 
 def _embed(layer: nn.Linear, features: Tensor) -> Tensor:
     return functional.normalize(layer(features.to(layer.weight.dtype)))
+
+
+# --- for methods that have it -----------------------------------------------------------------
+
+
+def contrasts(setup: Setup) -> dict[str, ContrastiveDistillation]:
+    """CRD of each teacher."""
+    width = setup.opened().num_features
+    return {
+        name: ContrastiveDistillation(width, setup.teachers[name].num_features, setup.images, setup.options)
+        for name in setup.weights
+    }
+
+
+def fit_negatives(options: CrdOptions, images: int, method: str) -> CrdOptions:
+    """An image has n - 1 others to be contrasted with.
+
+    Raises:
+        BadDataError: there is one image only.
+    """
+    if options.crd_negatives < images:
+        return options
+    if images < 2:
+        raise BadDataError(
+            f"{method} contrasts images with each other, and there is one image only",
+            "Give more images, or use a method without CRD.",
+        )
+    console.note(
+        f"CRD: {images - 1} negatives instead of {options.crd_negatives}, as there are {images} images"
+    )
+    return options.model_copy(update={"crd_negatives": images - 1})
+
+
+def describe_crd(setup: Setup) -> str:
+    """What is said of it at the start of a run."""
+    options: CrdOptions = setup.options
+    size = 2 * len(setup.weights) * setup.images * options.crd_dim * 4  # fp32, one bank for each side
+    return (
+        f"CRD: weight {options.crd_weight:g}, {options.crd_negatives} negatives, temperature "
+        f"{options.crd_temperature:g}, {options.crd_dim} dimensions; memory of {size / 1e6:.1f} MB"
+    )

@@ -1,15 +1,17 @@
-"""The terms of P3's transfer methods, as pure functions; :mod:`kdcli.methods.transfer` puts them together."""
+"""The terms of P3's transfer methods, as pure functions; the methods put them together."""
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Literal, final
 
 import torch
 from jaxtyping import Float, Int64, Integer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from kdcli.methods.base import Batch, label_cross_entropy
+from kdcli.methods.batch import Batch
 from kdcli.methods.gathering import gather_features, gather_rows, processes
+from kdcli.methods.losses import label_cross_entropy
+from kdcli.methods.options import KlOptions
 from kdcli.models.student import LABEL_HEAD, StudentOutput
 
 Direction = Literal["forward", "reverse"]
@@ -31,7 +33,7 @@ def kl_divergence(
         teacher_logits: raw; no gradient flows into them.
         temperature: T > 0.
         direction: ``forward`` is KL(teacher || student), ``reverse`` KL(student || teacher).
-        count: n, see :class:`~kdcli.methods.base.Counts`; default: the rows.
+        count: n, see :class:`~kdcli.methods.batch.Counts`; default: the rows.
 
     Returns:
         In nats, >= 0.
@@ -41,6 +43,12 @@ def kl_divergence(
     first, second = (theirs, ours) if direction == "forward" else (ours, theirs)
     total = functional.kl_div(second, first, reduction="sum", log_target=True)
     return total * temperature**2 / (count or len(student_logits) or 1)
+
+
+def kl_name(options: KlOptions) -> str:
+    """What :func:`kl_divergence` is with these options, to be told."""
+    direction = "student || teacher" if options.kl_direction == "reverse" else "teacher || student"
+    return f"T^2/n KL({direction}) at T = {options.temperature:g}"
 
 
 def top_classes_divergence(
@@ -66,6 +74,29 @@ def top_classes_divergence(
     """
     best, columns = teacher_logits.detach().float().topk(classes, dim=1)
     return kl_divergence(student_logits.gather(1, columns), best, temperature, direction, count)
+
+
+@final
+class Columns(nn.Module):
+    """Brings logits of teachers into the order of the student's classes.
+
+    Args:
+        columns: of each teacher whose order differs, its class number of each of the student's classes.
+    """
+
+    def __init__(self, columns: Mapping[str, Sequence[int]]) -> None:
+        super().__init__()
+        self._names = tuple(columns)
+        for number, order in enumerate(columns.values()):
+            # Not saved: it follows from the plan. By number: names of teachers may hold dots.
+            self.register_buffer(f"order{number}", torch.tensor(order), persistent=False)
+
+    def forward(self, name: str, logits: Tensor) -> Tensor:
+        """``logits`` of the teacher ``name``, [b, c]."""
+        if name not in self._names:
+            return logits
+        order: Tensor = self.get_buffer(f"order{self._names.index(name)}")
+        return logits[:, order]
 
 
 def spread_logits(
@@ -140,7 +171,7 @@ def similarity_divergence(
     Args:
         student: pooled features.
         teacher: pooled features, cached; no gradient flows into them.
-        count: n of one process, see :class:`~kdcli.methods.base.Counts`; default: the rows.
+        count: n of one process, see :class:`~kdcli.methods.batch.Counts`; default: the rows.
     """
     gathered = gather_features(student.float()), gather_rows(teacher.detach().float())
     ours, theirs = (functional.normalize(each, dim=1) for each in gathered)

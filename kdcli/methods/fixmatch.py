@@ -22,15 +22,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from kdcli.data.recipes import Recipe, find_recipe
-from kdcli.methods.base import (
-    Batch,
-    Method,
-    Needs,
-    Objective,
-    Settings,
-    Setup,
-    TeacherOutputs,
-    label_cross_entropy,
+from kdcli.data.views import ViewSet
+from kdcli.errors import UsageError
+from kdcli.methods.base import Method, Needs, Objective, Settings, Setup
+from kdcli.methods.batch import Batch, TeacherOutputs
+from kdcli.methods.losses import label_cross_entropy
+from kdcli.methods.options import (
+    StreamOptions,
+    method_option,
+    temperature_option,
+    unlabelled_includes_labelled_option,
+    unlabelled_ratio_option,
 )
 from kdcli.models.student import LABEL_HEAD, StudentOutput
 
@@ -49,7 +51,7 @@ def consistency(
         strong: logits of the strong views of the same images.
         threshold: tau in [0, 1]; a confidence equal to it counts.
         temperature: T > 0 of the weak side, which changes the confidence but never the class.
-        count: what the sum is divided by (see :class:`~kdcli.methods.base.Counts`); default: all images.
+        count: what the sum is divided by (see :class:`~kdcli.methods.batch.Counts`); default: all images.
 
     Returns:
         The mean over all images, in nats, and which of them were confident.
@@ -84,17 +86,9 @@ class FixMatch(Objective):
         self._threshold, self._weight, self._temperature = threshold, unlabelled_weight, temperature
         self._smoothing = label_smoothing
 
-    def heads(self) -> dict[str, int]:
-        """None."""
-        return {}
-
     def active(self) -> tuple[str, ...]:
         """The classifier."""
         return (LABEL_HEAD,)
-
-    def reads(self) -> dict[str, tuple[str, ...]]:
-        """Nothing."""
-        return {}
 
     def forward(self, student: StudentOutput, teacher: TeacherOutputs, batch: Batch) -> dict[str, Tensor]:
         """FixMatch Eq. 3 and 4; parts ``label``, ``unlabelled`` and ``confident``, a share."""
@@ -126,43 +120,69 @@ def strong_recipe(weak: Recipe) -> Recipe:
     return replace(weak, autoaugment=None, randaugment=extra.randaugment, erase=extra.erase, fill=extra.fill)
 
 
-def _build(setup: Setup) -> Objective:
-    numbers = setup.settings
-    return FixMatch(
-        numbers.threshold, numbers.unlabelled_weight, numbers.temperature, numbers.label_smoothing
+class FixMatchOptions(StreamOptions):
+    """What FixMatch can be told; the labelled images are among the unlabelled ones."""
+
+    unlabelled_ratio: float | None = unlabelled_ratio_option(7.0)
+    unlabelled_includes_labelled: bool | None = unlabelled_includes_labelled_option(True)
+    temperature: float = temperature_option(1.0)
+    threshold: float = method_option(
+        0.95, "Confidence from which FixMatch takes a prediction for a label.", ge=0, le=1
+    )
+    unlabelled_weight: float = method_option(
+        1.0, "Weight of the unlabelled term (FixMatch's lambda_u).", ge=0
+    )
+    strong_recipe: str | None = method_option(
+        None,
+        "Recipe of FixMatch's strong views; default: --recipe with RandAugment and Cutout.",
+        shared=True,
+        complete="recipe",
     )
 
 
-METHODS = (
-    Method(
-        "fixmatch",
-        "P2's baseline, Sohn et al., FixMatch",
-        "Eq. 3, 4",
-        "Labels, and agreement of two views of unlabelled images; no teacher.",
-        Needs(labels=True, unlabelled=True),
-        Settings(
-            optimizer="sgd",
-            lr=0.03,
-            momentum=0.9,
-            weight_decay=5e-4,
-            schedule="cosine",
-            epochs=30,
-            batch_size=512,
-            unlabelled_ratio=7.0,
-            unlabelled_includes_labelled=True,
-        ),
-        lambda choice: {},
-        _build,
-        frozenset(
-            {
-                "temperature",
-                "threshold",
-                "unlabelled_weight",
-                "unlabelled_ratio",
-                "unlabelled_includes_labelled",
-                "strong_recipe",
-            }
-        ),
-        recipe="mild",
+@final
+class FixMatchMethod(Method):
+    """FixMatch."""
+
+    def strong_views(self, options: FixMatchOptions, weak: ViewSet) -> ViewSet:
+        """By default the weak crop and flip, then RandAugment and Cutout.
+
+        Raises:
+            UsageError: one of the views mixes images.
+        """
+        strong = ViewSet(0, 1.0, options.strong_recipe or str(strong_recipe(weak.rule)))
+        for views in (weak, strong):
+            if views.mixes:
+                raise UsageError(
+                    f"recipe {views.recipe} mixes images, and fixmatch compares two views of one image",
+                    "Choose a --recipe and a --strong-recipe without MixUp and CutMix.",
+                )
+        return strong
+
+    def build(self, setup: Setup) -> Objective:
+        """See :class:`FixMatch`."""
+        options: FixMatchOptions = setup.options
+        return FixMatch(
+            options.threshold, options.unlabelled_weight, options.temperature, setup.settings.label_smoothing
+        )
+
+
+FIXMATCH = FixMatchMethod(
+    name="fixmatch",
+    paper="P2's baseline, Sohn et al., FixMatch",
+    equation="Eq. 3, 4",
+    summary="Labels, and agreement of two views of unlabelled images; no teacher.",
+    example="kd train-student DATA@labelled=0.1 --student mobilenetv3_small_100 --method fixmatch --out OUT",
+    Options=FixMatchOptions,
+    needs=Needs(labels=True, unlabelled=True),
+    defaults=Settings(
+        optimizer="sgd",
+        lr=0.03,
+        momentum=0.9,
+        weight_decay=5e-4,
+        schedule="cosine",
+        epochs=30,
+        batch_size=512,
     ),
+    recipe="mild",
 )

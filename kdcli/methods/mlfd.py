@@ -21,54 +21,62 @@
 * Out of scope: the action recognition of P4's supplement.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, final
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal, final
 
 import torch
 from jaxtyping import Float
+from pydantic import model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
 from kdcli.errors import UsageError
-from kdcli.methods.base import (
-    Batch,
-    Choice,
-    Method,
-    Needs,
-    Objective,
-    Settings,
-    Setup,
-    TeacherOutputs,
-    label_cross_entropy,
-    soft_cross_entropy,
-    weighted_sum,
+from kdcli.methods.base import Choice, Method, Needs, Objective, Settings, Setup
+from kdcli.methods.batch import Batch, TeacherOutputs
+from kdcli.methods.levels import (
+    EMBEDDING,
+    Level,
+    LevelOptions,
+    Matching,
+    Resize,
+    Side,
+    choose_matching,
+    fit_matching,
 )
-from kdcli.methods.levels import EMBEDDING, Level, Matching, Resize, Side
+from kdcli.methods.losses import label_cross_entropy, soft_cross_entropy, weighted_sum
+from kdcli.methods.options import method_option, temperature_option
 from kdcli.models.student import LABEL_HEAD, StudentOutput
 
 PAPER = "P4, Multi-Level Feature Distillation"
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class Convention:
-    """Weights and levels of one reading of Eq. 3.
-
-    Attributes:
-        label_weight: of the cross-entropy.
-        distill_weight: alpha.
-        level_weight: beta_c, of every level.
-        levels: which levels are matched.
-    """
-
-    label_weight: float
-    distill_weight: float
-    level_weight: float
-    levels: Literal["all", "maps"]
+CONVENTIONS: dict[object, dict[str, Any]] = {
+    "paper": {"label_weight": 1.0, "distill_weight": 0.6, "level_weight": (0.2,), "mlfd_levels": "all"},
+    "code": {"label_weight": 0.2, "distill_weight": 0.6, "level_weight": (0.2,), "mlfd_levels": "maps"},
+}
+"""Weights and levels of the two readings of Eq. 3."""
 
 
-CONVENTIONS = {"paper": Convention(1.0, 0.6, 0.2, "all"), "code": Convention(0.2, 0.6, 0.2, "maps")}
+class MlfdOptions(LevelOptions):
+    """What the multi-level student can be told. What is not given follows the convention."""
+
+    loss_convention: Literal["paper", "code"] = method_option(
+        "paper",
+        "Weights as P4 prints them (CE 1, KD 0.6, MSE 0.2; the default), or as its code computes (CE 0.2).",
+    )
+    temperature: float = temperature_option(2.0)
+    label_weight: float = method_option(
+        CONVENTIONS["paper"]["label_weight"], "Weight of the labels' cross-entropy.", ge=0, le=1
+    )
+    distill_weight: float = method_option(
+        CONVENTIONS["paper"]["distill_weight"], "Weight alpha of the softened cross-entropy.", ge=0
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_convention(cls, given: dict[str, Any]) -> dict[str, Any]:
+        return {**CONVENTIONS.get(given.get("loss_convention"), {}), **given}
 
 
 def mean_squared_error(
@@ -79,7 +87,7 @@ def mean_squared_error(
     Args:
         one: the student's.
         other: the teacher's; whether a gradient flows into it is the caller's.
-        count: what the sum of the images' means is divided by (see :class:`~kdcli.methods.base.Counts`);
+        count: what the sum of the images' means is divided by (see :class:`~kdcli.methods.batch.Counts`);
             default: their number.
 
     Returns:
@@ -155,9 +163,8 @@ class MultiLevelDistillation(Objective):
 
     Args:
         teacher: its name.
-        matching: weights, levels (with the shapes of both sides), and how they are made comparable.
-        label_weight: of the cross-entropy, in [0, 1].
-        temperature: T > 0.
+        matching: levels (with the shapes of both sides), and how they are made comparable.
+        options: weights of labels and outputs, and T.
         smoothing: of the labels, in [0, 1).
 
     Raises:
@@ -165,16 +172,11 @@ class MultiLevelDistillation(Objective):
     """
 
     def __init__(
-        self,
-        teacher: str,
-        matching: Matching,
-        label_weight: float,
-        temperature: float = 2.0,
-        smoothing: float = 0.0,
+        self, teacher: str, matching: Matching, options: MlfdOptions, smoothing: float = 0.0
     ) -> None:
         super().__init__()
         self._teacher, self._matching = teacher, matching
-        self._label_weight, self._temperature, self._smoothing = label_weight, temperature, smoothing
+        self._options, self._smoothing = options, smoothing
         # A list, not a dict: names of taps hold dots and slashes, which module names may not.
         self.adaptors = nn.ModuleList(
             make_adaptor(level, matching.adaptor, matching.resize) for level in matching.levels
@@ -182,12 +184,8 @@ class MultiLevelDistillation(Objective):
         columns = torch.tensor(matching.columns or (), dtype=torch.int64)
         self.register_buffer("_columns", columns, persistent=False)
 
-    def heads(self) -> dict[str, int]:
-        """None: labels and teacher meet in the network's own classifier."""
-        return {}
-
     def active(self) -> tuple[str, ...]:
-        """The classifier."""
+        """The classifier, where labels and teacher meet."""
         return (LABEL_HEAD,)
 
     def reads(self) -> dict[str, tuple[str, ...]]:
@@ -218,19 +216,19 @@ class MultiLevelDistillation(Objective):
 
     def forward(self, student: StudentOutput, teacher: TeacherOutputs, batch: Batch) -> dict[str, Tensor]:
         """P4 Eq. 3; parts ``label``, ``distill`` (softened cross-entropy times T^2) and ``mse/LEVEL``."""
-        said, logits = teacher[self._teacher], student.logits[LABEL_HEAD]
-        images = batch.count("images")
+        theirs, logits = teacher[self._teacher], student.logits[LABEL_HEAD]
+        images, temperature = batch.count("images"), self._options.temperature
         parts = {
             "label": label_cross_entropy(
                 logits, batch.labels, batch.mixed, self._smoothing, batch.count("labelled")
             ),
-            "distill": self._temperature**2
-            * soft_cross_entropy(logits, self._ordered(said["logits"]), self._temperature, count=images),
+            "distill": temperature**2
+            * soft_cross_entropy(logits, self._ordered(theirs["logits"]), temperature, count=images),
         }
-        weights = {"label": self._label_weight, "distill": self._matching.distill_weight}
+        weights = {"label": self._options.label_weight, "distill": self._options.distill_weight}
         for level, adaptor in zip(self._matching.levels, self.adaptors, strict=True):
             own = student.features if level.tap is None else student.maps[level.tap]
-            target = said[level.array].detach().float()
+            target = theirs[level.array].detach().float()
             if self._matching.adaptor == "teacher":
                 target = adaptor(target)
             else:
@@ -249,71 +247,75 @@ def _shape(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape))
 
 
-def only_teacher(choice: Choice) -> Mapping[str, float]:
-    """All weight on the one teacher.
+@final
+class Mlfd(Method):
+    """P4's student; :attr:`Setup.own` is a :class:`~kdcli.methods.levels.Matching`."""
 
-    Raises:
-        UsageError: there are several.
-    """
-    if len(choice.teachers) > 1:
-        raise UsageError(
-            f"mlfd learns from one teacher, and {len(choice.teachers)} are cached or named: "
-            f"{', '.join(choice.teachers)}",
-            "Name it: --teacher NAME. Several are fused into one first: kd fuse-teachers.",
+    def weigh(self, choice: Choice) -> dict[str, float]:
+        """All weight on the one teacher.
+
+        Raises:
+            UsageError: there are several.
+        """
+        if len(choice.teachers) > 1:
+            raise UsageError(
+                f"{self.name} learns from one teacher, and {len(choice.teachers)} are cached or named: "
+                f"{', '.join(choice.teachers)}",
+                "Name it: --teacher NAME. Several are fused into one first: kd fuse-teachers.",
+            )
+        return dict.fromkeys(choice.teachers, 1.0)
+
+    def check(self, setup: Setup) -> Setup:
+        """Decides which levels are matched."""
+        return replace(setup, own=choose_matching(setup, self.name))
+
+    def arrays(self, setup: Setup) -> dict[str, tuple[str, ...]]:
+        """Logits, and what is matched."""
+        return dict.fromkeys(setup.weights, ("logits", *(setup.own.arrays if setup.own else ())))
+
+    def identity(self, setup: Setup) -> dict[str, Any]:
+        """With the levels."""
+        return {**Method.identity(self, setup), **setup.own.document()}
+
+    def describe(self, setup: Setup) -> list[str]:
+        """P4's Eq. 3 with its numbers."""
+        options: MlfdOptions = setup.options
+        terms = [
+            f"{options.label_weight:g} CE",
+            f"{options.distill_weight:g} x {options.temperature**2:g} soft cross-entropy at T = "
+            f"{options.temperature:g}",
+            *(f"{level.weight:g} MSE of {level.array}" for level in setup.own.levels),
+        ]
+        return [
+            f"loss ({options.loss_convention}): {' + '.join(terms)}; teacher '{next(iter(setup.weights))}', "
+            f"{setup.teacher_view} view"
+        ]
+
+    def build(self, setup: Setup) -> Objective:
+        """See :class:`MultiLevelDistillation`."""
+        matching = fit_matching(setup.own, setup.opened())
+        return MultiLevelDistillation(
+            next(iter(setup.weights)), matching, setup.options, setup.settings.label_smoothing
         )
-    return dict.fromkeys(choice.teachers, 1.0)
 
 
-def _build(setup: Setup) -> Objective:
-    if setup.matching is None:  # a plan of this method has one
-        raise ValueError("mlfd needs to be told what to match")
-    numbers = setup.settings
-    return MultiLevelDistillation(
-        next(iter(setup.weights)),
-        setup.matching,
-        numbers.label_weight,
-        numbers.temperature,
-        numbers.label_smoothing,
-    )
-
-
-PRINTED = Settings(
-    optimizer="adam",
-    lr=1e-4,
-    weight_decay=1e-3,
-    decay_all=True,
-    schedule="constant",
-    epochs=200,
-    batch_size=240,
-    temperature=2.0,
-)
-
-METHODS = (
-    Method(
-        "mlfd",
-        PAPER,
-        "Eq. 3",
-        "Labels, one (joint) teacher's softened outputs, and its embedding and maps.",
-        Needs(frozenset({"logits"}), labels=True),
-        PRINTED,
-        lambda choice: dict(only_teacher(choice)),
-        _build,
-        frozenset(
-            {
-                "teacher",
-                "temperature",
-                "label_weight",
-                "loss_convention",
-                "mlfd_levels",
-                "distill_weight",
-                "level_weight",
-                "student_tap",
-                "teacher_tap",
-                "adaptor",
-                "map_resize",
-            }
-        ),
-        recipe="autoaugment",
-        teacher_view="eval",
+MLFD = Mlfd(
+    name="mlfd",
+    paper=PAPER,
+    equation="Eq. 3",
+    summary="Labels, one (joint) teacher's softened outputs, and its embedding and maps.",
+    example="kd train-student DATA --cache CACHE --teacher JOINT --student ARCH --method mlfd --out OUT",
+    Options=MlfdOptions,
+    needs=Needs(frozenset({"logits"}), labels=True),
+    defaults=Settings(
+        optimizer="adam",
+        lr=1e-4,
+        weight_decay=1e-3,
+        decay_all=True,
+        schedule="constant",
+        epochs=200,
+        batch_size=240,
     ),
+    recipe="autoaugment",
+    teacher_view="eval",
 )

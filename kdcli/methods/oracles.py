@@ -14,32 +14,25 @@
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import final
+from typing import Literal, final
 
 from jaxtyping import Int64
 from torch import Tensor
 
-from kdcli.methods.base import (
-    Batch,
-    Choice,
-    Method,
-    Mixed,
-    Needs,
-    Objective,
-    Setup,
-    TeacherOutputs,
-    label_cross_entropy,
-    soft_cross_entropy,
-    weighted_sum,
-)
+from kdcli.methods.base import Choice, Method, Needs, Objective, Setup
+from kdcli.methods.batch import Batch, Mixed, TeacherOutputs
 from kdcli.methods.consolidation import PRINTED
+from kdcli.methods.losses import label_cross_entropy, soft_cross_entropy, weighted_sum
+from kdcli.methods.options import (
+    GeneralistOptions,
+    MethodOptions,
+    generalist_weight_option,
+    method_option,
+    temperature_option,
+)
 from kdcli.models.student import LABEL_HEAD, StudentOutput
 
 PAPER = "P1, Representation Consolidation"
-
-P1 = replace(PRINTED, generalist_weight=0.0)
-"""What the paper prints for consolidation."""
 
 
 @final
@@ -64,10 +57,6 @@ class MultiTask(Objective):
     def active(self) -> tuple[str, ...]:
         """All of them."""
         return tuple(dict.fromkeys(self._heads.values()))
-
-    def reads(self) -> dict[str, tuple[str, ...]]:
-        """Nothing."""
-        return {}
 
     def forward(self, student: StudentOutput, teacher: TeacherOutputs, batch: Batch) -> dict[str, Tensor]:
         """The sum of the sets' cross-entropies; one part ``label/SET`` each."""
@@ -154,44 +143,81 @@ def _set_cross_entropy(logits: Tensor, batch: Batch, number: int, smoothing: flo
     return label_cross_entropy(logits, labels, mixed, smoothing, batch.count(number))
 
 
-def _generalist_alone(choice: Choice) -> dict[str, float]:
-    if choice.generalist is None:  # Needs.generalist is checked before any weight is asked for
-        raise ValueError("the replay oracle needs a generalist")
-    return {choice.generalist: choice.generalist_weight}
+class MultiTaskOptions(MethodOptions):
+    """What multi-task training can be told."""
 
-
-def _build_replay(setup: Setup) -> Objective:
-    numbers, classes = setup.settings, dict(list(setup.sets.items())[1:])
-    return ReplayOracle(
-        setup.generalist or "",
-        classes,
-        numbers.generalist_weight,
-        numbers.temperature,
-        numbers.label_smoothing,
+    label_space: Literal["separate", "joint"] = method_option(
+        "separate",
+        "Of several data sets: separate, a head each (default), or joint, one head over all class names.",
+        shared=True,
     )
 
 
-METHODS = (
-    Method(
-        "multi-task",
-        PAPER,
-        "Eq. none (Table 2, MTL oracle)",
-        "Labels of several data sets at once, one head each or one label space; no teacher.",
-        Needs(labels=True, sets=True),
-        P1,
-        lambda choice: {},
-        lambda setup: MultiTask(setup.sets, setup.joint, setup.settings.label_smoothing),
-        frozenset({"label_space"}),
-    ),
-    Method(
-        "replay-oracle",
-        PAPER,
-        "Eq. none (ours: its MTL oracle without the generalist's data)",
-        "The generalist on the first data set, labels of the others, one head each.",
-        Needs(frozenset({"logits"}), generalist=True, sets=True),
-        replace(P1, generalist_weight=1.0),
-        _generalist_alone,
-        _build_replay,
-        frozenset({"teacher", "generalist", "temperature", "generalist_weight"}),
-    ),
+@final
+class MultiTaskMethod(Method):
+    """Labels of several data sets."""
+
+    def joint(self, options: MultiTaskOptions) -> bool:
+        """By ``--label-space``."""
+        return options.label_space == "joint"
+
+    def build(self, setup: Setup) -> Objective:
+        """See :class:`MultiTask`."""
+        return MultiTask(setup.sets, self.joint(setup.options), setup.settings.label_smoothing)
+
+
+class ReplayOptions(GeneralistOptions):
+    """What the replay oracle can be told."""
+
+    temperature: float = temperature_option(2.0)
+    generalist_weight: float = generalist_weight_option(1.0)
+
+
+@final
+class ReplayMethod(Method):
+    """The generalist and the labels of the other sets."""
+
+    def weigh(self, choice: Choice) -> dict[str, float]:
+        """The generalist alone."""
+        options: ReplayOptions = choice.options
+        if options.generalist is None:  # Needs.generalist is checked before any weight is asked for
+            raise ValueError("the replay oracle needs a generalist")
+        return {options.generalist: options.generalist_weight}
+
+    def describe(self, setup: Setup) -> list[str]:
+        """The generalist's term."""
+        return [f"soft cross-entropy at T = {setup.options.temperature:g}; weights: {setup.shares}"]
+
+    def build(self, setup: Setup) -> Objective:
+        """See :class:`ReplayOracle`."""
+        options: ReplayOptions = setup.options
+        return ReplayOracle(
+            options.generalist or "",
+            dict(list(setup.sets.items())[1:]),
+            options.generalist_weight,
+            options.temperature,
+            setup.settings.label_smoothing,
+        )
+
+
+MULTI_TASK = MultiTaskMethod(
+    name="multi-task",
+    paper=PAPER,
+    equation="Eq. none (Table 2, MTL oracle)",
+    summary="Labels of several data sets at once, one head each or one label space; no teacher.",
+    example="kd train-student cars=CARS food=FOOD --student ARCH --method multi-task --out OUT",
+    Options=MultiTaskOptions,
+    needs=Needs(labels=True, sets=True),
+    defaults=PRINTED,
+)
+REPLAY_ORACLE = ReplayMethod(
+    name="replay-oracle",
+    paper=PAPER,
+    equation="Eq. none (ours: its MTL oracle without the generalist's data)",
+    summary="The generalist on the first data set, labels of the others, one head each.",
+    example="kd train-student proxy=PROXY cars=CARS --cache CACHE --generalist GEN --student ARCH "
+    "--method replay-oracle --out OUT",
+    Options=ReplayOptions,
+    needs=Needs(frozenset({"logits"}), generalist=True, sets=True),
+    defaults=PRINTED,
 )

@@ -8,7 +8,8 @@
     L_CD = KL between the softmaxed cosine similarities of a batch                          (Eq. 6)
 
 * All distil into the student's own classifier: teacher and student tell apart the same classes. CD and CRD compare
-  features and ask nothing of the teacher's classes (:mod:`kdcli.methods.transfer_features`).
+  features and ask nothing of the teacher's classes (:mod:`kdcli.methods.transfer_features`); DP is in
+  :mod:`kdcli.methods.partitioning`.
 * The order of the printed KL's arguments is ambiguous; KL(teacher || student) is what its references compute.
   ``--kl-direction reverse`` is the other. lambda weighs the KL (P2's weighs the labels): ``--kl-weight``.
 * DP compares probabilities at T = 1 whatever T is; a tie keeps the frozen student; n is the whole batch. Without
@@ -27,67 +28,39 @@ all parameters, lambda 0.5 of XE-KL and KL-LS (grid 0.05 to 0.5). CRD's numbers 
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
-from typing import final
+from dataclasses import dataclass, replace
+from typing import Any, final
 
-import torch
-from torch import Tensor, nn
+from pydantic import model_validator
+from torch import Tensor
 
-from kdcli.methods.base import (
-    FROZEN,
-    LARGEST,
-    Batch,
-    Method,
-    Needs,
-    Objective,
-    Settings,
-    Setup,
-    TeacherOutputs,
-    soft_cross_entropy,
-    weighted_sum,
-)
-from kdcli.methods.crd import ContrastiveDistillation
+from kdcli.errors import CacheMissingError, UsageError
+from kdcli.methods.base import Average, Method, Needs, Objective, Settings, Setup
+from kdcli.methods.batch import Batch, TeacherOutputs
 from kdcli.methods.divergences import (
-    Direction,
+    Columns,
     beside_labels,
-    choose_source,
-    chosen_logits,
     kl_divergence,
+    kl_name,
     spread_logits,
     top_classes_divergence,
 )
-from kdcli.methods.transfer_features import ContrastiveTransfer, SimilarityDistillation
-from kdcli.methods.weighted import equal_weights
+from kdcli.methods.losses import soft_cross_entropy, weighted_sum
+from kdcli.methods.options import (
+    KlOptions,
+    MethodOptions,
+    kl_weight_option,
+    method_option,
+    temperature_option,
+)
 from kdcli.models.student import LABEL_HEAD, StudentOutput
-from kdcli.types import OutputKind
 
 PAPER = "P3, Fantastic Gains"
+LARGEST = ("topk_ids", "topk_values")
+"""Arrays of a teacher's K largest logits: their classes, and the logits, the largest first."""
 
 Term = Callable[[Tensor, Tensor, float | None], Tensor]
 """Loss of student logits against those of a teacher; the last argument is what the sum is divided by."""
-
-
-@final
-class Columns(nn.Module):
-    """Brings logits of teachers into the order of the student's classes.
-
-    Args:
-        columns: of each teacher whose order differs, its class number of each of the student's classes.
-    """
-
-    def __init__(self, columns: Mapping[str, Sequence[int]]) -> None:
-        super().__init__()
-        self._names = tuple(columns)
-        for number, order in enumerate(columns.values()):
-            # Not saved: it follows from the plan. By number: names of teachers may hold dots.
-            self.register_buffer(f"order{number}", torch.tensor(order), persistent=False)
-
-    def forward(self, name: str, logits: Tensor) -> Tensor:
-        """``logits`` of the teacher ``name``, [b, c]."""
-        if name not in self._names:
-            return logits
-        order: Tensor = self.get_buffer(f"order{self._names.index(name)}")
-        return logits[:, order]
 
 
 @final
@@ -98,7 +71,7 @@ class Transfer(Objective):
         weights: of each teacher, > 0.
         term: divergence from one of them.
         kl_weight: lambda in [0, 1]; 1 learns from no label.
-        columns: see :class:`Columns`.
+        columns: see :class:`~kdcli.methods.divergences.Columns`.
         smoothing: of the labels, in [0, 1).
         largest: teachers of whom only the largest logits are read, where that is all that ``term`` looks at.
     """
@@ -117,10 +90,6 @@ class Transfer(Objective):
         self._kl_weight, self._smoothing = kl_weight, smoothing
         self._columns, self._largest = Columns(columns or {}), frozenset(largest)
 
-    def heads(self) -> dict[str, int]:
-        """None: the classifier learns."""
-        return {}
-
     def active(self) -> tuple[str, ...]:
         """The classifier."""
         return (LABEL_HEAD,)
@@ -134,11 +103,11 @@ class Transfer(Objective):
         logits, count = student.logits[LABEL_HEAD], batch.count("images")
         terms = {}
         for name in self._weights:
-            said = teacher[name]
+            arrays = teacher[name]
             if name in self._largest:
-                theirs = spread_logits(said["topk_ids"], said["topk_values"], logits.shape[1])
+                theirs = spread_logits(arrays["topk_ids"], arrays["topk_values"], logits.shape[1])
             else:
-                theirs = said["logits"]
+                theirs = arrays["logits"]
             terms[name] = self._term(logits, self._columns(name, theirs), count)
         parts = {"distill": weighted_sum(terms, self._weights, list(terms))}
         if len(terms) > 1:
@@ -146,138 +115,213 @@ class Transfer(Objective):
         return beside_labels(student, batch, parts, self._kl_weight, self._smoothing)
 
 
-@final
-class DataPartitioning(Objective):
-    """Each image from whoever is surer of it: a teacher or the student as it was (P3 Eq. 4, 5).
-
-    Args:
-        teachers: their names; of equally sure ones the first is taken.
-        frozen: under which name the frozen student's outputs come.
-        cached: whether they are read from the cache; else the training loop computes them.
-        supervised: whether probabilities of the label are compared, or the largest ones.
-        temperature: T > 0 of the loss; never of the comparison.
-        direction: see :func:`~kdcli.methods.divergences.kl_divergence`.
-        kl_weight: lambda in [0, 1].
-        columns: see :class:`Columns`.
-        smoothing: of the labels, in [0, 1).
-    """
-
-    def __init__(
-        self,
-        teachers: Sequence[str],
-        frozen: str = FROZEN,
-        cached: bool = False,
-        supervised: bool = True,
-        temperature: float = 1.0,
-        direction: Direction = "forward",
-        kl_weight: float = 1.0,
-        columns: Mapping[str, Sequence[int]] | None = None,
-        smoothing: float = 0.0,
-    ) -> None:
-        super().__init__()
-        self._teachers, self._sources = tuple(teachers), (frozen, *teachers)
-        self._read = self._sources if cached else self._teachers
-        self._confidence = "logp_label" if supervised else "logp_max"
-        self._temperature, self._direction = temperature, direction
-        self._kl_weight, self._smoothing = kl_weight, smoothing
-        self._columns = Columns(columns or {})
-
-    def heads(self) -> dict[str, int]:
-        """None: the classifier learns."""
-        return {}
-
-    def active(self) -> tuple[str, ...]:
-        """The classifier."""
-        return (LABEL_HEAD,)
-
-    def reads(self) -> dict[str, tuple[str, ...]]:
-        """Logits, and the exact log-probabilities that are compared: half precision makes ties."""
-        return dict.fromkeys(self._read, ("logits", self._confidence))
-
-    def forward(self, student: StudentOutput, teacher: TeacherOutputs, batch: Batch) -> dict[str, Tensor]:
-        """P3 Eq. 5; the parts ``distill``, ``label`` if lambda < 1, and ``share/TEACHER`` of the images."""
-        count = batch.count("images") or len(batch.labels)
-        choice = choose_source([teacher[name][self._confidence] for name in self._sources])
-        targets = chosen_logits(
-            [self._columns(name, teacher[name]["logits"]) for name in self._sources], choice
-        )
-        logits = student.logits[LABEL_HEAD]
-        parts = {"distill": _divergence(self._direction, self._temperature)(logits, targets, count)}
-        for number, name in enumerate(self._teachers, start=1):
-            parts[f"share/{name}"] = (choice == number).sum() / count
-        return beside_labels(student, batch, parts, self._kl_weight, self._smoothing)
+# --- options ----------------------------------------------------------------------------------
 
 
-# --- the registry -----------------------------------------------------------------------------
+class HalfKlOptions(KlOptions):
+    """KL and labels, equally (ours)."""
+
+    kl_weight: float = kl_weight_option(0.5)
 
 
-def _divergence(direction: Direction, temperature: float) -> Term:
-    return lambda ours, theirs, count: kl_divergence(ours, theirs, temperature, direction, count)
+class MclOptions(KlOptions):
+    """KL and labels, and a slow copy of the student."""
+
+    kl_weight: float = kl_weight_option(0.7)
+    mcl_tau: float | None = method_option(
+        0.9999, "Share of itself that MCL's slow copy keeps in an update.", ge=0, lt=1
+    )
+    mcl_share: float | None = method_option(
+        None, "Instead of --mcl-tau: share of the way that the slow copy goes in the whole run.", gt=0, lt=1
+    )
+    mcl_every: int = method_option(2, "Steps between updates of MCL's slow copy.", ge=1, metavar="N")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_pace(cls, given: dict[str, Any]) -> dict[str, Any]:
+        if given.get("mcl_share") is None:
+            return given
+        if given.get("mcl_tau") is not None:
+            raise ValueError(
+                f"--mcl-share {given['mcl_share']} and --mcl-tau {given['mcl_tau']} both set tau: give one of them"
+            )
+        return {**given, "mcl_tau": None}
 
 
-def _transfer(term: Callable[[Settings], Term], labels: bool) -> Callable[[Setup], Objective]:
-    def build(setup: Setup) -> Objective:
-        numbers = setup.settings
-        weight = numbers.kl_weight if labels else 1.0
-        return Transfer(
-            setup.weights, term(numbers), weight, setup.columns, numbers.label_smoothing, setup.largest
-        )
+class SoftCeOptions(MethodOptions):
+    """Soft cross-entropy."""
 
-    return build
+    temperature: float = temperature_option(1.0)
 
 
-def _kl(numbers: Settings) -> Term:
-    return _divergence(numbers.kl_direction, numbers.temperature)
+class TopKlOptions(KlOptions):
+    """KL over few classes."""
 
-
-def _soft_ce(numbers: Settings) -> Term:
-    return lambda ours, theirs, count: soft_cross_entropy(ours, theirs, numbers.temperature, count=count)
-
-
-def _top_classes(numbers: Settings) -> Term:
-    return lambda ours, theirs, count: top_classes_divergence(
-        ours, theirs, numbers.top_classes, numbers.temperature, numbers.kl_direction, count
+    top_classes: int = method_option(
+        10, "Classes that topk-kl compares: the teacher's most probable ones.", ge=1, metavar="K"
     )
 
 
-def _partition(supervised: bool) -> Callable[[Setup], Objective]:
-    def build(setup: Setup) -> Objective:
-        numbers = setup.settings
-        return DataPartitioning(
-            tuple(setup.weights),
-            setup.frozen or FROZEN,
-            setup.frozen is not None,
-            supervised,
-            numbers.temperature,
-            numbers.kl_direction,
-            numbers.kl_weight if supervised else 1.0,
+# --- methods ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LogitTransfer(Method):
+    """Logits of teachers of the same classes, and maybe labels."""
+
+    def term(self, options: Any) -> Term:
+        """The divergence from one teacher."""
+        return lambda ours, theirs, count: kl_divergence(
+            ours, theirs, options.temperature, options.kl_direction, count
+        )
+
+    def told(self, options: Any) -> str:
+        """What the divergence is, to be told."""
+        return kl_name(options)
+
+    def describe(self, setup: Setup) -> list[str]:
+        """P3 Eq. 2 with its numbers."""
+        return [f"{self.told(setup.options)}{beside(setup.options)}; teachers: {setup.shares}"]
+
+    def build(self, setup: Setup) -> Objective:
+        """See :class:`Transfer`."""
+        options = setup.options
+        return Transfer(
+            setup.weights,
+            self.term(options),
+            getattr(options, "kl_weight", 1.0),
             setup.columns,
-            numbers.label_smoothing,
+            setup.settings.label_smoothing,
+            setup.own or (),
         )
 
-    return build
+
+def beside(options: Any) -> str:
+    """The weight of the distillation term, to be told, where labels have a share."""
+    weight = getattr(options, "kl_weight", 1.0)
+    return f", weight {weight:g} beside the labels" if weight < 1 else ""
 
 
-def _similarity(setup: Setup) -> Objective:
-    numbers = setup.settings
-    return SimilarityDistillation(setup.weights, numbers.kl_weight, numbers.label_smoothing)
+@final
+class Kl(LogitTransfer):
+    """KL."""
 
 
-def _contrastive(setup: Setup) -> Objective:
-    numbers = setup.settings
-    contrast = {
-        name: ContrastiveDistillation(
-            setup.student_width,
-            setup.teacher_widths[name],
-            setup.images,
-            numbers.crd_dim,
-            numbers.crd_negatives,
-            numbers.crd_temperature,
-            numbers.crd_momentum,
+@final
+class SoftCe(LogitTransfer):
+    """Soft cross-entropy."""
+
+    def term(self, options: SoftCeOptions) -> Term:
+        """See :func:`~kdcli.methods.losses.soft_cross_entropy`."""
+        return lambda ours, theirs, count: soft_cross_entropy(ours, theirs, options.temperature, count=count)
+
+    def told(self, options: SoftCeOptions) -> str:
+        """With its temperature."""
+        return f"soft cross-entropy at T = {options.temperature:g}"
+
+
+@final
+class Mcl(LogitTransfer):
+    """KL, labels and the slow copy."""
+
+    def check(self, setup: Setup) -> Setup:
+        """Refuses a second average of the weights."""
+        if setup.settings.ema is not None:
+            raise UsageError(
+                f"--ema {setup.settings.ema:g} averages weights, and so does the slow copy of {self.name}",
+                "Leave --ema out; --mcl-tau and --mcl-every say how the slow copy follows.",
+            )
+        return setup
+
+    def average(self, setup: Setup) -> Average:
+        """The slow copy (P3 Eq. 3). It starts as the student and keeps its pace."""
+        return slow_copy(setup.options, setup.steps)
+
+    def describe(self, setup: Setup) -> list[str]:
+        """With how far the slow copy goes."""
+        slow = self.average(setup)
+        updates = setup.steps // slow.every
+        return [
+            *LogitTransfer.describe(self, setup),
+            f"slow copy: tau {slow.decay:.6g}, every {slow.every} steps; {updates} updates go "
+            f"{1 - slow.decay**updates:.1%} of the way; it is tested and exported, BatchNorm buffers averaged likewise",
+        ]
+
+
+def slow_copy(options: MclOptions, steps: int) -> Average:
+    """How the slow copy follows in a training of ``steps`` steps.
+
+    Given as a share s of the way to the fast weights that it goes in a whole run of u updates, tau is
+    ``(1 - s) ** (1 / u)``: fast weights that stand still would be approached by s.
+    """
+    if options.mcl_share is None:
+        return Average(options.mcl_tau or 0.0, options.mcl_every)
+    updates = max(1, steps // options.mcl_every)
+    return Average(float((1 - options.mcl_share) ** (1 / updates)), options.mcl_every)
+
+
+@final
+class TopKl(LogitTransfer):
+    """KL over the teacher's most probable classes; :attr:`Setup.own` says of whom how many logits are cached."""
+
+    def term(self, options: TopKlOptions) -> Term:
+        """See :func:`~kdcli.methods.divergences.top_classes_divergence`."""
+        return lambda ours, theirs, count: top_classes_divergence(
+            ours, theirs, options.top_classes, options.temperature, options.kl_direction, count
         )
-        for name in setup.weights
-    }
-    return ContrastiveTransfer(setup.weights, contrast, numbers.crd_weight, numbers.label_smoothing)
+
+    def told(self, options: TopKlOptions) -> str:
+        """With how many classes."""
+        return f"{kl_name(options)}, over the teacher's {options.top_classes} most probable classes, renormalised"
+
+    def arrays(self, setup: Setup) -> dict[str, tuple[str, ...]]:
+        """All logits, or the largest."""
+        return {name: LARGEST if name in (setup.own or {}) else ("logits",) for name in setup.weights}
+
+    def check(self, setup: Setup) -> Setup:
+        """Refuses more classes than there are, or than are cached."""
+        needed: int = setup.options.top_classes
+        if needed > setup.classes:
+            raise UsageError(
+                f"--top-classes {needed}, but there are {setup.classes} classes",
+                f"Use --top-classes {max(1, setup.classes // 2)}, or --method {KL.name}, which compares all of them.",
+            )
+        return replace(setup, own=_largest(setup, needed))
+
+    def identity(self, setup: Setup) -> dict[str, Any]:
+        """With the teachers of whom the largest logits are read."""
+        largest = {"largest_logits": dict(sorted(setup.own.items()))} if setup.own else {}
+        return {**Method.identity(self, setup), **largest}
+
+    def describe(self, setup: Setup) -> list[str]:
+        """With how many logits are read of each teacher."""
+        kept = {name: setup.own.get(name) for name in setup.weights}
+        read = (f"{name} {'all' if top is None else f'the {top} largest'}" for name, top in kept.items())
+        return [*LogitTransfer.describe(self, setup), f"logits read from the cache: {', '.join(read)}"]
+
+
+def _largest(setup: Setup, needed: int) -> dict[str, int]:
+    """How many logits are kept of each teacher of whom not all are, or of more views than all are.
+
+    Raises:
+        CacheMissingError: fewer than are needed.
+    """
+    pinned = setup.before.get("largest_logits", ())
+    found = {}
+    for name in setup.weights:
+        outputs = setup.teachers[name].outputs
+        whole, top = outputs.get("logits"), outputs.get("topk")
+        if top is not None and (name in pinned or whole is None or (whole.eval_only and not top.eval_only)):
+            found[name] = top.top_k
+    few = [name for name, kept in found.items() if kept < needed]
+    if few and setup.cache is not None:
+        raise CacheMissingError(
+            f"the {needed} largest logits of '{few[0]}' are needed (--top-classes {needed}), and the cache keeps "
+            f"only the {found[few[0]]} largest",
+            f"{setup.cache.add_command(few, ['logits'])} adds all of them; or make a new cache with --keep "
+            f"topk:{needed}, or lower --top-classes",
+        )
+    return found
 
 
 PRINTED = Settings(
@@ -290,57 +334,71 @@ PRINTED = Settings(
     epochs=20,
     batch_size=64,
     bn="frozen",
-    temperature=1.0,
+)
+EXAMPLE = (
+    "kd train-student DATA --cache CACHE --teacher NAME --student local-dir:RUN/export --out OUT --method "
 )
 
-_LOGITS: frozenset[OutputKind] = frozenset({"logits"})
-_FEATURES: frozenset[OutputKind] = frozenset({"features"})
-_LABEL: frozenset[OutputKind] = frozenset({"logits", "logp_label"})
-_LARGEST: frozenset[OutputKind] = frozenset({"logits", "logp_max"})
-_KD = frozenset({"teacher", "temperature"})
-_KL = _KD | {"kl_direction"}
-_DP = _KL | {"frozen", "frozen_teacher"}
-_MCL = frozenset({"mcl_tau", "mcl_share", "mcl_every"})
-_CRD = frozenset({"teacher", "crd_weight", "crd_negatives", "crd_temperature", "crd_dim", "crd_momentum"})
-_SAME = Needs(_LOGITS, classes=True)
+_SAME = Needs(frozenset({"logits"}), classes=True)
 _LABELS = replace(_SAME, labels=True)
-_HALF = replace(PRINTED, kl_weight=0.5)
 
-
-def _method(
-    name: str,
-    equation: str,
-    description: str,
-    needs: Needs,
-    defaults: Settings,
-    build: Callable[[Setup], Objective],
-    options: frozenset[str],
-) -> Method:
-    return Method(name, PAPER, equation, description, needs, defaults, equal_weights, build, options)
-
-
-METHODS = (
-    _method("kl", "Eq. 1", "KL from teachers of the same classes; no labels.",
-            _SAME, PRINTED, _transfer(_kl, labels=False), _KL),
-    _method("xe-kl", "Eq. 2", "KL and labels.",
-            _LABELS, _HALF, _transfer(_kl, labels=True), _KL | {"kl_weight"}),
-    _method("kl-ls", "Eq. 2, smoothed labels", "KL and smoothed labels.",
-            _LABELS, replace(_HALF, label_smoothing=0.1), _transfer(_kl, labels=True), _KL | {"kl_weight"}),
-    _method("mcl", "Eq. 2, 3", "KL and labels; a slowly following copy of the student is kept.",
-            _LABELS, replace(PRINTED, lr=0.01, kl_weight=0.7, mcl_tau=0.9999, mcl_every=2),
-            _transfer(_kl, labels=True), _KL | _MCL | {"kl_weight"}),
-    _method("dp", "Eq. 4, 5", "KL from whoever gives the label more: teachers, or the frozen student.",
-            Needs(_LABEL, labels=True, classes=True, frozen=True),
-            PRINTED, _partition(supervised=True), _DP | {"kl_weight"}),
-    _method("dp-unsup", "Eq. 4, 5, largest probability", "KL from whoever is surer; no labels.",
-            Needs(_LARGEST, classes=True, frozen=True),
-            PRINTED, _partition(supervised=False), _DP),
-    _method("cd", "Eq. 6", "Similarities between a batch's images, and labels.",
-            Needs(_FEATURES, labels=True), _HALF, _similarity, frozenset({"teacher", "kl_weight"})),
-    _method("crd", "Eq. 7", "Features contrasted as Tian et al. do, and labels.",
-            Needs(_FEATURES, labels=True), PRINTED, _contrastive, _CRD),
-    _method("soft-ce", "Eq. 1, cross-entropy", "Soft cross-entropy instead of KL; no labels.",
-            _SAME, PRINTED, _transfer(_soft_ce, labels=False), _KD),
-    _method("topk-kl", "Eq. 1, top classes", "KL over the teacher's most probable classes; no labels.",
-            replace(_SAME, largest=True), PRINTED, _transfer(_top_classes, labels=False), _KL | {"top_classes"}),
-)  # fmt: skip
+KL = Kl(
+    name="kl",
+    paper=PAPER,
+    equation="Eq. 1",
+    summary="KL from teachers of the same classes; no labels.",
+    example=f"{EXAMPLE}kl",
+    Options=KlOptions,
+    needs=_SAME,
+    defaults=PRINTED,
+)
+XE_KL = Kl(
+    name="xe-kl",
+    paper=PAPER,
+    equation="Eq. 2",
+    summary="KL and labels.",
+    example=f"{EXAMPLE}xe-kl",
+    Options=HalfKlOptions,
+    needs=_LABELS,
+    defaults=PRINTED,
+)
+KL_LS = Kl(
+    name="kl-ls",
+    paper=PAPER,
+    equation="Eq. 2, smoothed labels",
+    summary="KL and smoothed labels.",
+    example=f"{EXAMPLE}kl-ls",
+    Options=HalfKlOptions,
+    needs=_LABELS,
+    defaults=replace(PRINTED, label_smoothing=0.1),
+)
+MCL = Mcl(
+    name="mcl",
+    paper=PAPER,
+    equation="Eq. 2, 3",
+    summary="KL and labels; a slowly following copy of the student is kept.",
+    example=f"{EXAMPLE}mcl",
+    Options=MclOptions,
+    needs=_LABELS,
+    defaults=replace(PRINTED, lr=0.01),
+)
+SOFT_CE = SoftCe(
+    name="soft-ce",
+    paper=PAPER,
+    equation="Eq. 1, cross-entropy",
+    summary="Soft cross-entropy instead of KL; no labels.",
+    example=f"{EXAMPLE}soft-ce",
+    Options=SoftCeOptions,
+    needs=_SAME,
+    defaults=PRINTED,
+)
+TOPK_KL = TopKl(
+    name="topk-kl",
+    paper=PAPER,
+    equation="Eq. 1, top classes",
+    summary="KL over the teacher's most probable classes; no labels.",
+    example=f"{EXAMPLE}topk-kl",
+    Options=TopKlOptions,
+    needs=replace(_SAME, largest=True),
+    defaults=PRINTED,
+)

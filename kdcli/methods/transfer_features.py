@@ -1,13 +1,17 @@
 """P3's transfer of features: CD and CRD beside the labels; :mod:`kdcli.methods.transfer` has the paper."""
 
 from collections.abc import Mapping
-from typing import final
+from typing import Any, final
 
 from torch import Tensor, nn
 
-from kdcli.methods.base import Batch, Objective, TeacherOutputs, label_cross_entropy, weighted_sum
-from kdcli.methods.crd import ContrastiveDistillation
+from kdcli.methods.base import Method, Needs, Objective, Setup
+from kdcli.methods.batch import Batch, TeacherOutputs
+from kdcli.methods.crd import ContrastiveDistillation, CrdOptions, contrasts, describe_crd, fit_negatives
 from kdcli.methods.divergences import beside_labels, similarity_divergence
+from kdcli.methods.losses import label_cross_entropy, weighted_sum
+from kdcli.methods.options import MethodOptions, kl_weight_option
+from kdcli.methods.transfer import EXAMPLE, PAPER, PRINTED, beside
 from kdcli.models.student import LABEL_HEAD, StudentOutput
 
 
@@ -24,10 +28,6 @@ class SimilarityDistillation(Objective):
     def __init__(self, weights: Mapping[str, float], kl_weight: float = 0.5, smoothing: float = 0.0) -> None:
         super().__init__()
         self._weights, self._kl_weight, self._smoothing = dict(weights), kl_weight, smoothing
-
-    def heads(self) -> dict[str, int]:
-        """None."""
-        return {}
 
     def active(self) -> tuple[str, ...]:
         """The classifier, unless lambda is 1: then no loss reaches it."""
@@ -69,10 +69,6 @@ class ContrastiveTransfer(Objective):
         self._weights, self._crd_weight, self._smoothing = dict(weights), crd_weight, smoothing
         self._contrast = nn.ModuleList(contrast[name] for name in self._weights)
 
-    def heads(self) -> dict[str, int]:
-        """None."""
-        return {}
-
     def active(self) -> tuple[str, ...]:
         """The classifier."""
         return (LABEL_HEAD,)
@@ -94,3 +90,76 @@ class ContrastiveTransfer(Objective):
         loss = label + self._crd_weight * weighted_sum(terms, self._weights, list(terms))
         parts = {"label": label, **{f"crd/{name}": term for name, term in terms.items()}}
         return {"loss": loss, **{name: part.detach() for name, part in parts.items()}}
+
+
+class SimilarityOptions(MethodOptions):
+    """What CD can be told."""
+
+    kl_weight: float = kl_weight_option(0.5)
+
+
+@final
+class Similarities(Method):
+    """CD."""
+
+    def describe(self, setup: Setup) -> list[str]:
+        """P3 Eq. 6 with its numbers."""
+        return [
+            f"similarities{beside(setup.options)}; teachers: {setup.shares}",
+            f"similarities within {_compared(setup)} images",
+        ]
+
+    def identity(self, setup: Setup) -> dict[str, Any]:
+        """With how many images are compared with each other: a piece of a step."""
+        return {**Method.identity(self, setup), "contrasted": _compared(setup)}
+
+    def build(self, setup: Setup) -> Objective:
+        """See :class:`SimilarityDistillation`."""
+        return SimilarityDistillation(setup.weights, setup.options.kl_weight, setup.settings.label_smoothing)
+
+
+def _compared(setup: Setup) -> int:
+    return setup.settings.batch_size // setup.settings.accumulate
+
+
+@final
+class Contrast(Method):
+    """CRD and labels."""
+
+    def fit(self, options: CrdOptions, images: int) -> CrdOptions:
+        """See :func:`~kdcli.methods.crd.fit_negatives`."""
+        return fit_negatives(options, images, self.name)
+
+    def describe(self, setup: Setup) -> list[str]:
+        """With CRD's numbers."""
+        return [f"CRD; teachers: {setup.shares}", describe_crd(setup)]
+
+    def build(self, setup: Setup) -> Objective:
+        """See :class:`ContrastiveTransfer`."""
+        return ContrastiveTransfer(
+            setup.weights, contrasts(setup), setup.options.crd_weight, setup.settings.label_smoothing
+        )
+
+
+_NEEDS = Needs(frozenset({"features"}), labels=True)
+
+CD = Similarities(
+    name="cd",
+    paper=PAPER,
+    equation="Eq. 6",
+    summary="Similarities between a batch's images, and labels.",
+    example=f"{EXAMPLE}cd",
+    Options=SimilarityOptions,
+    needs=_NEEDS,
+    defaults=PRINTED,
+)
+CRD = Contrast(
+    name="crd",
+    paper=PAPER,
+    equation="Eq. 7",
+    summary="Features contrasted as Tian et al. do, and labels.",
+    example=f"{EXAMPLE}crd",
+    Options=CrdOptions,
+    needs=_NEEDS,
+    defaults=PRINTED,
+)

@@ -16,24 +16,16 @@ epochs: those defaults (AdamW, 1e-3, weight decay 0.05, cosine after 5 % of warm
 batches of 64) are OURS, for small students from random or pretrained weights.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import final
 
 from torch import Tensor
 
-from kdcli.methods.base import (
-    Batch,
-    Choice,
-    Method,
-    Needs,
-    Objective,
-    Settings,
-    Setup,
-    TeacherOutputs,
-    label_cross_entropy,
-    soft_cross_entropy,
-    weighted_sum,
-)
+from kdcli.methods.base import Choice, Method, Needs, Objective, Settings, Setup, equal_weights
+from kdcli.methods.batch import Batch, TeacherOutputs
+from kdcli.methods.losses import label_cross_entropy, soft_cross_entropy, weighted_sum
+from kdcli.methods.options import StreamOptions, method_option, temperature_option
 from kdcli.models.student import LABEL_HEAD, StudentOutput
 from kdcli.types import Ranking
 
@@ -47,8 +39,6 @@ OURS = Settings(
     warmup=0.05,
     epochs=30,
     batch_size=64,
-    label_weight=0.8,
-    temperature=1.0,
 )
 
 
@@ -64,17 +54,9 @@ class LabelsOnly(Objective):
         super().__init__()
         self._smoothing = smoothing
 
-    def heads(self) -> dict[str, int]:
-        """None."""
-        return {}
-
     def active(self) -> tuple[str, ...]:
         """The classifier."""
         return (LABEL_HEAD,)
-
-    def reads(self) -> dict[str, tuple[str, ...]]:
-        """Nothing."""
-        return {}
 
     def forward(self, student: StudentOutput, teacher: TeacherOutputs, batch: Batch) -> dict[str, Tensor]:
         """See :class:`Objective`."""
@@ -153,25 +135,6 @@ class WeightedDistillation(Objective):
         return {"loss": loss, **{name: part.detach() for name, part in parts.items()}}
 
 
-def _build(setup: Setup) -> Objective:
-    numbers = setup.settings
-    return WeightedDistillation(
-        setup.classes,
-        setup.weights,
-        numbers.label_weight,
-        numbers.temperature,
-        setup.split,
-        numbers.label_smoothing,
-    )
-
-
-def _ranking(choice: Choice) -> Ranking:
-    # Needs.ranking is checked before any weight is asked for.
-    if choice.ranking is None:
-        raise ValueError("this method weighs by a ranking")
-    return choice.ranking
-
-
 def nearest_weights(choice: Choice) -> dict[str, float]:
     """All weight on the ranking's first source (p to infinity in P2 Eq. 5)."""
     return {_ranking(choice).sources[0].name: 1.0}
@@ -182,64 +145,118 @@ def ranked_weights(choice: Choice) -> dict[str, float]:
     return {source.name: source.weight for source in _ranking(choice).sources}
 
 
-def equal_weights(choice: Choice) -> dict[str, float]:
-    """The same weight for every teacher (p = 0 in P2 Eq. 5)."""
-    return dict.fromkeys(choice.teachers, 1 / len(choice.teachers))
+def _ranking(choice: Choice) -> Ranking:
+    # Needs.ranking is checked before any weight is asked for.
+    if choice.ranking is None:
+        raise ValueError("this method weighs by a ranking")
+    return choice.ranking
 
 
-_OPTIONS = frozenset(
-    {
-        "teacher",
-        "ranking",
-        "temperature",
-        "label_weight",
-        "unlabelled_ratio",
-        "unlabelled_includes_labelled",
-    }
+class WeightedOptions(StreamOptions):
+    """What P2's methods can be told."""
+
+    temperature: float = temperature_option(1.0)
+    label_weight: float = method_option(
+        0.8, "Weight of the labelled term (P2's lambda); distillation has the rest.", ge=0, le=1
+    )
+
+
+@final
+class Labels(Method):
+    """Labels alone."""
+
+    def build(self, setup: Setup) -> Objective:
+        """See :class:`LabelsOnly`."""
+        return LabelsOnly(setup.settings.label_smoothing)
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Weighted(Method):
+    """Labels and sources.
+
+    Attributes:
+        weights: alpha of each source.
+    """
+
+    weights: Callable[[Choice], dict[str, float]]
+
+    def weigh(self, choice: Choice) -> dict[str, float]:
+        """See :attr:`weights`."""
+        return self.weights(choice)
+
+    def describe(self, setup: Setup) -> list[str]:
+        """P2 Eq. 4 with its numbers."""
+        options: WeightedOptions = setup.options
+        return [
+            f"soft cross-entropy at T = {options.temperature:g}, label weight {options.label_weight:g}; "
+            f"weights: {setup.shares}"
+        ]
+
+    def build(self, setup: Setup) -> Objective:
+        """See :class:`WeightedDistillation`."""
+        options: WeightedOptions = setup.options
+        classes = {name: record.num_classes for name, record in setup.teachers.items()}
+        return WeightedDistillation(
+            classes,
+            setup.weights,
+            options.label_weight,
+            options.temperature,
+            setup.split,
+            setup.settings.label_smoothing,
+        )
+
+
+_NEEDS = Needs(frozenset({"logits"}), labels=True)
+
+LABELS_ONLY = Labels(
+    name="labels-only",
+    paper=PAPER,
+    equation="Eq. 2",
+    summary="Cross-entropy on the labelled images; no teacher.",
+    example="kd train-student DATA --student mobilenetv3_small_100 --method labels-only --out OUT",
+    needs=Needs(labels=True),
+    defaults=OURS,
+    scheme="labels-only",
 )
-
-METHODS = (
-    Method(
-        "labels-only",
-        PAPER,
-        "Eq. 2",
-        "Cross-entropy on the labelled images; no teacher.",
-        Needs(labels=True),
-        OURS,
-        lambda choice: {},
-        lambda setup: LabelsOnly(setup.settings.label_smoothing),
-    ),
-    Method(
-        "distill-nearest",
-        PAPER,
-        "Eq. 1",
-        "Labels and the one source that the ranking puts first.",
-        Needs(frozenset({"logits"}), labels=True, ranking=True),
-        OURS,
-        nearest_weights,
-        _build,
-        _OPTIONS,
-    ),
-    Method(
-        "distill-weighted",
-        PAPER,
-        "Eq. 4, 5",
-        "Labels and all sources, by the ranking's weights.",
-        Needs(frozenset({"logits"}), labels=True, ranking=True),
-        OURS,
-        ranked_weights,
-        _build,
-        _OPTIONS,
-    ),
-    Method(
-        "distill-equal",
-        PAPER,
-        "Eq. 4, p = 0",
-        "Labels and all sources, equally.",
-        Needs(frozenset({"logits"}), labels=True),
-        OURS,
-        equal_weights,
-        _build,
-        _OPTIONS,
-    ),
+DISTILL_NEAREST = Weighted(
+    name="distill-nearest",
+    paper=PAPER,
+    equation="Eq. 1",
+    summary="Labels and the one source that the ranking puts first.",
+    example="kd train-student DATA --cache CACHE --ranking RANKING.json --student mobilenetv3_small_100 "
+    "--method distill-nearest --out OUT",
+    Options=WeightedOptions,
+    needs=replace(_NEEDS, ranking=True),
+    defaults=OURS,
+    ranked=True,
+    scheme="nearest",
+    weights=nearest_weights,
+)
+DISTILL_WEIGHTED = Weighted(
+    name="distill-weighted",
+    paper=PAPER,
+    equation="Eq. 4, 5",
+    summary="Labels and all sources, by the ranking's weights.",
+    example="kd train-student DATA --cache CACHE --ranking RANKING.json --student mobilenetv3_small_100 "
+    "--method distill-weighted --out OUT",
+    Options=WeightedOptions,
+    needs=replace(_NEEDS, ranking=True),
+    defaults=OURS,
+    ranked=True,
+    scheme="weighted",
+    weights=ranked_weights,
+)
+DISTILL_EQUAL = Weighted(
+    name="distill-equal",
+    paper=PAPER,
+    equation="Eq. 4, p = 0",
+    summary="Labels and all sources, equally.",
+    example="kd train-student DATA --cache CACHE --student mobilenetv3_small_100 --method distill-equal --out OUT",
+    Options=WeightedOptions,
+    needs=_NEEDS,
+    defaults=OURS,
+    ranked=True,
+    scheme="equal",
+    weights=equal_weights,
 )

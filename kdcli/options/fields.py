@@ -1,9 +1,11 @@
 """How an option is declared: once, as a field of a pydantic model. The command line, help and files follow from it."""
 
+from collections.abc import Iterable
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
+from pydantic.fields import FieldInfo
 
 Mechanical: JsonDict = {"mechanical": True}
 """Mark of a field that does not change results; all others are part of a run's identity."""
@@ -21,16 +23,22 @@ def option(default: Any, help: str, *, panel: Panel, **marks: Any) -> Any:
         panel: heading of ``--help``.
         marks: ``mechanical`` (does not change results), ``positional`` (given without a name), ``comma`` (several
             values in one word, between commas), ``hidden``, ``metavar``, ``flags`` (other spellings, such as ``-q``),
-            ``complete`` (who completes its values, see kdcli.cli.completion); the rest is pydantic's, such as ``ge``.
+            ``complete`` (who completes its values, see kdcli.cli.completion), ``shared`` (equal for all students of a
+            sweep), ``inner`` (no option by itself, but a group of them); the rest is pydantic's, such as ``ge``.
     """
-    own = ("mechanical", "positional", "comma", "hidden", "metavar", "flags", "complete")
+    own = ("mechanical", "positional", "comma", "hidden", "metavar", "flags", "complete", "shared", "inner")
     extra: JsonDict = {"panel": panel, **{name: marks.pop(name) for name in own if name in marks}}
     return Field(default, description=help, json_schema_extra=extra, **marks)
 
 
 def mark(kind: type[BaseModel], name: str, key: str) -> Any:
     """What :func:`option` noted of a field; None where it noted nothing."""
-    extra = kind.model_fields[name].json_schema_extra
+    return marked(kind.model_fields[name], key)
+
+
+def marked(field: FieldInfo, key: str) -> Any:
+    """:func:`mark` of a field itself."""
+    extra = field.json_schema_extra
     return extra.get(key) if isinstance(extra, dict) else None
 
 
@@ -44,6 +52,15 @@ class StepConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
     command: ClassVar[str] = ""
+
+    @classmethod
+    def every_option(cls) -> dict[str, FieldInfo]:
+        """All options by name: what a file or ``--set`` may hold."""
+        return dict(cls.model_fields)
+
+    def items(self) -> Iterable[tuple[str, Any, FieldInfo]]:
+        """Name, value and declaration of every option."""
+        return [(name, getattr(self, name), field) for name, field in type(self).model_fields.items()]
 
     def identity(self) -> dict[str, Any]:
         """The fields that change results, as JSON values."""

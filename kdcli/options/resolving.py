@@ -9,7 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from kdcli.errors import ConfigError, NotFoundError, StorageError, UsageError, nearest
-from kdcli.options.fields import StepConfig, mark
+from kdcli.options.fields import StepConfig, mark, marked
 from kdcli.runtime import versions
 
 Config = TypeVar("Config", bound=StepConfig)
@@ -83,7 +83,7 @@ def only_flags(problems: Sequence[str]) -> bool:
 
 def _wants_several(kind: type[StepConfig], key: str) -> bool:
     """Whether a field holds several values, so that a lone one in a file stands for a list of one."""
-    field = kind.model_fields.get(key)
+    field = kind.model_fields.get(key) or kind.every_option().get(key)
     if field is None or get_origin(field.annotation) is tuple:
         return field is not None
     kinds = get_args(field.annotation)
@@ -137,7 +137,10 @@ def _from_sets(sets: Sequence[str], problems: list[str]) -> dict[str, Any]:
 
 def _explain(kind: type[StepConfig], item: Any, origin: Mapping[str, str]) -> str:
     """One validation error in the user's terms, with the nearest name where that helps."""
-    key = str(item["loc"][0]) if item["loc"] else ""
+    place = [str(part) for part in item["loc"]]
+    if place and place[0] in kind.model_fields and mark(kind, place[0], "inner"):
+        place = place[1:]  # options are flat for whoever types them
+    key = place[0] if place else ""
     label = origin.get(key, "--")
     name = f"{label}{key.replace('_', '-') if label == '--' else key}"
     given = item.get("input")
@@ -147,7 +150,7 @@ def _explain(kind: type[StepConfig], item: Any, origin: Mapping[str, str]) -> st
             positional = key in kind.model_fields and mark(kind, key, "positional")
             return f"{key.upper()} is missing" if positional else f"--{key.replace('_', '-')} is missing"
         case "extra_forbidden":
-            return f"{label}{key}: unknown key.{nearest(key, kind.model_fields)}"
+            return f"{label}{key}: unknown key.{nearest(key, kind.every_option())}"
         case "literal_error":
             allowed = item["ctx"]["expected"]
             choices = [choice.strip("' ") for choice in allowed.replace(" or ", ",").split(",")]
@@ -170,14 +173,13 @@ def command_line(config: StepConfig) -> str:
     """The shell command that gives this configuration: what differs from the defaults, as flags."""
     words = ["kd", config.command]
     flags: list[str] = []
-    for name, field in type(config).model_fields.items():
-        value = getattr(config, name)
+    for name, value, field in config.items():
         if value == field.default:
             continue
-        if mark(type(config), name, "positional"):
+        if marked(field, "positional"):
             words += [shlex.quote(str(item)) for item in (value if isinstance(value, tuple) else (value,))]
         else:
-            flags += _flag(name, value, comma=bool(mark(type(config), name, "comma")))
+            flags += _flag(name, value, comma=bool(marked(field, "comma")))
     return " ".join([*words, *flags])
 
 

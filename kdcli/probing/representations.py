@@ -110,7 +110,7 @@ class CachedTeacher(Representation):
 
     def start(self) -> str:
         """Its spec, once its weights are known to be those that were cached."""
-        from kdcli.training.student import require_as_cached
+        from kdcli.training.start import require_as_cached
 
         require_as_cached(self._record)
         return self._record.spec

@@ -19,8 +19,9 @@ from kdcli.reporting.document import Chart, Section
 from kdcli.reporting.material import Run
 from kdcli.reporting.matrices import embedding_chart
 from kdcli.runtime import pick_device, worker_count
-from kdcli.training.batches import make_loader, plain_order
+from kdcli.training.batches import make_loader
 from kdcli.training.evaluate import Exam, look_of
+from kdcli.training.samplers import plain_order
 
 EVAL_VIEW = 0
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
+from kdcli.registry import METHODS
 from kdcli.types import Ranking
 
 
@@ -38,6 +39,11 @@ class Run:
     def method(self) -> str:
         """That trained it."""
         return str(self.result.get("method") or self.identity.get("method") or "?")
+
+
+def is_baseline(method: str) -> bool:
+    """Whether a method learns from labels alone; not of one that this installation does not know."""
+    return method in METHODS and bool(METHODS[method].needs.only_labels)
 
 
 @final

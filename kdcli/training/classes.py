@@ -3,58 +3,83 @@
 from dataclasses import dataclass
 from typing import final
 
+import numpy as np
+from jaxtyping import Int64
+
+from kdcli.cache.provenance import TeacherRecord
 from kdcli.console import console
 from kdcli.data.sources import ImageData
-from kdcli.errors import BadDataError, UsageError
-from kdcli.methods.base import Method, Settings
+from kdcli.errors import BadDataError
+from kdcli.methods.base import Method
 from kdcli.models.spec import Model
-from kdcli.training.config import StudentConfig
 from kdcli.training.teachers import Teachers
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Classes:
-    """What teachers and student tell apart.
+    """What a classifier tells apart.
 
     Attributes:
-        names: in the student's order, where known.
+        names: in their order, where known.
         count: how many.
     """
 
     names: tuple[str, ...] | None
     count: int
 
+    @classmethod
+    def of(cls, data: ImageData) -> "Classes":
+        """Of a data set; unnamed ones up to the largest label."""
+        names = data.class_names
+        return cls(names, len(names) if names is not None else int(data.labels.max()) + 1)
 
-def shared_classes(method: Method, teachers: Teachers | None, data: ImageData) -> Classes | None:
-    """The classes that the student has in common with its teachers: the data's, of unnamed ones the first teacher's.
+    def of_teacher(self, teacher: TeacherRecord) -> Int64[np.ndarray, " c"] | None:
+        """The class that each logit of a teacher stands for, -1 for another one.
 
-    None where the method does not ask for it.
+        None where the teacher does not know these classes: then right and wrong mean nothing.
+        """
+        if self.names is None or teacher.class_names is None:
+            return np.arange(self.count) if teacher.num_classes == self.count else None
+        if (
+            self.names == teacher.class_names
+        ):  # two classes may share a name: only their order tells them apart
+            return np.arange(self.count)
+        if not set(self.names) <= set(teacher.class_names):
+            return None
+        number = {name: index for index, name in enumerate(self.names)}
+        return np.asarray([number.get(name, -1) for name in teacher.class_names], np.int64)
+
+
+def classes_of(method: Method, teachers: Teachers | None, data: ImageData) -> Classes:
+    """What the student's own classifier tells apart.
+
+    The generalist's classes; else the data's, or unnamed ones of the first teacher where teachers must know the same.
     """
-    if teachers is None or not method.needs.classes:
-        return None
-    if (names := data.class_names) is not None:
-        return Classes(names, len(names))
-    first = next(iter(teachers.records.values()))
-    return Classes(first.class_names, first.num_classes)
+    if teachers is not None and teachers.generalist is not None:
+        record = teachers.generalist
+        return Classes(record.class_names, record.num_classes)
+    if teachers is not None and method.needs.classes and data.class_names is None:
+        first = next(iter(teachers.records.values()))
+        return Classes(first.class_names, first.num_classes)
+    return Classes.of(data)
 
 
-def columns_of(method: Method, teachers: Teachers | None, data: ImageData) -> dict[str, tuple[int, ...]]:
+def columns_of(method: Method, teachers: Teachers | None, classes: Classes) -> dict[str, tuple[int, ...]]:
     """Of each teacher whose order of the classes differs, its number of each of the student's.
 
     Args:
         method: whose classifier learns from their logits.
         teachers: of the run.
-        data: whose classes the student tells apart.
+        classes: of the student.
 
     Raises:
         BadDataError: a teacher tells apart other classes.
     """
-    space = shared_classes(method, teachers, data)
     found: dict[str, tuple[int, ...]] = {}
-    if space is None or teachers is None:
+    if teachers is None or not method.needs.classes:
         return found
-    names, count = space.names, space.count
+    names, count = classes.names, classes.count
     for record in teachers.records.values():
         theirs = record.class_names
         if record.num_classes != count or (theirs and names and set(theirs) != set(names)):
@@ -62,8 +87,8 @@ def columns_of(method: Method, teachers: Teachers | None, data: ImageData) -> di
                 f"teacher '{record.name}' tells apart {record.num_classes} classes and the data {count}"
                 f"{_first_difference(theirs, names)}; {method.name} needs the same ones",
                 "Fine-tune the teacher's classifier on this data first (kd train-student DATA --student SPEC "
-                "--method labels-only --freeze backbone) and cache its export, or use --method distill-equal, "
-                "whose heads are the teachers'.",
+                "--freeze backbone, on labels alone) and cache its export, or use a method whose heads are the "
+                "teachers'; see kd methods.",
             )
         if theirs is None and names is not None:
             console.warn(
@@ -75,46 +100,20 @@ def columns_of(method: Method, teachers: Teachers | None, data: ImageData) -> di
     return found
 
 
-def require_method(
-    method: Method,
-    settings: Settings,
-    classes: Classes | None,
-    mixes: bool,
-) -> None:
-    """Refuse what one of P3's methods cannot do with these classes and views.
-
-    Raises:
-        UsageError: saying why.
-    """
-    count = 0 if classes is None else classes.count
-    if "top_classes" in method.options and settings.top_classes > count:
-        raise UsageError(
-            f"--top-classes {settings.top_classes}, but there are {count} classes",
-            f"Use --top-classes {max(1, count // 2)}, or --method kl, which compares all of them.",
-        )
-    if "logp_label" in method.needs.kinds and mixes:
-        raise UsageError(
-            f"{method.name} compares what teachers and student give an image's label, and mixed images have two",
-            "Use --method dp-unsup, or views of a recipe without MixUp and CutMix.",
-        )
-
-
-def require_own_classes(
-    config: StudentConfig, model: Model, names: tuple[str, ...] | None, count: int
-) -> None:
+def require_own_classes(method: str, model: Model, classes: Classes) -> None:
     """Refuse a student whose own classifier, which is to learn on, is for other classes than the data's.
 
     Raises:
         BadDataError: saying in what they differ.
     """
-    own = model.class_names
+    own, names, count = model.class_names, classes.names, classes.count
     if model.num_classes == count and (own is None or names is None or own == names):
         return
     raise BadDataError(
         f"the student {model.spec} tells apart {model.num_classes} classes and the data {count}"
-        f"{_first_difference(own, names)}; {config.method} goes on from its classifier",
-        "Train its classifier on this data first (kd train-student DATA --student SPEC --method labels-only "
-        "--freeze backbone), then start from that: --student local-dir:RUN/export",
+        f"{_first_difference(own, names)}; {method} goes on from its classifier",
+        "Train its classifier on this data first (kd train-student DATA --student SPEC --freeze backbone, on labels "
+        "alone), then start from that: --student local-dir:RUN/export",
     )
 
 

@@ -1,234 +1,322 @@
-"""What training can be told, with defaults, types and ranges."""
+"""What training can be told: options of every run, and those of the chosen method."""
 
-import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import ClassVar, Literal, final
+from typing import Any, ClassVar, Literal, Self, final
 
-from pydantic import Field, field_validator
+from pydantic import (
+    SerializationInfo,
+    SerializeAsAny,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
 
-from kdcli.methods.mlfd_options import MlfdOptions
-from kdcli.methods.transfer_options import TransferOptions
-from kdcli.options.fields import Mechanical, StepConfig
+from kdcli.errors import UsageError, nearest
+from kdcli.methods.options import MethodOptions
+from kdcli.options.fields import StepConfig, option
 from kdcli.options.grids import positive_numbers
+from kdcli.registry import METHODS, is_object_path
 from kdcli.types import AmpName
-
-MethodName = Literal[
-    "labels-only",
-    "distill-nearest",
-    "distill-weighted",
-    "distill-equal",
-    "fixmatch",
-    "consolidation",
-    "consolidation-crd",
-    "multi-head-kd",
-    "multi-head-crd",
-    "soft-label",
-    "multi-task",
-    "replay-oracle",
-    "kl",
-    "xe-kl",
-    "kl-ls",
-    "mcl",
-    "dp",
-    "dp-unsup",
-    "cd",
-    "crd",
-    "soft-ce",
-    "topk-kl",
-    "mlfd",
-]
-
-
-def old_new_weight(text: str) -> float:
-    """lambda_0 of a ratio OLD:NEW: ``1:3`` is 1/2, as lambda_0 and the experts' lambdas sum to 2 (P1 Exp. 4).
-
-    Raises:
-        ValueError: it is no ratio of two numbers >= 0 that are not both 0.
-    """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?):(\d+(?:\.\d+)?)", text)
-    old, new = (float(number) for number in found.groups()) if found else (0.0, 0.0)
-    if old + new == 0:
-        raise ValueError("not a ratio OLD:NEW of numbers, such as 1:3")
-    return 2 * old / (old + new)
 
 
 @final
-class StudentConfig(TransferOptions, MlfdOptions, StepConfig):
-    """``kd train-student``. ``None`` means: the method's default (printed and recorded)."""
+class StudentConfig(StepConfig):
+    """``kd train-student``. Flat outside: an option of the method is given and written beside all others.
+
+    ``None`` means: the method's default (printed and recorded).
+    """
 
     command: ClassVar[str] = "train-student"
+
+    data: str | tuple[str, ...] = option(
+        ...,
+        "Data set to train on: SOURCE[@key=value,...]; several as NAME=DATA each.",
+        panel="Data",
+        positional=True,
+        shared=True,
+    )
+    cache: tuple[Path, ...] = option(
+        (), "Cache folder; repeatable.", panel="Data", metavar="PATH", shared=True
+    )
+    test: str | tuple[str, ...] | None = option(
+        None,
+        "Data set to test on after training; of several DATA: NAME=DATA, repeatable.",
+        panel="Data",
+        shared=True,
+    )
+    validation: float | None = option(
+        None,
+        "Set this share of each class aside; judge every epoch on it.",
+        panel="Data",
+        gt=0,
+        lt=1,
+        metavar="SHARE",
+        shared=True,
+    )
+    data_root: Path | None = option(
+        None, "Folder of torch/ and hfds/ data sets, and of relative folders.", panel="Data", shared=True
+    )
+    download: bool = option(
+        False, "Allow a data set to be downloaded.", panel="Data", mechanical=True, shared=True
+    )
+    allow_partial: bool = option(
+        False, "Train on the cached rows only, and say how many are missing.", panel="Data", shared=True
+    )
+    verify: Literal["never", "once", "always"] = option(
+        "once",
+        "Check the cache's checksums: never, once (default) or always.",
+        panel="Data",
+        mechanical=True,
+        shared=True,
+    )
+
+    method: str = option(
+        ..., "What the student learns from; see kd methods.", panel="Teachers", complete="method"
+    )
+    teacher: tuple[str, ...] = option(
+        (),
+        "Cached teacher to use; default: all, or the ranking's. Repeatable.",
+        panel="Teachers",
+        complete="teacher",
+        metavar="NAME",
+    )
+    ranking: str | None = option(
+        None, "Ranking JSON of kd rank-sources; - reads standard input.", panel="Teachers"
+    )
+    teacher_view: Literal["same", "eval"] | None = option(
+        None,
+        "same: teachers saw the student's view; eval: the clean view 0. Default: the method's, mostly same.",
+        panel="Teachers",
+        shared=True,
+    )
+    sequential: Literal["ascending", "descending", "random", "given"] | None = option(
+        None,
+        "One stage a teacher, each from the last one's student: ascending or descending accuracy, random, or given.",
+        panel="Teachers",
+        metavar="ORDER",
+    )
+
+    student: str = option(..., "Model spec of the student.", panel="Student", complete="student")
+    init: str | None = option(
+        None,
+        "pretrained, random, xavier, nearest-source or a SPEC to start from; default: pretrained for local-dir:, "
+        "hf-hub: and ARCH@FILE, random for bare names.",
+        panel="Student",
+    )
+    freeze: Literal["backbone"] | None = option(
+        None, "backbone: train the heads only, on features of the frozen start.", panel="Student"
+    )
+    train_from: str | None = option(
+        None,
+        "Keep the layers up to TAP as they start, and read their maps from the cache.",
+        panel="Student",
+        min_length=1,
+        metavar="TAP",
+    )
+    image_size: int | None = option(
+        None, "Input size in pixels; default: the student's own.", panel="Student", ge=8
+    )
+    bn: Literal["train", "frozen", "frozen-affine"] | None = option(
+        None,
+        "BatchNorm: train, frozen (statistics) or frozen-affine (scale and shift as well).",
+        panel="Student",
+    )
+    compile: bool = option(False, "Run the student through torch.compile.", panel="Student", mechanical=True)
+
+    epochs: int | None = option(
+        None, "Passes over the data; default: the method's.", panel="Optimisation", ge=1, shared=True
+    )
+    batch_size: int | None = option(
+        None, "Images per step; default: the method's.", panel="Optimisation", ge=1, shared=True
+    )
+    lr: float | None = option(
+        None,
+        "Peak learning rate (of the heads, where groups differ); default: the method's.",
+        panel="Optimisation",
+        gt=0,
+    )
+    lr_grid: str | None = option(
+        None,
+        "Choose among 0.001,0.003,0.01 or 0.0001:0.1:7log on the validation split.",
+        panel="Optimisation",
+        metavar="RATES",
+    )
+    backbone_lr_scale: float | None = option(
+        None, "Backbone learning rate as a share of --lr.", panel="Optimisation", ge=0
+    )
+    optimizer: str | None = option(None, "timm optimiser; default: the method's.", panel="Optimisation")
+    weight_decay: float | None = option(
+        None, "Weight decay; default: the method's.", panel="Optimisation", ge=0
+    )
+    schedule: Literal["constant", "cosine", "step", "one-cycle"] | None = option(
+        None, "constant, cosine, step or one-cycle; default: the method's.", panel="Optimisation"
+    )
+    milestones: tuple[float, ...] | None = option(
+        None,
+        "Shares of the training at which --schedule step falls tenfold, e.g. 0.5,0.8.",
+        panel="Optimisation",
+        comma=True,
+        metavar="SHARES",
+    )
+    warmup: float | None = option(
+        None, "Share of the training in which the rate rises.", panel="Optimisation", ge=0, lt=1
+    )
+    accumulate: int | None = option(
+        None,
+        "Compute each step's images in this many pieces, adding up gradients; less memory.",
+        panel="Optimisation",
+        ge=1,
+    )
+    clip_norm: float | None = option(
+        None, "Scale the gradient of all parameters down to this norm.", panel="Optimisation", gt=0
+    )
+    label_smoothing: float | None = option(
+        None, "Share of each label that is spread evenly over all classes.", panel="Optimisation", ge=0, lt=1
+    )
+    ema: float | None = option(
+        None,
+        "Decay of a moving average of the weights; it is tested and exported.",
+        panel="Optimisation",
+        gt=0,
+        lt=1,
+    )
+    select: Literal["last", "best", "best-on-test"] = option(
+        "last",
+        "Epoch to export: last (default), best (on the validation split) or best-on-test.",
+        panel="Optimisation",
+    )
+    amp: AmpName = option(
+        "off", "Mixed precision: off (default), bf16 or fp16.", panel="Optimisation", shared=True
+    )
+
+    recipe: str | None = option(
+        None,
+        "Recipe of live training views; with a cache, the cache's.",
+        panel="Views",
+        complete="recipe",
+        shared=True,
+    )
+    seed: int = option(0, "Seed of initialisation and dropout (default 0).", panel="Views", ge=0)
+    data_seed: int = option(0, "Seed of order and views (default 0).", panel="Views", ge=0, shared=True)
+
+    out: Path = option(..., "Output folder of the run.", panel="Run", mechanical=True)
+    device: str = option(
+        "auto", "auto (default), cpu, cuda or cuda:N.", panel="Run", mechanical=True, shared=True
+    )
+    workers: int | None = option(
+        None,
+        "Decode processes; default: the processors of this job.",
+        panel="Run",
+        ge=0,
+        mechanical=True,
+        shared=True,
+    )
+    stage: Path | None = option(
+        None,
+        "Copy what is read of the cache to this local disk first.",
+        panel="Run",
+        mechanical=True,
+        metavar="DIR",
+        shared=True,
+    )
+    prewarm: bool = option(
+        False, "Read the cache's files into the page cache first.", panel="Run", mechanical=True, shared=True
+    )
+    resident: Literal["ram", "gpu"] | None = option(
+        None,
+        "Hold the teachers' outputs in memory (ram) or on the training device (gpu).",
+        panel="Run",
+        mechanical=True,
+        shared=True,
+    )
+    tracker: tuple[str, ...] = option(
+        (),
+        "Log epochs to tensorboard, wandb, mlflow, ... too; a tracker of accelerate. Repeatable.",
+        panel="Run",
+        mechanical=True,
+    )
+    overwrite: bool = option(
+        False, "Start anew where --out holds another run.", panel="Run", mechanical=True, shared=True
+    )
+
+    options: SerializeAsAny[MethodOptions] = option(
+        None, "The method's own options.", panel="Method", inner=True
+    )
+    aside: dict[str, Any] = option({}, "Options that only other methods have.", panel="Method", inner=True)
 
     @property
     def first_data(self) -> str:
         """DATA, of several the first without its name: the one that teachers have seen."""
         return self.data if isinstance(self.data, str) else self.data[0].partition("=")[2]
 
-    data: str | tuple[str, ...] = Field(
-        description="Data set the student trains on, or several of them, each as NAME=DATA.",
-        json_schema_extra={"positional": True},
-    )
-    student: str = Field(description="Model spec of the student.")
-    method: MethodName = Field(description="Objective; see kd methods.")
-    out: Path = Field(description="Output folder of the run.", json_schema_extra=Mechanical)
-    cache: tuple[Path, ...] = Field((), description="Cache folder; repeatable.")
-    teacher: tuple[str, ...] = Field(
-        (), description="Cached teachers to use; default all, or the ranking's. Repeatable."
-    )
-    generalist: str | None = Field(
-        None, description="Cached teacher that consolidation starts from (head 0)."
-    )
-    ranking: str | None = Field(None, description="Ranking JSON of kd rank-sources; - reads standard input.")
-    init: str | None = Field(
-        None,
-        description="pretrained, random, xavier, nearest-source or a SPEC to start from; default: pretrained "
-        "for local-dir:, hf-hub: and ARCH@FILE, random for bare names.",
-    )
-    freeze: Literal["backbone"] | None = Field(
-        None, description="backbone: only the heads train, on features of the frozen start."
-    )
-    train_from: str | None = Field(
-        None, min_length=1, description="Tap up to which the student stays as it starts, read from the cache."
-    )
-    test: str | tuple[str, ...] | None = Field(
-        None, description="Data set to test on after training; of several DATA: NAME=DATA each."
-    )
-    label_space: Literal["separate", "joint"] | None = Field(
-        None, description="Of several data sets: a head each (default), or one over all class names."
-    )
-    validation: float | None = Field(
-        None, gt=0, lt=1, description="Share of the labelled images to set aside and judge every epoch on."
-    )
-    select: Literal["last", "best", "best-on-test"] = Field(
-        "last", description="Which epoch is exported; best: by the validation split; best-on-test: by --test."
-    )
-    lr_grid: str | None = Field(
-        None, description="Learning rates to choose among: 0.001,0.003,0.01 or 0.0001:0.1:7log."
-    )
-    sequential: Literal["ascending", "descending", "random", "given"] | None = Field(
-        None,
-        description="One stage a teacher, in this order of accuracy, by seed, or as --teacher names them.",
-    )
-    epochs: int | None = Field(None, ge=1, description="Passes over the data.")
-    lr: float | None = Field(
-        None, gt=0, description="Peak learning rate (of the heads, where groups differ)."
-    )
-    backbone_lr_scale: float | None = Field(
-        None, ge=0, description="Backbone learning rate as a share of --lr."
-    )
-    optimizer: str | None = Field(None, description="timm optimiser name.")
-    weight_decay: float | None = Field(None, ge=0, description="Weight decay.")
-    schedule: Literal["constant", "cosine", "step", "one-cycle"] | None = Field(
-        None, description="Learning-rate schedule."
-    )
-    milestones: tuple[float, ...] | None = Field(
-        None,
-        description="Shares of the training at which the schedule step multiplies the rate by 0.1.",
-        json_schema_extra={"comma": True},
-    )
-    warmup: float | None = Field(
-        None, ge=0, lt=1, description="Share of the training in which the learning rate rises."
-    )
-    accumulate: int | None = Field(
-        None, ge=1, description="Compute each step's images in this many pieces, adding up gradients."
-    )
-    clip_norm: float | None = Field(
-        None, gt=0, description="Scale the gradient of all parameters down to this norm."
-    )
-    label_smoothing: float | None = Field(
-        None, ge=0, lt=1, description="Share of each label that is spread evenly over all classes."
-    )
-    ema: float | None = Field(
-        None, gt=0, lt=1, description="Decay of a moving average of the weights; it is tested and exported."
-    )
-    temperature: float | None = Field(None, gt=0, description="Softmax temperature of the distillation term.")
-    label_weight: float | None = Field(
-        None, ge=0, le=1, description="Weight of the labelled term (P2's lambda)."
-    )
-    generalist_weight: float | None = Field(None, ge=0, le=2, description="Weight of head 0 (P1's lambda_0).")
-    old_new: str | None = Field(
-        None,
-        description="OLD:NEW: the same weight as lambda_0 : sum of the experts' lambdas, scaled to a sum of 2.",
-    )
-    crd_weight: float | None = Field(None, ge=0, description="Weight of CRD beside a teacher's KD term.")
-    crd_negatives: int | None = Field(None, ge=1, description="Negatives of CRD, at most images - 1.")
-    crd_temperature: float | None = Field(None, gt=0, description="Temperature of CRD's scores.")
-    crd_dim: int | None = Field(None, ge=1, description="Dimensions of CRD's embeddings.")
-    crd_momentum: float | None = Field(None, ge=0, lt=1, description="Share CRD's memory keeps of a row.")
-    unlabelled_ratio: float | None = Field(
-        None, gt=0, description="Unlabelled images per labelled one in a step."
-    )
-    unlabelled_includes_labelled: bool | None = Field(
-        None, description="Whether labelled images are among the unlabelled ones, too."
-    )
-    unlabelled_weight: float | None = Field(
-        None, ge=0, description="Weight of the unlabelled term (FixMatch's lambda_u)."
-    )
-    threshold: float | None = Field(
-        None, ge=0, le=1, description="Confidence from which FixMatch takes a prediction for a label."
-    )
-    strong_recipe: str | None = Field(
-        None, description="Recipe of FixMatch's strong views; default: --recipe with RandAugment and Cutout."
-    )
-    bn: Literal["train", "frozen", "frozen-affine"] | None = Field(
-        None, description="BatchNorm statistics: updated or frozen; frozen-affine: scale and shift as well."
-    )
-    image_size: int | None = Field(
-        None, ge=8, description="Input size in pixels; default: the student's own."
-    )
-    recipe: str | None = Field(None, description="Recipe of live training views; with a cache, the cache's.")
-    teacher_view: Literal["same", "eval"] | None = Field(
-        None,
-        description="same: teachers saw the student's view (default but for mlfd); eval: the clean view 0.",
-    )
-    batch_size: int | None = Field(None, ge=1, description="Images per step.")
-    seed: int = Field(0, ge=0, description="Seed of initialisation and dropout.")
-    data_seed: int = Field(0, ge=0, description="Seed of order and views.")
-    amp: AmpName = Field("off", description="Mixed precision.")
-    verify: Literal["never", "once", "always"] = Field(
-        "once", description="When to check the cache's checksums.", json_schema_extra=Mechanical
-    )
-    allow_partial: bool = Field(
-        False, description="Train on the cached rows only, and say how many are missing."
-    )
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.", json_schema_extra=Mechanical)
-    workers: int | None = Field(
-        None,
-        ge=0,
-        description="Decode processes; default: the processors of this job.",
-        json_schema_extra=Mechanical,
-    )
-    stage: Path | None = Field(
-        None,
-        description="Folder on a disk of this node: copy what is read of the cache there first.",
-        json_schema_extra=Mechanical,
-    )
-    prewarm: bool = Field(
-        False,
-        description="Read the cache's files through once, so that the kernel has them in memory.",
-        json_schema_extra=Mechanical,
-    )
-    resident: Literal["ram", "gpu"] | None = Field(
-        None,
-        description="Hold the teachers' outputs in memory (ram) or on the training device (gpu).",
-        json_schema_extra=Mechanical,
-    )
-    compile: bool = Field(
-        False, description="Run the student through torch.compile.", json_schema_extra=Mechanical
-    )
-    tracker: tuple[str, ...] = Field(
-        (),
-        description="Experiment tracker of accelerate, e.g. tensorboard or wandb; repeatable.",
-        json_schema_extra=Mechanical,
-    )
-    overwrite: bool = Field(
-        False, description="Start anew when the output holds another run.", json_schema_extra=Mechanical
-    )
-    data_root: Path | None = Field(
-        None, description="Folder of torch/ and hfds/ data sets, and of relative folders."
-    )
-    download: bool = Field(
-        False, description="Allow a data set to be downloaded.", json_schema_extra=Mechanical
-    )
+    # --- flat outside -------------------------------------------------------------------------
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Put the method's options together, and those aside that only other methods have."""
+        values = {key: value for key, value in given.items() if key in cls.model_fields}
+        further = {key: value for key, value in given.items() if key not in cls.model_fields}
+        name = values.get("method")
+        own = _options_of(str(name)).model_fields if _exists(name) else {}
+        aside = dict(values.get("aside") or {})
+        if not set(further) <= set(own):
+            known = cls.every_option()
+            aside |= {key: further[key] for key in further if key in known and key not in own}
+            values |= {key: value for key, value in further.items() if key not in known}
+        gathered = {key: value for key, value in further.items() if key in own and value is not None}
+        options = values.get("options")
+        if isinstance(options, MethodOptions):
+            options = options.model_dump()
+        return {**values, "options": {**(options or {}), **gathered}, "aside": aside}
+
+    @field_validator("method")
+    @classmethod
+    def _known_method(cls, name: str) -> str:
+        if not _exists(name):
+            raise ValueError(f"there is no such method.{nearest(name, tuple(METHODS))} kd methods lists them")
+        return name
+
+    @field_validator("options", mode="before")
+    @classmethod
+    def _by_method(cls, given: Any, info: ValidationInfo) -> Any:
+        name = info.data.get("method")  # absent where it is wrong, which is told already
+        return MethodOptions() if name is None else _options_of(name).model_validate(given)
+
+    @model_serializer(mode="wrap")
+    def _flat(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        document: dict[str, Any] = handler(self)
+        return {**document, **document.pop("options"), **document.pop("aside")}
+
+    @classmethod
+    def every_option(cls) -> dict[str, FieldInfo]:
+        """All options by name, those of every registered method included."""
+        methods = {
+            name: field for method in METHODS for name, field in _options_of(method).model_fields.items()
+        }
+        own = {name: field for name, field in cls.model_fields.items() if name not in ("options", "aside")}
+        return {**methods, **own}
+
+    def items(self) -> Iterable[tuple[str, Any, FieldInfo]]:
+        """Name, value and declaration of every option, the method's after the others."""
+        for model in (self, self.options):
+            for name, field in type(model).model_fields.items():
+                if name not in ("options", "aside"):
+                    yield name, getattr(model, name), field
+
+    def changed(self, **changes: Any) -> Self:
+        """The same with other options, the method's among them; values are taken as they are."""
+        own = {name: value for name, value in changes.items() if name in type(self.options).model_fields}
+        core = {name: value for name, value in changes.items() if name not in own}
+        if own:
+            core["options"] = self.options.model_copy(update=own)
+        return self.model_copy(update=core)
+
+    # --- values -------------------------------------------------------------------------------
 
     @field_validator("lr_grid")
     @classmethod
@@ -246,14 +334,26 @@ class StudentConfig(TransferOptions, MlfdOptions, StepConfig):
             raise ValueError("milestones are shares of the training between 0 and 1, each after the last")
         return shares
 
-    @field_validator("old_new", mode="before")
-    @classmethod
-    def _known_ratio(cls, given: object) -> object:
-        if isinstance(given, int) and given >= 60:  # YAML 1.1 reads 1:3 as the sexagesimal number 63
-            given = "{}:{}".format(*divmod(given, 60))
-        if given is not None:
-            old_new_weight(str(given))
-        return given
+
+def _exists(name: object) -> bool:
+    return isinstance(name, str) and (name in METHODS or is_object_path(name))
+
+
+def _options_of(name: str) -> type[MethodOptions]:
+    """The options of a method.
+
+    Raises:
+        UsageError: the object is no method.
+        NotFoundError: there is no such module or object.
+    """
+    method = METHODS.find(name)
+    kind = getattr(method, "Options", None)
+    if not (isinstance(kind, type) and issubclass(kind, MethodOptions)):
+        raise UsageError(
+            f"{name} is no method but a {type(method).__name__}",
+            "Give an instance of a class that derives from kdcli.methods.base.Method.",
+        )
+    return kind
 
 
 def learning_rates(text: str) -> tuple[float, ...]:

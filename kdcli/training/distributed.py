@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, distributed
 
 from kdcli.errors import DeviceError, KdError, StoppedEarly, UsageError
+from kdcli.methods.batch import Batch
 from kdcli.runtime import StopFlag
-from kdcli.training.batches import FeedBatch
 
 Value = TypeVar("Value")
 
@@ -161,12 +161,12 @@ class Together:
         own: raised by a signal to this process.
     """
 
-    def __init__(self, loader: Iterable[FeedBatch | KdError], ranks: Ranks, own: StopFlag) -> None:
+    def __init__(self, loader: Iterable[Batch | KdError], ranks: Ranks, own: StopFlag) -> None:
         self._loader, self._ranks, self._own = loader, ranks, own
         self.stop = own if ranks.world == 1 else StopFlag()
         """Raised by a signal to any process, once all know of it."""
 
-    def __iter__(self) -> Iterator[FeedBatch | KdError]:
+    def __iter__(self) -> Iterator[Batch | KdError]:
         if self._ranks.world == 1:
             yield from self._loader
             return

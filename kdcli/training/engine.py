@@ -6,6 +6,7 @@ Devices, precision, processes and accumulation are accelerate's; optimisers and 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
 
@@ -18,13 +19,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from kdcli.errors import DeviceError, DivergedError
-from kdcli.methods.base import FROZEN, Batch, Counts, Objective, Settings, TeacherOutputs
+from kdcli.methods.base import Average, Objective, Settings
+from kdcli.methods.batch import Batch, Counts, TeacherOutputs
 from kdcli.models.student import Student, StudentOutput
 from kdcli.models.teacher import normalise
-from kdcli.training.batches import FeedBatch
 from kdcli.training.checkpoint import Stateful
 from kdcli.training.distributed import Ranks
-from kdcli.training.schedule import make_schedule, schedule_time, slow_tau
+from kdcli.training.schedule import make_schedule, schedule_time
 from kdcli.training.student import Built
 from kdcli.types import AmpName
 
@@ -101,7 +102,7 @@ class Engine:
         settings: Settings,
         steps: int,
         accelerator: Accelerator,
-        on_batch: Callable[[FeedBatch], None] | None = None,
+        on_batch: Callable[[Batch], None] | None = None,
         compiled: bool = False,
     ) -> None:
         self._on_batch, self._settings = on_batch, settings
@@ -110,14 +111,13 @@ class Engine:
         self.images = 0
         """Images of the last step, over all processes."""
         self.student, self.objective = built.student, built.objective
-        self._preprocess, self._lower = built.model.preprocess, built.lower
+        self.preprocess, self._lower = built.model.preprocess, built.lower
         self.student.to(memory_format=torch.channels_last)
         optimizer = make_optimizer(self.student, self.objective, settings)
         self._schedule = make_schedule(optimizer, settings, steps)
         self._objective = self.objective.to(accelerator.device)
-        self._frozen = built.frozen
-        if self._frozen is not None:
-            self._frozen.to(accelerator.device).to(memory_format=torch.channels_last)
+        for network in self.objective.live().values():
+            network.to(memory_format=torch.channels_last)
         self._heads, self._taps = self.objective.active(), self.objective.taps()
         if self.ranks.world > 1:
             for parameter in self._without_gradient():  # torch would wait for them in every step
@@ -128,10 +128,10 @@ class Engine:
             require_compiler(accelerator.device)
             self._student = torch.compile(self._student)
         self._plain_optimizer = optimizer
-        # Its decay rises to what was asked for: the average of a short run is not that of its first weights.
-        self._ema = settings.ema and ModelEmaV3(self.student, settings.ema, use_warmup=True)
-        if settings.mcl_every is not None:  # P3 Eq. 3: the slow copy starts as the student and keeps its pace
-            self._ema = ModelEmaV3(self.student, slow_tau(settings, steps))
+        self._average = built.average or (Average(settings.ema, rising=True) if settings.ema else None)
+        self._ema = self._average and ModelEmaV3(
+            self.student, self._average.decay, use_warmup=self._average.rising
+        )
         self.student.train()
 
     @property
@@ -149,7 +149,7 @@ class Engine:
         parameters = [each for each in self.student.parameters() if each.requires_grad]
         self.student.eval()
         with torch.random.fork_rng():
-            output = self.student(torch.zeros(1, 3, *self._preprocess.size), self._heads)
+            output = self.student(torch.zeros(1, 3, *self.preprocess.size), self._heads)
             total = sum((logits.sum() for logits in output.logits.values()), output.features.sum())
             found = torch.autograd.grad(total, parameters, allow_unused=True)
         return [each for each, gradient in zip(parameters, found, strict=True) if gradient is None]
@@ -159,8 +159,6 @@ class Engine:
         modules: dict[str, nn.Module] = {"student": self.student, "objective": self.objective}
         if self._ema:
             modules["ema"] = self._ema
-        if self._frozen is not None:  # a start whose files change meanwhile must not change the run
-            modules["frozen"] = self._frozen
         return Stateful(modules, self._plain_optimizer, self.accelerator.scaler, self.ranks)
 
     @contextmanager
@@ -183,7 +181,7 @@ class Engine:
         for buffer in self.student.buffers():  # BatchNorm statistics are each process's own
             self.ranks.copy_first_(buffer)
 
-    def step(self, batch: FeedBatch, number: int) -> dict[str, float]:
+    def step(self, batch: Batch, number: int) -> dict[str, float]:
         """One update.
 
         Args:
@@ -205,29 +203,22 @@ class Engine:
             self._plain_optimizer.zero_grad(set_to_none=True)
             # Set anew in each step: the accelerator may be shared, and a step may have ended in an error.
             self.accelerator.gradient_accumulation_steps, self.accelerator.step = pieces, 0
-            found = [self._piece(batch.piece(i, pieces), counts, number) for i in range(pieces)]
+            found = [
+                self._piece(replace(batch.piece(i, pieces), counts=counts), number) for i in range(pieces)
+            ]
             if self._settings.clip_norm is not None:
                 self.accelerator.clip_grad_norm_(self._parameters(), self._settings.clip_norm)
             self._optimizer.step()
-        if self._ema:
-            self._follow(self._ema, number + 1)
+        if self._average and self._ema and (number + 1) % self._average.every == 0:
+            self._ema.update(self.student, step=number + 1 if self._average.rising else None)
         return {name: sum(values[name] for values in found) / pieces for name in found[0]}
 
-    def _follow(self, average: ModelEmaV3, steps: int) -> None:
-        """Let the copy of the weights follow, ``steps`` having been taken."""
-        every = self._settings.mcl_every
-        if every is None:
-            average.update(self.student, step=steps)
-        elif steps % every == 0:
-            average.update(self.student)
-
-    def _piece(self, batch: FeedBatch, counts: Counts | None, number: int) -> dict[str, float]:
+    def _piece(self, batch: Batch, number: int) -> dict[str, float]:
         """Add the gradient of a piece of a step's images; of the last piece, over all processes."""
         batch = batch.to(self.accelerator.device)
         with self.accelerator.accumulate(self._student):
-            output = self._forward(batch)
-            known = Batch(batch.labels, batch.index, batch.mixed, batch.part, batch.strong, counts)
-            parts = self._objective(output, self._teachers(batch), known)
+            output, teachers = self._forward(batch)
+            parts = self._objective(output, teachers, batch)
             values = self._values(parts)
             self._require_finite(values, number)
             self.accelerator.backward(parts["loss"])
@@ -237,23 +228,18 @@ class Engine:
                         self.ranks.mean_(parameter.grad)
         return values
 
-    def _teachers(self, batch: FeedBatch) -> TeacherOutputs:
-        """What is known of the batch besides, the frozen student's outputs included where they are computed."""
-        if self._frozen is None:
-            return batch.teacher
-        images = normalise(batch.pixels, self._preprocess)
-        return {**batch.teacher, FROZEN: self._frozen(images, batch.labels)}
-
-    def _forward(self, batch: FeedBatch) -> StudentOutput:
+    def _forward(self, batch: Batch) -> tuple[StudentOutput, TeacherOutputs]:
+        """The student's outputs, and those of teachers: cached ones, and of networks that the objective runs."""
         output: StudentOutput
         if self._lower is not None:
             output = self._student(None, self._heads, self._lower.maps(batch.teacher))
-        else:
-            images = normalise(batch.pixels, self._preprocess)
-            output = self._student(images, self._heads, **({"taps": self._taps} if self._taps else {}))
-        return output
+            return output, batch.teacher
+        images = normalise(batch.pixels, self.preprocess)
+        output = self._student(images, self._heads, **({"taps": self._taps} if self._taps else {}))
+        live = {name: network(images, batch.labels) for name, network in self.objective.live().items()}
+        return output, {**batch.teacher, **live}
 
-    def _counts(self, batch: FeedBatch) -> Counts | None:
+    def _counts(self, batch: Batch) -> Counts | None:
         """Over how many images the means of this step go; None where a batch is all there is."""
         pieces = self._settings.accumulate * self.ranks.world
         self.images = len(batch.labels)

@@ -1,7 +1,7 @@
 """Accuracy of heads on labelled images, on their eval view."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import final
 
 import numpy as np
@@ -19,9 +19,11 @@ from kdcli.errors import BadDataError, KdError, StoppedEarly
 from kdcli.models.student import LABEL_HEAD, Student
 from kdcli.models.teacher import normalise
 from kdcli.runtime import StopFlag
-from kdcli.training.batches import Ticket, make_loader, plain_order, render_of
+from kdcli.training.batches import make_loader, render_of
+from kdcli.training.classes import Classes
 from kdcli.training.distributed import Ranks
 from kdcli.training.plan import DEFAULT_RECIPE, Plan
+from kdcli.training.samplers import Ticket, plain_order
 from kdcli.types import Preprocess
 
 
@@ -38,10 +40,10 @@ def heads_to_test(plan: Plan) -> list[tuple[str, str, ImageData, Int64[np.ndarra
         if each.test is None:
             continue
         if number == 0 or plan.joint:
-            names, head, count = plan.class_names, LABEL_HEAD, plan.num_classes
+            head, classes = LABEL_HEAD, plan.classes
         else:
-            names, head, count = each.data.class_names, each.name, each.classes
-        found.append((each.name, head, each.test, labels_for(each.test, names, count)))
+            head, classes = each.name, Classes.of(each.data)
+        found.append((each.name, head, each.test, labels_for(each.test, classes)))
     return found
 
 
@@ -57,7 +59,7 @@ def head_to_test(plan: Plan) -> tuple[str, Int64[np.ndarray, " n"]] | None:
     if plan.test is None:
         return None
     if plan.method.needs.labels or plan.method.needs.classes:
-        return LABEL_HEAD, labels_for(plan.test, plan.class_names, plan.num_classes)
+        return LABEL_HEAD, labels_for(plan.test, plan.classes)
     names = plan.test.class_names
     teachers = plan.teachers.records.values() if plan.teachers is not None else ()
     for record in teachers:
@@ -70,17 +72,17 @@ def head_to_test(plan: Plan) -> tuple[str, Int64[np.ndarray, " n"]] | None:
     return None
 
 
-def labels_for(test: ImageData, names: tuple[str, ...] | None, count: int) -> Int64[np.ndarray, " n"]:
+def labels_for(test: ImageData, classes: Classes) -> Int64[np.ndarray, " n"]:
     """Labels of test images in the numbering of a head.
 
     Args:
         test: labelled images.
-        names: of the head's classes, where known.
-        count: of the head's classes.
+        classes: of the head.
 
     Raises:
         BadDataError: an image is of a class that the head does not have.
     """
+    names, count = classes.names, classes.count
     if test.class_names is None or names is None:
         if int(test.labels.max()) >= count:
             raise BadDataError(
@@ -172,75 +174,55 @@ class Exam(Dataset[ExamBatch | KdError]):
         return {(crop, render): views[crop][render] for crop, render in self._looks}
 
 
-def accuracy(
-    student: Student,
-    head: str,
-    data: ImageData,
-    labels: Int64[np.ndarray, " n"],
-    preprocess: Preprocess,
-    device: torch.device,
-    batch_size: int,
-    workers: int,
-    stop: StopFlag,
-    ranks: Ranks | None = None,
-) -> dict[str, float]:
-    """:func:`accuracies` of one student."""
-    one = Examinee(student, head, labels, preprocess)
-    return accuracies([one], data, device, batch_size, workers, stop, ranks)[0]
+@final
+@dataclass(frozen=True, slots=True)
+class Testing:
+    """How images are tested on.
 
-
-def accuracies(
-    examinees: Sequence[Examinee],
-    data: ImageData,
-    device: torch.device,
-    batch_size: int,
-    workers: int,
-    stop: StopFlag,
-    ranks: Ranks | None = None,
-) -> list[dict[str, float]]:
-    """Top-1 and top-5 accuracy of each, as fractions, in one pass; top-C where there are fewer than five classes.
-
-    Args:
-        examinees: the students.
-        data: the images.
+    Attributes:
         device: where the students are.
         batch_size: images per forward.
         workers: decode processes.
         stop: raised by a signal.
         ranks: the processes that share the images.
+    """
+
+    device: torch.device
+    batch_size: int
+    workers: int
+    stop: StopFlag
+    ranks: Ranks = field(default_factory=Ranks)
+
+
+def accuracies(examinees: Sequence[Examinee], data: ImageData, how: Testing) -> list[dict[str, float]]:
+    """Top-1 and top-5 accuracy of each, as fractions, in one pass; top-C where there are fewer than five classes.
+
+    Args:
+        examinees: the students.
+        data: the images.
+        how: where, and by whom.
 
     Raises:
         StoppedEarly: a signal arrived.
         BadDataError: an image cannot be decoded.
     """
-    ranks = ranks or Ranks()
     right = np.zeros((len(examinees), 2), np.int64)
 
     def count(number: int, logits: Float[Tensor, "b c"], index: Int64[Tensor, " b"]) -> None:
         right[number] += _right(logits, examinees[number].labels[index.numpy()])
 
-    _examine(examinees, data, device, batch_size, workers, stop, ranks, count)
-    totals = np.reshape(ranks.total(*right.ravel().tolist()), right.shape)
+    _examine(examinees, data, how, count)
+    totals = np.reshape(how.ranks.total(*right.ravel().tolist()), right.shape)
     return [{"top1": float(top1 / len(data)), "top5": float(top5 / len(data))} for top1, top5 in totals]
 
 
-def predictions(
-    examinees: Sequence[Examinee],
-    data: ImageData,
-    device: torch.device,
-    batch_size: int,
-    workers: int,
-    stop: StopFlag,
-) -> Int64[np.ndarray, "k n"]:
+def predictions(examinees: Sequence[Examinee], data: ImageData, how: Testing) -> Int64[np.ndarray, "k n"]:
     """The class that each examinee gives each image, in the numbering of its head, in one pass.
 
     Args:
         examinees: k students.
         data: n images.
-        device: where the students are.
-        batch_size: images per forward.
-        workers: decode processes.
-        stop: raised by a signal.
+        how: where; by one process.
 
     Raises:
         StoppedEarly: a signal arrived.
@@ -251,7 +233,7 @@ def predictions(
     def note(number: int, logits: Float[Tensor, "b c"], index: Int64[Tensor, " b"]) -> None:
         found[number, index.numpy()] = logits.argmax(dim=1).cpu().numpy()
 
-    _examine(examinees, data, device, batch_size, workers, stop, Ranks(), note)
+    _examine(examinees, data, how, note)
     return found
 
 
@@ -259,30 +241,26 @@ def predictions(
 def _examine(
     examinees: Sequence[Examinee],
     data: ImageData,
-    device: torch.device,
-    batch_size: int,
-    workers: int,
-    stop: StopFlag,
-    ranks: Ranks,
+    how: Testing,
     see: Callable[[int, Float[Tensor, "b c"], Int64[Tensor, " b"]], None],
 ) -> None:
     """Call ``see`` with an examinee's number, its logits of a batch of images, and their positions."""
     for examinee in examinees:
         examinee.student.eval()
-    exam = Exam(data, [look_of(examinee.preprocess) for examinee in examinees])
-    parts = plain_order(len(data), batch_size)[ranks.rank :: ranks.world]
-    loader = make_loader(exam, parts, workers, device)
+    exam, ranks = Exam(data, [look_of(examinee.preprocess) for examinee in examinees]), how.ranks
+    parts = plain_order(len(data), how.batch_size)[ranks.rank :: ranks.world]
+    loader = make_loader(exam, parts, how.workers, how.device)
     with ranks.one_fate(), console.progress(len(data) // ranks.world, "images", "testing") as bar:
         for batch in loader:
             if isinstance(batch, KdError):
                 raise batch
-            if stop:
+            if how.stop:
                 raise StoppedEarly(
                     "stopped by a signal while testing; the trained student is saved",
                     "Run the same command again to test it.",
                 )
             pixels, index = batch
-            seen = {look: images.to(device) for look, images in pixels.items()}
+            seen = {look: images.to(how.device) for look, images in pixels.items()}
             for number, examinee in enumerate(examinees):
                 images = normalise(seen[look_of(examinee.preprocess)], examinee.preprocess)
                 output = examinee.student(images, [examinee.head])

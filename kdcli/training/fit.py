@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from kdcli.console import console
-from kdcli.data.views import Render
 from kdcli.errors import DeviceError, DivergedError, KdError, StoppedEarly
 from kdcli.files import read_json, storage_errors, write_json
+from kdcli.methods.batch import Batch
 from kdcli.runtime import StopFlag
-from kdcli.training.batches import FeedBatch, Order, ViewRule
+from kdcli.training.batches import render_of
 from kdcli.training.checkpoint import (
     Progress,
     append_metrics,
@@ -31,8 +31,10 @@ from kdcli.training.checkpoint import (
 )
 from kdcli.training.engine import Engine, memory_errors
 from kdcli.training.meter import Meter
+from kdcli.training.samplers import Order
 from kdcli.training.tracking import track_epoch
 from kdcli.training.validation import Watch
+from kdcli.training.views import ViewRule
 
 CHECKPOINT_SECONDS = 10.0
 """An epoch's end is saved unless the last checkpoint is younger: epochs of a second cost more to save than to run.
@@ -80,7 +82,6 @@ class Lane:
         name: what messages call it; empty for a lone run.
         engine: student and objective.
         folder: its own OUT.
-        render: its input size.
         reads: arrays that it learns from: teacher -> names.
         random: its random numbers, as they are after its weights were drawn.
         watch: judges it after every epoch, if anything does.
@@ -91,7 +92,6 @@ class Lane:
         name: str,
         engine: Engine,
         folder: Path,
-        render: Render,
         reads: Mapping[str, Sequence[str]],
         random: OwnRandom,
         watch: Watch | None = None,
@@ -99,7 +99,8 @@ class Lane:
         self.name, self.engine, self.random, self.watch = name, engine, random, watch
         self.progress = Progress()
         self.diverged: DivergedError | None = None
-        self._folder, self._render, self._reads = folder, render, reads
+        self._folder, self._reads = folder, reads
+        self._render = render_of(engine.preprocess)
         self._checkpoints, self._stateful = folder / "state", engine.stateful()
         if watch is not None and watch.best is not None:
             modules = {**self._stateful.modules, "best": watch.best}
@@ -126,7 +127,7 @@ class Lane:
         if self._main:
             write_metrics(self._folder / "metrics.jsonl", self.progress.history)
 
-    def step(self, batch: FeedBatch, waited: float) -> dict[str, float]:
+    def step(self, batch: Batch, waited: float) -> dict[str, float]:
         """Learn from a batch that all students share.
 
         Args:
@@ -209,13 +210,13 @@ class Stream:
         device: where the students train.
     """
 
-    loader: Iterable[FeedBatch | KdError]
+    loader: Iterable[Batch | KdError]
     order: Order
     rule: ViewRule
     epochs: int
     device: torch.device
 
-    def batches(self, epoch: int, step: int) -> Iterator[tuple[FeedBatch, float]]:
+    def batches(self, epoch: int, step: int) -> Iterator[tuple[Batch, float]]:
         """The rest of an epoch, and how long each batch was waited for, in seconds.
 
         Raises:
@@ -290,7 +291,7 @@ def _running(lanes: Sequence[Lane], epochs: int) -> list[Lane]:
     return [lane for lane in lanes if lane.diverged is None and lane.progress.epoch < epochs]
 
 
-def _step(here: Sequence[Lane], batch: FeedBatch, waited: float) -> dict[str, dict[str, float]]:
+def _step(here: Sequence[Lane], batch: Batch, waited: float) -> dict[str, dict[str, float]]:
     """Every student's step on one batch; loss and parts of those that did not diverge."""
     values: dict[str, dict[str, float]] = {}
     for lane in here:

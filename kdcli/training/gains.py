@@ -1,9 +1,8 @@
 """What each stage of a sequence gave and took (P3 Fig. 11), on test data: teachers from caches, students run once."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,41 +18,12 @@ from kdcli.models.spec import open_model
 from kdcli.models.student import LABEL_HEAD, Student
 from kdcli.options.resolving import spelled
 from kdcli.runtime import stop_signals, worker_count
-from kdcli.training.evaluate import Examinee, heads_to_test, predictions
+from kdcli.training.classes import Classes
+from kdcli.training.evaluate import Examinee, Testing, heads_to_test, predictions
 from kdcli.training.plan import Plan
 from kdcli.training.student import build_student
 
 _ROWS_AT_ONCE = 65_536
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Classes:
-    """The classes that a prediction is about.
-
-    Attributes:
-        names: in their order, where known.
-        count: how many.
-    """
-
-    names: tuple[str, ...] | None
-    count: int
-
-    def of_teacher(self, teacher: TeacherRecord) -> Int64[np.ndarray, " c"] | None:
-        """The class that each logit of a teacher stands for, -1 for another one.
-
-        None where the teacher does not know these classes: then right and wrong mean nothing.
-        """
-        if self.names is None or teacher.class_names is None:
-            return np.arange(self.count) if teacher.num_classes == self.count else None
-        if (
-            self.names == teacher.class_names
-        ):  # two classes may share a name: only their order tells them apart
-            return np.arange(self.count)
-        if not set(self.names) <= set(teacher.class_names):
-            return None
-        number = {name: index for index, name in enumerate(self.names)}
-        return np.asarray([number.get(name, -1) for name in teacher.class_names], np.int64)
 
 
 def cached_predictions(
@@ -72,9 +42,9 @@ def cached_predictions(
         return None
     found, array = np.empty(len(rows), np.int64), predicting_array(teacher)
     for start in range(0, len(rows), _ROWS_AT_ONCE):
-        said = cache.gather(teacher.name, array, rows[start : start + _ROWS_AT_ONCE], 0)
-        best = said.argmax(axis=1) if array == "logits" else said[:, 0].astype(np.int64)
-        found[start : start + len(said)] = known[best]
+        theirs = cache.gather(teacher.name, array, rows[start : start + _ROWS_AT_ONCE], 0)
+        best = theirs.argmax(axis=1) if array == "logits" else theirs[:, 0].astype(np.int64)
+        found[start : start + len(theirs)] = known[best]
     return found
 
 
@@ -96,7 +66,6 @@ def teachers_on_test(
     """
     if plan.test is None or not _testable(plan):
         return {}
-    classes = Classes(plan.class_names, plan.num_classes)
     found = {}
     for cache in caches:
         try:
@@ -107,7 +76,7 @@ def teachers_on_test(
             continue
         for name, teacher in teachers.items():
             if name not in found and _holds(cache, teacher, rows):
-                predicted = cached_predictions(cache, cache.teacher(name), rows, classes)
+                predicted = cached_predictions(cache, cache.teacher(name), rows, plan.classes)
                 if predicted is not None:
                     found[name] = predicted
     missing = [teacher for name, teacher in teachers.items() if name not in found]
@@ -178,8 +147,8 @@ def measure_stages(
             opened.append((Student(model, {}), model.preprocess))
         for student, preprocess in opened:
             examinees.append(Examinee(student.to(device), LABEL_HEAD, labels, preprocess))
-        workers = worker_count(plan.config.workers)
-        before, *after = predictions(examinees, test, device, plan.settings.batch_size, workers, stop)
+        how = Testing(device, plan.settings.batch_size, worker_count(plan.config.workers), stop)
+        before, *after = predictions(examinees, test, how)
     return compare_stages(labels, before, dict(zip(names, after, strict=True)), teachers)
 
 

@@ -10,11 +10,11 @@ from torch import Tensor
 from kdcli.cache.cacheset import CacheSet
 from kdcli.cache.provenance import TeacherRecord
 from kdcli.errors import CacheMissingError, UsageError
-from kdcli.methods.base import TeacherOutputs
+from kdcli.methods.batch import TeacherOutputs
 from kdcli.models.spec import ModelSpec
 from kdcli.options.resolving import spelled
 from kdcli.training.config import StudentConfig
-from kdcli.training.student import UNTRAINED, Start
+from kdcli.training.start import UNTRAINED, Start
 
 
 @final

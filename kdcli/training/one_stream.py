@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 
 from kdcli.errors import UsageError
-from kdcli.training.loading import order_of
 from kdcli.training.plan import Plan
-from kdcli.training.samplers import Portion
+from kdcli.training.samplers import Portion, order_of
 from kdcli.types import Difference, differences
 
 
@@ -39,7 +38,14 @@ def require_one_stream(plans: Mapping[str, Plan]) -> dict[str, Plan]:
                 "Give them the same --epochs, --batch-size and data; or put them into sweeps of their own.",
             )
     return {
-        name: replace(plan, data=first.data, recording=first.recording, test=first.test, sets=first.sets)
+        name: replace(
+            plan,
+            data=first.data,
+            recording=first.recording,
+            test=first.test,
+            sets=first.sets,
+            setup=replace(plan.setup, data=first.data),
+        )
         for name, plan in plans.items()
     }
 

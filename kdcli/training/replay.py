@@ -1,4 +1,4 @@
-"""The cached side of a feed: views drawn again from what the cache recorded, and teachers' outputs."""
+"""The cached side of a feed: views drawn again from what the cache recorded, and teacher outputs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class Recording:
     reads: Mapping[str, tuple[str, ...]]
 
     def outputs(self, positions: Int64[np.ndarray, " b"], view: int) -> dict[str, dict[str, Tensor]]:
-        """What the teachers said about a view: teacher -> array -> [b, ...]."""
+        """Teacher outputs for a view: teacher -> array -> [b, ...]."""
         rows = self.rows[positions]
         return {
             teacher: {name: torch.from_numpy(self.cache.gather(teacher, name, rows, view)) for name in names}

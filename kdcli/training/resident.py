@@ -14,9 +14,12 @@ from kdcli.cache.resident import Table, copy_rows, require_room, slots_of, table
 from kdcli.cache.staging import Needs, prewarm
 from kdcli.console import console
 from kdcli.errors import DeviceError, KdError
-from kdcli.training.batches import FeedBatch, Loader, Order, ViewRule
+from kdcli.methods.batch import Batch
+from kdcli.training.batches import Loader
 from kdcli.training.config import StudentConfig
 from kdcli.training.replay import Recording
+from kdcli.training.samplers import Order
+from kdcli.training.views import ViewRule
 
 
 def bring_near(
@@ -119,14 +122,14 @@ class DeviceFed:
     def __init__(self, loader: Loader, order: Order, rule: ViewRule, held: DeviceRows) -> None:
         self._loader, self._order, self._rule, self._held = loader, order, rule, held
 
-    def __iter__(self) -> Iterator[FeedBatch | KdError]:
+    def __iter__(self) -> Iterator[Batch | KdError]:
         for batch in self._loader:
             if isinstance(batch, KdError):
                 yield batch
                 continue
             yield replace(batch, teacher=self._outputs(batch))
 
-    def _outputs(self, batch: FeedBatch) -> dict[str, dict[str, Tensor]]:
+    def _outputs(self, batch: Batch) -> dict[str, dict[str, Tensor]]:
         if batch.turn is None:
             return self._held.outputs(batch.index, self._rule.teacher(self._order.epoch))
         turns = sorted(set(batch.turn.tolist()))

@@ -1,7 +1,7 @@
 """From a configuration to a plan: everything is resolved and checked here, before a model is opened."""
 
 import functools
-from collections.abc import Mapping
+from dataclasses import replace
 from typing import final
 
 import numpy as np
@@ -9,43 +9,39 @@ import numpy as np
 from kdcli.cache.cacheset import CacheSet
 from kdcli.cache.staging import Needs
 from kdcli.data.sources import ImageData, open_data
+from kdcli.data.views import ViewSet
 from kdcli.errors import CacheMissingError, UsageError
-from kdcli.methods.base import Method, Settings
-from kdcli.methods.levels import Matching
-from kdcli.methods.registry import METHODS
+from kdcli.methods.base import Origin, Settings, Setup, find_method
 from kdcli.models.spec import ModelSpec
-from kdcli.training.batches import ViewRule
-from kdcli.training.classes import columns_of, require_method, shared_classes
+from kdcli.training.classes import classes_of, columns_of
 from kdcli.training.config import StudentConfig
-from kdcli.training.frozen import Frozen, choose_frozen, require_comparable
-from kdcli.training.levels import choose_matching, with_convention
 from kdcli.training.lower import Lower, choose_lower
-from kdcli.training.plan import Pins, Plan, splits, turns_of
+from kdcli.training.plan import Pins, Plan, turns_of
 from kdcli.training.replay import Recording, require_partners
+from kdcli.training.samplers import order_of
 from kdcli.training.sets import (
     NamedSet,
     OpenData,
     labelled_only,
     open_sets,
     open_test,
-    require_both,
     require_classes,
     require_sets,
+    require_unlabelled,
     train_specs,
 )
 from kdcli.training.settings import (
     fit_batchnorm,
-    fit_negatives,
     resolve_device,
     resolve_settings,
     settable,
     unused_by,
     without_unused,
 )
-from kdcli.training.student import NEAREST_SOURCE, Start, resolve_start
+from kdcli.training.start import FRESH, NEAREST_SOURCE, UNTRAINED, Start, resolve_start
 from kdcli.training.teachers import Teachers, choose_teachers, ranked_records, require_options
 from kdcli.training.validation import split_off
-from kdcli.training.views import choose_strong_views, choose_views
+from kdcli.training.views import ViewRule, choose_views
 from kdcli.types import Ranking
 
 
@@ -86,80 +82,16 @@ def make_plan(
         IdentityError: a cache of other images, or a ranking of other teachers.
         DeviceError: no such device, or one that cannot run at this precision.
     """
-    method, pins, sources = METHODS[config.method], pins or Pins(), sources or Sources()
-    config = with_convention(without_unused(config, method), method)
-    config = config.model_copy(update={"teacher_view": config.teacher_view or method.teacher_view})
     _require_one_run(config)
-    require_sets(config, method)
-    ranked, ranking = ranking, ranking if "ranking" in method.options else None
-    settings = resolve_settings(config, method.defaults)
-    require_options(config, method, ranking)
-    student = ModelSpec.parse(config.student)
-    device = resolve_device(config, processes)
-    cache = sources.cache(config.cache, config.verify) if config.cache else None
-    teachers = None
-    if cache is not None and method.needs.kinds:
-        teachers = choose_teachers(config, method, settings, cache, ranking, pins.teachers, pins.largest)
-    start = resolve_start(
-        config.init,
-        student,
-        teachers.generalist if teachers is not None else None,
-        lambda: ranked_records(ranked, cache, config),
-    )
-    settings = fit_batchnorm(config, settings, start.init)
-    lower = choose_lower(config, start, cache)
-    rule = choose_views(config, method, cache, pins.train_views)
-    strong = choose_strong_views(config, rule) if "strong_recipe" in method.options else None
-    main = next(iter(train_specs(config).values()), config.first_data)
-    everything = sources.data(main, data_root=config.data_root, download=config.download)
-    data = everything if method.needs.kinds or method.needs.unlabelled else labelled_only(everything)
-    data, validation = split_off(config, method, data)
-    columns_of(method, teachers, data)  # refuses teachers of other classes
-    require_method(method, settings, shared_classes(method, teachers, data), rule.views.mixes)
-    frozen, teachers = _freeze(config, method, settings, start, cache, teachers, data, rule, pins)
-    matching = choose_matching(config, method, teachers, cache, data)
-    recording, data = _record(config, method, settings, data, cache, teachers, lower, rule, frozen, matching)
-    settings = fit_negatives(method, settings, len(data))
-    if method.needs.labels:
-        require_classes(data, main)
-    if splits(settings):
-        require_both(data, settings, main)
-    sets = _open_sets(config, data, sources)
-    if sets and config.label_space == "joint":
-        data = sets[0].data
-    test = None if sets else open_test(config, sources.data)
-    named = {
-        "data": tuple(f"{each.name}={each.data.location}" for each in sets) or everything.location,
-        "test": tuple(f"{each.name}={each.test.location}" for each in sets if each.test) or None
-        if sets
-        else test and test.location,
-        "student": str(student),
-        **({} if frozen is None else {"frozen": frozen.place}),
-        "init": NEAREST_SOURCE if config.init == NEAREST_SOURCE else start.init,
-        "teacher": () if teachers is None else tuple(teachers.records),
-        "recipe": rule.views.recipe,
-    }
-    config = _resolved(config, method, settings, named)
-    return Plan(
-        config,
-        method,
-        settings,
-        data,
-        test,
-        rule,
-        recording,
-        teachers,
-        ranked if config.init == NEAREST_SOURCE else ranking,
-        start,
-        device,
-        lower,
-        validation,
-        processes,
-        strong,
-        sets,
-        frozen,
-        matching,
-    )
+    draft = _Draft(config, ranking, pins or Pins(), processes, sources or Sources())
+    draft.choose_teachers()
+    draft.choose_start()
+    draft.choose_views()
+    draft.open_data()
+    draft.ask_method()
+    draft.find_rows()
+    draft.open_tests()
+    return draft.plan()
 
 
 def _require_one_run(config: StudentConfig) -> None:
@@ -174,93 +106,220 @@ def _require_one_run(config: StudentConfig) -> None:
         )
 
 
-def _freeze(
-    config: StudentConfig,
-    method: Method,
-    settings: Settings,
-    start: Start,
-    cache: CacheSet | None,
-    teachers: Teachers | None,
-    data: ImageData,
-    rule: ViewRule,
-    pins: Pins,
-) -> tuple[Frozen | None, Teachers | None]:
-    """The frozen student, if the method compares with one, and the teachers, of which it is none unless asked for."""
-    if cache is None or teachers is None or not method.needs.frozen:
-        return None, teachers
-    require_comparable(method, data, cache)
-    views = _views(method, settings, rule, cache)
-    frozen = choose_frozen(config, start, cache, method.needs.kinds, data, views, pins.frozen)
-    if frozen.teacher is not None and not config.teacher:
-        teachers = teachers.without(frozen.teacher.name)
-    return frozen, teachers
+@final
+class _Draft:
+    """A plan in the making. Each step needs what those before it decided.
 
+    Args:
+        config: what the user asked for.
+        ranking: that was given.
+        pins: see :func:`make_plan`.
+        processes: likewise.
+        sources: likewise.
+    """
 
-def _open_sets(config: StudentConfig, data: ImageData, sources: Sources) -> tuple[NamedSet, ...]:
-    sets = open_sets(config, data, config.label_space == "joint", sources.data)
-    for each, spec in zip(sets[1:], list(train_specs(config).values())[1:], strict=True):
-        require_classes(each.data, spec)
-    return sets
+    start: Start
+    lower: Lower | None
+    rule: ViewRule
+    strong: ViewSet | None
+    everything: ImageData
+    data: ImageData
+    validation: ImageData | None
+    setup: Setup
+    test: ImageData | None
 
+    def __init__(
+        self, config: StudentConfig, ranking: Ranking | None, pins: Pins, processes: int, sources: Sources
+    ) -> None:
+        self.method = method = find_method(config.method)
+        config = without_unused(config, method)
+        self.config = config.model_copy(update={"teacher_view": config.teacher_view or method.teacher_view})
+        require_sets(self.config, method)
+        self.given, self.ranking = ranking, ranking if method.ranked else None
+        self.settings: Settings = resolve_settings(self.config, method.defaults)
+        require_options(self.config, method, self.ranking)
+        self.device = resolve_device(self.config, processes)
+        self.pins, self.processes, self.sources = pins, processes, sources
+        self.student = ModelSpec.parse(config.student)
+        self.cache = sources.cache(config.cache, config.verify) if self.config.cache else None
+        self.teachers: Teachers | None = None
+        self.recording: Recording | None = None
+        self.sets: tuple[NamedSet, ...] = ()
 
-def _resolved(
-    config: StudentConfig, method: Method, settings: Settings, named: Mapping[str, object]
-) -> StudentConfig:
-    """The configuration as a run records it: every number that its method uses, absolute paths."""
-    return config.model_copy(
-        update={
-            **{name: getattr(settings, name) for name in settable() - unused_by(method)},
-            **named,
-            "old_new": None,  # it is in generalist_weight now
-            "cache": tuple(path.absolute() for path in config.cache),
-            "out": config.out.absolute(),
-            "data_root": None if config.data_root is None else config.data_root.absolute(),
-        }
-    )
+    @property
+    def main(self) -> str:
+        """The first data set, as it was given."""
+        return next(iter(train_specs(self.config).values()), self.config.first_data)
 
+    @property
+    def split(self) -> bool:
+        """Whether labelled and unlabelled images come in batches of their own."""
+        return self.method.unlabelled_ratio(self.config.options) is not None
 
-def _views(method: Method, settings: Settings, rule: ViewRule, cache: CacheSet) -> list[int]:
-    """Views that the teachers are asked about."""
-    turns = turns_of(settings, rule, splits(settings) or method.needs.sets)
-    return sorted({rule.teacher(turn) for turn in range(turns)} & set(range(cache.view_count)))
+    def choose_teachers(self) -> None:
+        """Which cached teachers are read, with which weight."""
+        if self.cache is not None and self.method.needs.kinds:
+            self.teachers = choose_teachers(
+                self.config, self.method, self.cache, self.ranking, self.pins.teachers
+            )
 
-
-def _record(
-    config: StudentConfig,
-    method: Method,
-    settings: Settings,
-    data: ImageData,
-    cache: CacheSet | None,
-    teachers: Teachers | None,
-    lower: Lower | None,
-    rule: ViewRule,
-    frozen: Frozen | None,
-    matching: Matching | None,
-) -> tuple[Recording | None, ImageData]:
-    """Find the data in the cache, and leave out what the teachers have no outputs for."""
-    if cache is None:
-        return None, data
-    rows = cache.rows_of(data, check_content=False)  # the feed compares the bytes as it decodes them
-    views = _views(method, settings, rule, cache)
-    matched = () if matching is None else matching.arrays
-    said = {} if teachers is None else teachers.arrays(method.needs)
-    reads = {name: (*arrays, *matched) for name, arrays in said.items()}
-    if frozen is not None and frozen.teacher is not None:
-        reads[frozen.teacher.name] = tuple(sorted(method.needs.kinds))
-    if lower is not None:
-        reads = lower.with_maps(reads)
-    if config.stage is not None:
-        cache.stage(Needs(reads, rows, tuple(views)), config.stage)
-    usable = cache.require(reads, rows, views, config.allow_partial)
-    if not usable.any():
-        raise CacheMissingError(
-            f"none of the {len(data)} images of {config.first_data} has cached outputs",
-            "Run kd cache-teachers to its end, then train again.",
+    def choose_start(self) -> None:
+        """What the student starts from, and what of it stays so."""
+        self.start = resolve_start(
+            self.config.init,
+            self.student,
+            self.teachers.generalist if self.teachers is not None else None,
+            lambda: ranked_records(self.given, self.cache, self.config),
         )
-    if not usable.all():
-        kept = np.flatnonzero(usable)
-        data, rows = data.select(kept), rows[kept]
-    recording = Recording(cache, rows, {})
-    if rule.recorded:
-        require_partners(recording, data, rule.views, [view for view in views if view])
-    return recording, data
+        self.settings = fit_batchnorm(self.config, self.settings, self.start.init)
+        self.lower = choose_lower(self.config, self.start, self.cache)
+
+    def choose_views(self) -> None:
+        """Which views are shown."""
+        self.rule = choose_views(self.config, self.method, self.cache, self.pins.train_views)
+        self.strong = self.method.strong_views(self.config.options, self.rule.views)
+
+    def open_data(self) -> None:
+        """The images to train on, and those set aside of them."""
+        config, needs = self.config, self.method.needs
+        self.everything = self.sources.data(self.main, data_root=config.data_root, download=config.download)
+        data = self.everything if needs.kinds or needs.unlabelled else labelled_only(self.everything)
+        self.data, self.validation = split_off(config, self.method, data)
+        if needs.labels:
+            require_classes(self.data, self.main)
+        if self.split and not self.method.repeats_labelled(config.options):
+            require_unlabelled(self.data, self.main)
+
+    def ask_method(self) -> None:
+        """The method's own checks and decisions."""
+        config, teachers, cache = self.config, self.teachers, self.cache
+        classes = classes_of(self.method, teachers, self.data)
+        setup = Setup(
+            options=config.options,
+            settings=self.settings,
+            weights={} if teachers is None else teachers.weights,
+            teachers={} if teachers is None else teachers.records,
+            asked=config.teacher,
+            data=self.data,
+            cache=cache,
+            views=() if cache is None else tuple(self._views(cache)),
+            teacher_view=self.rule.teacher_view,
+            mixes=self.rule.views.mixes,
+            classes=classes.count,
+            columns=columns_of(self.method, teachers, classes),
+            origin=self._origin(),
+            before=self.pins.identity,
+        )
+        self.setup = self.method.check(setup)
+        if teachers is not None:
+            self.teachers = teachers.only(self.setup.weights)
+        if cache is not None:  # log-probabilities come with logits
+            arrays = self.method.arrays(self.setup)
+            cache.require_kept(
+                {name: [each for each in own if not each.startswith("logp_")] for name, own in arrays.items()}
+            )
+
+    def _origin(self) -> Origin:
+        config, init = self.config, self.start.init
+        return Origin(
+            student=config.student,
+            start=config.student if init in FRESH else init,
+            trained=init not in UNTRAINED,
+            image_size=config.image_size,
+            freeze=config.freeze,
+            train_from=config.train_from,
+        )
+
+    def _views(self, cache: CacheSet) -> list[int]:
+        """Views that the teachers are asked about."""
+        turns = turns_of(self.settings.epochs, self.rule, self.split or self.method.needs.sets)
+        return sorted({self.rule.teacher(turn) for turn in range(turns)} & set(range(cache.view_count)))
+
+    def find_rows(self) -> None:
+        """Find the data in the cache, and leave out what teachers have no outputs for."""
+        config, cache, views = self.config, self.cache, self.setup.views
+        if cache is None:
+            return
+        data = self.data
+        rows = cache.rows_of(data, check_content=False)  # the feed compares the bytes as it decodes them
+        reads = self.method.arrays(self.setup)
+        if self.lower is not None:
+            reads = self.lower.with_maps(reads)
+        if config.stage is not None:
+            cache.stage(Needs(reads, rows, views), config.stage)
+        usable = cache.require(reads, rows, views, config.allow_partial)
+        if not usable.any():
+            raise CacheMissingError(
+                f"none of the {len(data)} images of {config.first_data} has cached outputs",
+                "Run kd cache-teachers to its end, then train again.",
+            )
+        if not usable.all():
+            kept = np.flatnonzero(usable)
+            data, rows = data.select(kept), rows[kept]
+            if self.method.needs.labels:
+                require_classes(data, self.main)
+        self.data, self.recording = data, Recording(cache, rows, {})
+        if self.rule.recorded:
+            require_partners(self.recording, data, self.rule.views, [view for view in views if view])
+
+    def open_tests(self) -> None:
+        """The other data sets, and what is tested on."""
+        joint = self.method.joint(self.config.options)
+        self.sets = open_sets(self.config, self.data, joint, self.sources.data)
+        for each, spec in zip(self.sets[1:], list(train_specs(self.config).values())[1:], strict=True):
+            require_classes(each.data, spec)
+        if self.sets and joint:
+            self.data = self.sets[0].data
+        self.test = None if self.sets else open_test(self.config, self.sources.data)
+
+    def plan(self) -> Plan:
+        """What was decided."""
+        setup = replace(
+            self.setup,
+            options=self.method.fit(self.setup.options, len(self.data)),
+            data=self.data,
+            split=self.split or bool((self.data.labels < 0).any()),
+            sets={each.name: each.classes for each in self.sets},
+        )
+        plan = Plan(
+            config=self._resolved(setup),
+            method=self.method,
+            setup=setup,
+            data=self.data,
+            test=self.test,
+            rule=self.rule,
+            recording=self.recording,
+            teachers=self.teachers,
+            ranking=self.given if self.config.init == NEAREST_SOURCE else self.ranking,
+            start=self.start,
+            device=self.device,
+            classes=classes_of(self.method, self.teachers, self.data),
+            lower=self.lower,
+            validation=self.validation,
+            processes=self.processes,
+            strong=self.strong,
+            sets=self.sets,
+        )
+        return replace(plan, setup=replace(setup, steps=order_of(plan).batches * self.settings.epochs))
+
+    def _resolved(self, setup: Setup) -> StudentConfig:
+        """The configuration as a run records it: every number that its method uses, absolute paths."""
+        config, sets = self.config, self.sets
+        numbers = settable() - unused_by(config, self.method)
+        tests = tuple(f"{each.name}={each.test.location}" for each in sets if each.test)
+        return config.model_copy(
+            update={
+                **{name: getattr(self.settings, name) for name in numbers},
+                "options": setup.options,
+                "data": tuple(f"{each.name}={each.data.location}" for each in sets)
+                or self.everything.location,
+                "test": (tests or None) if sets else self.test and self.test.location,
+                "student": str(self.student),
+                "init": NEAREST_SOURCE if config.init == NEAREST_SOURCE else self.start.init,
+                "teacher": () if self.teachers is None else tuple(self.teachers.records),
+                "recipe": self.rule.views.recipe,
+                "cache": tuple(path.absolute() for path in config.cache),
+                "out": config.out.absolute(),
+                "data_root": None if config.data_root is None else config.data_root.absolute(),
+            }
+        )

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any, final
 
 from kdcli.runtime import versions
-from kdcli.training.loading import stream_sizes
 from kdcli.training.plan import Plan
+from kdcli.training.samplers import stream_sizes
 from kdcli.training.validation import ON_TEST
 
 TEST_SELECTED = (
@@ -122,6 +122,6 @@ def _streams(plan: Plan) -> dict[str, Any]:
     return {
         "labelled": labelled,
         "unlabelled": unlabelled,
-        "unlabelled_ratio": plan.settings.unlabelled_ratio or 1.0,
-        "unlabelled_includes_labelled": bool(plan.settings.unlabelled_includes_labelled),
+        "unlabelled_ratio": plan.unlabelled_ratio,
+        "unlabelled_includes_labelled": plan.repeats_labelled,
     }

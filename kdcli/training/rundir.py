@@ -93,8 +93,7 @@ def read_pins(out: Path) -> Pins:
     return Pins(
         tuple(identity.get("teachers", {})),
         identity.get("views", {}).get("train_views"),
-        identity.get("frozen"),
-        tuple(identity.get("largest_logits", ())),
+        identity,
     )
 
 
@@ -199,7 +198,7 @@ def finish(plan: Plan, built: Built, result: Mapping[str, Any]) -> None:
         for key, tensor in head.state_dict().items()
     }
     atomic_write_bytes(out / "heads.safetensors", save(tensors))
-    export_model(built.model, out / "export", plan.class_names)
+    export_model(built.model, out / "export", plan.classes.names)
     write_json(out / "result.json", result)
     forget_checkpoints(out)
 

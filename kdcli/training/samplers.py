@@ -1,23 +1,141 @@
-"""Steps made of several batches: P2's labelled and unlabelled images, FixMatch's views, several data sets.
+"""Which images each step takes: one batch of the data, or some of several streams.
 
-A stream is a set of images that each step takes some of, pass after pass. An epoch is one pass over the set
-that lasts longest; the others come again, newly shuffled and in fresh views. Where a stream is in its passes
-follows from the epoch and the step, and each pass from (data seed, stream, pass): nothing is remembered.
+The order of an epoch follows from (data seed, epoch) alone: not from workers, nor from the number of processes.
+
+A stream is a set of images that each step takes some of, pass after pass: P2's labelled and unlabelled images, or
+one of several data sets. An epoch is one pass over the set that lasts longest; the others come again, newly shuffled
+and in fresh views. Where a stream is in its passes follows from the epoch and the step, and each pass from (data
+seed, stream, pass): nothing is remembered.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import NoReturn, final
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn, final
 
 import numpy as np
-import torch
 from jaxtyping import Int64
-from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Sampler
 
-from kdcli.errors import KdError, UsageError
-from kdcli.methods.base import Mixed
-from kdcli.training.batches import Feed, FeedBatch, Order, Ticket
+from kdcli.errors import UsageError
+from kdcli.training.plan import Plan
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """What an order hands to a feed: make this batch."""
+
+    epoch: int
+    positions: Int64[np.ndarray, " b"]
+
+
+class Order(Sampler[Any], ABC):
+    """Which batches an epoch has, in which order: the same for any number of workers and processes.
+
+    Args:
+        batches: steps of a whole epoch.
+    """
+
+    def __init__(self, batches: int) -> None:
+        self._batches = batches
+        self._epoch = self._start = 0
+
+    @property
+    def batches(self) -> int:
+        """Steps of a whole epoch."""
+        return self._batches
+
+    @property
+    def epoch(self) -> int:
+        """Number (from 0) of the epoch that is drawn."""
+        return self._epoch
+
+    def seek(self, epoch: int, start: int = 0) -> None:
+        """Make the next iteration that of ``epoch`` (from 0), from batch ``start`` on."""
+        self._epoch, self._start = epoch, start
+
+    def __len__(self) -> int:
+        return self._batches - self._start
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Any]:
+        """What the feed makes batches of."""
+
+
+@final
+class EpochOrder(Order):
+    """Shuffled batches of one epoch, the same for any number of workers and processes.
+
+    Where some images are unlabelled, labelled and unlabelled ones are spread evenly, so every batch has its
+    share of both; labelled images that are fewer come again, newly shuffled, until they are half of each
+    batch: P2 (Eq. 4) takes a mean over a batch of either kind, and a mean over two or three labelled images
+    is mostly noise. Batches are of equal size up to one image: a last batch of one image would break BatchNorm.
+
+    Args:
+        labels: -1 is unlabelled.
+        batch_size: images per step, over all processes.
+        seed: the data seed.
+        rank, world: number of this process, and how many there are.
+        pieces: that a step is computed in, see :meth:`~kdcli.methods.batch.Batch.piece`. Processes take runs
+            of so many images in turn: whatever their number, a piece is the images that it has in one process.
+    """
+
+    def __init__(
+        self,
+        labels: Int64[np.ndarray, " n"],
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        pieces: int = 1,
+    ) -> None:
+        self._groups = [
+            group for group in (np.flatnonzero(labels >= 0), np.flatnonzero(labels < 0)) if len(group)
+        ]
+        length = max(map(len, self._groups)) * 2 if self._repeats() else len(labels)
+        super().__init__(-(-length // batch_size))
+        self._seed, self._rank, self._world, self._pieces = seed, rank, world, pieces
+
+    def __iter__(self) -> Iterator[Ticket]:
+        for batch in np.array_split(self._positions(), self._batches)[self._start :]:
+            taken_by = np.arange(len(batch)) // self._pieces % self._world
+            yield Ticket(self._epoch, batch[taken_by == self._rank])
+
+    def _positions(self) -> Int64[np.ndarray, " n"]:
+        random = np.random.Generator(np.random.Philox(key=[self._seed, self._epoch]))
+        shuffled = [self._shuffled(group, random) for group in self._groups]
+        if len(shuffled) == 1:
+            return shuffled[0]
+        places = [(np.arange(len(group)) + random.random()) / len(group) for group in shuffled]
+        positions: Int64[np.ndarray, " n"] = np.concatenate(shuffled)[
+            np.argsort(np.concatenate(places), kind="stable")
+        ]
+        return positions
+
+    def _repeats(self) -> bool:
+        """Whether there are labelled images, but fewer than unlabelled ones."""
+        return len(self._groups) == 2 and len(self._groups[0]) < len(self._groups[1])
+
+    def _shuffled(
+        self, group: Int64[np.ndarray, " k"], random: np.random.Generator
+    ) -> Int64[np.ndarray, " m"]:
+        """A group in random order; the labelled one as often as it takes to match the unlabelled one."""
+        if not self._repeats() or group is self._groups[1]:
+            return random.permutation(group)
+        size = len(self._groups[1])
+        rounds = [random.permutation(group) for _ in range(-(-size // len(group)))]
+        return np.concatenate(rounds)[:size]
+
+
+def plain_order(count: int, batch_size: int) -> list[Ticket]:
+    """All images once, in their own order."""
+    return [
+        Ticket(0, np.arange(first, min(first + batch_size, count))) for first in range(0, count, batch_size)
+    ]
+
+
+# --- several streams --------------------------------------------------------------------------
 
 
 @final
@@ -108,92 +226,41 @@ class _Stream:
         return shuffled
 
 
-@final
-class JointFeed(Dataset[FeedBatch | KdError]):
-    """Batches of several feeds, joined to one.
+# --- of a plan --------------------------------------------------------------------------------
 
-    Args:
-        feeds: one a stream.
-        labelled: whether each stream shows its labels; labels of the others are -1.
-        offsets: what is added to the positions in each feed's data, so that they tell all images apart.
+
+def order_of(plan: Plan, rank: int = 0, world: int = 1) -> Order:
+    """Which images each step of the run takes.
+
+    Raises:
+        UsageError: the batch size leaves no room for every kind of image.
     """
-
-    def __init__(self, feeds: Sequence[Feed], labelled: Sequence[bool], offsets: Sequence[int]) -> None:
-        self._feeds, self._labelled, self._offsets = tuple(feeds), tuple(labelled), tuple(offsets)
-
-    def __len__(self) -> int:
-        return sum(map(len, self._feeds))
-
-    def __getitem__(self, step: tuple[Portion, ...]) -> FeedBatch | KdError:
-        batches: list[FeedBatch] = []
-        for portion in step:
-            batch = self._feeds[portion.stream][portion.ticket]
-            if isinstance(batch, KdError):
-                return batch
-            batches.append(self._marked(batch, portion))
-        return join(batches)
-
-    def _marked(self, batch: FeedBatch, portion: Portion) -> FeedBatch:
-        number, mixed = portion.stream, batch.mixed
-        labels = batch.labels
-        if not self._labelled[number]:
-            labels = torch.full_like(labels, -1)
-            mixed = mixed and Mixed(torch.full_like(mixed.labels, -1), mixed.own)
-        return replace(
-            batch,
-            labels=labels,
-            index=batch.index + self._offsets[number],
-            mixed=mixed,
-            part=torch.full_like(labels, number),
-            turn=torch.full_like(labels, portion.ticket.epoch),
-        )
-
-
-def join(batches: Sequence[FeedBatch]) -> FeedBatch:
-    """One batch of several, in their order.
-
-    Rows of a batch that has no output of a teacher get zeros: an objective that reads them knows which rows
-    are whose (:attr:`FeedBatch.part`).
-    """
-    sizes = [len(batch.labels) for batch in batches]
-
-    def joined(values: Callable[[FeedBatch], Tensor | None], default: float) -> Tensor | None:
-        given = [values(batch) for batch in batches]
-        like = next((each for each in given if each is not None), None)
-        if like is None:
-            return None
-        return torch.cat(
-            [
-                like.new_full((size, *like.shape[1:]), default) if each is None else each
-                for each, size in zip(given, sizes, strict=True)
-            ]
-        )
-
-    def whole(values: Callable[[FeedBatch], Tensor]) -> Tensor:
-        return torch.cat([values(batch) for batch in batches])
-
-    arrays = dict.fromkeys((t, name) for batch in batches for t, own in batch.teacher.items() for name in own)
-    teacher: dict[str, dict[str, Tensor]] = {}
-    for name, array in arrays:
-        values = joined(lambda b, n=name, a=array: b.teacher.get(n, {}).get(a), 0)  # type: ignore[misc]
-        if values is not None:
-            teacher.setdefault(name, {})[array] = values
-    labels = joined(lambda batch: batch.mixed and batch.mixed.labels, -1)
-    own = joined(lambda batch: batch.mixed and batch.mixed.own, 1)
-    return FeedBatch(
-        whole(lambda batch: batch.pixels),
-        whole(lambda batch: batch.labels),
-        whole(lambda batch: batch.index),
-        teacher,
-        None if labels is None or own is None else Mixed(labels, own),
-        joined(lambda batch: batch.part, 0),
-        joined(lambda batch: batch.strong, False),
-        joined(lambda batch: batch.turn, 0),
-        {render: whole(lambda b, r=render: b.further[r]) for render in batches[0].further},  # type: ignore[misc]
-    )
+    numbers, seed = plan.settings, plan.config.data_seed
+    if plan.sets:
+        members = [np.arange(len(each.data)) for each in plan.sets]
+        return StreamOrder(members, [numbers.batch_size] * len(members), seed, rank, world)
+    if plan.split:
+        shares = ratio_shares(numbers.batch_size, plan.unlabelled_ratio or 1.0)
+        return StreamOrder(_split(plan), shares, seed, rank, world)
+    labels = plan.data.labels if plan.method.needs.labels else np.zeros(len(plan.data), np.int64)
+    return EpochOrder(labels, numbers.batch_size, seed, rank, world, numbers.accumulate)
 
 
 def ratio_shares(batch_size: int, ratio: float) -> tuple[float, float]:
     """Labelled and unlabelled images of a step of ``batch_size``, ``ratio`` unlabelled ones per labelled one."""
     labelled = batch_size / (1 + ratio)
     return labelled, batch_size - labelled
+
+
+def stream_sizes(plan: Plan) -> tuple[int, int]:
+    """Numbers of images in the labelled and in the unlabelled batches of an epoch's first pass."""
+    labelled, unlabelled = _split(plan)
+    return len(labelled), len(unlabelled)
+
+
+def _split(plan: Plan) -> tuple[Int64[np.ndarray, " k"], Int64[np.ndarray, " m"]]:
+    labels = plan.data.labels
+    chosen = np.flatnonzero(labels < 0)
+    if plan.repeats_labelled:
+        chosen = np.arange(len(labels))
+    return np.flatnonzero(labels >= 0), chosen

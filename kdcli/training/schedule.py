@@ -81,19 +81,3 @@ def make_schedule(optimizer: Optimizer, settings: Settings, steps: int) -> Sched
 def schedule_time(step: int) -> int:
     """Time of step ``step`` (from 0) in the schedule. At time 0 a warm-up's rate is 0; no step runs then."""
     return step + 1
-
-
-def slow_tau(settings: Settings, steps: int) -> float:
-    """Share that MCL's slow copy keeps of itself in an update (P3 Eq. 3).
-
-    Given as a share s of the way to the fast weights that it goes in a whole run of u updates, it is
-    ``(1 - s) ** (1 / u)``: fast weights that stand still would be approached by s.
-
-    Args:
-        settings: with ``mcl_every``, and ``mcl_tau`` or ``mcl_share``.
-        steps: of the whole training.
-    """
-    if settings.mcl_share is None:
-        return settings.mcl_tau or 0.0
-    updates = max(1, steps // (settings.mcl_every or 1))
-    return float((1 - settings.mcl_share) ** (1 / updates))

@@ -15,11 +15,11 @@ from kdcli.console import console
 from kdcli.data.sources import ImageData
 from kdcli.errors import UsageError
 from kdcli.files import write_json
-from kdcli.methods.registry import METHODS
+from kdcli.methods.base import find_method
+from kdcli.training.classes import Classes
 from kdcli.training.config import StudentConfig
 from kdcli.training.distributed import Ranks, join_ranks
 from kdcli.training.gains import (
-    Classes,
     cached_predictions,
     measure_stages,
     predicting_array,
@@ -37,7 +37,7 @@ from kdcli.training.rundir import (
     require_same_identity,
     stage_folder,
 )
-from kdcli.training.student import NEAREST_SOURCE
+from kdcli.training.start import NEAREST_SOURCE
 from kdcli.training.train import train_student
 from kdcli.types import Ranking
 
@@ -77,7 +77,7 @@ def train_sequence(config: StudentConfig, *, ranking: Ranking | None = None) -> 
 
 
 def _require_possible(config: StudentConfig) -> None:
-    method = METHODS[config.method]
+    method = find_method(config.method)
     contradictions = {
         f"{method.name} reads no teacher": not method.needs.kinds,
         f"{method.name} starts from its generalist": method.needs.generalist,
@@ -357,7 +357,7 @@ def _accuracy(name: str, plan: Plan) -> float:
     cache, rows, labels = plan.recording.cache, plan.recording.rows[labelled], plan.data.labels[labelled]
     teacher = plan.teachers.records[name]
     usable = cache.require({name: (predicting_array(teacher),)}, rows, [0], plan.config.allow_partial)
-    classes = Classes(plan.data.class_names, plan.num_classes)
+    classes = Classes(plan.data.class_names, plan.classes.count)
     predicted = cached_predictions(cache, teacher, rows[usable], classes)
     if predicted is None or not usable.any():
         raise UsageError(
@@ -381,7 +381,7 @@ def _stage(
     config: StudentConfig, training: tuple[Path, ...], name: str, out: Path, init: str | None
 ) -> StudentConfig:
     """The configuration of one stage: a run like any other."""
-    ranked = "ranking" in METHODS[config.method].options
+    ranked = find_method(config.method).ranked
     changes = {
         "sequential": None,
         "teacher": (name,),
@@ -396,7 +396,7 @@ def _stage(
 
 def _only(ranking: Ranking | None, config: StudentConfig, name: str) -> Ranking | None:
     """The ranking as a stage's method sees it: its teacher is all there is."""
-    if ranking is None or "ranking" not in METHODS[config.method].options:
+    if ranking is None or not find_method(config.method).ranked:
         return None
     return replace(
         ranking, sources=tuple(replace(each, weight=1.0) for each in ranking.sources if each.name == name)

@@ -11,14 +11,14 @@ from jaxtyping import Int64
 
 from kdcli.data.sources import ImageData, open_data
 from kdcli.errors import BadDataError, UsageError, nearest
-from kdcli.methods.base import Method, Settings
+from kdcli.methods.base import Method, method_names
 from kdcli.models.student import LABEL_HEAD
 from kdcli.training.config import StudentConfig
 
 OpenData = Callable[..., ImageData]
 """Opens a data set, as :func:`~kdcli.data.sources.open_data` does."""
 _NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)=(.+)", re.DOTALL)
-_EXAMPLE = "For example: kd train-student greek=glyphs/greek lao=glyphs/lao --method multi-task ..."
+_EXAMPLE = "For example: kd train-student greek=glyphs/greek lao=glyphs/lao ..."
 
 
 @final
@@ -53,7 +53,7 @@ def require_sets(config: StudentConfig, method: Method) -> None:
     if several and not method.needs.sets:
         raise UsageError(
             f"{method.name} learns from one data set, and {len(config.data)} are given",
-            "Use --method multi-task or replay-oracle, or one DATA.",
+            f"Use --method {' or '.join(method_names('sets'))}, or one DATA.",
         )
     given = [
         flag
@@ -69,7 +69,7 @@ def require_sets(config: StudentConfig, method: Method) -> None:
     names = list(train_specs(config)) if several else []
     if several and len(names) < 2:
         raise UsageError(f"{method.name} learns from several data sets, and one is given", _EXAMPLE)
-    taken = {LABEL_HEAD, config.generalist} & set(names)
+    taken = {LABEL_HEAD, method.generalist(config.options)} & set(names)
     if taken:
         raise UsageError(
             f"no data set may be called '{taken.pop()}': another head has that name", "Call it differently."
@@ -184,13 +184,13 @@ def _joined(sets: Sequence[NamedSet]) -> tuple[NamedSet, ...]:
     return tuple(joined)
 
 
-def require_both(data: ImageData, settings: Settings, name: str) -> None:
+def require_unlabelled(data: ImageData, name: str) -> None:
     """Refuse batches of unlabelled images where there are none.
 
     Raises:
-        BadDataError: all images are labelled, and those are to be left out.
+        BadDataError: all images are labelled.
     """
-    if not settings.unlabelled_includes_labelled and not (data.labels < 0).any():
+    if not (data.labels < 0).any():
         raise BadDataError(
             f"{name} is fully labelled, so there are no unlabelled images for a batch of their own",
             "Add --unlabelled-includes-labelled, or keep the labels of a part: DATA@labelled=0.2",
@@ -208,7 +208,7 @@ def require_classes(data: ImageData, name: str) -> None:
     if not len(present):
         raise BadDataError(
             f"{name} has no labels, and this method learns from labels",
-            "Use data with labels, or --method consolidation, which needs none.",
+            "Use data with labels, or a method that needs none; see kd methods.",
         )
     if len(present) == 1:
         only = data.class_names[present[0]] if data.class_names is not None else str(present[0])

@@ -32,9 +32,11 @@ from kdcli.models.student import LABEL_HEAD, Student, require_timm
 from kdcli.models.teacher import normalise
 from kdcli.models.timm_models import CONFIG_FILE
 from kdcli.runtime import StopFlag, pick_device, stop_signals, versions, worker_count
-from kdcli.training.batches import Ticket, make_loader
-from kdcli.training.evaluate import Exam, accuracy, labels_for, look_of
-from kdcli.training.student import UNTRAINED
+from kdcli.training.batches import make_loader
+from kdcli.training.classes import Classes
+from kdcli.training.evaluate import Exam, Examinee, Testing, accuracies, labels_for, look_of
+from kdcli.training.samplers import Ticket
+from kdcli.training.start import UNTRAINED
 from kdcli.types import Difference, differences
 
 SOUP = "soup.json"
@@ -336,13 +338,11 @@ def _tested(recipe: Recipe, document: dict[str, Any], stop: StopFlag) -> dict[st
     if not len(labelled):
         raise BadDataError("--test has no labelled image", "Test on labelled images.")
     data = data.select(labelled)
-    labels = labels_for(data, model.class_names, model.num_classes)
+    labels = labels_for(data, Classes(model.class_names, model.num_classes))
     device = torch.device(pick_device(recipe.device))
     student = Student(model, {}).to(device)
-    workers = worker_count(recipe.workers)
-    scores = accuracy(
-        student, LABEL_HEAD, data, labels, model.preprocess, device, recipe.batch_size, workers, stop
-    )
+    how = Testing(device, recipe.batch_size, worker_count(recipe.workers), stop)
+    scores = accuracies([Examinee(student, LABEL_HEAD, labels, model.preprocess)], data, how)[0]
     document = {**document, "test": {"data": data.location, "images": len(data), **scores}}
     write_json(recipe.out / SOUP, document)
     return document

@@ -1,11 +1,8 @@
 """What a run says of itself before its first step."""
 
 from kdcli.console import console
-from kdcli.methods.levels import Matching
-from kdcli.methods.transfer import PAPER as P3
-from kdcli.training.loading import order_of, stream_sizes
 from kdcli.training.plan import Plan
-from kdcli.training.schedule import slow_tau
+from kdcli.training.samplers import stream_sizes
 from kdcli.training.student import Built
 from kdcli.training.validation import ON_TEST
 
@@ -48,59 +45,7 @@ def _lines(plan: Plan) -> list[str]:
             f"BatchNorm averages over each process's {numbers.batch_size // plan.processes} images; "
             "its running statistics are the first process's"
         )
-    if plan.matching is not None:
-        lines.append(_matched(plan, plan.matching))
-    elif plan.teachers is not None:
-        shares = ", ".join(f"{name} {weight:.4g}" for name, weight in plan.teachers.weights.items())
-        if plan.method.paper == P3:
-            return [
-                *lines,
-                *_transfer(plan, shares if plan.frozen is None else ", ".join(plan.teachers.weights)),
-            ]
-        label = f", label weight {numbers.label_weight:g}" if plan.method.needs.labels else ""
-        lines.append(f"soft cross-entropy at T = {numbers.temperature:g}{label}; weights: {shares}")
-        if "crd_weight" in plan.method.options:
-            lines.append(_contrast(plan))
-    return lines
-
-
-def _transfer(plan: Plan, shares: str) -> list[str]:
-    """What a method of P3 learns from."""
-    numbers, options = plan.settings, plan.method.options
-    direction = "student || teacher" if numbers.kl_direction == "reverse" else "teacher || student"
-    term = {
-        "cd": "similarities",
-        "crd": "CRD",
-        "soft-ce": f"soft cross-entropy at T = {numbers.temperature:g}",
-    }.get(plan.method.name, f"T^2/n KL({direction}) at T = {numbers.temperature:g}")
-    weight = (
-        f", weight {numbers.kl_weight:g} beside the labels"
-        if "kl_weight" in options and numbers.kl_weight < 1
-        else ""
-    )
-    if "top_classes" in options:
-        weight += f", over the teacher's {numbers.top_classes} most probable classes, renormalised"
-    lines = [f"{term}{weight}; teachers: {shares}"]
-    if plan.method.needs.largest and plan.teachers is not None:
-        kept = {name: plan.teachers.largest.get(name) for name in plan.teachers.weights}
-        read = (f"{name} {'all' if top is None else f'the {top} largest'}" for name, top in kept.items())
-        lines.append(f"logits read from the cache: {', '.join(read)}")
-    if plan.frozen is not None:
-        teacher = plan.frozen.teacher
-        where = (
-            "run live on the same images" if teacher is None else f"read from the cache as '{teacher.name}'"
-        )
-        lines.append(f"frozen student: {where}")
-    if numbers.mcl_every is not None:
-        steps = order_of(plan).batches * numbers.epochs
-        updates, tau = steps // numbers.mcl_every, slow_tau(numbers, steps)
-        lines.append(
-            f"slow copy: tau {tau:.6g}, every {numbers.mcl_every} steps; {updates} updates go "
-            f"{1 - tau**updates:.1%} of the way; it is tested and exported, BatchNorm buffers averaged likewise"
-        )
-    if plan.method.name == "cd":
-        lines.append(f"similarities within {numbers.batch_size // numbers.accumulate} images")
-    return [*lines, _contrast(plan)] if plan.method.name == "crd" else lines
+    return [*lines, *plan.method.describe(plan.setup)]
 
 
 def _extras(plan: Plan) -> str:
@@ -126,30 +71,9 @@ def _streams(plan: Plan) -> list[str]:
         lines.append(f"and {len(other.data)} images of {other.data.location}, with {head}")
     if plan.split:
         labelled, unlabelled = stream_sizes(plan)
-        share = ", labelled ones among them" if plan.settings.unlabelled_includes_labelled else ""
+        share = ", labelled ones among them" if plan.repeats_labelled else ""
         lines.append(
             f"batches of their own: {labelled} labelled images, {unlabelled} unlabelled{share}; "
-            f"{plan.settings.unlabelled_ratio or 1:g} unlabelled per labelled one in a step"
+            f"{plan.unlabelled_ratio:g} unlabelled per labelled one in a step"
         )
     return lines
-
-
-def _matched(plan: Plan, matching: Matching) -> str:
-    """P4's Eq. 3 with its numbers."""
-    numbers = plan.settings
-    terms = [
-        f"{numbers.label_weight:g} CE",
-        f"{matching.distill_weight:g} x {numbers.temperature**2:g} soft cross-entropy at T = {numbers.temperature:g}",
-        *(f"{level.weight:g} MSE of {level.array}" for level in matching.levels),
-    ]
-    teacher = next(iter(plan.teachers.weights)) if plan.teachers is not None else ""
-    return f"loss ({matching.convention}): {' + '.join(terms)}; teacher '{teacher}', {plan.config.teacher_view} view"
-
-
-def _contrast(plan: Plan) -> str:
-    numbers, teachers = plan.settings, len(plan.teachers.weights) if plan.teachers else 0
-    size = 2 * teachers * len(plan.data) * numbers.crd_dim * 4  # fp32, one bank for each side
-    return (
-        f"CRD: weight {numbers.crd_weight:g}, {numbers.crd_negatives} negatives, temperature "
-        f"{numbers.crd_temperature:g}, {numbers.crd_dim} dimensions; memory of {size / 1e6:.1f} MB"
-    )

@@ -19,15 +19,10 @@ from typing import Any, final
 import yaml
 
 from kdcli.errors import ConfigError, UsageError, nearest
+from kdcli.options.fields import marked
 from kdcli.options.resolving import layers_of, only_flags, read_yaml, validated
 from kdcli.training.config import StudentConfig
 
-SHARED = (
-    "data", "cache", "data_root", "download", "test", "batch_size", "epochs", "data_seed", "recipe", "teacher_view",
-    "unlabelled_ratio", "unlabelled_includes_labelled", "strong_recipe", "label_space", "validation",
-    "allow_partial", "amp", "device", "workers", "verify", "stage", "prewarm", "resident", "overwrite",
-)  # fmt: skip
-"""Options of the one stream of batches, and of the process: equal for all students of a sweep."""
 _SECTIONS = ("students", "grid", "common")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _SHOWN = 3
@@ -188,10 +183,14 @@ def _whose(problem: str, names: Sequence[str], students: int) -> str:
 
 
 def _differing(configs: Mapping[str, StudentConfig], sweep: Path) -> list[str]:
-    """Shared options in which two students differ."""
+    """Shared options in which two students differ: those of the one stream of batches, and of the process."""
+    shared: dict[str, dict[str, Any]] = {}
+    for student, config in configs.items():
+        for key, value, field in config.items():
+            if marked(field, "shared"):
+                shared.setdefault(key, {})[student] = value
     problems = []
-    for key in SHARED:
-        values = {name: getattr(config, key) for name, config in configs.items()}
+    for key, values in shared.items():
         first = next(iter(values), None)
         other = next((name for name in values if values[name] != values[first]), None) if first else None
         if first is not None and other is not None:

@@ -1,7 +1,7 @@
 """Which cached teachers a run uses, with which weight, and whether the cache holds what it needs of them."""
 
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from shlex import quote
 from typing import final
 
@@ -9,7 +9,7 @@ from kdcli.cache.cacheset import CacheSet
 from kdcli.cache.provenance import TeacherRecord
 from kdcli.console import console
 from kdcli.errors import CacheMissingError, IdentityError, UsageError
-from kdcli.methods.base import LARGEST, Choice, Method, Needs, Settings
+from kdcli.methods.base import Choice, Method
 from kdcli.options.resolving import command_line
 from kdcli.training.config import StudentConfig
 from kdcli.types import Difference, Ranking
@@ -24,27 +24,17 @@ class Teachers:
         weights: of each teacher that is read, all > 0, in the order of the method.
         records: the same teachers and the generalist.
         generalist: the teacher that the student starts from and whose head is the classifier, if any.
-        largest: how many logits are cached of each teacher of whom the largest are read instead of all.
     """
 
     weights: dict[str, float]
     records: dict[str, TeacherRecord]
     generalist: TeacherRecord | None = None
-    largest: dict[str, int] = field(default_factory=dict)
 
-    def arrays(self, needs: Needs) -> dict[str, tuple[str, ...]]:
-        """What is read of each: teacher -> names of arrays."""
-        kinds = tuple(sorted(needs.kinds))
-        fewer = (*LARGEST, *(kind for kind in kinds if kind != "logits"))
-        return {name: fewer if name in self.largest else kinds for name in self.weights}
-
-    def without(self, name: str) -> "Teachers":
-        """The others, equally; all of them where there is no other."""
-        others = [each for each in self.weights if each != name]
-        if not others or len(others) == len(self.weights):
-            return self
-        weights = dict.fromkeys(others, 1 / len(others))
-        return Teachers(weights, {each: self.records[each] for each in others}, self.generalist)
+    def only(self, weights: Mapping[str, float]) -> "Teachers":
+        """Some of them, with these weights."""
+        own = [] if self.generalist is None else [self.generalist.name]
+        records = {name: self.records[name] for name in dict.fromkeys([*weights, *own])}
+        return Teachers(dict(weights), records, self.generalist)
 
 
 def cache_flags(config: StudentConfig) -> str:
@@ -77,30 +67,26 @@ def require_options(config: StudentConfig, method: Method, ranking: Ranking | No
 def choose_teachers(
     config: StudentConfig,
     method: Method,
-    settings: Settings,
     cache: CacheSet,
     ranking: Ranking | None,
     pinned: Sequence[str] = (),
-    pinned_largest: Collection[str] = (),
 ) -> Teachers:
     """Resolve names, check the ranking against the cache, and weigh.
 
     Args:
         config: names teachers and the generalist.
         method: weighs them.
-        settings: its numbers.
         cache: where they are.
         ranking: of them, if any.
         pinned: what "all cached teachers" meant when this run began.
-        pinned_largest: teachers of whom it read the largest logits then, though all may be cached by now.
 
     Raises:
         NotFoundError: a teacher of that name is not in the cache.
         IdentityError: the ranking is of other teachers than the cache holds.
         UsageError: no generalist is named, ``--teacher`` contradicts the ranking, or no teacher is left.
-        CacheMissingError: a teacher was cached without an array that the method needs, or with too few logits.
     """
-    if method.needs.generalist and config.generalist is None:
+    own = method.generalist(config.options)
+    if method.needs.generalist and own is None:
         raise UsageError(
             f"{method.name} needs --generalist NAME, the cached teacher that the student starts from",
             f"Cached teachers: {', '.join(cache.teachers) or 'none yet'}.",
@@ -108,9 +94,9 @@ def choose_teachers(
     if ranking is not None:
         require_same_sources(ranking, cache, config)
     names = _names(config, cache, ranking, pinned)
-    generalist = cache.teacher(config.generalist) if config.generalist is not None else None
-    choice = Choice(names, ranking, config.generalist, settings.generalist_weight)
-    weights = {name: weight for name, weight in method.weigh(choice).items() if weight > 0}
+    generalist = cache.teacher(own) if own is not None else None
+    weighed = method.weigh(Choice(names, ranking, config.options))
+    weights = {name: weight for name, weight in weighed.items() if weight > 0}
     _require_agreement(config, weights, generalist)
     if not weights:
         raise UsageError(
@@ -118,42 +104,7 @@ def choose_teachers(
             "Raise --generalist-weight above 0, or cache more teachers.",
         )
     used = dict.fromkeys([*weights, *([generalist.name] if generalist else [])])
-    records = {name: cache.teacher(name) for name in used}
-    largest = {}
-    if method.needs.largest:
-        largest = _largest(cache, list(weights), settings.top_classes, pinned_largest)
-    teachers = Teachers(weights, records, generalist, largest)
-    # Log-probabilities come with logits, unless a teacher tells apart other classes, which is told later.
-    cache.require_kept(
-        {
-            name: [array for array in arrays if not array.startswith("logp_")]
-            for name, arrays in teachers.arrays(method.needs).items()
-        }
-    )
-    return teachers
-
-
-def _largest(cache: CacheSet, names: Sequence[str], needed: int, pinned: Collection[str]) -> dict[str, int]:
-    """How many logits are kept of each teacher of whom not all are, or of more views than all are.
-
-    Raises:
-        CacheMissingError: fewer than are needed.
-    """
-    found = {}
-    for name in names:
-        outputs = cache.teacher(name).outputs
-        whole, top = outputs.get("logits"), outputs.get("topk")
-        if top is not None and (name in pinned or whole is None or (whole.eval_only and not top.eval_only)):
-            found[name] = top.top_k
-    few = [name for name, kept in found.items() if kept < needed]
-    if few:
-        raise CacheMissingError(
-            f"the {needed} largest logits of '{few[0]}' are needed (--top-classes {needed}), and the cache keeps "
-            f"only the {found[few[0]]} largest",
-            f"{cache.add_command(few, ['logits'])} adds all of them; or make a new cache with --keep "
-            f"topk:{needed}, or lower --top-classes",
-        )
-    return found
+    return Teachers(weights, {name: cache.teacher(name) for name in used}, generalist)
 
 
 def _names(

@@ -15,15 +15,15 @@ from torch.utils.data import Dataset
 from kdcli.console import console
 from kdcli.data.sources import ImageData
 from kdcli.errors import DeviceError, DivergedError, KdError, OutputExistsError, UsageError
+from kdcli.methods.batch import Batch
 from kdcli.models.student import LABEL_HEAD
 from kdcli.runtime import StopFlag, StopNow, stop_signals, worker_count
-from kdcli.training.batches import FeedBatch, make_loader, render_of
+from kdcli.training.batches import feed_of, make_loader, render_of
 from kdcli.training.config import StudentConfig
 from kdcli.training.distributed import Ranks, Together, join_ranks, stopped_before_training
 from kdcli.training.engine import Engine, make_accelerator
-from kdcli.training.evaluate import Examinee, accuracies, accuracy, heads_to_test
+from kdcli.training.evaluate import Examinee, Testing, accuracies, heads_to_test
 from kdcli.training.fit import Lane, OwnRandom, Stream, fit, known_divergence
-from kdcli.training.loading import feed_of, order_of
 from kdcli.training.one_stream import require_one_stream
 from kdcli.training.plan import Plan
 from kdcli.training.replay import Recording
@@ -31,6 +31,7 @@ from kdcli.training.resident import DeviceFed, bring_near
 from kdcli.training.resolve import Sources, make_plan
 from kdcli.training.result import TrainResult, result_of
 from kdcli.training.rundir import begin, finish, finished_result, read_pins, require_folder, require_same_run
+from kdcli.training.samplers import order_of
 from kdcli.training.student import Built, build_student
 from kdcli.training.summary import tell, tell_built
 from kdcli.training.tracking import require_trackers, track_test, tracked
@@ -48,7 +49,7 @@ def train_student(
     config: StudentConfig,
     *,
     ranking: Ranking | None = None,
-    on_batch: Callable[[FeedBatch], None] | None = None,
+    on_batch: Callable[[Batch], None] | None = None,
     sources: Sources | None = None,
 ) -> TrainResult:
     """Train one student, or go on with it, or give the result of the finished run.
@@ -77,7 +78,7 @@ def train_student(
 def train_students(
     configs: Mapping[str, StudentConfig],
     rankings: Mapping[str, Ranking | None] | None = None,
-    on_batch: Callable[[FeedBatch], None] | None = None,
+    on_batch: Callable[[Batch], None] | None = None,
     sources: Sources | None = None,
 ) -> dict[str, TrainResult | DivergedError]:
     """Train several students over one stream of batches; each becomes what it would have become alone.
@@ -124,7 +125,7 @@ def _stoppable() -> Iterator[StopFlag]:
 def _run(
     configs: Mapping[str, StudentConfig],
     rankings: Mapping[str, Ranking | None],
-    on_batch: Callable[[FeedBatch], None] | None,
+    on_batch: Callable[[Batch], None] | None,
     ranks: Ranks,
     stop: StopFlag,
     sources: Sources,
@@ -189,7 +190,6 @@ def _decide(
     anew = config.overwrite and name == LONE
     plan = make_plan(config, ranking, None if anew else read_pins(config.out), processes, sources)
     heads_to_test(plan)  # refuses unsuitable test data before training rather than after it
-    order_of(plan)  # refuses a batch size that cannot be shared out
     if anew:
         return plan
     try:
@@ -247,7 +247,7 @@ def _prepare(plans: Mapping[str, Plan]) -> list[_Run]:
 
 
 def _train(
-    runs: Sequence[_Run], on_batch: Callable[[FeedBatch], None] | None, ranks: Ranks, stop: StopFlag
+    runs: Sequence[_Run], on_batch: Callable[[Batch], None] | None, ranks: Ranks, stop: StopFlag
 ) -> dict[str, TrainResult | DivergedError]:
     plan = runs[0].plan  # what a stream is made from is the same in all
     config, epochs = plan.config, plan.settings.epochs
@@ -278,12 +278,12 @@ def _accelerator(plan: Plan) -> Accelerator:
     return make_accelerator(plan.device, config.amp, config.tracker, config.out / "trackers")
 
 
-def _feed(runs: Sequence[_Run], recording: Recording | None) -> Dataset[FeedBatch | KdError]:
+def _feed(runs: Sequence[_Run], recording: Recording | None) -> Dataset[Batch | KdError]:
     plan = runs[0].plan
-    first, *others = (run.built.model.preprocess for run in runs)
+    renders = [render_of(run.built.model.preprocess) for run in runs]
     # Maps are all that a cut student sees; images that are mixed are drawn, for the labels of their partners.
     decoded = plan.rule.views.mixes or any(run.plan.lower is None for run in runs)
-    return feed_of(plan, first, recording, decoded, [render_of(other) for other in others])
+    return feed_of(plan, renders, recording, decoded)
 
 
 def _reads(run: _Run) -> dict[str, tuple[str, ...]]:
@@ -304,7 +304,7 @@ def _lane(
     run: _Run,
     steps: int,
     accelerator: Accelerator,
-    on_batch: Callable[[FeedBatch], None] | None,
+    on_batch: Callable[[Batch], None] | None,
     students: int,
     watch: Watch | None,
 ) -> Lane:
@@ -322,9 +322,7 @@ def _lane(
             if students > 1
             else "Use a smaller student.",
         ) from error
-    return Lane(
-        run.name, engine, config.out, render_of(built.model.preprocess), _reads(run), run.random, watch
-    )
+    return Lane(run.name, engine, config.out, _reads(run), run.random, watch)
 
 
 def _watch(run: _Run, device: torch.device, workers: int, stop: StopFlag, ranks: Ranks) -> Watch | None:
@@ -333,10 +331,9 @@ def _watch(run: _Run, device: torch.device, workers: int, stop: StopFlag, ranks:
         return None
 
     def judge_of(head: str, data: ImageData, labels: Int64[np.ndarray, " n"]) -> Judge:
-        size, preprocess = plan.settings.batch_size, built.model.preprocess
-        return lambda: accuracy(
-            built.student, head, data, labels, preprocess, device, size, workers, stop, ranks
-        )
+        one = Examinee(built.student, head, labels, built.model.preprocess)
+        how = Testing(device, plan.settings.batch_size, workers, stop, ranks)
+        return lambda: accuracies([one], data, how)[0]
 
     judges, chooser = {}, {"best": "val", ON_TEST: "test"}.get(plan.config.select)
     if plan.validation is not None:
@@ -397,8 +394,8 @@ def _tests(
                 exams.setdefault(test, (data, {}))[1][run.name] = one
     found: dict[str, dict[str, dict[str, float]]] = {}
     for test, (data, examinees) in exams.items():
-        size = done[0][0].plan.settings.batch_size
-        scores = accuracies(list(examinees.values()), data, device, size, workers, stop, ranks)
+        how = Testing(device, done[0][0].plan.settings.batch_size, workers, stop, ranks)
+        scores = accuracies(list(examinees.values()), data, how)
         for name, score in zip(examinees, scores, strict=True):
             found.setdefault(name, {})[test] = score
     return found

@@ -4,7 +4,7 @@ Tests never select, but where ``--select best-on-test`` says so, as P4 did: then
 """
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -16,10 +16,8 @@ from kdcli.data.sources import ImageData
 from kdcli.data.subset import draw, fractions_of
 from kdcli.errors import BadDataError, UsageError
 from kdcli.methods.base import Method
+from kdcli.models.student import Student
 from kdcli.training.config import StudentConfig
-
-if TYPE_CHECKING:
-    from kdcli.models.student import Student
 
 TOP1 = "val_top1"
 """What metrics.jsonl calls the accuracy on the validation split."""
@@ -135,7 +133,7 @@ class Watch:
         keep_best: the judge that chooses, if any does (``--select``).
     """
 
-    def __init__(self, student: "Student", judges: Mapping[str, Judge], keep_best: str | None) -> None:
+    def __init__(self, student: Student, judges: Mapping[str, Judge], keep_best: str | None) -> None:
         self._student, self._judges, self._chooser = student, judges, keep_best
         self.best = BestEpoch(student) if keep_best is not None else None
 

@@ -1,6 +1,7 @@
 """Which views a run shows: the cache's, or live ones of a recipe."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Literal, final
 
 from kdcli.cache.cacheset import CacheSet
 from kdcli.cache.provenance import as_pixels, require_same_pixels
@@ -8,9 +9,40 @@ from kdcli.console import console
 from kdcli.data.views import ViewSet
 from kdcli.errors import UsageError
 from kdcli.methods.base import Method
-from kdcli.methods.fixmatch import strong_recipe
-from kdcli.training.batches import ViewRule
 from kdcli.training.config import StudentConfig
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ViewRule:
+    """Which view of an image an epoch shows, to the student and to the teachers.
+
+    Attributes:
+        views: the cache's view set, or the live one.
+        cached: number K of training views in the cache; None where nothing is cached.
+        teacher_view: ``same``: the teachers' outputs are of the student's view, so epoch e shows view
+            1 + e mod K, or view 0 where K is 0. ``eval``: they are of view 0, and the student's views
+            never repeat.
+    """
+
+    views: ViewSet
+    cached: int | None = None
+    teacher_view: Literal["same", "eval"] = "same"
+
+    def student(self, epoch: int) -> int:
+        """View that the student sees in ``epoch`` (from 0)."""
+        if self.cached is None or self.teacher_view == "eval":
+            return 1 + epoch
+        return 1 + epoch % self.cached if self.cached else 0
+
+    @property
+    def recorded(self) -> bool:
+        """Whether the student's views are those of the cache, with their parameters recorded there."""
+        return self.cached is not None and self.teacher_view == "same"
+
+    def teacher(self, epoch: int) -> int:
+        """View whose cached outputs are read in ``epoch`` (from 0)."""
+        return 0 if self.teacher_view == "eval" else self.student(epoch)
 
 
 def choose_views(
@@ -55,19 +87,6 @@ def choose_views(
             "cache --views eval+train:K, or use --teacher-view eval"
         )
     return ViewRule(views, cached)
-
-
-def choose_strong_views(config: StudentConfig, rule: ViewRule) -> ViewSet:
-    """FixMatch's strong views: by default the weak crop and flip, then RandAugment and Cutout."""
-    recipe = config.strong_recipe or str(strong_recipe(rule.views.rule))
-    strong = ViewSet(0, 1.0, recipe)
-    for views in (rule.views, strong):
-        if views.mixes:
-            raise UsageError(
-                f"recipe {views.recipe} mixes images, and fixmatch compares two views of one image",
-                "Choose a --recipe and a --strong-recipe without MixUp and CutMix.",
-            )
-    return strong
 
 
 def _require_unmixed(views: ViewSet) -> None:

@@ -1,0 +1,73 @@
+"""Options of methods: the base of them all, and those that several methods share. No torch."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from kdcli.options.fields import option
+
+
+class MethodOptions(BaseModel):
+    """Base of a method's options: immutable, unknown names refused. A default is the method's own."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+def method_option(default: Any, help: str, **marks: Any) -> Any:
+    """:func:`~kdcli.options.fields.option` in the panel of methods."""
+    return option(default, help, panel="Method", **marks)
+
+
+def temperature_option(default: float) -> Any:
+    """Softmax temperature, with the method's own default."""
+    return method_option(
+        default, "Softmax temperature T of teacher and student in the distillation term.", gt=0
+    )
+
+
+def kl_weight_option(default: float) -> Any:
+    """P3's lambda, with the method's own default."""
+    return method_option(
+        default, "Weight of the distillation term (P3's lambda); labels have the rest.", ge=0, le=1
+    )
+
+
+def generalist_weight_option(default: float) -> Any:
+    """P1's lambda_0, with the method's own default."""
+    return method_option(default, "Weight of head 0 (P1's lambda_0); all weights sum to 2.", ge=0, le=2)
+
+
+def unlabelled_ratio_option(default: float | None) -> Any:
+    """Proportion of a step's two batches, with the method's own default."""
+    return method_option(
+        default, "Unlabelled images per labelled one in a step, in a batch of their own.", gt=0, shared=True
+    )
+
+
+def unlabelled_includes_labelled_option(default: bool | None) -> Any:
+    """What the second batch is drawn from, with the method's own default."""
+    return method_option(default, "Whether labelled images are among the unlabelled ones, too.", shared=True)
+
+
+class GeneralistOptions(MethodOptions):
+    """Of methods whose student starts from one of the teachers."""
+
+    generalist: str | None = method_option(
+        None, "Cached teacher that the student starts from; its head is the classifier.", complete="teacher"
+    )
+
+
+class StreamOptions(MethodOptions):
+    """Of methods that may take labelled and unlabelled images in batches of their own."""
+
+    unlabelled_ratio: float | None = unlabelled_ratio_option(None)
+    unlabelled_includes_labelled: bool | None = unlabelled_includes_labelled_option(None)
+
+
+class KlOptions(MethodOptions):
+    """Of P3's methods that compare logits by a KL divergence."""
+
+    temperature: float = temperature_option(1.0)
+    kl_direction: Literal["forward", "reverse"] = method_option(
+        "forward", "forward: KL(teacher || student), the default; reverse: KL(student || teacher)."
+    )
