@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from kdcli.comparing.result import Change, CompareResult
 from kdcli.console import console
+from kdcli.methods.base import method_names
 from kdcli.metrics.flips import TOP_SHARES
 from kdcli.metrics.transfer_summary import grouped, success_rates
 from kdcli.plotting import (
@@ -25,7 +26,6 @@ from kdcli.plotting import (
     short,
     write_drawings,
 )
-from kdcli.registry import METHODS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -165,7 +165,7 @@ def _closeness(axes: "Axes", result: CompareResult, closer: dict[int, list[float
 
 def success_figure(result: CompareResult) -> "Figure | None":
     """P3 Fig. 4: success rate of each method, and Delta_transf by Delta_acc (best quarter of each bin)."""
-    methods = [method for method in result.methods if not _is_contrastive(method.method)]
+    methods = [method for method in result.methods if method.method not in method_names("only_features")]
     if not methods:
         _say_none("fig4-success", "no student was distilled")
         return None
@@ -192,12 +192,12 @@ def success_figure(result: CompareResult) -> "Figure | None":
 def contrastive_figure(result: CompareResult) -> "Figure | None":
     """P3 Fig. 6: success rates of contrastive distillation beside all other methods."""
     methods = [method.method for method in result.methods]
-    if not any(map(_is_contrastive, methods)):
-        named = [name for name in METHODS if _is_contrastive(name)]
-        _say_none("fig6-contrastive", f"no student was distilled by {' or '.join(named)}")
+    contrastive = method_names("only_features")
+    if not set(methods) & set(contrastive):
+        _say_none("fig6-contrastive", f"no student was distilled by {' or '.join(contrastive)}")
         return None
     figure = figure_of(5.6, 1.4 + 0.4 * len(methods))
-    ordered = sorted(methods, key=lambda name: not _is_contrastive(name))
+    ordered = sorted(methods, key=lambda name: name not in contrastive)
     _success(figure.subplots(), result, ordered)
     return figure
 
@@ -220,11 +220,6 @@ def _success(axes: "Axes", result: CompareResult, methods: list[str]) -> None:
     axes.set_xlim(-3, 103)
     axes.set_xlabel("teachers with Δ transf > 0, % (dot: a student; line: median)")
     axes.grid(axis="x")
-
-
-def _is_contrastive(name: str) -> bool:
-    """Whether a method is of P3's Fig. 6, which Fig. 4 does not show: it reads the teachers' features alone."""
-    return name in METHODS and METHODS[name].needs.only_features
 
 
 def _rates_of(changes: list[Change]) -> dict[str, float]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
-from kdcli.registry import METHODS
+from kdcli.methods.base import method_names
 from kdcli.types import Ranking
 
 
@@ -42,8 +42,8 @@ class Run:
 
 
 def is_baseline(method: str) -> bool:
-    """Whether a method learns from labels alone; not of one that this installation does not know."""
-    return method in METHODS and bool(METHODS[method].needs.only_labels)
+    """Whether a method learns from labels alone."""
+    return method in method_names("only_labels")
 
 
 @final
