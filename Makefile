@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TEST_PROCESSES ?= auto
 
-.PHONY: demo test quick lint check clean
+.PHONY: demo test quick slow lint check clean
 
 $(READY): pyproject.toml requirements-oracles.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -22,6 +22,12 @@ test: $(READY)
 
 quick: lint
 	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) -m 'not slow'
+
+# Measures every test, best on an idle machine, and lists those that `make quick` leaves out.
+slow: $(READY)
+	mkdir -p build
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --durations=0 > build/durations.txt
+	$(BIN)/python tests/slow.py build/durations.txt
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Int64
 
 from kdcli.auditing.config import AuditConfig
 from kdcli.auditing.hashing import Fingerprints, fingerprints
-from kdcli.auditing.matching import Hashes, Matches, Pairs, near_pairs
+from kdcli.auditing.matching import Hashes, Matches, Pairs, Search, near_pairs
 from kdcli.auditing.result import AuditResult, Side
 from kdcli.cache.keytable import KeyTable
 from kdcli.console import console
@@ -137,15 +137,9 @@ def _matches(
         place[rows_b] = np.arange(len(rows_b))
         same = place[same[rows_a]]
     with console.progress(len(rows_a), "images", f"{title} compared") as bar:
-        found = near_pairs(
-            Hashes(a.words[rows_a], a.pixels[rows_a]),
-            Hashes(b.words[rows_b], b.pixels[rows_b]),
-            config.limit,
-            same=same,
-            limit=config.max_pairs,
-            threads=worker_count(config.workers),
-            advance=bar.advance,
-        )
+        hashes = Hashes(a.words[rows_a], a.pixels[rows_a]), Hashes(b.words[rows_b], b.pixels[rows_b])
+        search = Search(*hashes, config.limit, same, config.max_pairs)
+        found = near_pairs(search, worker_count(config.workers), bar.advance)
     pairs = found.pairs
     return Matches(
         Pairs(rows_a[pairs.a], rows_b[pairs.b], pairs.distance, pairs.identical),

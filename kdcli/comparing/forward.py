@@ -6,7 +6,6 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from jaxtyping import Int64
 
 from kdcli.cache.provenance import canonical_sha256
 from kdcli.comparing.answers import Answers, ClassMeans, Images, judged
@@ -81,17 +80,12 @@ def _opened(model: Model) -> Opened:
 
 
 def forward_answers(
-    candidates: Sequence[Candidate],
-    columns: Mapping[str, Int64[np.ndarray, " c"]],
-    images: Images,
-    config: CompareConfig,
-    stop: StopFlag,
+    candidates: Sequence[Candidate], images: Images, config: CompareConfig, stop: StopFlag
 ) -> dict[str, Answers]:
     """Run models over the images, each on its own eval view, as ``kd train-student --test`` does.
 
     Args:
         candidates: models to run.
-        columns: of each, number of its logits in the comparison.
         images: with their data.
         config: device, batch size, workers.
         stop: raised by a signal.
@@ -103,16 +97,12 @@ def forward_answers(
     """
     found: dict[str, Answers] = {}
     for start in range(0, len(candidates), TOGETHER):
-        found |= _run_group(candidates[start : start + TOGETHER], columns, images, config, stop)
+        found |= _run_group(candidates[start : start + TOGETHER], images, config, stop)
     return found
 
 
 def _run_group(
-    group: Sequence[Candidate],
-    columns: Mapping[str, Int64[np.ndarray, " c"]],
-    images: Images,
-    config: CompareConfig,
-    stop: StopFlag,
+    group: Sequence[Candidate], images: Images, config: CompareConfig, stop: StopFlag
 ) -> dict[str, Answers]:
     assert images.data is not None
     device = pick_device(config.device)
@@ -121,7 +111,7 @@ def _run_group(
     runners = {
         name: TeacherRunner(model, device, "off", kept[: _kinds(model)]) for name, model in models.items()
     }
-    sheets = {name: _Sheet(name, columns[name], models[name], images) for name in models}
+    sheets = {name: _Sheet(name, models[name], images) for name in models}
     exam = Exam(images.data, [look_of(model.preprocess) for model in models.values()])
     order = plain_order(len(images), config.batch_size)
     loader = make_loader(exam, order, worker_count(config.workers), torch.device(device))
@@ -150,8 +140,8 @@ def _kinds(model: Model) -> int:
 class _Sheet:
     """The answers of one model, filled in batch by batch."""
 
-    def __init__(self, name: str, column: Int64[np.ndarray, " c"], model: Model, images: Images) -> None:
-        self._name, self._column, self._images = name, column, images
+    def __init__(self, name: str, model: Model, images: Images) -> None:
+        self._name, self._images = name, images
         self._predicted = np.empty(len(images), np.int32)
         self._label_logp, self._top_logp = np.empty((2, len(images)), np.float32)
         self._means = ClassMeans(len(images.names), model.num_features) if model.num_features else None
@@ -160,11 +150,10 @@ class _Sheet:
         """Add the outputs of images from ``first`` on."""
         logits = outputs["logits"].astype(np.float64)
         part = slice(first, first + len(logits))
-        labels = self._images.labels[part]
-        found = judged(logits, labels, self._column, first, self._name, self._images)
+        found = judged(logits, first, self._name, self._images)
         self._predicted[part], self._label_logp[part], self._top_logp[part] = found
         if self._means is not None:
-            self._means.add(outputs["features"], labels)
+            self._means.add(outputs["features"], self._images.labels[part])
 
     def result(self) -> Answers:
         """All of them."""

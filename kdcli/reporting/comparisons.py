@@ -1,15 +1,13 @@
 """Comparisons of a report: flips, transfers, confusion and classes, of what ``kd compare`` wrote."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
 import numpy as np
 from jaxtyping import Float, Int64
-from safetensors import SafetensorError, safe_open
 
+from kdcli.comparing.keeping import read_predictions
 from kdcli.errors import BadDataError
-from kdcli.files import storage_errors
 from kdcli.reporting import charts
 from kdcli.reporting.cells import number, percent, points, word
 from kdcli.reporting.charts import Costed
@@ -158,25 +156,18 @@ class _Predictions:
 
     def __init__(self, compared: Compared) -> None:
         assert compared.folder is not None
-        path = compared.folder / "predictions.safetensors"
-        try:
-            with storage_errors(path), safe_open(path, "numpy") as file:
-                about = json.loads((file.metadata() or {})["kd_compare"])
-                self.labels: Int64[np.ndarray, " n"] = file.get_tensor("labels").astype(np.int64)
-                self.of = {
-                    name: file.get_tensor(f"{name}/predicted").astype(np.int64)
-                    for name in about["models"]
-                    if name in compared.document["models"]
-                }
-        except (SafetensorError, KeyError, ValueError) as error:
-            raise BadDataError(
-                f"{path} is not what kd compare wrote: {error}", "Run kd compare --out again."
-            ) from error
+        about, tensors = read_predictions(compared.folder)
+        self.labels: Int64[np.ndarray, " n"] = tensors["labels"].astype(np.int64)
+        self.of = {
+            name: tensors[f"{name}/predicted"].astype(np.int64)
+            for name in about["models"]
+            if name in compared.document["models"]
+        }
         self.classes = [str(name) for name in about["images"]["classes"]]
         self.present = len(compared.document["data"]["classes"])
         if about["images"]["keys"] != compared.document["data"]["keys"]:
             raise BadDataError(
-                f"{path} holds predictions on other images than compare.json beside it",
+                f"{compared.folder} holds predictions on other images than its compare.json",
                 "Run kd compare --out again.",
             )
 

@@ -1,10 +1,11 @@
 """``kd report``: results of kd as one page, or as tables and charts."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
+from kdcli.documents import to_document
 from kdcli.plotting import require_matplotlib
 from kdcli.reporting.comparisons import comparison_sections
 from kdcli.reporting.config import ReportConfig
@@ -43,13 +44,9 @@ class ReportResult:
 
     def document(self) -> dict[str, Any]:
         """As JSON."""
-        return {
-            "out": str(self.out.absolute()),
-            "format": self.format,
-            "files": [str(file.absolute()) for file in self.files],
-            "inputs": dict(self.inputs),
-            "sections": list(self.sections),
-        }
+        places = replace(self, out=self.out.absolute(), files=tuple(file.absolute() for file in self.files))
+        document: dict[str, Any] = to_document(places)
+        return document
 
 
 def report(config: ReportConfig) -> ReportResult:

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from kdcli.models.properties import operations_of, parameters_of
+from kdcli.options.fields import StepConfig
 from kdcli.options.resolving import command_line
 from kdcli.reporting import charts
 from kdcli.reporting.cells import Cell, number, percent, word
@@ -268,7 +269,7 @@ def run_commands(runs: Sequence[Run]) -> list[Command]:
     return [
         Command(run.name, line, _seconds(run))
         for run in runs
-        if (line := _line_of(run.config)) is not None
+        if (line := line_of(StudentConfig, run.config)) is not None
     ]  # fmt: skip
 
 
@@ -277,11 +278,9 @@ def _seconds(run: Run) -> float | None:
     return None if seconds is None else float(seconds)
 
 
-def _line_of(config: Mapping[str, Any]) -> str | None:
-    """The shell command of a run's options; None where this version of kd has other options."""
-    if not config:
-        return None
+def line_of(kind: type[StepConfig], options: Mapping[str, Any]) -> str | None:
+    """The shell command of recorded options; None where they are not known, or not those of this version."""
     try:
-        return command_line(StudentConfig.model_validate(config))
+        return command_line(kind.model_validate(options)) if options else None
     except ValidationError:
         return None

@@ -6,18 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from kdcli.cache.admin.inventory import CacheInfo, PartState, inspect_cache
 from kdcli.console import size
 from kdcli.extract.config import CacheConfig
 from kdcli.models.properties import parameters_of
-from kdcli.options.resolving import command_line
 from kdcli.reporting import charts
 from kdcli.reporting.cells import Cell, number, percent, word
 from kdcli.reporting.document import Column, Columns, Command, Notes, Part, Section, Table, tabulate
 from kdcli.reporting.material import Ranked, Run
-from kdcli.reporting.students import top1_of
+from kdcli.reporting.students import line_of, top1_of
 
 MOST_RANKINGS = 6
 """Rankings that are drawn; all are in the table."""
@@ -163,13 +160,9 @@ def _done(states: Sequence[PartState]) -> float | None:
 
 
 def cache_commands(caches: Sequence[CacheInfo]) -> list[Command]:
-    """The command that made each cache, where its options are those of this version."""
-    commands = []
-    for info in caches:
-        try:
-            config = CacheConfig.model_validate(info.manifest.created.get("config", {}))
-        except ValidationError:
-            continue
-        seconds = sum(state.seconds for state in info.states.values())
-        commands.append(Command(info.path.name, command_line(config), seconds))
-    return commands
+    """The command that made each cache, where its options are known."""
+    return [
+        Command(info.path.name, line, sum(state.seconds for state in info.states.values()))
+        for info in caches
+        if (line := line_of(CacheConfig, info.manifest.created.get("config", {}))) is not None
+    ]
