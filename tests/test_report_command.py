@@ -21,7 +21,8 @@ from kdcli.comparing.config import CompareConfig
 from kdcli.errors import BadDataError, KdError, NotFoundError, OutputExistsError, StorageError, UsageError
 from kdcli.ranking.documents import ranking_document
 from kdcli.reporting.config import ReportConfig
-from kdcli.reporting.report import ReportResult, report
+from kdcli.reporting.report import report
+from kdcli.reporting.result import ReportResult
 from kdcli.training.train import train_student
 
 Kd = Callable[..., Shell]

@@ -14,8 +14,8 @@ from test_reporting import Page
 
 from kdcli.errors import BadDataError
 from kdcli.ranking.documents import parse_ranking
+from kdcli.reporting.classes import MOST_EXTREMES
 from kdcli.reporting.matrices import side_by_side
-from kdcli.reporting.probe_classes import MOST_EXTREMES
 
 
 @pytest.fixture(scope="module")

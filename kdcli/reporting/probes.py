@@ -7,8 +7,8 @@ from typing import Any
 from kdcli.reporting import charts
 from kdcli.reporting.cells import Cell, number, percent, points, word
 from kdcli.reporting.charts import Spread
+from kdcli.reporting.classes import class_parts
 from kdcli.reporting.document import Column, Columns, Part, Section, Table, tabulate
-from kdcli.reporting.probe_classes import class_parts
 from kdcli.reporting.protocols import protocol_text
 
 MOST_IN_CHART = 40

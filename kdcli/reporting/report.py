@@ -1,11 +1,7 @@
 """``kd report``: results of kd as one page, or as tables and charts."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, final
 
-from kdcli.documents import to_document
 from kdcli.plotting import require_matplotlib
 from kdcli.reporting.comparisons import comparison_sections
 from kdcli.reporting.config import ReportConfig
@@ -18,35 +14,10 @@ from kdcli.reporting.material import Joint, Material, Run, is_baseline
 from kdcli.reporting.origins import commands_section, versions_section
 from kdcli.reporting.probes import probe_section
 from kdcli.reporting.protocols import by_protocol, by_test
+from kdcli.reporting.result import ReportResult
 from kdcli.reporting.sequences import sequences_section
 from kdcli.reporting.students import curves_section, students_section, top1_of
 from kdcli.reporting.studies import cache_section, ranking_section, read_caches, scores_section
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class ReportResult:
-    """What ``kd report`` wrote.
-
-    Attributes:
-        out: the file or folder.
-        format: of it.
-        files: all of them.
-        inputs: how many there were of each kind.
-        sections: titles.
-    """
-
-    out: Path
-    format: str
-    files: tuple[Path, ...]
-    inputs: Mapping[str, int]
-    sections: tuple[str, ...]
-
-    def document(self) -> dict[str, Any]:
-        """As JSON."""
-        places = replace(self, out=self.out.absolute(), files=tuple(file.absolute() for file in self.files))
-        document: dict[str, Any] = to_document(places)
-        return document
 
 
 def report(config: ReportConfig) -> ReportResult:
