@@ -32,7 +32,7 @@ SCHEDULER = {
     "srun": ("SLURM_JOB_ID", "SLURM_PROCID", "SLURM_NTASKS"),
     "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"),
 }  # fmt: skip
-"""What each value of ``--shard`` reads, and what else its scheduler says about the job."""
+"""What each value of ``--shard`` reads, and what else its scheduler sets."""
 
 _FEW_FILES = 1024
 _LITTLE_SHARED_GB = 1.0

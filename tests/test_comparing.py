@@ -291,7 +291,7 @@ def test_refusals(place: Place, here: Callable[..., Shell], tmp_path: Path) -> N
         ((), 2, ("no model to compare",)),
         (("a", *cached), 2, ("'a' is the only model", "takes two")),
         (("aa", "b", *cached), 11, ("'aa' is no cached teacher", "Did you mean 'a'?")),
-        ((tmp_path / "five", place.root / "a", *data), 12, ("'five' does not say which 5 classes",)),
+        ((tmp_path / "five", place.root / "a", *data), 12, ("'five' has 5 classes without names",)),
         ((tmp_path / "other", place.root / "a", *data), 12, ("does not know the class 'class2'",)),
         (("a", tmp_path / "other", *cached), 12, ("different label spaces", "only 'other' knows 'classX'")),
         (("a", tmp_path / "nan", *cached), 12, ("'nan' gives logits that are NaN",)),

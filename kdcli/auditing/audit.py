@@ -1,4 +1,4 @@
-"""``kd audit``: which images of a data set are in another one, too, perhaps in another size or encoding."""
+"""``kd audit``: images that two data sets share, even resized or encoded again."""
 
 import os
 from pathlib import Path
@@ -106,7 +106,7 @@ def _tell_left_out(data: ImageData, prints: Fingerprints) -> None:
     if len(constant):
         console.warn(
             f"{data.spec}: {_images(len(constant))} without contrast, such as {data.keys[constant[0]]}; their hashes "
-            "say nothing, so they are not compared"
+            "mean nothing, so they are not compared"
         )
     if prints.bad:
         reason = next(iter(prints.bad.values()))
@@ -125,7 +125,7 @@ def _matches(
     config: AuditConfig,
     title: str,
 ) -> Matches:
-    """Compare the rows whose hashes say something; the result counts all rows."""
+    """Compare the usable rows; the result counts all rows."""
     rows_a, rows_b = a.usable(), b.usable()
     for rows, data in ((rows_a, config.data), (rows_b, config.other or config.data)):
         if not len(rows):

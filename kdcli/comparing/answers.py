@@ -1,4 +1,4 @@
-"""What each model says about each image: read from caches, or by one forward over the images."""
+"""Predictions of each model on each image: read from caches, or from one forward over the images."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ _ROWS = 8192
 @final
 @dataclass(frozen=True, slots=True, eq=False)
 class Answers:
-    """What a model says about the images of a comparison.
+    """Predictions of a model on the images of a comparison, with their log-probabilities.
 
     Attributes:
         predicted: number of the class with the largest logit; of equal ones that of the first logit.

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import permutations
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
@@ -82,14 +83,7 @@ def compare(config: CompareConfig) -> CompareResult:
             "Name other models, or leave one of them out.",
         )
     result = CompareResult(
-        data={
-            "spec": config.data if config.data is not None else _location(caches),
-            "images": len(images),
-            "keys": images.keys,
-            "classes": list(images.names[: images.present]),
-            "class_sizes": np.bincount(images.labels, minlength=images.present).tolist(),
-            "label_space": len(images.names),
-        },
+        data=_about(config.data if config.data is not None else _location(caches), images),
         models=models,
         pairs=pairs,
         changes=changes,
@@ -106,6 +100,18 @@ def compare(config: CompareConfig) -> CompareResult:
 
 
 # --- images -----------------------------------------------------------------------------------
+
+
+def _about(spec: str | None, images: Images) -> dict[str, Any]:
+    """The images of the comparison, for its result."""
+    return {
+        "spec": spec,
+        "images": len(images),
+        "keys": images.keys,
+        "classes": list(images.names[: images.present]),
+        "class_sizes": np.bincount(images.labels, minlength=images.present).tolist(),
+        "label_space": len(images.names),
+    }
 
 
 def _location(caches: CacheSet | None) -> str | None:

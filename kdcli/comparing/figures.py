@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def write_figures(result: CompareResult, folder: Path) -> list[Path]:
-    """Write the figures that the comparison is enough for; say which are left out and why.
+    """Write the figures that the comparison has data for; print which are left out and why.
 
     Returns:
         The files, an SVG and a PNG of each figure.

@@ -199,7 +199,7 @@ class MethodSummary:
     by_student: tuple[StudentGroup, ...]
 
     def document(self) -> dict[str, Any]:
-        """As JSON: what a group says stands beside what the group is of."""
+        """As JSON: the numbers of a group stand beside what the group is of."""
         parts = to_document(self)
         whole, students = parts.pop("whole"), parts.pop("by_student")
         method, success = parts.pop("method"), parts.pop("success_rate_median")

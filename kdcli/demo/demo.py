@@ -149,7 +149,7 @@ def run_demo(folder: Path) -> DemoResult:
 @final
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """The steps of the main job in one folder; each is said as a command, then run."""
+    """The steps of the main job in one folder; each is printed as a command, then run."""
 
     folder: Path
     task: Task

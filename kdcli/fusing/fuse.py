@@ -36,9 +36,9 @@ DEFAULT_CHANNELS = 512
 
 
 def fuse_teachers(config: FuseConfig) -> dict[str, Any]:
-    """Train one joint teacher, or one a data set, and write what they say into the caches if asked to.
+    """Train one joint teacher, or one per data set, and write their outputs into the caches if asked to.
 
-    A rerun goes on where it was; a finished one only says its result.
+    A rerun resumes; of a finished run it returns the result.
 
     Returns:
         ``{"joint": {NAME: result}}``: one result, named after OUT, with shared heads; else one a data set.
@@ -186,7 +186,7 @@ def _specs(prepared: _Prepared) -> dict[str, str]:
 
 
 def _tests(prepared: _Prepared) -> dict[str, str]:
-    """Digest of the keys of each data set's test images: whoever else was tested on them can be told."""
+    """Digest of the keys of each data set's test images: other results on the same images are found by it."""
     heads = list(prepared.folder.spec.heads)
     members = prepared.samples.caches.members[len(heads) :]
     return {head: member.manifest.data.keys for head, member in zip(heads, members, strict=False)}

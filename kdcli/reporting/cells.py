@@ -46,5 +46,5 @@ def number(value: float | None, digits: int = 1, unit: float = 1.0) -> Cell:
 
 
 def word(text: str | None) -> Cell:
-    """A word; an empty one says nothing."""
+    """A word; an empty one counts as unknown."""
     return Cell(text or None, text or "")

@@ -161,7 +161,7 @@ def score_scatter(points: Sequence[tuple[str, float, float]], metric: str, name:
 
 
 def _rank_correlation(points: Sequence[tuple[str, float, float]]) -> float | None:
-    """Spearman's; None where one side is constant, or for so few points that it says nothing."""
+    """Spearman's; None where one side is constant, or for fewer than three points."""
     from scipy.stats import spearmanr
 
     scores = [score for _, score, _ in points]
@@ -318,7 +318,7 @@ def _line(index: int) -> tuple[int, tuple[float, ...]]:
 
 
 def _spread(index: int) -> tuple[int, str, tuple[float, ...]]:
-    """What a legend says of line number ``index``: colour, no marker, dashes."""
+    """Legend entry of line number ``index``: colour, no marker, dashes."""
     number, dashes = _line(index)
     return number, "", dashes
 

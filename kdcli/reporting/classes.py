@@ -17,7 +17,7 @@ Probe = Mapping[str, Any]
 
 
 def class_parts(group: Sequence[Probe], name: str) -> list[Part]:
-    """What probes of one protocol say of the classes; of several targets, each is folded away.
+    """Charts and tables of probes of one protocol by class; with several targets, each is folded.
 
     Args:
         group: probes, each with ``per_class`` or not.

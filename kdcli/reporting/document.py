@@ -20,7 +20,7 @@ class Column:
         title: with the unit of its numbers.
         kind: how it is set: the row's name, a number, a word, or a remark.
         best: which of its numbers is marked; None marks none.
-        setting: says how a row came about: for a reader, one that is the same in all rows becomes a note.
+        setting: how a row was made. One that is the same in all rows becomes a note below the table.
     """
 
     title: str
@@ -49,7 +49,7 @@ class Table:
     notes: tuple[str, ...] = ()
 
     def trimmed(self) -> "Table":
-        """The table without the columns that say nothing."""
+        """The table without its empty columns."""
         kept = [
             place
             for place, column in enumerate(self.columns)
@@ -225,7 +225,7 @@ def tabulate(
     title: str = "",
     notes: tuple[str, ...] = (),
 ) -> Table:
-    """A row for each item, without the columns that say nothing.
+    """A table with a row for each item, without empty columns.
 
     Args:
         name: of the table's file.

@@ -1,4 +1,4 @@
-"""What a report is given: runs, sweeps, caches, comparisons, and JSON documents, told apart by what they hold."""
+"""Reads the inputs of a report: runs, sweeps, caches, comparisons and JSON documents, recognised by their content."""
 
 import json
 import os

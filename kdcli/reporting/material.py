@@ -18,7 +18,7 @@ class Run:
         name: its folder's, with as much of the path as tells it from others.
         folder: where it is; None for a printed result whose folder is gone.
         result: of a finished one; empty otherwise.
-        identity: what its run.json says; empty without one.
+        identity: that of its run.json; empty without one.
         config: its options; empty where they are not known.
         history: one document per epoch.
     """
@@ -54,8 +54,8 @@ class Joint:
     Attributes:
         name: its folder's.
         result: of a finished one; empty otherwise.
-        identity: what its run.json says; empty without one.
-        parents: what its fused.json says of each: name, spec, architecture, array; empty without one.
+        identity: that of its run.json; empty without one.
+        parents: of its fused.json, each with name, spec, architecture, array; empty without one.
         history: one document per epoch; empty of a printed result whose folder is gone.
     """
 
