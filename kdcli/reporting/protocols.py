@@ -1,4 +1,4 @@
-"""Which results share a table: those of one protocol on one test set. Others are refused, or get tables of their own."""
+"""Which results share a table: those of one protocol on one test set. Others are refused, or get their own tables."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
