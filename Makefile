@@ -1,11 +1,11 @@
-# Two commands set everything up on a fresh machine: `make test` and `make demo`.
+# Two commands set everything up on a fresh machine: `make test` and `make demo`. `make quick` is for the minutes between.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TEST_PROCESSES ?= auto
 
-.PHONY: demo test lint check clean
+.PHONY: demo test quick slow lint check clean
 
 $(READY): pyproject.toml requirements-oracles.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -19,6 +19,15 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES)
+
+quick: lint
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) -m 'not slow'
+
+# Measures every test, best on an idle machine, and lists those that `make quick` leaves out.
+slow: $(READY)
+	mkdir -p build
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --durations=0 > build/durations.txt
+	$(BIN)/python tests/slow.py build/durations.txt
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -108,7 +108,7 @@ class Console:
             self.note(text)
 
     def warn(self, text: str) -> None:
-        """One line that the user should see even with ``--quiet``; the same text is said once."""
+        """One line that the user should see even with ``--quiet``; the same text is printed once."""
         if text not in self._warned and not self.silent:
             self._warned.add(text)
             print(f"warning: {text}", file=sys.stderr, flush=True)

@@ -8,12 +8,14 @@ import re
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, final
 
 from kdcli._version import __version__
+from kdcli.devices import Device, graphics, processor
+from kdcli.documents import declared
 from kdcli.errors import KdError
 from kdcli.runtime import parse_shard, processor_count, worker_count
 
@@ -30,33 +32,11 @@ SCHEDULER = {
     "srun": ("SLURM_JOB_ID", "SLURM_PROCID", "SLURM_NTASKS"),
     "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"),
 }  # fmt: skip
-"""What each value of ``--shard`` reads, and what else its scheduler says about the job."""
+"""What each value of ``--shard`` reads, and what else its scheduler sets."""
 
 _FEW_FILES = 1024
 _LITTLE_SHARED_GB = 1.0
 _LITTLE_SPACE_GB = 1.0
-
-Support = Literal["yes", "emulated", "no", "unknown"]
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Device:
-    """One device that ``--device`` can name.
-
-    Attributes:
-        name: ``cpu`` or ``cuda:N``.
-        title: what the driver calls it.
-        memory_gb: all of it, for the processor that of the machine; None where unknown.
-        free_gb: of it; None where unknown.
-        precisions: bf16, fp16, tf32: done by the hardware (yes), by slower means (emulated), or not at all.
-    """
-
-    name: str
-    title: str
-    memory_gb: float | None
-    free_gb: float | None
-    precisions: Mapping[str, Support]
 
 
 @final
@@ -136,19 +116,8 @@ class Checkup:
 
     def document(self) -> dict[str, Any]:
         """As JSON."""
-        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
-
-
-def _plain(value: Any) -> Any:
-    match value:
-        case Mapping():
-            return {name: _plain(part) for name, part in value.items()}
-        case tuple():
-            return [_plain(part) for part in value]
-        case Device() | Folder() | ShardReading() | Extra() | Problem():
-            return asdict(value)
-        case _:
-            return value
+        document: dict[str, Any] = declared(self)
+        return document
 
 
 def examine() -> Checkup:
@@ -222,11 +191,11 @@ def _devices(problems: list[Problem]) -> tuple[dict[str, Any], tuple[Device, ...
         import torch
     except (ImportError, OSError) as error:
         problems.append(Problem(f"torch cannot be imported: {error}", "Reinstall it: pip install kdcli"))
-        return cuda, (_processor(),)
+        return cuda, (processor(),)
     cuda |= {"built": torch.version.cuda or torch.version.hip, "usable": torch.cuda.is_available()}
-    found = [_processor()]
+    found = [processor()]
     if cuda["usable"]:
-        found += [_graphics(index) for index in range(torch.cuda.device_count())]
+        found += [graphics(index) for index in range(torch.cuda.device_count())]
     elif Path("/proc/driver/nvidia/version").exists() or Path("/dev/kfd").exists():
         built = f"was built for {cuda['built']}" if cuda["built"] else "is a CPU-only build"
         problems.append(
@@ -236,71 +205,6 @@ def _devices(problems: list[Problem]) -> tuple[dict[str, Any], tuple[Device, ...
             )
         )
     return cuda, tuple(found)
-
-
-def _processor() -> Device:
-    flags = _flags_of_processor()
-    memory = _memory()
-    return Device(
-        "cpu",
-        flags.get("model name", "processor"),
-        memory.get("MemTotal"),
-        memory.get("MemAvailable"),
-        {
-            "bf16": _hardware(flags, "avx512_bf16", "amx_bf16", "bf16"),
-            "fp16": _hardware(flags, "avx512_fp16", "amx_fp16", "asimdhp"),
-            "tf32": "no",
-        },
-    )
-
-
-def _hardware(flags: Mapping[str, str], *names: str) -> Support:
-    if not flags:
-        return "unknown"
-    known = set(flags.get("flags", flags.get("Features", "")).split())
-    return "yes" if known.intersection(names) else "emulated"
-
-
-def _flags_of_processor() -> dict[str, str]:
-    """The first processor's entry in /proc/cpuinfo; empty where there is none."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return {}
-    pairs = (line.partition(":") for line in lines[: lines.index("") if "" in lines else None])
-    return {name.strip(): value.strip() for name, _, value in pairs}
-
-
-def _memory() -> dict[str, float]:
-    """GB by name in /proc/meminfo; empty where there is none."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return {}
-    pairs = (line.split() for line in lines)
-    return {words[0].rstrip(":"): round(int(words[1]) * 1024 / 1e9, 1) for words in pairs if len(words) > 2}
-
-
-def _graphics(index: int) -> Device:
-    import torch
-
-    properties = torch.cuda.get_device_properties(index)
-    try:
-        free: float | None = round(torch.cuda.mem_get_info(index)[0] / 1e9, 1)
-    except RuntimeError:  # in exclusive use by another process
-        free = None
-    version = (properties.major, properties.minor)
-    return Device(
-        f"cuda:{index}",
-        properties.name,
-        round(properties.total_memory / 1e9, 1),
-        free,
-        {
-            "bf16": "yes" if version >= (8, 0) or torch.version.hip is not None else "emulated",
-            "fp16": "yes" if version >= (5, 3) else "emulated",
-            "tf32": "yes" if version >= (8, 0) and torch.version.hip is None else "no",
-        },
-    )
 
 
 # --- folders and limits -----------------------------------------------------------------------

@@ -35,6 +35,11 @@ def to_document(value: Any, *names: str) -> Any:
         return [to_document(item) for item in value]
     if hasattr(value, "document"):
         return value.document()
+    return declared(value)
+
+
+def declared(value: Any) -> Any:
+    """:func:`to_document` of a dataclass or model field by field, whatever its own ``document()`` makes of itself."""
     return _adapter(type(value)).dump_python(value, mode="json")
 
 

@@ -285,9 +285,6 @@ def machine() -> str:
     return hashlib.sha256("\n".join(known).encode()).hexdigest()[:12]
 
 
-"""What :func:`atomic_write_bytes` calls a file that is not whole yet."""
-
-
 def versions(*more: str) -> dict[str, str]:
     """Versions of what can change bits: recorded in caches and runs, warned about, never gated.
 

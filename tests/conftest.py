@@ -23,6 +23,18 @@ hypothesis.settings.load_profile("kd")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+SLOW = frozenset(Path(__file__).with_name("slow.txt").read_text(encoding="utf-8").split())
+"""Tests, or files of them, that `make quick` leaves out; see slow.py."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what was measured to be slow."""
+    for item in items:
+        name = f"{item.path.name}::{item.name.partition('[')[0]}"
+        if item.path.name in SLOW or name in SLOW:
+            item.add_marker("slow")
+
+
 @dataclass(frozen=True)
 class Shell:
     """What one run of ``kd`` left behind."""

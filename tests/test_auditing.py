@@ -18,7 +18,7 @@ from PIL import Image
 from kdcli.auditing.audit import audit
 from kdcli.auditing.config import DISTANCES, AuditConfig
 from kdcli.auditing.hashing import fingerprint
-from kdcli.auditing.matching import COLUMNS, ROWS, Hashes, near_pairs
+from kdcli.auditing.matching import COLUMNS, ROWS, Hashes, Search, near_pairs
 from kdcli.auditing.result import AuditResult
 from kdcli.cli.app import main
 from kdcli.console import console
@@ -165,11 +165,11 @@ def test_all_pairs_are_found_and_no_others(
             rows[row] = a[random.integers(len(a))]
             rows[row, word] ^= np.uint64(2 ** int(random.integers(1, 60)) - 1)
     if within:
-        found = near_pairs(hashes_of(a), hashes_of(a), distance, limit=10**6, threads=threads)
+        found = near_pairs(Search(hashes_of(a), hashes_of(a), distance, None, 10**6), threads)
         expected = {pair: d for pair, d in brute_force(a, a, distance).items() if pair[0] < pair[1]}
     else:
         same = np.where(random.random(len(a)) < 0.2, random.integers(0, len(b), len(a)), -1)
-        found = near_pairs(hashes_of(a), hashes_of(b), distance, same=same, limit=10**6, threads=threads)
+        found = near_pairs(Search(hashes_of(a), hashes_of(b), distance, same, 10**6), threads)
         expected = {pair: d for pair, d in brute_force(a, b, distance).items() if pair[1] != same[pair[0]]}
     assert as_dict(found) == expected
     assert found.found == len(expected)
@@ -189,14 +189,14 @@ def test_pairs_across_the_borders_of_tiles() -> None:
     planted = {(ROWS - 1, COLUMNS - 1), (ROWS, COLUMNS), (2 * ROWS, COLUMNS + 1), (0, 0)}
     for i, j in planted:
         b[j] = a[i]
-    found = near_pairs(hashes_of(a), hashes_of(b), 32, same=np.full(len(a), -1), limit=100)
+    found = near_pairs(Search(hashes_of(a), hashes_of(b), 32, np.full(len(a), -1), 100))
     assert set(as_dict(found)) == planted
 
 
 def test_hashes_that_differ_in_every_bit_are_not_near() -> None:
     """256 differing bits are one more than a byte can count."""
     zero, ones = np.zeros((1, 4), np.uint64), np.full((1, 4), 2**64 - 1, np.uint64)
-    assert near_pairs(hashes_of(zero), hashes_of(ones), 64, same=np.array([-1]), limit=9).found == 0
+    assert near_pairs(Search(hashes_of(zero), hashes_of(ones), 64, np.array([-1]), 9)).found == 0
 
 
 def test_beyond_the_limit_the_nearest_pair_of_each_image_is_kept() -> None:
@@ -205,12 +205,12 @@ def test_beyond_the_limit_the_nearest_pair_of_each_image_is_kept() -> None:
     b = np.zeros((COLUMNS + 50, 1), np.uint64)
     b[:, 0] = 2 ** random.integers(0, 4, len(b)).astype(np.uint64) - 1  # 0 to 3 bits
     whole = brute_force(a, b, 3)
-    found = near_pairs(hashes_of(a), hashes_of(b), 3, same=np.full(len(a), -1), limit=len(whole) - 1)
+    found = near_pairs(Search(hashes_of(a), hashes_of(b), 3, np.full(len(a), -1), len(whole) - 1))
     assert found.found == len(whole)
     first = int(np.flatnonzero(b[:, 0] == 0)[0])
     assert as_dict(found) == {(row, first): 0 for row in range(len(a))}
     assert found.near_b.all()
-    complete = near_pairs(hashes_of(a), hashes_of(b), 3, same=np.full(len(a), -1), limit=len(whole))
+    complete = near_pairs(Search(hashes_of(a), hashes_of(b), 3, np.full(len(a), -1), len(whole)))
     assert as_dict(complete) == whole
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from kdcli.console import console
 from kdcli.demo import demo
+from kdcli.demo.result import say
 from kdcli.errors import MissingExtraError
 
 
@@ -54,7 +55,7 @@ def test_the_demo_runs_the_main_job_and_a_second_run_finds_it_done(
     assert len(commands) >= 14
     assert all(shlex.split(command)[1] in _commands() for command in commands)
 
-    demo.say(first)
+    say(first)
     shown = capsys.readouterr().out
     assert str(small / "report.html") in shown
     assert shown.count("\n  kd ") == 3

@@ -21,7 +21,8 @@ from kdcli.comparing.config import CompareConfig
 from kdcli.errors import BadDataError, KdError, NotFoundError, OutputExistsError, StorageError, UsageError
 from kdcli.ranking.documents import ranking_document
 from kdcli.reporting.config import ReportConfig
-from kdcli.reporting.report import ReportResult, report
+from kdcli.reporting.report import report
+from kdcli.reporting.result import ReportResult
 from kdcli.training.train import train_student
 
 Kd = Callable[..., Shell]
@@ -358,7 +359,7 @@ def test_what_is_no_result_is_refused_by_name_and_passed_over_in_a_folder(
 def test_an_empty_folder_is_refused(kd: Kd, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     kd("report", "empty").refused(11, "empty", "kd report reads")
-    kd("report").refused(2, "inputs")
+    kd("report").refused(2, "INPUTS")
 
 
 def test_a_place_that_kd_did_not_write_stays_as_it_is(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from test_reporting import Page
 
 from kdcli.errors import BadDataError
 from kdcli.ranking.documents import parse_ranking
+from kdcli.reporting.classes import MOST_EXTREMES
 from kdcli.reporting.matrices import side_by_side
-from kdcli.reporting.probe_classes import MOST_EXTREMES
 
 
 @pytest.fixture(scope="module")
@@ -152,18 +152,6 @@ def test_a_parents_accuracy_on_other_images_is_not_the_joint_teachers_rival(
     made(study.root / "joint", tmp_path / "other.json", out=tmp_path / "csv", format="csv")
     (row,) = rows_of(tmp_path / "csv", "joint-accuracies")
     assert "Best parent" not in row
-
-
-def test_the_parents_of_an_older_kd_are_known_by_the_test_cache(study: Study, tmp_path: Path) -> None:
-    shutil.copytree(study.root / "joint", tmp_path / "joint")
-    result = json.loads((tmp_path / "joint/result.json").read_text())
-    del result["tests"]
-    (tmp_path / "joint/result.json").write_text(json.dumps(result))
-    inputs = (tmp_path / "joint", study.root / "compared")
-    made(*inputs, out=tmp_path / "without", format="csv")
-    assert "Best parent" not in rows_of(tmp_path / "without", "joint-accuracies")[0]
-    made(*inputs, study.place.root / "held-out.kd", out=tmp_path / "with", format="csv")
-    assert rows_of(tmp_path / "with", "joint-accuracies")[0]["Best parent"] == "gen"
 
 
 def test_a_joint_teacher_in_the_making_and_one_that_was_printed(study: Study, tmp_path: Path) -> None:

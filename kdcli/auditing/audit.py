@@ -1,4 +1,4 @@
-"""``kd audit``: which images of a data set are in another one, too, perhaps in another size or encoding."""
+"""``kd audit``: images that two data sets share, even resized or encoded again."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ from jaxtyping import Bool, Int64
 
 from kdcli.auditing.config import AuditConfig
 from kdcli.auditing.hashing import Fingerprints, fingerprints
-from kdcli.auditing.matching import Hashes, Matches, Pairs, near_pairs
+from kdcli.auditing.matching import Hashes, Matches, Pairs, Search, near_pairs
 from kdcli.auditing.result import AuditResult, Side
 from kdcli.cache.keytable import KeyTable
 from kdcli.console import console
@@ -106,7 +106,7 @@ def _tell_left_out(data: ImageData, prints: Fingerprints) -> None:
     if len(constant):
         console.warn(
             f"{data.spec}: {_images(len(constant))} without contrast, such as {data.keys[constant[0]]}; their hashes "
-            "say nothing, so they are not compared"
+            "mean nothing, so they are not compared"
         )
     if prints.bad:
         reason = next(iter(prints.bad.values()))
@@ -125,7 +125,7 @@ def _matches(
     config: AuditConfig,
     title: str,
 ) -> Matches:
-    """Compare the rows whose hashes say something; the result counts all rows."""
+    """Compare the usable rows; the result counts all rows."""
     rows_a, rows_b = a.usable(), b.usable()
     for rows, data in ((rows_a, config.data), (rows_b, config.other or config.data)):
         if not len(rows):
@@ -137,15 +137,9 @@ def _matches(
         place[rows_b] = np.arange(len(rows_b))
         same = place[same[rows_a]]
     with console.progress(len(rows_a), "images", f"{title} compared") as bar:
-        found = near_pairs(
-            Hashes(a.words[rows_a], a.pixels[rows_a]),
-            Hashes(b.words[rows_b], b.pixels[rows_b]),
-            config.limit,
-            same=same,
-            limit=config.max_pairs,
-            threads=worker_count(config.workers),
-            advance=bar.advance,
-        )
+        hashes = Hashes(a.words[rows_a], a.pixels[rows_a]), Hashes(b.words[rows_b], b.pixels[rows_b])
+        search = Search(*hashes, config.limit, same, config.max_pairs)
+        found = near_pairs(search, worker_count(config.workers), bar.advance)
     pairs = found.pairs
     return Matches(
         Pairs(rows_a[pairs.a], rows_b[pairs.b], pairs.distance, pairs.identical),

@@ -55,7 +55,7 @@ class Fingerprints:
     bad: dict[int, str]
 
     def usable(self) -> Int64[np.ndarray, " m"]:
-        """Rows whose hash says something."""
+        """Rows that can be compared: decoded, and with contrast."""
         usable = ~self.constant
         usable[list(self.bad)] = False
         return np.flatnonzero(usable)

@@ -6,9 +6,9 @@ would have to look at fewer pairs only if hashes were spread evenly, and those o
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import final
 
 import numpy as np
@@ -56,6 +56,9 @@ class Pairs:
         return len(self.a)
 
 
+_COLUMNS = tuple(field.name for field in fields(Pairs))
+
+
 @final
 @dataclass(frozen=True, slots=True, eq=False)
 class Matches:
@@ -76,31 +79,17 @@ class Matches:
     identical_b: Bool[np.ndarray, " m"]
 
 
-def near_pairs(
-    a: Hashes,
-    b: Hashes,
-    distance: int,
-    *,
-    same: Int64[np.ndarray, " n"] | None = None,
-    limit: int,
-    threads: int = 1,
-    advance: Callable[[int], object] = bool,
-) -> Matches:
-    """Find all pairs of hashes that differ in at most ``distance`` bits.
+def near_pairs(search: "Search", threads: int = 1, advance: Callable[[int], object] = bool) -> Matches:
+    """Find all pairs of hashes that differ in at most ``search.distance`` bits.
 
     Args:
-        a: hashes.
-        b: hashes with equally many words.
-        distance: bits, at least 0.
-        same: row of ``b`` that is the same sample as a row of ``a`` and no duplicate of it, -1 for none; None:
-            ``b`` is ``a``, and each pair counts once, the earlier row first.
-        limit: pairs to keep; beyond that, the nearest one of each row of ``a``.
+        search: what to compare.
         threads: to compare with.
         advance: called with the number of rows of ``a`` that are done.
     """
+    a, b, limit = search.a, search.b, search.limit
     near_a, identical_a = np.zeros((2, len(a)), bool)
     near_b, identical_b = np.zeros((2, len(b)), bool)
-    search = _Search(a, b, distance, same, limit)
     kept: list[Pairs] = []
     nearest: list[Pairs] = []
     found = 0
@@ -137,7 +126,18 @@ class _Block:
 
 @final
 @dataclass(frozen=True, slots=True, eq=False)
-class _Search:
+class Search:
+    """What to compare.
+
+    Attributes:
+        a: hashes.
+        b: hashes with equally many words.
+        distance: bits, at least 0.
+        same: row of ``b`` that is the same sample as a row of ``a`` and no duplicate of it, -1 for none; None:
+            ``b`` is ``a``, and each pair counts once, the earlier row first.
+        limit: pairs to keep; beyond that, the nearest one of each row of ``a``.
+    """
+
     a: Hashes
     b: Hashes
     distance: int
@@ -187,14 +187,10 @@ class _Search:
         return Pairs(rows, columns, distances, self.a.pixels[rows] == self.b.pixels[columns])
 
 
-def _joined(parts: list[Pairs]) -> Pairs:
+def _joined(parts: Sequence[Pairs]) -> Pairs:
     empty = np.zeros(0, np.int64)
-    return Pairs(
-        np.concatenate([empty, *(part.a for part in parts)]),
-        np.concatenate([empty, *(part.b for part in parts)]),
-        np.concatenate([empty, *(part.distance for part in parts)]),
-        np.concatenate([np.zeros(0, bool), *(part.identical for part in parts)]),
-    )
+    whole = (Pairs(empty, empty, empty, empty.astype(bool)), *parts)
+    return Pairs(*(np.concatenate([getattr(part, name) for part in whole]) for name in _COLUMNS))
 
 
 def _nearest(pairs: Pairs) -> Pairs:
@@ -209,4 +205,4 @@ def _sorted(pairs: Pairs) -> Pairs:
 
 
 def _taken(pairs: Pairs, rows: Int64[np.ndarray, " q"]) -> Pairs:
-    return Pairs(pairs.a[rows], pairs.b[rows], pairs.distance[rows], pairs.identical[rows])
+    return Pairs(*(getattr(pairs, name)[rows] for name in _COLUMNS))

@@ -17,7 +17,7 @@ class Side:
     Attributes:
         spec: as the user wrote it.
         keys: of all images.
-        compared: images whose hash says something.
+        compared: images that were decoded and have contrast.
         near: those of them that have a near-duplicate.
         identical: those of them that have one with equal pixels.
         constant: keys of images of one gray, which are not compared.

@@ -23,7 +23,8 @@ def demo(config: "DemoConfig", common: "Common") -> None:
       kd demo
       kd demo --export-weights weights/lite0
     """
-    from kdcli.demo.demo import run_demo, say
+    from kdcli.demo.demo import run_demo
+    from kdcli.demo.result import say
     from kdcli.demo.weights import export_pretrained_weights
 
     if config.export_weights is not None:

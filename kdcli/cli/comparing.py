@@ -71,16 +71,16 @@ def _print_pairs(result: "CompareResult") -> None:
     print("\nwhat a teacher knows that a student does not (P3 section 3)")
     rows = []
     for pair in result.pairs:
-        flips, given = pair.flips, (pair.supervised, pair.unsupervised)
+        given = (pair.given_to_teacher.supervised, pair.given_to_teacher.unsupervised)
         rows.append(
             [
                 pair.teacher,
                 pair.student,
-                signed_points(flips.delta_acc),
-                points(flips.rho_pos),
-                points(flips.rho_neg),
-                points(pair.chance),
-                points(pair.independent),
+                signed_points(pair.delta_acc),
+                points(pair.rho_pos),
+                points(pair.rho_neg),
+                points(pair.chance_rho_pos),
+                points(pair.independent_rho_pos),
                 "-" if pair.entropy is None else f"{pair.entropy:.2f}",
                 _most(pair.top[2].classes),
                 *(
@@ -109,7 +109,6 @@ def _print_changes(changes: "Sequence[Change]") -> None:
     staged = any(change.stage > 1 for change in changes)
     rows = []
     for change in changes:
-        t = change.transfer
         rows.append(
             [
                 change.method,
@@ -118,15 +117,15 @@ def _print_changes(changes: "Sequence[Change]") -> None:
                 change.student,
                 change.after,
                 signed_points(change.delta_acc),
-                signed_points(t.delta_transf),
+                signed_points(change.delta_transf),
                 *(
-                    (signed_points(t.delta_rho_pos), signed_points(t.delta_rho_neg))
+                    (signed_points(change.delta_rho_pos), signed_points(change.delta_rho_neg))
                     if change.teachers
                     else ("-", "-")
                 ),
-                points(t.gain, 1),
-                points(t.loss, 1),
-                points(t.found_share if change.teachers else None, 1),
+                points(change.gain, 1),
+                points(change.loss, 1),
+                points(change.both_wrong_now_right if change.teachers else None, 1),
             ]
         )
     header = ["method", *(["stage"] if staged else []), "teacher", "student", "after", "d acc", "d transf"]
@@ -150,7 +149,7 @@ def _print_methods(methods: "Sequence[MethodSummary]") -> None:
             [
                 method.method,
                 str(whole.delta_transf.count),
-                points(method.success_rate, 1),
+                points(method.success_rate_median, 1),
                 _mean(whole.delta_transf),
                 *(_mean(each) for each in split),
                 _mean(whole.gain, 1),

@@ -1,6 +1,6 @@
-"""What each model says about each image: read from caches, or by one forward over the images."""
+"""Predictions of each model on each image: read from caches, or from one forward over the images."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, final
 
@@ -22,7 +22,7 @@ _ROWS = 8192
 @final
 @dataclass(frozen=True, slots=True, eq=False)
 class Answers:
-    """What a model says about the images of a comparison.
+    """Predictions of a model on the images of a comparison, with their log-probabilities.
 
     Attributes:
         predicted: number of the class with the largest logit; of equal ones that of the first logit.
@@ -52,6 +52,7 @@ class Images:
         own_labels: whether the caches' labels are these labels, so that what they keep of the label's
             probability is of this label.
         data: the images themselves; None where no model is run.
+        columns: of each model, by its name in the comparison, the class of each of its logits.
     """
 
     keys: str
@@ -62,6 +63,7 @@ class Images:
     rows: Int64[np.ndarray, " n"]
     own_labels: bool
     data: "ImageData | None"
+    columns: Mapping[str, Int64[np.ndarray, " c"]]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -91,22 +93,16 @@ class ClassMeans:
             return (self._sums / self._counts[:, None]).astype(np.float32)
 
 
-def judged(
-    logits: Float64[np.ndarray, "b c"],
-    labels: Int64[np.ndarray, " b"],
-    column: Int64[np.ndarray, " c"],
-    first: int,
-    name: str,
-    images: Images,
-) -> tuple[Int64[np.ndarray, " b"], Float64[np.ndarray, " b"], Float64[np.ndarray, " b"]]:
+Judged = tuple[Int64[np.ndarray, " b"], Float64[np.ndarray, " b"], Float64[np.ndarray, " b"]]
+
+
+def judged(logits: Float64[np.ndarray, "b c"], first: int, name: str, images: Images) -> Judged:
     """Predicted class, log-probability of the label and of the prediction, of a batch of logits.
 
     Args:
         logits: of a model, before softmax.
-        labels: true classes in the numbering of the comparison.
-        column: number in it of each logit.
         first: place of the batch's first image.
-        name: of the model, for the error.
+        name: of the model.
         images: of the comparison.
 
     Raises:
@@ -118,6 +114,7 @@ def judged(
             f"'{name}' gives logits that are NaN or infinite for image '{images.key_of(first + int(wrong[0]))}'",
             "Check its weights (a run that diverged?), or leave it out.",
         )
+    column, labels = images.columns[name], images.labels[first : first + len(logits)]
     top = logits.argmax(axis=1)
     places = np.arange(len(logits))
     peak = logits[places, top]
@@ -127,9 +124,7 @@ def judged(
     return column[top], logits[places, where[labels]] - normaliser, peak - normaliser
 
 
-def cached_answers(
-    caches: CacheSet, candidate: Candidate, column: Int64[np.ndarray, " c"], images: Images
-) -> Answers:
+def cached_answers(caches: CacheSet, candidate: Candidate, images: Images) -> Answers:
     """Read a cached teacher's answers on view 0; nothing is run.
 
     Log-probabilities are the exact ones that the cache keeps beside logits and top-k. Predictions are made
@@ -138,7 +133,6 @@ def cached_answers(
     Args:
         caches: that hold it.
         candidate: a cached teacher.
-        column: number of each of its logits in the comparison.
         images: to read it on; their rows are known to be written.
 
     Raises:
@@ -146,6 +140,7 @@ def cached_answers(
     """
     assert candidate.record is not None
     name, full = candidate.record.name, candidate.record.output_of("logits") is not None
+    column = images.columns[candidate.name]
     exact = images.own_labels and candidate.record.output_of("logp_label") is not None
     predicted = np.empty(len(images), np.int32)
     top_logp = np.empty(len(images), np.float32)
@@ -158,7 +153,7 @@ def cached_answers(
             predicted[part] = column[caches.gather(name, "topk_ids", rows, EVAL_VIEW)[:, 0].astype(np.int64)]
             continue
         logits = caches.gather(name, "logits", rows, EVAL_VIEW).astype(np.float64)
-        found, of_label, _ = judged(logits, images.labels[part], column, part.start, candidate.name, images)
+        found, of_label, _ = judged(logits, part.start, candidate.name, images)
         predicted[part] = found
         if not exact and label_logp is not None:
             label_logp[part] = of_label

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import permutations
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
@@ -27,7 +28,7 @@ from kdcli.comparing.similarity import ClassSimilarity, cosines_of, read_similar
 from kdcli.comparing.space import Classes, Space, one_space
 from kdcli.console import console
 from kdcli.data.sources import ImageData, open_data
-from kdcli.errors import BadDataError, CacheMissingError, NotFoundError, UsageError, nearest
+from kdcli.errors import BadDataError, CacheMissingError, NotFoundError, UsageError
 from kdcli.models.properties import family_of, parameters_of
 from kdcli.options.resolving import created_by
 from kdcli.runtime import stop_signals
@@ -56,7 +57,8 @@ def compare(config: CompareConfig) -> CompareResult:
         chosen(field.bases, given, option)
         for given, option in ((config.teacher, "--teacher"), (config.student, "--student"))
     )
-    _require_known(config.generalist, field)
+    if config.generalist is not None:
+        chosen(tuple(field.candidates), (config.generalist,), "--generalist")
     opened = look_at([each for each in field.candidates.values() if each.record is None])
     labelled = _labelled(config, caches, field)
     space = one_space(labelled[2], {each.name: _classes(each, opened) for each in field.candidates.values()})
@@ -66,7 +68,7 @@ def compare(config: CompareConfig) -> CompareResult:
         else read_similarity(config.class_similarity, space.names[: len(space.labels)])
     )
     images = _images(labelled, space, caches)
-    answers, sources = _answers(config, caches, field, opened, space, images, kept)
+    answers, sources = _answers(config, caches, field, opened, images, kept)
     models = _facts(field, opened, answers, sources, images)
     similarity = from_file or _substitute(config, caches, field, answers, models, images)
     pairs = tuple(
@@ -81,14 +83,7 @@ def compare(config: CompareConfig) -> CompareResult:
             "Name other models, or leave one of them out.",
         )
     result = CompareResult(
-        data={
-            "spec": config.data if config.data is not None else _location(caches),
-            "images": len(images),
-            "keys": images.keys,
-            "classes": list(images.names[: images.present]),
-            "class_sizes": np.bincount(images.labels, minlength=images.present).tolist(),
-            "label_space": len(images.names),
-        },
+        data=_about(config.data if config.data is not None else _location(caches), images),
         models=models,
         pairs=pairs,
         changes=changes,
@@ -104,16 +99,19 @@ def compare(config: CompareConfig) -> CompareResult:
     return result
 
 
-def _require_known(generalist: str | None, field: Field) -> None:
-    if generalist is not None and generalist not in field.candidates:
-        names = tuple(field.candidates)
-        raise NotFoundError(
-            f"--generalist {generalist}: no model is called that.{nearest(generalist, names)}",
-            f"Models: {', '.join(names)}.",
-        )
-
-
 # --- images -----------------------------------------------------------------------------------
+
+
+def _about(spec: str | None, images: Images) -> dict[str, Any]:
+    """The images of the comparison, for its result."""
+    return {
+        "spec": spec,
+        "images": len(images),
+        "keys": images.keys,
+        "classes": list(images.names[: images.present]),
+        "class_sizes": np.bincount(images.labels, minlength=images.present).tolist(),
+        "label_space": len(images.names),
+    }
 
 
 def _location(caches: CacheSet | None) -> str | None:
@@ -196,6 +194,7 @@ def _images(labelled: Labelled, space: Space, caches: CacheSet | None) -> Images
         rows=rows,
         own_labels=own,
         data=data,
+        columns=space.columns,
     )
 
 
@@ -213,19 +212,16 @@ def _answers(
     caches: CacheSet | None,
     field: Field,
     opened: Mapping[str, Opened],
-    space: Space,
     images: Images,
     kept: Kept | None,
 ) -> tuple[dict[str, Answers], dict[str, str]]:
-    """What every model says, and where that is from: cache, kept predictions, or a forward."""
-    found, sources = dict[str, Answers](), dict[str, str]()
-    for name, candidate in field.candidates.items():
-        if candidate.record is not None:
-            assert caches is not None
-            found[name], sources[name] = (
-                cached_answers(caches, candidate, space.columns[name], images),
-                "cache",
-            )
+    """The predictions of every model, and where they are from: cache, kept predictions, or a forward."""
+    records = {name: each.record.id for name, each in field.candidates.items() if each.record is not None}
+    found = {}
+    for name in records:
+        assert caches is not None
+        found[name] = cached_answers(caches, field.candidates[name], images)
+    sources = dict.fromkeys(found, "cache")
     ids = {name: each.id for name, each in opened.items()}
     if kept is not None:
         earlier = kept.find(images, ids)
@@ -235,11 +231,10 @@ def _answers(
     if left and caches is not None and len(left) < len(field.candidates):
         _say_other_views(left, opened, caches)
     with stop_signals() as stop:
-        forward = forward_answers(left, space.columns, images, config, stop)
+        forward = forward_answers(left, images, config, stop)
     found |= forward
     sources |= dict.fromkeys(forward, "forward")
     if kept is not None:
-        records = {name: each.record.id for name, each in field.candidates.items() if each.record is not None}
         kept.write(images, {name: found[name] for name in field.candidates}, ids | records)
     return found, sources
 

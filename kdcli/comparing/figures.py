@@ -31,12 +31,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_CONTRASTIVE = "only_features"
-"""Trait of the methods of P3's Fig. 6, which Fig. 4 does not show."""
-
 
 def write_figures(result: CompareResult, folder: Path) -> list[Path]:
-    """Write the figures that the comparison is enough for; say which are left out and why.
+    """Write the figures that the comparison has data for; print which are left out and why.
 
     Returns:
         The files, an SVG and a PNG of each figure.
@@ -46,7 +43,7 @@ def write_figures(result: CompareResult, folder: Path) -> list[Path]:
         StorageError, NoSpaceError: a file cannot be written.
     """
     require_matplotlib("--figures needs")
-    from kdcli.comparing.transfer_figures import gains_figure, rates_figure, stages_figure, students_figure
+    from kdcli.comparing.transfers import gains_figure, rates_figure, stages_figure, students_figure
 
     drawings: dict[str, Callable[[CompareResult], Figure | None]] = {
         "fig1-complementary": complementary_figure,
@@ -71,23 +68,23 @@ def complementary_figure(result: CompareResult) -> "Figure | None":
         return None
     figure = figure_of(8.4, 3.6)
     left, right = figure.subplots(1, 2)
-    xs = [100 * pair.flips.delta_acc for pair in result.pairs]
+    xs = [100 * pair.delta_acc for pair in result.pairs]
     left.plot(
         xs,
-        [100 * p.independent for p in result.pairs],
+        [100 * p.independent_rho_pos for p in result.pairs],
         "_",
         color=GRAY,
         markersize=9,
         label="independent errors",
     )
-    left.plot(xs, [100 * p.chance for p in result.pairs], "_", color=INK, markersize=9, label="guessing")
     left.plot(
-        xs, [100 * p.flips.rho_pos for p in result.pairs], "o", color=BLUE, markersize=6, label="teacher"
+        xs, [100 * p.chance_rho_pos for p in result.pairs], "_", color=INK, markersize=9, label="guessing"
     )
+    left.plot(xs, [100 * p.rho_pos for p in result.pairs], "o", color=BLUE, markersize=6, label="teacher")
     left.set_ylabel("ρ⁺: teacher right, student wrong, % of images")
     left.set_ylim(bottom=0)
     legend(left)
-    known = [(100 * p.flips.delta_acc, p.entropy) for p in result.pairs if p.entropy is not None]
+    known = [(100 * p.delta_acc, p.entropy) for p in result.pairs if p.entropy is not None]
     right.plot([x for x, _ in known], [y for _, y in known], "o", color=BLUE, markersize=6)
     ceiling = math.log(len(result.data["classes"]))
     right.axhline(ceiling, color=SOFT, linewidth=1)
@@ -108,7 +105,7 @@ def complementary_figure(result: CompareResult) -> "Figure | None":
 
 def classes_figure(result: CompareResult) -> "Figure | None":
     """P3 Fig. 2: positive flips per class for a weak, an equal and a strong teacher; closeness of the top classes."""
-    flipped = [pair for pair in result.pairs if pair.flips.positive]
+    flipped = [pair for pair in result.pairs if pair.positive]
     if not flipped:
         _say_none("fig2-classes", "no pair has a positive flip")
         return None
@@ -124,8 +121,8 @@ def classes_figure(result: CompareResult) -> "Figure | None":
     shown = [percent for percent in TOP_SHARES if closer[percent]]
     figure = figure_of(9.6 if shown else 6.0, 3.6)
     panels = figure.subplots(1, 2, squeeze=False, width_ratios=[3, 2])[0] if shown else [figure.subplots()]
-    by_strength = sorted(flipped, key=lambda pair: pair.flips.delta_acc)
-    equal = min(flipped, key=lambda pair: abs(pair.flips.delta_acc))
+    by_strength = sorted(flipped, key=lambda pair: pair.delta_acc)
+    equal = min(flipped, key=lambda pair: abs(pair.delta_acc))
     three = {"weak": (by_strength[0], ORANGE), "equal": (equal, GRAY), "strong": (by_strength[-1], BLUE)}
     sizes = result.data["class_sizes"]
     for label, (pair, color) in three.items():
@@ -133,7 +130,7 @@ def classes_figure(result: CompareResult) -> "Figure | None":
             (100 * count / size for count, size in zip(pair.per_class, sizes, strict=True) if size),
             reverse=True,
         )
-        name = f"{label}: {short(pair.teacher)} → {short(pair.student)} ({100 * pair.flips.delta_acc:+.1f})"
+        name = f"{label}: {short(pair.teacher)} → {short(pair.student)} ({100 * pair.delta_acc:+.1f})"
         panels[0].step(range(1, len(shares) + 1), shares, where="mid", color=color, linewidth=1.6, label=name)
     panels[0].set_xlabel("classes, by their share of positive flips")
     panels[0].set_ylabel("positive flips, % of the class")
@@ -168,8 +165,7 @@ def _closeness(axes: "Axes", result: CompareResult, closer: dict[int, list[float
 
 def success_figure(result: CompareResult) -> "Figure | None":
     """P3 Fig. 4: success rate of each method, and Delta_transf by Delta_acc (best quarter of each bin)."""
-    contrastive = method_names(_CONTRASTIVE)
-    methods = [method for method in result.methods if method.method not in contrastive]
+    methods = [method for method in result.methods if method.method not in method_names("only_features")]
     if not methods:
         _say_none("fig4-success", "no student was distilled")
         return None
@@ -196,7 +192,7 @@ def success_figure(result: CompareResult) -> "Figure | None":
 def contrastive_figure(result: CompareResult) -> "Figure | None":
     """P3 Fig. 6: success rates of contrastive distillation beside all other methods."""
     methods = [method.method for method in result.methods]
-    contrastive = method_names(_CONTRASTIVE)
+    contrastive = method_names("only_features")
     if not set(methods) & set(contrastive):
         _say_none("fig6-contrastive", f"no student was distilled by {' or '.join(contrastive)}")
         return None
@@ -209,7 +205,7 @@ def contrastive_figure(result: CompareResult) -> "Figure | None":
 def _success(axes: "Axes", result: CompareResult, methods: list[str]) -> None:
     """A row a method: the median over students as a bar, the students as dots."""
     own = grouped((c for c in result.changes if c.stage == 1), lambda change: change.method)
-    medians = {method.method: method.success_rate for method in result.methods}
+    medians = {method.method: method.success_rate_median for method in result.methods}
     for place, name in enumerate(reversed(methods)):
         rates = _rates_of(own[name])
         xs = [100 * rate for rate in rates.values()]
@@ -227,7 +223,7 @@ def _success(axes: "Axes", result: CompareResult, methods: list[str]) -> None:
 
 
 def _rates_of(changes: list[Change]) -> dict[str, float]:
-    return success_rates([c.student for c in changes], [c.transfer.delta_transf for c in changes])
+    return success_rates([c.student for c in changes], [c.delta_transf for c in changes])
 
 
 def _delta_axis(axes: "Axes") -> None:

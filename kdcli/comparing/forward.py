@@ -1,12 +1,11 @@
 """Models that no cache holds, run over the images once: decoded once for as many of them as fit together."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
 import torch
-from jaxtyping import Int64
 
 from kdcli.cache.provenance import canonical_sha256
 from kdcli.comparing.answers import Answers, ClassMeans, Images, judged
@@ -14,6 +13,7 @@ from kdcli.comparing.config import CompareConfig
 from kdcli.comparing.models import Candidate
 from kdcli.comparing.space import Classes
 from kdcli.console import console
+from kdcli.data.sources import ImageData
 from kdcli.errors import KdError, StoppedEarly
 from kdcli.models.network import weights_sha256
 from kdcli.models.properties import count_parameters
@@ -81,17 +81,12 @@ def _opened(model: Model) -> Opened:
 
 
 def forward_answers(
-    candidates: Sequence[Candidate],
-    columns: Mapping[str, Int64[np.ndarray, " c"]],
-    images: Images,
-    config: CompareConfig,
-    stop: StopFlag,
+    candidates: Sequence[Candidate], images: Images, config: CompareConfig, stop: StopFlag
 ) -> dict[str, Answers]:
     """Run models over the images, each on its own eval view, as ``kd train-student --test`` does.
 
     Args:
         candidates: models to run.
-        columns: of each, number of its logits in the comparison.
         images: with their data.
         config: device, batch size, workers.
         stop: raised by a signal.
@@ -103,55 +98,68 @@ def forward_answers(
     """
     found: dict[str, Answers] = {}
     for start in range(0, len(candidates), TOGETHER):
-        found |= _run_group(candidates[start : start + TOGETHER], columns, images, config, stop)
+        found |= _run_group(candidates[start : start + TOGETHER], images, config, stop)
     return found
 
 
 def _run_group(
-    group: Sequence[Candidate],
-    columns: Mapping[str, Int64[np.ndarray, " c"]],
-    images: Images,
-    config: CompareConfig,
-    stop: StopFlag,
+    group: Sequence[Candidate], images: Images, config: CompareConfig, stop: StopFlag
 ) -> dict[str, Answers]:
     assert images.data is not None
-    device = pick_device(config.device)
-    kept = (Output("logits"), Output("features"))
+    device, kept = pick_device(config.device), (Output("logits"), Output("features"))
     models = {each.name: open_model(each.spec) for each in group}
     runners = {
-        name: TeacherRunner(model, device, "off", kept[: _kinds(model)]) for name, model in models.items()
+        name: TeacherRunner(model, device, "off", kept[: 2 if model.num_features else 1])
+        for name, model in models.items()
     }
-    sheets = {name: _Sheet(name, columns[name], models[name], images) for name in models}
-    exam = Exam(images.data, [look_of(model.preprocess) for model in models.values()])
-    order = plain_order(len(images), config.batch_size)
-    loader = make_loader(exam, order, worker_count(config.workers), torch.device(device))
-    title = f"{len(models)} models" if len(models) > 1 else group[0].name
-    with console.progress(len(images), "images", title) as bar:
-        for batch in loader:
-            if isinstance(batch, KdError):
-                raise batch
-            if stop:
-                raise StoppedEarly("stopped by a signal while models were run", "Run the same command again.")
-            pixels, index = batch
-            first = int(index[0])
-            for name, runner in runners.items():
-                outputs = runner(pixels[look_of(models[name].preprocess)])
-                sheets[name].fill(first, {kind: values.cpu().numpy() for kind, values in outputs.items()})
-            bar.advance(len(index))
+    sheets = {name: _Sheet(name, models[name], images) for name in models}
+    for first, outputs in outputs_of(runners, images.data, device, config.batch_size, config.workers):
+        if stop:
+            raise StoppedEarly("stopped by a signal while models were run", "Run the same command again.")
+        for name, values in outputs.items():
+            sheets[name].fill(first, values)
     return {name: sheet.result() for name, sheet in sheets.items()}
 
 
-def _kinds(model: Model) -> int:
-    """Logits alone of a network of which no features can be had."""
-    return 2 if model.num_features else 1
+def outputs_of(
+    runners: Mapping[str, TeacherRunner], data: ImageData, device: str, batch_size: int, workers: int | None
+) -> Iterator[tuple[int, dict[str, dict[str, np.ndarray]]]]:
+    """Run models over images, each on its own eval view; every image is decoded once.
+
+    Yields:
+        Number of a batch's first image, and the outputs of the batch by model and kind.
+
+    Raises:
+        BadDataError: an image cannot be decoded.
+        DeviceError: out of memory.
+    """
+    looks = {name: look_of(runner.model.preprocess) for name, runner in runners.items()}
+    order = plain_order(len(data), batch_size)
+    exam = Exam(data, list(looks.values()))
+    loader = make_loader(exam, order, worker_count(workers), torch.device(device))
+    title = f"{len(runners)} models" if len(runners) > 1 else next(iter(runners))
+    with console.progress(len(data), "images", title) as bar:
+        for batch in loader:
+            if isinstance(batch, KdError):
+                raise batch
+            pixels, index = batch
+            found = {name: runner(pixels[looks[name]]) for name, runner in runners.items()}
+            yield (
+                int(index[0]),
+                {
+                    name: {kind: values.cpu().numpy() for kind, values in outputs.items()}
+                    for name, outputs in found.items()
+                },
+            )
+            bar.advance(len(index))
 
 
 @final
 class _Sheet:
     """The answers of one model, filled in batch by batch."""
 
-    def __init__(self, name: str, column: Int64[np.ndarray, " c"], model: Model, images: Images) -> None:
-        self._name, self._column, self._images = name, column, images
+    def __init__(self, name: str, model: Model, images: Images) -> None:
+        self._name, self._images = name, images
         self._predicted = np.empty(len(images), np.int32)
         self._label_logp, self._top_logp = np.empty((2, len(images)), np.float32)
         self._means = ClassMeans(len(images.names), model.num_features) if model.num_features else None
@@ -160,11 +168,10 @@ class _Sheet:
         """Add the outputs of images from ``first`` on."""
         logits = outputs["logits"].astype(np.float64)
         part = slice(first, first + len(logits))
-        labels = self._images.labels[part]
-        found = judged(logits, labels, self._column, first, self._name, self._images)
+        found = judged(logits, first, self._name, self._images)
         self._predicted[part], self._label_logp[part], self._top_logp[part] = found
         if self._means is not None:
-            self._means.add(outputs["features"], labels)
+            self._means.add(outputs["features"], self._images.labels[part])
 
     def result(self) -> Answers:
         """All of them."""

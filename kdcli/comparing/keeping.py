@@ -1,7 +1,7 @@
 """Predictions on disk: ``predictions.safetensors``, so that numbers and figures are made again without a forward."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, final
@@ -38,17 +38,7 @@ class Kept:
             raise OutputExistsError(
                 f"--out {folder} holds something that kd compare did not write", "Choose another folder."
             )
-        self._about: dict[str, Any] = self._read_about() if self._file.is_file() else {}
-
-    def _read_about(self) -> dict[str, Any]:
-        try:
-            with storage_errors(self._file), safe_open(self._file, "numpy") as file:
-                document: dict[str, Any] = json.loads((file.metadata() or {})["kd_compare"])
-        except (SafetensorError, KeyError, ValueError) as error:
-            raise BadDataError(
-                f"{self._file} is not what kd compare wrote: {error}", "Remove it, or choose another --out."
-            ) from error
-        return document
+        self._about = read_predictions(folder, ())[0] if self._file.is_file() else {}
 
     def find(self, images: Images, wanted: Mapping[str, str]) -> dict[str, Answers]:
         """Answers that are here already.
@@ -61,8 +51,7 @@ class Kept:
             return {}
         ids: dict[str, str] = self._about["models"]
         places = {id_: name for name, id_ in ids.items()}
-        with safe_open(self._file, "numpy") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+        _, tensors = read_predictions(self._file.parent)
         return {name: _answers_of(tensors, places[id_]) for name, id_ in wanted.items() if id_ in places}
 
     def write(self, images: Images, answers: Mapping[str, Answers], ids: Mapping[str, str]) -> None:
@@ -91,6 +80,33 @@ class Kept:
     def write_result(self, document: Mapping[str, Any]) -> None:
         """Keep what ``--json`` prints."""
         write_json(self._folder / RESULT, document)
+
+
+def read_predictions(
+    folder: Path, names: Sequence[str] | None = None
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What :class:`Kept` wrote into a folder.
+
+    Args:
+        folder: that ``--out`` named.
+        names: of the arrays to read; None: all.
+
+    Returns:
+        What the predictions are of (images, and id of each model by name), and the arrays.
+
+    Raises:
+        BadDataError: the file is damaged, or something else.
+    """
+    path = folder / PREDICTIONS
+    try:
+        with storage_errors(path), safe_open(path, "numpy") as file:
+            about = json.loads((file.metadata() or {})["kd_compare"])
+            wanted = file.keys() if names is None else names
+            return about, {name: file.get_tensor(name) for name in wanted}
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise BadDataError(
+            f"{path} is not what kd compare wrote: {error}", "Remove it, then run kd compare --out again."
+        ) from error
 
 
 def _answers_of(tensors: Mapping[str, np.ndarray], name: str) -> Answers:

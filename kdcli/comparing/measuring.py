@@ -1,6 +1,7 @@
 """From predictions to a result: pairs, transfers and their summaries (P3 sections 3 and 5.1)."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Int64
@@ -10,6 +11,7 @@ from kdcli.comparing.models import Link
 from kdcli.comparing.result import (
     Change,
     Given,
+    GivenToTeacher,
     Group,
     MethodSummary,
     ModelFacts,
@@ -59,17 +61,23 @@ def pair_of(
     found = flips(ours.predicted, theirs.predicted, labels)
     counts = flips_per_class(ours.predicted, theirs.predicted, labels, classes)
     sizes = np.bincount(labels, minlength=classes)
+    given = _given(ours, theirs, ours.label_logp, theirs.label_logp, labels)
+    certain = _given(ours, theirs, ours.top_logp, theirs.top_logp, labels)
+    assert certain is not None  # the largest log-probability is always kept
     return Pair(
         teacher=teacher,
         student=student,
-        flips=found,
-        chance=floor_of_chance(found.student_accuracy, len(images.names)),
-        independent=floor_of_independence(found.teacher_accuracy, found.student_accuracy),
+        delta_acc=found.delta_acc,
+        rho_pos=found.rho_pos,
+        rho_neg=found.rho_neg,
+        positive=found.positive,
+        negative=found.negative,
+        chance_rho_pos=floor_of_chance(found.student_accuracy, len(images.names)),
+        independent_rho_pos=floor_of_independence(found.teacher_accuracy, found.student_accuracy),
         entropy=entropy(counts),
         per_class=tuple(counts.tolist()),
         top=tuple(_top(percent, counts, sizes, images, similarity) for percent in TOP_SHARES),
-        supervised=_given(ours, theirs, ours.label_logp, theirs.label_logp, labels),
-        unsupervised=_certain(_given(ours, theirs, ours.top_logp, theirs.top_logp, labels)),
+        given_to_teacher=GivenToTeacher(given, certain),
     )
 
 
@@ -98,11 +106,6 @@ def _given(
     return Given(*share_given(mask, ours.predicted, theirs.predicted, labels))
 
 
-def _certain(given: Given | None) -> Given:
-    assert given is not None  # the largest log-probability is always kept
-    return given
-
-
 # --- transfers --------------------------------------------------------------------------------
 
 
@@ -118,50 +121,48 @@ def changes_of(
         equal_within: see :func:`kdcli.metrics.transfer_summary.strength`.
     """
     first: dict[str, tuple[str, tuple[str, ...], int]] = {}  # after -> student, teachers so far, stage
-    going_on = {link.student for link in links}
     found = []
     for link in links:
         student, teachers, stage = first.get(link.student, (link.student, (), 0))
         teachers = tuple(dict.fromkeys((*teachers, *link.teachers)))
         first[link.after] = student, teachers, stage + 1
+        stages = replace(link, student=student, teachers=teachers)  # all up to this one, as one transfer
         found.append(
-            _change(
-                link, student, teachers, stage + 1, link.after not in going_on, answers, images, equal_within
-            )
+            replace(_change(stages, answers, images, equal_within), origin=link.student, stage=stage + 1)
         )
     return tuple(found)
 
 
-def _change(
-    link: Link,
-    student: str,
-    teachers: tuple[str, ...],
-    stage: int,
-    last: bool,
-    answers: Mapping[str, Answers],
-    images: Images,
-    equal_within: float,
-) -> Change:
-    labels, before, after = images.labels, answers[student].predicted, answers[link.after].predicted
-    taught = [answers[name].predicted for name in teachers]
+def _change(link: Link, answers: Mapping[str, Answers], images: Images, equal_within: float) -> Change:
+    labels, before, after = images.labels, answers[link.student].predicted, answers[link.after].predicted
+    taught = [answers[name].predicted for name in link.teachers]
     # Without a teacher there is no complementary knowledge: the student itself has none for itself.
     teacher = best_of(taught, labels) if len(taught) > 1 else taught[0] if taught else before
     delta_acc = None
     if taught:
         best = max(int((each == labels).sum()) for each in taught)
         delta_acc = (best - int((before == labels).sum())) / len(labels)
+    counts = transfer(before, after, teacher, labels)
     return Change(
         method=link.method,
-        teachers=teachers,
-        student=student,
+        teachers=link.teachers,
+        student=link.student,
         origin=link.student,
         after=link.after,
-        stage=stage,
-        last=last,
-        transfer=transfer(before, after, teacher, labels),
+        stage=1,
         delta_acc=delta_acc,
         strength=None if delta_acc is None else strength(delta_acc, equal_within),
-        rates=transfer_rates(before, after, teacher, labels, images.present),
+        delta_transf=counts.delta_transf,
+        delta_rho_pos=counts.delta_rho_pos,
+        delta_rho_neg=counts.delta_rho_neg,
+        gain=counts.gain,
+        gain_per_image=counts.gained / counts.images,
+        loss=counts.loss,
+        loss_per_image=counts.lost / counts.images,
+        both_wrong_now_right=counts.found_share,
+        both_wrong_now_right_per_image=counts.found / counts.images,
+        counts=counts,
+        transfer_rate=transfer_rates(before, after, teacher, labels, images.present),
     )
 
 
@@ -186,44 +187,34 @@ def summaries(
 def _summary(
     method: str, own: Sequence[Change], models: Mapping[str, ModelFacts], at: np.ndarray | None
 ) -> MethodSummary:
-    taught = [(each.delta_acc, each.transfer.delta_transf) for each in own if each.delta_acc is not None]
+    taught = [(each.delta_acc, each.delta_transf) for each in own if each.delta_acc is not None]
     by_student = grouped(own, lambda each: each.student)
-    by_strength = grouped(
-        (each for each in own if each.strength is not None), lambda each: str(each.strength)
-    )
+    by_strength = grouped((each for each in own if each.strength), lambda each: str(each.strength))
     by_family = grouped(own, lambda each: models[each.student].family)
+    rates = success_rates([each.student for each in own], [each.delta_transf for each in own])
     return MethodSummary(
         method=method,
-        success_rate=median(
-            success_rates(
-                [each.student for each in own], [each.transfer.delta_transf for each in own]
-            ).values()
-        ),
+        success_rate_median=median(rates.values()),
         whole=_group(own),
         by_strength={name: _group(by_strength[name]) for name in STRENGTHS if name in by_strength},
         bins=binned([a for a, _ in taught], [t for _, t in taught], at) if taught and at is not None else (),
         by_family={models[each[0].student].family: _group(each) for each in by_family.values()},
         by_student=tuple(
-            StudentGroup(
-                name, models[name].family, models[name].parameters, models[name].accuracy, _group(each)
-            )
-            for name, each in sorted(by_student.items(), key=lambda item: _size(models[item[0]]))
+            StudentGroup(name, model.family, model.parameters, model.accuracy, _group(by_student[name]))
+            for name, model in sorted(models.items(), key=lambda item: (item[1].parameters or 0, item[0]))
+            if name in by_student
         ),
     )
 
 
-def _size(model: ModelFacts) -> tuple[int, str]:
-    return model.parameters or 0, model.name
-
-
 def _group(changes: Sequence[Change]) -> Group:
-    transfers = [change.transfer for change in changes]
+    taught = [each for each in changes if each.teachers]
     return Group(
-        success_rate=success_rate([each.delta_transf for each in transfers]),
-        delta_transf=mean_of(each.delta_transf for each in transfers),
-        delta_rho_pos=mean_of(change.transfer.delta_rho_pos for change in changes if change.teachers),
-        delta_rho_neg=mean_of(change.transfer.delta_rho_neg for change in changes if change.teachers),
-        gain=mean_of(each.gain for each in transfers),
-        loss=mean_of(each.loss for each in transfers),
-        rates={percent: mean_of(change.rates[percent] for change in changes) for percent in TOP_SHARES},
+        success_rate=success_rate([each.delta_transf for each in changes]),
+        delta_transf=mean_of(each.delta_transf for each in changes),
+        delta_rho_pos=mean_of(each.delta_rho_pos for each in taught),
+        delta_rho_neg=mean_of(each.delta_rho_neg for each in taught),
+        gain=mean_of(each.gain for each in changes),
+        loss=mean_of(each.loss for each in changes),
+        rates={percent: mean_of(each.transfer_rate[percent] for each in changes) for percent in TOP_SHARES},
     )

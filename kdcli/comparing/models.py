@@ -1,4 +1,4 @@
-"""From MODEL words to what is compared: models by name, and which of them were distilled from which."""
+"""MODEL words become models by name, and links: which of them was distilled from which."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -189,7 +189,7 @@ def _read_after(word: str, cached: Mapping[str, TeacherRecord], found: Field) ->
     if parts is None:
         raise UsageError(
             f"--after {word} is not METHOD,TEACHER,STUDENT=MODEL",
-            "For example --after dp,big,small=runs/dp; runs of kd train-student say so themselves: kd compare runs/dp",
+            "For example --after dp,big,small=runs/dp; runs of kd train-student record it: kd compare runs/dp",
         )
     method, teachers, student, text = parts.groups()
     for each in (*teachers.split(SEVERAL), student):
@@ -208,7 +208,7 @@ def _read_after(word: str, cached: Mapping[str, TeacherRecord], found: Field) ->
     return Link(method, tuple(teachers.split(SEVERAL)), student, name)
 
 
-# --- what runs say about themselves -----------------------------------------------------------
+# --- what runs record -------------------------------------------------------------------------
 
 
 def _link(runs: Mapping[str, Run], cached: Mapping[str, TeacherRecord], found: Field) -> None:

@@ -1,10 +1,11 @@
 """What a comparison gives."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, final
 
-from kdcli.metrics.flips import Flips, Transfer
+from kdcli.documents import declared
+from kdcli.metrics.flips import Transfer
 from kdcli.metrics.transfer_summary import Bin, Mean, Strength
 from kdcli.models.properties import Family
 
@@ -60,59 +61,50 @@ class Given:
 
 @final
 @dataclass(frozen=True, slots=True)
+class GivenToTeacher:
+    """What partitioning by either mask gives to the teacher; None where the cache lacks the log-probabilities."""
+
+    supervised: Given | None
+    unsupervised: Given
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class Pair:
-    """A teacher against a student (P3 section 3).
+    """A teacher against a student (P3 section 3); shares are fractions of the images.
 
     Attributes:
         teacher, student: names.
-        flips: counts.
-        chance: rho_pos of a teacher that guesses, (1 - acc_s) / C.
-        independent: rho_pos of one as accurate whose errors are random, acc_t (1 - acc_s).
+        delta_acc: accuracy of the teacher less that of the student.
+        rho_pos, rho_neg: shares of positive and negative flips.
+        positive, negative: their numbers.
+        chance_rho_pos: rho_pos of a teacher that guesses, (1 - acc_s) / C.
+        independent_rho_pos: rho_pos of one as accurate whose errors are random, acc_t (1 - acc_s).
         entropy: of the positive flips over classes, in nats; None without flips.
         per_class: positive flips of each class, in the order of the result's classes.
         top: classes with the most of them.
-        supervised, unsupervised: what partitioning by either mask gives to the teacher; None where the cache
-            does not keep the log-probabilities.
+        given_to_teacher: by data partitioning.
     """
 
     teacher: str
     student: str
-    flips: Flips
-    chance: float
-    independent: float
+    delta_acc: float
+    rho_pos: float
+    rho_neg: float
+    positive: int
+    negative: int
+    chance_rho_pos: float
+    independent_rho_pos: float
     entropy: float | None
     per_class: tuple[int, ...]
     top: tuple[TopClasses, ...]
-    supervised: Given | None
-    unsupervised: Given
-
-    def document(self) -> dict[str, Any]:
-        """As JSON; shares are fractions."""
-        f = self.flips
-        return {
-            "teacher": self.teacher,
-            "student": self.student,
-            "delta_acc": f.delta_acc,
-            "rho_pos": f.rho_pos,
-            "rho_neg": f.rho_neg,
-            "positive": f.positive,
-            "negative": f.negative,
-            "chance_rho_pos": self.chance,
-            "independent_rho_pos": self.independent,
-            "entropy": self.entropy,
-            "per_class": list(self.per_class),
-            "top": [asdict(each) | {"classes": list(each.classes)} for each in self.top],
-            "given_to_teacher": {
-                "supervised": None if self.supervised is None else asdict(self.supervised),
-                "unsupervised": asdict(self.unsupervised),
-            },
-        }
+    given_to_teacher: GivenToTeacher
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A student before and after it was distilled (P3 section 5.1).
+    """A student before and after it was distilled (P3 section 5.1); shares are fractions.
 
     Attributes:
         method: that distilled it.
@@ -121,11 +113,13 @@ class Change:
         origin: name of the model that this stage started from; without a sequence the student.
         after: name of the model after.
         stage: number (from 1) of the stage in a sequence of teachers; 1 where there is no sequence.
-        last: whether no further stage follows.
-        transfer: counts; of a sequence against all teachers so far (right where any is).
         delta_acc: accuracy of the (best) teacher less that of the student before; None without a teacher.
         strength: of the teacher.
-        rates: transfer rate of the top-X % classes.
+        delta_transf, delta_rho_pos, delta_rho_neg, gain, loss: see :class:`~kdcli.metrics.flips.Transfer`.
+        both_wrong_now_right: its ``found_share``.
+        gain_per_image, loss_per_image, both_wrong_now_right_per_image: the same of all images.
+        counts: that these are made of; of a sequence against all teachers so far (right where any is).
+        transfer_rate: of the top-X % classes, by X.
     """
 
     method: str
@@ -134,36 +128,19 @@ class Change:
     origin: str
     after: str
     stage: int
-    last: bool
-    transfer: Transfer
     delta_acc: float | None
     strength: Strength | None
-    rates: Mapping[int, float | None]
-
-    def document(self) -> dict[str, Any]:
-        """As JSON; shares are fractions."""
-        t = self.transfer
-        return {
-            "method": self.method,
-            "teachers": list(self.teachers),
-            "student": self.student,
-            "origin": self.origin,
-            "after": self.after,
-            "stage": self.stage,
-            "delta_acc": self.delta_acc,
-            "strength": self.strength,
-            "delta_transf": t.delta_transf,
-            "delta_rho_pos": t.delta_rho_pos,
-            "delta_rho_neg": t.delta_rho_neg,
-            "gain": t.gain,
-            "gain_per_image": t.gained / t.images,
-            "loss": t.loss,
-            "loss_per_image": t.lost / t.images,
-            "both_wrong_now_right": t.found_share,
-            "both_wrong_now_right_per_image": t.found / t.images,
-            "counts": asdict(t),
-            "transfer_rate": {str(percent): rate for percent, rate in self.rates.items()},
-        }
+    delta_transf: float
+    delta_rho_pos: float
+    delta_rho_neg: float
+    gain: float | None
+    gain_per_image: float
+    loss: float | None
+    loss_per_image: float
+    both_wrong_now_right: float | None
+    both_wrong_now_right_per_image: float
+    counts: Transfer
+    transfer_rate: Mapping[int, float | None]
 
 
 @final
@@ -174,7 +151,7 @@ class Group:
     Attributes:
         success_rate: share of them with Delta_transf > 0.
         delta_transf, delta_rho_pos, delta_rho_neg, gain, loss: means with population standard deviations.
-        rates: mean transfer rate of the top-X % classes.
+        rates: mean transfer rate of the top-X % classes, by X.
     """
 
     success_rate: float
@@ -184,10 +161,6 @@ class Group:
     gain: Mean
     loss: Mean
     rates: Mapping[int, Mean]
-
-    def document(self) -> dict[str, Any]:
-        """As JSON."""
-        return asdict(self) | {"rates": {str(percent): asdict(mean) for percent, mean in self.rates.items()}}
 
 
 @final
@@ -209,7 +182,7 @@ class MethodSummary:
 
     Attributes:
         method: its name.
-        success_rate: median over students of the share of teachers with Delta_transf > 0 (P3 Fig. 4a).
+        success_rate_median: over students, of the share of teachers with Delta_transf > 0 (P3 Fig. 4a).
         whole: all transfers.
         by_strength: those from weaker, equal and stronger teachers, where there are any.
         bins: of Delta_acc, with the mean of the best quarter of each (P3 Fig. 4b).
@@ -218,7 +191,7 @@ class MethodSummary:
     """
 
     method: str
-    success_rate: float
+    success_rate_median: float
     whole: Group
     by_strength: Mapping[Strength, Group]
     bins: tuple[Bin, ...]
@@ -226,25 +199,12 @@ class MethodSummary:
     by_student: tuple[StudentGroup, ...]
 
     def document(self) -> dict[str, Any]:
-        """As JSON."""
-        return {
-            "method": self.method,
-            "success_rate_median": self.success_rate,
-            **self.whole.document(),
-            "by_strength": {name: group.document() for name, group in self.by_strength.items()},
-            "bins": [asdict(each) for each in self.bins],
-            "by_family": {name: group.document() for name, group in self.by_family.items()},
-            "by_student": [
-                {
-                    "student": each.student,
-                    "family": each.family,
-                    "parameters": each.parameters,
-                    "accuracy": each.accuracy,
-                    **each.group.document(),
-                }
-                for each in self.by_student
-            ],
-        }
+        """As JSON: the numbers of a group stand beside what the group is of."""
+        parts = declared(self)
+        whole, students = parts.pop("whole"), parts.pop("by_student")
+        method, success = parts.pop("method"), parts.pop("success_rate_median")
+        flat = [{**each, **each.pop("group")} for each in students]
+        return {"method": method, "success_rate_median": success, **whole, **parts, "by_student": flat}
 
 
 @final
@@ -276,9 +236,9 @@ class CompareResult:
         """As JSON."""
         return {
             "data": dict(self.data),
-            "models": {name: asdict(model) for name, model in self.models.items()},
-            "pairs": [pair.document() for pair in self.pairs],
-            "transfers": [change.document() for change in self.changes],
+            "models": {name: declared(model) for name, model in self.models.items()},
+            "pairs": [declared(pair) for pair in self.pairs],
+            "transfers": [declared(change) for change in self.changes],
             "methods": [method.document() for method in self.methods],
             "class_similarity": None if self.similarity is None else dict(self.similarity),
             "equal_within": self.equal_within,

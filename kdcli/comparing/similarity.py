@@ -22,7 +22,7 @@ class ClassSimilarity:
     Attributes:
         matrix: of any two; the diagonal is not read.
         source: where it comes from, for the result.
-        substitute: whether it is made of a model's features, where P3 asks a language model (CLIP).
+        substitute: whether it is made of a model's features, where P3 takes a language model (CLIP).
     """
 
     matrix: Float64[np.ndarray, "c c"]

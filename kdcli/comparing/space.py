@@ -19,7 +19,7 @@ _HINT = (
 @final
 @dataclass(frozen=True, slots=True)
 class Classes:
-    """What a model says about its logits.
+    """The classes of a model's logits.
 
     Attributes:
         names: of its classes, in order of the logits; None where it does not know them.
@@ -50,11 +50,11 @@ def one_space(data: tuple[str, ...] | None, models: Mapping[str, Classes]) -> Sp
     """The label space of models and images.
 
     Models that do not know their classes' names are taken to have those of the data set, in its order,
-    where they have as many; that is said.
+    where they have as many, with a warning.
 
     Args:
         data: class names of the images.
-        models: what each model says about its classes.
+        models: the classes of each model.
 
     Raises:
         BadDataError: models of different classes, images of classes that they do not know, or names missing.
@@ -96,7 +96,7 @@ def _in_order(data: tuple[str, ...], names: tuple[str, ...], model: str) -> tupl
 def _assumed(name: str, count: int, data: tuple[str, ...], names: tuple[str, ...]) -> tuple[str, ...]:
     if count != len(data) or len(names) != len(data):
         raise BadDataError(
-            f"'{name}' does not say which {count} classes it knows, and the images have {len(data)}",
+            f"'{name}' has {count} classes without names, and the images have {len(data)}",
             "Give a model with class names (label_names in its config.json), as kd train-student exports it.",
         )
     console.warn(

@@ -9,7 +9,6 @@ OUT/result.json                       the result; its presence marks the run as 
 With ``--heads per-data-set`` each joint teacher has such a folder, OUT/NAME.
 """
 
-import json
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any, final
@@ -18,8 +17,8 @@ import torch
 
 from kdcli.cache.cacheset import CacheSet
 from kdcli.console import console
-from kdcli.errors import OutputExistsError, UsageError
-from kdcli.files import read_json, storage_errors, write_json
+from kdcli.errors import UsageError
+from kdcli.files import storage_errors, write_json
 from kdcli.fusing.config import FuseConfig
 from kdcli.fusing.parents import choose_parents
 from kdcli.fusing.samples import Samples, choose_samples, data_set_names
@@ -30,17 +29,16 @@ from kdcli.models.fused_folder import DESCRIPTION, WEIGHTS, Ancestor, FusedFolde
 from kdcli.models.fused_network import joint_spec
 from kdcli.options.resolving import created_by
 from kdcli.runtime import StopFlag, pick_device, stop_signals, versions
-from kdcli.training.rundir import finished_result, forget_checkpoints, require_folder
-from kdcli.types import differences
+from kdcli.training.rundir import finished_result, forget_checkpoints, require_folder, require_same_identity
 
 DEFAULT_CHANNELS = 512
 """Of every fused map: those of ResNet-18 before its pooling (P4 section 4.5)."""
 
 
 def fuse_teachers(config: FuseConfig) -> dict[str, Any]:
-    """Train one joint teacher, or one a data set, and write what they say into the caches if asked to.
+    """Train one joint teacher, or one per data set, and write their outputs into the caches if asked to.
 
-    A rerun goes on where it was; a finished one only says its result.
+    A rerun resumes; of a finished run it returns the result.
 
     Returns:
         ``{"joint": {NAME: result}}``: one result, named after OUT, with shared heads; else one a data set.
@@ -123,20 +121,8 @@ def _prepare(config: FuseConfig, typed: FuseConfig | None = None) -> _Prepared:
     if config.write_back is not None:
         require_name(config, caches, folder)
     if not config.overwrite:
-        _require_same_run(config, identity)
+        require_same_identity(config.out, identity)
     return _Prepared(config, samples, folder, identity, created_by(typed or config))
-
-
-def _require_same_run(config: FuseConfig, identity: dict[str, Any]) -> None:
-    marker = config.out / "run.json"
-    if not marker.is_file():
-        return
-    found = differences(read_json(marker).get("identity", {}), json.loads(json.dumps(identity)))
-    if found:
-        raise OutputExistsError(
-            f"--out {config.out} holds another run: {'; '.join(map(str, found[:8]))}",
-            "Choose another --out, or add --overwrite to start anew.",
-        )
 
 
 def _complete(prepared: _Prepared, stop: StopFlag) -> dict[str, Any]:
@@ -200,7 +186,7 @@ def _specs(prepared: _Prepared) -> dict[str, str]:
 
 
 def _tests(prepared: _Prepared) -> dict[str, str]:
-    """Digest of the keys of each data set's test images: whoever else was tested on them can be told."""
+    """Digest of the keys of each data set's test images: other results on the same images are found by it."""
     heads = list(prepared.folder.spec.heads)
     members = prepared.samples.caches.members[len(heads) :]
     return {head: member.manifest.data.keys for head, member in zip(heads, members, strict=False)}

@@ -81,7 +81,7 @@ def _require_labels(caches: CacheSet) -> None:
 
 
 def _array(caches: CacheSet, record: TeacherRecord, levels: LevelsName, tap: str | None) -> str:
-    """The array of one teacher, which some cache may lack; a map that was not named is told by its size."""
+    """The array of one teacher, which some cache may lack; a map that was not named is found by its size."""
     if levels == "L1":
         return "features"
     held = [m.teachers[record.name] for m in caches.members if record.name in m.teachers]

@@ -51,7 +51,7 @@ class Samples:
     test: Rows
 
     def inputs(self, rows: Rows, device: str) -> list[Tensor]:
-        """What the parents said of view 0 of some rows, as the joint teacher takes it."""
+        """The parents' outputs at view 0 of some rows, as the joint teacher takes them."""
         found = [self.caches.gather(source.record.name, source.array, rows) for source in self.sources]
         return [torch.from_numpy(values).to(device).float() for values in found]
 

@@ -63,7 +63,7 @@ class Training:
         """Train from the last checkpoint to the end; the joint teacher is then the epoch that was selected.
 
         Returns:
-            ``epoch`` that was selected, and what metrics.jsonl says of it.
+            ``epoch`` that was selected, and its line of metrics.jsonl.
 
         Raises:
             DivergedError: the loss is not finite.
@@ -84,10 +84,10 @@ class Training:
             document = progress.close_epoch(facts)
             append_metrics(metrics, document)
             save_checkpoint(state, self._stateful, progress)
-            said = ", ".join(
+            shown = ", ".join(
                 f"{k} {v:.4f}" for k, v in document.items() if k in ("loss", "val_top1", "test_top1")
             )
-            console.note(f"epoch {number}/{self._config.epochs}: {said}")
+            console.note(f"epoch {number}/{self._config.epochs}: {shown}")
         epoch = self._config.epochs
         if self._best is not None:
             self._best.restore(self._joint)

@@ -1,4 +1,4 @@
-"""``--write-back NAME``: what a joint teacher says, from its parents' cached outputs; no parent runs."""
+"""``--write-back NAME``: a joint teacher's outputs, computed from its parents' cached outputs; no parent runs."""
 
 import shlex
 import time
@@ -98,7 +98,7 @@ def made_of(folder: FusedFolder) -> dict[str, str]:
 
 @final
 class _Writing:
-    """One cache being filled with what the joint teacher says by one of its heads."""
+    """One cache being filled with the outputs of one head of the joint teacher."""
 
     def __init__(
         self, config: FuseConfig, folder: FusedFolder, joint: JointTeacher, head: str, reader: CacheReader

@@ -161,7 +161,7 @@ def score_scatter(points: Sequence[tuple[str, float, float]], metric: str, name:
 
 
 def _rank_correlation(points: Sequence[tuple[str, float, float]]) -> float | None:
-    """Spearman's; None where one side is constant, or for so few points that it says nothing."""
+    """Spearman's; None where one side is constant, or for fewer than three points."""
     from scipy.stats import spearmanr
 
     scores = [score for _, score, _ in points]
@@ -225,18 +225,13 @@ def training_curves(
 ) -> Chart:
     """The loss and its parts over the epochs, one panel per run."""
     parts = list(dict.fromkeys(part for epochs in histories.values() for part in _parts(epochs)))
-    columns = min(3, len(histories))
-    lines = math.ceil(len(histories) / columns)
+    lines, columns = shape_of(len(histories))
 
     def draw(look: Look) -> "Figure":
-        from matplotlib.ticker import MaxNLocator
-
         figure = figure_of(WIDE if columns == 3 else NARROW, 0.4 + 2.15 * lines)
         figure.set_layout_engine("constrained", wspace=0.06, hspace=0.08)
-        panels = figure.subplots(lines, columns, squeeze=False)
-        for axes in panels.flat[len(histories) :]:
-            axes.remove()
-        for place, (axes, (run, epochs)) in enumerate(zip(panels.flat, histories.items(), strict=False)):
+        panels = panels_of(figure, len(histories))
+        for place, (axes, (run, epochs)) in enumerate(zip(panels, histories.items(), strict=True)):
             marker = "o" if len(epochs) == 1 else None
             numbers = epoch_numbers(epochs)
             loss = finite([epoch.get("loss") for epoch in epochs])
@@ -247,10 +242,7 @@ def training_curves(
                 axes.plot(numbers, values, color=look.series[number], dashes=dashes, linewidth=1.5,
                           marker=marker, markersize=3)  # fmt: skip
             axes.set_title(short(run), color=look.ink)
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            if place >= (lines - 1) * columns:
-                axes.set_xlabel("epoch")
-            open_axes(axes)
+            epoch_axis(axes, "epoch" if place >= (lines - 1) * columns else "")
         return figure
 
     marks = [Mark("loss", "ink", width=2.4)]
@@ -268,8 +260,6 @@ def accuracy_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], key: s
     """
 
     def draw(look: Look) -> "Figure":
-        from matplotlib.ticker import MaxNLocator
-
         figure = figure_of(NARROW, 3.6)
         axes = figure.subplots()
         for index, epochs in enumerate(histories.values()):
@@ -278,10 +268,8 @@ def accuracy_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], key: s
             values = [100 * value for value in finite([epoch.get(key) for epoch in epochs])]
             marker = "o" if len(epochs) == 1 else None
             axes.plot(numbers, values, color=look.series[number], dashes=dashes, linewidth=1.6, marker=marker)
-        axes.set_xlabel("epoch")
         axes.set_ylabel("accuracy, %")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        open_axes(axes)
+        epoch_axis(axes)
         return figure
 
     marks = tuple(Mark(short(run), *_spread(index)) for index, run in enumerate(histories))
@@ -330,7 +318,7 @@ def _line(index: int) -> tuple[int, tuple[float, ...]]:
 
 
 def _spread(index: int) -> tuple[int, str, tuple[float, ...]]:
-    """What a legend says of line number ``index``: colour, no marker, dashes."""
+    """Legend entry of line number ``index``: colour, no marker, dashes."""
     number, dashes = _line(index)
     return number, "", dashes
 
@@ -341,10 +329,33 @@ def short(name: str) -> str:
     return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
 
 
+def shape_of(count: int) -> tuple[int, int]:
+    """Rows and columns of so many panels, three in a row at the most."""
+    columns = min(3, count)
+    return math.ceil(count / columns), columns
+
+
+def panels_of(figure: "Figure", count: int) -> "list[Axes]":
+    """So many panels, in rows of three at the most."""
+    grid = figure.subplots(*shape_of(count), squeeze=False)
+    for axes in grid.flat[count:]:
+        axes.remove()
+    return list(grid.flat[:count])
+
+
 def open_axes(axes: "Axes") -> None:
     """No frame, and lines to read values by."""
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.grid(axis="y")
+
+
+def epoch_axis(axes: "Axes", title: str = "epoch") -> None:
+    """Open axes over whole epochs."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlabel(title)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    open_axes(axes)
 
 
 def _named_rows(axes: "Axes", look: Look, names: Sequence[str]) -> None:

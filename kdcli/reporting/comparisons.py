@@ -1,18 +1,17 @@
 """Comparisons of a report: flips, transfers, confusion and classes, of what ``kd compare`` wrote."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
 import numpy as np
 from jaxtyping import Float, Int64
-from safetensors import SafetensorError, safe_open
 
+from kdcli.comparing.keeping import read_predictions
 from kdcli.errors import BadDataError
-from kdcli.files import storage_errors
 from kdcli.reporting import charts
+from kdcli.reporting.cells import number, percent, points, word
 from kdcli.reporting.charts import Costed
-from kdcli.reporting.document import Cell, Column, Notes, Part, Section, Table, number, percent, points, word
+from kdcli.reporting.document import Column, Columns, Notes, Part, Section, Table, tabulate
 from kdcli.reporting.material import Compared
 from kdcli.reporting.matrices import class_gains, confusion_chart, flips_chart
 
@@ -22,6 +21,9 @@ MOST_CLASSES = 200
 MOST_GAINS = 20
 _MOST_CONFUSED = 15
 _MOST_IN_CHART = 12
+_NO_PREDICTIONS = (
+    "Confusion and gains by class need the predictions: kd compare --out DIR, then kd report DIR."
+)
 
 
 def comparison_sections(comparisons: Sequence[Compared]) -> list[Section]:
@@ -56,64 +58,44 @@ def _section(compared: Compared, suffix: str, name: str) -> Section:
     if cost is not None:
         parts.append(cost)
     if document["pairs"]:
-        parts += _flips(document, name)
+        parts += _flips(document["pairs"], name)
     if document["transfers"]:
         parts.append(_transfers(document, f"{name}-transfers"))
     if document.get("methods"):
         parts.append(_methods(document, f"{name}-methods"))
     if compared.folder is None:
-        parts.append(
-            Notes(
-                (
-                    "Confusion and gains by class need the predictions: kd compare --out DIR, then kd report DIR.",
-                )
-            )
-        )
+        parts.append(Notes((_NO_PREDICTIONS,)))
     else:
         parts += _by_class(_Predictions(compared), document, name)
     return Section(f"Comparison{suffix}", tuple(parts))
 
 
 def _models(document: Mapping[str, Any], name: str) -> Table:
-    columns = (
-        Column("Model", "name"), Column("Architecture", "text"), Column("Family", "text"), Column("Parameters, M"),
-        Column("Accuracy, %", best="high"), Column("Is", "text"),
-    )  # fmt: skip
-    rows = tuple(
-        (
-            Cell(key, key),
-            word(model["architecture"]),
-            word(model["family"]),
-            number(model["parameters"], 2, 1e6),
-            percent(model["accuracy"]),
-            word("as it was" if model["base"] else "after a transfer"),
-        )
-        for key, model in document["models"].items()
-    )
-    return Table(name, columns, rows).trimmed()
+    columns: Columns = {
+        Column("Model", "name"): lambda model: word(model["name"]),
+        Column("Architecture", "text"): lambda model: word(model["architecture"]),
+        Column("Family", "text"): lambda model: word(model["family"]),
+        Column("Parameters, M"): lambda model: number(model["parameters"], 2, 1e6),
+        Column("Accuracy, %", best="high"): lambda model: percent(model["accuracy"]),
+        Column("Is", "text"): lambda model: word("as it was" if model["base"] else "after a transfer"),
+    }
+    return tabulate(name, document["models"].values(), columns)
 
 
-def _flips(document: Mapping[str, Any], name: str) -> list[Part]:
-    columns = (
-        Column("Teacher", "name"), Column("Student", "text"), Column("Difference of accuracy, points"),
-        Column("Positive flips, %"), Column("Negative flips, %"), Column("By chance, %"),
-        Column("If independent, %"), Column("Entropy, nats"), Column("Top 10 % in", "note"),
-    )  # fmt: skip
-    pairs = document["pairs"]
-    rows = tuple(
-        (
-            Cell(pair["teacher"], pair["teacher"]),
-            word(pair["student"]),
-            points(pair["delta_acc"]),
-            percent(pair["rho_pos"]),
-            percent(pair["rho_neg"]),
-            percent(pair["chance_rho_pos"]),
-            percent(pair["independent_rho_pos"]),
-            number(pair["entropy"], 2),
-            word(", ".join(next((top["classes"] for top in pair["top"] if top["percent"] == 10), [])[:4])),
-        )
-        for pair in pairs
-    )
+def _flips(pairs: Sequence[Mapping[str, Any]], name: str) -> list[Part]:
+    columns: Columns = {
+        Column("Teacher", "name"): lambda pair: word(pair["teacher"]),
+        Column("Student", "text"): lambda pair: word(pair["student"]),
+        Column("Difference of accuracy, points"): lambda pair: points(pair["delta_acc"]),
+        Column("Positive flips, %"): lambda pair: percent(pair["rho_pos"]),
+        Column("Negative flips, %"): lambda pair: percent(pair["rho_neg"]),
+        Column("By chance, %"): lambda pair: percent(pair["chance_rho_pos"]),
+        Column("If independent, %"): lambda pair: percent(pair["independent_rho_pos"]),
+        Column("Entropy, nats"): lambda pair: number(pair["entropy"], 2),
+        Column("Top 10 % in", "note"): lambda pair: word(
+            ", ".join(next((top["classes"] for top in pair["top"] if top["percent"] == 10), [])[:4])
+        ),
+    }
     names = list(dict.fromkeys(pair[side] for side in ("teacher", "student") for pair in pairs))
     parts: list[Part] = []
     if len(names) <= _MOST_IN_CHART:
@@ -125,53 +107,40 @@ def _flips(document: Mapping[str, Any], name: str) -> list[Part]:
             "student of the column wrong (P3 section 3)."
         )
         parts.append(flips_chart(names, shares, f"{name}-flips-chart", caption))
-    parts.append(Table(f"{name}-flips", columns, rows, "Flips").trimmed())
-    return parts
+    return [*parts, tabulate(f"{name}-flips", pairs, columns, "Flips")]
 
 
 def _transfers(document: Mapping[str, Any], name: str) -> Table:
-    columns = (
-        Column("After", "name"), Column("Method", "text"), Column("Teacher", "text"), Column("Student", "text"),
-        Column("Teacher ahead, points"), Column("Gain of accuracy, points", best="high"),
-        Column("Knowledge gained, %"), Column("Knowledge lost, %"), Column("Both wrong, now right, %"),
-    )  # fmt: skip
-    rows = tuple(
-        (
-            Cell(each["after"], each["after"]),
-            word(each["method"]),
-            word(" + ".join(each["teachers"])),
-            word(each["student"]),
-            points(each["delta_acc"]),
-            points(each["delta_transf"], 2),
-            percent(each["gain"]),
-            percent(each["loss"]),
-            percent(each["both_wrong_now_right"] if each["teachers"] else None),
-        )
-        for each in document["transfers"]
-    )
+    columns: Columns = {
+        Column("After", "name"): lambda each: word(each["after"]),
+        Column("Method", "text"): lambda each: word(each["method"]),
+        Column("Teacher", "text"): lambda each: word(" + ".join(each["teachers"])),
+        Column("Student", "text"): lambda each: word(each["student"]),
+        Column("Teacher ahead, points"): lambda each: points(each["delta_acc"]),
+        Column("Gain of accuracy, points", best="high"): lambda each: points(each["delta_transf"], 2),
+        Column("Knowledge gained, %"): lambda each: percent(each["gain"]),
+        Column("Knowledge lost, %"): lambda each: percent(each["loss"]),
+        Column("Both wrong, now right, %"): lambda each: percent(
+            each["both_wrong_now_right"] if each["teachers"] else None
+        ),
+    }
     note = "Gained of what the teacher knew and the student did not, lost of what the student knew (P3 section 5.1)."
-    return Table(name, columns, rows, "Students after a transfer", (note,)).trimmed()
+    return tabulate(name, document["transfers"], columns, "Students after a transfer", (note,))
 
 
 def _methods(document: Mapping[str, Any], name: str) -> Table:
-    columns = (
-        Column("Method", "name"), Column("Transfers"), Column("Success rate, %", best="high"),
-        Column("Gain of accuracy, points, mean", best="high"), Column("Std"), Column("Knowledge gained, %"),
-        Column("Knowledge lost, %"),
-    )  # fmt: skip
-    rows = tuple(
-        (
-            Cell(each["method"], each["method"]),
-            number(each["delta_transf"]["count"], 0),
-            percent(each["success_rate_median"]),
-            points(each["delta_transf"]["mean"], 2),
-            percent(each["delta_transf"]["std"]),
-            percent(each["gain"]["mean"]),
-            percent(each["loss"]["mean"]),
-        )
-        for each in document["methods"]
-    )
-    return Table(name, columns, rows, "Methods").trimmed()
+    columns: Columns = {
+        Column("Method", "name"): lambda each: word(each["method"]),
+        Column("Transfers"): lambda each: number(each["delta_transf"]["count"], 0),
+        Column("Success rate, %", best="high"): lambda each: percent(each["success_rate_median"]),
+        Column("Gain of accuracy, points, mean", best="high"): lambda each: points(
+            each["delta_transf"]["mean"], 2
+        ),
+        Column("Std"): lambda each: percent(each["delta_transf"]["std"]),
+        Column("Knowledge gained, %"): lambda each: percent(each["gain"]["mean"]),
+        Column("Knowledge lost, %"): lambda each: percent(each["loss"]["mean"]),
+    }
+    return tabulate(name, document["methods"], columns, "Methods")
 
 
 # --- by class ---------------------------------------------------------------------------------
@@ -187,25 +156,18 @@ class _Predictions:
 
     def __init__(self, compared: Compared) -> None:
         assert compared.folder is not None
-        path = compared.folder / "predictions.safetensors"
-        try:
-            with storage_errors(path), safe_open(path, "numpy") as file:
-                about = json.loads((file.metadata() or {})["kd_compare"])
-                self.labels: Int64[np.ndarray, " n"] = file.get_tensor("labels").astype(np.int64)
-                self.of = {
-                    name: file.get_tensor(f"{name}/predicted").astype(np.int64)
-                    for name in about["models"]
-                    if name in compared.document["models"]
-                }
-        except (SafetensorError, KeyError, ValueError) as error:
-            raise BadDataError(
-                f"{path} is not what kd compare wrote: {error}", "Run kd compare --out again."
-            ) from error
+        about, tensors = read_predictions(compared.folder)
+        self.labels: Int64[np.ndarray, " n"] = tensors["labels"].astype(np.int64)
+        self.of = {
+            name: tensors[f"{name}/predicted"].astype(np.int64)
+            for name in about["models"]
+            if name in compared.document["models"]
+        }
         self.classes = [str(name) for name in about["images"]["classes"]]
         self.present = len(compared.document["data"]["classes"])
         if about["images"]["keys"] != compared.document["data"]["keys"]:
             raise BadDataError(
-                f"{path} holds predictions on other images than compare.json beside it",
+                f"{compared.folder} holds predictions on other images than its compare.json",
                 "Run kd compare --out again.",
             )
 
@@ -236,16 +198,17 @@ def _by_class(kept: _Predictions, document: Mapping[str, Any], name: str) -> lis
 
 
 def _most_confused(kept: _Predictions, model: str, name: str) -> Table:
-    columns = (Column("True class", "name"), Column("Predicted as", "text"), Column("Share of the class, %"))
     matrix = kept.confusion(model)
     matrix[np.arange(kept.present), np.arange(kept.present)] = 0
     order = np.argsort(-matrix, axis=None, kind="stable")[:_MOST_CONFUSED]
-    rows = tuple(
-        (Cell(kept.classes[row], kept.classes[row]), word(kept.classes[column]), percent(matrix[row, column]))
-        for row, column in (divmod(int(place), matrix.shape[1]) for place in order)
-        if matrix[row, column] > 0
-    )
-    return Table(name, columns, rows, f"Most frequent confusions of {model}")
+    cells = [divmod(int(place), matrix.shape[1]) for place in order]
+    columns: Columns = {
+        Column("True class", "name"): lambda cell: word(kept.classes[cell[0]]),
+        Column("Predicted as", "text"): lambda cell: word(kept.classes[cell[1]]),
+        Column("Share of the class, %"): lambda cell: percent(float(matrix[cell])),
+    }
+    found = [cell for cell in cells if matrix[cell] > 0]
+    return tabulate(name, found, columns, f"Most frequent confusions of {model}")
 
 
 def _best_transfer(document: Mapping[str, Any], kept: _Predictions) -> Mapping[str, Any] | None:
@@ -257,21 +220,15 @@ def _gains(kept: _Predictions, before: str, after: str, name: str) -> list[Part]
     """Accuracy by class before and after the transfer that gained most."""
     first, second = (np.diagonal(kept.confusion(each)) for each in (before, after))
     counts = np.bincount(kept.labels, minlength=kept.present)
-    columns = (
-        Column("Class", "name"), Column("Images"), Column("Before, %"), Column("After, %"), Column("Change, points"),
-    )  # fmt: skip
     change = second - first
     order = [int(place) for place in np.argsort(-change, kind="stable") if counts[place]]
-    rows = tuple(
-        (
-            Cell(kept.classes[place], kept.classes[place]),
-            number(int(counts[place]), 0),
-            percent(float(first[place])),
-            percent(float(second[place])),
-            points(float(change[place])),
-        )
-        for place in order
-    )
+    columns: Columns = {
+        Column("Class", "name"): lambda place: word(kept.classes[place]),
+        Column("Images"): lambda place: number(int(counts[place]), 0),
+        Column("Before, %"): lambda place: percent(float(first[place])),
+        Column("After, %"): lambda place: percent(float(second[place])),
+        Column("Change, points"): lambda place: points(float(change[place])),
+    }
     half = MOST_GAINS // 2
     drawn = order if len(order) <= MOST_GAINS else [*order[:half], *order[-half:]]
     caption = (
@@ -281,4 +238,4 @@ def _gains(kept: _Predictions, before: str, after: str, name: str) -> list[Part]
     chart = class_gains(
         [(kept.classes[p], 100 * float(change[p])) for p in drawn], f"{name}-gains-chart", title, caption
     )
-    return [chart, Table(f"{name}-gains", columns, rows)]
+    return [chart, tabulate(f"{name}-gains", order, columns)]

@@ -1,10 +1,11 @@
 """What a report consists of, whatever it is written as: sections of tables, charts, notes and commands."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, final
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, final
 
 from kdcli.plotting import Look
+from kdcli.reporting.cells import Cell
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,29 +20,13 @@ class Column:
         title: with the unit of its numbers.
         kind: how it is set: the row's name, a number, a word, or a remark.
         best: which of its numbers is marked; None marks none.
-        setting: says how a row came about: for a reader, one that is the same in all rows becomes a note.
+        setting: how a row was made. One that is the same in all rows becomes a note below the table.
     """
 
     title: str
     kind: Literal["name", "number", "text", "note"] = "number"
     best: Literal["high", "low"] | None = None
     setting: bool = False
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One value.
-
-    Attributes:
-        value: what a table is sorted by and a CSV file holds, in the unit of the column; None is unknown.
-        text: what a person reads.
-        spread: half-width of the interval that the text gives, in the same unit.
-    """
-
-    value: float | str | None
-    text: str
-    spread: float | None = None
 
 
 @final
@@ -64,40 +49,32 @@ class Table:
     notes: tuple[str, ...] = ()
 
     def trimmed(self) -> "Table":
-        """The table without the columns that say nothing."""
+        """The table without its empty columns."""
         kept = [
             place
             for place, column in enumerate(self.columns)
             if column.kind == "name" or any(row[place].value is not None for row in self.rows)
         ]
-        return Table(
-            self.name,
-            tuple(self.columns[place] for place in kept),
-            tuple(tuple(row[place] for place in kept) for row in self.rows),
-            self.title,
-            self.notes,
-        )
+        return self._only(kept)
 
     def settled(self) -> "Table":
         """The table for a reader: settings that are the same in all of several rows are a note below it."""
-        same = {
-            place
-            for place, column in enumerate(self.columns)
-            if column.setting and len(self.rows) > 1 and len({row[place].text for row in self.rows}) == 1
-        }
-        if not same:
+        said, kept = [], []
+        for place, column in enumerate(self.columns):
+            if column.setting and len(self.rows) > 1 and len({row[place].text for row in self.rows}) == 1:
+                said.append(f"{column.title[0].lower()}{column.title[1:]} {self.rows[0][place].text}")
+            else:
+                kept.append(place)
+        if not said:
             return self
-        said = [
-            f"{column.title[0].lower()}{column.title[1:]} {self.rows[0][place].text}"
-            for place, column in enumerate(self.columns)
-            if place in same
-        ]
-        return Table(
-            self.name,
-            tuple(column for place, column in enumerate(self.columns) if place not in same),
-            tuple(tuple(cell for place, cell in enumerate(row) if place not in same) for row in self.rows),
-            self.title,
-            (f"The same in all rows: {'; '.join(said)}.", *self.notes),
+        notes = (f"The same in all rows: {'; '.join(said)}.", *self.notes)
+        return replace(self._only(kept), notes=notes)
+
+    def _only(self, places: Sequence[int]) -> "Table":
+        return replace(
+            self,
+            columns=tuple(self.columns[place] for place in places),
+            rows=tuple(tuple(row[place] for place in places) for row in self.rows),
         )
 
 
@@ -237,34 +214,25 @@ def _flat(parts: Sequence[Part]) -> Iterator[Part]:
             yield part
 
 
-def percent(fraction: float | None, half: float | None = None) -> Cell:
-    """A fraction in percent, with the half-width of its interval where that is known."""
-    if fraction is None or not _finite(fraction):
-        return Cell(None, "–")
-    text = f"{100 * fraction:.1f}"
-    if half is None or not _finite(half):
-        return Cell(100 * fraction, text)
-    return Cell(100 * fraction, f"{text} ± {100 * half:.1f}", 100 * half)
+Columns = Mapping[Column, Callable[[Any], Cell]]
+"""The columns of a table, each with what it shows of an item."""
 
 
-def points(fraction: float | None, digits: int = 1) -> Cell:
-    """A difference of fractions in points, with its sign."""
-    if fraction is None or not _finite(fraction):
-        return Cell(None, "–")
-    return Cell(100 * fraction, f"{100 * fraction:+.{digits}f}".replace("-", "−"))
+def tabulate(
+    name: str,
+    items: Iterable[Any],
+    columns: Columns,
+    title: str = "",
+    notes: tuple[str, ...] = (),
+) -> Table:
+    """A table with a row for each item, without empty columns.
 
-
-def number(value: float | None, digits: int = 1, unit: float = 1.0) -> Cell:
-    """A number in units of ``unit``."""
-    if value is None or not _finite(value):
-        return Cell(None, "–")
-    return Cell(value / unit, f"{value / unit:,.{digits}f}".replace("-", "−"))
-
-
-def word(text: str | None) -> Cell:
-    """A word; an empty one says nothing."""
-    return Cell(text or None, text or "")
-
-
-def _finite(value: float) -> bool:
-    return value - value == 0
+    Args:
+        name: of the table's file.
+        items: in the order of the rows.
+        columns: in their order.
+        title: above the table.
+        notes: below it.
+    """
+    rows = tuple(tuple(cell(item) for cell in columns.values()) for item in items)
+    return Table(name, tuple(columns), rows, title, notes).trimmed()

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from jaxtyping import Float, Float32, Int64
 
 from kdcli.cache.cacheset import CacheSet
+from kdcli.comparing.forward import outputs_of
 from kdcli.console import console
 from kdcli.data.sources import ImageData, open_data
-from kdcli.errors import BadDataError, KdError, UsageError
+from kdcli.errors import BadDataError, UsageError
 from kdcli.models.spec import Model, open_model
 from kdcli.models.teacher import TeacherRunner
 from kdcli.outputs import Output
@@ -18,10 +18,7 @@ from kdcli.reporting.config import ReportConfig
 from kdcli.reporting.document import Chart, Section
 from kdcli.reporting.material import Run
 from kdcli.reporting.matrices import embedding_chart
-from kdcli.runtime import pick_device, worker_count
-from kdcli.training.batches import make_loader
-from kdcli.training.evaluate import Exam, look_of
-from kdcli.training.samplers import plain_order
+from kdcli.runtime import pick_device
 
 EVAL_VIEW = 0
 
@@ -118,20 +115,9 @@ def _drawn(rows: Int64[np.ndarray, " n"], config: ReportConfig) -> Int64[np.ndar
 def _features(model: Model, data: ImageData, config: ReportConfig, name: str) -> Float32[np.ndarray, "n d"]:
     """Pooled features of all images on the model's own eval crop."""
     device = pick_device(config.device)
-    runner = TeacherRunner(model, device, "off", (Output("features"),))
-    exam = Exam(data, [look_of(model.preprocess)])
-    loader = make_loader(
-        exam, plain_order(len(data), config.batch_size), worker_count(config.workers), torch.device(device)
-    )
-    features = np.empty((len(data), model.num_features), np.float32)
-    with console.progress(len(data), "images", f"features of {name}") as bar:
-        for batch in loader:
-            if isinstance(batch, KdError):
-                raise batch
-            pixels, index = batch
-            features[index] = runner(pixels[look_of(model.preprocess)])["features"].cpu().numpy()
-            bar.advance(len(index))
-    return features
+    runners = {name: TeacherRunner(model, device, "off", (Output("features"),))}
+    batches = outputs_of(runners, data, device, config.batch_size, config.workers)
+    return np.concatenate([outputs[name]["features"] for _, outputs in batches])
 
 
 def _tsne(features: Float32[np.ndarray, "n d"], config: ReportConfig, name: str) -> Float[np.ndarray, "n 2"]:

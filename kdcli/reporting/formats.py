@@ -16,7 +16,8 @@ from kdcli.files import (
     storage_errors,
     write_json,
 )
-from kdcli.reporting.document import Cell, Commands, Document, Facts, Fold, Notes, Part, Table
+from kdcli.reporting.cells import Cell
+from kdcli.reporting.document import Commands, Document, Facts, Fold, Notes, Part, Table
 from kdcli.reporting.drawing import as_file
 from kdcli.reporting.page import GENERATOR, write_page
 

@@ -1,11 +1,11 @@
-"""What a report is given: runs, sweeps, caches, comparisons, and JSON documents, told apart by what they hold."""
+"""Reads the inputs of a report: runs, sweeps, caches, comparisons and JSON documents, recognised by their content."""
 
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import yaml
 
@@ -24,9 +24,25 @@ _KINDS = (
     "kd report reads runs and sweeps of kd train-student, joint teachers of kd fuse-teachers, caches, folders of "
     "kd compare --out, and what rank-sources, eval-probe, compare, train-student and fuse-teachers print with --json."
 )
+_SIGNS = {
+    "error": {"error"},
+    "ranking": {"metric", "on", "probe", "sources"},
+    "compare": {"models", "pairs", "transfers"},
+    "sweep": {"students", "diverged"},
+    "run": {"method", "epochs", "history", "out"},
+    "joint teacher": {"levels", "heads", "parents", "metrics"},
+    "joint": {"joint"},
+    "probe": {"representation", "accuracy"},
+    "probes": {"results", "comparisons"},
+    "evidence": {"evidence"},
+}
+"""Keys by which each kind of document is known, in the order in which they are looked for."""
 _SEQUENTIAL = "sequential"
 _WITH_ORIGIN = ("ranking", "evidence", "compare", "probe", "probes")
 """Documents that record what made them themselves; a run's folder has it in config.yaml."""
+
+
+Named = TypeVar("Named", Run, Joint)
 
 
 @final
@@ -66,11 +82,7 @@ def read_inputs(places: Sequence[Path]) -> Material:
             _read_file(place, material, seen)
         if seen.met == before:
             raise NotFoundError(f"{place} holds nothing that a report is made of", _KINDS)
-    runs, joints = material.runs, material.joints
-    material.runs = [replace(e, name=n) for e, n in zip(runs, _names([e.name for e in runs]), strict=True)]
-    material.joints = [
-        replace(e, name=n) for e, n in zip(joints, _names([e.name for e in joints]), strict=True)
-    ]
+    material.runs, material.joints = _named(material.runs), _named(material.joints)
     return material
 
 
@@ -201,19 +213,7 @@ def _kind_of(document: Any) -> str | None:
     """What a JSON document is, by the keys that only this kind has; None for an unknown one."""
     if not isinstance(document, dict):
         return None
-    signs: dict[str, tuple[str, ...]] = {
-        "error": ("error",),
-        "ranking": ("metric", "on", "probe", "sources"),
-        "compare": ("models", "pairs", "transfers"),
-        "sweep": ("students", "diverged"),
-        "run": ("method", "epochs", "history", "out"),
-        "joint teacher": ("levels", "heads", "parents", "metrics"),
-        "joint": ("joint",),
-        "probe": ("representation", "accuracy"),
-        "probes": ("results", "comparisons"),
-        "evidence": ("evidence",),
-    }
-    return next((kind for kind, keys in signs.items() if all(key in document for key in keys)), None)
+    return next((kind for kind, keys in _SIGNS.items() if document.keys() >= keys), None)
 
 
 def _read_file(path: Path, material: Material, seen: _Seen) -> None:
@@ -243,7 +243,7 @@ def _read_file(path: Path, material: Material, seen: _Seen) -> None:
             for each in document["students"]:
                 _read_printed(each, material, seen)
             material.diverged += [(each["name"], each["message"]) for each in document["diverged"]]
-        case "run":
+        case "run" | "joint teacher":
             _read_printed(document, material, seen)
         case "probe":
             material.probes.append(_checked_probe(document, path))
@@ -256,9 +256,7 @@ def _read_file(path: Path, material: Material, seen: _Seen) -> None:
                 material.tallies.append(document)
         case "joint":
             for each in document["joint"].values():
-                _read_printed_joint(each, material, seen)
-        case "joint teacher":
-            _read_printed_joint(document, material, seen)
+                _read_printed(each, material, seen)
         case "error":
             message = document["error"].get("message") if isinstance(document["error"], dict) else "?"
             raise BadDataError(
@@ -274,32 +272,20 @@ def _read_printed(document: Mapping[str, Any], material: Material, seen: _Seen) 
     if (folder / RUN).is_file():
         if seen.new(folder):
             _read_run(folder, material)
-        return
-    material.versions.append(document.get("versions") or {})
-    material.runs.append(Run(str(folder), None, document, {}, {}, tuple(document["history"])))
-
-
-def _read_printed_joint(document: Mapping[str, Any], material: Material, seen: _Seen) -> None:
-    folder = Path(str(document["out"]))
-    if (folder / RUN).is_file():
-        if seen.new(folder):
-            _read_run(folder, material)
-        return
-    material.joints.append(Joint(str(folder), document, {}, (), ()))
-    _note_origin(folder.name, document, material)
-
-
-def _note_origin(title: str, document: Any, material: Material) -> None:
-    """Remember the command and the versions that a result recorded; those of an older kd record less, or nothing."""
-    if not isinstance(document, dict):
-        return
-    created = document.get("created")
-    if isinstance(created, dict) and isinstance(created.get("command"), str):
-        material.origins.append(Origin(title, created["command"]))
-        material.versions.append(created.get("versions") or {})
+    elif _kind_of(document) == "joint teacher":
+        material.joints.append(Joint(str(folder), document, {}, (), ()))
+        _note_origin(folder.name, document, material)
     else:
-        results = document.get("results") or [document]
-        material.versions.append(results[0].get("versions") or {})
+        material.versions.append(document.get("versions") or {})
+        material.runs.append(Run(str(folder), None, document, {}, {}, tuple(document["history"])))
+
+
+def _note_origin(title: str, document: Mapping[str, Any], material: Material) -> None:
+    """Remember the command and the versions that a result recorded; one that is not finished has no command yet."""
+    created = document.get("created") or {}
+    if "command" in created:
+        material.origins.append(Origin(title, str(created["command"])))
+    material.versions.append(created.get("versions") or document.get("versions") or {})
 
 
 def _checked_probe(document: Any, path: Path, baseline: str | None = None) -> Mapping[str, Any]:
@@ -312,13 +298,13 @@ def _checked_probe(document: Any, path: Path, baseline: str | None = None) -> Ma
 # --- names ------------------------------------------------------------------------------------
 
 
-def _names(paths: Sequence[str]) -> list[str]:
-    """Each path called by its end that no other shares."""
-    parts = [Path(path).absolute().parts for path in paths]
-    names = []
-    for own in parts:
+def _named(items: Sequence[Named]) -> list[Named]:
+    """Items, each called by the end of its path that no other shares."""
+    parts = [Path(item.name).absolute().parts for item in items]
+    named = []
+    for item, own in zip(items, parts, strict=True):
         length = 1
         while length < len(own) and sum(other[-length:] == own[-length:] for other in parts) > 1:
             length += 1
-        names.append("/".join(own[-length:]))
-    return names
+        named.append(replace(item, name="/".join(own[-length:])))
+    return named

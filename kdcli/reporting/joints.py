@@ -1,11 +1,12 @@
 """Joint teachers of a report: what ``kd fuse-teachers`` fused, and how each head does against the parents."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, final
 
-from kdcli.cache.admin.inventory import CacheInfo
 from kdcli.reporting import charts
-from kdcli.reporting.document import Cell, Column, Part, Section, Table, number, percent, points, word
+from kdcli.reporting.cells import number, percent, points, word
+from kdcli.reporting.document import Column, Columns, Part, Section, Table, tabulate
 from kdcli.reporting.material import Joint, Material
 from kdcli.reporting.progress import joint_curves
 
@@ -15,14 +16,14 @@ _LOSS = "Mean over each epoch's steps of the cross-entropy over all data sets."
 _CHOSEN_ON_TEST = "its epoch was chosen on the test images: this accuracy is too high to compare"
 
 
-def joints_section(material: Material, caches: Sequence[CacheInfo]) -> Section | None:
+def joints_section(material: Material) -> Section | None:
     """Who was fused, accuracies by data set, and curves; None without a joint teacher."""
     joints = material.joints
     if not joints:
         return None
-    known = _Known(material, caches)
+    known = _Known(material)
     parts: list[Part] = [_about(joints)]
-    accuracies = tuple(row for joint in joints for row in _accuracies(joint, known))
+    accuracies = [row for joint in joints for row in _judged(joint, known)]
     if accuracies:
         parts.append(_accuracy_table(accuracies))
     for what in ("test_top1", "val_top1"):
@@ -42,8 +43,7 @@ def joints_section(material: Material, caches: Sequence[CacheInfo]) -> Section |
 class _Known:
     """Accuracies of parents that the report's other inputs know: by model spec and digest of the test images."""
 
-    def __init__(self, material: Material, caches: Sequence[CacheInfo]) -> None:
-        self._keys = {info.manifest.cache_id: info.manifest.data.keys for info in caches}
+    def __init__(self, material: Material) -> None:
         self._found: dict[tuple[str, str], float] = {}
         for compared in material.comparisons:
             keys = str(compared.document["data"]["keys"])
@@ -56,102 +56,110 @@ class _Known:
 
     def parents(self, joint: Joint, head: str) -> dict[str, float]:
         """Accuracy of each parent on the test images of a head's data set, where it is known."""
-        keys = self._digest(joint, head)
-        if keys is None:
-            return {}
+        keys = str((joint.result.get("tests") or {}).get(head))
         return {
             str(parent["name"]): self._found[parent["spec"], keys]
             for parent in joint.parents
             if (parent["spec"], keys) in self._found
         }
 
-    def _digest(self, joint: Joint, head: str) -> str | None:
-        """Of the keys of the test images: as the result says, or a cache among the inputs that it was tested on."""
-        recorded = joint.result.get("tests") or {}
-        if head in recorded:
-            return str(recorded[head])
-        heads, caches = list(joint.result.get("heads", ())), joint.identity.get("caches", [])
-        place = len(heads) + heads.index(head)
-        return self._keys.get(caches[place]) if place < len(caches) else None
-
 
 def _about(joints: Sequence[Joint]) -> Table:
-    columns = (
-        Column("Joint teacher", "name"), Column("Levels", "text", setting=True), Column("Fuses", "text", setting=True),
-        Column("Heads", "text", setting=True), Column("Parameters, M"), Column("Training images", setting=True),
-        Column("Epochs", setting=True), Column("Epoch kept"), Column("Kept by", "text", setting=True),
-        Column("Seed", setting=True), Column("Note", "note"),
-    )  # fmt: skip
-    return Table("joint-teachers", columns, tuple(_about_row(joint) for joint in joints)).trimmed()
+    columns: Columns = {
+        Column("Joint teacher", "name"): lambda j: word(j.name),
+        Column("Levels", "text", setting=True): lambda j: word(
+            j.identity.get("levels") or j.result.get("levels")
+        ),
+        Column("Fuses", "text", setting=True): lambda j: word(", ".join(_fused(j))),
+        Column("Heads", "text", setting=True): lambda j: word(
+            ", ".join(f"{head} ({classes})" for head, classes in _heads(j).items())
+        ),
+        Column("Parameters, M"): lambda j: number(j.result.get("parameters"), 2, 1e6),
+        Column("Training images", setting=True): lambda j: number(
+            (j.result.get("images") or {}).get("train"), 0
+        ),
+        Column("Epochs", setting=True): lambda j: number(_epochs(j) or len(j.history) or None, 0),
+        Column("Epoch kept"): lambda j: number(_chosen(j).get("epoch"), 0),
+        Column("Kept by", "text", setting=True): lambda j: word(_chosen(j).get("by")),
+        Column("Seed", setting=True): lambda j: number(j.identity.get("seed"), 0),
+        Column("Note", "note"): lambda j: word(_note(j)),
+    }
+    return tabulate("joint-teachers", joints, columns)
 
 
-def _about_row(joint: Joint) -> tuple[Cell, ...]:
-    result, identity = joint.result, joint.identity
-    spec = identity.get("spec") or {}
-    heads = result.get("heads") or spec.get("heads") or {}
-    parents = list(result.get("parents") or identity.get("parents") or {})
-    chosen = result.get("select") or {}
-    epochs = identity.get("epochs")
-    note = "" if result else f"not finished: epoch {len(joint.history)} of {epochs or '?'}"
-    return (
-        Cell(joint.name, joint.name),
-        word(result.get("levels") or identity.get("levels")),
-        word(", ".join(_fused(joint, parent) for parent in parents)),
-        word(", ".join(f"{head} ({classes})" for head, classes in heads.items())),
-        number(result.get("parameters"), 2, 1e6),
-        number((result.get("images") or {}).get("train"), 0),
-        number(epochs or len(joint.history) or None, 0),
-        number(chosen.get("epoch"), 0),
-        word(chosen.get("by")),
-        number(identity.get("seed"), 0),
-        word(_CHOSEN_ON_TEST if chosen.get("on_test") else note),
-    )
+def _heads(joint: Joint) -> Mapping[str, int]:
+    return joint.result.get("heads") or (joint.identity.get("spec") or {}).get("heads") or {}
 
 
-def _fused(joint: Joint, parent: str) -> str:
-    """A parent, with the map that was fused of it where that is known."""
+def _epochs(joint: Joint) -> int | None:
+    return joint.identity.get("epochs")
+
+
+def _chosen(joint: Joint) -> Mapping[str, Any]:
+    return joint.result.get("select") or {}
+
+
+def _note(joint: Joint) -> str:
+    if not joint.result:
+        return f"not finished: epoch {len(joint.history)} of {_epochs(joint) or '?'}"
+    return _CHOSEN_ON_TEST if _chosen(joint).get("on_test") else ""
+
+
+def _fused(joint: Joint) -> list[str]:
+    """The parents, each with the map that was fused of it where that is known."""
     arrays = {each["name"]: each["array"] for each in joint.parents}
     arrays |= {name: about[1] for name, about in (joint.identity.get("parents") or {}).items()}
-    return f"{parent} {arrays[parent]}" if parent in arrays else parent
+    parents = joint.result.get("parents") or joint.identity.get("parents") or {}
+    return [f"{parent} {arrays[parent]}" if parent in arrays else parent for parent in parents]
 
 
-def _accuracies(joint: Joint, known: _Known) -> list[tuple[Cell, ...]]:
-    """A row for each data set that the joint teacher was judged on."""
+@final
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """One data set that a joint teacher was judged on; accuracies are fractions, None where not known."""
+
+    joint: str
+    head: str
+    validation: float | None
+    test: float | None
+    parent: str | None
+    parent_test: float | None
+
+    @property
+    def ahead(self) -> float | None:
+        """Of the best parent."""
+        return None if self.test is None or self.parent_test is None else self.test - self.parent_test
+
+
+def _judged(joint: Joint, known: _Known) -> list[_Judged]:
     metrics = joint.result.get("metrics") or {}
-    rows: list[tuple[Cell, ...]] = []
+    found = []
     for head in joint.result.get("heads", {}):
         test, validation = metrics.get(f"test_top1/{head}"), metrics.get(f"val_top1/{head}")
-        if test is None and validation is None:
-            continue
-        parents = known.parents(joint, head)
-        best = max(parents, key=lambda name: parents[name], default=None)
-        ahead = None if best is None or test is None else test - parents[best]
-        rows.append(
-            (
-                Cell(joint.name, joint.name),
-                word(head),
-                percent(validation),
-                percent(test),
-                word(best),
-                percent(None if best is None else parents[best]),
-                points(ahead),
-            )
-        )
-    return rows
+        if test is not None or validation is not None:
+            parents = known.parents(joint, head)
+            best = max(parents, key=lambda name: parents[name], default=None)
+            reached = None if best is None else parents[best]
+            found.append(_Judged(joint.name, head, validation, test, best, reached))
+    return found
 
 
-def _accuracy_table(rows: tuple[tuple[Cell, ...], ...]) -> Table:
-    columns = (
-        Column("Joint teacher", "name"), Column("Data set", "text", setting=True), Column("Validation top-1, %"),
-        Column("Test top-1, %"), Column("Best parent", "text"), Column("Its test top-1, %"),
-        Column("Joint ahead, points"),
-    )  # fmt: skip
-    unknown = any(row[4].value is None for row in rows)
+def _accuracy_table(rows: Sequence[_Judged]) -> Table:
+    columns: Columns = {
+        Column("Joint teacher", "name"): lambda row: word(row.joint),
+        Column("Data set", "text", setting=True): lambda row: word(row.head),
+        Column("Validation top-1, %"): lambda row: percent(row.validation),
+        Column("Test top-1, %"): lambda row: percent(row.test),
+        Column("Best parent", "text"): lambda row: word(row.parent),
+        Column("Its test top-1, %"): lambda row: percent(row.parent_test),
+        Column("Joint ahead, points"): lambda row: points(row.ahead),
+    }
     note = (
         "A parent's accuracy is known where its run, or a comparison with it, on the same test images is among the "
-        "inputs (for a joint teacher of an older kd: and the test cache, too)."
+        "inputs."
     )
-    return Table("joint-accuracies", columns, rows, "By data set", (note,) if unknown else ()).trimmed()
+    unknown = any(row.parent is None for row in rows)
+    return tabulate("joint-accuracies", rows, columns, "By data set", (note,) if unknown else ())
 
 
 def _histories(joints: Sequence[Joint], what: str) -> dict[str, dict[str, Any]]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
+from kdcli.methods.base import method_names
 from kdcli.types import Ranking
 
 
@@ -17,7 +18,7 @@ class Run:
         name: its folder's, with as much of the path as tells it from others.
         folder: where it is; None for a printed result whose folder is gone.
         result: of a finished one; empty otherwise.
-        identity: what its run.json says; empty without one.
+        identity: that of its run.json; empty without one.
         config: its options; empty where they are not known.
         history: one document per epoch.
     """
@@ -40,6 +41,11 @@ class Run:
         return str(self.result.get("method") or self.identity.get("method") or "?")
 
 
+def is_baseline(method: str) -> bool:
+    """Whether a method learns from labels alone."""
+    return method in method_names("only_labels")
+
+
 @final
 @dataclass(frozen=True, slots=True)
 class Joint:
@@ -48,8 +54,8 @@ class Joint:
     Attributes:
         name: its folder's.
         result: of a finished one; empty otherwise.
-        identity: what its run.json says; empty without one.
-        parents: what its fused.json says of each: name, spec, architecture, array; empty without one.
+        identity: that of its run.json; empty without one.
+        parents: of its fused.json, each with name, spec, architecture, array; empty without one.
         history: one document per epoch; empty of a printed result whose folder is gone.
     """
 

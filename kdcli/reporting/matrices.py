@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, final
 
 import numpy as np
 from jaxtyping import Float, Int64
 
 from kdcli.plotting import MARKS, Look, figure_of
-from kdcli.reporting.charts import short
+from kdcli.reporting.charts import panels_of, shape_of, short
 from kdcli.reporting.document import Chart, Mark
 from kdcli.reporting.drawing import NARROW, WIDE
 from kdcli.reporting.style import SERIES
@@ -73,17 +73,13 @@ def flips_chart(names: Sequence[str], shares: Matrix, name: str, caption: str) -
 
 def confusion_chart(matrices: Mapping[str, Matrix], classes: Sequence[str], name: str, caption: str) -> Chart:
     """Share of the images of each true class (row) by predicted class (column), a panel per model."""
-    columns = min(3, len(matrices))
-    lines = -(-len(matrices) // columns)
+    lines, columns = shape_of(len(matrices))
     named = len(classes) <= MOST_NAMED and len(matrices) == 1
 
     def draw(look: Look) -> "Figure":
         width = NARROW if columns == 1 else WIDE
         figure = figure_of(width, 0.3 + lines * (width / columns + 0.25))
-        panels = figure.subplots(lines, columns, squeeze=False)
-        for axes in panels.flat[len(matrices) :]:
-            axes.remove()
-        for axes, (model, matrix) in zip(panels.flat, matrices.items(), strict=False):
+        for axes, (model, matrix) in zip(panels_of(figure, len(matrices)), matrices.items(), strict=True):
             heat(axes, matrix, look.series[0])
             axes.set_title(short(model), color=look.ink)
             axes.set_ylabel("true class")
@@ -179,8 +175,7 @@ def embedding_chart(
     name: str, caption: str,
 ) -> Chart:  # fmt: skip
     """t-SNE of one set of images by several representations; a class is a colour and a marker."""
-    columns = min(3, len(places))
-    lines = -(-len(places) // columns)
+    lines, columns = shape_of(len(places))
     present = [int(each) for each in np.unique(labels)]
     looks = {
         each: (place % SERIES, MARKS[place // SERIES % len(MARKS)]) for place, each in enumerate(present)
@@ -189,10 +184,7 @@ def embedding_chart(
     def draw(look: Look) -> "Figure":
         width = NARROW if columns == 1 else WIDE
         figure = figure_of(width, 0.3 + lines * (width / columns + 0.1))
-        panels: Any = figure.subplots(lines, columns, squeeze=False)
-        for axes in panels.flat[len(places) :]:
-            axes.remove()
-        for axes, (model, points) in zip(panels.flat, places.items(), strict=False):
+        for axes, (model, points) in zip(panels_of(figure, len(places)), places.items(), strict=True):
             for each, (number, marker) in looks.items():
                 chosen = points[labels == each]
                 axes.plot(chosen[:, 0], chosen[:, 1], marker, color=look.series[number], markersize=2.6,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from kdcli.console import duration
 from kdcli.files import atomic_write_text, storage_errors
+from kdcli.reporting.cells import Cell
 from kdcli.reporting.document import (
-    Cell,
     Chart,
     Column,
     Commands,
@@ -174,7 +174,7 @@ def _commands(commands: Commands) -> Html:
 
 
 def spoken(seconds: float) -> str:
-    """Seconds as a person says them; few of them with a decimal."""
+    """Seconds as a person reads them; few of them with a decimal."""
     return f"{seconds:.1f} s" if seconds < 60 else duration(seconds)
 
 

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from kdcli.reporting import charts
+from kdcli.reporting.cells import Cell, number, percent, points, word
 from kdcli.reporting.charts import Spread
-from kdcli.reporting.document import Cell, Column, Part, Section, Table, number, percent, points, word
-from kdcli.reporting.probe_classes import class_parts
+from kdcli.reporting.classes import class_parts
+from kdcli.reporting.document import Column, Columns, Part, Section, Table, tabulate
 from kdcli.reporting.protocols import protocol_text
 
 MOST_IN_CHART = 40
@@ -45,38 +46,27 @@ def _probe_parts(group: Sequence[Mapping[str, Any]], name: str) -> list[Part]:
     targets = list(dict.fromkeys(probe.get("target") for probe in group))
     one_target = len(targets) == 1
     score = "mAP" if group[0].get("metric") == "mAP" else "Accuracy"
-    columns = (
-        Column("Representation", "name"),
-        Column("Target", "text", setting=True),
-        Column("Relatedness", "text", setting=True),
-        Column(f"{score}, %, mean ± 95 %", best="high" if one_target else None),
-        Column("Std"),
-        Column("Top-5, %"),
-        Column("Mean per class, %"),
-        Column("Classes", setting=True),
-        Column("Draws", setting=True),
-        Column("From", "note", setting=True),
-    )
-    rows = tuple(
-        (
-            Cell(str(probe["representation"]), str(probe["representation"])),
-            word(None if one_target else str(probe.get("target"))),
-            word(probe.get("relatedness")),
-            percent(probe["accuracy"]["mean"], probe["accuracy"].get("ci95")),
-            percent(probe["accuracy"].get("std")),
-            percent((probe.get("top5") or {}).get("mean")),
-            percent((probe.get("mean_per_class") or {}).get("mean")),
-            number(probe.get("classes"), 0),
-            number(probe.get("draws"), 0),
-            word(Path(probe["from"]).name),
-        )
-        for probe in group
-    )
+    columns: Columns = {
+        Column("Representation", "name"): lambda probe: word(str(probe["representation"])),
+        Column("Target", "text", setting=True): lambda probe: word(
+            None if one_target else str(probe.get("target"))
+        ),
+        Column("Relatedness", "text", setting=True): lambda probe: word(probe.get("relatedness")),
+        Column(f"{score}, %, mean ± 95 %", best="high" if one_target else None): lambda probe: percent(
+            probe["accuracy"]["mean"], probe["accuracy"].get("ci95")
+        ),
+        Column("Std"): lambda probe: percent(probe["accuracy"].get("std")),
+        Column("Top-5, %"): lambda probe: percent((probe.get("top5") or {}).get("mean")),
+        Column("Mean per class, %"): lambda probe: percent((probe.get("mean_per_class") or {}).get("mean")),
+        Column("Classes", setting=True): lambda probe: number(probe.get("classes"), 0),
+        Column("Draws", setting=True): lambda probe: number(probe.get("draws"), 0),
+        Column("From", "note", setting=True): lambda probe: word(Path(probe["from"]).name),
+    }
     ordered = sorted(
         group, key=lambda probe: (targets.index(probe.get("target")), -probe["accuracy"]["mean"])
     )
     text = protocol_text(group[0])
-    table = Table(name, columns, rows, notes=(f"Protocol: {text}.",) if text else ()).trimmed()
+    table = tabulate(name, group, columns, notes=(f"Protocol: {text}.",) if text else ())
     spread = [
         Spread(
             str(probe["representation"]) + ("" if one_target else f", {probe.get('target')}"),
@@ -89,30 +79,17 @@ def _probe_parts(group: Sequence[Mapping[str, Any]], name: str) -> list[Part]:
 
 
 def _contrasts(contrasts: Sequence[Mapping[str, Any]]) -> Table:
-    columns = (
-        Column("Representation", "name"),
-        Column("Baseline", "text", setting=True),
-        Column("Target", "text", setting=True),
-        Column("Difference, points"),
-        Column("± 95 %"),
-        Column("p"),
-        Column("p, no worse"),
-        Column("Verdict", "text"),
-    )
-    rows = tuple(
-        (
-            Cell(str(each["representation"]), str(each["representation"])),
-            word(each.get("baseline")),
-            word(each.get("target")),
-            points(each.get("mean")),
-            percent(each.get("ci95")),
-            _p(each.get("p")),
-            _p((each.get("tost") or {}).get("p_not_worse")),
-            word(each.get("verdict")),
-        )
-        for each in contrasts
-    )
-    return Table("probe-differences", columns, rows, "Paired differences").trimmed()
+    columns: Columns = {
+        Column("Representation", "name"): lambda each: word(str(each["representation"])),
+        Column("Baseline", "text", setting=True): lambda each: word(each.get("baseline")),
+        Column("Target", "text", setting=True): lambda each: word(each.get("target")),
+        Column("Difference, points"): lambda each: points(each.get("mean")),
+        Column("± 95 %"): lambda each: percent(each.get("ci95")),
+        Column("p"): lambda each: _p(each.get("p")),
+        Column("p, no worse"): lambda each: _p((each.get("tost") or {}).get("p_not_worse")),
+        Column("Verdict", "text"): lambda each: word(each.get("verdict")),
+    }
+    return tabulate("probe-differences", contrasts, columns, "Paired differences")
 
 
 def _p(value: float | None) -> Cell:
@@ -122,31 +99,25 @@ def _p(value: float | None) -> Cell:
 
 def _tally(documents: Sequence[Mapping[str, Any]]) -> Table:
     """P1's Table 3: on how many targets each representation is better, equal or worse, by relatedness."""
-    columns = (
-        Column("Representation", "name"),
-        Column("Baseline", "text", setting=True),
-        Column("Targets", "text", setting=True),
-        Column("Better"),
-        Column("Equal"),
-        Column("Worse"),
-        Column("Better on", "note"),
-        Column("Worse on", "note"),
-    )
-    rows = tuple(
-        (
-            Cell(name, name),
-            word(document.get("baseline")),
-            word(kind),
-            *(number(len(found.get(verdict, ())), 0) for verdict in ("better", "equal", "worse")),
-            *(word(", ".join(found.get(verdict, ()))) for verdict in ("better", "worse")),
-        )
+    rows = [
+        (document.get("baseline"), name, kind, found)
         for document in documents
         for name, kinds in document["tally"].items()
         for kind, found in kinds.items()
-    )
+    ]
+    columns: Columns = {
+        Column("Representation", "name"): lambda row: word(row[1]),
+        Column("Baseline", "text", setting=True): lambda row: word(row[0]),
+        Column("Targets", "text", setting=True): lambda row: word(row[2]),
+        Column("Better"): lambda row: number(len(row[3].get("better", ())), 0),
+        Column("Equal"): lambda row: number(len(row[3].get("equal", ())), 0),
+        Column("Worse"): lambda row: number(len(row[3].get("worse", ())), 0),
+        Column("Better on", "note"): lambda row: word(", ".join(row[3].get("better", ()))),
+        Column("Worse on", "note"): lambda row: word(", ".join(row[3].get("worse", ()))),
+    }
     within = sorted({document.get("equal_within", 0.0) for document in documents})
     note = (
         "Targets by the mean difference from the baseline, related or not to what the representations learned from "
         f"(P1 Table 3); equal: by at most {' or '.join(f'{100 * each:g}' for each in within)} points."
     )
-    return Table("probe-tally", columns, rows, "Tally", (note,)).trimmed()
+    return tabulate("probe-tally", rows, columns, "Tally", (note,))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
 from kdcli.plotting import Look, figure_of
-from kdcli.reporting.charts import epoch_numbers, finite, open_axes, short
+from kdcli.reporting.charts import epoch_axis, epoch_numbers, finite, open_axes, panels_of, shape_of, short
 from kdcli.reporting.document import Chart, Mark
 from kdcli.reporting.drawing import NARROW, WIDE
 from kdcli.reporting.style import SERIES
@@ -114,18 +114,13 @@ def joint_curves(
         what: name of the accuracy, ``test_top1`` or ``val_top1``.
     """
     joints = list(dict.fromkeys(joint for each in histories.values() for joint in each))
-    columns = min(3, len(histories))
-    lines = math.ceil(len(histories) / columns)
+    lines, columns = shape_of(len(histories))
 
     def draw(look: Look) -> "Figure":
-        from matplotlib.ticker import MaxNLocator
-
         figure = figure_of(WIDE if columns > 1 else NARROW, 0.4 + 2.4 * lines)
         figure.set_layout_engine("constrained", wspace=0.06, hspace=0.08)
-        panels = figure.subplots(lines, columns, squeeze=False)
-        for axes in panels.flat[len(histories) :]:
-            axes.remove()
-        for axes, (data_set, known) in zip(panels.flat, histories.items(), strict=False):
+        panels = panels_of(figure, len(histories))
+        for axes, (data_set, known) in zip(panels, histories.items(), strict=True):
             for joint, epochs in known.items():
                 values = _percents([epoch.get(f"{what}/{data_set}") for epoch in epochs])
                 marker = "o" if len(epochs) == 1 else None
@@ -134,10 +129,8 @@ def joint_curves(
             if data_set in parents:
                 axes.axhline(100 * parents[data_set], color=look.ink, linewidth=1.2, dashes=_PARENT)
             axes.set_title(short(data_set), color=look.ink)
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            axes.set_xlabel("epoch")
-            open_axes(axes)
-        panels[0, 0].set_ylabel("accuracy, %")
+            epoch_axis(axes)
+        panels[0].set_ylabel("accuracy, %")
         return figure
 
     marks = [Mark(short(joint), place % SERIES) for place, joint in enumerate(joints)]

@@ -1,4 +1,4 @@
-"""What may stand in one table: results of one protocol on one test set. Others are refused, or kept apart."""
+"""Which results share a table: those of one protocol on one test set. Others are refused, or get their own tables."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +10,7 @@ from kdcli.types import differences
 
 Item = TypeVar("Item")
 _SAMPLES = ("train", "test", "target", "classes", "folds")
-"""Keys of a probe's protocol that say what was probed, not how."""
+"""Keys of a probe's protocol that name what was probed, not how."""
 
 
 def by_test(runs: Sequence[Run], separate: bool) -> dict[str, list[Run]]:
@@ -104,7 +104,7 @@ def _by_images(group: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any
 
 
 def _protocol(probe: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The protocol of a probe; of a document that does not name it, what it says of it."""
+    """The protocol of a probe; of a document without one, what it has of it."""
     found = probe.get("protocol")
     if isinstance(found, Mapping):
         return found

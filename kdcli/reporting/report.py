@@ -1,11 +1,7 @@
 """``kd report``: results of kd as one page, or as tables and charts."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, final
 
-from kdcli.methods.base import method_names
 from kdcli.plotting import require_matplotlib
 from kdcli.reporting.comparisons import comparison_sections
 from kdcli.reporting.config import ReportConfig
@@ -14,43 +10,14 @@ from kdcli.reporting.embedding import require_tsne, tsne_section
 from kdcli.reporting.formats import default_out, require_place, write
 from kdcli.reporting.inputs import read_inputs
 from kdcli.reporting.joints import joints_section
-from kdcli.reporting.material import Joint, Material, Run
+from kdcli.reporting.material import Joint, Material, Run, is_baseline
 from kdcli.reporting.origins import commands_section, versions_section
 from kdcli.reporting.probes import probe_section
 from kdcli.reporting.protocols import by_protocol, by_test
+from kdcli.reporting.result import ReportResult
 from kdcli.reporting.sequences import sequences_section
 from kdcli.reporting.students import curves_section, students_section, top1_of
 from kdcli.reporting.studies import cache_section, ranking_section, read_caches, scores_section
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class ReportResult:
-    """What ``kd report`` wrote.
-
-    Attributes:
-        out: the file or folder.
-        format: of it.
-        files: all of them.
-        inputs: how many there were of each kind.
-        sections: titles.
-    """
-
-    out: Path
-    format: str
-    files: tuple[Path, ...]
-    inputs: Mapping[str, int]
-    sections: tuple[str, ...]
-
-    def document(self) -> dict[str, Any]:
-        """As JSON."""
-        return {
-            "out": str(self.out.absolute()),
-            "format": self.format,
-            "files": [str(file.absolute()) for file in self.files],
-            "inputs": dict(self.inputs),
-            "sections": list(self.sections),
-        }
 
 
 def report(config: ReportConfig) -> ReportResult:
@@ -110,7 +77,7 @@ def build(config: ReportConfig, material: Material) -> Document:
         ranking_section(material.rankings),
         scores_section(material.rankings, material.runs),
         sequences_section(material.runs),
-        joints_section(material, caches),
+        joints_section(material),
         probe_section(probes, material.contrasts, material.tallies),
         *comparison_sections(material.comparisons),
         curves_section(tests),
@@ -174,8 +141,7 @@ def _best(name: str, runs: Sequence[Run], several: bool) -> str:
     sentence = (
         f"The best of {len(tested)} students{where} is {run.name} ({run.method}) with {100 * best:.1f} %"
     )
-    without_teachers = method_names("only_labels")
-    plain = [accuracy for accuracy, each in tested if each.method in without_teachers]
-    if plain and run.method not in without_teachers:
+    plain = [accuracy for accuracy, each in tested if is_baseline(each.method)]
+    if plain and not is_baseline(run.method):
         sentence += f"; labels alone reach at most {100 * max(plain):.1f} %"
     return f"{sentence}."

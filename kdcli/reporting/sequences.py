@@ -3,25 +3,27 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kdcli.reporting.document import Cell, Column, Notes, Part, Section, Table, number, percent, points, word
+from kdcli.reporting.cells import number, percent, points, word
+from kdcli.reporting.document import Column, Columns, Notes, Part, Section, tabulate
 from kdcli.reporting.material import Run
 from kdcli.reporting.progress import Stages, stages_chart
 
 MOST_SEQUENCES = 6
 """Sequences that are drawn; all are in the table."""
-_COLUMNS = (
-    Column("Teacher", "name"),
-    Column("Student", "text", setting=True),
-    Column("Stage"),
-    Column("Teacher's top-1, %"),
-    Column("Student's top-1, %"),
-    Column("Since the start, points"),
-    Column("By this stage, points"),
-    Column("Gained, %"),
-    Column("Lost, %"),
-    Column("Gained by this stage, %"),
-    Column("Lost by this stage, %"),
-)
+Stage = tuple[Run, Mapping[str, Any]]
+_COLUMNS: Columns = {
+    Column("Teacher", "name"): lambda row: word(row[1]["teacher"]),
+    Column("Student", "text", setting=True): lambda row: word(row[0].name),
+    Column("Stage"): lambda row: number(row[1]["stage"], 0),
+    Column("Teacher's top-1, %"): lambda row: percent(row[1].get("teacher_top1")),
+    Column("Student's top-1, %"): lambda row: percent(row[1]["top1"]),
+    Column("Since the start, points"): lambda row: points(row[1].get("delta"), 2),
+    Column("By this stage, points"): lambda row: points(row[1].get("delta_previous"), 2),
+    Column("Gained, %"): lambda row: percent(row[1].get("gain")),
+    Column("Lost, %"): lambda row: percent(row[1].get("loss")),
+    Column("Gained by this stage, %"): lambda row: percent(row[1].get("gain_previous")),
+    Column("Lost by this stage, %"): lambda row: percent(row[1].get("loss_previous")),
+}
 _NOTES = (
     "Gained: of the test images that the stage's teacher gets right and the student did not, the share it gets right "
     "now. Lost: of those that the student got right, the share it gets wrong now. Both against the student before all "
@@ -39,12 +41,12 @@ def sequences_section(runs: Sequence[Run]) -> Section | None:
     if not tested:
         return None
     drawn = [_drawn(run) for run in tested[:MOST_SEQUENCES]]
-    rows = tuple(row for run in tested for row in _rows(run))
+    rows = [row for run in tested for row in _rows(run)]
     gains = [stage.get("gain") for run in tested for stage in _stages(run)]
     notes = _NOTES if all(gain is not None for gain in gains) else (*_NOTES, _UNKNOWN)
     parts: list[Part] = [
         stages_chart(drawn, "stages-chart"),
-        Table("stages", _COLUMNS, rows, notes=notes).trimmed(),
+        tabulate("stages", rows, _COLUMNS, notes=notes),
     ]
     if len(tested) > MOST_SEQUENCES:
         parts.append(Notes((f"The chart shows {MOST_SEQUENCES} of {len(tested)} sequences.",)))
@@ -61,30 +63,9 @@ def _start(run: Run) -> float | None:
     return (run.result.get("original") or {}).get("top1")
 
 
-def _rows(run: Run) -> list[tuple[Cell, ...]]:
-    start = (
-        Cell("before all stages", "before all stages"),
-        word(run.name),
-        number(0, 0),
-        percent(None),
-        percent(_start(run)),
-        *(points(None) for _ in range(2)),
-        *(percent(None) for _ in range(4)),
-    )
-    return [start, *(_row(run, stage) for stage in _stages(run))]
-
-
-def _row(run: Run, stage: Mapping[str, Any]) -> tuple[Cell, ...]:
-    return (
-        Cell(stage["teacher"], stage["teacher"]),
-        word(run.name),
-        number(stage["stage"], 0),
-        percent(stage.get("teacher_top1")),
-        percent(stage["top1"]),
-        points(stage.get("delta"), 2),
-        points(stage.get("delta_previous"), 2),
-        *(percent(stage.get(key)) for key in ("gain", "loss", "gain_previous", "loss_previous")),
-    )
+def _rows(run: Run) -> list[Stage]:
+    before = {"teacher": "before all stages", "stage": 0, "top1": _start(run)}
+    return [(run, stage) for stage in (before, *_stages(run))]
 
 
 def _drawn(run: Run) -> Stages:

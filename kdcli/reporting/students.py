@@ -3,30 +3,20 @@
 import re
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 from pydantic import ValidationError
 
 from kdcli.models.properties import operations_of, parameters_of
+from kdcli.options.fields import StepConfig
 from kdcli.options.resolving import command_line
 from kdcli.registry import METHODS
 from kdcli.reporting import charts
+from kdcli.reporting.cells import Cell, number, percent, word
 from kdcli.reporting.charts import Costed, Spread
-from kdcli.reporting.document import (
-    Cell,
-    Chart,
-    Column,
-    Command,
-    Fold,
-    Notes,
-    Part,
-    Section,
-    Table,
-    number,
-    percent,
-    word,
-)
+from kdcli.reporting.document import Chart, Column, Columns, Command, Fold, Notes, Part, Section, tabulate
 from kdcli.reporting.material import Run
 from kdcli.reporting.protocols import test_name
 from kdcli.reporting.values import ReportRow
@@ -39,22 +29,6 @@ MOST_ROWS = 40
 """Names in one chart of accuracies."""
 LOSSES = "Mean over each epoch's steps. Losses of different methods are different sums: compare shapes, not heights."
 _SEED = re.compile(r"(?:^|(?<=[-_/.]))(?:seed|s)?[-_]?\d+$")
-_COLUMNS = (
-    Column("Student", "name"),
-    Column("Method", "text", setting=True),
-    Column("Architecture", "text", setting=True),
-    Column("Teachers", "text", setting=True),
-    Column("Test top-1, %", best="high"),
-    Column("Test top-5, %", best="high"),
-    Column("Validation top-1, %"),
-    Column("Parameters, M", setting=True),
-    Column("Multiply-adds, M", setting=True),
-    Column("Images", setting=True),
-    Column("Epochs", setting=True),
-    Column("Seed", setting=True),
-    Column("Training, s"),
-    Column("Note", "note"),
-)
 
 
 def students_section(runs: Sequence[Run], title: str, name: str) -> Section:
@@ -66,7 +40,7 @@ def students_section(runs: Sequence[Run], title: str, name: str) -> Section:
         name: of its files, different for each section.
     """
     ordered = sorted(runs, key=_rank)
-    table = Table(name, _COLUMNS, tuple(_row(run) for run in ordered)).trimmed()
+    table = tabulate(name, ordered, _COLUMNS)
     groups = _seed_groups(ordered)
     parts: list[Part] = [*(_groups_parts(groups, name) if groups else []), table]
     tested = test_name(next((run for run in runs if test_name(run)), runs[0]))
@@ -123,31 +97,43 @@ def architecture_of(run: Run) -> str:
     return str(run.result.get("student") or run.identity.get("student") or run.config.get("student") or "?")
 
 
-def _row(run: Run) -> tuple[Cell, ...]:
-    test = run.result.get("test") or {}
-    validation = run.result.get("validation") or {}
+def _teachers(run: Run) -> list[str]:
     weights = run.result.get("weights") or run.identity.get("weights") or {}
-    teachers = [name for name, weight in weights.items() if weight > 0] or list(
+    return [name for name, weight in weights.items() if weight > 0] or list(
         run.identity.get("teachers") or {}
     )
-    parameters, operations = _cost(run)
-    note = "" if run.finished else f"not finished: epoch {len(run.history)} of {_planned(run) or '?'}"
-    return (
-        Cell(run.name, run.name),
-        word(run.method),
-        word(architecture_of(run)),
-        Cell(", ".join(teachers) or None, _few(teachers)),
-        percent(test.get("top1")),
-        percent(test.get("top5")),
-        percent(validation.get("top1")),
-        number(parameters, 2, 1e6),
-        number(operations, 1, 1e6),
-        number(run.result.get("images"), 0),
-        number(run.result.get("epochs"), 0),
-        number(run.result.get("seed"), 0),
-        number(run.result.get("seconds")),
-        word(note),
-    )
+
+
+def _note(run: Run) -> str:
+    return "" if run.finished else f"not finished: epoch {len(run.history)} of {_planned(run) or '?'}"
+
+
+def _of(run: Run, *path: str) -> Any:
+    """A number of a run's result by the keys that lead to it; None where it is not there."""
+    found: Any = run.result
+    for key in path:
+        found = (found or {}).get(key)
+    return found
+
+
+_COLUMNS: Columns = {
+    Column("Student", "name"): lambda run: word(run.name),
+    Column("Method", "text", setting=True): lambda run: word(run.method),
+    Column("Architecture", "text", setting=True): lambda run: word(architecture_of(run)),
+    Column("Teachers", "text", setting=True): lambda run: Cell(
+        ", ".join(_teachers(run)) or None, _few(_teachers(run))
+    ),
+    Column("Test top-1, %", best="high"): lambda run: percent(_of(run, "test", "top1")),
+    Column("Test top-5, %", best="high"): lambda run: percent(_of(run, "test", "top5")),
+    Column("Validation top-1, %"): lambda run: percent(_of(run, "validation", "top1")),
+    Column("Parameters, M", setting=True): lambda run: number(_cost(run)[0], 2, 1e6),
+    Column("Multiply-adds, M", setting=True): lambda run: number(_cost(run)[1], 1, 1e6),
+    Column("Images", setting=True): lambda run: number(_of(run, "images"), 0),
+    Column("Epochs", setting=True): lambda run: number(_of(run, "epochs"), 0),
+    Column("Seed", setting=True): lambda run: number(_of(run, "seed"), 0),
+    Column("Training, s"): lambda run: number(_of(run, "seconds")),
+    Column("Note", "note"): lambda run: word(_note(run)),
+}
 
 
 def _planned(run: Run) -> int | None:
@@ -204,26 +190,19 @@ def _without_seed(run: Run) -> str:
 def _groups_parts(groups: Mapping[str, Sequence[Run]], name: str) -> list[Part]:
     spread = [_spread_of(label, group) for label, group in groups.items()]
     spread.sort(key=lambda each: -each.mean)
-    columns = (
-        Column("Group", "name"), Column("Test top-1, %, mean ± 95 %", best="high"), Column("Std"), Column("Lowest"),
-        Column("Highest"), Column("Runs"),
-    )  # fmt: skip
-    rows = tuple(
-        (
-            Cell(each.name, each.name),
-            percent(each.mean, each.half),
-            percent(statistics.stdev(each.values) if len(each.values) > 1 else None),
-            percent(min(each.values)),
-            percent(max(each.values)),
-            number(len(each.values), 0),
-        )
-        for each in spread
-    )
+    columns: Columns = {
+        Column("Group", "name"): lambda each: word(each.name),
+        Column("Test top-1, %, mean ± 95 %", best="high"): lambda each: percent(each.mean, each.half),
+        Column("Std"): lambda each: percent(statistics.stdev(each.values) if len(each.values) > 1 else None),
+        Column("Lowest"): lambda each: percent(min(each.values)),
+        Column("Highest"): lambda each: percent(max(each.values)),
+        Column("Runs"): lambda each: number(len(each.values), 0),
+    }
     notes = (
         "Runs whose folders have the same name but for a number, of one method: the mean over them, and the 95 % "
         "interval of the mean (Student's t; few runs give a wide one).",
     )
-    table = Table(f"{name}-groups", columns, rows, "Over seeds", notes)
+    table = tabulate(f"{name}-groups", spread, columns, "Over seeds", notes)
     return [table, charts.spreads(spread, f"{name}-seeds", "", "a run", "mean, 95 % interval")]
 
 
@@ -282,7 +261,7 @@ def _accuracy_charts(tests: Mapping[str, Sequence[Run]]) -> list[Chart]:
             rest = f"; {left} more runs are left out" if left > 0 else ""
             chart = charts.accuracy_curves(chosen, key, name)
             caption = f"Top-1 {title} accuracy over the epochs{where}{rest}."
-            found.append(Chart(chart.name, chart.label, chart.draw, caption, chart.legend))
+            found.append(replace(chart, caption=caption))
     return found
 
 
@@ -291,7 +270,7 @@ def run_commands(runs: Sequence[Run]) -> list[Command]:
     return [
         Command(run.name, line, _seconds(run))
         for run in runs
-        if (line := _line_of(run.config)) is not None
+        if (line := line_of(StudentConfig, run.config)) is not None
     ]  # fmt: skip
 
 
@@ -300,11 +279,11 @@ def _seconds(run: Run) -> float | None:
     return None if seconds is None else float(seconds)
 
 
-def _line_of(config: Mapping[str, Any]) -> str | None:
-    """The shell command of a run's options; None where this version of kd has other options."""
-    if not config or config.get("method") not in METHODS:  # what a file names is not imported
+def line_of(kind: type[StepConfig], options: Mapping[str, Any]) -> str | None:
+    """The shell command of recorded options; None where they are not known, or not those of this version."""
+    if options.get("method", "") not in ("", *METHODS):  # an object that a file names is not imported
         return None
     try:
-        return command_line(StudentConfig.model_validate(config))
+        return command_line(kind.model_validate(options)) if options else None
     except ValidationError:
         return None

@@ -2,32 +2,19 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from kdcli.cache.admin.inventory import CacheInfo, inspect_cache
+from kdcli.cache.admin.inventory import CacheInfo, PartState, inspect_cache
 from kdcli.console import size
 from kdcli.extract.config import CacheConfig
 from kdcli.models.properties import parameters_of
-from kdcli.options.resolving import command_line
 from kdcli.reporting import charts
-from kdcli.reporting.document import (
-    Cell,
-    Chart,
-    Column,
-    Command,
-    Notes,
-    Part,
-    Section,
-    Table,
-    number,
-    percent,
-    word,
-)
+from kdcli.reporting.cells import Cell, number, percent, word
+from kdcli.reporting.document import Column, Columns, Command, Notes, Part, Section, Table, tabulate
 from kdcli.reporting.material import Ranked, Run
-from kdcli.reporting.students import top1_of
+from kdcli.reporting.students import line_of, top1_of
 
 MOST_RANKINGS = 6
 """Rankings that are drawn; all are in the table."""
@@ -40,32 +27,18 @@ def ranking_section(rankings: Sequence[Ranked]) -> Section | None:
     if not rankings:
         return None
     names = _names([ranked.path for ranked in rankings])
-    columns = (
-        Column("Source", "name"),
-        Column("Ranking", "text", setting=True),
-        Column("Metric", "text", setting=True),
-        Column("On", "text", setting=True),
-        Column("Score"),
-        Column("Weight"),
-        Column("Scheme", "text", setting=True),
-    )
-    rows = tuple(
-        (
-            Cell(source.name, source.name),
-            word(name),
-            word(ranked.ranking.metric),
-            word(ranked.ranking.on),
-            number(source.score, 4),
-            number(source.weight, 4),
-            word(str(ranked.ranking.weighting.get("scheme", "")) or None),
-        )
-        for name, ranked in zip(names, rankings, strict=True)
-        for source in ranked.ranking.sources
-    )
-    distinct = {
-        _scores_of(ranked): (name, ranked)
-        for name, ranked in reversed(list(zip(names, rankings, strict=True)))
+    columns: Columns = {
+        Column("Source", "name"): lambda row: word(row[2].name),
+        Column("Ranking", "text", setting=True): lambda row: word(row[0]),
+        Column("Metric", "text", setting=True): lambda row: word(row[1].metric),
+        Column("On", "text", setting=True): lambda row: word(row[1].on),
+        Column("Score"): lambda row: number(row[2].score, 4),
+        Column("Weight"): lambda row: number(row[2].weight, 4),
+        Column("Scheme", "text", setting=True): lambda row: word(str(row[1].weighting.get("scheme", ""))),
     }
+    named = list(zip(names, rankings, strict=True))
+    rows = [(name, ranked.ranking, source) for name, ranked in named for source in ranked.ranking.sources]
+    distinct = {_scores_of(ranked): (name, ranked) for name, ranked in reversed(named)}
     shown = list(reversed(distinct.values()))[:MOST_RANKINGS]
     several = len(rankings) > 1
     parts: list[Part] = [
@@ -75,7 +48,7 @@ def ranking_section(rankings: Sequence[Ranked]) -> Section | None:
     if several:
         parts.append(Notes((f"{len(rankings)} rankings, {len(distinct)} of them with different scores; "
                             f"{len(shown)} are drawn.",)))  # fmt: skip
-    return Section("Ranking", (*parts, Table("rankings", columns, rows).trimmed()))
+    return Section("Ranking", (*parts, tabulate("rankings", rows, columns)))
 
 
 def _scores_of(ranked: Ranked) -> tuple[Any, ...]:
@@ -105,8 +78,7 @@ def scores_section(rankings: Sequence[Ranked], runs: Sequence[Run]) -> Section |
         if len(points_of) > 1 and _scores_of(ranked) not in seen:
             seen.add(_scores_of(ranked))
             chart = charts.score_scatter(points_of, ranked.ranking.metric.upper(), f"scores-{place}")
-            title = name if len(rankings) > 1 else ""
-            parts.append(Chart(chart.name, chart.label, chart.draw, chart.caption, chart.legend, title))
+            parts.append(replace(chart, title=name if len(rankings) > 1 else ""))
     return Section("Score against accuracy", tuple(parts)) if parts else None
 
 
@@ -143,80 +115,54 @@ def cache_section(caches: Sequence[CacheInfo]) -> Section | None:
     """The inventory: caches, and the teachers in them."""
     if not caches:
         return None
-    columns = (
-        Column("Cache", "name"),
-        Column("Data", "text"),
-        Column("Images"),
-        Column("Views", setting=True),
-        Column("Teachers"),
-        Column("Complete, %"),
-        Column("Size, MB"),
-        Column("Storage", "text", setting=True),
-        Column("Dropped images"),
-    )
-    rows = tuple(
-        (
-            Cell(str(info.path), info.path.name),
-            word(" ++ ".join(segment.spec for segment in info.manifest.segments)),
-            number(info.manifest.samples, 0),
-            number(info.manifest.views, 0),
-            number(len(info.teachers), 0),
-            percent(info.done / info.total if info.total else None),
-            number(info.bytes, 1, 1e6),
-            word(info.manifest.backend),
-            number(len(info.dropped) or None, 0),
-        )
-        for info in caches
-    )
-    kept = (
-        Column("Teacher", "name"),
-        Column("Cache", "text", setting=True),
-        Column("Architecture", "text", setting=True),
-        Column("Parameters, M"),
-        Column("Keeps", "text", setting=True),
-        Column("Size, MB"),
-        Column("Forward, s"),
-        Column("Complete, %"),
-        Column("Id", "note"),
-    )
-    teachers = tuple(_teacher_row(info, name) for info in caches for name in info.teachers)
+    columns: Columns = {
+        Column("Cache", "name"): lambda info: Cell(str(info.path), info.path.name),
+        Column("Data", "text"): lambda info: word(" ++ ".join(each.spec for each in info.manifest.segments)),
+        Column("Images"): lambda info: number(info.manifest.samples, 0),
+        Column("Views", setting=True): lambda info: number(info.manifest.views, 0),
+        Column("Teachers"): lambda info: number(len(info.teachers), 0),
+        Column("Complete, %"): lambda info: percent(info.done / info.total if info.total else None),
+        Column("Size, MB"): lambda info: number(info.bytes, 1, 1e6),
+        Column("Storage", "text", setting=True): lambda info: word(info.manifest.backend),
+        Column("Dropped images"): lambda info: number(len(info.dropped) or None, 0),
+    }
     total = size(sum(info.bytes for info in caches))
     lines = Notes((f"{len(caches)} {'cache' if len(caches) == 1 else 'caches'} of {total}.",))
-    return Section(
-        "Caches",
-        (
-            Table("caches", columns, rows).trimmed(),
-            lines,
-            Table("teachers", kept, teachers, "Teachers").trimmed(),
+    return Section("Caches", (tabulate("caches", caches, columns), lines, _teachers(caches)))
+
+
+def _teachers(caches: Sequence[CacheInfo]) -> Table:
+    """The teachers of all caches."""
+    rows = [
+        (info, record, [info.states[f"{record.name}/{kind}"] for kind in record.outputs])
+        for info in caches
+        for record in info.teachers.values()
+    ]
+    columns: Columns = {
+        Column("Teacher", "name"): lambda row: word(row[1].name),
+        Column("Cache", "text", setting=True): lambda row: word(row[0].path.name),
+        Column("Architecture", "text", setting=True): lambda row: word(row[1].architecture),
+        Column("Parameters, M"): lambda row: number(
+            parameters_of(row[1].architecture, row[1].num_classes), 2, 1e6
         ),
-    )
+        Column("Keeps", "text", setting=True): lambda row: word(", ".join(row[1].outputs)),
+        Column("Size, MB"): lambda row: number(sum(state.bytes for state in row[2]), 1, 1e6),
+        Column("Forward, s"): lambda row: number(sum(state.seconds for state in row[2])),
+        Column("Complete, %"): lambda row: percent(_done(row[2])),
+        Column("Id", "note"): lambda row: word(row[1].id[:12]),
+    }
+    return tabulate("teachers", rows, columns, "Teachers")
 
 
-def _teacher_row(info: CacheInfo, name: str) -> tuple[Cell, ...]:
-    record = info.teachers[name]
-    states = [info.states[f"{name}/{kind}"] for kind in record.outputs]
-    done, total = sum(state.done for state in states), sum(state.total for state in states)
-    return (
-        Cell(name, name),
-        word(info.path.name),
-        word(record.architecture),
-        number(parameters_of(record.architecture, record.num_classes), 2, 1e6),
-        word(", ".join(record.outputs)),
-        number(sum(state.bytes for state in states), 1, 1e6),
-        number(sum(state.seconds for state in states)),
-        percent(done / total if total else None),
-        word(record.id[:12]),
-    )
+def _done(states: Sequence[PartState]) -> float | None:
+    total = sum(state.total for state in states)
+    return sum(state.done for state in states) / total if total else None
 
 
 def cache_commands(caches: Sequence[CacheInfo]) -> list[Command]:
-    """The command that made each cache, where its options are those of this version."""
-    commands = []
-    for info in caches:
-        try:
-            config = CacheConfig.model_validate(info.manifest.created.get("config", {}))
-        except ValidationError:
-            continue
-        seconds = sum(state.seconds for state in info.states.values())
-        commands.append(Command(info.path.name, command_line(config), seconds))
-    return commands
+    """The command that made each cache, where its options are known."""
+    return [
+        Command(info.path.name, line, sum(state.seconds for state in info.states.values()))
+        for info in caches
+        if (line := line_of(CacheConfig, info.manifest.created.get("config", {}))) is not None
+    ]

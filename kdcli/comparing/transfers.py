@@ -3,19 +3,38 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from kdcli.comparing.families import FAMILIES
 from kdcli.comparing.result import Change, CompareResult, Group
 from kdcli.console import console
 from kdcli.metrics.flips import TOP_SHARES
 from kdcli.metrics.transfer_summary import grouped
 from kdcli.models.properties import Family
-from kdcli.plotting import BLUE, GRAY, INK, LINE, ORANGE, SOFT, figure_of, jitter, legend, log_sizes, short
+from kdcli.plotting import (
+    BLUE,
+    GRAY,
+    GREEN,
+    INK,
+    LINE,
+    ORANGE,
+    SOFT,
+    figure_of,
+    jitter,
+    legend,
+    log_sizes,
+    short,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _MOST_PANELS = 6
+FAMILIES: dict[Family, tuple[str, str]] = {
+    "cnn": (BLUE, "o"),
+    "transformer": (ORANGE, "s"),
+    "mlp": (GREEN, "^"),
+    "unknown": (GRAY, "D"),
+}
+"""Colour and marker of each family of networks."""
 
 
 def rates_figure(result: CompareResult) -> "Figure | None":
@@ -74,9 +93,7 @@ def gains_figure(result: CompareResult) -> "Figure | None":
         axes.remove()
     sizes = [result.models[change.student].parameters or 0 for change in taught]
     accuracies = [_teacher_accuracy(result, change) for change in taught]
-    top = 1.08 * max(
-        [100 * max(c.transfer.gained, c.transfer.lost) / c.transfer.images for c in taught] + [0.01]
-    )
+    top = 1.08 * max([100 * max(c.counts.gained, c.counts.lost) / c.counts.images for c in taught] + [0.01])
     shade = _log_shade(sizes)
     for axes, (method, own) in zip(panels.flat, methods, strict=False):
         axes.plot([0, top], [0, top], color="#c0392b", linewidth=1, zorder=1)
@@ -103,7 +120,7 @@ def _dot(
     """Colour: size of the student; marker: family of the teacher; area: how accurate that is."""
     low, high = min(accuracies), max(accuracies)
     better = (_teacher_accuracy(result, change) - low) / ((high - low) or 1)
-    t = change.transfer
+    t = change.counts
     axes.scatter(
         [100 * t.lost / t.images],
         [100 * t.gained / t.images],
@@ -184,9 +201,9 @@ def students_figure(result: CompareResult) -> "Figure | None":
 
 def stages_figure(result: CompareResult) -> "Figure | None":
     """P3 Fig. 11: gain, loss and Delta_transf after each stage of a sequence of teachers; a panel a sequence."""
-    sequences = [
-        _stages_up_to(change, result.changes) for change in result.changes if change.last and change.stage > 1
-    ]
+    going_on = {change.origin for change in result.changes}
+    last = [change for change in result.changes if change.stage > 1 and change.after not in going_on]
+    sequences = [_stages_up_to(change, result.changes) for change in last]
     if not sequences:
         _say_none("fig11-stages", "no student was taught by one teacher after another")
         return None
@@ -196,9 +213,9 @@ def stages_figure(result: CompareResult) -> "Figure | None":
     for axes, stages in zip(panels, sequences, strict=True):
         places = range(len(stages) + 1)
         for label, color, mark, values in (
-            ("gain, % of what the teachers so far could give", BLUE, "o", [s.transfer.gain for s in stages]),
-            ("loss, % of what was right before", ORANGE, "s", [s.transfer.loss for s in stages]),
-            ("Δ transf, points", INK, "D", [s.transfer.delta_transf for s in stages]),
+            ("gain, % of what the teachers so far could give", BLUE, "o", [s.gain for s in stages]),
+            ("loss, % of what was right before", ORANGE, "s", [s.loss for s in stages]),
+            ("Δ transf, points", INK, "D", [s.delta_transf for s in stages]),
         ):
             ys = [0.0, *(100 * (value or 0.0) for value in values)]
             axes.plot(places, ys, mark + "-", color=color, label=label)

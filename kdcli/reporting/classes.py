@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kdcli.reporting.document import Cell, Chart, Column, Fold, Part, Table, number, percent, points, word
+from kdcli.reporting.cells import number, percent, points, word
+from kdcli.reporting.document import Chart, Column, Columns, Fold, Part, Table, tabulate
 from kdcli.reporting.matrices import Changes, class_changes
 
 MOST_EXTREMES = 5
@@ -16,7 +17,7 @@ Probe = Mapping[str, Any]
 
 
 def class_parts(group: Sequence[Probe], name: str) -> list[Part]:
-    """What probes of one protocol say of the classes; of several targets, each is folded away.
+    """Charts and tables of probes of one protocol by class; with several targets, each is folded.
 
     Args:
         group: probes, each with ``per_class`` or not.
@@ -93,27 +94,22 @@ def _chart(changes: Sequence[Changes], baseline: Probe, name: str, title: str) -
 
 def _extremes(others: Sequence[Probe], baseline: Probe, name: str) -> Table:
     """The classes that gained most and lost most, for each representation."""
-    columns = (
-        Column("Class", "name"), Column("Representation", "text", setting=True),
-        Column(f"{baseline['representation']}, %"), Column("Accuracy, %"), Column("Change, points"),
-    )  # fmt: skip
+    before = baseline["per_class"]
+    columns: Columns = {
+        Column("Class", "name"): lambda row: word(row[1]),
+        Column("Representation", "text", setting=True): lambda row: word(str(row[0]["representation"])),
+        Column(f"{baseline['representation']}, %"): lambda row: percent(before[row[1]]),
+        Column("Accuracy, %"): lambda row: percent(row[0]["per_class"][row[1]]),
+        Column("Change, points"): lambda row: points(row[0]["per_class"][row[1]] - before[row[1]]),
+    }
     rows = []
     for probe in others:
         found = _differences(probe, baseline)
         gained = [each for each in found if found[each] > 0][:MOST_EXTREMES]
         lost = [each for each in found if found[each] < 0][-MOST_EXTREMES:]
-        rows += [
-            (
-                Cell(each, each),
-                word(str(probe["representation"])),
-                percent(baseline["per_class"][each]),
-                percent(probe["per_class"][each]),
-                points(found[each]),
-            )
-            for each in (*gained, *lost)
-        ]
+        rows += [(probe, each) for each in (*gained, *lost)]
     title = f"Classes that gained and lost most against {baseline['representation']}"
-    return Table(name, columns, tuple(rows), title)
+    return tabulate(name, rows, columns, title)
 
 
 def _whole(probes: Sequence[Probe], name: str, title: str) -> Table:
@@ -126,7 +122,7 @@ def _whole(probes: Sequence[Probe], name: str, title: str) -> Table:
     columns = (Column("Class", "name"), *(Column(f"{head}, %") for head in heads), Column("Spread, points"))
     values = {each: [probe["per_class"].get(each) for probe in probes] for each in _classes(probes)}
     rows = [
-        (Cell(each, each), *(percent(value) for value in row), number(_spread(row), 1, 0.01))
+        (word(each), *(percent(value) for value in row), number(_spread(row), 1, 0.01))
         for each, row in values.items()
     ]
     return Table(name, columns, tuple(rows), title, (_CHANCE,)).trimmed()
