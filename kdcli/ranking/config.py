@@ -7,23 +7,6 @@ from pydantic import Field
 
 from kdcli.options.fields import Mechanical, StepConfig
 
-MetricName = Literal[
-    "parc",
-    "parc-standardised",
-    "parc-bolya",
-    "cka",
-    "cka-rbf",
-    "cka-debiased",
-    "rsa",
-    "logme",
-    "leep",
-    "nleep",
-    "nce",
-    "hscore",
-    "knn",
-    "linear-probe",
-]
-
 
 @final
 class RankConfig(StepConfig):
@@ -45,11 +28,13 @@ class RankConfig(StepConfig):
     data: str | None = Field(
         None, description="Rank on this part of the cached data (and with its labels); default: all of it."
     )
-    metric: Literal[MetricName, "all"] = Field(
-        "parc", description="Task-similarity metric; all: the table of every metric, ranked by parc."
+    metric: str = Field(
+        "parc",
+        description="Task-similarity metric, or your own as pkg.mod:OBJECT; all: the table of every metric, ranked "
+        "by parc.",
     )
-    variant: Literal["plain", "standardised", "bolya"] | None = Field(
-        None, description="Preparation of PARC's features; default: plain."
+    variant: str | None = Field(
+        None, description="Of the metric, such as bolya of parc: the same as --metric parc-bolya."
     )
     on: Literal["features", "pseudo"] | None = Field(
         None, description="Representation: features (default) or softmax outputs; default: the metric's."
