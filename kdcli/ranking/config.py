@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import ClassVar, Literal, final
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from kdcli.options.fields import Mechanical, StepConfig
+from kdcli.registry import METRICS
 
 
 @final
@@ -63,3 +64,10 @@ class RankConfig(StepConfig):
     data_root: Path | None = Field(
         None, description="Folder of torch/ and hfds/ data sets, and of relative folders."
     )
+
+    @field_validator("metric")
+    @classmethod
+    def _known_metric(cls, name: str) -> str:
+        if name != "all":
+            METRICS.find(name)
+        return name
