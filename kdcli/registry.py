@@ -168,3 +168,19 @@ SOURCES = Registry(
     },
     "kdcli.data.base:SourceKind",
 )
+
+MODELS = Registry(
+    "kind of model",
+    "kd.models",
+    {
+        "timm": "kdcli.models.kinds:TIMM",
+        "hf-hub": "kdcli.models.kinds:HF_HUB",
+        "local-dir": "kdcli.models.kinds:LOCAL_DIR",
+        "torchvision": "kdcli.models.kinds:TORCHVISION_NAME",
+        "file": "kdcli.models.kinds:FILE",
+        "onnx": "kdcli.models.kinds:ONNX",
+        "kd-fused": "kdcli.models.kinds:FUSED",
+        "python": "kdcli.models.kinds:PYTHON",
+    },
+    "kdcli.models.grammar:ModelKind",
+)

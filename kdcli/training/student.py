@@ -13,6 +13,7 @@ from kdcli.methods.base import Objective
 from kdcli.models.cut import cut_at
 from kdcli.models.spec import Model, ModelSpec, architecture_name, default_init, open_model, weights_sha256
 from kdcli.models.student import Student
+from kdcli.registry import recorded
 from kdcli.training.classes import require_own_classes
 from kdcli.training.levels import fit_matching
 from kdcli.types import Difference
@@ -199,7 +200,7 @@ def require_as_cached(record: TeacherRecord) -> None:
         IdentityError: that.
     """
     # At its own size and with its own classes, as it was cached: the student may have others.
-    if (now := weights_sha256(open_model(record.spec).network)) != record.weights:
+    if (now := weights_sha256(open_model(recorded(record.spec)).network)) != record.weights:
         raise IdentityError(
             f"{record.spec} is not the teacher '{record.name}' that was cached any more",
             f"Restore its weights, or cache it anew under another name: --teacher OTHER={record.spec}",
