@@ -18,6 +18,7 @@ from kdcli.cache.writer import write_whole_arrays
 from kdcli.console import console
 from kdcli.errors import CorruptError, IdentityError, NotFoundError
 from kdcli.extract.rerun import Sources
+from kdcli.registry import recorded
 from kdcli.types import Difference
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def _open(sources: Sources, location: str) -> "ImageData":
     from kdcli.data.sources import open_data
 
     try:
-        return open_data(sources.data or location, data_root=sources.data_root)
+        return open_data(sources.data or recorded(location), data_root=sources.data_root)
     except NotFoundError as error:
         raise NotFoundError(error.message, "Say where the images are now: --data SPEC") from error
 
