@@ -47,7 +47,8 @@ from kdcli.data.sources import open_data  # noqa: E402
 from kdcli.demo.weights import export_pretrained_weights  # noqa: E402
 from kdcli.models.spec import open_model  # noqa: E402
 from kdcli.probing import solver  # noqa: E402
-from kdcli.probing.protocols import Draw, few_shot_accuracies, shot_draws, standardised_fit  # noqa: E402
+from kdcli.probing.protocols import Draw, Drawn, few_shot_accuracies, shot_draws, standardised_fit  # noqa: E402
+from kdcli.probing.solver import Linear  # noqa: E402
 
 GRID = tuple(float(f"1e{exponent}") for exponent in range(-4, 3))
 SHOTS, FOLDS, PROTOCOL_DRAWS = 5, 5, 50
@@ -140,9 +141,8 @@ def threads() -> int:
 def probed(given: Problem, rows: np.ndarray, device: str = "cpu") -> tuple[Draw, float]:
     """One draw by kd, and its seconds."""
     start = time.perf_counter()
-    (draw,) = few_shot_accuracies(
-        given.train, given.labels, rows[None], given.test, given.test_labels, GRID, device=device
-    )
+    data = Drawn(given.train, given.labels, rows[None], given.test, given.test_labels)
+    (draw,) = few_shot_accuracies(data, Linear(grid=GRID, device=device))
     return draw, time.perf_counter() - start
 
 
@@ -200,7 +200,7 @@ def objective_error(shots: Features, labels: Labels, grid: tuple[float, ...]) ->
 
     errors = []
     for c in grid:
-        ours = standardised_fit(shots, labels, (c,), 1)
+        ours = standardised_fit(shots, labels, Linear(grid=(c,), folds=1))
         theirs = LinearSVC(C=c, dual=True, tol=1e-8, max_iter=10**5, random_state=0).fit(columns.T, labels)
         if theirs.n_iter_ >= 10**5:
             say(f"  liblinear does not converge at C = {c:g}")
@@ -217,9 +217,8 @@ def memory_of_draws(first: int, last: int) -> float:
     rows = shot_draws(labels[:1500], SHOTS, last, 0)
 
     def run(draws: np.ndarray) -> None:
-        for _ in few_shot_accuracies(
-            features[:1500], labels[:1500], draws, features[1500:], labels[1500:], GRID
-        ):
+        data = Drawn(features[:1500], labels[:1500], draws, features[1500:], labels[1500:])
+        for _ in few_shot_accuracies(data, Linear(grid=GRID)):
             pass
 
     run(rows[:first])

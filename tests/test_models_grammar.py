@@ -25,6 +25,7 @@ from kdcli.models.grammar import ModelSpec, default_init
         ("onnx:/w/a.onnx", "onnx", "pretrained"),
         ("resnet10t@/w/a.safetensors", "file", "pretrained"),
         ("torchvision/resnet18@/w/a.safetensors", "file", "pretrained"),
+        ("my.package:TEACHER", "python", "pretrained"),
     ],
 )
 def test_every_form_round_trips_and_has_its_default_init(text: str, kind: str, init: str) -> None:

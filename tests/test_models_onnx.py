@@ -19,10 +19,9 @@ from kdcli.errors import BadDataError, KdError, MissingExtraError, NotFoundError
 from kdcli.extract.outputs import plan_outputs
 from kdcli.models.export import export_model
 from kdcli.models.grammar import ModelSpec
-from kdcli.models.spec import Model, open_model, weights_sha256
+from kdcli.models.spec import Model, architecture_name, open_model, weights_sha256
 from kdcli.models.student import Student
 from kdcli.models.teacher import TeacherRunner, normalise
-from kdcli.models.timm_models import TimmArchitecture
 from kdcli.outputs import parse_keep
 
 SIDECAR: dict[str, Any] = {
@@ -376,7 +375,7 @@ def test_an_onnx_file_is_a_teacher_only(saved: Callable[..., str], tmp_path: Pat
         lambda: export_model(model, tmp_path / "export", None),
         lambda: open_model(spec, weights="random"),
         lambda: open_model(spec, num_classes=3),
-        lambda: TimmArchitecture(ModelSpec.parse(spec)),
+        lambda: architecture_name(ModelSpec.parse(spec)),
     ]
     for use in uses:
         with pytest.raises(UsageError, match="can only be a teacher") as caught:

@@ -1,5 +1,6 @@
 """Logistic regression and neighbours as probes, against scikit-learn's own search and classifier."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
 from kdcli.probing.neighbours import Neighbours, one_hot
-from kdcli.probing.protocols import C_GRID, few_shot_accuracies, neighbour_accuracies, shot_draws
+from kdcli.probing.protocols import Drawn, few_shot_accuracies, neighbour_accuracies, shot_draws
+from kdcli.probing.solver import C_GRID, Linear
 
 
 def problem(classes: int, columns: int) -> tuple[Any, Any, Any, Any]:
@@ -26,7 +28,7 @@ def problem(classes: int, columns: int) -> tuple[Any, Any, Any, Any]:
 def test_logistic_equals_grid_search_on_standardised_images(classes: int, columns: int) -> None:
     train, labels, test, test_labels = problem(classes, columns)
     everything = np.arange(len(labels))[None]
-    (ours,) = few_shot_accuracies(train, labels, everything, test, test_labels, kind="logistic")
+    (ours,) = few_shot_accuracies(Drawn(train, labels, everything, test, test_labels), Linear("logistic"))
     scaler = StandardScaler().fit(train.astype(np.float64))
     search = GridSearchCV(
         LogisticRegression(max_iter=5000, tol=1e-8),
@@ -50,7 +52,7 @@ def test_neighbours_equal_scikit_learns_on_the_unit_sphere() -> None:
         return rows / np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
 
     oracle = KNeighborsClassifier(7, weights=weights).fit(unit(train), labels)
-    (ours,) = neighbour_accuracies(train, labels, np.arange(48)[None], test, test_labels, 7)
+    (ours,) = neighbour_accuracies(Drawn(train, labels, np.arange(48)[None], test, test_labels), 7)
     assert ours.accuracy == (oracle.predict(unit(test)) == test_labels).mean()
     _, targets = one_hot(labels)
     votes = Neighbours(train.astype(np.float64), targets, 7).votes(test.astype(np.float64))
@@ -60,8 +62,12 @@ def test_neighbours_equal_scikit_learns_on_the_unit_sphere() -> None:
 def test_neighbours_ignore_the_scale_of_an_image_and_take_all_where_there_are_fewer() -> None:
     train, labels, test, test_labels = problem(4, 20)
     draws = shot_draws(labels, 2, 3, 0)
-    expected = [draw.accuracy for draw in neighbour_accuracies(train, labels, draws, test, test_labels, 20)]
-    scaled = [draw.accuracy for draw in neighbour_accuracies(train, labels, draws, test * 9, test_labels, 8)]
+    expected = [
+        draw.accuracy for draw in neighbour_accuracies(Drawn(train, labels, draws, test, test_labels), 20)
+    ]
+    scaled = [
+        draw.accuracy for draw in neighbour_accuracies(Drawn(train, labels, draws, test * 9, test_labels), 8)
+    ]
     assert scaled == expected
 
 
@@ -76,8 +82,8 @@ def test_constant_columns_change_nothing() -> None:
     draws = shot_draws(labels, 5, 2, 0)
     wider = [np.hstack([rows, np.full((len(rows), 3), 7, np.float32)]) for rows in (train, test)]
     for kind in ("svm", "logistic"):
-        expected = [
-            d.accuracy for d in few_shot_accuracies(train, labels, draws, test, test_labels, kind=kind)
-        ]  # type: ignore[arg-type]
-        found = few_shot_accuracies(wider[0], labels, draws, wider[1], test_labels, kind=kind)  # type: ignore[arg-type]
+        how = Linear(kind)  # type: ignore[arg-type]
+        data = Drawn(train, labels, draws, test, test_labels)
+        expected = [d.accuracy for d in few_shot_accuracies(data, how)]
+        found = few_shot_accuracies(replace(data, train=wider[0], test=wider[1]), how)
         assert [draw.accuracy for draw in found] == expected

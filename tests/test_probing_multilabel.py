@@ -19,6 +19,8 @@ from kdcli.probing.multilabel import (
     random_draws,
     split_labels,
 )
+from kdcli.probing.protocols import Drawn
+from kdcli.probing.solver import Linear
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +62,9 @@ def problem() -> tuple[Any, Any, Any, Any]:
 
 def test_a_fixed_c_equals_one_vs_rest_of_scikit_learn() -> None:
     train, labels, test, test_labels = problem()
-    (ours,) = multi_label_draws(train, labels, np.arange(60)[None], test, test_labels, "svm", [0.1], 5, 20)
+    (ours,) = multi_label_draws(
+        Drawn(train, labels, np.arange(60)[None], test, test_labels), Linear(grid=(0.1,)), 20
+    )
     scaler = StandardScaler().fit(train)
     oracle = OneVsRestClassifier(LinearSVC(C=0.1, dual=False, tol=1e-8)).fit(scaler.transform(train), labels)
     scores = oracle.decision_function(scaler.transform(test))
@@ -85,8 +89,8 @@ def test_the_exact_solver_reaches_liblinears_optimum(c: float, columns: int) -> 
         assert intercepts[label] == pytest.approx(oracle.intercept_[0], abs=1e-6)
     draws, test = np.arange(60)[None], rng.normal(size=(4, columns))
     found = [
-        next(multi_label_draws(train, labels, draws, test, test_labels, "svm", [0.01, c, 1.0], 5, 20, method))
-        for method in ("exact", "sklearn")
+        next(multi_label_draws(Drawn(train, labels, draws, test, test_labels), how, 20))
+        for how in (Linear(grid=(0.01, c, 1.0)), Linear(grid=(0.01, c, 1.0), method="sklearn"))
     ]
     assert found[0].c == found[1].c
     np.testing.assert_array_equal(found[0].precisions, found[1].precisions)
@@ -112,7 +116,8 @@ def test_the_path_warm_starts_and_leaves_out_what_cannot_be_learned() -> None:
 def test_all_protocols_are_far_better_than_chance(protocol: Any) -> None:
     train, labels, test, test_labels = problem()
     draws = random_draws(labels, 10, 2, 0)
-    for draw in multi_label_draws(train, labels, draws, test, test_labels, protocol, [0.01, 1.0], 5, 10):
+    how = None if protocol == "knn" else Linear(protocol, (0.01, 1.0))
+    for draw in multi_label_draws(Drawn(train, labels, draws, test, test_labels), how, 10):
         assert draw.precisions.mean() > 0.55
         assert draw.c in ((None,) if protocol == "knn" else (0.01, 1.0))
 
@@ -120,7 +125,9 @@ def test_all_protocols_are_far_better_than_chance(protocol: Any) -> None:
 def test_a_label_that_no_training_image_has_ranks_nothing_and_breaks_nothing() -> None:
     train, labels, test, test_labels = problem()
     labels[:, 2] = False
-    (ours,) = multi_label_draws(train, labels, np.arange(60)[None], test, test_labels, "svm", [0.1], 5, 20)
+    (ours,) = multi_label_draws(
+        Drawn(train, labels, np.arange(60)[None], test, test_labels), Linear(grid=(0.1,)), 20
+    )
     assert ours.precisions[2] == pytest.approx(test_labels[:, 2].mean())  # all scores are equal
 
 

@@ -12,7 +12,8 @@ from sklearn.svm import LinearSVC
 
 from kdcli.console import console
 from kdcli.errors import BadDataError
-from kdcli.probing.protocols import C_GRID, few_shot_accuracies, report_convergence, report_edge, shot_draws
+from kdcli.probing.protocols import Drawn, few_shot_accuracies, report_convergence, report_edge, shot_draws
+from kdcli.probing.solver import C_GRID, Linear
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +78,7 @@ def problem(dtype: Any) -> tuple[Any, Any, Any, Any]:
 def test_equals_grid_search_on_standardised_shots(dtype: Any, shots: int) -> None:
     train, labels, test, test_labels = problem(dtype)
     draws = shot_draws(labels, shots, 4, 0)
-    results = list(few_shot_accuracies(train, labels, draws, test, test_labels))
+    results = list(few_shot_accuracies(Drawn(train, labels, draws, test, test_labels)))
     for rows, result in zip(draws, results, strict=True):
         scaler = StandardScaler().fit(train[rows].astype(np.float64))
         search = GridSearchCV(
@@ -91,7 +92,7 @@ def test_equals_grid_search_on_standardised_shots(dtype: Any, shots: int) -> Non
 
 def test_one_shot_takes_c_1_with_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
     train, labels, test, test_labels = problem(np.float32)
-    results = list(few_shot_accuracies(train, labels, shot_draws(labels, 1, 3, 0), test, test_labels))
+    results = list(few_shot_accuracies(Drawn(train, labels, shot_draws(labels, 1, 3, 0), test, test_labels)))
     assert [(result.c, result.fits) for result in results] == [(1.0, 1)] * 3
     assert capsys.readouterr().err.count("C = 1, no cross-validation") == 1
 
@@ -99,7 +100,7 @@ def test_one_shot_takes_c_1_with_a_warning(capsys: pytest.CaptureFixture[str]) -
 def test_one_shot_takes_the_only_c_of_a_grid_without_one(capsys: pytest.CaptureFixture[str]) -> None:
     train, labels, test, test_labels = problem(np.float32)
     draws = shot_draws(labels, 1, 3, 0)
-    results = list(few_shot_accuracies(train, labels, draws, test, test_labels, (0.3,)))
+    results = list(few_shot_accuracies(Drawn(train, labels, draws, test, test_labels), Linear(grid=(0.3,))))
     assert [(result.c, result.fits) for result in results] == [(0.3, 1)] * 3
     assert capsys.readouterr().err == ""
 
@@ -107,8 +108,8 @@ def test_one_shot_takes_the_only_c_of_a_grid_without_one(capsys: pytest.CaptureF
 def test_scale_and_shift_of_a_feature_do_not_matter() -> None:
     train, labels, test, test_labels = problem(np.float64)
     draws = shot_draws(labels, 5, 3, 0)
-    expected = [r.accuracy for r in few_shot_accuracies(train, labels, draws, test, test_labels)]
-    found = few_shot_accuracies(train * 8 - 1, labels, draws, test * 8 - 1, test_labels)
+    expected = [r.accuracy for r in few_shot_accuracies(Drawn(train, labels, draws, test, test_labels))]
+    found = few_shot_accuracies(Drawn(train * 8 - 1, labels, draws, test * 8 - 1, test_labels))
     assert [result.accuracy for result in found] == expected
 
 

@@ -10,8 +10,7 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.svm import LinearSVC
 
 from kdcli.probing import solver
-from kdcli.probing.protocols import C_GRID
-from kdcli.probing.solver import Method, fit
+from kdcli.probing.solver import C_GRID, Linear, Method, fit
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +38,12 @@ def test_vector_v9_at_each_c(digits: tuple[Any, Any], method: Method) -> None:
     features, labels = digits
     rows = v9_shots(labels, 0)
     accuracies = [
-        (fit(features[rows], labels[rows], (c,), 1, method).predict(features[1000:]) == labels[1000:]).mean()
+        (
+            fit(features[rows], labels[rows], Linear(grid=(c,), folds=1, method=method)).predict(
+                features[1000:]
+            )
+            == labels[1000:]
+        ).mean()
         for c in C_GRID
     ]
     assert accuracies == pytest.approx([0.810540, 0.853199, 0.858218, 0.848181], abs=1e-6)
@@ -51,7 +55,7 @@ def test_vector_v9_with_cross_validation(digits: tuple[Any, Any], method: Method
     accuracies = []
     for seed in range(10):
         rows = v9_shots(labels, seed)
-        classifier = fit(features[rows], labels[rows], C_GRID, 5, method)
+        classifier = fit(features[rows], labels[rows], Linear(grid=C_GRID, folds=5, method=method))
         accuracies.append((classifier.predict(features[1000:]) == labels[1000:]).mean())
     assert np.mean(accuracies) == pytest.approx(0.838394, abs=1e-6)
     assert np.std(accuracies) == pytest.approx(0.019750, abs=1e-6)
@@ -62,7 +66,7 @@ def test_vector_v9_with_cross_validation(digits: tuple[Any, Any], method: Method
 @pytest.mark.parametrize("classes", [2, 4])
 def test_gives_the_solution_in_d_columns(c: float, classes: int, method: Method) -> None:
     shots, labels = wide_problem(classes, classes)
-    ours = fit(shots, labels, (c,), 1, method)
+    ours = fit(shots, labels, Linear(grid=(c,), folds=1, method=method))
     theirs = LinearSVC(C=c, dual=True, tol=1e-10, max_iter=10**6, random_state=0).fit(shots, labels)
     expected, intercepts = theirs.coef_, theirs.intercept_
     if classes == 2:
@@ -80,7 +84,7 @@ def test_chooses_the_c_of_grid_search(seed: int, method: Method) -> None:
     folds = StratifiedKFold(5, shuffle=True, random_state=0)
     model = LinearSVC(dual=True, tol=1e-6, max_iter=10_000, random_state=0)
     search = GridSearchCV(model, {"C": list(C_GRID)}, cv=folds).fit(shots, labels)
-    assert fit(shots, labels, C_GRID, 5, method).c == search.best_params_["C"]
+    assert fit(shots, labels, Linear(grid=C_GRID, folds=5, method=method)).c == search.best_params_["C"]
 
 
 @both_solvers
@@ -89,27 +93,34 @@ def test_more_shots_than_columns(method: Method) -> None:
     labels = np.arange(90) % 3
     shots = rng.normal(size=(3, 6))[labels] + rng.normal(size=(90, 6))
     theirs = LinearSVC(C=1, dual=False, tol=1e-10, max_iter=10**6).fit(shots, labels)
-    assert fit(shots, labels, (1.0,), 1, method).coefficients == pytest.approx(theirs.coef_, abs=1e-4)
+    assert fit(shots, labels, Linear(grid=(1.0,), folds=1, method=method)).coefficients == pytest.approx(
+        theirs.coef_, abs=1e-4
+    )
 
 
 @both_solvers
 def test_equally_accurate_c_gives_the_smallest_in_any_order_of_the_grid(method: Method) -> None:
     labels = np.repeat([0, 1], 5)
     shots = np.eye(2)[labels] * 100
-    assert fit(shots, labels, (10.0, 0.1, 1.0), 5, method).c == 0.1
+    assert fit(shots, labels, Linear(grid=(10.0, 0.1, 1.0), folds=5, method=method)).c == 0.1
 
 
 @both_solvers
 def test_class_indices_need_not_be_consecutive(method: Method) -> None:
     shots, labels = wide_problem(1)
-    assert set(fit(shots, labels * 7 + 3, (1.0,), 1, method).predict(shots)) == {3, 10, 17, 24}
+    assert set(fit(shots, labels * 7 + 3, Linear(grid=(1.0,), folds=1, method=method)).predict(shots)) == {
+        3,
+        10,
+        17,
+        24,
+    }
 
 
 @both_solvers
 def test_classes_smaller_than_the_folds_are_in_order(method: Method) -> None:
     shots, labels = wide_problem(2)
     kept = np.r_[0, 1, 5:20]
-    assert fit(shots[kept], labels[kept], C_GRID, 5, method).fits == 4 * 5 + 1
+    assert fit(shots[kept], labels[kept], Linear(grid=C_GRID, folds=5, method=method)).fits == 4 * 5 + 1
 
 
 def test_fits_that_stop_early_are_counted_not_warned_of(
@@ -117,6 +128,6 @@ def test_fits_that_stop_early_are_counted_not_warned_of(
 ) -> None:
     monkeypatch.setattr(solver, "MAX_ITERATIONS", 1)
     shots, labels = wide_problem(0)
-    classifier = fit(shots, labels, C_GRID, 5, "sklearn")
+    classifier = fit(shots, labels, Linear(grid=C_GRID, folds=5, method="sklearn"))
     assert (classifier.fits, classifier.unconverged) == (21, 21)
     assert not [w for w in recwarn if issubclass(w.category, ConvergenceWarning)]

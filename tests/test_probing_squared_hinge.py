@@ -12,7 +12,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.svm import LinearSVC
 
 from kdcli.probing import squared_hinge
-from kdcli.probing.solver import fit
+from kdcli.probing.solver import Linear, fit
 from kdcli.probing.squared_hinge import (
     Solution,
     dual_objective,
@@ -131,11 +131,14 @@ def test_steps_that_run_out_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_class_that_a_fold_leaves_out_is_never_predicted_there() -> None:
     samples, labels = clusters(5, 3, 4, 10, 5.0)
-    both = fit(samples, labels, (0.1, 1.0), 2), fit(samples, labels, (0.1, 1.0), 2, "sklearn")
+    both = (
+        fit(samples, labels, Linear(grid=(0.1, 1.0), folds=2)),
+        fit(samples, labels, Linear(grid=(0.1, 1.0), folds=2, method="sklearn")),
+    )
     assert both[0].c == both[1].c
     lone = np.r_[0, 4:12]  # the only sample of class 0 is held out once: the training part has two classes
-    ours = fit(samples[lone], labels[lone], (0.01, 1.0), 3)
-    theirs = fit(samples[lone], labels[lone], (0.01, 1.0), 3, "sklearn")
+    ours = fit(samples[lone], labels[lone], Linear(grid=(0.01, 1.0), folds=3))
+    theirs = fit(samples[lone], labels[lone], Linear(grid=(0.01, 1.0), folds=3, method="sklearn"))
     assert (ours.c, ours.fits) == (theirs.c, theirs.fits)
     assert np.array_equal(ours.predict(samples), theirs.predict(samples))
 
@@ -143,7 +146,7 @@ def test_a_class_that_a_fold_leaves_out_is_never_predicted_there() -> None:
 def test_constant_features_get_no_weight() -> None:
     samples, labels = clusters(6, 4, 5, 9, 1.0)
     samples[:, 3] = 0  # what StandardScaler makes of a constant
-    classifier = fit(samples, labels, (1.0,), 1)
+    classifier = fit(samples, labels, Linear(grid=(1.0,), folds=1))
     assert (classifier.coefficients[:, 3] == 0).all()
 
 

@@ -1,6 +1,7 @@
 """Statistics over draws, against scipy."""
 
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -19,11 +20,11 @@ def test_equals_scipy_on_fifty_draws() -> None:
 
 
 def test_one_draw_has_no_spread() -> None:
-    assert summarise(np.array([0.5])).document() == {"mean": 0.5, "std": None, "ci95": None}
+    assert asdict(summarise(np.array([0.5]))) == {"mean": 0.5, "std": None, "ci95": None}
 
 
 def test_equal_draws_have_a_spread_of_zero() -> None:
-    assert summarise(np.full(5, 0.25)).document() == {"mean": 0.25, "std": 0.0, "ci95": 0.0}
+    assert asdict(summarise(np.full(5, 0.25))) == {"mean": 0.25, "std": 0.0, "ci95": 0.0}
 
 
 # --- two representations on the same draws ----------------------------------------------------

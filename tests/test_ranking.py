@@ -276,8 +276,8 @@ def test_power_zero_and_no_positive_score(
     assert [s.weight for s in rank_sources(config(cache, power=0)).sources] == [0.5, 0.5]
     assert "no source has a positive score" not in capsys.readouterr().err
     scores = iter([-0.2, -0.1])
-    fake = replace(METRICS["parc"], score=lambda *_, **__: next(scores))
-    monkeypatch.setattr("kdcli.ranking.columns.METRICS", {"parc": fake})
+    fake = replace(METRICS["parc"], score=lambda *_: next(scores))
+    monkeypatch.setattr("kdcli.metrics.parc.PARC", fake)
     ranking = rank_sources(config(cache))
     assert [(s.name, s.weight) for s in ranking.sources] == [("small", 1.0), ("big", 0.0)]
     assert "no source has a positive score" in capsys.readouterr().err

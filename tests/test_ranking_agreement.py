@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -95,6 +96,6 @@ def test_mean_over_targets() -> None:
 
 def test_a_target_without_a_value_is_left_out_of_the_mean() -> None:
     found = estimate_all({"flat": ([1, 2, 3], [5, 5, 5]), "b": ([1, 2, 3], [1, 3, 2])}, 3, 0)
-    assert found["flat"]["spearman"].document() == {"value": None, "low": None, "high": None, "p": None}
+    assert asdict(found["flat"]["spearman"]) == {"value": None, "low": None, "high": None, "p": None}
     assert found["mean"]["spearman"].value == pytest.approx(0.5)
     assert found["mean"]["top3_mean"].value is None

@@ -164,7 +164,7 @@ def test_pickles_are_not_loaded(folder: Path) -> None:
         ({"data": "photos"}, UsageError, "--features stands alone"),
         ({"features": Path("nowhere")}, NotFoundError, "--features nowhere is no folder"),
         ({"labels": Path("no.npy")}, NotFoundError, "no labels file no.npy"),
-        ({"metric": "cka", "variant": "bolya"}, UsageError, "--variant is of parc, not of cka"),
+        ({"metric": "cka", "variant": "bolya"}, UsageError, "--variant bolya: cka has no such variant"),
     ],
 )
 def test_wrong_options(folder: Path, options: dict[str, Any], error: type[KdError], message: str) -> None:
@@ -206,7 +206,7 @@ def test_a_probe_set_of_several_labels_is_balanced(folder: Path) -> None:
 
 def test_metrics_of_one_label_say_so(folder: Path) -> None:
     several_labels(folder)
-    with pytest.raises(BadDataError, match="source 'fair': LogME is defined for one label per image"):
+    with pytest.raises(BadDataError, match="source 'fair': logme is defined for one label per image"):
         rank_sources(config(folder, metric="logme"))
     table = rank(config(folder, metric="all", on="features")).table
     assert all(score is None for score in table["logme/features"].values())

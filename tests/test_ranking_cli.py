@@ -12,7 +12,6 @@ from conftest import Shell
 from ranking_tools import write_target
 
 from kdcli.cli.app import main
-from kdcli.ranking.config import MetricName
 
 Kd = Callable[..., Shell]
 
@@ -138,6 +137,13 @@ def test_without_matplotlib_plot_exits_13_before_anything_is_done(
         (("--ranking", "none.json", "--against", "."), 11, ("none.json is not there",)),
         (("--features", "pets", "--labels", "y.npy", "--against", "x"), 11, ("--against x holds no result",)),
         (("--features", "pets", "--labels", "y.npy", "--metric", "logmee"), 2, ("Did you mean 'logme'?",)),
+        (("--features", "pets", "--labels", "y.npy", "--metric", "no.such:M"), 11, ("no module no",)),
+        (("--features", "pets", "--labels", "y.npy", "--metric", "math:pi"), 2, ("math:pi is no metric",)),
+        (
+            ("--features", "pets", "--labels", "y.npy", "--metric=rsa", "--variant=x"),
+            2,
+            ("rsa has no variants",),
+        ),
         (("--features", "pets", "--labels", "y.npy", "--variant", "boly"), 2, ("Did you mean 'bolya'?",)),
         (("--features", "pets", "--labels", "y.npy", "--scheme", "random"), 2, ("random-weights",)),
         (("--features", "pets", "--labels", "y.npy", "--repeats", 0), 2, ("--repeats 0",)),
@@ -149,14 +155,6 @@ def test_refusals(
     here: Kd, files: Path, arguments: tuple[Any, ...], code: int, words: tuple[str, ...]
 ) -> None:
     here("rank-sources", *arguments).refused(code, *words)
-
-
-def test_the_configuration_names_every_metric() -> None:
-    from typing import get_args
-
-    from kdcli.metrics import METRICS
-
-    assert tuple(METRICS) == get_args(MetricName)
 
 
 def test_from_a_new_process(kd: Kd, files: Path) -> None:

@@ -1,8 +1,9 @@
 """What every source of images promises, and what the row-numbered ones share."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import final
 
 import numpy as np
@@ -10,6 +11,7 @@ from jaxtyping import Int64
 from PIL import Image
 
 from kdcli.cache.keytable import KeyTable
+from kdcli.data.decode import decode_image
 from kdcli.data.spec import canonical_split
 from kdcli.errors import NotFoundError, UsageError, nearest
 
@@ -31,7 +33,10 @@ class Listing:
 
 
 class ImageSource(ABC):
-    """A place that images come from, by key. Small and picklable: the keys themselves live elsewhere."""
+    """A place that images come from, by key. Small and picklable: the keys themselves live elsewhere.
+
+    As it is here, the bytes of a sample are those of an image file.
+    """
 
     @property
     @abstractmethod
@@ -51,25 +56,63 @@ class ImageSource(ABC):
     def encoded(self, key: str) -> bytes:
         """The bytes of a sample, over which its identity is computed."""
 
-    @abstractmethod
     def size(self, key: str) -> int:
         """Number of encoded bytes, cheaply; -1 where that needs decoding or the sample is gone."""
+        return -1
 
-    @abstractmethod
     def decode(self, key: str, encoded: bytes) -> Image.Image:
         """The upright RGB image in a sample's encoded bytes.
 
         Raises:
             BadDataError: naming the sample and the reason.
         """
+        return decode_image(encoded, self.path(key))
 
-    @abstractmethod
     def path(self, key: str) -> str:
         """What a person calls the sample: its file, or ``source#key``."""
+        return f"{self.text}#{key}"
 
     def keys_in(self, keys: KeyTable, sources: Collection[str]) -> KeyTable:
         """What a cache made from the data sets ``sources`` (texts of theirs) calls these samples."""
         return keys
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """What a source is opened with.
+
+    Attributes:
+        scheme: what its kind is called here; ``SCHEME/REST`` reopens it.
+        rest: what stands behind the slash.
+        data_root: folder of relative paths; None: the working directory.
+        download: whether it may be downloaded.
+        options: values of the kind's own modifiers that were given.
+    """
+
+    scheme: str
+    rest: str
+    data_root: Path | None = None
+    download: bool = False
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class SourceKind:
+    """All sources of the form ``SCHEME/REST``; kdcli/registry.py lists kd's own by scheme.
+
+    Attributes:
+        summary: what they are, in one line.
+        open: opens one; raises NotFoundError, MissingExtraError, BadDataError or StorageError.
+        names: every REST there is; empty where it may be anything.
+        options: modifiers of its own, ``@KEY=VALUE``, with what they do.
+    """
+
+    summary: str
+    open: Callable[[Opening], ImageSource]
+    names: tuple[str, ...] = ()
+    options: Mapping[str, str] = field(default_factory=dict)
 
 
 def pick_split(split: str, splits: Sequence[str], where: str) -> str:

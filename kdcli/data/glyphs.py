@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from kdcli.cache.keytable import KeyTable
-from kdcli.data.base import ImageSource, Listing, pick_split, pick_task
+from kdcli.data.base import ImageSource, Listing, SourceKind, pick_split, pick_task
 from kdcli.data.philox import below, words
 from kdcli.errors import BadDataError, MissingExtraError
 
@@ -112,10 +112,6 @@ class GlyphSource(ImageSource):
                 f"{self.path(key)}: damaged recipe: {error}", "Make the cache again."
             ) from error
 
-    def path(self, key: str) -> str:
-        """``glyphs/greek#train/U+0391/DejaVuSans/0``."""
-        return f"{self.text}#{key}"
-
 
 def _font_folder() -> Path:
     try:
@@ -196,3 +192,10 @@ def draw_glyph(folder: str, recipe: dict[str, Any]) -> Image.Image:
     mask = mask.rotate(recipe["rotation"] / 10, resample=Image.Resampling.BICUBIC)
     ink, paper = (Image.new("L", mask.size, recipe[name]) for name in ("ink", "paper"))
     return Image.composite(ink, paper, mask).convert("RGB")
+
+
+GLYPHS = SourceKind(
+    "characters of eight scripts, drawn in matplotlib's fonts",
+    lambda opening: GlyphSource(opening.rest),
+    tuple(SCRIPTS),
+)

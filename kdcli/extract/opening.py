@@ -13,6 +13,7 @@ from kdcli.cache.matching import require_unchanged
 from kdcli.cache.reader import CacheReader
 from kdcli.errors import IdentityError, KdError, UsageError
 from kdcli.extract.config import CacheConfig
+from kdcli.registry import recorded
 from kdcli.types import Difference, differences
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def open_held(config: CacheConfig, held: CacheReader) -> "Images":
     manifest = held.manifest
     data = None if config.data is None else _open(config, config.data)
     if data is None and len(manifest.segments) == 1:
-        data = _open(config, manifest.locations[0])
+        data = _open(config, recorded(manifest.locations[0]))
     if data is not None and data.keys.digest() == manifest.data.keys:
         require_same_data(config.cache, manifest, data)
         return data
@@ -118,7 +119,7 @@ def _add_recorded(config: CacheConfig, held: CacheReader, joined: "JoinedData") 
         if not len(lost):
             break
         try:
-            part = _open(config, location)
+            part = _open(config, recorded(location))
         except KdError as error:
             failures.append(error)
             continue

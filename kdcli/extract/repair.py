@@ -32,6 +32,7 @@ from kdcli.documents import to_document
 from kdcli.errors import ClaimedError, CorruptError, IdentityError, KdError, NotFoundError, StoppedEarly
 from kdcli.extract.rerun import Sources, as_it_ran, open_images, open_views, open_workers
 from kdcli.files import atomic_write_text, storage_errors
+from kdcli.registry import recorded
 from kdcli.runtime import stop_signals, worker_count
 from kdcli.types import Difference
 
@@ -280,7 +281,7 @@ def _open(sources: Sources, location: str) -> "ImageData":
     from kdcli.data.sources import open_data
 
     try:
-        return open_data(sources.data or location, data_root=sources.data_root)
+        return open_data(sources.data or recorded(location), data_root=sources.data_root)
     except NotFoundError as error:
         raise NotFoundError(error.message, "Say where the images are now: --data SPEC") from error
 

@@ -15,6 +15,7 @@ from kdcli.extract.config import CacheConfig
 from kdcli.extract.opening import open_held
 from kdcli.extract.teachers import open_teacher
 from kdcli.outputs import STATS
+from kdcli.registry import recorded
 from kdcli.runtime import pick_device
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class Sources:
 
     def spec(self, record: TeacherRecord) -> str:
         """Where a teacher is now."""
-        return self.teachers.get(record.name, record.spec)
+        return self.teachers.get(record.name) or recorded(record.spec)
 
 
 def open_images(held: CacheReader, sources: Sources) -> "Images":

@@ -14,7 +14,6 @@ from kdcli.cache.cacheset import CacheSet
 from kdcli.cache.provenance import TeacherRecord
 from kdcli.data.sources import ImageData
 from kdcli.data.views import ViewSet
-from kdcli.errors import UsageError
 from kdcli.methods.batch import Batch, TeacherOutputs
 from kdcli.methods.options import GeneralistOptions, MethodOptions, StreamOptions
 from kdcli.models.spec import Model
@@ -384,12 +383,7 @@ def find_method(name: str) -> Method:
         UsageError: there is none, or the object is none.
         NotFoundError: there is no such module or object.
     """
-    found = METHODS.find(name)
-    if not isinstance(found, Method):
-        raise UsageError(
-            f"{name} is no method but a {type(found).__name__}",
-            "Give an instance of a class that derives from kdcli.methods.base.Method.",
-        )
+    found: Method = METHODS.find(name)
     return found
 
 

@@ -16,6 +16,7 @@ from kdcli.methods.options import MethodOptions, method_option
 from kdcli.models.fused_network import FUSED
 from kdcli.models.spec import Model, open_model
 from kdcli.models.taps import tap_shapes
+from kdcli.registry import recorded
 from kdcli.types import Difference
 
 Side = Literal["student", "teacher", "none"]
@@ -223,7 +224,7 @@ def _teacher_taps(setup: Setup, record: TeacherRecord, cache: CacheSet, method: 
 def _last_tap(record: TeacherRecord) -> str:
     """The layer that a hint names; TAP where the teacher cannot be looked at (it need not be at hand to learn)."""
     try:
-        taps = open_model(record.spec, weights="random").network.taps
+        taps = open_model(recorded(record.spec), weights="random").network.taps
     except KdError:
         return "TAP"
     return taps[-1] if taps else "TAP"

@@ -1,14 +1,17 @@
 """Centred kernel alignment (Cortes et al. 2012, Kornblith et al. 2019) of two representations."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from jaxtyping import Float, Shaped
 
+from kdcli.metrics.base import Metric
 from kdcli.metrics.checks import RowName, check_columns_vary, check_finite, check_images, row_number
 from kdcli.metrics.cka_streams import StreamingCKA
 from kdcli.metrics.kernels import alignment, inner_products, linear_kernel, rbf_kernel
-from kdcli.metrics.targets import Labels, Targets, check_length
+from kdcli.metrics.targets import Labels, Targets
 
 _ROWS = 4096
 
@@ -69,7 +72,6 @@ def label_cka(
     labels: Labels,
     *,
     debiased: bool = False,
-    row_name: RowName = row_number,
 ) -> float:
     """Linear CKA of a representation and the labels (P2 §5.2, Table 2).
 
@@ -78,7 +80,6 @@ def label_cka(
         labels: class index of each image (compared one-hot), 0/1 rows (compared by Pearson correlation,
             which for one-hot rows is the same), or ``Targets`` to share work between sources.
         debiased: see ``linear_cka``.
-        row_name: names a row in errors.
 
     Returns:
         A score in [0, 1], debiased in [-1, 1].
@@ -86,9 +87,8 @@ def label_cka(
     Raises:
         BadDataError: the score would be undefined; the message names the cause.
     """
-    targets = Targets.of(labels, row_name)
-    check_length(features, targets)
-    _check(features, row_name)
+    targets = Targets.of(labels).beside(features)
+    _check(features, targets.row_name)
     return _linear_cka(features, targets.width, targets.rows_of, debiased)
 
 
@@ -98,16 +98,14 @@ def label_rbf_cka(
     *,
     threshold: float = 1.0,
     debiased: bool = False,
-    row_name: RowName = row_number,
 ) -> float:
     """CKA of the RBF kernel of a representation and the linear kernel of the labels.
 
     Of one-hot labels every kernel has two values, so all are the linear one up to scale and shift.
     Arguments, range and errors are those of ``label_cka``.
     """
-    targets = Targets.of(labels, row_name)
-    check_length(features, targets)
-    _check(features, row_name)
+    targets = Targets.of(labels).beside(features)
+    _check(features, targets.row_name)
     return alignment(*inner_products(rbf_kernel(features, threshold), linear_kernel(targets.rows), debiased))
 
 
@@ -130,3 +128,30 @@ def _check(x: Shaped[np.ndarray, "n d"], row_name: RowName) -> None:
     check_images(len(x))
     check_finite(x, row_name)
     check_columns_vary(x)
+
+
+CKA = Metric(
+    "cka",
+    label_cka,
+    "P2 §5.2; Kornblith et al. 2019, Eq. 4",
+    "linear, biased",
+    multi_label=True,
+    scale_free=True,
+    rotation_free=True,
+    order_free=True,
+    renaming_free=True,
+)
+RBF = replace(
+    CKA,
+    name="cka-rbf",
+    score=label_rbf_cka,
+    source="Kornblith et al. 2019",
+    settings="RBF at the median, biased",
+)
+DEBIASED = replace(
+    CKA,
+    name="cka-debiased",
+    score=partial(label_cka, debiased=True),
+    source="Song et al. 2012, Eq. 5; Nguyen et al. 2021",
+    settings="linear, debiased",
+)

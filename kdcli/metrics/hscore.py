@@ -3,12 +3,12 @@
 import numpy as np
 from jaxtyping import Float
 
-from kdcli.metrics.checks import RowName, row_number
+from kdcli.metrics.base import Metric
 from kdcli.metrics.spectrum import centred_columns, principal_scores
-from kdcli.metrics.targets import Labels, Targets, check_length
+from kdcli.metrics.targets import Labels, Targets
 
 
-def hscore(features: Float[np.ndarray, "n d"], labels: Labels, *, row_name: RowName = row_number) -> float:
+def hscore(features: Float[np.ndarray, "n d"], labels: Labels) -> float:
     """tr(cov_a(f)⁻¹ (1 - a) cov(E[f | y])) (Bao et al. 2019; shrinkage: Ibrahim et al. 2021, Eq. 3).
 
     cov_a(f) = (1 - a) S + a tr(S)/d I, with S over n and a by Ledoit and Wolf 2004; the covariance of class
@@ -18,7 +18,6 @@ def hscore(features: Float[np.ndarray, "n d"], labels: Labels, *, row_name: RowN
     Args:
         features: one row per image, any float type; computed in float64.
         labels: class index of each image, or ``Targets``.
-        row_name: names a row in errors.
 
     Returns:
         At least 0, up to about the number of classes minus 1; higher is better.
@@ -26,9 +25,8 @@ def hscore(features: Float[np.ndarray, "n d"], labels: Labels, *, row_name: RowN
     Raises:
         BadDataError: the score would be undefined, or multi-label targets; the message names the cause.
     """
-    targets = Targets.of(labels, row_name).single("The H-score")
-    check_length(features, targets)
-    centred = centred_columns(features, row_name)
+    targets = Targets.of(labels).single("The H-score").beside(features)
+    centred = centred_columns(features, targets.row_name)
     n, d = centred.shape
     scores = principal_scores(centred)
     variances = np.einsum("ij,ij->j", scores, scores) / n
@@ -53,3 +51,15 @@ def _ledoit_wolf(fourth: float, variances: Float[np.ndarray, " k"], n: int, d: i
     distance = squares - float(variances.sum()) ** 2 / d
     error = (fourth - squares) / n
     return min(1.0, max(0.0, error / distance)) if distance > 1e-12 * squares else 0.0
+
+
+HSCORE = Metric(
+    "hscore",
+    hscore,
+    "Ibrahim et al. 2021, Eq. 3",
+    "Ledoit-Wolf shrinkage",
+    scale_free=True,
+    rotation_free=True,
+    order_free=True,
+    renaming_free=True,
+)

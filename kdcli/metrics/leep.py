@@ -1,24 +1,26 @@
 """How well classes of the source predict labels: LEEP, NCE and, with clusters for classes, NLEEP."""
 
+from dataclasses import replace
+
 import numpy as np
 from jaxtyping import Float, Float64
 
 from kdcli.errors import BadDataError
-from kdcli.metrics.checks import RowName, check_distributions, row_number
+from kdcli.metrics.base import Metric
+from kdcli.metrics.checks import check_distributions
 from kdcli.metrics.spectrum import centred_columns, principal_scores
-from kdcli.metrics.targets import Labels, Targets, check_length
+from kdcli.metrics.targets import Labels, Targets
 
 _KEPT_VARIANCE = 0.8
 _CLUSTERS_PER_CLASS = 5
 
 
-def leep(pseudo: Float[np.ndarray, "n z"], labels: Labels, *, row_name: RowName = row_number) -> float:
+def leep(pseudo: Float[np.ndarray, "n z"], labels: Labels) -> float:
     """Log expected empirical prediction: mean log sum_z P(y_i | z) θ(x_i)_z (Nguyen et al. 2020, Eq. 2).
 
     Args:
         pseudo: the source's class probabilities of each image, any float type; computed in float64.
         labels: class index of each image, or ``Targets``.
-        row_name: names a row in errors.
 
     Returns:
         At most 0; higher is better.
@@ -26,20 +28,18 @@ def leep(pseudo: Float[np.ndarray, "n z"], labels: Labels, *, row_name: RowName 
     Raises:
         BadDataError: rows that are no probabilities, labels with nothing to compare, or multi-label.
     """
-    targets = Targets.of(labels, row_name).single("LEEP")
-    check_length(pseudo, targets)
-    check_distributions(pseudo, row_name)
+    targets = Targets.of(labels).single("LEEP").beside(pseudo)
+    check_distributions(pseudo, targets.row_name)
     return _leep(pseudo.astype(np.float64), targets)
 
 
-def nce(pseudo: Float[np.ndarray, "n z"], labels: Labels, *, row_name: RowName = row_number) -> float:
+def nce(pseudo: Float[np.ndarray, "n z"], labels: Labels) -> float:
     """Negative conditional entropy -H(Y | Z) in nats, Z the most probable source class (Tran et al. 2019).
 
     Of equally probable classes the first is taken. Arguments, range and errors are those of ``leep``.
     """
-    targets = Targets.of(labels, row_name).single("NCE")
-    check_length(pseudo, targets)
-    check_distributions(pseudo, row_name)
+    targets = Targets.of(labels).single("NCE").beside(pseudo)
+    check_distributions(pseudo, targets.row_name)
     decided = np.zeros(pseudo.shape)
     decided[np.arange(len(pseudo)), pseudo.argmax(axis=1)] = 1
     return _leep(decided, targets)  # of certain predictions LEEP is this
@@ -50,7 +50,6 @@ def nleep(
     labels: Labels,
     *,
     seed: int = 0,
-    row_name: RowName = row_number,
 ) -> float:
     """LEEP of the clusters of a Gaussian mixture in place of source classes (Li et al. 2021, §3.2).
 
@@ -62,7 +61,6 @@ def nleep(
         features: one row per image, any float type; computed in float64.
         labels: class index of each image, or ``Targets``.
         seed: of the mixture's start; scores compare between sources for one seed.
-        row_name: names a row in errors.
 
     Returns:
         At most 0; higher is better.
@@ -75,9 +73,8 @@ def nleep(
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
 
-    targets = Targets.of(labels, row_name).single("NLEEP")
-    check_length(features, targets)
-    scores = principal_scores(centred_columns(features, row_name))
+    targets = Targets.of(labels).single("NLEEP").beside(features)
+    scores = principal_scores(centred_columns(features, targets.row_name))
     share = np.cumsum(np.einsum("ij,ij->j", scores, scores))
     scores = scores[:, : int(np.searchsorted(share, _KEPT_VARIANCE * share[-1])) + 1]
     scores /= np.abs(scores).max()  # the mixture adds 1e-6 to variances: at one scale for all sources
@@ -102,3 +99,17 @@ def _leep(pseudo: Float64[np.ndarray, "n z"], targets: Targets) -> float:
     conditional = np.divide(joint, total, out=np.zeros_like(joint), where=total > 0)
     expected = np.einsum("iz,iz->i", conditional[targets.classes], pseudo)
     return min(0.0, float(np.log(expected).mean()))
+
+
+LEEP = Metric("leep", leep, "Nguyen et al. 2020, Eq. 2", on=("pseudo",), order_free=True, renaming_free=True)
+NLEEP = Metric(
+    "nleep",
+    nleep,
+    "Li et al. 2021, §3.2",
+    "PCA to 80 % of variance, 5 diagonal Gaussians per class",
+    on=("features",),
+    scale_free=True,
+    rotation_free=True,
+    renaming_free=True,
+)
+NCE = replace(LEEP, name="nce", score=nce, source="Tran et al. 2019", settings="most probable class")

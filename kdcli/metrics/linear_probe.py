@@ -5,9 +5,9 @@ import warnings
 import numpy as np
 from jaxtyping import Float
 
-from kdcli.metrics.checks import RowName, row_number
+from kdcli.metrics.base import Metric
 from kdcli.metrics.spectrum import centred_columns
-from kdcli.metrics.targets import Labels, Targets, check_length
+from kdcli.metrics.targets import Labels, Targets
 
 FOLDS = 5
 
@@ -17,7 +17,6 @@ def linear_probe(
     labels: Labels,
     *,
     seed: int = 0,
-    row_name: RowName = row_number,
 ) -> float:
     """Mean accuracy of L2-regularised logistic regression (C = 1) on standardised features.
 
@@ -28,7 +27,6 @@ def linear_probe(
         features: one row per image, any float type; computed in float64.
         labels: class index of each image, or ``Targets``.
         seed: of the folds.
-        row_name: names a row in errors.
 
     Returns:
         An accuracy in [0, 1].
@@ -42,11 +40,22 @@ def linear_probe(
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    targets = Targets.of(labels, row_name).single("The linear probe")
-    check_length(features, targets)
+    targets = Targets.of(labels).single("The linear probe").beside(features)
     folds = StratifiedKFold(min(FOLDS, int(targets.counts.min())), shuffle=True, random_state=seed)
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # 500 steps are part of the definition
-        accuracies = cross_val_score(probe, centred_columns(features, row_name), targets.classes, cv=folds)
+        accuracies = cross_val_score(
+            probe, centred_columns(features, targets.row_name), targets.classes, cv=folds
+        )
     return float(accuracies.mean())
+
+
+LINEAR_PROBE = Metric(
+    "linear-probe",
+    linear_probe,
+    "P2 §5.1",
+    "logistic regression, C = 1, 5 folds",
+    scale_free=True,
+    renaming_free=True,
+)

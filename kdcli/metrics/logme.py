@@ -6,10 +6,11 @@ import numpy as np
 from jaxtyping import Float, Float64
 
 from kdcli.errors import BadDataError
-from kdcli.metrics.checks import RowName, check_columns_vary, check_finite, row_number
+from kdcli.metrics.base import Metric
+from kdcli.metrics.checks import check_columns_vary, check_finite
 from kdcli.metrics.kernels import largest
 from kdcli.metrics.spectrum import principal_scores
-from kdcli.metrics.targets import Labels, Targets, check_length
+from kdcli.metrics.targets import Labels, Targets
 
 _STABILISER = 1e-5
 """Added to both denominators by the authors: without it alpha or beta is infinite for useless or perfect
@@ -22,7 +23,6 @@ def logme(
     *,
     steps: int = 11,
     tolerance: float = 1e-3,
-    row_name: RowName = row_number,
 ) -> float:
     """Maximum evidence of each class's 0/1 labels, by the authors' fixed-point iteration.
 
@@ -34,7 +34,6 @@ def logme(
         labels: class index of each image, or ``Targets``.
         steps: iterations at most.
         tolerance: stop where alpha / beta changes relatively less.
-        row_name: names a row in errors.
 
     Returns:
         Log evidence per image, mean over classes; any sign, higher is better.
@@ -42,9 +41,8 @@ def logme(
     Raises:
         BadDataError: the score would be undefined, or multi-label targets; the message names the cause.
     """
-    targets = Targets.of(labels, row_name).single("LogME")
-    check_length(features, targets)
-    check_finite(features, row_name)
+    targets = Targets.of(labels).single("LogME").beside(features)
+    check_finite(features, targets.row_name)
     check_columns_vary(features)
     greatest = largest(features)
     if not 1e-70 < greatest < 1e70:
@@ -96,3 +94,14 @@ def _evidence(
     volume = -float(np.log1p(variances * beta / alpha).sum()) / 2
     fit = -(beta * residual + alpha * weights) / 2
     return (volume + fit) / n + math.log(beta / (2 * math.pi)) / 2
+
+
+LOGME = Metric(
+    "logme",
+    logme,
+    "You et al. 2021, Eq. 2",
+    "fixed point, 11 steps",
+    rotation_free=True,
+    order_free=True,
+    renaming_free=True,
+)

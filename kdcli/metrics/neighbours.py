@@ -4,9 +4,9 @@ import numpy as np
 from jaxtyping import Float, Float64
 
 from kdcli.errors import BadDataError
-from kdcli.metrics.checks import RowName, row_number
+from kdcli.metrics.base import Metric
 from kdcli.metrics.pairs import prepare
-from kdcli.metrics.targets import Labels, Targets, check_length
+from kdcli.metrics.targets import Labels, Targets
 
 _ROWS = 512
 
@@ -16,7 +16,6 @@ def knn(
     labels: Labels,
     *,
     neighbours: int = 1,
-    row_name: RowName = row_number,
 ) -> float:
     """Leave-one-out accuracy of the k nearest neighbours in Euclidean distance.
 
@@ -27,7 +26,6 @@ def knn(
         features: one row per image, any float type; computed in float64.
         labels: class index of each image, or ``Targets``.
         neighbours: k, below the number of images.
-        row_name: names a row in errors.
 
     Returns:
         An accuracy in [0, 1].
@@ -35,14 +33,13 @@ def knn(
     Raises:
         BadDataError: the score would be undefined, or multi-label targets; the message names the cause.
     """
-    targets = Targets.of(labels, row_name).single("kNN")
-    check_length(features, targets)
+    targets = Targets.of(labels).single("kNN").beside(features)
     n = len(features)
     if not 0 < neighbours < n:
         raise BadDataError(
             f"{n} images do not have {neighbours} neighbours each", f"Ask for 1 to {n - 1} neighbours."
         )
-    points = prepare(features, "euclidean", row_name)
+    points = prepare(features, "euclidean", targets.row_name)
     assert points.offsets is not None
     votes, correct = targets.rows, np.empty(n)
     for start in range(0, n, _ROWS):
@@ -60,3 +57,15 @@ def _share(counts: Float64[np.ndarray, "m c"], classes: np.ndarray) -> Float64[n
     """1 over the number of classes with most votes where the right one is among them, else 0."""
     winners = counts == counts.max(axis=1, keepdims=True)
     return np.asarray(winners[np.arange(len(classes)), classes] / winners.sum(axis=1))
+
+
+KNN = Metric(
+    "knn",
+    knn,
+    "Bolya et al. 2021, §4",
+    "leave-one-out, k = 1, Euclidean",
+    scale_free=True,
+    rotation_free=True,
+    order_free=True,
+    renaming_free=True,
+)

@@ -1,15 +1,17 @@
 """PARC: do images with equal labels have similar representations? (P2 §4.1, after Bolya et al. 2021)."""
 
+from dataclasses import replace
+from functools import partial
 from typing import Literal, assert_never
 
 import numpy as np
 from jaxtyping import Float
 
-from kdcli.metrics.checks import RowName, row_number
+from kdcli.metrics.base import Metric
 from kdcli.metrics.pairs import Distance
 from kdcli.metrics.rsa import rsa_labels
 from kdcli.metrics.spectrum import centred_columns, principal_scores, standardised
-from kdcli.metrics.targets import Labels, Targets, check_length
+from kdcli.metrics.targets import Labels, Targets
 
 Variant = Literal["plain", "standardised", "bolya"]
 """What is done to the features first (trap T2): nothing, columns to variance 1, or PCA and then that."""
@@ -23,7 +25,6 @@ def parc(
     *,
     variant: Variant = "plain",
     components: int = 32,
-    row_name: RowName = row_number,
 ) -> float:
     """Spearman correlation of feature distances and label distances over all pairs of images.
 
@@ -39,7 +40,6 @@ def parc(
             ``bolya``: as in Bolya et al. 2021, PCA first and the components standardised. The PCA is exact
             (theirs is randomised), and leaves out components without variance.
         components: of the PCA of ``bolya``.
-        row_name: names a row in errors.
 
     Returns:
         A score in [-1, 1]; higher means that images of one class lie closer together.
@@ -47,15 +47,39 @@ def parc(
     Raises:
         BadDataError: the score would be undefined; the message names the cause.
     """
-    targets = Targets.of(labels, row_name)
-    check_length(features, targets)
+    targets = Targets.of(labels).beside(features)
     match variant:
         case "plain":
             pass
         case "standardised":
-            features = standardised(centred_columns(features, row_name))
+            features = standardised(centred_columns(features, targets.row_name))
         case "bolya":
-            features = standardised(principal_scores(centred_columns(features, row_name), components))
+            features = standardised(principal_scores(centred_columns(features, targets.row_name), components))
         case _:
             assert_never(variant)
-    return rsa_labels(features, targets, distance=_DISTANCE, row_name=row_name)
+    return rsa_labels(features, targets, distance=_DISTANCE)
+
+
+PARC = Metric(
+    "parc",
+    parc,
+    "P2 §4.1; Bolya et al. 2021",
+    "plain",
+    multi_label=True,
+    scale_free=True,
+    order_free=True,
+    renaming_free=True,
+)
+STANDARDISED = replace(
+    PARC,
+    name="parc-standardised",
+    score=partial(parc, variant="standardised"),
+    settings="columns standardised",
+)
+BOLYA = replace(
+    PARC,
+    name="parc-bolya",
+    score=partial(parc, variant="bolya"),
+    source="Bolya et al. 2021",
+    settings="exact PCA to 32, then columns standardised",
+)

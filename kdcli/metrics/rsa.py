@@ -4,10 +4,11 @@ import numpy as np
 from jaxtyping import Float
 
 from kdcli.errors import BadDataError
+from kdcli.metrics.base import Metric
 from kdcli.metrics.checks import RowName, check_images, row_number
 from kdcli.metrics.pairs import Distance, pair_keys, prepare
 from kdcli.metrics.ranks import centred_ranks, spearman, spearman_of_groups
-from kdcli.metrics.targets import Labels, Targets, check_length
+from kdcli.metrics.targets import Labels, Targets
 
 
 def rsa(
@@ -48,7 +49,6 @@ def rsa_labels(
     labels: Labels,
     *,
     distance: Distance = "euclidean",
-    row_name: RowName = row_number,
 ) -> float:
     """Spearman correlation of feature distances and label distances over all pairs of images.
 
@@ -60,7 +60,6 @@ def rsa_labels(
         features: one row per image, any float type; computed in float64.
         labels: class index of each image, 0/1 rows, or ``Targets`` to share work between sources.
         distance: of the features.
-        row_name: names a row in errors.
 
     Returns:
         A score in [-1, 1]; higher means that images of one class lie closer together.
@@ -68,10 +67,22 @@ def rsa_labels(
     Raises:
         BadDataError: the score would be undefined; the message names the cause.
     """
-    targets = Targets.of(labels, row_name)
-    check_length(features, targets)
-    points = prepare(features, distance, row_name)
+    targets = Targets.of(labels).beside(features)
+    points = prepare(features, distance, targets.row_name)
     if targets.multi:
         return spearman(centred_ranks(pair_keys(points)), targets.pair_ranks)
     counts = targets.counts.astype(np.int64)
     return spearman_of_groups(pair_keys(points, targets.classes), int((counts * (counts - 1) // 2).sum()))
+
+
+RSA = Metric(
+    "rsa",
+    rsa_labels,
+    "P2 §5.2; Dwivedi and Roig 2019",
+    "Euclidean, against labels",
+    multi_label=True,
+    scale_free=True,
+    rotation_free=True,
+    order_free=True,
+    renaming_free=True,
+)

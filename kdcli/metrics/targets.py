@@ -23,9 +23,11 @@ class Targets:
 
     Attributes:
         given: class index of each image [n], or 0/1 for each image and label [n, l].
+        row_name: names an image in errors.
     """
 
     given: np.ndarray
+    row_name: RowName = row_number
 
     @staticmethod
     def of(labels: Labels, row_name: RowName = row_number) -> "Targets":
@@ -42,7 +44,7 @@ class Targets:
             check_classes(labels)
         else:
             _check_multi_label(labels, row_name)
-        return Targets(labels)
+        return Targets(labels, row_name)
 
     def __len__(self) -> int:
         return len(self.given)
@@ -106,18 +108,18 @@ class Targets:
             )
         return self
 
+    def beside(self, features: Float[np.ndarray, "n d"]) -> "Targets":
+        """These labels, for features of the same images.
 
-def check_length(features: Float[np.ndarray, "n d"], targets: Targets) -> None:
-    """Refuse features of other images than the labels.
-
-    Raises:
-        BadDataError: the numbers of rows differ.
-    """
-    if len(features) != len(targets):
-        raise BadDataError(
-            f"{len(features)} images have features and {len(targets)} have labels",
-            "Give features and labels of the same images, in the same order.",
-        )
+        Raises:
+            BadDataError: the numbers of rows differ.
+        """
+        if len(features) != len(self):
+            raise BadDataError(
+                f"{len(features)} images have features and {len(self)} have labels",
+                "Give features and labels of the same images, in the same order.",
+            )
+        return self
 
 
 def _check_multi_label(labels: Shaped[np.ndarray, "n l"], row_name: RowName) -> None:

@@ -14,6 +14,8 @@ from kdcli.models.fused import JointOutput, JointTeacher
 from kdcli.models.fused_folder import FusedFolder
 from kdcli.models.grammar import ModelSpec, only_a_teacher
 from kdcli.models.network import Classifier, weights_sha256
+from kdcli.models.spec import open_model
+from kdcli.registry import recorded
 from kdcli.types import Preprocess, differences
 
 FUSED: Final = "kd-fused"
@@ -101,23 +103,21 @@ class FusedArchitecture(Architecture):
         return FusedClassifier(_Network(parents, joint, self._folder, self._head))
 
     def _parent(self, number: int, own: Preprocess) -> Classifier:
-        from kdcli.models.spec import open_model  # which imports this module
-
         ancestor = self._folder.ancestors[number]
-        recorded = {key: value for key, value in ancestor.preprocess.items() if key != "crop_fraction"}
-        if (list(recorded["size"]), recorded["interpolation"]) != (list(own.size), own.interpolation):
+        was = {key: value for key, value in ancestor.preprocess.items() if key != "crop_fraction"}
+        if (list(was["size"]), was["interpolation"]) != (list(own.size), own.interpolation):
             raise UsageError(
                 f"'{self._spec}': its parents take images of different size or filter, so they cannot share one "
-                f"('{ancestor.name}' {_form(recorded['size'], recorded['interpolation'])}, the first "
+                f"('{ancestor.name}' {_form(was['size'], was['interpolation'])}, the first "
                 f"{_form(own.size, own.interpolation)})",
                 "Use it from the caches: kd fuse-teachers ... --write-back NAME",
             )
-        model = open_model(ancestor.spec)
+        model = open_model(recorded(ancestor.spec))
         found = differences(
             {
                 "architecture": ancestor.architecture,
                 "weights": ancestor.weights,
-                "preprocess": recorded,
+                "preprocess": was,
             },
             {
                 "architecture": model.architecture,

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import Any, cast, final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -13,17 +13,13 @@ from torch import Tensor, nn
 from kdcli.console import console
 from kdcli.errors import BadDataError, DeviceError, KdError, NotFoundError, UsageError
 from kdcli.models.architectures import Architecture
-from kdcli.models.grammar import ONNX, ModelSpec, only_a_teacher
+from kdcli.models.declared import EXAMPLE, declared_preprocess
+from kdcli.models.grammar import ModelSpec, only_a_teacher
 from kdcli.models.network import Classifier, synthetic_image
 from kdcli.models.onnx_graph import OnnxGraph, read_graph
-from kdcli.models.timm_models import INTERPOLATION
 from kdcli.types import Preprocess
 
 _METADATA_KEYS = ("kd", "pretrained_cfg")
-_EXAMPLE = (
-    '{"input_size": [3, 224, 224], "interpolation": "bicubic", "mean": [0.485, 0.456, 0.406],'
-    ' "std": [0.229, 0.224, 0.225], "crop_pct": 0.875}'
-)
 
 
 @final
@@ -53,7 +49,7 @@ class OnnxArchitecture(Architecture):
     @property
     def name(self) -> str:
         """See the base."""
-        return ONNX
+        return "onnx"
 
     def random(self, num_classes: int | None, image_size: int | None) -> Classifier:
         """See the base: it has no other weights than its own.
@@ -77,33 +73,7 @@ class OnnxArchitecture(Architecture):
 
     def preprocess(self, image_size: int | None) -> Preprocess:
         """See the base."""
-        config = self._config
-        try:
-            channels, height, width = (int(side) for side in config["input_size"])
-            mean, std = (tuple(float(value) for value in config[key]) for key in ("mean", "std"))
-            crop_fraction = float(config["crop_pct"])
-            interpolation = INTERPOLATION[config["interpolation"]]
-        except KeyError as error:
-            if error.args[0] in ("input_size", "mean", "std", "crop_pct", "interpolation"):
-                raise BadDataError(f"{self._where} has no {error}", f"For example {_EXAMPLE}") from error
-            raise BadDataError(
-                f"{self._where} wants the filter {error}", f"Known: {', '.join(INTERPOLATION)}."
-            ) from error
-        except (TypeError, ValueError) as error:
-            raise BadDataError(f"{self._where} cannot be used: {error}", f"For example {_EXAMPLE}") from error
-        sizes_fit = channels == len(mean) == len(std) == 3 and min(height, width) > 0
-        if not (sizes_fit and min(std) > 0 and 0 < crop_fraction <= 1):
-            raise BadDataError(
-                f"{self._where} is out of range: 3 channels, std above 0 and crop_pct in (0, 1] are needed",
-                f"For example {_EXAMPLE}",
-            )
-        return Preprocess(
-            size=(image_size, image_size) if image_size else (height, width),
-            interpolation=interpolation,
-            mean=cast("tuple[float, float, float]", mean),
-            std=cast("tuple[float, float, float]", std),
-            crop_fraction=crop_fraction,
-        )
+        return declared_preprocess(self._config, self._where, image_size)
 
     def class_names(self) -> tuple[str, ...] | None:
         """See the base."""
@@ -120,7 +90,7 @@ class OnnxArchitecture(Architecture):
                 where = f"the metadata '{key}' of '{self._graph.path}'"
                 return where, _json_object(self._graph.metadata[key].encode(), where)
         raise NotFoundError(
-            f"'{self._spec}' does not say how it wants its pixels", f"Write '{sidecar}': {_EXAMPLE}"
+            f"'{self._spec}' does not say how it wants its pixels", f"Write '{sidecar}': {EXAMPLE}"
         )
 
 
@@ -128,9 +98,9 @@ def _json_object(text: bytes, where: str) -> dict[str, Any]:
     try:
         document = json.loads(text)
     except ValueError as error:
-        raise BadDataError(f"{where} is not JSON: {error}", f"For example {_EXAMPLE}") from error
+        raise BadDataError(f"{where} is not JSON: {error}", f"For example {EXAMPLE}") from error
     if not isinstance(document, dict):
-        raise BadDataError(f"{where} is not a JSON object", f"For example {_EXAMPLE}")
+        raise BadDataError(f"{where} is not a JSON object", f"For example {EXAMPLE}")
     inner = document.get("pretrained_cfg")  # a config.json in timm's layout serves as it is
     return {**document, **inner} if isinstance(inner, dict) else document
 

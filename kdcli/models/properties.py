@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from kdcli.models.grammar import ONNX, TORCHVISION
+from kdcli.models.grammar import TORCHVISION
 
 Family = Literal["cnn", "transformer", "mlp", "unknown"]
 """P3's types of architecture (Tables 5 and 6): CNN, Trafo, MLP."""
@@ -83,7 +83,7 @@ def parameters_of(architecture: str, classes: int) -> int | None:
     The network is built without memory (torch's meta device), so that a billion of them cost nothing.
 
     Returns:
-        None for an ONNX file or a joint teacher: the name says nothing about what is in them.
+        None for what is no architecture of timm or torchvision: its name says nothing about what is in them.
     """
     network = _without_memory(architecture, classes, None)
     return None if network is None else count_parameters(network)
@@ -126,10 +126,11 @@ def _without_memory(architecture: str, classes: int, size: int | None) -> Any:
     from timm import create_model
     from timm.models import is_model, resolve_model_input_args
 
-    if architecture == ONNX or not (architecture.startswith(TORCHVISION) or is_model(architecture)):
+    torchvision = architecture.startswith(TORCHVISION)
+    if ":" in architecture or not (torchvision or is_model(architecture)):  # a timm name has no colon
         return None
     with torch.device("meta"):
-        if architecture.startswith(TORCHVISION):
+        if torchvision:
             from torchvision import models
 
             return models.get_model(architecture.removeprefix(TORCHVISION), weights=None, num_classes=classes)

@@ -1,16 +1,13 @@
-"""From a model string to an open network: :func:`open_model`. The grammar is in grammar.py."""
+"""From a model string to an open network: :func:`open_model`. The kinds of models are in kinds.py."""
 
 from dataclasses import dataclass
 from typing import final
 
 from kdcli.models.architectures import Architecture
-from kdcli.models.fused_network import FusedArchitecture
-from kdcli.models.grammar import TORCHVISION, ModelSpec, WeightsName, default_init, only_a_teacher
-from kdcli.models.network import Classifier, head_name, weights_sha256
-from kdcli.models.onnx_models import OnnxArchitecture
-from kdcli.models.timm_models import TimmArchitecture
-from kdcli.models.torchvision_models import TorchvisionArchitecture
-from kdcli.models.weights import load_strictly, read_shapes, with_body_of
+from kdcli.models.grammar import ModelSpec, WeightsName, default_init, is_teacher_only, only_a_teacher
+from kdcli.models.network import Classifier, weights_sha256
+from kdcli.models.weights import with_body_of
+from kdcli.registry import MODELS, load_object
 from kdcli.types import Preprocess
 
 __all__ = ["Model", "ModelSpec", "architecture_name", "default_init", "open_model", "weights_sha256"]
@@ -22,12 +19,12 @@ class Model:
     """A network that is open, checked, and in eval mode on the CPU.
 
     Attributes:
-        network: the network, cut before its last linear layer (of ``onnx:``, where that was found).
+        network: the network, cut before its last linear layer (where it has such a layer).
         spec: canonical model string that opens the same again.
-        architecture: timm's name without tag, ``torchvision/NAME``, or ``onnx``.
+        architecture: timm's name without tag, or what its kind calls it.
         preprocess: how it wants its pixels.
         num_classes: width of its logits; 0 when it gives features only.
-        num_features: width of its features; 0 when they cannot be had (``onnx:`` only).
+        num_features: width of its features; 0 when they cannot be had.
         class_names: of the logits, in order, where known.
     """
 
@@ -50,7 +47,7 @@ def open_model(
     """Open a model; what is random in it (seeded by torch's generator) is only what was asked to be.
 
     Args:
-        spec: the model, see grammar.py.
+        spec: the model, see kinds.py.
         weights: ``pretrained`` loads every tensor or fails; ``random`` loads none.
         num_classes: width of the classifier; one that differs from the weights' own is a fresh random
             head on the loaded rest, an equal one keeps the head. 0 drops it.
@@ -69,11 +66,11 @@ def open_model(
     spec = ModelSpec.parse(spec) if isinstance(spec, str) else spec
     architecture = _architecture(spec)
     preprocess = architecture.preprocess(image_size)
-    if weights == "random" and spec.kind != "file":
+    if weights == "random":
         classifier = architecture.random(num_classes, image_size)
         own_classes = None
     else:
-        classifier = _loaded(spec, architecture, weights, image_size)
+        classifier = architecture.pretrained(image_size)
         own_classes = classifier.num_classes
         if num_classes not in (None, own_classes):
             classifier = with_body_of(classifier, architecture.random(num_classes, image_size))
@@ -96,30 +93,11 @@ def architecture_name(spec: ModelSpec) -> str:
         UsageError: an ONNX file, which can only be a teacher.
         NotFoundError: a folder, or a model of the hub, that is not there.
     """
-    if spec.kind in ("onnx", "kd-fused"):
+    if is_teacher_only(spec):
         raise only_a_teacher(spec)
     return _architecture(spec).name
 
 
 def _architecture(spec: ModelSpec) -> Architecture:
-    if spec.kind == "kd-fused":
-        return FusedArchitecture(spec)
-    if spec.kind == "onnx":
-        return OnnxArchitecture(spec)
-    return TorchvisionArchitecture(spec) if spec.name.startswith(TORCHVISION) else TimmArchitecture(spec)
-
-
-def _loaded(
-    spec: ModelSpec, architecture: Architecture, weights: WeightsName, image_size: int | None
-) -> Classifier:
-    """The network as its spec describes it; of a file, the classes are those of its classifier tensor."""
-    if spec.kind != "file" or spec.file is None:
-        return architecture.pretrained(image_size)
-    shapes = read_shapes(spec.file)
-    classifier = architecture.random(None, image_size)
-    classes = shapes.get(f"{head_name(classifier)}.weight", (0,))[0]
-    if classes != classifier.num_classes:
-        classifier = architecture.random(classes, image_size)
-    if weights == "pretrained":
-        load_strictly(classifier.plain, spec.file)
-    return classifier
+    architecture: Architecture = load_object(MODELS.find(spec.kind).architecture)(spec)
+    return architecture

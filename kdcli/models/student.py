@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kdcli.errors import IdentityError, UsageError
 from kdcli.models.cut import Cut
-from kdcli.models.grammar import ONNX, only_a_teacher
+from kdcli.models.grammar import ModelSpec, is_teacher_only, only_a_teacher
 from kdcli.models.network import TimmClassifier
 from kdcli.models.spec import Model
 from kdcli.types import Difference
@@ -199,7 +199,7 @@ def require_timm(model: Model) -> None:
     Raises:
         UsageError: the model is not timm's.
     """
-    if model.architecture == ONNX or model.architecture.startswith("kd-fused/"):
+    if is_teacher_only(ModelSpec.parse(model.spec)):
         raise only_a_teacher(model.spec)
     if not isinstance(model.network, TimmClassifier):
         raise UsageError(

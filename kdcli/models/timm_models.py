@@ -13,8 +13,9 @@ from timm.models import is_model, resolve_model_input_args
 
 from kdcli.errors import BadDataError, NotFoundError, UsageError
 from kdcli.models.architectures import Architecture
-from kdcli.models.grammar import ModelSpec, only_a_teacher, unknown_architecture
+from kdcli.models.grammar import ModelSpec
 from kdcli.models.hub import download_errors
+from kdcli.models.kinds import unknown_architecture
 from kdcli.models.network import Classifier, TimmClassifier
 from kdcli.models.weights import broken_file, read_shapes, refuse_differences
 from kdcli.types import Interpolation, Preprocess
@@ -41,14 +42,11 @@ class TimmArchitecture(Architecture):
         spec: of kind timm, hf-hub, local-dir, or file with a timm architecture.
 
     Raises:
-        UsageError: the spec is an ONNX file.
         NotFoundError: the folder, the hub's model, or the architecture it names is not there.
         BadDataError: the configuration cannot be read, or is not for RGB images.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
-        if spec.kind == "onnx":  # who asks for its architecture by name wants to train it
-            raise only_a_teacher(spec)
         self._spec = spec
         self._folder = spec.file if spec.kind == "local-dir" else None
         if self._folder is not None:

@@ -16,6 +16,7 @@ from kdcli.probing.config import ProbeConfig
 from kdcli.probing.marks import Marks, mark
 from kdcli.probing.representations import EXPORT, Representation, RunModel
 from kdcli.probing.targets import Target
+from kdcli.registry import recorded
 
 OWN = "label"
 """What the network's own classifier is called, as in kdcli.models.student; that module needs torch."""
@@ -92,8 +93,8 @@ def _names_of(
     own = representation.class_names()
     if own is not None and _is_own(representation, weight):
         return own
-    recorded = _recorded(run)
-    for caches in (config.cache, tuple(map(Path, recorded.get("cache") or ()))):
+    own_run = _recorded(run)
+    for caches in (config.cache, tuple(map(Path, own_run.get("cache") or ()))):
         try:
             teachers = CacheSet.open(caches, "never").teachers if caches else {}
         except KdError as error:
@@ -101,11 +102,11 @@ def _names_of(
             continue
         if name in teachers:
             return teachers[name].class_names
-    data = recorded.get("data")
+    data = own_run.get("data")
     for text in data if isinstance(data, list) else ():
         called, _, spec = str(text).partition("=")
         if called == name:
-            return open_data(spec, data_root=config.data_root, download=config.download).class_names
+            return open_data(recorded(spec), data_root=config.data_root, download=config.download).class_names
     return None
 
 

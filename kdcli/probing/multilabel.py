@@ -1,10 +1,9 @@
 """Probes of images with several labels each, judged by mean average precision (our choice; P1 names none)."""
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import final
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64
@@ -12,8 +11,8 @@ from jaxtyping import Bool, Float, Float64, Int64
 from kdcli.console import console
 from kdcli.errors import BadDataError
 from kdcli.probing.neighbours import Neighbours
-from kdcli.probing.protocols import EXACT_ROWS, LinearName
-from kdcli.probing.solver import Method, one_thread_if_small
+from kdcli.probing.protocols import EXACT_ROWS, MAX_FOLDS, Drawn
+from kdcli.probing.solver import Fold, Linear, LinearName, Sklearn, choose_c, one_thread_if_small
 
 _CHUNK = 4096
 
@@ -118,54 +117,34 @@ def check_labels(train: Bool[np.ndarray, "n l"], test: Bool[np.ndarray, "m l"], 
             )
 
 
-def multi_label_draws(
-    train: Float[np.ndarray, "n d"],
-    labels: Bool[np.ndarray, "n l"],
-    draws: Int64[np.ndarray, "draws k"],
-    test: Float[np.ndarray, "m d"],
-    test_labels: Bool[np.ndarray, "m l"],
-    protocol: Literal["svm", "logistic", "knn"],
-    grid: Sequence[float],
-    folds: int,
-    neighbours: int,
-    method: Method = "exact",
-    device: str = "cpu",
-) -> Iterator[LabelDraw]:
+def multi_label_draws(data: Drawn, how: Linear | None, neighbours: int) -> Iterator[LabelDraw]:
     """Probe draw after draw: a binary problem per label, one C for all labels, chosen by mAP.
 
     Args:
-        train: features that ``draws`` index.
-        labels: which labels each has.
-        draws: rows of the training images.
-        test: features of the test images.
-        test_labels: which labels each has.
-        protocol: linear classifier, or neighbours' votes.
-        grid: values of C.
-        folds: of the cross-validation, shuffled with seed 0.
-        neighbours: k of knn.
-        method: the SVM's solver; many rows are liblinear's in any case.
-        device: torch device of the exact solver.
+        data: labels are 0/1 rows.
+        how: the linear classifiers; many rows are liblinear's in any case. None: neighbours' votes.
+        neighbours: k of these.
 
     Yields:
         One result per draw.
     """
     from sklearn.preprocessing import StandardScaler
 
-    exact = protocol == "svm" and method == "exact" and draws.shape[1] <= EXACT_ROWS
-    for rows in draws:
-        shots, own = train[rows].astype(np.float64), labels[rows]
-        if protocol == "knn":
-            votes = _chunked(Neighbours(shots, own.astype(np.float64), neighbours).votes, test, own.shape[1])
-            yield LabelDraw(average_precisions(test_labels, votes), None, 0, 0)
+    for shots, own in data.shots():
+        if how is None:
+            votes = Neighbours(shots, own.astype(np.float64), neighbours).votes
+            scores = _chunked(votes, data.test, own.shape[1])
+            yield LabelDraw(average_precisions(data.test_labels, scores), None, 0, 0)
             continue
-        scaler, fitter = StandardScaler().fit(shots), _Exact(device) if exact else _Sklearn(protocol)
+        exact = how.kind == "svm" and how.method == "exact" and len(shots) <= EXACT_ROWS
+        scaler, fitter = StandardScaler().fit(shots), _Exact(how.device) if exact else _OneByOne(how.kind)
         scaled = scaler.transform(shots)
-        c = _choose(scaled, own, sorted(grid), folds, fitter)
+        c = _choose(scaled, own, how, fitter)
         ((weights, intercepts),) = fitter.path(scaled, own, (c,))
         weights = weights / scaler.scale_
         linear = _linear(weights, intercepts - weights @ scaler.mean_)
-        scores = _chunked(linear, test, own.shape[1])
-        yield LabelDraw(average_precisions(test_labels, scores), c, fitter.fits, fitter.unconverged)
+        scores = _chunked(linear, data.test, own.shape[1])
+        yield LabelDraw(average_precisions(data.test_labels, scores), c, fitter.fits, fitter.unconverged)
 
 
 Decide = Callable[[Float64[np.ndarray, "m d"]], Float64[np.ndarray, "m l"]]
@@ -184,26 +163,27 @@ def _chunked(decide: Decide, test: Float[np.ndarray, "m d"], count: int) -> Floa
 
 
 def _choose(
-    rows: Float64[np.ndarray, "n d"],
-    labels: Bool[np.ndarray, "n l"],
-    grid: Sequence[float],
-    folds: int,
-    fitter: "_Fitter",
+    rows: Float64[np.ndarray, "n d"], labels: Bool[np.ndarray, "n l"], how: Linear, fitter: "_Fitter"
 ) -> float:
     from sklearn.model_selection import KFold
 
-    if len(grid) == 1 or len(rows) < folds:
-        return float(grid[0])
-    means = np.zeros(len(grid))
-    for train, held_out in KFold(folds, shuffle=True, random_state=0).split(rows):
-        for number, fitted in enumerate(fitter.path(rows[train], labels[train], grid)):
-            found = average_precisions(labels[held_out], _linear(*fitted)(rows[held_out]))
-            if np.isfinite(found).any():
-                means[number] += float(np.nanmean(found))
-    return float(grid[int(np.argmax(means.round(12)))])
+    grid, folds = sorted(how.grid), how.folds or MAX_FOLDS
+    alone = len(grid) == 1 or len(rows) < folds
+    parts = [] if alone else list(KFold(folds, shuffle=True, random_state=0).split(rows))
+
+    def precisions_of(fold: Fold) -> list[float]:
+        train, held_out = fold
+        found = [
+            average_precisions(labels[held_out], _linear(*fitted)(rows[held_out]))
+            for fitted in fitter.path(rows[train], labels[train], grid)
+        ]
+        # A fold whose held-out rows all agree ranks nothing, whatever C is.
+        return [float(np.nanmean(each)) if np.isfinite(each).any() else 0.0 for each in found]
+
+    return choose_c(grid, parts, precisions_of)
 
 
-Linear = tuple[Float64[np.ndarray, "l d"], Float64[np.ndarray, " l"]]
+Fitted = tuple[Float64[np.ndarray, "l d"], Float64[np.ndarray, " l"]]
 """Weights and intercepts of all labels."""
 
 
@@ -215,10 +195,10 @@ class _Fitter(ABC):
 
     def path(
         self, rows: Float64[np.ndarray, "n d"], labels: Bool[np.ndarray, "n l"], grid: Sequence[float]
-    ) -> Iterator[Linear]:
+    ) -> Iterator[Fitted]:
         """One fit per C, ascending; 0 for a label that all of these images have, or none."""
         some = np.flatnonzero(labels.any(axis=0) & ~labels.all(axis=0))
-        nothing: Linear = (np.zeros((0, rows.shape[1])), np.zeros(0))
+        nothing: Fitted = (np.zeros((0, rows.shape[1])), np.zeros(0))
         for found in self._path(rows, labels[:, some], grid) if len(some) else (nothing for _ in grid):
             weights, intercepts = np.zeros((labels.shape[1], rows.shape[1])), np.zeros(labels.shape[1])
             weights[some], intercepts[some] = found
@@ -227,7 +207,7 @@ class _Fitter(ABC):
     @abstractmethod
     def _path(
         self, rows: Float64[np.ndarray, "n d"], labels: Bool[np.ndarray, "n l"], grid: Sequence[float]
-    ) -> Iterator[Linear]: ...
+    ) -> Iterator[Fitted]: ...
 
 
 @final
@@ -240,7 +220,7 @@ class _Exact(_Fitter):
 
     def _path(
         self, rows: Float64[np.ndarray, "n d"], labels: Bool[np.ndarray, "n l"], grid: Sequence[float]
-    ) -> Iterator[Linear]:
+    ) -> Iterator[Fitted]:
         import torch  # takes seconds to load; scikit-learn needs none of it
 
         from kdcli.probing import squared_hinge
@@ -258,36 +238,21 @@ class _Exact(_Fitter):
 
 
 @final
-class _Sklearn(_Fitter):
+class _OneByOne(_Fitter):
     """LinearSVC or LogisticRegression, label by label."""
 
-    def __init__(self, protocol: LinearName) -> None:
+    def __init__(self, kind: LinearName) -> None:
         super().__init__()
-        self._protocol = protocol
+        self._kind = kind
 
     def _path(
         self, rows: Float64[np.ndarray, "n d"], labels: Bool[np.ndarray, "n l"], grid: Sequence[float]
-    ) -> Iterator[Linear]:
+    ) -> Iterator[Fitted]:
+        solver = Sklearn(self._kind, dual=rows.shape[0] < rows.shape[1], tolerance=1e-5)
         for c in grid:
-            found = [self._solve(rows, label, c) for label in labels.T]
-            yield np.array([weights for weights, _ in found]), np.array([intercept for _, intercept in found])
-
-    def _solve(
-        self, rows: Float64[np.ndarray, "n d"], label: Bool[np.ndarray, " n"], c: float
-    ) -> tuple[Float64[np.ndarray, " d"], float]:
-        from sklearn.exceptions import ConvergenceWarning
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.svm import LinearSVC
-
-        wide = rows.shape[0] < rows.shape[1]
-        model = (
-            LinearSVC(C=c, dual=wide, tol=1e-5, max_iter=10_000, random_state=0)
-            if self._protocol == "svm"
-            else LogisticRegression(C=c, max_iter=2000)
-        )
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            model.fit(rows, label)
-        self.fits += 1
-        self.unconverged += any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
-        return model.coef_[0], float(model.intercept_[0])
+            found = [solver.solve(rows, label, c) for label in labels.T]
+            yield (
+                np.array([each.coefficients[1] for each in found]),
+                np.array([each.intercepts[1] for each in found]),
+            )
+        self.fits, self.unconverged = self.fits + solver.fits, self.unconverged + solver.unconverged

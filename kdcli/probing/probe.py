@@ -17,7 +17,7 @@ from kdcli.probing.neighbours import TEMPERATURE
 from kdcli.probing.protocols import (
     MAX_FOLDS,
     Draw,
-    LinearName,
+    Drawn,
     default_folds,
     few_shot_accuracies,
     neighbour_accuracies,
@@ -26,6 +26,7 @@ from kdcli.probing.protocols import (
 )
 from kdcli.probing.representations import Representation, baseline_of, open_representations
 from kdcli.probing.result import ProbeResult, ProbeTable, tabulate
+from kdcli.probing.solver import Linear, LinearName
 from kdcli.probing.stats import Summary, summarise
 from kdcli.probing.targets import ALL, Target, drawn, narrowed, open_targets
 from kdcli.runtime import pick_device
@@ -144,22 +145,23 @@ def _features(representation: Representation, target: Target) -> tuple[np.ndarra
     return found[0], found[1]
 
 
-def _frozen_draws(representation: Representation, target: Target, config: ProbeConfig) -> Iterable[Draw]:
+def _data(representation: Representation, target: Target) -> Drawn:
     assert target.draws is not None
     assert target.train_labels is not None
     train, test = _features(representation, target)
-    data = (train, target.train_labels, target.draws, test, target.test_labels)
-    if config.protocol == "knn":
-        return neighbour_accuracies(*data, config.neighbours)
+    return Drawn(train, target.train_labels, target.draws, test, target.test_labels)
+
+
+def _linear(config: ProbeConfig, folds: int | None) -> Linear:
     kind: LinearName = "logistic" if config.protocol == "logistic" else "svm"
-    return few_shot_accuracies(
-        *data,
-        grid=config.c_grid,
-        method=config.solver,
-        device=_solver_device(config),
-        folds=config.folds,
-        kind=kind,
-    )
+    return Linear(kind, config.c_grid, folds, config.solver, _solver_device(config))
+
+
+def _frozen_draws(representation: Representation, target: Target, config: ProbeConfig) -> Iterable[Draw]:
+    data = _data(representation, target)
+    if config.protocol == "knn":
+        return neighbour_accuracies(data, config.neighbours)
+    return few_shot_accuracies(data, _linear(config, config.folds))
 
 
 def _solver_device(config: ProbeConfig) -> str:
@@ -213,26 +215,12 @@ def _summed(
 def _several_labels(
     representation: Representation, target: Target, config: ProbeConfig
 ) -> tuple[ProbeResult, int, int]:
-    assert target.draws is not None
-    assert target.train_labels is not None
     assert target.class_names is not None
-    assert config.protocol != "fine-tune"
-    train, test = _features(representation, target)
-    draws = multi_label_draws(
-        train,
-        target.train_labels,
-        target.draws,
-        test,
-        target.test_labels,
-        config.protocol,
-        config.c_grid,
-        config.folds or MAX_FOLDS,
-        config.neighbours,
-        config.solver,
-        _solver_device(config),
-    )
+    data = _data(representation, target)
+    how = None if config.protocol == "knn" else _linear(config, config.folds or MAX_FOLDS)
+    draws = multi_label_draws(data, how, config.neighbours)
     precisions, chosen, fits, stopped = [], [], 0, 0
-    with console.progress(len(target.draws), "draws", f"{representation.name}: {target.name}") as bar:
+    with console.progress(len(data.draws), "draws", f"{representation.name}: {target.name}") as bar:
         for draw in draws:
             precisions.append(draw.precisions)
             chosen += [] if draw.c is None else [{"C": draw.c}]

@@ -1,26 +1,47 @@
 """Protocols of P1: which images a probe trains on, and how it is trained and tested."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Final, Literal, final
+from dataclasses import dataclass, replace
+from typing import Final, final
 
 import numpy as np
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float, Float64, Int64, Shaped
 
 from kdcli.console import console
 from kdcli.metrics.checks import check_classes
-from kdcli.probing.logistic import fit_logistic
 from kdcli.probing.marks import Decide, Marks, mark
 from kdcli.probing.neighbours import Neighbours, one_hot
-from kdcli.probing.solver import Classifier, Method, fit
+from kdcli.probing.solver import Classifier, Linear, Method, fit
 
-C_GRID: Final[Sequence[float]] = (0.01, 0.1, 1.0, 10.0)
 DEFAULT_C: Final = 1.0
 MAX_FOLDS: Final = 5
 EXACT_ROWS: Final = 2000
 """Training images from which ``exact``, whose time grows with their cube, leaves the problem to liblinear."""
 
-LinearName = Literal["svm", "logistic"]
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Drawn:
+    """What a probe learns from and is tested on.
+
+    Attributes:
+        train: features that ``draws`` index.
+        labels: class index of each, or which labels each has.
+        draws: rows of the training images, of each draw.
+        test: features of the test images.
+        test_labels: class index of each, or which labels each has.
+    """
+
+    train: Float[np.ndarray, "n d"]
+    labels: Shaped[np.ndarray, "n ..."]
+    draws: Int64[np.ndarray, "draws k"]
+    test: Float[np.ndarray, "m d"]
+    test_labels: Shaped[np.ndarray, "m ..."]
+
+    def shots(self) -> Iterator[tuple[Float64[np.ndarray, "k d"], Shaped[np.ndarray, "k ..."]]]:
+        """Features, in float64, and labels of each draw."""
+        for rows in self.draws:
+            yield self.train[rows].astype(np.float64), self.labels[rows]
 
 
 @final
@@ -97,18 +118,7 @@ def _warn_small_classes(
         )
 
 
-def few_shot_accuracies(
-    train: Float[np.ndarray, "n d"],
-    train_labels: Int64[np.ndarray, " n"],
-    draws: Int64[np.ndarray, "draws k"],
-    test: Float[np.ndarray, "m d"],
-    test_labels: Int64[np.ndarray, " m"],
-    grid: Sequence[float] = C_GRID,
-    method: Method = "exact",
-    device: str = "cpu",
-    folds: int | None = None,
-    kind: LinearName = "svm",
-) -> Iterator[Draw]:
+def few_shot_accuracies(data: Drawn, how: Linear = Linear()) -> Iterator[Draw]:  # noqa: B008 - immutable
     """P1's linear probe, one draw after the other; the draw of all images is the full-data probe.
 
     Standardise by the shots alone; linear SVM (squared hinge, one-vs-rest) with C from ``grid`` by
@@ -120,30 +130,22 @@ def few_shot_accuracies(
     class there is nothing to hold out: C = 1, with a warning.
 
     Args:
-        train: features that ``draws`` index.
-        train_labels: class index of each.
-        draws: of :func:`shot_draws`.
-        test: features of the test images.
-        test_labels: class index of each.
-        grid: values of C.
-        method: the SVM's solver.
-        device: torch device of the exact solver.
-        folds: of the cross-validation, at most the images of the largest class; default: as above.
-        kind: the classifier.
+        data: labels are class indices; draws of :func:`shot_draws`.
+        how: folds at most as many as the images of the largest class; default: as above.
 
     Yields:
-        One result per row of ``draws``; nothing of a draw is kept.
+        One result per draw; nothing of a draw is kept.
     """
-    folds = folds or default_folds(train_labels[draws[0]])
+    folds = how.folds or default_folds(data.labels[data.draws[0]])
+    grid = how.grid
     if folds < 2 and len(grid) > 1:
         console.warn(f"one shot per class leaves nothing to hold out: C = {DEFAULT_C:g}, no cross-validation")
         grid = (DEFAULT_C,)
-    if draws.shape[1] > EXACT_ROWS:
-        method = "sklearn"
-    for rows in draws:
-        shots = train[rows].astype(np.float64)
-        classifier = standardised_fit(shots, train_labels[rows], grid, folds, method, device, kind)
-        marks = mark(classifier_scores(classifier), classifier.classes, test, test_labels)
+    method: Method = "sklearn" if data.draws.shape[1] > EXACT_ROWS else how.method
+    how = replace(how, grid=grid, folds=folds, method=method)
+    for shots, labels in data.shots():
+        classifier = standardised_fit(shots, labels, how)
+        marks = mark(classifier_scores(classifier), classifier.classes, data.test, data.test_labels)
         accuracy = float(marks.top1.mean())
         yield Draw(accuracy, classifier.c, classifier.fits, classifier.unconverged, marks)
 
@@ -153,53 +155,33 @@ def default_folds(labels: Int64[np.ndarray, " k"]) -> int:
     return min(MAX_FOLDS, int(np.max(np.bincount(labels))))
 
 
-def neighbour_accuracies(
-    train: Float[np.ndarray, "n d"],
-    train_labels: Int64[np.ndarray, " n"],
-    draws: Int64[np.ndarray, "draws k"],
-    test: Float[np.ndarray, "m d"],
-    test_labels: Int64[np.ndarray, " m"],
-    neighbours: int,
-) -> Iterator[Draw]:
-    """The weighted k-nearest-neighbour probe, one draw after the other; arguments as above."""
-    for rows in draws:
-        classes, targets = one_hot(train_labels[rows])
-        probe = Neighbours(train[rows].astype(np.float64), targets, neighbours)
-        marks = mark(probe.scores, classes, test, test_labels)
+def neighbour_accuracies(data: Drawn, neighbours: int) -> Iterator[Draw]:
+    """The weighted k-nearest-neighbour probe, one draw after the other."""
+    for shots, labels in data.shots():
+        classes, targets = one_hot(labels)
+        probe = Neighbours(shots, targets, neighbours)
+        marks = mark(probe.scores, classes, data.test, data.test_labels)
         yield Draw(float(marks.top1.mean()), None, 0, 0, marks)
 
 
 def standardised_fit(
-    shots: Float64[np.ndarray, "k d"],
-    labels: Int64[np.ndarray, " k"],
-    grid: Sequence[float],
-    folds: int,
-    method: Method = "exact",
-    device: str = "cpu",
-    kind: LinearName = "svm",
+    shots: Float64[np.ndarray, "k d"], labels: Int64[np.ndarray, " k"], how: Linear
 ) -> Classifier:
     """Fit on standardised shots and fold the scaling into the coefficients: test images need none.
 
     Args:
-        shots: features of the training images; the scaler sees nothing else.
+        shots: features of the training images; the scaler sees nothing else, and stays the same in all folds.
         labels: class index of each.
-        grid: values of C.
-        folds: of the cross-validation; the scaling stays that of all shots.
-        method: the solver.
-        device: torch device of the exact solver.
-        kind: the classifier.
+        how: of the cross-validation and the fit.
     """
     from sklearn.preprocessing import StandardScaler
 
     scaler = StandardScaler().fit(shots)
-    rows = scaler.transform(shots)
-    if kind == "logistic":
-        scaled = fit_logistic(rows, labels, grid, folds)
-    else:
-        scaled = fit(rows, labels, grid, folds, method, device)
+    scaled = fit(scaler.transform(shots), labels, how)
     coefficients = scaled.coefficients / scaler.scale_
-    intercepts = scaled.intercepts - coefficients @ scaler.mean_
-    return Classifier(coefficients, intercepts, scaled.classes, scaled.c, scaled.fits, scaled.unconverged)
+    return replace(
+        scaled, coefficients=coefficients, intercepts=scaled.intercepts - coefficients @ scaler.mean_
+    )
 
 
 def classifier_scores(classifier: Classifier) -> Decide:

@@ -1,7 +1,7 @@
 """What ``kd eval-probe`` gives: a result per representation and target, and how they compare."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, final
 
 import numpy as np
@@ -63,27 +63,9 @@ class ProbeResult:
 
     def document(self) -> dict[str, Any]:
         """As JSON; ``std`` and ``ci95`` are null for a single draw."""
-        return {
-            "representation": self.representation,
-            "accuracy": self.accuracy.document(),
-            "draws": self.draws,
-            "shots": self.shots,
-            "classes": self.classes,
-            "target": self.target,
-            "metric": self.metric,
-            "top5": None if self.top5 is None else self.top5.document(),
-            "mean_per_class": self.mean_per_class.document(),
-            "per_class": dict(self.per_class),
-            "values": list(self.values),
-            "chosen": [dict(each) for each in self.chosen],
-            "spec": self.spec,
-            "weights": self.weights,
-            "train": self.train,
-            "test": self.test,
-            "relatedness": self.relatedness,
-            "protocol": dict(self.protocol),
-            "versions": versions("scikit-learn", "scipy"),
-        }
+        document = asdict(self)
+        del document["right"]  # of the test images, in an order that a document does not give
+        return {**document, "versions": versions("scikit-learn", "scipy")}
 
 
 @final
@@ -110,14 +92,9 @@ class Comparison:
 
     def document(self) -> dict[str, Any]:
         """As JSON."""
-        return {
-            "target": self.target,
-            "representation": self.representation,
-            "baseline": self.baseline,
-            "over": self.over,
-            **self.paired.document(),
-            "verdict": self.verdict,
-        }
+        document = {**asdict(self), **self.paired.document()}
+        del document["paired"], document["verdict"]
+        return {**document, "verdict": self.verdict}
 
 
 @final

@@ -30,10 +30,6 @@ class Summary:
     std: float | None
     ci95: float | None
 
-    def document(self) -> dict[str, float | None]:
-        """As JSON."""
-        return {"mean": self.mean, "std": self.std, "ci95": self.ci95}
-
 
 def summarise(values: Float64[np.ndarray, " draws"]) -> Summary:
     """Mean, sample standard deviation and 95 % interval of the mean.
@@ -129,7 +125,7 @@ def compare(ours: Float64[np.ndarray, " n"], baseline: Float64[np.ndarray, " n"]
     error = std / math.sqrt(n)
 
     def above(value: float) -> float:
-        """P(T > value / error): without spread, certain."""
+        """P(T > value / error): without spread, certain, where scipy's ttest_1samp warns and gives NaN."""
         if error == 0:
             return 0.5 if value == 0 else float(value < 0)
         return float(t.sf(value / error, n - 1))

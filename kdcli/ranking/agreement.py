@@ -1,12 +1,15 @@
 """Do scores predict accuracies? Correlations and relative accuracies, with what chance alone would give (P2 §5.2.1).
 
 Everything works on rows of resamples at once: ``x`` holds scores, ``y`` accuracies, both [b n], one column a source.
+scipy.stats has the same statistics, but its ``bootstrap`` and ``permutation_test`` draw anew for each: here all metrics
+and statistics are compared on the same resamples. Of rows at once it has only Pearson's, which warns of each constant
+row that a resample of few sources gives.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 import numpy as np
 from jaxtyping import Float64
@@ -38,10 +41,6 @@ class Estimate:
     low: float | None = None
     high: float | None = None
     p: float | None = None
-
-    def document(self) -> dict[str, Any]:
-        """As JSON."""
-        return {"value": self.value, "low": self.low, "high": self.high, "p": self.p}
 
 
 def pearson(x: Rows, y: Rows) -> Values:

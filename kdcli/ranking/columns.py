@@ -6,11 +6,12 @@ from typing import final
 import numpy as np
 from jaxtyping import Float, Float64
 
-from kdcli.errors import UsageError
-from kdcli.metrics import METRICS, Targets
-from kdcli.metrics.checks import RowName, check_finite
-from kdcli.metrics.registry import On
+from kdcli.errors import UsageError, nearest
+from kdcli.metrics.base import Metric, On
+from kdcli.metrics.checks import check_finite
+from kdcli.metrics.targets import Targets
 from kdcli.ranking.config import RankConfig
+from kdcli.registry import METRICS
 from kdcli.types import OutputKind
 
 
@@ -19,13 +20,13 @@ from kdcli.types import OutputKind
 class Column:
     """A metric on a representation."""
 
-    metric: str
+    metric: Metric
     on: On
 
     @property
     def label(self) -> str:
         """``parc/features``."""
-        return f"{self.metric}/{self.on}"
+        return f"{self.metric.name}/{self.on}"
 
     @property
     def array(self) -> OutputKind:
@@ -34,21 +35,32 @@ class Column:
 
 
 def chosen_column(config: RankConfig) -> Column:
-    """The column that the ranking follows: with ``--metric all`` PARC, as in P2.
+    """The column that the ranking follows: with ``--metric all`` the first metric's.
 
     Raises:
-        UsageError: ``--variant`` of another metric than PARC, or a representation that the metric does not read.
+        UsageError: a variant that the metric does not have, or a representation that it does not read.
     """
-    metric: str = "parc" if config.metric == "all" else config.metric
-    if config.variant is not None:
-        if metric != "parc":
-            raise UsageError(f"--variant is of parc, not of {metric}", "Leave --variant out.")
-        metric = metric if config.variant == "plain" else f"{metric}-{config.variant}"
-    possible = METRICS[metric].on
-    on = config.on or possible[0]
-    if on not in possible:
-        raise UsageError(f"{metric} cannot be computed on {on}", f"Use --on {possible[0]}.")
+    metric = METRICS.find(_name(config))
+    on = config.on or metric.on[0]
+    if on not in metric.on:
+        raise UsageError(f"{metric.name} cannot be computed on {on}", f"Use --on {metric.on[0]}.")
     return Column(metric, on)
+
+
+def _name(config: RankConfig) -> str:
+    """``NAME-VARIANT`` for ``--metric NAME --variant VARIANT``; ``plain`` is the metric itself."""
+    name = next(iter(METRICS)) if config.metric == "all" else config.metric
+    if config.variant is None:
+        return name
+    known = ["plain", *(other.removeprefix(f"{name}-") for other in METRICS if other.startswith(f"{name}-"))]
+    if len(known) == 1:
+        raise UsageError(f"{name} has no variants", "Leave --variant out.")
+    if config.variant not in known:
+        raise UsageError(
+            f"--variant {config.variant}: {name} has no such variant.{nearest(config.variant, known)}",
+            f"Its variants: {', '.join(known)}.",
+        )
+    return name if config.variant == "plain" else f"{name}-{config.variant}"
 
 
 def columns_of(config: RankConfig, own: Column) -> list[Column]:
@@ -58,26 +70,20 @@ def columns_of(config: RankConfig, own: Column) -> list[Column]:
     """
     if config.metric != "all":
         return [own]
-    every = [Column(metric, on) for metric in METRICS for on in METRICS[metric].on]
+    every = [Column(metric, on) for metric in METRICS.values() for on in metric.on]
     if config.features is not None:
         every = [column for column in every if column.on == own.on]
     return [own, *(column for column in every if column != own)]
 
 
-def score(
-    column: Column,
-    stored: Float[np.ndarray, "n d"],
-    targets: Targets,
-    row_name: RowName,
-) -> float:
+def score(column: Column, stored: Float[np.ndarray, "n d"], targets: Targets) -> float:
     """Score of stored features or logits against labels, which all sources share.
 
     Raises:
         BadDataError: the score would be undefined; the message names the cause.
     """
-    check_finite(stored, row_name)
-    values = softmax(stored) if column.on == "pseudo" else stored
-    return METRICS[column.metric].score(values, targets, row_name=row_name)
+    check_finite(stored, targets.row_name)
+    return column.metric(softmax(stored) if column.on == "pseudo" else stored, targets)
 
 
 def softmax(logits: Float[np.ndarray, "n c"]) -> Float64[np.ndarray, "n c"]:

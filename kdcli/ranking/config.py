@@ -3,27 +3,11 @@
 from pathlib import Path
 from typing import Any, ClassVar, Literal, final
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from kdcli.options.common import CachesOption, DataRootOption, PartialOption, SeedOption, VerifyOption
 from kdcli.options.fields import option
-
-MetricName = Literal[
-    "parc",
-    "parc-standardised",
-    "parc-bolya",
-    "cka",
-    "cka-rbf",
-    "cka-debiased",
-    "rsa",
-    "logme",
-    "leep",
-    "nleep",
-    "nce",
-    "hscore",
-    "knn",
-    "linear-probe",
-]
+from kdcli.registry import METRICS
 
 
 @final
@@ -57,12 +41,12 @@ class RankConfig(CachesOption, DataRootOption, PartialOption, SeedOption, Verify
     exclude: tuple[str, ...] = option(
         (), "Cached teacher to leave out. Repeatable.", panel="Teachers", metavar="NAME", complete="teacher"
     )
-    metric: Literal[MetricName, "all"] = option(
-        "parc", "Task-similarity metric. all: scores of every metric, ranked by parc.",
-        panel="Method", metavar="NAME",
+    metric: str = option(
+        "parc", "Task-similarity metric, or your own as pkg.mod:OBJECT. all: scores of every metric, ranked by parc.",
+        panel="Method", metavar="NAME", complete="metric",
     )  # fmt: skip
-    variant: Literal["plain", "standardised", "bolya"] | None = option(
-        None, "Preparation of PARC's features; default: plain.", panel="Method"
+    variant: str | None = option(
+        None, "Of the metric, such as bolya of parc: the same as --metric parc-bolya.", panel="Method"
     )
     on: Literal["features", "pseudo"] | None = option(
         None, "Features, or softmax outputs (pseudo); default: the metric's.", panel="Method"
@@ -87,6 +71,13 @@ class RankConfig(CachesOption, DataRootOption, PartialOption, SeedOption, Verify
     plot: Path | None = option(
         None, "Folder for P2's figures of --against.", panel="Output", metavar="DIR", mechanical=True
     )
+
+    @field_validator("metric")
+    @classmethod
+    def _known_metric(cls, name: str) -> str:
+        if name != "all":
+            METRICS.find(name)
+        return name
 
     @model_validator(mode="before")
     @classmethod

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any, NoReturn, final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -13,17 +14,10 @@ from kdcli.types import RankedSource, Ranking
 
 def ranking_document(ranking: Ranking) -> dict[str, Any]:
     """What ``kd rank-sources --json`` prints."""
-    return {
-        "cache_id": ranking.cache_id,
-        "metric": ranking.metric,
-        "on": ranking.on,
-        "probe": dict(ranking.probe),
-        "sources": [
-            {"name": source.name, "id": source.id, "score": source.score, "weight": source.weight}
-            for source in ranking.sources
-        ],
-        **({"weighting": dict(ranking.weighting)} if ranking.weighting else {}),
-    }
+    document = asdict(ranking)
+    if not ranking.weighting:
+        del document["weighting"]
+    return document
 
 
 @final

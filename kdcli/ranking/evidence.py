@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar, final
 
@@ -104,7 +104,7 @@ class Evidence:
             },
             "grid": {
                 column: {
-                    target: {name: estimate.document() for name, estimate in cells.items()}
+                    target: {name: asdict(estimate) for name, estimate in cells.items()}
                     for target, cells in row.items()
                 }
                 for column, row in self.grid.items()

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float64, Int64
 
 from kdcli.console import console
 from kdcli.errors import BadDataError, UsageError
-from kdcli.metrics import METRICS, Targets
+from kdcli.metrics.targets import Targets
 from kdcli.ranking.alone import open_files
 from kdcli.ranking.cached import open_cached
 from kdcli.ranking.columns import Column, chosen_column, columns_of, score
@@ -18,6 +18,7 @@ from kdcli.ranking.documents import ranking_document
 from kdcli.ranking.material import Material
 from kdcli.ranking.probe import select_probe
 from kdcli.ranking.weights import scheme_weights, weighting_document
+from kdcli.registry import METRICS
 from kdcli.types import RankedSource, Ranking
 
 Table = Mapping[str, Mapping[str, float | None]]
@@ -148,9 +149,7 @@ def _scores(
             for column in columns:
                 values = stored[column.array]
                 try:
-                    found = {
-                        rows: _score(column, values, chosen, np.array(rows), tasks[rows]) for rows in tasks
-                    }
+                    found = {rows: score(column, values[np.array(rows)], tasks[rows]) for rows in tasks}
                     scores[column.label][name] = [found[rows] for rows in drawn]
                 except BadDataError as error:
                     if column == own:
@@ -159,16 +158,6 @@ def _scores(
                     scores[column.label][name] = None
             bar.advance(1)
     return scores
-
-
-def _score(
-    column: Column,
-    values: Float[np.ndarray, "n d"],
-    images: Material,
-    rows: Int64[np.ndarray, " m"],
-    targets: Targets,
-) -> float:
-    return score(column, values[rows], targets, lambda row: images.image(int(rows[row])))
 
 
 def _targets(images: Material, rows: Int64[np.ndarray, " m"]) -> Targets:
@@ -202,7 +191,7 @@ def _ranking(
     ]
     return Ranking(
         cache_id=material.cache_id,
-        metric=own.metric,
+        metric=own.metric.name,
         on=own.on,
         probe={"size": probe_size, "seed": config.seed},
         sources=tuple(sorted(sources, key=lambda source: (-source.score, source.name))),

@@ -1,4 +1,4 @@
-"""Every metric by name: what it may be given, and that none ever returns NaN."""
+"""All metrics of the registry: what they may be given, their traits, and that none ever returns NaN."""
 
 import subprocess
 import sys
@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import ortho_group
 
 from kdcli.errors import BadDataError
 from kdcli.metrics import METRICS, Metric, Targets
 
-NAMES = "parc parc-standardised parc-bolya cka cka-rbf cka-debiased rsa logme leep nleep nce hscore knn linear-probe"
 ALL = pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS)
 
 
@@ -25,8 +25,7 @@ def labels_of(n: int, classes: int = 3) -> Any:
     return np.arange(n) % classes
 
 
-def test_names_sources_and_settings() -> None:
-    assert list(METRICS) == NAMES.split()
+def test_each_is_called_as_the_registry_calls_it_and_says_where_it_is_from() -> None:
     for name, metric in METRICS.items():
         assert metric.name == name
         assert metric.source
@@ -38,29 +37,57 @@ def test_names_sources_and_settings() -> None:
 @pytest.mark.parametrize(("n", "d"), [(12, 5), (12, 300), (300, 3)])
 def test_scores_are_finite_numbers_and_shared_targets_change_nothing(metric: Metric, n: int, d: int) -> None:
     features, labels = input_of(metric, n, d), labels_of(n)
-    score = metric.score(features, labels)
+    score = metric(features, labels)
     assert isinstance(score, float)
     assert np.isfinite(score)
-    assert metric.score(features, Targets.of(labels)) == score
+    assert metric(features, Targets.of(labels)) == score
 
 
 @ALL
 def test_half_precision_is_computed_in_double_and_input_is_not_changed(metric: Metric) -> None:
     half, labels = input_of(metric, 24, 8, np.float16), labels_of(24)
     before = half.copy()
-    assert metric.score(half, labels) == pytest.approx(
-        metric.score(half.astype(np.float64), labels), abs=1e-12
-    )
+    assert metric(half, labels) == pytest.approx(metric(half.astype(np.float64), labels), abs=1e-12)
     assert (half == before).all()
 
 
+def task(metric: Metric) -> tuple[Any, Any]:
+    """Features (or probabilities) that tell the classes apart, but not quite."""
+    labels = labels_of(48, 4)
+    features = input_of(metric, 48, 8)
+    features[np.arange(48), labels] += 0.3
+    if metric.on == ("pseudo",):
+        features /= features.sum(axis=1, keepdims=True)
+    return features, labels
+
+
 @ALL
-def test_names_of_classes_do_not_matter(metric: Metric) -> None:
-    features, labels = input_of(metric, 24, 8), labels_of(24)
-    if metric.name != "linear-probe":  # its folds are drawn in the order of classes
-        assert metric.score(features, 50 + 7 * labels) == pytest.approx(
-            metric.score(features, labels), abs=1e-12
-        )
+def test_traits_are_true(metric: Metric) -> None:
+    """And what is not claimed is not true either, so that a trait says something."""
+    features, labels = task(metric)
+    score = metric(features, labels)
+    order = np.random.default_rng(1).permutation(len(labels))
+    turned = features @ ortho_group.rvs(8, random_state=2)
+    probabilities = metric.on == ("pseudo",)  # of which no multiple and no rotation is one
+    variations = {
+        "scale_free": None if probabilities else lambda: metric(features * 3, labels),
+        "rotation_free": None if probabilities else lambda: metric(turned, labels),
+        "order_free": lambda: metric(features[order], labels[order]),
+        "renaming_free": lambda: metric(features, np.array([9, 3, 7, 1])[labels]),
+    }
+    for trait, varied in variations.items():
+        if varied is None:
+            assert not getattr(metric, trait)
+        elif getattr(metric, trait):
+            assert varied() == pytest.approx(score, abs=1e-9), trait
+        else:
+            assert varied() != pytest.approx(score, abs=1e-9), trait
+
+
+@ALL
+def test_the_same_input_gives_the_same_bits(metric: Metric) -> None:
+    features, labels = task(metric)
+    assert metric(features, labels) == metric(features.copy(), Targets.of(labels))
 
 
 @ALL
@@ -70,10 +97,10 @@ def test_multi_label_targets_are_scored_or_refused_with_the_reason(metric: Metri
         np.array([[1, 0, 0, 1], [1, 1, 0, 0], [0, 1, 1, 1]])[labels_of(12)],
     )
     if metric.multi_label:
-        assert np.isfinite(metric.score(features, labels))
+        assert np.isfinite(metric(features, labels))
         return
     with pytest.raises(BadDataError, match="one label per image") as error:
-        metric.score(features, labels)
+        metric(features, labels)
     assert "parc" in error.value.hint
 
 
@@ -88,14 +115,14 @@ def test_multi_label_targets_are_scored_or_refused_with_the_reason(metric: Metri
 )
 def test_labels_with_nothing_to_compare_are_named(metric: Metric, labels: Any, message: str) -> None:
     with pytest.raises(BadDataError, match=message):
-        metric.score(input_of(metric, 12, 5), labels)
+        metric(input_of(metric, 12, 5), labels)
 
 
 @ALL
 @pytest.mark.parametrize("n", [0, 1, 2, 3])
 def test_three_images_are_too_few(metric: Metric, n: int) -> None:
     with pytest.raises(BadDataError, match=f"{n} images are too few|has 1 image|none of the images"):
-        metric.score(input_of(metric, n, 5), labels_of(n, 2))
+        metric(input_of(metric, n, 5), labels_of(n, 2))
 
 
 @ALL
@@ -104,23 +131,23 @@ def test_values_that_are_not_finite_are_named(metric: Metric, value: float) -> N
     features = input_of(metric, 12, 5, np.float16)
     features[7, 2] = value
     with pytest.raises(BadDataError, match="image no7 holds NaN or inf"):
-        metric.score(features, labels_of(12), row_name=lambda row: f"image no{row}")
+        metric(features, Targets.of(labels_of(12), lambda row: f"image no{row}"))
 
 
 @ALL
 def test_no_columns_are_refused(metric: Metric) -> None:
     with pytest.raises(BadDataError, match="0 columns"):
-        metric.score(np.zeros((12, 0)), labels_of(12))
+        metric(np.zeros((12, 0)), labels_of(12))
 
 
 @ALL
 def test_equal_images_are_refused_or_have_a_finite_score(metric: Metric) -> None:
     features = np.repeat(input_of(metric, 1, 5), 12, axis=0)
     if metric.on == ("pseudo",):
-        assert metric.score(features, labels_of(12)) == pytest.approx(-np.log(3))
+        assert metric(features, labels_of(12)) == pytest.approx(-np.log(3))
         return
     with pytest.raises(BadDataError, match=r"same representation|equally far apart"):
-        metric.score(features, labels_of(12))
+        metric(features, labels_of(12))
 
 
 @ALL
@@ -129,18 +156,17 @@ def test_magnitudes_near_the_ends_of_the_float_range_do_not_matter_or_are_refuse
     metric: Metric, scale: float
 ) -> None:
     features, labels = input_of(metric, 24, 8), labels_of(24)
-    if metric.name == "logme":
-        with pytest.raises(BadDataError, match="over- or underflow"):
-            metric.score(features * scale, labels)
+    if metric.scale_free:
+        assert metric(features * scale, labels) == pytest.approx(metric(features, labels), abs=1e-9)
     elif metric.on != ("pseudo",):
-        score = metric.score(features, labels)
-        assert metric.score(features * scale, labels) == pytest.approx(score, abs=1e-9)
+        with pytest.raises(BadDataError, match="over- or underflow"):
+            metric(features * scale, labels)
 
 
 @ALL
 def test_duplicate_images_have_a_score(metric: Metric) -> None:
     features, labels = input_of(metric, 60, 8), labels_of(60)
-    assert np.isfinite(metric.score(np.concatenate([features, features]), np.concatenate([labels, labels])))
+    assert np.isfinite(metric(np.concatenate([features, features]), np.concatenate([labels, labels])))
 
 
 @ALL
@@ -161,7 +187,7 @@ def test_a_score_is_finite_or_an_error_never_nan(metric: Metric, kind: str, seed
             features[0] *= 1e8
     with np.errstate(all="raise", under="ignore"):
         try:
-            score = metric.score(features, labels)
+            score = metric(features, labels)
         except BadDataError:
             return
     assert np.isfinite(score)
@@ -182,7 +208,21 @@ def test_multi_label_rows_without_a_correlation_are_named(labels: Any, message: 
         Targets.of(labels)
 
 
-def test_the_registry_loads_no_heavy_library() -> None:
-    code = "import sys, kdcli.metrics; print([m for m in ('torch', 'sklearn', 'scipy.stats') if m in sys.modules])"
+def test_a_metric_of_ones_own_is_checked() -> None:
+    """Labels, and a score that is a number, are the business of ``Metric``, not of each function."""
+    features, labels = np.ones((12, 2)), labels_of(12)
+    own = Metric("own", lambda values, targets: float("nan"), "nobody")
+    with pytest.raises(BadDataError, match="own is nan"):
+        own(features, labels)
+    with pytest.raises(BadDataError, match="own is defined for one label per image"):
+        own(features, np.eye(3, dtype=int)[labels])
+
+
+def test_names_load_no_metric_and_no_metric_loads_a_heavy_library() -> None:
+    code = (
+        "import sys; from kdcli.registry import METRICS; assert 'parc' in list(METRICS); "
+        "assert 'kdcli.metrics.parc' not in sys.modules; list(METRICS.values()); "
+        "print([m for m in ('torch', 'sklearn', 'scipy.stats') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
