@@ -139,7 +139,7 @@ def test_what_is_no_method_is_refused_in_one_line() -> None:
             resolve(StudentConfig, {"data": "d", "student": STUDENT, "out": "o", "method": method})
         return caught.value.message
 
-    assert refusal(f"{__name__}:NO_METHOD").endswith("NO_METHOD is no method but a int")
+    assert refusal(f"{__name__}:NO_METHOD").endswith("NO_METHOD is no method, but a int")
     assert "has no NOTHING" in refusal(f"{__name__}:NOTHING")
     assert "there is no module nowhere_at_all" in refusal("nowhere_at_all:X")
     assert "Did you mean 'fixmatch'?" in refusal("fixmach")

@@ -16,7 +16,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from kdcli.errors import UsageError, nearest
+from kdcli.errors import nearest
 from kdcli.methods.options import MethodOptions
 from kdcli.options.common import (
     AmpOption,
@@ -289,13 +289,7 @@ def options_of(name: str) -> type[MethodOptions]:
         UsageError: the object is no method.
         NotFoundError: there is no such module or object.
     """
-    method = METHODS.find(name)
-    kind = getattr(method, "Options", None)
-    if not (isinstance(kind, type) and issubclass(kind, MethodOptions)):
-        raise UsageError(
-            f"{name} is no method but a {type(method).__name__}",
-            "Give an instance of a class that derives from kdcli.methods.base.Method.",
-        )
+    kind: type[MethodOptions] = METHODS.find(name).Options
     return kind
 
 
