@@ -53,11 +53,9 @@ class StudentOptions:
         asked = not {"-h", "--help"}.isdisjoint(arguments)
         name = _method_on(arguments)
         own = [options_of(name)] if name is not None and (asked or name in METHODS) else []
-        shown = [StudentConfig, *own, SweepOption]
-        known = {
-            "--help",
-            *(word for kind in (*shown, Common) for field in option_fields(kind) for word in field.words),
-        }
+        shown: list[type[BaseModel]] = [StudentConfig, *own, SweepOption]
+        fields = [field for kind in shown for field in option_fields(kind)] + option_fields(Common)
+        known = {"--help", *(word for field in fields for word in field.words)}
         typed = {word.partition("=")[0] for word in arguments if word.startswith("--")}
         others = [] if asked or typed <= known else [options_of(each) for each in METHODS]
         return shown, others
