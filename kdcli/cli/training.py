@@ -54,8 +54,8 @@ class StudentOptions:
         name = _method_on(arguments)
         own = [options_of(name)] if name is not None and (asked or name in METHODS) else []
         shown: list[type[BaseModel]] = [StudentConfig, *own, SweepOption]
-        kinds: list[type[BaseModel]] = [*shown, Common]
-        known = {"--help", *(word for kind in kinds for field in option_fields(kind) for word in field.words)}
+        fields = [field for kind in shown for field in option_fields(kind)] + option_fields(Common)
+        known = {"--help", *(word for field in fields for word in field.words)}
         typed = {word.partition("=")[0] for word in arguments if word.startswith("--")}
         others: list[type[BaseModel]] = (
             [] if asked or typed <= known else [options_of(each) for each in METHODS]
