@@ -214,7 +214,9 @@ class StudentConfig(StepConfig):
     @classmethod
     def _knownoption(cls, name: str) -> str:
         if not _exists(name):
-            raise ValueError(f"there is no such method.{nearest(name, tuple(METHODS))} kd methods lists them")
+            raise ValueError(
+                f"there is no such method; kd methods lists them.{nearest(name, tuple(METHODS))}"
+            )
         return name
 
     @field_validator("options", mode="before")
