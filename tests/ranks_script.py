@@ -17,8 +17,8 @@ from torch import Tensor
 
 from kdcli.console import console
 from kdcli.errors import KdError
+from kdcli.methods.batch import Batch
 from kdcli.methods.weighted import LabelsOnly
-from kdcli.training.batches import FeedBatch
 from kdcli.training.config import StudentConfig
 from kdcli.training.distributed import join_ranks
 from kdcli.training.train import train_student
@@ -31,7 +31,7 @@ def run(scenario: dict[str, Any], rank: int) -> dict[str, Any]:
     draws: list[float] = []
     images: list[int] = []
 
-    def on_batch(batch: FeedBatch) -> None:
+    def on_batch(batch: Batch) -> None:
         draws.append(float(torch.rand(1)))
         images.append(len(batch.labels))
         if rank == 1 and len(draws) == scenario.get("signal_at"):

@@ -46,7 +46,7 @@ def test_doctor_exits_0_and_says_what_is_wrong(kd: Kd) -> None:
 
 
 def test_methods_are_the_registry(kd: Kd) -> None:
-    from kdcli.methods.registry import METHODS
+    from kdcli.registry import METHODS
 
     done = kd("methods", "--json")
     assert done.code == 0, done.err
@@ -65,7 +65,7 @@ def test_methods_are_the_registry(kd: Kd) -> None:
 
 
 def test_methods_is_a_table_with_one_line_a_method(kd: Kd) -> None:
-    from kdcli.methods.registry import METHODS
+    from kdcli.registry import METHODS
 
     done = kd("methods")
     assert done.code == 0, done.err

@@ -155,7 +155,7 @@ def test_the_exit_codes_are_those_of_the_errors() -> None:
 
 
 def test_the_methods_are_those_of_the_registry() -> None:
-    from kdcli.methods.registry import METHODS
+    from kdcli.registry import METHODS
 
     table = README.partition("\n## Methods")[2].partition("\n## ")[0]
     assert re.findall(r"^\| `([a-z]\S+)` \|", table, re.MULTILINE) == list(METHODS)

@@ -1,11 +1,15 @@
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional
 
-from kdcli.methods.base import Batch, Choice, Setup
-from kdcli.methods.consolidation import Consolidation, pair_weights
-from kdcli.methods.registry import METHODS
+from kdcli.methods.base import Choice, Setup
+from kdcli.methods.batch import Batch
+from kdcli.methods.consolidation import Consolidation, PairOptions, pair_weights
 from kdcli.models.student import StudentOutput
+from kdcli.registry import METHODS
 
 CLASSES = {"gen": 6, "x": 3, "y": 4}
 
@@ -26,7 +30,7 @@ UNLABELLED = Batch(torch.full((4,), -1), torch.arange(4))
 
 
 def choice(weight: float, *teachers: str) -> Choice:
-    return Choice(teachers, None, "gen", weight)
+    return Choice(teachers, None, PairOptions(generalist="gen", generalist_weight=weight))
 
 
 def test_the_generalist_and_the_experts_together_weigh_two() -> None:
@@ -90,6 +94,8 @@ def test_papers_recipe_is_the_default() -> None:
         40,
     )
     assert (numbers.schedule, numbers.milestones, numbers.bn) == ("step", (0.5, 0.8), "frozen")
-    assert (numbers.temperature, numbers.generalist_weight, numbers.decay_all) == (2.0, 1.0, True)
-    objective = method.build(Setup(CLASSES, {"gen": 1.0, "x": 1.0}, numbers, "gen"))
+    options = PairOptions(generalist="gen")
+    assert (options.temperature, options.generalist_weight, numbers.decay_all) == (2.0, 1.0, True)
+    records: Any = {name: SimpleNamespace(num_classes=count) for name, count in CLASSES.items()}
+    objective = method.build(Setup(options, numbers, {"gen": 1.0, "x": 1.0}, records))
     assert isinstance(objective, Consolidation)

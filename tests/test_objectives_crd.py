@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, multiprocessing
 
-from kdcli.methods.crd import ContrastiveDistillation, contrastive_loss, draw_rows
+from kdcli.methods.crd import ContrastiveDistillation, CrdOptions, contrastive_loss, draw_rows
 
 DOUBLE = torch.float64
 TAU = float(np.float32(0.07))
@@ -19,7 +19,12 @@ TAU = float(np.float32(0.07))
 
 def small(images: int = 11, negatives: int = 4, seed: int = 0, **options: Any) -> ContrastiveDistillation:
     torch.manual_seed(seed)
-    return ContrastiveDistillation(5, 7, images, dim=6, negatives=negatives, **options).double()
+    return made(5, 7, images, dim=6, negatives=negatives, **options).double()
+
+
+def made(student: int, teacher: int, images: int, **options: Any) -> ContrastiveDistillation:
+    named = {f"crd_{name}": value for name, value in options.items()}
+    return ContrastiveDistillation(student, teacher, images, CrdOptions(**named))
 
 
 def batch(index: list[int], seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -33,7 +38,7 @@ def batch(index: list[int], seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def v10() -> ContrastiveDistillation:
-    crd = ContrastiveDistillation(3, 4, 5, dim=2, negatives=2, temperature=TAU).double()
+    crd = made(3, 4, 5, dim=2, negatives=2, temperature=TAU).double()
     rows = torch.arange(5, dtype=DOUBLE)
     with torch.no_grad():
         crd.student_embedding.weight.copy_(torch.tensor([[1, 0, 0.5], [0, 1, -0.5]]))
@@ -209,13 +214,13 @@ def test_it_goes_on_from_its_state_to_the_same_bits() -> None:
 
 def test_scores_are_fp32_under_autocast() -> None:
     torch.manual_seed(0)
-    crd = ContrastiveDistillation(5, 7, 11, negatives=10)
+    crd = made(5, 7, 11, negatives=10)
     student, teacher, index = batch([3, 0, 7])
     expected = crd.contrast(
         student.float(), teacher.float(), index, *draw_rows(index, 11, 10, torch.Generator())
     )
     torch.manual_seed(0)
-    again = ContrastiveDistillation(5, 7, 11, negatives=10)
+    again = made(5, 7, 11, negatives=10)
     with torch.autocast("cpu", torch.bfloat16):
         loss = again.contrast(
             student.float(), teacher.float(), index, *draw_rows(index, 11, 10, torch.Generator())
@@ -235,7 +240,7 @@ def test_perfect_scores_cost_little_and_the_loss_is_per_image() -> None:
 
 def test_more_negatives_than_others_are_refused() -> None:
     with pytest.raises(ValueError, match="11 negatives among 11 images"):
-        ContrastiveDistillation(5, 7, 11, negatives=11)
+        made(5, 7, 11, negatives=11)
 
 
 # --- several processes ------------------------------------------------------------------------

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdcli.methods.base import Batch
+from kdcli.methods.batch import Batch
 from kdcli.methods.fixmatch import FixMatch, consistency
 from kdcli.models.student import StudentOutput
 
@@ -36,7 +36,10 @@ def test_the_loss_is_the_papers_over_all_unlabelled_images(temperature: float) -
         StudentOutput(torch.zeros(13, 1), {"label": torch.from_numpy(logits)}),
         {},
         Batch(
-            torch.from_numpy(labels), torch.arange(13), None, torch.from_numpy(part), torch.from_numpy(strong)
+            torch.from_numpy(labels),
+            torch.arange(13),
+            part=torch.from_numpy(part),
+            strong=torch.from_numpy(strong),
         ),
     )
     assert found["loss"].item() == pytest.approx(supervised + weight * np.sum(terms) / 5, rel=1e-5)

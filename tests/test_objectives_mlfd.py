@@ -9,18 +9,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kdcli.errors import UsageError
-from kdcli.methods.base import Batch, Choice, Counts
+from kdcli.methods.base import Choice
+from kdcli.methods.batch import Batch, Counts
 from kdcli.methods.levels import Level, Matching
 from kdcli.methods.mlfd import (
-    CONVENTIONS,
+    MLFD,
     Adaptor,
+    MlfdOptions,
     MultiLevelDistillation,
     make_adaptor,
     mean_squared_error,
-    only_teacher,
 )
-from kdcli.methods.registry import METHODS
 from kdcli.models.student import LABEL_HEAD, StudentOutput
+from kdcli.registry import METHODS
 
 STUDENT = torch.tensor([[2.0, 0, -1], [0.5, 0.5, 1]])
 TEACHER = torch.tensor([[1.0, 1, 0], [0, 2, 1]])
@@ -30,10 +31,10 @@ THEIR_MAP = torch.tensor([[2.0, 0, 0, 0], [0, 0, 1, 0]]).reshape(2, 1, 2, 2)  # 
 MAP = Level("maps/fused", 0.2, (1, 2, 2), "layer4", (1, 2, 2))
 
 
-def matching(
-    convention: Literal["paper", "code"] = "paper", levels: tuple[Level, ...] = (MAP,), **changes: Any
-) -> Matching:
-    return Matching(convention, CONVENTIONS[convention].distill_weight, levels, **changes)
+def made(
+    levels: tuple[Level, ...] = (MAP,), matched: Matching | None = None, **options: Any
+) -> MultiLevelDistillation:
+    return MultiLevelDistillation("joint", matched or Matching(levels), MlfdOptions.model_validate(options))
 
 
 def vector(objective: MultiLevelDistillation, counts: Counts | None = None) -> dict[str, Tensor]:
@@ -44,8 +45,7 @@ def vector(objective: MultiLevelDistillation, counts: Counts | None = None) -> d
 
 @pytest.mark.parametrize(("convention", "total"), [("paper", 3.3783150), ("code", 2.9926257)])
 def test_v11(convention: Literal["paper", "code"], total: float) -> None:
-    objective = MultiLevelDistillation("joint", matching(convention), CONVENTIONS[convention].label_weight)
-    parts = vector(objective)
+    parts = vector(made(loss_convention=convention))
     assert float(parts["loss"]) == pytest.approx(total, abs=5e-7)
     assert float(parts["distill"]) == pytest.approx(4.6186724, abs=5e-7)
     assert float(parts["label"]) == pytest.approx(0.4821114, abs=5e-7)
@@ -53,7 +53,7 @@ def test_v11(convention: Literal["paper", "code"], total: float) -> None:
 
 
 def test_without_maps_the_released_code_leaves_the_error_out() -> None:
-    parts = vector(MultiLevelDistillation("joint", matching("code", ()), 0.2))
+    parts = vector(made((), loss_convention="code"))
     wanted = 0.6 * 4 * functional.cross_entropy(STUDENT / 2, (TEACHER / 2).softmax(1))
     wanted = wanted + 0.2 * functional.cross_entropy(STUDENT, LABELS)
     torch.testing.assert_close(parts["loss"], wanted)
@@ -75,24 +75,24 @@ def test_fp16_targets_are_compared_in_fp32() -> None:
 def test_every_level_counts_with_its_own_weight() -> None:
     embedding = Level("features", 0.5, (4,), None, (4,))
     second = Level("maps/layer3", 0.1, (2, 2, 2), "layer3", (2, 2, 2))
-    objective = MultiLevelDistillation("t", Matching("paper", 0.0, (embedding, MAP, second)), 0.0)
+    objective = made((embedding, MAP, second), label_weight=0.0, distill_weight=0.0)
     assert objective.taps() == ("layer4", "layer3")
-    assert objective.reads() == {"t": ("logits", "features", "maps/fused", "maps/layer3")}
+    assert objective.reads() == {"joint": ("logits", "features", "maps/fused", "maps/layer3")}
     features, inner = torch.randn(2, 4), torch.randn(2, 2, 2, 2)
     output = StudentOutput(features, {LABEL_HEAD: STUDENT}, {"layer4": OWN_MAP, "layer3": inner})
     said = {"logits": TEACHER, "features": torch.ones(2, 4), "maps/fused": THEIR_MAP, "maps/layer3": -inner}
-    parts = objective(output, {"t": said}, Batch(LABELS, torch.arange(2)))
+    parts = objective(output, {"joint": said}, Batch(LABELS, torch.arange(2)))
     wanted = 0.5 * functional.mse_loss(features, torch.ones(2, 4)) + 0.2 * 0.625
     wanted = wanted + 0.1 * functional.mse_loss(inner, -inner)
     torch.testing.assert_close(parts["loss"], wanted)
 
 
 def test_the_teachers_logits_are_read_in_the_students_order_of_classes() -> None:
-    plain = vector(MultiLevelDistillation("joint", matching(levels=()), 1.0))
+    plain = vector(made(()))
     columns = (2, 0, 1)  # the student's class 0 is the teacher's class 2
     shuffled = torch.empty_like(TEACHER)
     shuffled[:, columns] = TEACHER
-    objective = MultiLevelDistillation("joint", matching(levels=(), columns=columns), 1.0)
+    objective = made(matched=Matching(columns=columns))
     output = StudentOutput(torch.zeros(2, 4), {LABEL_HEAD: STUDENT})
     parts = objective(output, {"joint": {"logits": shuffled}}, Batch(LABELS, torch.arange(2)))
     torch.testing.assert_close(parts["loss"], plain["loss"])
@@ -102,13 +102,11 @@ def test_the_teachers_logits_are_read_in_the_students_order_of_classes() -> None
 
 
 def wide(side: Literal["student", "teacher", "none"] = "student", **changes: Any) -> Matching:
-    return matching(
-        levels=(Level("maps/fused", 0.2, (6, 2, 2), "layer4", (3, 2, 2)),), adaptor=side, **changes
-    )
+    return Matching((Level("maps/fused", 0.2, (6, 2, 2), "layer4", (3, 2, 2)),), side, **changes)
 
 
 def test_an_adaptor_is_a_1x1_convolution_of_the_students_map() -> None:
-    objective = MultiLevelDistillation("joint", wide(), 1.0)
+    objective = made(matched=wide())
     layer = objective.adaptors[0].layer
     assert isinstance(layer, nn.Conv2d)
     assert (layer.in_channels, layer.out_channels, layer.kernel_size) == (3, 6, (1, 1))
@@ -132,7 +130,7 @@ def test_an_adaptor_on_the_teachers_side_can_shrink_its_target() -> None:
     target, still = torch.randn(64, 6, 2, 2), torch.zeros(64, 3, 2, 2)
 
     def after_training(side: Literal["student", "teacher"]) -> float:
-        objective = MultiLevelDistillation("joint", Matching("paper", 0.0, wide(side).levels, side), 0.0)
+        objective = made(matched=wide(side), label_weight=0.0, distill_weight=0.0)
         optimizer = torch.optim.Adam(objective.parameters(), lr=0.02)
         output = StudentOutput(torch.zeros(64, 4), {LABEL_HEAD: torch.zeros(64, 3)}, {"layer4": still})
         said = {"joint": {"logits": torch.zeros(64, 3), "maps/fused": target}}
@@ -186,7 +184,7 @@ def test_unequal_shapes_are_refused_unless_they_may_be_evened_out() -> None:
 
 
 def test_the_mean_is_over_the_whole_step_where_it_comes_in_pieces() -> None:
-    objective = MultiLevelDistillation("joint", matching(), 1.0)
+    objective = made()
     whole = vector(objective)
     pieces = []
     for row in range(2):
@@ -199,9 +197,9 @@ def test_the_mean_is_over_the_whole_step_where_it_comes_in_pieces() -> None:
 
 
 def test_one_teacher_is_learnt_from() -> None:
-    assert only_teacher(Choice(("joint",), None, None, 0.0)) == {"joint": 1.0}
+    assert MLFD.weigh(Choice(("joint",))) == {"joint": 1.0}
     with pytest.raises(UsageError, match="one teacher, and 2") as caught:
-        only_teacher(Choice(("a", "b"), None, None, 0.0))
+        MLFD.weigh(Choice(("a", "b")))
     assert "--teacher" in caught.value.hint
 
 
@@ -214,7 +212,7 @@ def test_the_defaults_are_those_of_the_paper() -> None:
         1e-3,
         "constant",
     )
-    assert (numbers.epochs, numbers.temperature, method.recipe, method.teacher_view) == (
+    assert (numbers.epochs, method.Options().temperature, method.recipe, method.teacher_view) == (
         200,
         2.0,
         "autoaugment",

@@ -2,13 +2,13 @@ import pytest
 import torch
 from torch.nn import functional
 
-from kdcli.methods.base import Batch, Mixed
+from kdcli.methods.batch import Batch, Mixed
 from kdcli.methods.oracles import MultiTask, ReplayOracle
 from kdcli.models.student import StudentOutput
 
 PART = torch.tensor([0, 0, 0, 1, 1, 2])
 LABELS = torch.tensor([1, 2, -1, 4, 0, 1])
-BATCH = Batch(LABELS, torch.arange(6), None, PART)
+BATCH = Batch(LABELS, torch.arange(6), part=PART)
 SETS = {"one": 3, "two": 5, "three": 2}
 
 
@@ -45,7 +45,7 @@ def test_one_label_space_has_one_head() -> None:
 def test_mixed_images_count_for_both_labels_of_their_own_set() -> None:
     student = outputs(label=3, two=5, three=2)
     mixed = Mixed(torch.tensor([0, 1, -1, 2, 3, 0]), torch.tensor([0.7, 1.0, 1.0, 0.2, 0.6, 0.5]))
-    found = MultiTask(SETS)(student, {}, Batch(LABELS, torch.arange(6), mixed, PART))
+    found = MultiTask(SETS)(student, {}, Batch(LABELS, torch.arange(6), mixed=mixed, part=PART))
     logits = student.logits["two"]
     wanted = 0.2 * functional.cross_entropy(logits[3], LABELS[3])
     wanted = wanted + 0.8 * functional.cross_entropy(logits[3], torch.tensor(2))

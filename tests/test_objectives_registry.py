@@ -1,25 +1,24 @@
-from typing import get_args
-
-from kdcli.methods.registry import METHODS
-from kdcli.training.config import MethodName, StudentConfig
-
-
-def test_the_registry_and_the_command_line_know_the_same_methods() -> None:
-    assert tuple(METHODS) == get_args(MethodName)
+from kdcli.methods.base import find_method
+from kdcli.options.fields import mark
+from kdcli.registry import METHODS
+from kdcli.training.config import StudentConfig
 
 
 def test_every_entry_says_what_it_is() -> None:
-    for name, method in METHODS.items():
+    for name in METHODS:
+        method = find_method(name)
         assert method.name == name
         assert method.paper.startswith("P")
         assert method.equation.startswith("Eq.")
-        assert method.description.endswith(".")
-        assert "\n" not in method.description
+        assert method.summary.endswith(".")
+        assert "\n" not in method.summary
+        assert f"--method {name}" in method.example
 
 
-def test_options_of_methods_are_options_of_the_configuration() -> None:
-    for method in METHODS.values():
-        assert method.options <= set(StudentConfig.model_fields)
-        assert not method.needs.kinds or "teacher" in method.options
-        assert not method.needs.ranking or "ranking" in method.options
-        assert not method.needs.generalist or "generalist" in method.options
+def test_no_option_of_a_method_is_one_of_every_run_too() -> None:
+    for name in METHODS:
+        options = find_method(name).Options
+        assert not set(options.model_fields) & set(StudentConfig.model_fields)
+        for field in options.model_fields:
+            assert options.model_fields[field].description
+            assert mark(options, field, "panel") == "Method"

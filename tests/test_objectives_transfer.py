@@ -1,4 +1,5 @@
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, multiprocessing, nn
 from torch.nn import functional
 
-from kdcli.methods.base import FROZEN, Batch, Counts, Objective, Setup
+from kdcli.methods.base import Objective, Setup, find_method
+from kdcli.methods.batch import Batch, Counts
 from kdcli.methods.divergences import (
     choose_source,
     chosen_logits,
@@ -18,11 +20,10 @@ from kdcli.methods.divergences import (
     similarity_divergence,
     top_classes_divergence,
 )
-from kdcli.methods.registry import METHODS
-from kdcli.methods.transfer import METHODS as P3
-from kdcli.methods.transfer import DataPartitioning, Transfer
+from kdcli.methods.partitioning import FROZEN, DataPartitioning, Frozen, LabelledPartitionOptions
+from kdcli.methods.transfer import PAPER, MclOptions, Transfer, slow_copy
 from kdcli.models.student import StudentOutput
-from kdcli.training.schedule import slow_tau
+from kdcli.registry import METHODS
 
 STUDENT = torch.tensor([[2.0, 1, 0], [0, 0, 3]])
 TEACHER = torch.tensor([[1.0, 3, 0], [0, 1, 1]])
@@ -98,6 +99,10 @@ def test_top_classes_are_the_teachers_and_renormalised() -> None:
 # --- data partitioning ------------------------------------------------------------------------
 
 
+def parted(teachers: list[str], **options: Any) -> DataPartitioning:
+    return DataPartitioning(teachers, nn.Identity(), LabelledPartitionOptions(**options))
+
+
 @pytest.mark.parametrize("confidence", ["logp_label", "logp_max"])
 def test_the_mask_gives_the_published_vector(confidence: str) -> None:
     teacher, frozen = (said(V6[name], V6["labels"])[confidence] for name in ("teacher", "frozen"))
@@ -108,7 +113,7 @@ def test_the_mask_gives_the_published_vector(confidence: str) -> None:
 def test_dp_gives_the_published_vector_with_masks_at_temperature_one(
     temperature: float, expected: float
 ) -> None:
-    objective = DataPartitioning(["t"], temperature=temperature)
+    objective = parted(["t"], temperature=temperature)
     teacher = {"t": said(V6["teacher"], V6["labels"]), FROZEN: said(V6["frozen"], V6["labels"])}
     found = objective(seen(V6["now"]), teacher, batch(V6["labels"]))
     assert found["loss"].item() == pytest.approx(expected, abs=1e-6)
@@ -137,7 +142,7 @@ def test_parallel_with_one_teacher_is_the_formula_with_two_masks() -> None:
     now, teacher, frozen = (torch.randn(32, 5, generator=random) * 2 for _ in range(3))
     labels = torch.randint(0, 5, (32,), generator=random)
     outputs = {"t": said(teacher, labels), FROZEN: said(frozen, labels)}
-    found = DataPartitioning(["t"], temperature=3.0)(seen(now), outputs, batch(labels))["loss"]
+    found = parted(["t"], temperature=3.0)(seen(now), outputs, batch(labels))["loss"]
     mask = teacher.softmax(1)[range(32), labels] > frozen.softmax(1)[range(32), labels]
     assert 0 < mask.sum() < 32
 
@@ -148,7 +153,7 @@ def test_parallel_with_one_teacher_is_the_formula_with_two_masks() -> None:
     expected = 9 * (mask * divergence(teacher) + ~mask * divergence(frozen)).sum() / 32
     torch.testing.assert_close(found, expected)
     # a second teacher that is never surer changes nothing
-    both = DataPartitioning(["t", "u"], temperature=3.0)
+    both = parted(["t", "u"], temperature=3.0)
     unsure = {**outputs, "u": said(torch.zeros(32, 5), labels)}
     unsure["u"]["logp_label"] = torch.full((32,), -99.0)
     torch.testing.assert_close(both(seen(now), unsure, batch(labels))["loss"], expected)
@@ -157,7 +162,7 @@ def test_parallel_with_one_teacher_is_the_formula_with_two_masks() -> None:
 def test_no_gradient_goes_through_masks_teachers_or_the_frozen_student() -> None:
     now, teacher, frozen = (V6[name].clone().requires_grad_() for name in ("now", "teacher", "frozen"))
     outputs = {"t": said(teacher, V6["labels"]), FROZEN: said(frozen, V6["labels"])}
-    DataPartitioning(["t"])(seen(now), outputs, batch(V6["labels"]))["loss"].backward()
+    parted(["t"])(seen(now), outputs, batch(V6["labels"]))["loss"].backward()
     assert now.grad is not None
     assert teacher.grad is None
     assert frozen.grad is None
@@ -175,19 +180,21 @@ def test_half_precision_would_make_ties_that_exact_log_probabilities_do_not() ->
 
 
 def built(name: str, teachers: tuple[str, ...] = ("t",), **numbers: Any) -> Objective:
-    from dataclasses import replace
-
-    method = METHODS[name]
+    method = find_method(name)
     numbers = {"top_classes": 2, "crd_negatives": 7, "crd_dim": 4, **numbers}
-    settings = replace(method.defaults, **numbers)
+    own = {key: value for key, value in numbers.items() if key in method.Options.model_fields}
+    data: Any = range(8)
+    network: Any = SimpleNamespace(num_features=2, network=nn.Identity())
+    records: Any = dict.fromkeys(teachers, SimpleNamespace(num_classes=3, num_features=4))
     return method.build(
         Setup(
-            classes=dict.fromkeys(teachers, 3),
+            options=method.Options(**own),
+            settings=method.defaults,
             weights=dict.fromkeys(teachers, 1 / len(teachers)),
-            settings=settings,
-            images=8,
-            student_width=2,
-            teacher_widths=dict.fromkeys(teachers, 4),
+            teachers=records,
+            data=data,
+            own=Frozen() if method.needs.frozen else None,
+            model=network,
         )
     )
 
@@ -266,7 +273,10 @@ def test_crd_adds_the_contrast_to_the_whole_label_term() -> None:
     torch.testing.assert_close(found["loss"], label + 0.8 * found["crd/t"])
 
 
-@pytest.mark.parametrize("name", [each.name for each in P3 if each.name not in ("cd", "crd")])
+@pytest.mark.parametrize(
+    "name",
+    [name for name in METHODS if METHODS[name].paper == PAPER and not METHODS[name].needs.only_features],
+)
 def test_the_mean_over_uneven_pieces_is_the_whole_batch(name: str) -> None:
     student, outputs, labels = outputs_of(8)
     objective = built(name)
@@ -326,8 +336,7 @@ def test_the_largest_logits_say_what_all_of_them_say(direction: str) -> None:
 def test_the_slow_copy_follows_as_published() -> None:
     model = nn.Linear(1, 1, bias=False)
     nn.init.constant_(model.weight, 1.0)
-    slow = ModelEmaV3(model, slow_tau(METHODS["mcl"].defaults.__class__(
-        "sgd", 0.1, 0.0, 1, 1, "constant", mcl_tau=0.9, mcl_every=2), steps=6))  # fmt: skip
+    slow = ModelEmaV3(model, slow_copy(MclOptions(mcl_tau=0.9, mcl_every=2), steps=6).decay)
     nn.init.constant_(model.weight, 2.0)
     for _ in range(3):
         slow.update(model)
@@ -336,10 +345,7 @@ def test_the_slow_copy_follows_as_published() -> None:
 
 @given(st.floats(0.01, 0.99), st.integers(1, 500), st.integers(1, 7))
 def test_tau_of_a_share_goes_that_share_of_the_way(share: float, steps: int, every: int) -> None:
-    from dataclasses import replace
-
-    settings = replace(METHODS["mcl"].defaults, mcl_tau=None, mcl_share=share, mcl_every=every)
-    tau, slow = slow_tau(settings, steps), 0.0
+    tau, slow = slow_copy(MclOptions(mcl_share=share, mcl_every=every), steps).decay, 0.0
     for _ in range(max(1, steps // every)):
         slow = tau * slow + (1 - tau) * 1.0
     assert slow == pytest.approx(share, abs=1e-9)
@@ -347,4 +353,4 @@ def test_tau_of_a_share_goes_that_share_of_the_way(share: float, steps: int, eve
 
 def test_the_papers_numbers_move_the_slow_copy_forty_percent_of_the_way() -> None:
     updates = (130_000 * 20 // 256) // 2
-    assert 1 - slow_tau(METHODS["mcl"].defaults, 2 * updates) ** updates == pytest.approx(0.4, abs=0.005)
+    assert 1 - slow_copy(MclOptions(), 2 * updates).decay ** updates == pytest.approx(0.4, abs=0.005)

@@ -4,10 +4,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from kdcli.methods.base import Batch, Choice, soft_cross_entropy
-from kdcli.methods.registry import METHODS
+from kdcli.methods.base import Choice
+from kdcli.methods.batch import Batch
+from kdcli.methods.losses import soft_cross_entropy
 from kdcli.methods.weighted import LabelsOnly, WeightedDistillation
 from kdcli.models.student import StudentOutput
+from kdcli.registry import METHODS
 from kdcli.types import RankedSource, Ranking
 
 CLASSES = {"a": 3, "b": 4, "c": 5}
@@ -139,7 +141,7 @@ def test_methods_weigh_by_the_ranking_as_it_is() -> None:
         RankedSource("a", None, 0.3, 0.25),
         RankedSource("c", None, -1, 0.0),
     )
-    choice = Choice(("a", "b", "c"), Ranking(None, "parc", "features", {}, sources), None, 0.0)
+    choice = Choice(("a", "b", "c"), Ranking(None, "parc", "features", {}, sources))
     assert METHODS["distill-nearest"].weigh(choice) == {"b": 1.0}
     assert METHODS["distill-weighted"].weigh(choice) == {"b": 0.75, "a": 0.25, "c": 0.0}
     assert METHODS["distill-equal"].weigh(choice) == pytest.approx({"a": 1 / 3, "b": 1 / 3, "c": 1 / 3})
@@ -148,5 +150,5 @@ def test_methods_weigh_by_the_ranking_as_it_is() -> None:
 
 def test_papers_numbers_are_the_defaults() -> None:
     for name in ("distill-nearest", "distill-weighted", "distill-equal"):
-        defaults = METHODS[name].defaults
+        defaults = METHODS[name].Options()
         assert (defaults.label_weight, defaults.temperature) == (0.8, 1.0)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from test_training_run import interrupt, same_student, timeless
 from training_place import STUDENT, Place, make_place
@@ -168,15 +169,15 @@ def test_a_baseline_starts_from_the_generalist(place: Place, method: str) -> Non
 )
 def test_old_new_is_lambda_0_of_a_sum_of_2(place: Place, ratio: str, expected: float) -> None:
     plan = make_plan(config(place, "x", "consolidation", old_new=ratio))
-    assert plan.settings.generalist_weight == pytest.approx(expected)
+    assert plan.setup.options.generalist_weight == pytest.approx(expected)
     assert sum(plan.teachers.weights.values()) == pytest.approx(2) if plan.teachers else False
     same = make_plan(config(place, "x", "consolidation", generalist_weight=expected))
     assert plan.identity() == same.identity()
-    assert plan.config.old_new is None
+    assert plan.setup.options.old_new is None
 
 
 def test_old_new_beside_the_weight_is_refused(place: Place) -> None:
-    with pytest.raises(UsageError, match="both set lambda_0"):
+    with pytest.raises(ValidationError, match="both set lambda_0"):
         make_plan(config(place, "x", "consolidation", old_new="1:3", generalist_weight=0.5))
 
 
@@ -191,7 +192,7 @@ def test_a_file_may_write_the_ratio_as_it_is(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("data: d\nstudent: s\nmethod: consolidation\nout: o\nold_new: 1:3\n")
     assert yaml.safe_load(file.read_text())["old_new"] == 63  # YAML 1.1 counts in sixties
-    assert resolve(StudentConfig, {}, file=file).old_new == "1:3"
+    assert resolve(StudentConfig, {}, file=file).options.model_dump()["generalist_weight"] == 0.5
 
 
 # --- a generalist of another architecture ------------------------------------------------------

@@ -9,11 +9,16 @@ from kdcli.data.views import ViewSet, render
 from kdcli.errors import BadDataError, StoppedEarly
 from kdcli.models.teacher import normalise
 from kdcli.runtime import StopFlag
-from kdcli.training.evaluate import accuracy, head_to_test
+from kdcli.training.evaluate import Conditions, Examinee, accuracies, head_to_test
 from kdcli.training.resolve import make_plan
 from kdcli.training.student import Built, build_student
 
-CPU = torch.device("cpu")
+
+def accuracy(
+    built: Built, head: str, data: ImageData, size: int = 4, stop: StopFlag | None = None
+) -> dict[str, float]:
+    how = Conditions(torch.device("cpu"), size, 0, stop or StopFlag())
+    return accuracies([Examinee(built.student, head, data.labels, built.model.preprocess)], data, how)[0]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +46,7 @@ def logits_of(built: Built, head: str, data: ImageData) -> np.ndarray:
 @pytest.mark.parametrize("head", ["label", "exp"])
 def test_accuracies_are_those_of_the_eval_view(place: Place, head: str) -> None:
     built, data = build_student(make_plan(place.config("x", "distill-equal"))), open_data(place.test)
-    found = accuracy(built.student, head, data, data.labels, built.model.preprocess, CPU, 4, 0, StopFlag())
+    found = accuracy(built, head, data)
     logits = logits_of(built, head, data)
     best = np.argsort(-logits, axis=1)
     assert found["top1"] == pytest.approx(np.mean(best[:, 0] == data.labels))
@@ -52,9 +57,7 @@ def test_top5_is_over_five_of_more_classes(place: Place) -> None:
     plan = make_plan(place.config("x", data="sklearn/digits@n=40", test="sklearn/digits@n=50,seed=1"))
     built, data = build_student(plan), plan.test
     assert data is not None
-    found = accuracy(
-        built.student, "label", data, data.labels, built.model.preprocess, CPU, 16, 0, StopFlag()
-    )
+    found = accuracy(built, "label", data, 16)
     expected = top_k_accuracy_score(data.labels, logits_of(built, "label", data), k=5, labels=np.arange(10))
     assert found["top5"] == pytest.approx(expected)
 
@@ -64,7 +67,7 @@ def test_a_stop_signal_ends_the_test(place: Place) -> None:
     stop = StopFlag()
     stop.set()
     with pytest.raises(StoppedEarly, match="while testing"):
-        accuracy(built.student, "label", data, data.labels, built.model.preprocess, CPU, 4, 0, stop)
+        accuracy(built, "label", data, stop=stop)
 
 
 def test_test_classes_are_matched_by_name(place: Place) -> None:

@@ -12,8 +12,11 @@ from kdcli.cache.cacheset import CacheSet
 from kdcli.data.sources import open_data
 from kdcli.data.views import ViewSet, render
 from kdcli.errors import BadDataError, IdentityError
-from kdcli.training.batches import EpochOrder, Feed, FeedBatch, Ticket, ViewRule, make_loader, plain_order
+from kdcli.methods.batch import Batch
+from kdcli.training.batches import Feed, make_loader, render_of
 from kdcli.training.replay import Recording
+from kdcli.training.samplers import EpochOrder, Ticket, plain_order
+from kdcli.training.views import ViewRule
 from kdcli.types import Preprocess
 
 SMALL = Preprocess((16, 16), "bilinear", (0.5,) * 3, (0.5,) * 3, 0.9)
@@ -28,12 +31,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 def make_feed(place: Place, **reads: tuple[str, ...]) -> Feed:
     data, cache = open_data(place.data), CacheSet.open([place.cache])
     rule = ViewRule(ViewSet.from_document(cache.view_set), cache.view_count - 1)
-    return Feed(data, SMALL, rule, Recording(cache, cache.rows_of(data), reads))
+    return Feed(data, rule, [render_of(SMALL)], Recording(cache, cache.rows_of(data), reads))
 
 
-def batch_of(feed: Feed, epoch: int, *positions: int) -> FeedBatch:
+def batch_of(feed: Feed, epoch: int, *positions: int) -> Batch:
     batch = feed[Ticket(epoch, np.array(positions))]
-    assert isinstance(batch, FeedBatch)
+    assert isinstance(batch, Batch)
     return batch
 
 
@@ -156,8 +159,8 @@ def test_workers_give_the_same_batches_as_the_process_itself(place: Place) -> No
     feed, order = make_feed(place, gen=("logits",)), EpochOrder(np.zeros(24, np.int64), 8, 0)
     batches = [list(make_loader(feed, order, workers, torch.device("cpu"))) for workers in (0, 2)]
     for alone, worker in zip(*batches, strict=True):
-        assert isinstance(alone, FeedBatch)
-        assert isinstance(worker, FeedBatch)
+        assert isinstance(alone, Batch)
+        assert isinstance(worker, Batch)
         assert torch.equal(alone.pixels, worker.pixels)
         assert torch.equal(alone.index, worker.index)
         assert torch.equal(alone.teacher["gen"]["logits"], worker.teacher["gen"]["logits"])
@@ -181,14 +184,14 @@ def test_an_image_that_changed_since_it_was_cached_is_named(tmp_path: Path) -> N
     assert file.name in error.message
     Image.fromarray(255 - pixels).save(file)
     assert isinstance(feed[Ticket(0, np.array([4]))], IdentityError)
-    assert isinstance(feed[Ticket(0, np.array([2]))], FeedBatch)
+    assert isinstance(feed[Ticket(0, np.array([2]))], Batch)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_broken_image_is_an_error_with_its_name_also_from_a_worker(images: Path, workers: int) -> None:
     broken = images / "class1" / "003.png"
     broken.write_bytes(b"no image")
-    feed = Feed(open_data(str(images)), SMALL, ViewRule(VIEWS))
+    feed = Feed(open_data(str(images)), ViewRule(VIEWS), [render_of(SMALL)])
     items = list(make_loader(feed, plain_order(24, 8), workers, torch.device("cpu")))
     errors = [item for item in items if isinstance(item, BadDataError)]
     assert len(errors) == 1

@@ -9,12 +9,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kdcli.errors import DeviceError, DivergedError
-from kdcli.methods.base import Batch, Objective, Settings, TeacherOutputs
-from kdcli.methods.registry import METHODS
+from kdcli.methods.base import Objective, Settings
+from kdcli.methods.batch import Batch, TeacherOutputs
 from kdcli.methods.weighted import LabelsOnly, WeightedDistillation
 from kdcli.models.spec import open_model
 from kdcli.models.student import Student, StudentOutput
-from kdcli.training.batches import FeedBatch
+from kdcli.registry import METHODS
 from kdcli.training.engine import Engine, make_accelerator, make_optimizer
 from kdcli.training.schedule import make_schedule, schedule_time
 from kdcli.training.student import Built
@@ -45,10 +45,10 @@ def make_engine(objective: Objective, settings: Settings = P2, steps: int = 10) 
     return Engine(built, settings, steps, make_accelerator("cpu", "off"))
 
 
-def make_batch(size: int = 4, **teacher: Float[Tensor, "b c"]) -> FeedBatch:
+def make_batch(size: int = 4, **teacher: Float[Tensor, "b c"]) -> Batch:
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (size, 32, 32, 3)).astype(np.uint8))
     outputs = {name: {"logits": logits} for name, logits in teacher.items()}
-    return FeedBatch(pixels, torch.arange(size) % 3, torch.arange(size), outputs)
+    return Batch(torch.arange(size) % 3, torch.arange(size), pixels=pixels, teacher=outputs)
 
 
 # --- learning rates ---------------------------------------------------------------------------

@@ -109,7 +109,6 @@ def test_training_from_the_map_is_training_with_the_frozen_lower_part(
 
 
 def _train_live(plan: Any, batches: list[Any]) -> dict[str, torch.Tensor]:
-    from kdcli.methods.base import Batch
     from kdcli.models.teacher import normalise
     from kdcli.training.student import build_student
 
@@ -123,7 +122,7 @@ def _train_live(plan: Any, batches: list[Any]) -> dict[str, torch.Tensor]:
         for layer in lower:
             layer.eval()
         output = built.student(normalise(batch.pixels, built.model.preprocess), built.objective.active())
-        loss = built.objective(output, batch.teacher, Batch(batch.labels, batch.index))["loss"]
+        loss = built.objective(output, batch.teacher, batch)["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -151,7 +150,7 @@ def test_workers_and_resident_rows_change_nothing(place: Place) -> None:
 def test_a_classifier_of_its_own_does_not_hide_that_the_start_is_cached(place: Place) -> None:
     # Three classes here, five in the teacher: weights are compared as the teacher was cached.
     plan = make_plan(from_maps(place, "three"))
-    assert plan.num_classes == 3
+    assert plan.classes.count == 3
     assert plan.lower is not None
     assert plan.lower.teacher.num_classes == 5
 

@@ -16,11 +16,14 @@ from kdcli.data.draw import Drawer
 from kdcli.data.sources import ImageData, open_data
 from kdcli.data.views import ViewSet
 from kdcli.errors import BadDataError, IdentityError, UsageError
-from kdcli.methods.base import Batch, Mixed, label_cross_entropy
-from kdcli.training.batches import Feed, FeedBatch, Ticket, ViewRule, make_loader, plain_order
+from kdcli.methods.batch import Batch, Mixed
+from kdcli.methods.losses import label_cross_entropy
+from kdcli.training.batches import Feed, make_loader, render_of
 from kdcli.training.replay import Recording, require_partners
 from kdcli.training.resolve import make_plan
+from kdcli.training.samplers import Ticket, plain_order
 from kdcli.training.train import train_student
+from kdcli.training.views import ViewRule
 from kdcli.types import Preprocess
 
 SMALL = Preprocess((16, 16), "bilinear", (0.5,) * 3, (0.5,) * 3, 0.9)
@@ -64,12 +67,12 @@ def mixed_feed(images: Path, recipe: str, rows: np.ndarray) -> tuple[Feed, TwoCa
     everything, views = open_data(str(images)), ViewSet(2, 0.9, recipe)
     cache: Any = TwoCaches(everything, views, 10)
     data, recording = everything.select(rows), Recording(cache, rows, {})
-    return Feed(data, SMALL, ViewRule(views, 2), recording), cache, recording, data
+    return Feed(data, ViewRule(views, 2), [render_of(SMALL)], recording), cache, recording, data
 
 
-def batch_of(feed: Feed, epoch: int, *positions: int) -> FeedBatch:
+def batch_of(feed: Feed, epoch: int, *positions: int) -> Batch:
     batch = feed[Ticket(epoch, np.array(positions))]
-    assert isinstance(batch, FeedBatch), batch
+    assert isinstance(batch, Batch), batch
     return batch
 
 
@@ -110,7 +113,7 @@ def test_recorded_parameters_are_used_as_they_are(images: Path) -> None:
 
 def test_view_zero_is_not_mixed(images: Path) -> None:
     feed, cache, recording, data = mixed_feed(images, "mixup", np.arange(24))
-    eval_only = Feed(data, SMALL, ViewRule(cache.views, 0), recording)
+    eval_only = Feed(data, ViewRule(cache.views, 0), [render_of(SMALL)], recording)
     assert batch_of(eval_only, 0, 1, 2).mixed is None
     assert batch_of(feed, 0, 1, 2).mixed is not None
 
@@ -143,9 +146,11 @@ def test_a_partner_that_changed_since_the_teachers_saw_it_is_named(images: Path)
 @pytest.mark.parametrize("workers", [0, 2])
 def test_live_mixtures_are_of_the_training_data_and_the_same_in_workers(images: Path, workers: int) -> None:
     data, views = open_data(str(images)), ViewSet(0, 1.0, "cutmix")
-    loader = make_loader(Feed(data, SMALL, ViewRule(views)), plain_order(24, 7), workers, torch.device("cpu"))
+    loader = make_loader(
+        Feed(data, ViewRule(views), [render_of(SMALL)]), plain_order(24, 7), workers, torch.device("cpu")
+    )
     for batch in loader:
-        assert isinstance(batch, FeedBatch)
+        assert isinstance(batch, Batch)
         assert batch.mixed is not None
         for place, position in enumerate(batch.index.tolist()):
             image = data.image(position)

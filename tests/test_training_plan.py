@@ -165,7 +165,7 @@ def test_defaults_of_the_method_are_filled_in_and_given_values_win(place: Place)
     assert (resolved.schedule, resolved.weight_decay, resolved.recipe, resolved.bn) == (
         "cosine", 0.05, "imagenet", "train",
     )  # fmt: skip
-    assert (resolved.temperature, resolved.label_weight, resolved.generalist_weight) == (None, None, None)
+    assert not resolved.options.model_dump()
     assert resolved.out.is_absolute()
     assert Path(resolved.data.removeprefix("folder/")).is_absolute()
 
@@ -186,7 +186,7 @@ def test_methods_weigh_the_ranked_teachers(place: Place, method: str, weights: d
 
 def test_a_source_to_which_the_ranking_gives_nothing_is_left_out(place: Place) -> None:
     plan = make_plan(place.config("x", "distill-weighted"), place.ranking(gen=1.0, exp=0.0))
-    assert plan.setup().weights == {"gen": 1.0}
+    assert plan.setup.weights == {"gen": 1.0}
     assert set(build_student(plan).student.heads) == {"label", "gen"}
 
 
@@ -240,8 +240,8 @@ def test_a_cache_with_the_eval_view_only_is_warned_about(
 
 def test_only_partly_labelled_data_is_split(place: Place) -> None:
     part = f"{place.data}@labelled=0.5"
-    assert make_plan(place.config("x", "distill-equal", data=part)).setup().split
-    assert not make_plan(place.config("x", "distill-equal")).setup().split
+    assert make_plan(place.config("x", "distill-equal", data=part)).setup.split
+    assert not make_plan(place.config("x", "distill-equal")).setup.split
     assert len(make_plan(place.config("x", data=part)).data) == 12  # labels-only has no use for the others
 
 

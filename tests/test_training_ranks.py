@@ -116,7 +116,7 @@ def test_two_processes_take_the_steps_of_one(pair: Pair) -> None:
 def test_a_mean_over_each_process_s_own_images_would_be_another_one(pair: Pair) -> None:
     """The test above would notice: in some batch the processes have unequal numbers of labelled images."""
     from kdcli.data.sources import open_data
-    from kdcli.training.batches import EpochOrder
+    from kdcli.training.samplers import EpochOrder
 
     config = pair.configs["exact"]
     labels = open_data(config.data).labels

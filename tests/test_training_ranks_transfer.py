@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from test_training_ranks import LAUNCH, environment
 from training_place import Place, make_place
 
-from kdcli.training.batches import EpochOrder
 from kdcli.training.config import StudentConfig
+from kdcli.training.samplers import EpochOrder
 from kdcli.training.train import train_student
 
 RUNS: dict[str, dict[str, Any]] = {

@@ -23,8 +23,8 @@ from kdcli.models.soup import average
 from kdcli.models.spec import open_model
 from kdcli.models.teacher import normalise
 from kdcli.training import soup
-from kdcli.training.batches import Ticket
 from kdcli.training.evaluate import Exam, look_of
+from kdcli.training.samplers import Ticket
 from kdcli.training.soup import Recipe, make_soup
 from kdcli.training.train import train_student
 

@@ -211,7 +211,7 @@ def test_a_consolidated_student_of_the_generalists_architecture_starts_from_the_
 def test_a_consolidated_student_of_another_architecture_may_start_from_a_source(place: Place) -> None:
     config = place.config("p1-other", "consolidation", student="test_resnet", init="nearest-source")
     plan = make_plan(config, place.ranking())
-    assert (plan.init, plan.num_classes) == (place.specs["exp"], 3)
+    assert (plan.init, plan.classes.count) == (place.specs["exp"], 3)
     assert plan.ranking == place.ranking()
 
 

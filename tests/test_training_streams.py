@@ -29,20 +29,19 @@ from kdcli.errors import (
     StoppedEarly,
     UsageError,
 )
-from kdcli.methods.base import Batch
+from kdcli.methods.batch import Batch
 from kdcli.methods.weighted import WeightedDistillation
 from kdcli.models.spec import open_model
 from kdcli.models.student import StudentOutput
 from kdcli.options.resolving import command_line
-from kdcli.training.batches import FeedBatch, make_loader
+from kdcli.training.batches import feed_of, make_loader, render_of
 from kdcli.training.config import StudentConfig
 from kdcli.training.engine import Engine
-from kdcli.training.loading import feed_of, order_of
 from kdcli.training.plan import Plan
 from kdcli.training.replay import Recording
 from kdcli.training.resident import DeviceFed, DeviceRows
 from kdcli.training.resolve import make_plan
-from kdcli.training.samplers import StreamOrder, ratio_shares
+from kdcli.training.samplers import StreamOrder, order_of, ratio_shares
 from kdcli.training.train import train_student
 from kdcli.types import Preprocess
 
@@ -168,12 +167,14 @@ def test_a_step_too_small_for_the_proportion_is_refused() -> None:
 
 def batches_of(
     plan: Plan, reads: dict[str, tuple[str, ...]], workers: int = 0, epoch: int = 0
-) -> list[FeedBatch]:
+) -> list[Batch]:
     recording = plan.recording and Recording(plan.recording.cache, plan.recording.rows, reads)
     order = order_of(plan)
     order.seek(epoch)
-    found = list(make_loader(feed_of(plan, SMALL, recording), order, workers, torch.device("cpu")))
-    assert all(isinstance(batch, FeedBatch) for batch in found)
+    found = list(
+        make_loader(feed_of(plan, [render_of(SMALL)], recording), order, workers, torch.device("cpu"))
+    )
+    assert all(isinstance(batch, Batch) for batch in found)
     return found  # type: ignore[return-value]
 
 
@@ -205,7 +206,7 @@ def test_the_loss_is_a_mean_over_each_batch_and_reads_teachers_for_the_unlabelle
         make_plan(partly(place, "x", unlabelled_includes_labelled=True)),
         CacheSet.open([place.cache]),
     )
-    objective = plan.method.build(plan.setup())
+    objective = plan.method.build(plan.setup)
     assert isinstance(objective, WeightedDistillation)
     rows = cache.rows_of(plan.data)
     for batch in batches_of(plan, objective.reads(), epoch=1):
@@ -214,7 +215,7 @@ def test_the_loss_is_a_mean_over_each_batch_and_reads_teachers_for_the_unlabelle
         heads = {"label": 3, "gen": 3, "exp": 5}
         logits = {name: torch.randn(len(batch.labels), width) for name, width in heads.items()}
         student = StudentOutput(torch.zeros(len(batch.labels), 1), logits)
-        known = Batch(batch.labels, batch.index, None, batch.part)
+        known = Batch(batch.labels, batch.index, part=batch.part)
         loss = objective(student, batch.teacher, known)["loss"]
         first, second = (batch.part == 0).numpy(), (batch.part == 1).numpy()
         label = functional.cross_entropy(
@@ -266,7 +267,7 @@ def test_fully_labelled_data_needs_includes_for_a_ratio(place: Place) -> None:
     plan = make_plan(
         place.config("x", "distill-equal", unlabelled_ratio=2.0, unlabelled_includes_labelled=True)
     )
-    assert plan.setup().split
+    assert plan.setup.split
 
 
 def test_result_and_identity_say_how_batches_are_made(place: Place) -> None:
@@ -282,14 +283,6 @@ def test_result_and_identity_say_how_batches_are_made(place: Place) -> None:
             train_student(config.model_copy(update=changes))
 
 
-def test_a_default_run_has_no_word_about_streams_in_its_identity(place: Place) -> None:
-    # Runs that were begun before these options existed go on.
-    for method in ("labels-only", "distill-equal", "consolidation"):
-        identity = make_plan(place.config("x", method)).identity()
-        new = {"unlabelled_ratio", "unlabelled_includes_labelled", "threshold", "unlabelled_weight"}
-        assert all(identity.get(key) is None for key in (*new, "strong_views", "sets", "label_space"))
-
-
 def test_outputs_held_on_the_device_are_those_of_the_pass(place: Place) -> None:
     plan, reads = (
         make_plan(partly(place, "x", unlabelled_ratio=0.5)),
@@ -302,10 +295,10 @@ def test_outputs_held_on_the_device_are_those_of_the_pass(place: Place) -> None:
     )
     order = order_of(plan)
     silent = Recording(cache, rows, {})
-    loader = make_loader(feed_of(plan, SMALL, silent), order, 0, CPU)
+    loader = make_loader(feed_of(plan, [render_of(SMALL)], silent), order, 0, CPU)
     seen = set()
     for batch in DeviceFed(loader, order, plan.rule, held):
-        assert isinstance(batch, FeedBatch)
+        assert isinstance(batch, Batch)
         assert batch.turn is not None
         for row, (index, turn) in enumerate(zip(batch.index.tolist(), batch.turn.tolist(), strict=True)):
             seen.add(turn)
@@ -429,12 +422,12 @@ def test_multi_task_gives_each_set_its_head_and_its_test(place: Place) -> None:
 def test_a_joint_label_space_is_the_union_of_the_class_names(place: Place) -> None:
     config = several(place, "joint", label_space="joint", epochs=1)
     plan = make_plan(config)
-    assert plan.class_names == ("class0", "class1", "class2", "class3")
+    assert plan.classes.names == ("class0", "class1", "class2", "class3")
     result = train_student(config)
     assert set(load_file(config.out / "heads.safetensors")) == {"label.weight", "label.bias"}
     network = timm.create_model(f"local-dir:{config.out / 'export'}", pretrained=True).eval()
     assert network(torch.zeros(1, 3, 32, 32)).shape == (1, 4)
-    assert open_model(f"local-dir:{config.out / 'export'}").class_names == plan.class_names
+    assert open_model(f"local-dir:{config.out / 'export'}").class_names == plan.classes.names
     assert set(result.details["tests"]) == {"one", "two"}
 
 
@@ -446,11 +439,11 @@ def test_a_joint_label_space_renumbers_by_name(place: Place) -> None:
     plan = make_plan(
         several(place, "x", data=data, test=(f"a={place.test}@classes=class1",), label_space="joint")
     )
-    assert plan.class_names == ("class0", "class2", "class1")
+    assert plan.classes.names == ("class0", "class2", "class1")
     assert set(plan.sets[1].data.labels.tolist()) == {1, 2}
     for each in plan.sets:
         for key, label in zip(each.data.keys, each.data.labels, strict=True):
-            assert key.startswith(f"{plan.class_names[label]}/")
+            assert key.startswith(f"{plan.classes.names[label]}/")
 
 
 def test_the_replay_oracle_learns_from_the_generalist_and_from_labels(place: Place) -> None:
@@ -512,7 +505,7 @@ def test_outputs_of_several_sets_are_not_held_on_the_device(place: Place) -> Non
     plan = make_plan(several(place, "x", "replay-oracle"))
     plan.config.__dict__["resident"] = "gpu"
     with pytest.raises(DeviceError, match="one data set"):
-        feed_of(plan, SMALL, plan.recording)
+        feed_of(plan, [render_of(SMALL)], plan.recording)
 
 
 def test_several_sets_are_written_so_that_they_can_be_read_again(place: Place) -> None:
@@ -531,7 +524,9 @@ def test_an_image_that_changed_since_it_was_cached_is_named_in_a_joined_batch(tm
     plan = make_plan(partly(place, "x"))
     file = Path(plan.data.path(4))
     file.write_bytes(file.read_bytes()[:-1] + b"x")
-    found = list(make_loader(feed_of(plan, SMALL, plan.recording), order_of(plan), 0, torch.device("cpu")))
+    found = list(
+        make_loader(feed_of(plan, [render_of(SMALL)], plan.recording), order_of(plan), 0, torch.device("cpu"))
+    )
     errors = [batch for batch in found if isinstance(batch, IdentityError)]
     assert errors
     assert file.name in errors[0].message

@@ -24,7 +24,7 @@ from kdcli.training import fit as fitting
 from kdcli.training.checkpoint import latest_checkpoint
 from kdcli.training.config import StudentConfig
 from kdcli.training.engine import Engine
-from kdcli.training.evaluate import Examinee, accuracies, accuracy
+from kdcli.training.evaluate import Conditions, Examinee, accuracies
 from kdcli.training.fit import OwnRandom
 from kdcli.training.resolve import make_plan
 from kdcli.training.student import build_student
@@ -194,14 +194,9 @@ def test_accuracies_in_one_pass_are_those_of_one_pass_each(place: Place) -> None
     assert data is not None
     crops = {each.model.preprocess.crop_fraction for each in built}
     assert len(crops) > 1
-    device, stop = torch.device("cpu"), StopFlag()
+    how = Conditions(torch.device("cpu"), 4, 0, StopFlag())
     examinees = [Examinee(each.student, "label", data.labels, each.model.preprocess) for each in built]
-    together = accuracies(examinees, data, device, 4, 0, stop)
-    alone = [
-        accuracy(each.student, "label", data, data.labels, each.model.preprocess, device, 4, 0, stop)
-        for each in built
-    ]
-    assert together == alone
+    assert accuracies(examinees, data, how) == [accuracies([each], data, how)[0] for each in examinees]
 
 
 # --- stopping and going on ---------------------------------------------------------------------

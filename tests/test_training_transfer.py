@@ -21,10 +21,11 @@ from kdcli.errors import (
 )
 from kdcli.extract.config import CacheConfig
 from kdcli.extract.extract import cache_teachers
-from kdcli.methods.transfer import METHODS as P3
+from kdcli.methods.batch import Batch
+from kdcli.methods.transfer import PAPER
 from kdcli.models.export import export_model
 from kdcli.models.spec import open_model
-from kdcli.training.batches import FeedBatch
+from kdcli.registry import METHODS
 from kdcli.training.config import StudentConfig
 from kdcli.training.engine import Engine
 from kdcli.training.resolve import make_plan
@@ -81,7 +82,7 @@ def run_of(place: Place, out: str, method: str, **changes: Any) -> StudentConfig
 # --- real runs --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", [each.name for each in P3])
+@pytest.mark.parametrize("method", [name for name in METHODS if METHODS[name].paper == PAPER])
 def test_every_method_trains_the_classifier_and_exports_no_more_than_the_student(
     place: Place, method: str
 ) -> None:
@@ -110,7 +111,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     import os
     import signal
 
-    def signalling(engine: Engine, batch: FeedBatch, number: int) -> dict[str, float]:
+    def signalling(engine: Engine, batch: Batch, number: int) -> dict[str, float]:
         values = step(engine, batch, number)
         if number == 4 and not done:
             done.append(number)
@@ -133,15 +134,18 @@ def test_a_live_frozen_student_is_in_the_checkpoint_and_does_not_move(place: Pla
 
     built = build_student(plan)
     engine = Engine(built, plan.settings, 4, make_accelerator("cpu", "off"))
-    kept = {name: value.clone() for name, value in engine.stateful().modules["frozen"].state_dict().items()}
+    kept = {
+        name: value.clone() for name, value in engine.stateful().modules["objective"].state_dict().items()
+    }
     assert kept
     with torch.no_grad():
         for parameter in engine.student.parameters():
             parameter.add_(1.0)
-    for name, value in built.frozen.state_dict().items():
+    for name, value in built.objective.state_dict().items():
         assert torch.equal(value, kept[name])
-    assert not built.frozen.train().training
-    assert not any(parameter.requires_grad for parameter in built.frozen.parameters())
+    (frozen,) = built.objective.live().values()
+    assert not frozen.train().training
+    assert not any(parameter.requires_grad for parameter in frozen.parameters())
 
 
 @pytest.mark.parametrize("method", ["dp", "dp-unsup"])
@@ -223,15 +227,13 @@ def test_auto_reads_the_frozen_student_where_it_is_cached_and_runs_it_otherwise(
     place: Place, kept: Path, tmp_path: Path
 ) -> None:
     cached = make_plan(run_of(place, "x", "dp", cache=(kept,)))
-    assert cached.frozen is not None
-    assert cached.frozen.teacher is not None
-    assert cached.frozen.teacher.name == "start"
+    assert cached.setup.own.teacher is not None
+    assert cached.setup.own.teacher.name == "start"
     everyone = make_plan(run_of(place, "x", "dp", cache=(kept,), teacher=()))
     assert everyone.teachers is not None
     assert set(everyone.teachers.weights) == {"gen", "turned"}  # not itself
     live = make_plan(run_of(place, "x", "dp"))
-    assert live.frozen is not None
-    assert live.frozen.teacher is None
+    assert live.setup.own.teacher is None
     assert (cached.identity()["frozen"], live.identity()["frozen"]) == ("cache", "live")
 
 
@@ -257,7 +259,7 @@ REFUSALS: list[Refusal] = [
         {"teacher": ("exp",)},
         BadDataError,
         "'exp' tells apart 5 classes and the data 3",
-        "distill-equal",
+        "whose heads are the teachers'",
     ),
     ("dp", {"teacher": ("exp",)}, BadDataError, "'exp' tells apart 5 classes and the data 3", "fine-tune"),
     ("topk-kl", {"top_classes": 4}, UsageError, "--top-classes 4, but there are 3", "--method kl"),
@@ -266,9 +268,8 @@ REFUSALS: list[Refusal] = [
     ("dp", {"frozen_teacher": "gen", "frozen": "live"}, UsageError, "--frozen live", "Leave one"),
     ("dp", {"teacher_view": "eval"}, CacheMissingError, "cannot run live", "start="),
     ("dp", {"teacher_view": "eval", "frozen": "live"}, UsageError, "--teacher-view eval", "start="),
-    ("dp", {"data": "{data}@labels=none"}, BadDataError, "no label", "dp-unsup"),
+    ("dp", {"data": "{data}@labels=none"}, BadDataError, "has no labels", "needs none"),
     ("dp", {"data": "{data}@labelled=0.5"}, BadDataError, "have no label", "dp-unsup"),
-    ("mcl", {"mcl_tau": 0.9, "mcl_share": 0.4}, UsageError, "both set tau", "one of them"),
     ("mcl", {"ema": 0.9}, UsageError, "--ema 0.9", "--mcl-tau"),
     ("kl", {"cache": ()}, UsageError, "no --cache", "cache-teachers"),
 ]

@@ -266,7 +266,6 @@ class Method(ABC):
         paper: where it is from.
         equation: its formula there.
         summary: one line.
-        example: a command that runs it.
         Options: its options, on the command line beside those of every run.
         needs: what must be there first.
         defaults: the numbers it runs with unless told otherwise.
@@ -281,7 +280,6 @@ class Method(ABC):
     paper: str
     equation: str
     summary: str
-    example: str
     Options: type[MethodOptions] = MethodOptions
     needs: Needs
     defaults: Settings
@@ -289,6 +287,21 @@ class Method(ABC):
     teacher_view: Literal["same", "eval"] = "same"
     ranked: bool = False
     scheme: str | None = None
+
+    @property
+    def example(self) -> str:
+        """A command that runs it."""
+        needs = self.needs
+        words = [
+            "kd train-student",
+            "a=DATA b=DATA" if needs.sets else "DATA",
+            "--student SPEC",
+            *(["--cache CACHE"] if needs.kinds else []),
+            *(["--ranking ranking.json"] if needs.ranking else []),
+            *(["--generalist NAME"] if needs.generalist else []),
+            f"--method {self.name} --out OUT",
+        ]
+        return " ".join(words)
 
     def weigh(self, choice: Choice) -> dict[str, float]:
         """Weight of each teacher: by default the same for all. One of weight 0 is neither read nor given a head."""

@@ -1,7 +1,7 @@
 """A batch, from the loader to the loss."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Literal, final
 
 import torch
@@ -77,6 +77,7 @@ class Batch:
 
     labels: Int64[Tensor, " b"]
     index: Int64[Tensor, " b"]
+    _: KW_ONLY
     pixels: UInt8[Tensor, "b h w 3"] = field(default_factory=_no_pixels)
     teacher: TeacherOutputs = field(default_factory=dict)
     mixed: Mixed | None = None

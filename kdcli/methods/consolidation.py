@@ -204,6 +204,7 @@ class Heads(Method):
     """
 
     weights: Callable[[Choice], dict[str, float]]
+    ranked: bool = True
 
     @property
     def contrastive(self) -> bool:
@@ -252,60 +253,29 @@ PRINTED = Settings(
 
 _KD = Needs(frozenset({"logits"}), generalist=True)
 _CRD = Needs(frozenset({"logits", "features"}), generalist=True)
-_EXAMPLE = "kd train-student DATA --cache CACHE --generalist GEN --student ARCH --out OUT --method "
 
 CONSOLIDATION = Heads(
-    name="consolidation",
-    paper=PAPER,
-    equation="Eq. 1",
-    summary="A generalist and experts, one head each; no labels.",
-    example=f"{_EXAMPLE}consolidation",
-    Options=PairOptions,
-    needs=_KD,
-    defaults=PRINTED,
+    name="consolidation", paper=PAPER, equation="Eq. 1",
+    summary="A generalist and experts, one head each; no labels.", Options=PairOptions, needs=_KD, defaults=PRINTED,
     weights=pair_weights,
-)
+)  # fmt: skip
 CONSOLIDATION_CRD = Heads(
-    name="consolidation-crd",
-    paper=PAPER,
-    equation="Eq. 1, KD + CRD",
-    summary="Consolidation that contrasts features, too; no labels.",
-    example=f"{_EXAMPLE}consolidation-crd",
-    Options=CrdPairOptions,
-    needs=_CRD,
-    defaults=PRINTED,
-    weights=pair_weights,
-)
+    name="consolidation-crd", paper=PAPER, equation="Eq. 1, KD + CRD",
+    summary="Consolidation that contrasts features, too; no labels.", Options=CrdPairOptions, needs=_CRD,
+    defaults=PRINTED, weights=pair_weights,
+)  # fmt: skip
 MULTI_HEAD_KD = Heads(
-    name="multi-head-kd",
-    paper=PAPER,
-    equation="Eq. 1, lambda_0 = 0",
-    summary="Baseline: the experts alone, from the generalist's weights; no labels.",
-    example=f"{_EXAMPLE}multi-head-kd",
-    Options=HeadOptions,
-    needs=_KD,
-    defaults=PRINTED,
-    weights=expert_weights,
-)
+    name="multi-head-kd", paper=PAPER, equation="Eq. 1, lambda_0 = 0",
+    summary="Baseline: the experts alone, from the generalist's weights; no labels.", Options=HeadOptions, needs=_KD,
+    defaults=PRINTED, weights=expert_weights,
+)  # fmt: skip
 MULTI_HEAD_CRD = Heads(
-    name="multi-head-crd",
-    paper=PAPER,
-    equation="Eq. 1, KD + CRD, lambda_0 = 0",
-    summary="Baseline: multi-head-kd that contrasts features, too; no labels.",
-    example=f"{_EXAMPLE}multi-head-crd",
-    Options=CrdHeadOptions,
-    needs=_CRD,
-    defaults=PRINTED,
-    weights=expert_weights,
-)
+    name="multi-head-crd", paper=PAPER, equation="Eq. 1, KD + CRD, lambda_0 = 0",
+    summary="Baseline: multi-head-kd that contrasts features, too; no labels.", Options=CrdHeadOptions, needs=_CRD,
+    defaults=PRINTED, weights=expert_weights,
+)  # fmt: skip
 SOFT_LABEL = Heads(
-    name="soft-label",
-    paper=PAPER,
-    equation="Eq. 1, N = 0",
-    summary="Baseline: the generalist alone, distilled into itself; no labels.",
-    example=f"{_EXAMPLE}soft-label",
-    Options=HeadOptions,
-    needs=_KD,
-    defaults=PRINTED,
-    weights=soft_label_weights,
-)
+    name="soft-label", paper=PAPER, equation="Eq. 1, N = 0",
+    summary="Baseline: the generalist alone, distilled into itself; no labels.", Options=HeadOptions, needs=_KD,
+    defaults=PRINTED, ranked=False, weights=soft_label_weights,
+)  # fmt: skip

@@ -172,7 +172,6 @@ FIXMATCH = FixMatchMethod(
     paper="P2's baseline, Sohn et al., FixMatch",
     equation="Eq. 3, 4",
     summary="Labels, and agreement of two views of unlabelled images; no teacher.",
-    example="kd train-student DATA@labelled=0.1 --student mobilenetv3_small_100 --method fixmatch --out OUT",
     Options=FixMatchOptions,
     needs=Needs(labels=True, unlabelled=True),
     defaults=Settings(

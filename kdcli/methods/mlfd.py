@@ -304,7 +304,6 @@ MLFD = Mlfd(
     paper=PAPER,
     equation="Eq. 3",
     summary="Labels, one (joint) teacher's softened outputs, and its embedding and maps.",
-    example="kd train-student DATA --cache CACHE --teacher JOINT --student ARCH --method mlfd --out OUT",
     Options=MlfdOptions,
     needs=Needs(frozenset({"logits"}), labels=True),
     defaults=Settings(

@@ -8,8 +8,8 @@
   losses of its heads, and P1's pair (lambda_0 = 1, lambda_i = (2 - lambda_0) / N) for the replay oracle.
 * The head of the first set is the network's own classifier, the one that is exported. With one label space
   over the union of all classes there is no other.
-* The replay oracle is OURS, for generalists whose data cannot be had: what the generalist said about the
-  proxy stands for its labels. It still sees the experts' own images, so it is an oracle, not a competitor.
+* The replay oracle is OURS, for generalists whose data cannot be had: the generalist's outputs for the
+  proxy stand for its labels. It still sees the experts' own images, so it is an oracle, not a competitor.
 * Numbers: those of P1's consolidation.
 """
 
@@ -70,7 +70,7 @@ class MultiTask(Objective):
 
 @final
 class ReplayOracle(Objective):
-    """What the generalist said about the first data set, and the labels of the others.
+    """The generalist's outputs for the first data set, and the labels of the others.
 
     Args:
         generalist: the teacher of head 0, which is the network's own classifier.
@@ -201,23 +201,12 @@ class ReplayMethod(Method):
 
 
 MULTI_TASK = MultiTaskMethod(
-    name="multi-task",
-    paper=PAPER,
-    equation="Eq. none (Table 2, MTL oracle)",
+    name="multi-task", paper=PAPER, equation="Eq. none (Table 2, MTL oracle)",
     summary="Labels of several data sets at once, one head each or one label space; no teacher.",
-    example="kd train-student cars=CARS food=FOOD --student ARCH --method multi-task --out OUT",
-    Options=MultiTaskOptions,
-    needs=Needs(labels=True, sets=True),
-    defaults=PRINTED,
-)
+    Options=MultiTaskOptions, needs=Needs(labels=True, sets=True), defaults=PRINTED,
+)  # fmt: skip
 REPLAY_ORACLE = ReplayMethod(
-    name="replay-oracle",
-    paper=PAPER,
-    equation="Eq. none (ours: its MTL oracle without the generalist's data)",
-    summary="The generalist on the first data set, labels of the others, one head each.",
-    example="kd train-student proxy=PROXY cars=CARS --cache CACHE --generalist GEN --student ARCH "
-    "--method replay-oracle --out OUT",
-    Options=ReplayOptions,
-    needs=Needs(frozenset({"logits"}), generalist=True, sets=True),
-    defaults=PRINTED,
-)
+    name="replay-oracle", paper=PAPER, equation="Eq. none (ours: its MTL oracle without the generalist's data)",
+    summary="The generalist on the first data set, labels of the others, one head each.", Options=ReplayOptions,
+    needs=Needs(frozenset({"logits"}), generalist=True, sets=True), defaults=PRINTED,
+)  # fmt: skip

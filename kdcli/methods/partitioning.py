@@ -29,7 +29,7 @@ from kdcli.methods.divergences import (
     kl_name,
 )
 from kdcli.methods.options import KlOptions, kl_weight_option, method_option
-from kdcli.methods.transfer import EXAMPLE, PAPER, PRINTED, beside
+from kdcli.methods.transfer import PAPER, PRINTED, beside
 from kdcli.models.network import Classifier
 from kdcli.models.spec import Model, open_model, weights_sha256
 from kdcli.models.student import LABEL_HEAD, StudentOutput
@@ -118,7 +118,7 @@ class DataPartitioning(Objective):
     def __init__(
         self,
         teachers: Sequence[str],
-        frozen: str | FrozenStudent,
+        frozen: str | nn.Module,
         options: PartitionOptions,
         columns: Mapping[str, Sequence[int]] | None = None,
         smoothing: float = 0.0,
@@ -375,22 +375,13 @@ def _lacking(setup: Setup, record: TeacherRecord, arrays: Collection[str]) -> Ca
 
 
 DP = Partition(
-    name="dp",
-    paper=PAPER,
-    equation="Eq. 4, 5",
+    name="dp", paper=PAPER, equation="Eq. 4, 5",
     summary="KL from whoever gives the label more: teachers, or the frozen student.",
-    example=f"{EXAMPLE}dp",
     Options=LabelledPartitionOptions,
-    needs=Needs(frozenset({"logits", "logp_label"}), labels=True, classes=True, frozen=True),
-    defaults=PRINTED,
-)
+    needs=Needs(frozenset({"logits", "logp_label"}), labels=True, classes=True, frozen=True), defaults=PRINTED,
+)  # fmt: skip
 DP_UNSUP = Partition(
-    name="dp-unsup",
-    paper=PAPER,
-    equation="Eq. 4, 5, largest probability",
-    summary="KL from whoever is surer; no labels.",
-    example=f"{EXAMPLE}dp-unsup",
-    Options=PartitionOptions,
-    needs=Needs(frozenset({"logits", "logp_max"}), classes=True, frozen=True),
-    defaults=PRINTED,
-)
+    name="dp-unsup", paper=PAPER, equation="Eq. 4, 5, largest probability",
+    summary="KL from whoever is surer; no labels.", Options=PartitionOptions,
+    needs=Needs(frozenset({"logits", "logp_max"}), classes=True, frozen=True), defaults=PRINTED,
+)  # fmt: skip

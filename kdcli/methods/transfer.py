@@ -335,70 +335,33 @@ PRINTED = Settings(
     batch_size=64,
     bn="frozen",
 )
-EXAMPLE = (
-    "kd train-student DATA --cache CACHE --teacher NAME --student local-dir:RUN/export --out OUT --method "
-)
 
 _SAME = Needs(frozenset({"logits"}), classes=True)
 _LABELS = replace(_SAME, labels=True)
 
 KL = Kl(
-    name="kl",
-    paper=PAPER,
-    equation="Eq. 1",
-    summary="KL from teachers of the same classes; no labels.",
-    example=f"{EXAMPLE}kl",
-    Options=KlOptions,
-    needs=_SAME,
-    defaults=PRINTED,
-)
+    name="kl", paper=PAPER, equation="Eq. 1", summary="KL from teachers of the same classes; no labels.",
+    Options=KlOptions, needs=_SAME, defaults=PRINTED,
+)  # fmt: skip
 XE_KL = Kl(
-    name="xe-kl",
-    paper=PAPER,
-    equation="Eq. 2",
-    summary="KL and labels.",
-    example=f"{EXAMPLE}xe-kl",
-    Options=HalfKlOptions,
-    needs=_LABELS,
+    name="xe-kl", paper=PAPER, equation="Eq. 2", summary="KL and labels.", Options=HalfKlOptions, needs=_LABELS,
     defaults=PRINTED,
-)
+)  # fmt: skip
 KL_LS = Kl(
-    name="kl-ls",
-    paper=PAPER,
-    equation="Eq. 2, smoothed labels",
-    summary="KL and smoothed labels.",
-    example=f"{EXAMPLE}kl-ls",
-    Options=HalfKlOptions,
-    needs=_LABELS,
-    defaults=replace(PRINTED, label_smoothing=0.1),
-)
+    name="kl-ls", paper=PAPER, equation="Eq. 2, smoothed labels", summary="KL and smoothed labels.",
+    Options=HalfKlOptions, needs=_LABELS, defaults=replace(PRINTED, label_smoothing=0.1),
+)  # fmt: skip
 MCL = Mcl(
-    name="mcl",
-    paper=PAPER,
-    equation="Eq. 2, 3",
-    summary="KL and labels; a slowly following copy of the student is kept.",
-    example=f"{EXAMPLE}mcl",
-    Options=MclOptions,
-    needs=_LABELS,
+    name="mcl", paper=PAPER, equation="Eq. 2, 3",
+    summary="KL and labels; a slowly following copy of the student is kept.", Options=MclOptions, needs=_LABELS,
     defaults=replace(PRINTED, lr=0.01),
-)
+)  # fmt: skip
 SOFT_CE = SoftCe(
-    name="soft-ce",
-    paper=PAPER,
-    equation="Eq. 1, cross-entropy",
-    summary="Soft cross-entropy instead of KL; no labels.",
-    example=f"{EXAMPLE}soft-ce",
-    Options=SoftCeOptions,
-    needs=_SAME,
-    defaults=PRINTED,
-)
+    name="soft-ce", paper=PAPER, equation="Eq. 1, cross-entropy",
+    summary="Soft cross-entropy instead of KL; no labels.", Options=SoftCeOptions, needs=_SAME, defaults=PRINTED,
+)  # fmt: skip
 TOPK_KL = TopKl(
-    name="topk-kl",
-    paper=PAPER,
-    equation="Eq. 1, top classes",
-    summary="KL over the teacher's most probable classes; no labels.",
-    example=f"{EXAMPLE}topk-kl",
-    Options=TopKlOptions,
-    needs=replace(_SAME, largest=True),
-    defaults=PRINTED,
-)
+    name="topk-kl", paper=PAPER, equation="Eq. 1, top classes",
+    summary="KL over the teacher's most probable classes; no labels.", Options=TopKlOptions,
+    needs=replace(_SAME, largest=True), defaults=PRINTED,
+)  # fmt: skip

@@ -11,7 +11,7 @@ from kdcli.methods.crd import ContrastiveDistillation, CrdOptions, contrasts, de
 from kdcli.methods.divergences import beside_labels, similarity_divergence
 from kdcli.methods.losses import label_cross_entropy, weighted_sum
 from kdcli.methods.options import MethodOptions, kl_weight_option
-from kdcli.methods.transfer import EXAMPLE, PAPER, PRINTED, beside
+from kdcli.methods.transfer import PAPER, PRINTED, beside
 from kdcli.models.student import LABEL_HEAD, StudentOutput
 
 
@@ -144,22 +144,10 @@ class Contrast(Method):
 _NEEDS = Needs(frozenset({"features"}), labels=True)
 
 CD = Similarities(
-    name="cd",
-    paper=PAPER,
-    equation="Eq. 6",
-    summary="Similarities between a batch's images, and labels.",
-    example=f"{EXAMPLE}cd",
-    Options=SimilarityOptions,
-    needs=_NEEDS,
-    defaults=PRINTED,
-)
+    name="cd", paper=PAPER, equation="Eq. 6", summary="Similarities between a batch's images, and labels.",
+    Options=SimilarityOptions, needs=_NEEDS, defaults=PRINTED,
+)  # fmt: skip
 CRD = Contrast(
-    name="crd",
-    paper=PAPER,
-    equation="Eq. 7",
-    summary="Features contrasted as Tian et al. do, and labels.",
-    example=f"{EXAMPLE}crd",
-    Options=CrdOptions,
-    needs=_NEEDS,
-    defaults=PRINTED,
-)
+    name="crd", paper=PAPER, equation="Eq. 7", summary="Features contrasted as Tian et al. do, and labels.",
+    Options=CrdOptions, needs=_NEEDS, defaults=PRINTED,
+)  # fmt: skip

@@ -210,53 +210,20 @@ class Weighted(Method):
 _NEEDS = Needs(frozenset({"logits"}), labels=True)
 
 LABELS_ONLY = Labels(
-    name="labels-only",
-    paper=PAPER,
-    equation="Eq. 2",
-    summary="Cross-entropy on the labelled images; no teacher.",
-    example="kd train-student DATA --student mobilenetv3_small_100 --method labels-only --out OUT",
-    needs=Needs(labels=True),
-    defaults=OURS,
-    scheme="labels-only",
-)
+    name="labels-only", paper=PAPER, equation="Eq. 2", summary="Cross-entropy on the labelled images; no teacher.",
+    needs=Needs(labels=True), defaults=OURS, scheme="labels-only",
+)  # fmt: skip
 DISTILL_NEAREST = Weighted(
-    name="distill-nearest",
-    paper=PAPER,
-    equation="Eq. 1",
-    summary="Labels and the one source that the ranking puts first.",
-    example="kd train-student DATA --cache CACHE --ranking RANKING.json --student mobilenetv3_small_100 "
-    "--method distill-nearest --out OUT",
-    Options=WeightedOptions,
-    needs=replace(_NEEDS, ranking=True),
-    defaults=OURS,
-    ranked=True,
-    scheme="nearest",
-    weights=nearest_weights,
-)
+    name="distill-nearest", paper=PAPER, equation="Eq. 1",
+    summary="Labels and the one source that the ranking puts first.", Options=WeightedOptions,
+    needs=replace(_NEEDS, ranking=True), defaults=OURS, ranked=True, scheme="nearest", weights=nearest_weights,
+)  # fmt: skip
 DISTILL_WEIGHTED = Weighted(
-    name="distill-weighted",
-    paper=PAPER,
-    equation="Eq. 4, 5",
-    summary="Labels and all sources, by the ranking's weights.",
-    example="kd train-student DATA --cache CACHE --ranking RANKING.json --student mobilenetv3_small_100 "
-    "--method distill-weighted --out OUT",
-    Options=WeightedOptions,
-    needs=replace(_NEEDS, ranking=True),
-    defaults=OURS,
-    ranked=True,
-    scheme="weighted",
-    weights=ranked_weights,
-)
+    name="distill-weighted", paper=PAPER, equation="Eq. 4, 5",
+    summary="Labels and all sources, by the ranking's weights.", Options=WeightedOptions,
+    needs=replace(_NEEDS, ranking=True), defaults=OURS, ranked=True, scheme="weighted", weights=ranked_weights,
+)  # fmt: skip
 DISTILL_EQUAL = Weighted(
-    name="distill-equal",
-    paper=PAPER,
-    equation="Eq. 4, p = 0",
-    summary="Labels and all sources, equally.",
-    example="kd train-student DATA --cache CACHE --student mobilenetv3_small_100 --method distill-equal --out OUT",
-    Options=WeightedOptions,
-    needs=_NEEDS,
-    defaults=OURS,
-    ranked=True,
-    scheme="equal",
-    weights=equal_weights,
-)
+    name="distill-equal", paper=PAPER, equation="Eq. 4, p = 0", summary="Labels and all sources, equally.",
+    Options=WeightedOptions, needs=_NEEDS, defaults=OURS, ranked=True, scheme="equal", weights=equal_weights,
+)  # fmt: skip

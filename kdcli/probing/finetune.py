@@ -15,6 +15,7 @@ from typing import Any, final
 import numpy as np
 
 from kdcli.data.sources import ImageData
+from kdcli.methods.base import method_names
 from kdcli.models.export import export_model
 from kdcli.models.spec import ModelSpec, open_model
 from kdcli.models.student import require_timm
@@ -84,7 +85,7 @@ def _train(start: str, shots: ImageData, out: Path, config: ProbeConfig) -> floa
         data=shots.location,
         student=start,
         init="pretrained",
-        method="labels-only",
+        method=method_names("only_labels")[0],
         out=out,
         epochs=config.epochs,
         batch_size=min(BATCH, len(shots)),

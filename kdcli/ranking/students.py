@@ -14,10 +14,10 @@ from kdcli.console import console
 from kdcli.errors import BadDataError, NotFoundError, StorageError
 from kdcli.files import read_json
 from kdcli.ranking.weights import PAPER_POWER
+from kdcli.registry import METHODS
 
 RESULT = "result.json"
 LABELS_ONLY, RANDOM_SELECTION, RANDOM_WEIGHTS = "labels-only", "random-selection", "random-weights"
-_SINGLE_METHODS = ("distill-nearest", "distill-weighted", "distill-equal")
 
 
 @final
@@ -119,25 +119,27 @@ def _read(path: Path) -> Student | None:
         raise BadDataError(
             f"{path} is no result of kd train-student: {place}: {first['msg']}", "Leave it out of --against."
         ) from error
-    if result.test is None or result.method not in (LABELS_ONLY, *_SINGLE_METHODS):
+    # A file may name any object as its method; only those that are known by name are looked at.
+    scheme = METHODS[result.method].scheme if result.method in METHODS else None
+    if result.test is None or scheme is None:
         return None
     weights = {name: weight for name, weight in result.weights.items() if weight > 0}
-    scheme, power = _scheme(result.method, path, weights)
+    used, power = _scheme(scheme, path, weights)
     setting = {
         "student": result.student, "init": result.init, "images": result.images, "epochs": result.epochs,
     }  # fmt: skip
     return Student(
-        path, result.test.top1, weights, scheme, power, result.cache_id, result.target,
+        path, result.test.top1, weights, used, power, result.cache_id, result.target,
         result.data or _data_of(path), setting,
     )  # fmt: skip
 
 
-def _scheme(method: str, path: Path, weights: dict[str, float]) -> tuple[str | None, float | None]:
+def _scheme(scheme: str, path: Path, weights: dict[str, float]) -> tuple[str | None, float | None]:
     """How a student's weights were made; the ranking beside its result says which scheme and which p."""
-    if method == "distill-equal":
-        return ("equal", None) if len(weights) > 1 else (None, None)
-    if method != "distill-weighted":
-        return method.removeprefix("distill-"), None
+    if scheme == "equal":
+        return (scheme, None) if len(weights) > 1 else (None, None)
+    if scheme != "weighted":
+        return scheme, None
     file = path.parent / "ranking.json"
     weighting = (read_json(file).get("weighting") or {}) if file.is_file() else {}
     if "sources" in weighting:

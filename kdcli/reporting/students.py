@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from kdcli.models.properties import operations_of, parameters_of
 from kdcli.options.fields import StepConfig
 from kdcli.options.resolving import command_line
+from kdcli.registry import METHODS
 from kdcli.reporting import charts
 from kdcli.reporting.cells import Cell, number, percent, word
 from kdcli.reporting.charts import Costed, Spread
@@ -269,7 +270,8 @@ def run_commands(runs: Sequence[Run]) -> list[Command]:
     return [
         Command(run.name, line, _seconds(run))
         for run in runs
-        if (line := line_of(StudentConfig, run.config)) is not None
+        if run.config.get("method") in METHODS  # what a file names is not imported
+        and (line := line_of(StudentConfig, run.config)) is not None
     ]  # fmt: skip
 
 

@@ -101,9 +101,11 @@ class Feed(Dataset[Batch | KdError]):
         return Batch(
             torch.from_numpy(labels[positions]),
             torch.from_numpy(positions),
-            _stacked(drawn, self._render),
-            {} if recording is None else recording.outputs(positions, self._rule.teacher(ticket.epoch)),
-            mixed,
+            pixels=_stacked(drawn, self._render),
+            teacher={}
+            if recording is None
+            else recording.outputs(positions, self._rule.teacher(ticket.epoch)),
+            mixed=mixed,
             strong=strong,
             further={render: _stacked(drawn, render) for render in self._further},
         )
@@ -114,8 +116,10 @@ class Feed(Dataset[Batch | KdError]):
         return Batch(
             torch.from_numpy(self._data.labels[positions]),
             torch.from_numpy(positions),
-            torch.empty((len(positions), 0, 0, 3), dtype=torch.uint8),
-            {} if recording is None else recording.outputs(positions, self._rule.teacher(ticket.epoch)),
+            pixels=torch.empty((len(positions), 0, 0, 3), dtype=torch.uint8),
+            teacher={}
+            if recording is None
+            else recording.outputs(positions, self._rule.teacher(ticket.epoch)),
         )
 
     def _live(

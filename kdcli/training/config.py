@@ -1,6 +1,7 @@
 """What training can be told: options of every run, and those of the chosen method."""
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, final
 
@@ -22,6 +23,9 @@ from kdcli.options.grids import positive_numbers
 from kdcli.registry import METHODS, is_object_path
 from kdcli.types import AmpName
 
+_data, _teachers, _student = (partial(option, panel=name) for name in ("Data", "Teachers", "Student"))
+_optimisation, _views, _run = (partial(option, panel=name) for name in ("Optimisation", "Views", "Run"))
+
 
 @final
 class StudentConfig(StepConfig):
@@ -32,216 +36,148 @@ class StudentConfig(StepConfig):
 
     command: ClassVar[str] = "train-student"
 
-    data: str | tuple[str, ...] = option(
+    data: str | tuple[str, ...] = _data(
         ...,
         "Data set to train on: SOURCE[@key=value,...]; several as NAME=DATA each.",
-        panel="Data",
         positional=True,
         shared=True,
     )
-    cache: tuple[Path, ...] = option(
-        (), "Cache folder; repeatable.", panel="Data", metavar="PATH", shared=True
+    cache: tuple[Path, ...] = _data((), "Cache folder; repeatable.", metavar="PATH", shared=True)
+    test: str | tuple[str, ...] | None = _data(
+        None, "Data set to test on after training; of several DATA: NAME=DATA, repeatable.", shared=True
     )
-    test: str | tuple[str, ...] | None = option(
-        None,
-        "Data set to test on after training; of several DATA: NAME=DATA, repeatable.",
-        panel="Data",
-        shared=True,
-    )
-    validation: float | None = option(
+    validation: float | None = _data(
         None,
         "Set this share of each class aside; judge every epoch on it.",
-        panel="Data",
         gt=0,
         lt=1,
         metavar="SHARE",
         shared=True,
     )
-    data_root: Path | None = option(
-        None, "Folder of torch/ and hfds/ data sets, and of relative folders.", panel="Data", shared=True
+    data_root: Path | None = _data(
+        None, "Folder of torch/ and hfds/ data sets, and of relative folders.", shared=True
     )
-    download: bool = option(
-        False, "Allow a data set to be downloaded.", panel="Data", mechanical=True, shared=True
+    download: bool = _data(False, "Allow a data set to be downloaded.", mechanical=True, shared=True)
+    allow_partial: bool = _data(
+        False, "Train on the cached rows only, and say how many are missing.", shared=True
     )
-    allow_partial: bool = option(
-        False, "Train on the cached rows only, and say how many are missing.", panel="Data", shared=True
-    )
-    verify: Literal["never", "once", "always"] = option(
-        "once",
-        "Check the cache's checksums: never, once (default) or always.",
-        panel="Data",
-        mechanical=True,
-        shared=True,
+    verify: Literal["never", "once", "always"] = _data(
+        "once", "Check the cache's checksums: never, once (default) or always.", mechanical=True, shared=True
     )
 
-    method: str = option(
-        ..., "What the student learns from; see kd methods.", panel="Teachers", complete="method"
-    )
-    teacher: tuple[str, ...] = option(
+    method: str = _teachers(..., "What the student learns from; see kd methods.", complete="method")
+    teacher: tuple[str, ...] = _teachers(
         (),
         "Cached teacher to use; default: all, or the ranking's. Repeatable.",
-        panel="Teachers",
         complete="teacher",
         metavar="NAME",
     )
-    ranking: str | None = option(
-        None, "Ranking JSON of kd rank-sources; - reads standard input.", panel="Teachers"
-    )
-    teacher_view: Literal["same", "eval"] | None = option(
+    ranking: str | None = _teachers(None, "Ranking JSON of kd rank-sources; - reads standard input.")
+    teacher_view: Literal["same", "eval"] | None = _teachers(
         None,
         "same: teachers saw the student's view; eval: the clean view 0. Default: the method's, mostly same.",
-        panel="Teachers",
         shared=True,
     )
-    sequential: Literal["ascending", "descending", "random", "given"] | None = option(
+    sequential: Literal["ascending", "descending", "random", "given"] | None = _teachers(
         None,
         "One stage a teacher, each from the last one's student: ascending or descending accuracy, random, or given.",
-        panel="Teachers",
         metavar="ORDER",
     )
 
-    student: str = option(..., "Model spec of the student.", panel="Student", complete="student")
-    init: str | None = option(
+    student: str = _student(..., "Model spec of the student.", complete="student")
+    init: str | None = _student(
         None,
         "pretrained, random, xavier, nearest-source or a SPEC to start from; default: pretrained for local-dir:, "
         "hf-hub: and ARCH@FILE, random for bare names.",
-        panel="Student",
     )
-    freeze: Literal["backbone"] | None = option(
-        None, "backbone: train the heads only, on features of the frozen start.", panel="Student"
+    freeze: Literal["backbone"] | None = _student(
+        None, "backbone: train the heads only, on features of the frozen start."
     )
-    train_from: str | None = option(
+    train_from: str | None = _student(
         None,
         "Keep the layers up to TAP as they start, and read their maps from the cache.",
-        panel="Student",
         min_length=1,
         metavar="TAP",
     )
-    image_size: int | None = option(
-        None, "Input size in pixels; default: the student's own.", panel="Student", ge=8
+    image_size: int | None = _student(None, "Input size in pixels; default: the student's own.", ge=8)
+    bn: Literal["train", "frozen", "frozen-affine"] | None = _student(
+        None, "BatchNorm: train, frozen (statistics) or frozen-affine (scale and shift as well)."
     )
-    bn: Literal["train", "frozen", "frozen-affine"] | None = option(
-        None,
-        "BatchNorm: train, frozen (statistics) or frozen-affine (scale and shift as well).",
-        panel="Student",
-    )
-    compile: bool = option(False, "Run the student through torch.compile.", panel="Student", mechanical=True)
+    compile: bool = _student(False, "Run the student through torch.compile.", mechanical=True)
 
-    epochs: int | None = option(
-        None, "Passes over the data; default: the method's.", panel="Optimisation", ge=1, shared=True
+    epochs: int | None = _optimisation(
+        None, "Passes over the data; default: the method's.", ge=1, shared=True
     )
-    batch_size: int | None = option(
-        None, "Images per step; default: the method's.", panel="Optimisation", ge=1, shared=True
+    batch_size: int | None = _optimisation(None, "Images per step; default: the method's.", ge=1, shared=True)
+    lr: float | None = _optimisation(
+        None, "Peak learning rate (of the heads, where groups differ); default: the method's.", gt=0
     )
-    lr: float | None = option(
-        None,
-        "Peak learning rate (of the heads, where groups differ); default: the method's.",
-        panel="Optimisation",
-        gt=0,
+    lr_grid: str | None = _optimisation(
+        None, "Choose among 0.001,0.003,0.01 or 0.0001:0.1:7log on the validation split.", metavar="RATES"
     )
-    lr_grid: str | None = option(
-        None,
-        "Choose among 0.001,0.003,0.01 or 0.0001:0.1:7log on the validation split.",
-        panel="Optimisation",
-        metavar="RATES",
+    backbone_lr_scale: float | None = _optimisation(None, "Backbone learning rate as a share of --lr.", ge=0)
+    optimizer: str | None = _optimisation(None, "timm optimiser; default: the method's.")
+    weight_decay: float | None = _optimisation(None, "Weight decay; default: the method's.", ge=0)
+    schedule: Literal["constant", "cosine", "step", "one-cycle"] | None = _optimisation(
+        None, "constant, cosine, step or one-cycle; default: the method's."
     )
-    backbone_lr_scale: float | None = option(
-        None, "Backbone learning rate as a share of --lr.", panel="Optimisation", ge=0
-    )
-    optimizer: str | None = option(None, "timm optimiser; default: the method's.", panel="Optimisation")
-    weight_decay: float | None = option(
-        None, "Weight decay; default: the method's.", panel="Optimisation", ge=0
-    )
-    schedule: Literal["constant", "cosine", "step", "one-cycle"] | None = option(
-        None, "constant, cosine, step or one-cycle; default: the method's.", panel="Optimisation"
-    )
-    milestones: tuple[float, ...] | None = option(
+    milestones: tuple[float, ...] | None = _optimisation(
         None,
         "Shares of the training at which --schedule step falls tenfold, e.g. 0.5,0.8.",
-        panel="Optimisation",
         comma=True,
         metavar="SHARES",
     )
-    warmup: float | None = option(
-        None, "Share of the training in which the rate rises.", panel="Optimisation", ge=0, lt=1
+    warmup: float | None = _optimisation(None, "Share of the training in which the rate rises.", ge=0, lt=1)
+    accumulate: int | None = _optimisation(
+        None, "Compute each step's images in this many pieces, adding up gradients; less memory.", ge=1
     )
-    accumulate: int | None = option(
-        None,
-        "Compute each step's images in this many pieces, adding up gradients; less memory.",
-        panel="Optimisation",
-        ge=1,
+    clip_norm: float | None = _optimisation(
+        None, "Scale the gradient of all parameters down to this norm.", gt=0
     )
-    clip_norm: float | None = option(
-        None, "Scale the gradient of all parameters down to this norm.", panel="Optimisation", gt=0
+    label_smoothing: float | None = _optimisation(
+        None, "Share of each label that is spread evenly over all classes.", ge=0, lt=1
     )
-    label_smoothing: float | None = option(
-        None, "Share of each label that is spread evenly over all classes.", panel="Optimisation", ge=0, lt=1
+    ema: float | None = _optimisation(
+        None, "Decay of a moving average of the weights; it is tested and exported.", gt=0, lt=1
     )
-    ema: float | None = option(
-        None,
-        "Decay of a moving average of the weights; it is tested and exported.",
-        panel="Optimisation",
-        gt=0,
-        lt=1,
+    select: Literal["last", "best", "best-on-test"] = _optimisation(
+        "last", "Epoch to export: last (default), best (on the validation split) or best-on-test."
     )
-    select: Literal["last", "best", "best-on-test"] = option(
-        "last",
-        "Epoch to export: last (default), best (on the validation split) or best-on-test.",
-        panel="Optimisation",
-    )
-    amp: AmpName = option(
-        "off", "Mixed precision: off (default), bf16 or fp16.", panel="Optimisation", shared=True
-    )
+    amp: AmpName = _optimisation("off", "Mixed precision: off (default), bf16 or fp16.", shared=True)
 
-    recipe: str | None = option(
-        None,
-        "Recipe of live training views; with a cache, the cache's.",
-        panel="Views",
-        complete="recipe",
-        shared=True,
+    recipe: str | None = _views(
+        None, "Recipe of live training views; with a cache, the cache's.", complete="recipe", shared=True
     )
-    seed: int = option(0, "Seed of initialisation and dropout (default 0).", panel="Views", ge=0)
-    data_seed: int = option(0, "Seed of order and views (default 0).", panel="Views", ge=0, shared=True)
+    seed: int = _views(0, "Seed of initialisation and dropout (default 0).", ge=0)
+    data_seed: int = _views(0, "Seed of order and views (default 0).", ge=0, shared=True)
 
-    out: Path = option(..., "Output folder of the run.", panel="Run", mechanical=True)
-    device: str = option(
-        "auto", "auto (default), cpu, cuda or cuda:N.", panel="Run", mechanical=True, shared=True
+    out: Path = _run(..., "Output folder of the run.", mechanical=True)
+    device: str = _run("auto", "auto (default), cpu, cuda or cuda:N.", mechanical=True, shared=True)
+    workers: int | None = _run(
+        None, "Decode processes; default: the processors of this job.", ge=0, mechanical=True, shared=True
     )
-    workers: int | None = option(
-        None,
-        "Decode processes; default: the processors of this job.",
-        panel="Run",
-        ge=0,
-        mechanical=True,
-        shared=True,
-    )
-    stage: Path | None = option(
+    stage: Path | None = _run(
         None,
         "Copy what is read of the cache to this local disk first.",
-        panel="Run",
         mechanical=True,
         metavar="DIR",
         shared=True,
     )
-    prewarm: bool = option(
-        False, "Read the cache's files into the page cache first.", panel="Run", mechanical=True, shared=True
+    prewarm: bool = _run(
+        False, "Read the cache's files into the page cache first.", mechanical=True, shared=True
     )
-    resident: Literal["ram", "gpu"] | None = option(
+    resident: Literal["ram", "gpu"] | None = _run(
         None,
         "Hold the teachers' outputs in memory (ram) or on the training device (gpu).",
-        panel="Run",
         mechanical=True,
         shared=True,
     )
-    tracker: tuple[str, ...] = option(
+    tracker: tuple[str, ...] = _run(
         (),
         "Log epochs to tensorboard, wandb, mlflow, ... too; a tracker of accelerate. Repeatable.",
-        panel="Run",
         mechanical=True,
     )
-    overwrite: bool = option(
-        False, "Start anew where --out holds another run.", panel="Run", mechanical=True, shared=True
-    )
+    overwrite: bool = _run(False, "Start anew where --out holds another run.", mechanical=True, shared=True)
 
     options: SerializeAsAny[MethodOptions] = option(
         None, "The method's own options.", panel="Method", inner=True
@@ -276,14 +212,16 @@ class StudentConfig(StepConfig):
 
     @field_validator("method")
     @classmethod
-    def _known_method(cls, name: str) -> str:
+    def _knownoption(cls, name: str) -> str:
         if not _exists(name):
-            raise ValueError(f"there is no such method.{nearest(name, tuple(METHODS))} kd methods lists them")
+            raise ValueError(
+                f"there is no such method; kd methods lists them.{nearest(name, tuple(METHODS))}"
+            )
         return name
 
     @field_validator("options", mode="before")
     @classmethod
-    def _by_method(cls, given: Any, info: ValidationInfo) -> Any:
+    def _byoption(cls, given: Any, info: ValidationInfo) -> Any:
         name = info.data.get("method")  # absent where it is wrong, which is told already
         return MethodOptions() if name is None else _options_of(name).model_validate(given)
 
@@ -308,13 +246,16 @@ class StudentConfig(StepConfig):
                 if name not in ("options", "aside"):
                     yield name, getattr(model, name), field
 
-    def changed(self, **changes: Any) -> Self:
-        """The same with other options, the method's among them; values are taken as they are."""
-        own = {name: value for name, value in changes.items() if name in type(self.options).model_fields}
-        core = {name: value for name, value in changes.items() if name not in own}
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """The same with other options, the method's among them; those are validated together."""
+        own = {
+            name: value for name, value in (update or {}).items() if name in type(self.options).model_fields
+        }
+        core = {name: value for name, value in (update or {}).items() if name not in own}
         if own:
-            core["options"] = self.options.model_copy(update=own)
-        return self.model_copy(update=core)
+            given = self.options.model_dump(exclude_unset=True)
+            core["options"] = type(self.options).model_validate({**given, **own})
+        return super().model_copy(update=core, deep=deep)
 
     # --- values -------------------------------------------------------------------------------
 

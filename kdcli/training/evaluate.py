@@ -176,7 +176,7 @@ class Exam(Dataset[ExamBatch | KdError]):
 
 @final
 @dataclass(frozen=True, slots=True)
-class Testing:
+class Conditions:
     """How images are tested on.
 
     Attributes:
@@ -194,7 +194,7 @@ class Testing:
     ranks: Ranks = field(default_factory=Ranks)
 
 
-def accuracies(examinees: Sequence[Examinee], data: ImageData, how: Testing) -> list[dict[str, float]]:
+def accuracies(examinees: Sequence[Examinee], data: ImageData, how: Conditions) -> list[dict[str, float]]:
     """Top-1 and top-5 accuracy of each, as fractions, in one pass; top-C where there are fewer than five classes.
 
     Args:
@@ -216,7 +216,7 @@ def accuracies(examinees: Sequence[Examinee], data: ImageData, how: Testing) -> 
     return [{"top1": float(top1 / len(data)), "top5": float(top5 / len(data))} for top1, top5 in totals]
 
 
-def predictions(examinees: Sequence[Examinee], data: ImageData, how: Testing) -> Int64[np.ndarray, "k n"]:
+def predictions(examinees: Sequence[Examinee], data: ImageData, how: Conditions) -> Int64[np.ndarray, "k n"]:
     """The class that each examinee gives each image, in the numbering of its head, in one pass.
 
     Args:
@@ -241,7 +241,7 @@ def predictions(examinees: Sequence[Examinee], data: ImageData, how: Testing) ->
 def _examine(
     examinees: Sequence[Examinee],
     data: ImageData,
-    how: Testing,
+    how: Conditions,
     see: Callable[[int, Float[Tensor, "b c"], Int64[Tensor, " b"]], None],
 ) -> None:
     """Call ``see`` with an examinee's number, its logits of a batch of images, and their positions."""

@@ -19,7 +19,7 @@ from kdcli.models.student import LABEL_HEAD, Student
 from kdcli.options.resolving import spelled
 from kdcli.runtime import stop_signals, worker_count
 from kdcli.training.classes import Classes
-from kdcli.training.evaluate import Examinee, Testing, heads_to_test, predictions
+from kdcli.training.evaluate import Conditions, Examinee, heads_to_test, predictions
 from kdcli.training.plan import Plan
 from kdcli.training.student import build_student
 
@@ -147,7 +147,7 @@ def measure_stages(
             opened.append((Student(model, {}), model.preprocess))
         for student, preprocess in opened:
             examinees.append(Examinee(student.to(device), LABEL_HEAD, labels, preprocess))
-        how = Testing(device, plan.settings.batch_size, worker_count(plan.config.workers), stop)
+        how = Conditions(device, plan.settings.batch_size, worker_count(plan.config.workers), stop)
         before, *after = predictions(examinees, test, how)
     return compare_stages(labels, before, dict(zip(names, after, strict=True)), teachers)
 

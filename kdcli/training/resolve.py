@@ -185,9 +185,12 @@ class _Draft:
         self.everything = self.sources.data(self.main, data_root=config.data_root, download=config.download)
         data = self.everything if needs.kinds or needs.unlabelled else labelled_only(self.everything)
         self.data, self.validation = split_off(config, self.method, data)
-        if needs.labels:
+        self._require_learnable()
+
+    def _require_learnable(self) -> None:
+        if self.method.needs.labels:
             require_classes(self.data, self.main)
-        if self.split and not self.method.repeats_labelled(config.options):
+        if self.split and not self.method.repeats_labelled(self.config.options):
             require_unlabelled(self.data, self.main)
 
     def ask_method(self) -> None:
@@ -255,12 +258,11 @@ class _Draft:
             )
         if not usable.all():
             kept = np.flatnonzero(usable)
-            data, rows = data.select(kept), rows[kept]
-            if self.method.needs.labels:
-                require_classes(data, self.main)
-        self.data, self.recording = data, Recording(cache, rows, {})
+            self.data, rows = data.select(kept), rows[kept]
+            self._require_learnable()
+        self.recording = Recording(cache, rows, {})
         if self.rule.recorded:
-            require_partners(self.recording, data, self.rule.views, [view for view in views if view])
+            require_partners(self.recording, self.data, self.rule.views, [view for view in views if view])
 
     def open_tests(self) -> None:
         """The other data sets, and what is tested on."""

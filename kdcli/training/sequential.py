@@ -1,48 +1,34 @@
 """``train_sequence``: one teacher after the other, each stage's student the next one's start (P3 section 4.3)."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
-import numpy as np
-
-from kdcli.cache.matching import find_places, same_content
-from kdcli.cache.provenance import TeacherRecord
-from kdcli.cache.reader import CacheReader
 from kdcli.console import console
-from kdcli.data.sources import ImageData
 from kdcli.errors import UsageError
 from kdcli.files import write_json
 from kdcli.methods.base import find_method
-from kdcli.training.classes import Classes
 from kdcli.training.config import StudentConfig
 from kdcli.training.distributed import Ranks, join_ranks
 from kdcli.training.gains import (
-    cached_predictions,
     measure_stages,
-    predicting_array,
     teachers_on_test,
 )
-from kdcli.training.plan import Pins, Plan
-from kdcli.training.resolve import Sources, make_plan
+from kdcli.training.resolve import Sources
 from kdcli.training.result import TrainResult
 from kdcli.training.rundir import (
     adopt,
     begin,
     finished_result,
-    read_pins,
     require_folder,
     require_same_identity,
     stage_folder,
 )
+from kdcli.training.stages import Stages, arrange, ranking_of, stage_config
 from kdcli.training.start import NEAREST_SOURCE
 from kdcli.training.train import train_student
 from kdcli.types import Ranking
-
-_LOOKED_AT = 64
-"""Images whose bytes tell whether a cache is of the training images."""
 
 
 def train_sequence(config: StudentConfig, *, ranking: Ranking | None = None) -> TrainResult:
@@ -94,72 +80,12 @@ def _require_possible(config: StudentConfig) -> None:
             )
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class _Sequence:
-    """The stages, decided but not begun.
-
-    Attributes:
-        config: of the whole.
-        ranking: that was given.
-        training: of the caches, those that hold images to train on.
-        plans: of the stages by teacher, in their order, each as if it were the first.
-        by: what ``scores`` are; empty where none were needed.
-        scores: that gave the order.
-    """
-
-    config: StudentConfig
-    ranking: Ranking | None
-    training: tuple[Path, ...]
-    plans: Mapping[str, Plan]
-    by: str
-    scores: Mapping[str, float]
-
-    @property
-    def first(self) -> Plan:
-        """Plan of the first stage."""
-        return next(iter(self.plans.values()))
-
-    @property
-    def records(self) -> dict[str, TeacherRecord]:
-        """The teachers, in their order."""
-        return {name: plan.teachers.records[name] for name, plan in self.plans.items() if plan.teachers}
-
-    @property
-    def weights(self) -> dict[str, float]:
-        """Of each teacher in its own stage."""
-        return {name: plan.teachers.weights[name] for name, plan in self.plans.items() if plan.teachers}
-
-    def order(self) -> dict[str, Any]:
-        """What a run records of the order."""
-        return {"order": self.config.sequential, "teachers": list(self.plans)}
-
-    def identity(self) -> dict[str, Any]:
-        """What makes this sequence this sequence: that of its first stage, with all teachers in their order."""
-        return {
-            **self.first.identity(),
-            "teachers": {name: record.id for name, record in self.records.items()},
-            "weights": self.weights,
-            "sequential": self.order(),
-        }
-
-    def whole(self) -> Plan:
-        """The first stage's plan with the configuration and ranking of the sequence."""
-        changes = {
-            "out": self.config.out.absolute(),
-            "cache": tuple(path.absolute() for path in self.config.cache),
-            **{name: getattr(self.config, name) for name in ("sequential", "overwrite", "stage", "ranking")},
-            "teacher": tuple(self.plans),
-        }
-        return replace(self.first, config=self.first.config.model_copy(update=changes), ranking=self.ranking)
-
-
 def _train(config: StudentConfig, ranking: Ranking | None, ranks: Ranks) -> TrainResult:
     out = config.out.absolute()
     with ranks.one_fate():
         require_folder(out)
         sources = Sources()
-        sequence = _arrange(config, ranking, ranks.world, sources)
+        sequence = arrange(config, ranking, ranks.world, sources)
         if not config.overwrite:
             require_same_identity(out, sequence.identity())
         stored = None if config.overwrite else finished_result(out)
@@ -167,9 +93,9 @@ def _train(config: StudentConfig, ranking: Ranking | None, ranks: Ranks) -> Trai
         if stored is not None and _complete(stored):
             console.note(f"{out} is finished; nothing to do")
             return TrainResult.from_document(stored)
-        said = teachers_on_test(sequence.first, sequence.records, lone)
+        predicted = teachers_on_test(sequence.first, sequence.records, lone)
     if stored is not None:
-        return _measured_late(sequence, stored, said, ranks)
+        return _measured_late(sequence, stored, predicted, ranks)
     _tell(sequence)
     with ranks.one_fate():
         if ranks.first:
@@ -177,10 +103,10 @@ def _train(config: StudentConfig, ranking: Ranking | None, ranks: Ranks) -> Trai
     results, init = [], config.init
     for number, name in enumerate(sequence.plans, 1):
         console.note(f"stage {number} of {len(sequence.plans)}: teacher '{name}'")
-        stage = _stage(config, sequence.training, name, stage_folder(out, number, name), init)
-        results.append(train_student(stage, ranking=_only(ranking, config, name)))
+        stage = stage_config(config, sequence.training, name, stage_folder(out, number, name), init)
+        results.append(train_student(stage, ranking=ranking_of(ranking, config, name)))
         init = f"local-dir:{results[-1].out}/export"
-    return _finish(sequence, results, said, ranks)
+    return _finish(sequence, results, predicted, ranks)
 
 
 def _complete(stored: Mapping[str, Any]) -> bool:
@@ -189,24 +115,24 @@ def _complete(stored: Mapping[str, Any]) -> bool:
 
 
 def _measured_late(
-    sequence: _Sequence, stored: Mapping[str, Any], said: Mapping[str, Any], ranks: Ranks
+    sequence: Stages, stored: Mapping[str, Any], predicted: Mapping[str, Any], ranks: Ranks
 ) -> TrainResult:
     """A finished sequence, with the gain of teachers whose outputs on the test data were cached since."""
     out = sequence.config.out.absolute()
     lacking = [stage["teacher"] for stage in stored["stages"] if stage.get("teacher_top1") is None]
-    if not set(lacking) & set(said):
+    if not set(lacking) & set(predicted):
         console.note(f"{out} is finished; nothing to do")
         return TrainResult.from_document(stored)
     with ranks.one_fate():
         if ranks.first:
             folders = [stage_folder(out, number, name) for number, name in enumerate(sequence.plans, 1)]
-            measured = _measure(sequence, folders, said)
+            measured = _measure(sequence, folders, predicted)
             write_json(out / "result.json", {**stored, **measured})
     return _stored(out, ranks)
 
 
 def _finish(
-    sequence: _Sequence, results: Sequence[TrainResult], said: Mapping[str, Any], ranks: Ranks
+    sequence: Stages, results: Sequence[TrainResult], predicted: Mapping[str, Any], ranks: Ranks
 ) -> TrainResult:
     out, last = sequence.config.out.absolute(), results[-1]
     folders = [Path(result.out) for result in results]
@@ -218,7 +144,7 @@ def _finish(
                 "weights": sequence.weights,
                 "teachers": {name: record.id for name, record in sequence.records.items()},
                 "sequential": {**sequence.order(), "by": sequence.by, "scores": dict(sequence.scores)},
-                **_measure(sequence, folders, said),
+                **_measure(sequence, folders, predicted),
             }
             history = [
                 {**epoch, "stage": number}
@@ -244,179 +170,19 @@ def _stored(out: Path, ranks: Ranks) -> TrainResult:
     return TrainResult.from_document(first)
 
 
-def _measure(sequence: _Sequence, folders: Sequence[Path], said: Mapping[str, Any]) -> dict[str, Any]:
+def _measure(sequence: Stages, folders: Sequence[Path], predicted: Mapping[str, Any]) -> dict[str, Any]:
     found = measure_stages(
-        sequence.first, list(sequence.plans), [folder / "export" for folder in folders], said
+        sequence.first, list(sequence.plans), [folder / "export" for folder in folders], predicted
     )
     for stage, folder in zip(found["stages"], folders, strict=True):
         stage["out"] = str(folder)
     return found
 
 
-# --- deciding ---------------------------------------------------------------------------------
-
-
-def _arrange(config: StudentConfig, ranking: Ranking | None, processes: int, sources: Sources) -> _Sequence:
-    """The teachers in their order, with the plan of each one's stage."""
-    data = sources.data(config.first_data, data_root=config.data_root, download=config.download)
-    training = _with_training_images(config, data, sources)
-    pins = Pins() if config.overwrite else read_pins(config.out)
-    plans = {}
-    with _quietly():  # each stage says it again, when it is trained
-        for name in _names(config, ranking, training, pins, sources):
-            place = config.out.absolute() / "stage"
-            stage = _stage(config, training, name, place, config.init).model_copy(update={"stage": None})
-            plans[name] = make_plan(stage, _only(ranking, config, name), pins, processes, sources)
-            _require_alone(name, plans[name])
-    by, scores = _scores(config, ranking, plans)
-    names = _ordered(config, list(plans), scores)
-    return _Sequence(config, ranking, training, {name: plans[name] for name in names}, by, scores)
-
-
-def _require_alone(name: str, plan: Plan) -> None:
-    used = plan.teachers.weights if plan.teachers is not None else {}
-    if set(used) != {name}:
-        raise UsageError(
-            f"--sequential gives each stage one teacher, but {plan.method.name} reads {', '.join(used) or 'none'}",
-            "Choose a method that learns from the teachers named by --teacher; kd methods lists them.",
-        )
-
-
-def _with_training_images(config: StudentConfig, data: ImageData, sources: Sources) -> tuple[Path, ...]:
-    """The caches to train from. One that holds none of the images is there for the test data only.
-
-    Read together with the others it would cut the training views down to those that it has, too.
-    """
-    if len(config.cache) < 2:
-        return config.cache
-    found = tuple(
-        path for path in config.cache if _holds_some(sources.cache((path,), config.verify).members[0], data)
-    )
-    return found or config.cache
-
-
-def _holds_some(member: CacheReader, data: ImageData) -> bool:
-    """Whether a cache holds images of a data set, judged by the bytes of some: two folders may name theirs alike."""
-    rows = find_places(member, data, np.arange(len(data)))
-    places = np.flatnonzero(rows >= 0)
-    places = places[same_content(member, rows[places], places, data.sizes(), None, {})]
-    looked_at = places[np.linspace(0, len(places) - 1, min(len(places), _LOOKED_AT)).astype(np.int64)]
-    return bool(same_content(member, rows[looked_at], looked_at, data.sizes(), data, {}).any())
-
-
-def _names(
-    config: StudentConfig,
-    ranking: Ranking | None,
-    training: tuple[Path, ...],
-    pins: Pins,
-    sources: Sources,
-) -> tuple[str, ...]:
-    if config.sequential == "given" and not config.teacher:
-        raise UsageError(
-            "--sequential given takes the order of --teacher, and none is given",
-            "Add --teacher NAME --teacher NAME, or choose ascending, descending or random.",
-        )
-    ranked = () if ranking is None else tuple(source.name for source in ranking.sources)
-    unranked = [name for name in config.teacher if ranking is not None and name not in ranked]
-    if unranked:
-        raise UsageError(
-            f"--ranking has no source '{unranked[0]}'", f"Its sources are {', '.join(ranked) or 'none'}."
-        )
-    names = tuple(dict.fromkeys(config.teacher)) or ranked or pins.teachers
-    if not names and training:
-        names = tuple(sources.cache(training, config.verify).teachers)
-    if len(names) < 2:
-        raise UsageError(
-            f"--sequential needs two teachers or more, and there is {'one' if names else 'none'}",
-            "Cache more teachers (kd cache-teachers), or leave --sequential out.",
-        )
-    return names
-
-
-def _scores(
-    config: StudentConfig, ranking: Ranking | None, plans: Mapping[str, Plan]
-) -> tuple[str, dict[str, float]]:
-    """What the teachers are ordered by, and how it is called; nothing where the order needs none."""
-    if config.sequential in ("random", "given"):
-        return "", {}
-    if ranking is not None:
-        return f"{ranking.metric} of --ranking", {
-            source.name: source.score for source in ranking.sources if source.name in plans
-        }
-    return "accuracy on the training labels", {name: _accuracy(name, plan) for name, plan in plans.items()}
-
-
-def _accuracy(name: str, plan: Plan) -> float:
-    """Top-1 of a teacher's cached logits, view 0, on the labelled images that the student trains on."""
-    assert plan.recording is not None  # every method with teachers has one
-    assert plan.teachers is not None
-    hint = "Order them yourself (--sequential given --teacher ...), or by --ranking."
-    labelled = np.flatnonzero(plan.data.labels >= 0)
-    if not len(labelled):
-        raise UsageError("no image is labelled, so the teachers' accuracy is not known", hint)
-    cache, rows, labels = plan.recording.cache, plan.recording.rows[labelled], plan.data.labels[labelled]
-    teacher = plan.teachers.records[name]
-    usable = cache.require({name: (predicting_array(teacher),)}, rows, [0], plan.config.allow_partial)
-    classes = Classes(plan.data.class_names, plan.classes.count)
-    predicted = cached_predictions(cache, teacher, rows[usable], classes)
-    if predicted is None or not usable.any():
-        raise UsageError(
-            f"teacher '{name}' does not know the classes of the data, so its accuracy is not known", hint
-        )
-    return float((predicted == labels[usable]).mean())
-
-
-def _ordered(config: StudentConfig, names: Sequence[str], scores: Mapping[str, float]) -> list[str]:
-    """Of equal scores, the one that is named first comes first."""
-    if config.sequential == "random":
-        known = sorted(names)
-        return [known[place] for place in np.random.default_rng(config.seed).permutation(len(known))]
-    if config.sequential == "given":
-        return list(names)
-    sign = -1 if config.sequential == "descending" else 1
-    return sorted(names, key=lambda name: sign * scores[name])
-
-
-def _stage(
-    config: StudentConfig, training: tuple[Path, ...], name: str, out: Path, init: str | None
-) -> StudentConfig:
-    """The configuration of one stage: a run like any other."""
-    ranked = find_method(config.method).ranked
-    changes = {
-        "sequential": None,
-        "teacher": (name,),
-        "cache": training,
-        "ranking": config.ranking if ranked else None,
-        "init": init,
-        "out": out,
-        "overwrite": False,
-    }
-    return config.model_copy(update=changes)
-
-
-def _only(ranking: Ranking | None, config: StudentConfig, name: str) -> Ranking | None:
-    """The ranking as a stage's method sees it: its teacher is all there is."""
-    if ranking is None or not find_method(config.method).ranked:
-        return None
-    return replace(
-        ranking, sources=tuple(replace(each, weight=1.0) for each in ranking.sources if each.name == name)
-    )
-
-
-def _tell(sequence: _Sequence) -> None:
+def _tell(sequence: Stages) -> None:
     scores = sequence.scores
     stages = ", ".join(f"{name} {scores[name]:.4f}" if name in scores else name for name in sequence.plans)
     console.note(
         f"{len(sequence.plans)} stages, {sequence.config.sequential}"
         f"{f' by {sequence.by}' if sequence.by else ''}: {stages}"
     )
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Warnings only."""
-    before, console.quiet = console.quiet, True
-    try:
-        yield
-    finally:
-        console.quiet = before

@@ -34,7 +34,7 @@ from kdcli.models.timm_models import CONFIG_FILE
 from kdcli.runtime import StopFlag, pick_device, stop_signals, versions, worker_count
 from kdcli.training.batches import make_loader
 from kdcli.training.classes import Classes
-from kdcli.training.evaluate import Exam, Examinee, Testing, accuracies, labels_for, look_of
+from kdcli.training.evaluate import Conditions, Exam, Examinee, accuracies, labels_for, look_of
 from kdcli.training.samplers import Ticket
 from kdcli.training.start import UNTRAINED
 from kdcli.types import Difference, differences
@@ -341,7 +341,7 @@ def _tested(recipe: Recipe, document: dict[str, Any], stop: StopFlag) -> dict[st
     labels = labels_for(data, Classes(model.class_names, model.num_classes))
     device = torch.device(pick_device(recipe.device))
     student = Student(model, {}).to(device)
-    how = Testing(device, recipe.batch_size, worker_count(recipe.workers), stop)
+    how = Conditions(device, recipe.batch_size, worker_count(recipe.workers), stop)
     scores = accuracies([Examinee(student, LABEL_HEAD, labels, model.preprocess)], data, how)[0]
     document = {**document, "test": {"data": data.location, "images": len(data), **scores}}
     write_json(recipe.out / SOUP, document)

@@ -1,10 +1,10 @@
 """``train_student`` and ``train_students``: the step behind ``kd train-student``, for one student and for several."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from typing import TypeVar, final
+from dataclasses import dataclass
+from typing import final
 
 import numpy as np
 import torch
@@ -14,33 +14,31 @@ from torch.utils.data import Dataset
 
 from kdcli.console import console
 from kdcli.data.sources import ImageData
-from kdcli.errors import DeviceError, DivergedError, KdError, OutputExistsError, UsageError
+from kdcli.errors import DeviceError, DivergedError, KdError, UsageError
 from kdcli.methods.batch import Batch
 from kdcli.models.student import LABEL_HEAD
 from kdcli.runtime import StopFlag, StopNow, stop_signals, worker_count
 from kdcli.training.batches import feed_of, make_loader, render_of
 from kdcli.training.config import StudentConfig
+from kdcli.training.decide import LONE, decide, for_each, known_outcome
 from kdcli.training.distributed import Ranks, Together, join_ranks, stopped_before_training
 from kdcli.training.engine import Engine, make_accelerator
-from kdcli.training.evaluate import Examinee, Testing, accuracies, heads_to_test
-from kdcli.training.fit import Lane, OwnRandom, Stream, fit, known_divergence
+from kdcli.training.evaluate import Conditions, Examinee, accuracies, heads_to_test
+from kdcli.training.fit import Lane, OwnRandom, Stream, fit
 from kdcli.training.one_stream import require_one_stream
 from kdcli.training.plan import Plan
 from kdcli.training.replay import Recording
 from kdcli.training.resident import DeviceFed, bring_near
-from kdcli.training.resolve import Sources, make_plan
+from kdcli.training.resolve import Sources
 from kdcli.training.result import TrainResult, result_of
-from kdcli.training.rundir import begin, finish, finished_result, read_pins, require_folder, require_same_run
+from kdcli.training.rundir import begin, finish
 from kdcli.training.samplers import order_of
 from kdcli.training.student import Built, build_student
 from kdcli.training.summary import tell, tell_built
-from kdcli.training.tracking import require_trackers, track_test, tracked
+from kdcli.training.tracking import track_test, tracked
 from kdcli.training.validation import ON_TEST, Judge, Watch
 from kdcli.types import Ranking
 
-Outcome = TypeVar("Outcome")
-LONE = ""
-"""Name of a student that is trained by itself."""
 _RANK_STRIDE = 1_000_003
 """Between the seeds of the processes of a run: larger than the seeds that people count through."""
 
@@ -133,10 +131,10 @@ def _run(
     with ranks.one_fate():
         if len(configs) > 1:
             _require_one_process(ranks)
-        plans = _for_each(
-            configs, lambda name: _decide(name, configs[name], rankings.get(name), sources, ranks.world)
+        plans = for_each(
+            configs, lambda name: decide(name, configs[name], rankings.get(name), sources, ranks.world)
         )
-        found = {name: _known_outcome(name, plan) for name, plan in plans.items()}
+        found = {name: known_outcome(name, plan) for name, plan in plans.items()}
         outcomes = {name: outcome for name, outcome in found.items() if outcome is not None}
         left = {name: plan for name, plan in plans.items() if name not in outcomes}
         left = require_one_stream(left) if left else {}
@@ -161,64 +159,6 @@ def _require_one_process(ranks: Ranks) -> None:
         )
 
 
-def _for_each(names: Iterable[str], function: Callable[[str], Outcome]) -> dict[str, Outcome]:
-    """Results by name; or the first of all errors, its message telling all of them and whose they are."""
-    results: dict[str, Outcome] = {}
-    errors: dict[str, tuple[KdError, list[str]]] = {}
-    for name in names:
-        try:
-            results[name] = function(name)
-        except KdError as error:
-            errors.setdefault(error.message, (error, []))[1].append(name)
-    if not errors:
-        return results
-    first = next(iter(errors.values()))[0]
-    first.message = "; ".join(
-        message if LONE in wrong else f"student {', '.join(repr(name) for name in wrong)}: {message}"
-        for message, (_, wrong) in errors.items()
-    )
-    first.args = (first.message,)
-    raise first
-
-
-def _decide(
-    name: str, config: StudentConfig, ranking: Ranking | None, sources: Sources, processes: int
-) -> Plan:
-    """The plan of a student, whose folder is free for it or holds this very run."""
-    require_folder(config.out)
-    require_trackers(config.tracker)
-    anew = config.overwrite and name == LONE
-    plan = make_plan(config, ranking, None if anew else read_pins(config.out), processes, sources)
-    heads_to_test(plan)  # refuses unsuitable test data before training rather than after it
-    if anew:
-        return plan
-    try:
-        require_same_run(plan)
-    except OutputExistsError as error:
-        if not config.overwrite:
-            if name != LONE:
-                error.hint = (
-                    "Give the changed student another name, or add --overwrite: it starts anew only those whose "
-                    "folder holds another run."
-                )
-            raise
-        return make_plan(config, ranking, None, processes, sources)
-    return replace(plan, config=plan.config.model_copy(update={"overwrite": False}))
-
-
-def _known_outcome(name: str, plan: Plan) -> TrainResult | DivergedError | None:
-    out = plan.config.out
-    if plan.config.overwrite:
-        return None
-    if (stored := finished_result(out)) is not None:
-        console.note(f"{out} is finished; nothing to do")
-        return TrainResult.from_document(stored)
-    error = None if name == LONE else known_divergence(out)
-    if error is not None:
-        console.warn(f"student '{name}' was given up before: {error.message}")
-    return error
-
-
 @final
 @dataclass(frozen=True, slots=True)
 class _Run:
@@ -240,7 +180,7 @@ def _prepare(plans: Mapping[str, Plan]) -> list[_Run]:
 
     for name, plan in plans.items():
         tell(plan, f"{name}: " if name else "")
-    return list(_for_each(plans, build).values())
+    return list(for_each(plans, build).values())
 
 
 # --- training ---------------------------------------------------------------------------------
@@ -332,7 +272,7 @@ def _watch(run: _Run, device: torch.device, workers: int, stop: StopFlag, ranks:
 
     def judge_of(head: str, data: ImageData, labels: Int64[np.ndarray, " n"]) -> Judge:
         one = Examinee(built.student, head, labels, built.model.preprocess)
-        how = Testing(device, plan.settings.batch_size, workers, stop, ranks)
+        how = Conditions(device, plan.settings.batch_size, workers, stop, ranks)
         return lambda: accuracies([one], data, how)[0]
 
     judges, chooser = {}, {"best": "val", ON_TEST: "test"}.get(plan.config.select)
@@ -394,7 +334,7 @@ def _tests(
                 exams.setdefault(test, (data, {}))[1][run.name] = one
     found: dict[str, dict[str, dict[str, float]]] = {}
     for test, (data, examinees) in exams.items():
-        how = Testing(device, done[0][0].plan.settings.batch_size, workers, stop, ranks)
+        how = Conditions(device, done[0][0].plan.settings.batch_size, workers, stop, ranks)
         scores = accuracies(list(examinees.values()), data, how)
         for name, score in zip(examinees, scores, strict=True):
             found.setdefault(name, {})[test] = score
