@@ -132,15 +132,16 @@ def test_the_default_levels_refuse_a_joint_teacher_of_embeddings_and_name_the_op
     place: Path, tmp_path: Path
 ) -> None:
     fuse_teachers(fuse(place, levels="L1", space=4096, map_channels=(), out=tmp_path / "l1", write_back="l1"))
-    config = StudentConfig(
-        data=str(place / "a"), cache=(place / "a.kd",), method="mlfd", teacher=("l1",), student="test_resnet",
-        out=tmp_path / "s", image_size=32, epochs=1, workers=0, device="cpu", teacher_view="same",
-    )  # fmt: skip
+    options = {
+        "data": str(place / "a"), "cache": (place / "a.kd",), "method": "mlfd", "teacher": ("l1",),
+        "student": "test_resnet", "out": tmp_path / "s", "image_size": 32, "epochs": 1, "workers": 0, "device": "cpu",
+        "teacher_view": "same",
+    }  # fmt: skip
     with pytest.raises(UsageError, match="'l1' is a joint teacher of embeddings") as refused:
-        train_student(config)
+        train_student(StudentConfig(**options))
     assert "--mlfd-levels features" in refused.value.hint
     assert not (tmp_path / "s").exists()
-    epoch = train_student(config.model_copy(update={"mlfd_levels": "features"})).history[0]
+    epoch = train_student(StudentConfig(**options, mlfd_levels="features")).history[0]
     assert {name for name in epoch if name.startswith("mse/")} == {"mse/features"}
 
 

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_CONTRASTIVE = "only_features"
+"""Trait of the methods of P3's Fig. 6, which Fig. 4 does not show."""
+
 
 def write_figures(result: CompareResult, folder: Path) -> list[Path]:
     """Write the figures that the comparison has data for; print which are left out and why.
@@ -165,7 +168,8 @@ def _closeness(axes: "Axes", result: CompareResult, closer: dict[int, list[float
 
 def success_figure(result: CompareResult) -> "Figure | None":
     """P3 Fig. 4: success rate of each method, and Delta_transf by Delta_acc (best quarter of each bin)."""
-    methods = [method for method in result.methods if method.method not in method_names("only_features")]
+    contrastive = method_names(_CONTRASTIVE)
+    methods = [method for method in result.methods if method.method not in contrastive]
     if not methods:
         _say_none("fig4-success", "no student was distilled")
         return None
@@ -192,7 +196,7 @@ def success_figure(result: CompareResult) -> "Figure | None":
 def contrastive_figure(result: CompareResult) -> "Figure | None":
     """P3 Fig. 6: success rates of contrastive distillation beside all other methods."""
     methods = [method.method for method in result.methods]
-    contrastive = method_names("only_features")
+    contrastive = method_names(_CONTRASTIVE)
     if not set(methods) & set(contrastive):
         _say_none("fig6-contrastive", f"no student was distilled by {' or '.join(contrastive)}")
         return None

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
-from kdcli.methods.base import method_names
 from kdcli.types import Ranking
 
 
@@ -39,11 +38,6 @@ class Run:
     def method(self) -> str:
         """That trained it."""
         return str(self.result.get("method") or self.identity.get("method") or "?")
-
-
-def is_baseline(method: str) -> bool:
-    """Whether a method learns from labels alone."""
-    return method in method_names("only_labels")
 
 
 @final

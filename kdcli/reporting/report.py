@@ -10,7 +10,7 @@ from kdcli.reporting.embedding import require_tsne, tsne_section
 from kdcli.reporting.formats import default_out, require_place, write
 from kdcli.reporting.inputs import read_inputs
 from kdcli.reporting.joints import joints_section
-from kdcli.reporting.material import Joint, Material, Run, is_baseline
+from kdcli.reporting.material import Joint, Material, Run
 from kdcli.reporting.origins import commands_section, versions_section
 from kdcli.reporting.probes import probe_section
 from kdcli.reporting.protocols import by_protocol, by_test
@@ -141,7 +141,8 @@ def _best(name: str, runs: Sequence[Run], several: bool) -> str:
     sentence = (
         f"The best of {len(tested)} students{where} is {run.name} ({run.method}) with {100 * best:.1f} %"
     )
-    plain = [accuracy for accuracy, each in tested if is_baseline(each.method)]
-    if plain and not is_baseline(run.method):
+    without_teachers = method_names("only_labels")
+    plain = [accuracy for accuracy, each in tested if each.method in without_teachers]
+    if plain and run.method not in without_teachers:
         sentence += f"; labels alone reach at most {100 * max(plain):.1f} %"
     return f"{sentence}."

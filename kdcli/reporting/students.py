@@ -270,7 +270,8 @@ def run_commands(runs: Sequence[Run]) -> list[Command]:
     return [
         Command(run.name, line, _seconds(run))
         for run in runs
-        if (line := line_of(StudentConfig, run.config)) is not None
+        if run.config.get("method") in METHODS  # what a file names is not imported
+        and (line := line_of(StudentConfig, run.config)) is not None
     ]  # fmt: skip
 
 

@@ -20,7 +20,6 @@ from kdcli.reporting.document import (
     Section,
     Table,
 )
-from kdcli.reporting.material import is_baseline
 from kdcli.reporting.page import spoken, write_page
 from kdcli.reporting.values import Report, ReportRow
 
@@ -79,7 +78,7 @@ def _accuracy_finding(report: Report) -> str:
         return ""
     best, name = max(tested, key=lambda pair: pair[0])
     sentence = f"The best student on the test set is {name} with {100 * best:.1f} %"
-    plain = [row for row in report.rows if is_baseline(row.method) and _real(row.test_top1)]
+    plain = [row for row in report.rows if row.method in method_names("only_labels") and _real(row.test_top1)]
     if plain and plain[0].name != name:
         sentence += f"; labels alone give {100 * (plain[0].test_top1 or 0.0):.1f} %"
     return f"{sentence}."
