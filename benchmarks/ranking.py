@@ -26,8 +26,8 @@ from scipy.stats import spearmanr
 from threadpoolctl import threadpool_info
 
 from kdcli.metrics.cka import linear_cka
-from kdcli.metrics.cka_streams import StreamingCKA
 from kdcli.metrics.parc import parc
+from kdcli.metrics.streaming import StreamingCKA
 from kdcli.metrics.targets import Targets
 
 COLUMNS, CLASSES, SOURCES = 2048, 100, 28

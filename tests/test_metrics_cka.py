@@ -12,7 +12,7 @@ from scipy.spatial.distance import cdist
 
 from kdcli.errors import BadDataError
 from kdcli.metrics.cka import label_cka, label_rbf_cka, linear_cka, rbf_cka
-from kdcli.metrics.cka_streams import MinibatchCKA, StreamingCKA
+from kdcli.metrics.streaming import StreamingCKA
 from kdcli.metrics.targets import Targets
 
 I = np.arange(12)  # noqa: E741  # the index of methods.md's vectors
@@ -113,15 +113,11 @@ def rbf(x: Any, threshold: float) -> Any:
     return np.exp(-squares / (2 * threshold**2 * np.median(squares)))
 
 
-def test_vectors_v3_v3b_v3c_and_v3d_debiased_rbf_and_minibatch() -> None:
+def test_vectors_v3_v3b_and_v3c_debiased_and_rbf() -> None:
     assert linear_cka(X, Z, debiased=True) == pytest.approx(0.4694181088, abs=1e-9)
     assert label_cka(X, Y, debiased=True) == pytest.approx(-0.2094532344, abs=1e-9)
     assert rbf_cka(X, Z, threshold=0.5) == pytest.approx(0.6672817, abs=1e-7)
     assert rbf_cka(X, Z) == pytest.approx(0.5986015, abs=1e-7)
-    batches = MinibatchCKA()
-    batches.update(X[:6], Z[:6])
-    batches.update(X[6:], Z[6:])
-    assert batches.score() == pytest.approx(0.4158083730, abs=1e-9)
 
 
 def test_vector_v3e_the_published_demo() -> None:
@@ -207,10 +203,6 @@ def test_wide_representations_are_not_copied_as_a_whole() -> None:
 def test_streams_refuse_what_has_no_score() -> None:
     with pytest.raises(BadDataError, match="0 images are too few"):
         StreamingCKA().score()
-    with pytest.raises(BadDataError, match="0 images are too few"):
-        MinibatchCKA().score()
-    with pytest.raises(BadDataError, match="a batch of 3 images is too small"):
-        MinibatchCKA().update(X[:3], Z[:3])
     stream = StreamingCKA()
     stream.update(np.full((9, 4), 0.1), Z[:9])
     stream.update(np.full((3, 4), 0.1), Z[9:])

@@ -9,8 +9,8 @@ from jaxtyping import Float, Shaped
 
 from kdcli.metrics.base import Metric
 from kdcli.metrics.checks import RowName, check_columns_vary, check_finite, check_images, row_number
-from kdcli.metrics.cka_streams import StreamingCKA
 from kdcli.metrics.kernels import alignment, inner_products, linear_kernel, rbf_kernel
+from kdcli.metrics.streaming import StreamingCKA
 from kdcli.metrics.targets import Labels, Targets
 
 _ROWS = 4096

@@ -18,12 +18,13 @@ released teachers can give their maps; its student learns from one.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, final
 
 import torch
 from jaxtyping import Float
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -79,11 +80,6 @@ class FusionSpec:
         """Names of the fused maps, the last of the network first."""
         return tuple("fused" if n == 1 else f"fused{n}" for n in range(1, LEVELS.index(self.levels) + 1))
 
-    @property
-    def meeting_size(self) -> tuple[int, int] | None:
-        """Height and width at which the maps are concatenated; None at L1."""
-        return self.size or self.parents[0].size
-
     def require_valid(self) -> None:
         """Make sure that such a joint teacher can be built.
 
@@ -137,20 +133,17 @@ class FusionSpec:
 
     def document(self) -> dict[str, Any]:
         """The spec as a JSON document."""
-        return {**asdict(self), "heads": dict(self.heads)}
+        document: dict[str, Any] = TypeAdapter(FusionSpec).dump_python(self, mode="json")
+        return document
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> "FusionSpec":
-        """Undo :meth:`document`, also after a way through JSON, which knows no tuples."""
-        parents = tuple(Parent(p["name"], p["channels"], _pair(p["size"])) for p in document["parents"])
-        return cls(
-            **{
-                **document,
-                "parents": parents,
-                "map_channels": tuple(document["map_channels"]),
-                "size": _pair(document["size"]),
-            }
-        )
+        """Undo :meth:`document`.
+
+        Raises:
+            ValueError: it is none.
+        """
+        return TypeAdapter(cls).validate_python(document)
 
 
 @final
@@ -262,7 +255,3 @@ def _blocks(spec: FusionSpec) -> list[nn.Module]:
     if later:
         later[-1].extend([nn.Conv2d(widths[-1], widths[-1], 1), nn.BatchNorm2d(widths[-1]), nn.GELU()])
     return [first, *later]
-
-
-def _pair(values: Sequence[int] | None) -> tuple[int, int] | None:
-    return None if values is None else (int(values[0]), int(values[1]))

@@ -93,7 +93,7 @@ class FusedFolder:
                 tuple(Ancestor(**each) for each in document["parents"]),
                 {name: tuple(names) for name, names in document["classes"].items()},
             )
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise BadDataError(f"{path} is damaged: {error}", "Run kd fuse-teachers anew.") from error
 
     def joint(self, folder: Path) -> JointTeacher:

@@ -8,12 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kdcli.errors import IdentityError, UsageError
+from kdcli.errors import UsageError
 from kdcli.models.cut import Cut
 from kdcli.models.grammar import ModelSpec, is_teacher_only, only_a_teacher
 from kdcli.models.network import TimmClassifier
 from kdcli.models.spec import Model
-from kdcli.types import Difference
 
 LABEL_HEAD = "label"
 """Name of the network's own classifier, the only head that is exported."""
@@ -141,26 +140,6 @@ class Student(nn.Module):
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.requires_grad_(False)
         self.train(self.training)
-
-    def load_head(self, name: str, weight: Float[Tensor, "c d"], bias: Float[Tensor, " c"] | None) -> None:
-        """Copy given weights into a head.
-
-        Args:
-            name: of the head.
-            weight: its weight.
-            bias: its bias; ``None`` sets zero.
-
-        Raises:
-            IdentityError: the shapes differ.
-        """
-        head = self.heads[name]
-        if weight.shape != head.weight.shape:
-            change = Difference("weight", tuple(weight.shape), tuple(head.weight.shape))
-            raise IdentityError(f"head '{name}' does not fit", "Use weights of the same teacher.", [change])
-        with torch.no_grad():
-            head.weight.copy_(weight)
-            if head.bias is not None:
-                head.bias.zero_() if bias is None else head.bias.copy_(bias)
 
     def parameter_groups(
         self, backbone_lr: float, head_lr: float, weight_decay: float

@@ -1,7 +1,8 @@
 """``kd eval-probe``: representations times targets, all on the same draws."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any, Final, final
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
@@ -198,18 +199,15 @@ def _summed(
             fits, stopped, right = fits + draw.fits, stopped + draw.unconverged, draw.marks.top1
             bar.advance(1, accuracy=f"{draw.accuracy:.3f}")
     table = np.array(classes)
-    result = _result(
-        representation,
-        target,
-        config,
+    found = _Found(
         np.array(values),
-        summarise(np.array(top5)) if top5 else None,
         table,
         [str(index) if names is None else names[index] for index in range(count)],
         chosen,
+        summarise(np.array(top5)) if top5 else None,
         None if total > 1 or right is None else tuple(right.tolist()),
     )
-    return result, fits, stopped
+    return _result(representation, target, config, found), fits, stopped
 
 
 def _several_labels(
@@ -227,49 +225,51 @@ def _several_labels(
             fits, stopped = fits + draw.fits, stopped + draw.unconverged
             bar.advance(1, mAP=f"{np.nanmean(draw.precisions):.3f}")
     table = np.array(precisions)
-    values = np.nanmean(table, axis=1)
-    result = _result(
-        representation, target, config, values, None, table, list(target.class_names), chosen, None
-    )
-    return result, fits, stopped
+    found = _Found(np.nanmean(table, axis=1), table, target.class_names, chosen)
+    return _result(representation, target, config, found), fits, stopped
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class _Found:
+    """All draws: their values, a column a class (or label), and the rest as in :class:`ProbeResult`."""
+
+    values: Float64[np.ndarray, " draws"]
+    table: Float64[np.ndarray, "draws c"]
+    names: Sequence[str]
+    chosen: Sequence[dict[str, float]]
+    top5: Summary | None = None
+    right: tuple[bool, ...] | None = None
 
 
 def _result(
-    representation: Representation,
-    target: Target,
-    config: ProbeConfig,
-    values: Float64[np.ndarray, " draws"],
-    top5: Summary | None,
-    table: Float64[np.ndarray, "draws c"],
-    names: Sequence[str],
-    chosen: Sequence[dict[str, float]],
-    right: tuple[bool, ...] | None,
+    representation: Representation, target: Target, config: ProbeConfig, found: _Found
 ) -> ProbeResult:
-    tested = ~np.isnan(table[0])
+    tested = ~np.isnan(found.table[0])
     return ProbeResult(
         representation=representation.name,
-        accuracy=summarise(values),
-        draws=len(values),
+        accuracy=summarise(found.values),
+        draws=len(found.values),
         shots=None if config.head is not None else config.shots,
-        classes=len(names) if config.head is not None else target.classes,
+        classes=len(found.names) if config.head is not None else target.classes,
         target=target.name,
         metric="mAP" if config.multi_label is not None else "top1",
-        top5=top5,
-        mean_per_class=summarise(table[:, tested].mean(axis=1)),
+        top5=found.top5,
+        mean_per_class=summarise(found.table[:, tested].mean(axis=1)),
         per_class={
-            name: float(table[:, index].mean()) if tested[index] else None
-            for index, name in enumerate(names)
+            name: float(found.table[:, index].mean()) if tested[index] else None
+            for index, name in enumerate(found.names)
             if tested[index] or config.head is None
         },
-        values=tuple(values.tolist()),
-        chosen=tuple(chosen),
+        values=tuple(found.values.tolist()),
+        chosen=tuple(found.chosen),
         spec=representation.spec,
         weights=representation.weights,
         train=None if target.train is None else target.train.location,
         test=target.test.location,
         relatedness=target.relatedness,
         protocol=_protocol(target, config),
-        right=right,
+        right=found.right,
     )
 
 

@@ -57,10 +57,6 @@ class Target:
         labels = self.test_labels if self.train_labels is None else self.train_labels
         return int(labels.shape[1]) if labels.ndim == 2 else len(np.unique(labels))
 
-    def class_name(self, index: int) -> str:
-        """What a person calls a class."""
-        return str(index) if self.class_names is None else self.class_names[index]
-
     def identity(self) -> dict[str, Any]:
         """Which images and labels these are, wherever they lie."""
         train = None if self.train is None else _digests(self.train, self.train_labels)

@@ -6,8 +6,8 @@ import numpy as np
 from jaxtyping import Float, Float64
 
 from kdcli.errors import BadDataError
-from kdcli.metrics.checks import MIN_IMAGES, RowName, check_finite, check_images, row_number
-from kdcli.metrics.kernels import alignment, hsic, inner_products, largest, linear_kernel
+from kdcli.metrics.checks import RowName, check_finite, check_images, row_number
+from kdcli.metrics.kernels import alignment, hsic, largest
 
 _NOISE = 1e-28
 """Squared differences between rows, relative to the largest value, that are rounding alone."""
@@ -100,45 +100,3 @@ class StreamingCKA:
 def _origin(x: Float[np.ndarray, "n d"]) -> tuple[float, Float64[np.ndarray, " d"]]:
     scale = largest(x)
     return scale, (x.astype(np.float64) / scale).mean(axis=0)
-
-
-@final
-class MinibatchCKA:
-    """Linear CKA from unbiased HSICs summed over batches (Nguyen et al. 2021, Eqs. 2-4).
-
-    An estimate: it differs from CKA over all images, and depends on the batches (shuffle; trap T19: leave
-    a short last batch out). Memory is that of a batch, also where d is 100 000.
-    """
-
-    def __init__(self) -> None:
-        self._sums = np.zeros(3)
-        self._scales: tuple[float, float] | None = None
-
-    def update(
-        self, x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "n k"], row_name: RowName = row_number
-    ) -> None:
-        """Add a batch.
-
-        Raises:
-            BadDataError: fewer than 4 images, or values that are not finite.
-        """
-        n = len(x)
-        if n < MIN_IMAGES:
-            raise BadDataError(
-                f"a batch of {n} images is too small for unbiased HSIC, which needs at least {MIN_IMAGES}",
-                "Use larger batches, and leave a short last one out.",
-            )
-        check_finite(x, row_name)
-        check_finite(y, row_name)
-        self._scales = self._scales or (largest(x), largest(y))
-        k, m = linear_kernel(x, self._scales[0]), linear_kernel(y, self._scales[1])
-        self._sums += np.array(inner_products(k, m, debiased=True)) / (n * (n - 3))
-
-    def score(self) -> float:
-        """CKA of all batches so far, in [-1, 1].
-
-        Raises:
-            BadDataError: no batch, or nothing differs between images.
-        """
-        check_images(0 if self._scales is None else MIN_IMAGES)
-        return alignment(*(float(value) for value in self._sums))
