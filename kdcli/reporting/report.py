@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from kdcli.methods.base import method_names
 from kdcli.plotting import require_matplotlib
 from kdcli.reporting.comparisons import comparison_sections
 from kdcli.reporting.config import ReportConfig

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from kdcli.methods.base import method_names
 from kdcli.plotting import require_matplotlib
 from kdcli.reporting import charts
 from kdcli.reporting.cells import Cell, number, percent, word
