@@ -149,7 +149,7 @@ class FusionSpec:
 @final
 @dataclass(frozen=True, slots=True)
 class JointOutput:
-    """What a joint teacher says of a batch.
+    """Outputs of a joint teacher for a batch.
 
     Attributes:
         logits: of the head that was asked for.
@@ -191,7 +191,7 @@ class JointTeacher(nn.Module):
         return sum(self.spec.projection or parent.channels for parent in self.spec.parents)
 
     def forward(self, inputs: Sequence[Float[Tensor, "b ..."]], head: str) -> JointOutput:
-        """Fuse what the parents said.
+        """Fuse the outputs of the parents.
 
         Args:
             inputs: of each parent, in the order of the spec: embeddings [b, d] at L1, else maps [b, c, h, w].
@@ -206,7 +206,7 @@ class JointTeacher(nn.Module):
     def embed(
         self, inputs: Sequence[Float[Tensor, "b ..."]]
     ) -> tuple[Float[Tensor, "b d"], dict[str, Float[Tensor, "b _ _ _"]]]:
-        """Features and maps of what the parents said: all that comes before a head, see :meth:`forward`."""
+        """Features and maps of the parents' outputs: all that comes before a head, see :meth:`forward`."""
         pairs = zip(self.adaptors, inputs, strict=True)
         together = torch.cat([adaptor(self._resized(values)) for adaptor, values in pairs], dim=1)
         maps: dict[str, Tensor] = {}

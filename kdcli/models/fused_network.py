@@ -170,7 +170,7 @@ class _Network(nn.Module):
         """The head's layer."""
         return self.joint.heads[list(self.joint.spec.heads).index(self.head_name)]
 
-    def said(self, images: Float[Tensor, "b 3 h w"]) -> JointOutput:
+    def all_outputs(self, images: Float[Tensor, "b 3 h w"]) -> JointOutput:
         """Everything, of images in [0, 1]."""
         inputs = []
         for number, ancestor in enumerate(self.folder.ancestors):
@@ -184,7 +184,7 @@ class _Network(nn.Module):
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c"]:
         """Logits of images in [0, 1]."""
-        return self.said(images).logits
+        return self.all_outputs(images).logits
 
 
 @final
@@ -202,7 +202,7 @@ class FusedClassifier(Classifier):
 
     def features(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         """See the base."""
-        return self._network.said(images).features
+        return self._network.all_outputs(images).features
 
     @property
     def taps(self) -> tuple[str, ...]:
@@ -213,7 +213,7 @@ class FusedClassifier(Classifier):
         self, images: Float[Tensor, "b 3 h w"], taps: Sequence[str]
     ) -> tuple[Float[Tensor, "b d"], dict[str, Float[Tensor, "b _ _ _"]]]:
         """See the base."""
-        output = self._network.said(images)
+        output = self._network.all_outputs(images)
         return output.features, {tap: output.maps[tap] for tap in taps}
 
     def digest(self) -> str:

@@ -1,4 +1,4 @@
-"""What a model says of images, features or logits: its forward over view 0."""
+"""A model's features or logits of images: its forward over view 0."""
 
 from typing import Literal, final
 

@@ -1,4 +1,4 @@
-"""What a ranking is made from: sources, and what they say about labelled images."""
+"""What a ranking is made from: sources, and their outputs for labelled images."""
 
 from collections.abc import Sequence
 from typing import Protocol
