@@ -33,9 +33,8 @@ import throughput
 
 from kdcli.cache.cacheset import CacheSet
 from kdcli.cache.layout import SAMPLES, BackendName, Unit
-from kdcli.cache.memory import disk_reads
 from kdcli.cache.provenance import OutputRecord
-from kdcli.cache.reader import CacheReader
+from kdcli.cache.reader import CacheReader, disk_reads
 from kdcli.cache.writer import CacheWriter, create_cache
 
 CLASSES, BATCH = 1000, 256

@@ -17,9 +17,9 @@ import pytest
 from kdcli.cache import reader as reader_module
 from kdcli.cache.cacheset import CacheSet
 from kdcli.cache.layout import BackendName, Unit, load_manifest
-from kdcli.cache.memory import disk_reads, map_bytes
+from kdcli.cache.memory import map_bytes
 from kdcli.cache.provenance import OutputRecord
-from kdcli.cache.reader import CacheReader
+from kdcli.cache.reader import CacheReader, disk_reads
 from kdcli.cache.writer import CacheWriter
 from kdcli.errors import CacheMissingError, StorageError
 

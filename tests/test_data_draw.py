@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdcli.data.draw import Drawer
 from kdcli.data.recipes import RECIPES
 from kdcli.data.sources import ImageData, open_data
-from kdcli.data.views import Render, ViewSet, render
+from kdcli.data.views import Drawer, Render, ViewSet, render
 from kdcli.errors import BadDataError
 
 RENDERS: tuple[Render, ...] = (((16, 16), "bilinear"), ((24, 32), "bicubic"))

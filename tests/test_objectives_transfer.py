@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from kdcli.methods.base import Objective, Setup, find_method
 from kdcli.methods.batch import Batch, Counts
-from kdcli.methods.divergences import (
+from kdcli.methods.losses import (
     choose_source,
     chosen_logits,
     kl_divergence,

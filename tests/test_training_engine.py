@@ -37,7 +37,7 @@ from kdcli.methods.weighted import LabelsOnly, WeightedDistillation
 from kdcli.models.student import Student, StudentOutput
 from kdcli.models.teacher import normalise
 from kdcli.training.engine import Engine, make_accelerator
-from kdcli.training.meter import Meter
+from kdcli.training.progress import Meter
 from kdcli.training.train import train_student
 
 FLAT = replace(
@@ -248,13 +248,13 @@ def test_one_cycle_is_torchs_and_keeps_the_peak_of_each_group(steps: int, warmup
 
 
 def both_rates(groups: list[dict[str, Any]], settings: Settings, steps: int) -> list[list[float]]:
-    from kdcli.training.schedule import make_schedule, schedule_time
+    from kdcli.training.schedule import make_schedule
 
     optimizer = torch.optim.SGD(groups)
     schedule = make_schedule(optimizer, settings, steps)
     found = []
     for step in range(steps):
-        schedule.step_update(schedule_time(step))
+        schedule.step_update(step + 1)
         found.append([group["lr"] for group in optimizer.param_groups])
     return found
 

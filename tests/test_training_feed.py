@@ -14,9 +14,8 @@ from kdcli.data.views import ViewSet, render
 from kdcli.errors import BadDataError, IdentityError
 from kdcli.methods.batch import Batch
 from kdcli.training.batches import Feed, make_loader, render_of
-from kdcli.training.replay import Recording
+from kdcli.training.replay import Recording, ViewRule
 from kdcli.training.samplers import EpochOrder, Ticket, plain_order
-from kdcli.training.views import ViewRule
 from kdcli.types import Preprocess
 
 SMALL = Preprocess((16, 16), "bilinear", (0.5,) * 3, (0.5,) * 3, 0.9)

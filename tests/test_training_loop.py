@@ -16,7 +16,7 @@ from kdcli.models.spec import open_model
 from kdcli.models.student import Student, StudentOutput
 from kdcli.registry import METHODS
 from kdcli.training.engine import Engine, make_accelerator, make_optimizer
-from kdcli.training.schedule import make_schedule, schedule_time
+from kdcli.training.schedule import make_schedule
 from kdcli.training.student import Built
 
 P1 = METHODS["consolidation"].defaults
@@ -28,7 +28,7 @@ def rates(settings: Settings, steps: int) -> list[float]:
     schedule = make_schedule(optimizer, settings, steps)
     found = []
     for step in range(steps):
-        schedule.step_update(schedule_time(step))
+        schedule.step_update(step + 1)
         found.append(optimizer.param_groups[0]["lr"])
     return found
 

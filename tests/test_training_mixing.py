@@ -12,18 +12,16 @@ from hypothesis import strategies as st
 from torch.nn import functional
 from training_place import Place, make_place
 
-from kdcli.data.draw import Drawer
 from kdcli.data.sources import ImageData, open_data
-from kdcli.data.views import ViewSet
+from kdcli.data.views import Drawer, ViewSet
 from kdcli.errors import BadDataError, IdentityError, UsageError
 from kdcli.methods.batch import Batch, Mixed
 from kdcli.methods.losses import label_cross_entropy
 from kdcli.training.batches import Feed, make_loader, render_of
-from kdcli.training.replay import Recording, require_partners
+from kdcli.training.replay import Recording, ViewRule, require_partners
 from kdcli.training.resolve import make_plan
 from kdcli.training.samplers import Ticket, plain_order
 from kdcli.training.train import train_student
-from kdcli.training.views import ViewRule
 from kdcli.types import Preprocess
 
 SMALL = Preprocess((16, 16), "bilinear", (0.5,) * 3, (0.5,) * 3, 0.9)

@@ -56,6 +56,11 @@ class KeyTable:
     def __iter__(self) -> Iterator[str]:
         return (self[row] for row in range(len(self)))
 
+    def at(self, rows: Int64[np.ndarray, " b"]) -> list[str]:
+        """The keys of ``rows``, each in range, as text."""
+        blob, starts, stops = self.blob, self.offsets[rows], self.offsets[rows + 1]
+        return [blob[start:stop].tobytes().decode() for start, stop in zip(starts, stops, strict=True)]
+
     def __eq__(self, other: object) -> bool:
         return (
             isinstance(other, KeyTable)

@@ -9,7 +9,6 @@ import ctypes
 import functools
 import mmap
 import os
-import resource
 import tempfile
 import weakref
 from collections.abc import Iterator
@@ -22,7 +21,6 @@ from jaxtyping import Int64, UInt8
 
 _GROUPS = Path("/sys/fs/cgroup")
 _FAILED: Final = ctypes.c_void_p(-1).value
-_READER: Final = getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)
 _MOST_MAPS: Final = Path("/proc/sys/vm/max_map_count")
 
 
@@ -85,12 +83,6 @@ def prefetch(items: np.ndarray, places: Int64[np.ndarray, " n"]) -> None:
     advise = _libc().madvise
     for page, length in zip(pages.tolist(), (starts + items.itemsize - pages).tolist(), strict=True):
         advise(page, length, mmap.MADV_WILLNEED)
-
-
-def disk_reads() -> int:
-    """How often this thread has made the kernel read a disk; grows when what it touched was not in memory."""
-    usage = resource.getrusage(_READER)
-    return usage.ru_majflt + usage.ru_inblock
 
 
 # --- what a job may take, and what its processes share ---------------------------------------------

@@ -1,19 +1,22 @@
 """Reading one cache: mapped chunks, gathered batch by batch, no Python per row."""
 
+import resource
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Final, final
 
 import numpy as np
 from jaxtyping import Bool, Int64
 
 from kdcli.cache.commits import Commit, done_mask, read_commits, sizes_agree, strange_ids
 from kdcli.cache.layout import SAMPLES, load_manifest
-from kdcli.cache.memory import disk_reads, max_maps, prefetch
+from kdcli.cache.memory import max_maps, prefetch
 from kdcli.cache.provenance import ArraySpec
 from kdcli.cache.store import Opened, Store
 from kdcli.errors import Advice, CacheMissingError, IdentityError
+
+_READER: Final = getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)
 
 
 @final
@@ -22,15 +25,17 @@ class Column:
 
     Attributes:
         part, name, spec: the array.
+        row_bytes: of one row of one view.
         item: a row as one item, so that numpy copies rows as it copies bytes.
         cold: whether the last batch, or a chunk mapped since, made the kernel read a disk.
     """
 
-    __slots__ = ("cold", "item", "name", "part", "spec")
+    __slots__ = ("cold", "item", "name", "part", "row_bytes", "spec")
 
     def __init__(self, part: str, name: str, spec: ArraySpec) -> None:
         self.part, self.name, self.spec = part, name, spec
-        self.item = np.dtype((np.void, max(1, spec.row_bytes)))
+        self.row_bytes = spec.row_bytes
+        self.item = np.dtype((np.void, max(1, self.row_bytes)))
         self.cold = True
 
 
@@ -152,7 +157,7 @@ class CacheReader(Opened):
         """
         column = self._columns.get((teacher, array)) or self._column(teacher, array)
         spec = column.spec
-        if not (len(rows) and spec.row_bytes):
+        if not (len(rows) and column.row_bytes):
             return np.empty((len(rows), *spec.row_shape), spec.dtype)
         if np.max(view) >= self._views:
             raise CacheMissingError(f"{self.layout.root} has {self._views} views, no view {np.max(view)}")
@@ -243,3 +248,9 @@ class CacheReader(Opened):
         ]
         path = self.store.chunk(part, array, spec, block, view)
         return ChunkFile(path, f"{path.relative_to(self.store.data)}.{crc:08x}", size, crc)
+
+
+def disk_reads() -> int:
+    """How often this thread has made the kernel read a disk; grows when what it touched was not in memory."""
+    usage = resource.getrusage(_READER)
+    return usage.ru_majflt + usage.ru_inblock

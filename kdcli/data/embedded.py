@@ -19,7 +19,6 @@ from kdcli.data.base import (
     numbered_listing,
     pick_split,
     pick_task,
-    split_and_row,
 )
 from kdcli.data.decode import pack_pixels, unpack_pixels
 from kdcli.errors import MissingExtraError
@@ -103,7 +102,7 @@ class PixelSource(ImageSource):
 
     def encoded(self, key: str) -> bytes:
         """A short header and the pixels."""
-        return pack_pixels(_load(self._name).images[split_and_row(key)[1]])
+        return pack_pixels(_load(self._name).images[int(key.rpartition("/")[2])])
 
     def size(self, key: str) -> int:
         """All are equal."""
@@ -111,7 +110,7 @@ class PixelSource(ImageSource):
 
     def decode(self, key: str, encoded: bytes) -> Image.Image:
         """See :meth:`ImageSource.decode`."""
-        return unpack_pixels(encoded, self.path(key))
+        return unpack_pixels(encoded, f"{self._name}#{key}")
 
 
 @final

@@ -70,6 +70,10 @@ class ImageData:
         """
         return self.source.encoded(self.keys[row])
 
+    def encoded_at(self, rows: Int64[np.ndarray, " b"]) -> list[bytes]:
+        """:meth:`encoded` of several samples."""
+        return [self.source.encoded(key) for key in self.keys.at(rows)]
+
     def sizes(self) -> Int64[np.ndarray, " n"]:
         """Numbers of encoded bytes, cheaply; -1 where that needs decoding or the sample is gone."""
         return np.fromiter((self.source.size(key) for key in self.keys), np.int64, len(self))

@@ -11,8 +11,7 @@ from torch.utils.data import Dataset, Sampler
 from kdcli.cache.backends.base import checksum
 from kdcli.cache.layout import SAMPLES, Manifest, Unit
 from kdcli.cache.writer import CacheWriter
-from kdcli.data.draw import Drawer
-from kdcli.data.views import Render, ViewSet
+from kdcli.data.views import Drawer, Render, ViewSet
 from kdcli.errors import BadDataError
 from kdcli.runtime import StopFlag
 

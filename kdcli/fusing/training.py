@@ -18,7 +18,6 @@ from kdcli.fusing.samples import Rows, Samples
 from kdcli.models.fused import JointTeacher
 from kdcli.runtime import StopFlag
 from kdcli.training.checkpoint import (
-    Progress,
     Stateful,
     append_metrics,
     latest_checkpoint,
@@ -26,6 +25,7 @@ from kdcli.training.checkpoint import (
     save_checkpoint,
     write_metrics,
 )
+from kdcli.training.progress import Progress
 from kdcli.training.validation import BestEpoch
 
 

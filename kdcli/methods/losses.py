@@ -1,12 +1,17 @@
 """Losses that several methods share, as pure functions."""
 
 from collections.abc import Mapping, Sequence
+from typing import Literal, final
 
-from jaxtyping import Bool, Float, Int64
-from torch import Tensor
+import torch
+from jaxtyping import Bool, Float, Int64, Integer
+from torch import Tensor, nn
 from torch.nn import functional
 
-from kdcli.methods.batch import Mixed
+from kdcli.methods.batch import Batch, Mixed
+from kdcli.methods.gathering import gather_features, gather_rows, processes
+from kdcli.methods.options import KlOptions
+from kdcli.models.student import LABEL_HEAD, StudentOutput
 
 
 def soft_cross_entropy(
@@ -79,3 +84,171 @@ def _divisor(rows: Bool[Tensor, " b"], count: float | None) -> Tensor | float:
 def weighted_sum(parts: Mapping[str, Tensor], weights: Mapping[str, float], names: Sequence[str]) -> Tensor:
     """``sum_i weights[i] * parts[i]`` over ``names``, in that order."""
     return sum((parts[name] * weights[name] for name in names[1:]), parts[names[0]] * weights[names[0]])
+
+
+# --- divergences (P3) ------------------------------------------------------------------------
+
+
+Direction = Literal["forward", "reverse"]
+
+
+def kl_divergence(
+    student_logits: Float[Tensor, "b c"],
+    teacher_logits: Float[Tensor, "b c"],
+    temperature: float,
+    direction: Direction = "forward",
+    count: float | None = None,
+) -> Float[Tensor, ""]:
+    """``T^2 / n * sum_i KL(p_t[i] || p_s[i])`` with ``p = softmax(logits / T)`` (P3 Eq. 1).
+
+    Divided by the images, not by images times classes as torch's ``reduction="mean"`` does. In fp32.
+
+    Args:
+        student_logits: raw.
+        teacher_logits: raw; no gradient flows into them.
+        temperature: T > 0.
+        direction: ``forward`` is KL(teacher || student), ``reverse`` KL(student || teacher).
+        count: n, see :class:`~kdcli.methods.batch.Counts`; default: the rows.
+
+    Returns:
+        In nats, >= 0.
+    """
+    ours = functional.log_softmax(student_logits.float() / temperature, dim=1)
+    theirs = functional.log_softmax(teacher_logits.detach().float() / temperature, dim=1)
+    first, second = (theirs, ours) if direction == "forward" else (ours, theirs)
+    total = functional.kl_div(second, first, reduction="sum", log_target=True)
+    return total * temperature**2 / (count or len(student_logits) or 1)
+
+
+def kl_name(options: KlOptions) -> str:
+    """What :func:`kl_divergence` is with these options, to be told."""
+    direction = "student || teacher" if options.kl_direction == "reverse" else "teacher || student"
+    return f"T^2/n KL({direction}) at T = {options.temperature:g}"
+
+
+def top_classes_divergence(
+    student_logits: Float[Tensor, "b c"],
+    teacher_logits: Float[Tensor, "b c"],
+    classes: int,
+    temperature: float,
+    direction: Direction = "forward",
+    count: float | None = None,
+) -> Float[Tensor, ""]:
+    """:func:`kl_divergence` over each image's ``classes`` most probable classes by the teacher (P3 App. B.1).
+
+    Both distributions are renormalised over these classes (ours: the paper does not say), so the value is a
+    divergence, >= 0, and all of them give the plain one.
+
+    Args:
+        student_logits: raw.
+        teacher_logits: raw; no gradient flows into them.
+        classes: K, from 1 to all.
+        temperature: T > 0; it changes no order.
+        direction: see :func:`kl_divergence`.
+        count: likewise.
+    """
+    best, columns = teacher_logits.detach().float().topk(classes, dim=1)
+    return kl_divergence(student_logits.gather(1, columns), best, temperature, direction, count)
+
+
+@final
+class Columns(nn.Module):
+    """Brings logits of teachers into the order of the student's classes.
+
+    Args:
+        columns: of each teacher whose order differs, its class number of each of the student's classes.
+    """
+
+    def __init__(self, columns: Mapping[str, Sequence[int]]) -> None:
+        super().__init__()
+        self._names = tuple(columns)
+        for number, order in enumerate(columns.values()):
+            # Not saved: it follows from the plan. By number: names of teachers may hold dots.
+            self.register_buffer(f"order{number}", torch.tensor(order), persistent=False)
+
+    def forward(self, name: str, logits: Tensor) -> Tensor:
+        """``logits`` of the teacher ``name``, [b, c]."""
+        if name not in self._names:
+            return logits
+        order: Tensor = self.get_buffer(f"order{self._names.index(name)}")
+        return logits[:, order]
+
+
+def spread_logits(
+    ids: Integer[Tensor, "b k"], values: Float[Tensor, "b k"], classes: int
+) -> Float[Tensor, "b {classes}"]:
+    """Logits of which only the largest are known, each at its class; minus infinity elsewhere.
+
+    Args:
+        ids: classes of the largest logits, in [0, ``classes``), each once in a row.
+        values: these logits.
+        classes: how many there are.
+    """
+    logits = values.new_full((len(values), classes), float("-inf"))
+    return logits.scatter(1, ids.long(), values)
+
+
+def choose_source(confidences: Sequence[Float[Tensor, " b"]]) -> Int64[Tensor, " b"]:
+    """Which source each image is learnt from: the most confident one (P3 Eq. 4, several teachers: section 4.3).
+
+    Args:
+        confidences: the log-probability that every source gives at T = 1: of the label (supervised) or of its own
+            most probable class (unsupervised). The frozen student comes first, so that a teacher has to be
+            strictly above it; of equal teachers the first one is taken.
+
+    Returns:
+        Number of the source; 0 is the frozen student.
+    """
+    together = torch.stack([each.detach().float() for each in confidences], dim=1)
+    # Torch leaves open which of equal values argmax names; the smallest place of the maximum is meant.
+    largest = together == together.amax(dim=1, keepdim=True)
+    places = torch.arange(together.shape[1], device=together.device)
+    return torch.where(largest, places, together.shape[1] - 1).amin(dim=1)
+
+
+def chosen_logits(
+    sources: Sequence[Float[Tensor, "b c"]], choice: Int64[Tensor, " b"]
+) -> Float[Tensor, "b c"]:
+    """Each image's logits from the source that it is learnt from."""
+    rows = torch.arange(len(choice), device=choice.device)
+    return torch.stack([each.detach().float() for each in sources])[choice, rows]
+
+
+def beside_labels(
+    student: StudentOutput, batch: Batch, parts: dict[str, Tensor], kl_weight: float, smoothing: float
+) -> dict[str, Tensor]:
+    """Loss and parts of P3 Eq. 2, from the part ``distill`` and, unless lambda is 1, the labels.
+
+    Args:
+        student: whose classifier learns from the labels.
+        batch: has them.
+        parts: of the loss; all of them are returned, too.
+        kl_weight: lambda in [0, 1].
+        smoothing: of the labels, in [0, 1).
+    """
+    loss = kl_weight * parts["distill"]
+    if kl_weight < 1:
+        logits = student.logits[LABEL_HEAD]
+        label = label_cross_entropy(logits, batch.labels, batch.mixed, smoothing, batch.count("labelled"))
+        loss, parts = loss + (1 - kl_weight) * label, {"label": label, **parts}
+    return {"loss": loss, **{name: part.detach() for name, part in parts.items()}}
+
+
+def similarity_divergence(
+    student: Float[Tensor, "b ds"], teacher: Float[Tensor, "b dt"], count: float | None = None
+) -> Float[Tensor, ""]:
+    """CD: KL between softmaxed cosine similarities of a batch's images (P3 Eq. 6).
+
+    ``1/n sum_i KL(softmax(S_t[i]) || softmax(S_s[i]))`` with ``S[i, j] = cos(f_i, f_j)``, an image with itself
+    included. The two spaces may differ in width. In several processes the images are those of all of them, and each
+    computes the one loss; its gradient is for data-parallel training, which takes the mean over the processes.
+
+    Args:
+        student: pooled features.
+        teacher: pooled features, cached; no gradient flows into them.
+        count: n of one process, see :class:`~kdcli.methods.batch.Counts`; default: the rows.
+    """
+    gathered = gather_features(student.float()), gather_rows(teacher.detach().float())
+    ours, theirs = (functional.normalize(each, dim=1) for each in gathered)
+    together = None if count is None else count * processes()
+    return kl_divergence(ours @ ours.T, theirs @ theirs.T, 1.0, count=together)

@@ -20,7 +20,7 @@ from kdcli.data.sources import ImageData
 from kdcli.errors import BadDataError, CacheMissingError, IdentityError, UsageError
 from kdcli.methods.base import Method, Needs, Objective, Origin, Setup, equal_shares
 from kdcli.methods.batch import Batch, TeacherOutputs
-from kdcli.methods.divergences import (
+from kdcli.methods.losses import (
     Columns,
     beside_labels,
     choose_source,
@@ -111,7 +111,7 @@ class DataPartitioning(Objective):
         frozen: the frozen student: the name of a cached teacher, or the network.
         options: temperature of the loss (never of the comparison), direction, and lambda where labels are compared:
             without, the largest probabilities are.
-        columns: see :class:`~kdcli.methods.divergences.Columns`.
+        columns: see :class:`~kdcli.methods.losses.Columns`.
         smoothing: of the labels, in [0, 1).
     """
 

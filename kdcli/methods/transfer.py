@@ -37,15 +37,16 @@ from torch import Tensor
 from kdcli.errors import CacheMissingError, UsageError
 from kdcli.methods.base import Average, Method, Needs, Objective, Settings, Setup
 from kdcli.methods.batch import Batch, TeacherOutputs
-from kdcli.methods.divergences import (
+from kdcli.methods.losses import (
     Columns,
     beside_labels,
     kl_divergence,
     kl_name,
+    soft_cross_entropy,
     spread_logits,
     top_classes_divergence,
+    weighted_sum,
 )
-from kdcli.methods.losses import soft_cross_entropy, weighted_sum
 from kdcli.methods.options import (
     KlOptions,
     MethodOptions,
@@ -71,7 +72,7 @@ class Transfer(Objective):
         weights: of each teacher, > 0.
         term: divergence from one of them.
         kl_weight: lambda in [0, 1]; 1 learns from no label.
-        columns: see :class:`~kdcli.methods.divergences.Columns`.
+        columns: see :class:`~kdcli.methods.losses.Columns`.
         smoothing: of the labels, in [0, 1).
         largest: teachers of whom only the largest logits are read, where that is all that ``term`` looks at.
     """
@@ -265,7 +266,7 @@ class TopKl(LogitTransfer):
     """KL over the teacher's most probable classes; :attr:`Setup.own` says of whom how many logits are cached."""
 
     def term(self, options: TopKlOptions) -> Term:
-        """See :func:`~kdcli.methods.divergences.top_classes_divergence`."""
+        """See :func:`~kdcli.methods.losses.top_classes_divergence`."""
         return lambda ours, theirs, count: top_classes_divergence(
             ours, theirs, options.top_classes, options.temperature, options.kl_direction, count
         )

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from kdcli.methods.base import Method, Needs, Objective, Setup
 from kdcli.methods.batch import Batch, TeacherOutputs
 from kdcli.methods.crd import ContrastiveDistillation, CrdOptions, contrasts, describe_crd, fit_negatives
-from kdcli.methods.divergences import beside_labels, similarity_divergence
-from kdcli.methods.losses import label_cross_entropy, weighted_sum
+from kdcli.methods.losses import beside_labels, label_cross_entropy, similarity_divergence, weighted_sum
 from kdcli.methods.options import MethodOptions, kl_weight_option
 from kdcli.methods.transfer import PAPER, PRINTED, beside
 from kdcli.models.student import LABEL_HEAD, StudentOutput

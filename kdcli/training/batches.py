@@ -13,16 +13,14 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from kdcli.data.draw import Drawer, Drawn
 from kdcli.data.sources import ImageData
-from kdcli.data.views import Params, Render, ViewSet
+from kdcli.data.views import Drawer, Drawn, Params, Render, ViewSet
 from kdcli.errors import DeviceError, KdError
 from kdcli.methods.batch import Batch, Mixed
 from kdcli.runtime import worker_setup
 from kdcli.training.plan import Plan
-from kdcli.training.replay import Recording, Replay
+from kdcli.training.replay import Recording, Replay, ViewRule
 from kdcli.training.samplers import Order, Portion, Ticket
-from kdcli.training.views import ViewRule
 from kdcli.types import Preprocess
 
 
@@ -82,7 +80,7 @@ class Feed(Dataset[Batch | KdError]):
         positions, view = ticket.positions, self._rule.student(ticket.epoch)
         if not self._decoded:
             return self._undecoded(ticket)
-        encoded = [self._data.encoded(int(position)) for position in positions]
+        encoded = self._data.encoded_at(positions)
         recording = self._recording
         if recording is not None:
             recording.check(self._data, positions, encoded)

@@ -22,54 +22,7 @@ from torch.optim import Optimizer
 
 from kdcli.files import atomic_write_text, fsync_folder, read_json, storage_errors, write_json
 from kdcli.training.distributed import Ranks
-
-
-@final
-@dataclass(slots=True)
-class Progress:
-    """Where a run is. The one mutable value of the engine.
-
-    Attributes:
-        epoch: epochs finished.
-        step: steps finished within the running epoch.
-        steps: steps finished in all.
-        sums: loss and its parts, summed over the steps of the running epoch.
-        images: images seen in the running epoch.
-        seconds: time spent in the running epoch.
-        history: one document per finished epoch; what metrics.jsonl holds.
-    """
-
-    epoch: int = 0
-    step: int = 0
-    steps: int = 0
-    sums: dict[str, float] = field(default_factory=dict)
-    images: int = 0
-    seconds: float = 0.0
-    history: list[dict[str, Any]] = field(default_factory=list)
-
-    def add(self, parts: Mapping[str, float], images: int, seconds: float) -> None:
-        """Count one step."""
-        for name, value in parts.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-        self.step += 1
-        self.steps += 1
-        self.images += images
-        self.seconds += seconds
-
-    def close_epoch(self, facts: Mapping[str, Any]) -> dict[str, Any]:
-        """Move the running epoch to the history, with ``facts``; returns its document."""
-        document = {
-            "epoch": self.epoch + 1,
-            **{name: total / self.step for name, total in self.sums.items()},
-            **facts,
-            "steps": self.steps,
-            "images_per_second": self.images / self.seconds if self.seconds else 0.0,
-            "seconds": self.seconds,
-        }
-        self.history.append(document)
-        self.epoch += 1
-        self.step, self.images, self.seconds, self.sums = 0, 0, 0.0, {}
-        return document
+from kdcli.training.progress import Progress
 
 
 @final

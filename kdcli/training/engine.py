@@ -25,7 +25,7 @@ from kdcli.models.student import Student, StudentOutput
 from kdcli.models.teacher import normalise
 from kdcli.training.checkpoint import Stateful
 from kdcli.training.distributed import Ranks
-from kdcli.training.schedule import make_schedule, schedule_time
+from kdcli.training.schedule import make_schedule
 from kdcli.training.student import Built
 from kdcli.types import AmpName
 
@@ -116,7 +116,8 @@ class Engine:
         optimizer = make_optimizer(self.student, self.objective, settings)
         self._schedule = make_schedule(optimizer, settings, steps)
         self._objective = self.objective.to(accelerator.device)
-        for network in self.objective.live().values():
+        self._live = self.objective.live()
+        for network in self._live.values():
             network.to(memory_format=torch.channels_last)
         self._heads, self._taps = self.objective.active(), self.objective.taps()
         if self.ranks.world > 1:
@@ -142,7 +143,7 @@ class Engine:
     def resume_after(self, steps: int) -> None:
         """Take the learning rate of the last of ``steps`` steps: an epoch that only has to be judged logs it."""
         if steps:
-            self._schedule.step_update(schedule_time(steps - 1))
+            self._schedule.step_update(steps)
 
     def _without_gradient(self) -> list[nn.Parameter]:
         """Parameters of the student that no loss reaches: heads that are not active, parts of some networks."""
@@ -185,7 +186,7 @@ class Engine:
         """One update.
 
         Args:
-            batch: as the feed made it.
+            batch: as the feed made it, on the device.
             number: steps done before.
 
         Returns:
@@ -195,7 +196,7 @@ class Engine:
             DivergedError: one of them is not finite; nothing was updated.
             DeviceError: out of memory.
         """
-        self._schedule.step_update(schedule_time(number))
+        self._schedule.step_update(number + 1)
         if self._on_batch is not None:
             self._on_batch(batch)
         pieces, counts = self._settings.accumulate, self._counts(batch)
@@ -215,7 +216,6 @@ class Engine:
 
     def _piece(self, batch: Batch, number: int) -> dict[str, float]:
         """Add the gradient of a piece of a step's images; of the last piece, over all processes."""
-        batch = batch.to(self.accelerator.device)
         with self.accelerator.accumulate(self._student):
             output, teachers = self._forward(batch)
             parts = self._objective(output, teachers, batch)
@@ -236,7 +236,7 @@ class Engine:
             return output, batch.teacher
         images = normalise(batch.pixels, self.preprocess)
         output = self._student(images, self._heads, **({"taps": self._taps} if self._taps else {}))
-        live = {name: network(images, batch.labels) for name, network in self.objective.live().items()}
+        live = {name: network(images, batch.labels) for name, network in self._live.items()}
         return output, {**batch.teacher, **live}
 
     def _counts(self, batch: Batch) -> Counts | None:

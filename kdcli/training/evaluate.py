@@ -11,10 +11,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from kdcli.console import console
-from kdcli.data.draw import Drawer
 from kdcli.data.mixing import Pixels
 from kdcli.data.sources import ImageData
-from kdcli.data.views import Render, ViewSet
+from kdcli.data.views import Drawer, Render, ViewSet
 from kdcli.errors import BadDataError, KdError, StoppedEarly
 from kdcli.models.student import LABEL_HEAD, Student
 from kdcli.models.teacher import normalise

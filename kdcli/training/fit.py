@@ -22,7 +22,6 @@ from kdcli.methods.batch import Batch
 from kdcli.runtime import StopFlag
 from kdcli.training.batches import render_of
 from kdcli.training.checkpoint import (
-    Progress,
     append_metrics,
     latest_checkpoint,
     load_checkpoint,
@@ -30,11 +29,11 @@ from kdcli.training.checkpoint import (
     write_metrics,
 )
 from kdcli.training.engine import Engine, memory_errors
-from kdcli.training.meter import Meter
+from kdcli.training.progress import Meter, Progress
+from kdcli.training.replay import ViewRule
 from kdcli.training.samplers import Order
 from kdcli.training.tracking import track_epoch
 from kdcli.training.validation import Watch
-from kdcli.training.views import ViewRule
 
 CHECKPOINT_SECONDS = 10.0
 """An epoch's end is saved unless the last checkpoint is younger: epochs of a second cost more to save than to run.

@@ -10,12 +10,11 @@ from kdcli.methods.base import Average, Method, Settings, Setup
 from kdcli.training.classes import Classes
 from kdcli.training.config import StudentConfig
 from kdcli.training.lower import Lower
-from kdcli.training.replay import Recording
+from kdcli.training.replay import Recording, ViewRule
 from kdcli.training.sets import NamedSet, data_identity
 from kdcli.training.start import Start
 from kdcli.training.teachers import Teachers, joint_id
 from kdcli.training.validation import ON_TEST
-from kdcli.training.views import ViewRule
 from kdcli.types import Ranking
 
 DEFAULT_RECIPE = "imagenet"

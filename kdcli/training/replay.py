@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Literal, final
 
 import google_crc32c
 import numpy as np
@@ -12,15 +12,47 @@ from torch import Tensor
 
 from kdcli.cache.cacheset import CacheSet
 from kdcli.cache.layout import SAMPLES
-from kdcli.data.draw import Drawer, Drawn
 from kdcli.data.mixing import NO_PARTNER
 from kdcli.data.sources import ImageData
-from kdcli.data.views import Params, ViewSet
+from kdcli.data.views import Drawer, Drawn, Params, ViewSet
 from kdcli.errors import BadDataError, IdentityError
 from kdcli.types import Difference
 
 _CHUNK = 65536
 """Rows whose parameters are looked at in one go: a cache of a million is not read into memory."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ViewRule:
+    """Which view of an image an epoch shows, to the student and to the teachers.
+
+    Attributes:
+        views: the cache's view set, or the live one.
+        cached: number K of training views in the cache; None where nothing is cached.
+        teacher_view: ``same``: the teachers' outputs are of the student's view, so epoch e shows view
+            1 + e mod K, or view 0 where K is 0. ``eval``: they are of view 0, and the student's views
+            never repeat.
+    """
+
+    views: ViewSet
+    cached: int | None = None
+    teacher_view: Literal["same", "eval"] = "same"
+
+    def student(self, epoch: int) -> int:
+        """View that the student sees in ``epoch`` (from 0)."""
+        if self.cached is None or self.teacher_view == "eval":
+            return 1 + epoch
+        return 1 + epoch % self.cached if self.cached else 0
+
+    @property
+    def recorded(self) -> bool:
+        """Whether the student's views are those of the cache, with their parameters recorded there."""
+        return self.cached is not None and self.teacher_view == "same"
+
+    def teacher(self, epoch: int) -> int:
+        """View whose cached outputs are read in ``epoch`` (from 0)."""
+        return 0 if self.teacher_view == "eval" else self.student(epoch)
 
 
 @final
@@ -138,14 +170,14 @@ class Replay:
         partners = self._partners(positions, params)
         mixed = np.flatnonzero(partners >= 0)
         others = dict(zip(mixed.tolist(), self._read(partners[mixed], view), strict=True))
+        keys, decode = self._data.keys.at(positions), self._data.source.decode
         drawn = []
-        for place, (position, content) in enumerate(zip(positions, encoded, strict=True)):
+        for place, (key, content) in enumerate(zip(keys, encoded, strict=True)):
             partner = None
             if place in others:
                 other, other_params = others[place]
                 partner = (self._data.decode(int(partners[place]), other), other_params)
-            image = self._data.decode(int(position), content)
-            drawn.append(self._drawer.replay(image, params[place], partner))
+            drawn.append(self._drawer.replay(decode(key, content), params[place], partner))
         return drawn, partners, params
 
     def _partners(self, positions: Int64[np.ndarray, " b"], params: Params) -> Int64[np.ndarray, " b"]:
@@ -164,6 +196,8 @@ class Replay:
 
     def _read(self, positions: Int64[np.ndarray, " m"], view: int) -> list[tuple[bytes, Params]]:
         """Checked bytes and recorded parameters of partners."""
-        encoded = [self._data.encoded(int(position)) for position in positions]
+        if not len(positions):
+            return []
+        encoded = self._data.encoded_at(positions)
         self._recording.check(self._data, positions, encoded)
         return list(zip(encoded, self._recording.params(positions, view), strict=True))

@@ -17,9 +17,8 @@ from kdcli.errors import DeviceError, KdError
 from kdcli.methods.batch import Batch
 from kdcli.training.batches import Loader
 from kdcli.training.config import StudentConfig
-from kdcli.training.replay import Recording
+from kdcli.training.replay import Recording, ViewRule
 from kdcli.training.samplers import Order
-from kdcli.training.views import ViewRule
 
 
 def bring_near(

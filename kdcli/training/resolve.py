@@ -17,7 +17,7 @@ from kdcli.training.classes import classes_of, columns_of
 from kdcli.training.config import StudentConfig
 from kdcli.training.lower import Lower, choose_lower
 from kdcli.training.plan import Pins, Plan, turns_of
-from kdcli.training.replay import Recording, require_partners
+from kdcli.training.replay import Recording, ViewRule, require_partners
 from kdcli.training.samplers import order_of
 from kdcli.training.sets import (
     NamedSet,
@@ -41,7 +41,7 @@ from kdcli.training.settings import (
 from kdcli.training.start import FRESH, NEAREST_SOURCE, UNTRAINED, Start, resolve_start
 from kdcli.training.teachers import Teachers, choose_teachers, ranked_records, require_options
 from kdcli.training.validation import split_off
-from kdcli.training.views import ViewRule, choose_views
+from kdcli.training.views import choose_views
 from kdcli.types import Ranking
 
 

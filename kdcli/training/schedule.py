@@ -48,7 +48,7 @@ def _cosine(start: float, end: float, share: float) -> float:
 
 
 def make_schedule(optimizer: Optimizer, settings: Settings, steps: int) -> Scheduler:
-    """A schedule, to be asked with :func:`schedule_time` before every step.
+    """A schedule, to be told before every step which one it is, from 1: at time 0 a warm-up's rate is 0.
 
     Args:
         optimizer: whose groups hold the peak rates.
@@ -76,8 +76,3 @@ def make_schedule(optimizer: Optimizer, settings: Settings, steps: int) -> Sched
         warmup_prefix=False,
         t_in_epochs=False,
     )
-
-
-def schedule_time(step: int) -> int:
-    """Time of step ``step`` (from 0) in the schedule. At time 0 a warm-up's rate is 0; no step runs then."""
-    return step + 1

@@ -1,7 +1,6 @@
 """Which views a run shows: the cache's, or live ones of a recipe."""
 
-from dataclasses import dataclass, replace
-from typing import Literal, final
+from dataclasses import replace
 
 from kdcli.cache.cacheset import CacheSet
 from kdcli.cache.provenance import as_pixels, require_same_pixels
@@ -10,39 +9,7 @@ from kdcli.data.views import ViewSet
 from kdcli.errors import UsageError
 from kdcli.methods.base import Method
 from kdcli.training.config import StudentConfig
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class ViewRule:
-    """Which view of an image an epoch shows, to the student and to the teachers.
-
-    Attributes:
-        views: the cache's view set, or the live one.
-        cached: number K of training views in the cache; None where nothing is cached.
-        teacher_view: ``same``: the teachers' outputs are of the student's view, so epoch e shows view
-            1 + e mod K, or view 0 where K is 0. ``eval``: they are of view 0, and the student's views
-            never repeat.
-    """
-
-    views: ViewSet
-    cached: int | None = None
-    teacher_view: Literal["same", "eval"] = "same"
-
-    def student(self, epoch: int) -> int:
-        """View that the student sees in ``epoch`` (from 0)."""
-        if self.cached is None or self.teacher_view == "eval":
-            return 1 + epoch
-        return 1 + epoch % self.cached if self.cached else 0
-
-    @property
-    def recorded(self) -> bool:
-        """Whether the student's views are those of the cache, with their parameters recorded there."""
-        return self.cached is not None and self.teacher_view == "same"
-
-    def teacher(self, epoch: int) -> int:
-        """View whose cached outputs are read in ``epoch`` (from 0)."""
-        return 0 if self.teacher_view == "eval" else self.student(epoch)
+from kdcli.training.replay import ViewRule
 
 
 def choose_views(
