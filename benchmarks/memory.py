@@ -103,7 +103,7 @@ def run_step(step: str, rows: int, root: Path) -> int:
     import torch
 
     import kdcli.extract.opening as opening
-    import kdcli.training.plan as plan
+    import kdcli.training.resolve as resolve
     from kdcli.extract.config import CacheConfig
     from kdcli.ranking.config import RankConfig
     from kdcli.training.config import StudentConfig
@@ -111,7 +111,7 @@ def run_step(step: str, rows: int, root: Path) -> int:
     torch.set_num_threads(1)
     data = None if step == "rank" else synthetic_data(rows)  # a ranking reads its labels from the cache
     opening._open = lambda *_: data  # the only stand-in: where the images come from
-    plan.open_data = lambda *_, **__: data
+    resolve.open_data = lambda *_, **__: data
     peak, stop = [0], threading.Event()
     thread = threading.Thread(target=watch, args=(peak, stop))
     thread.start()
