@@ -1,6 +1,7 @@
 """Every registered method: trained, stopped and gone on with, told, printed. A new one is covered as it is."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,7 @@ def test_the_command_line_takes_an_installed_method(kd: Callable[..., Shell], tm
         "o",
         "--print-config",
     ]
-    shell = kd(*arguments, "--set", "half_share=0.25", env={"PYTHONPATH": f"{Path.cwd()}:{package}"})
+    paths = os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH")]))
+    shell = kd(*arguments, "--set", "half_share=0.25", env={"PYTHONPATH": paths})
     assert shell.code == 0, shell.err
     assert "half_share: 0.25" in shell.out

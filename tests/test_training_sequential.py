@@ -26,7 +26,7 @@ from kdcli.extract.config import CacheConfig
 from kdcli.extract.extract import cache_teachers
 from kdcli.models.export import export_model
 from kdcli.models.spec import open_model
-from kdcli.training import sequential
+from kdcli.training import sequential, stages
 from kdcli.training.config import StudentConfig
 from kdcli.training.gains import compare_stages
 from kdcli.training.rundir import adopt
@@ -273,12 +273,12 @@ def test_the_order_of_a_ranking_and_a_random_one(place: Place) -> None:
         stage = json.loads((config.out / f"stage-{number}-{name}" / "result.json").read_text())
         assert stage["weights"] == {name: 1.0}
     found = {
-        tuple(sequential._ordered(sequence(place, "random", "random", seed=seed), ["gen", "res", "exp"], {}))
+        tuple(stages._ordered(sequence(place, "random", "random", seed=seed), ["gen", "res", "exp"], {}))
         for seed in range(30)
     }
     assert len(found) == 6  # all permutations come
     same = [
-        sequential._ordered(sequence(place, "r", "random", seed=4), names, {})
+        stages._ordered(sequence(place, "r", "random", seed=4), names, {})
         for names in (["a", "b", "c"], ["c", "a", "b"])
     ]
     assert same[0] == same[1]

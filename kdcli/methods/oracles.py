@@ -8,8 +8,8 @@
   losses of its heads, and P1's pair (lambda_0 = 1, lambda_i = (2 - lambda_0) / N) for the replay oracle.
 * The head of the first set is the network's own classifier, the one that is exported. With one label space
   over the union of all classes there is no other.
-* The replay oracle is OURS, for generalists whose data cannot be had: what the generalist said about the
-  proxy stands for its labels. It still sees the experts' own images, so it is an oracle, not a competitor.
+* The replay oracle is OURS, for generalists whose data cannot be had: the generalist's outputs for the
+  proxy stand for its labels. It still sees the experts' own images, so it is an oracle, not a competitor.
 * Numbers: those of P1's consolidation.
 """
 
@@ -70,7 +70,7 @@ class MultiTask(Objective):
 
 @final
 class ReplayOracle(Objective):
-    """What the generalist said about the first data set, and the labels of the others.
+    """The generalist's outputs for the first data set, and the labels of the others.
 
     Args:
         generalist: the teacher of head 0, which is the network's own classifier.

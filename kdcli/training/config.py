@@ -217,7 +217,7 @@ class StudentConfig(
     def _known_method(cls, name: str) -> str:
         if not _exists(name):
             raise ValueError(
-                f"must be one that kd methods lists, or pkg.mod:OBJECT.{nearest(name, tuple(METHODS))}"
+                f"there is no such method; kd methods lists them.{nearest(name, tuple(METHODS))}"
             )
         return name
 

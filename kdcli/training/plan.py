@@ -134,6 +134,7 @@ class Plan:
             "teacher_view": config.teacher_view,
             "data": data_identity(self.data),
             "test": None if self.test is None else data_identity(self.test),
+            "set_names": [each.name for each in self.sets],
             "sets": {each.name: data_identity(each.data) for each in self.sets},
             "tests": {each.name: data_identity(each.test) for each in self.sets if each.test},
             "cache_id": self.cache_id,

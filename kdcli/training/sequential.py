@@ -93,9 +93,9 @@ def _train(config: StudentConfig, ranking: Ranking | None, ranks: Ranks) -> Trai
         if stored is not None and _complete(stored):
             console.note(f"{out} is finished; nothing to do")
             return TrainResult.from_document(stored)
-        said = teachers_on_test(sequence.first, sequence.records, lone)
+        predicted = teachers_on_test(sequence.first, sequence.records, lone)
     if stored is not None:
-        return _measured_late(sequence, stored, said, ranks)
+        return _measured_late(sequence, stored, predicted, ranks)
     _tell(sequence)
     with ranks.one_fate():
         if ranks.first:
@@ -106,7 +106,7 @@ def _train(config: StudentConfig, ranking: Ranking | None, ranks: Ranks) -> Trai
         stage = stage_config(config, sequence.training, name, stage_folder(out, number, name), init)
         results.append(train_student(stage, ranking=ranking_of(ranking, config, name)))
         init = f"local-dir:{results[-1].out}/export"
-    return _finish(sequence, results, said, ranks)
+    return _finish(sequence, results, predicted, ranks)
 
 
 def _complete(stored: Mapping[str, Any]) -> bool:
@@ -115,24 +115,24 @@ def _complete(stored: Mapping[str, Any]) -> bool:
 
 
 def _measured_late(
-    sequence: Stages, stored: Mapping[str, Any], said: Mapping[str, Any], ranks: Ranks
+    sequence: Stages, stored: Mapping[str, Any], predicted: Mapping[str, Any], ranks: Ranks
 ) -> TrainResult:
     """A finished sequence, with the gain of teachers whose outputs on the test data were cached since."""
     out = sequence.config.out.absolute()
     lacking = [stage["teacher"] for stage in stored["stages"] if stage.get("teacher_top1") is None]
-    if not set(lacking) & set(said):
+    if not set(lacking) & set(predicted):
         console.note(f"{out} is finished; nothing to do")
         return TrainResult.from_document(stored)
     with ranks.one_fate():
         if ranks.first:
             folders = [stage_folder(out, number, name) for number, name in enumerate(sequence.plans, 1)]
-            measured = _measure(sequence, folders, said)
+            measured = _measure(sequence, folders, predicted)
             write_json(out / "result.json", {**stored, **measured})
     return _stored(out, ranks)
 
 
 def _finish(
-    sequence: Stages, results: Sequence[TrainResult], said: Mapping[str, Any], ranks: Ranks
+    sequence: Stages, results: Sequence[TrainResult], predicted: Mapping[str, Any], ranks: Ranks
 ) -> TrainResult:
     out, last = sequence.config.out.absolute(), results[-1]
     folders = [Path(result.out) for result in results]
@@ -144,7 +144,7 @@ def _finish(
                 "weights": sequence.weights,
                 "teachers": {name: record.id for name, record in sequence.records.items()},
                 "sequential": {**sequence.order(), "by": sequence.by, "scores": dict(sequence.scores)},
-                **_measure(sequence, folders, said),
+                **_measure(sequence, folders, predicted),
             }
             history = [
                 {**epoch, "stage": number}
@@ -170,9 +170,9 @@ def _stored(out: Path, ranks: Ranks) -> TrainResult:
     return TrainResult.from_document(first)
 
 
-def _measure(sequence: Stages, folders: Sequence[Path], said: Mapping[str, Any]) -> dict[str, Any]:
+def _measure(sequence: Stages, folders: Sequence[Path], predicted: Mapping[str, Any]) -> dict[str, Any]:
     found = measure_stages(
-        sequence.first, list(sequence.plans), [folder / "export" for folder in folders], said
+        sequence.first, list(sequence.plans), [folder / "export" for folder in folders], predicted
     )
     for stage, folder in zip(found["stages"], folders, strict=True):
         stage["out"] = str(folder)

@@ -60,7 +60,7 @@ def _extras(plan: Plan) -> str:
         f"weights averaged with decay {numbers.ema}": numbers.ema is not None,
         f"{plan.processes} processes": plan.processes > 1,
     }
-    return "".join(f", {text}" for text, said in told.items() if said)
+    return "".join(f", {text}" for text, applies in told.items() if applies)
 
 
 def _streams(plan: Plan) -> list[str]:
