@@ -4,14 +4,17 @@ A block is what stands between ``<!-- help: kd COMMAND -->`` and ``<!-- /help --
 it has; docs/cli.md has one of every command. tests/test_docs.py compares both with this module.
 """
 
+import io
 import os
 import re
-import subprocess
 import sys
+from contextlib import redirect_stdout
 from functools import cache
 from pathlib import Path
+from unittest.mock import patch
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 README = ROOT / "README.md"
 CLI = ROOT / "docs" / "cli.md"
 BLOCK = re.compile(r"<!-- help: (kd[^\n]*?) -->\n.*?<!-- /help -->", re.DOTALL)
@@ -25,14 +28,12 @@ the [README](../README.md).
 @cache
 def help_of(command: str) -> str:
     """What ``COMMAND --help`` prints on 100 columns."""
-    environment = {**os.environ, "COLUMNS": "100", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, "-m", "kdcli", *command.split()[1:], "--help"],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=environment,
-    ).stdout.rstrip()
+    from kdcli.cli.app import app
+
+    printed = io.StringIO()
+    with patch.dict(os.environ, COLUMNS="100"), redirect_stdout(printed):
+        app([*command.split()[1:], "--help"], prog_name="kd", standalone_mode=False)
+    return printed.getvalue().rstrip()
 
 
 def commands(group: str = "kd") -> list[str]:

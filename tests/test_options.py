@@ -369,7 +369,9 @@ def test_help_of_a_method_says_its_options() -> None:
 
 def test_an_option_of_another_method_is_taken_and_of_none_refused() -> None:
     base = ("x", "--student", "resnet10t", "--out", "o", "--method", "kl")
-    assert "threshold: 0.5" in parsed(shlex.join(["kd", "train-student", *base, "--threshold", "0.5"]))
+    printed = yaml.safe_load(parsed(shlex.join(["kd", "train-student", *base, "--threshold", "0.5"])))
+    assert (printed["threshold"], printed["temperature"]) == (0.5, 1.0)
+    assert not {"options", "aside"} & set(printed), "options are flat outside"
     with pytest.raises(TyperException) as caught:
         parsed(shlex.join(["kd", "train-student", *base, "--thresold", "0.5"]))
     assert "--threshold" in caught.value.format_message()

@@ -174,12 +174,9 @@ class Command(TyperCommand):
 
 def option_fields(kind: "type[BaseModel]", visible: bool = True) -> "list[OptionField]":
     """The options of a model, in the order of the help: its own before those that many commands have."""
-    from kdcli.options.fields import mark
+    from kdcli.options.fields import in_order, mark
 
-    names = [name for name in kind.model_fields if not mark(kind, name, "inner")]
-    return [
-        OptionField(kind, name, visible) for name in sorted(names, key=lambda name: _is_shared(kind, name))
-    ]
+    return [OptionField(kind, name, visible) for name in in_order(kind) if not mark(kind, name, "inner")]
 
 
 def given_on(fields: "Mapping[str, OptionField]", values: Given) -> dict[str, Any]:
@@ -356,15 +353,6 @@ def _so_far(ctx: Any) -> dict[str, Any]:
     fields: Iterable[OptionField] = ctx.command.fields(ctx.args).values()
     left = [field.name for field in fields if field.mark("positional") and not ctx.params.get(field.name)]
     return {**ctx.params, **dict.fromkeys(left, ctx.args)}
-
-
-def _is_shared(kind: "type[BaseModel]", name: str) -> bool:
-    """Whether a field is one of those that many commands have, which come after the command's own."""
-    from kdcli.options import common
-    from kdcli.options.fields import mark
-
-    first = [base for base in kind.__mro__ if name in getattr(base, "model_fields", ())][-1]
-    return first.__module__ == common.__name__ and not mark(kind, name, "first")
 
 
 def _leaves(annotation: Any, several: bool) -> "Iterator[tuple[type, bool, tuple[Any, ...]]]":

@@ -59,6 +59,16 @@ def marked(field: FieldInfo, key: str) -> Any:
     return extra.get(key) if isinstance(extra, dict) else None
 
 
+def in_order(kind: type[BaseModel]) -> list[str]:
+    """Names of a model's fields: its own before those of kdcli.options.common, which many commands have."""
+
+    def is_shared(name: str) -> bool:
+        origin = [base for base in kind.__mro__ if name in getattr(base, "model_fields", ())][-1]
+        return origin.__module__ == "kdcli.options.common" and not mark(kind, name, "first")
+
+    return sorted(kind.model_fields, key=is_shared)
+
+
 class StepConfig(BaseModel):
     """Base of all step configurations: immutable, unknown keys refused.
 
@@ -77,7 +87,8 @@ class StepConfig(BaseModel):
 
     def items(self) -> Iterable[tuple[str, Any, FieldInfo]]:
         """Name, value and declaration of every option."""
-        return [(name, getattr(self, name), field) for name, field in type(self).model_fields.items()]
+        kind = type(self)
+        return [(name, getattr(self, name), kind.model_fields[name]) for name in in_order(kind)]
 
     def identity(self) -> dict[str, Any]:
         """The fields that change results, as JSON values."""

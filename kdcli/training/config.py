@@ -230,7 +230,8 @@ class StudentConfig(
     @model_serializer(mode="wrap")
     def _flat(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
         document: dict[str, Any] = handler(self)
-        return {**document, **document.pop("options"), **document.pop("aside")}
+        own, aside = document.pop("options", {}), document.pop("aside", {})
+        return {**document, **own, **aside}
 
     @classmethod
     def every_option(cls) -> dict[str, FieldInfo]:
