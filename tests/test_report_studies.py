@@ -101,7 +101,7 @@ def test_stages_are_those_of_the_result(study: Study, tables: Path) -> None:
 
 
 def test_the_loss_of_a_sequence_goes_on_from_stage_to_stage(study: Study, tmp_path: Path) -> None:
-    from kdcli.reporting.charts import EPOCH_FACTS, epoch_numbers
+    from kdcli.reporting.curves import EPOCH_FACTS, epoch_numbers
 
     history = json.loads((study.root / "sequence/result.json").read_text())["history"]
     assert [epoch["epoch"] for epoch in history] == [1, 2, 1, 2]

@@ -1,7 +1,7 @@
 """Charts of rankings, accuracies and training, drawn with matplotlib."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
@@ -17,10 +17,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_DASHES: tuple[tuple[float, ...], ...] = ((), (7, 2.2), (2, 1.6), (7, 2, 1.5, 2), (4, 2), (9, 2, 2, 2, 2, 2))
-EPOCH_FACTS = frozenset({"epoch", "loss", "lr", "view", "steps", "images_per_second", "seconds", "stage"})
-"""What an epoch's line in metrics.jsonl holds besides parts of the loss and accuracies."""
-_ACCURACIES = ("_top1", "_top5", "_accuracy")
 _LONGEST_NAME = 30
 
 
@@ -220,82 +216,7 @@ def accuracy_against_cost(models: Sequence[Costed], name: str, title: str = "") 
                  legend=marks if len(groups) > 1 else (), title=title)  # fmt: skip
 
 
-def training_curves(
-    histories: Mapping[str, Sequence[Mapping[str, Any]]], name: str = "curves", caption: str = ""
-) -> Chart:
-    """The loss and its parts over the epochs, one panel per run."""
-    parts = list(dict.fromkeys(part for epochs in histories.values() for part in _parts(epochs)))
-    lines, columns = shape_of(len(histories))
-
-    def draw(look: Look) -> "Figure":
-        figure = figure_of(WIDE if columns == 3 else NARROW, 0.4 + 2.15 * lines)
-        figure.set_layout_engine("constrained", wspace=0.06, hspace=0.08)
-        panels = panels_of(figure, len(histories))
-        for place, (axes, (run, epochs)) in enumerate(zip(panels, histories.items(), strict=True)):
-            marker = "o" if len(epochs) == 1 else None
-            numbers = epoch_numbers(epochs)
-            loss = finite([epoch.get("loss") for epoch in epochs])
-            axes.plot(numbers, loss, color=look.ink, linewidth=2.2, marker=marker)
-            for part in _parts(epochs):
-                values = finite([epoch.get(part) for epoch in epochs])
-                number, dashes = _line(parts.index(part))
-                axes.plot(numbers, values, color=look.series[number], dashes=dashes, linewidth=1.5,
-                          marker=marker, markersize=3)  # fmt: skip
-            axes.set_title(short(run), color=look.ink)
-            epoch_axis(axes, "epoch" if place >= (lines - 1) * columns else "")
-        return figure
-
-    marks = [Mark("loss", "ink", width=2.4)]
-    marks += [Mark(part, *_spread(index)) for index, part in enumerate(parts)]
-    return Chart(name, f"Loss over the epochs of {len(histories)} runs", draw, caption, tuple(marks))
-
-
-def accuracy_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], key: str, name: str) -> Chart:
-    """An accuracy over the epochs, one line per run.
-
-    Args:
-        histories: of runs that have it.
-        key: its name in an epoch's line.
-        name: of the chart.
-    """
-
-    def draw(look: Look) -> "Figure":
-        figure = figure_of(NARROW, 3.6)
-        axes = figure.subplots()
-        for index, epochs in enumerate(histories.values()):
-            number, dashes = _line(index)
-            numbers = epoch_numbers(epochs)
-            values = [100 * value for value in finite([epoch.get(key) for epoch in epochs])]
-            marker = "o" if len(epochs) == 1 else None
-            axes.plot(numbers, values, color=look.series[number], dashes=dashes, linewidth=1.6, marker=marker)
-        axes.set_ylabel("accuracy, %")
-        epoch_axis(axes)
-        return figure
-
-    marks = tuple(Mark(short(run), *_spread(index)) for index, run in enumerate(histories))
-    return Chart(name, f"Accuracy over the epochs of {len(histories)} runs", draw, legend=marks)
-
-
 # --- pieces -----------------------------------------------------------------------------------
-
-
-def _parts(epochs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Names of the loss's parts in a history."""
-    return [
-        name
-        for name in dict.fromkeys(name for epoch in epochs for name in epoch)
-        if name not in EPOCH_FACTS
-        and not name.partition("/")[0].endswith(_ACCURACIES)
-        and not name.startswith("share/")  # of the images, that a teacher teaches (P3)
-        and all(isinstance(epoch.get(name, 0.0), int | float) for epoch in epochs)
-    ]
-
-
-def epoch_numbers(epochs: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Where each epoch stands; the stages of a sequence, which count from 1 each, one after the other."""
-    if any("stage" in epoch for epoch in epochs):
-        return list(range(1, len(epochs) + 1))
-    return [epoch.get("epoch", place) for place, epoch in enumerate(epochs, 1)]
 
 
 def finite(values: Sequence[Any]) -> list[float]:
@@ -310,17 +231,6 @@ def _span(values: Sequence[float]) -> tuple[float, float]:
     known = [value for value in values if math.isfinite(value)]
     low, high = min(known), max(known)
     return (low, high) if high > low else (low, low + 1)
-
-
-def _line(index: int) -> tuple[int, tuple[float, ...]]:
-    """Colour and dashes of line number ``index``; every pair of both comes once in 36."""
-    return index % SERIES, _DASHES[(index + index // SERIES) % len(_DASHES)]
-
-
-def _spread(index: int) -> tuple[int, str, tuple[float, ...]]:
-    """Legend entry of line number ``index``: colour, no marker, dashes."""
-    number, dashes = _line(index)
-    return number, "", dashes
 
 
 def short(name: str) -> str:
@@ -347,15 +257,6 @@ def open_axes(axes: "Axes") -> None:
     """No frame, and lines to read values by."""
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.grid(axis="y")
-
-
-def epoch_axis(axes: "Axes", title: str = "epoch") -> None:
-    """Open axes over whole epochs."""
-    from matplotlib.ticker import MaxNLocator
-
-    axes.set_xlabel(title)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    open_axes(axes)
 
 
 def _named_rows(axes: "Axes", look: Look, names: Sequence[str]) -> None:

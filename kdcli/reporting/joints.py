@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
-from kdcli.reporting import charts
 from kdcli.reporting.cells import number, percent, points, word
+from kdcli.reporting.curves import training_curves
 from kdcli.reporting.document import Column, Columns, Part, Section, Table, tabulate
 from kdcli.reporting.material import Joint, Material
 from kdcli.reporting.progress import joint_curves
@@ -35,7 +35,7 @@ def joints_section(material: Material) -> Section | None:
     losses = {joint.name: joint.history for joint in joints if joint.history}
     if losses:
         shown = dict(list(losses.items())[:MOST_PANELS])
-        parts.append(charts.training_curves(shown, "joint-loss", _LOSS))
+        parts.append(training_curves(shown, "joint-loss", _LOSS))
     return Section("Joint teachers", tuple(parts))
 
 

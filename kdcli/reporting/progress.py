@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
 from kdcli.plotting import Look, figure_of
-from kdcli.reporting.charts import epoch_axis, epoch_numbers, finite, open_axes, panels_of, shape_of, short
+from kdcli.reporting.charts import finite, open_axes, panels_of, shape_of, short
+from kdcli.reporting.curves import epoch_axis, epoch_numbers
 from kdcli.reporting.document import Chart, Mark
 from kdcli.reporting.drawing import NARROW, WIDE
 from kdcli.reporting.style import SERIES

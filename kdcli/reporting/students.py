@@ -16,6 +16,7 @@ from kdcli.registry import METHODS
 from kdcli.reporting import charts
 from kdcli.reporting.cells import Cell, number, percent, word
 from kdcli.reporting.charts import Costed, Spread
+from kdcli.reporting.curves import accuracy_curves, training_curves
 from kdcli.reporting.document import Chart, Column, Columns, Command, Fold, Notes, Part, Section, tabulate
 from kdcli.reporting.material import Run
 from kdcli.reporting.protocols import test_name
@@ -233,9 +234,7 @@ def curves_section(tests: Mapping[str, Sequence[Run]]) -> Section | None:
     drawn: list[Chart] = []
     for start in range(0, min(len(names), MOST_PANELS), PANELS):
         page = {name: histories[name] for name in names[start : start + PANELS]}
-        drawn.append(
-            charts.training_curves(page, f"curves-{start // PANELS + 1}", LOSSES if not start else "")
-        )
+        drawn.append(training_curves(page, f"curves-{start // PANELS + 1}", LOSSES if not start else ""))
     parts: list[Part] = [drawn[0], *_accuracy_charts(tests)]
     if len(drawn) > 1:
         parts.append(Fold(f"{min(len(names), MOST_PANELS) - PANELS} more runs", tuple(drawn[1:])))
@@ -259,7 +258,7 @@ def _accuracy_charts(tests: Mapping[str, Sequence[Run]]) -> list[Chart]:
             where = f", tested on {test}" if len(known) > 1 and test else ""
             left = len(histories) - PANELS
             rest = f"; {left} more runs are left out" if left > 0 else ""
-            chart = charts.accuracy_curves(chosen, key, name)
+            chart = accuracy_curves(chosen, key, name)
             caption = f"Top-1 {title} accuracy over the epochs{where}{rest}."
             found.append(replace(chart, caption=caption))
     return found

@@ -9,6 +9,7 @@ from kdcli.methods.base import method_names
 from kdcli.plotting import require_matplotlib
 from kdcli.reporting import charts
 from kdcli.reporting.cells import Cell, number, percent, word
+from kdcli.reporting.curves import training_curves
 from kdcli.reporting.document import (
     Chart,
     Column,
@@ -156,4 +157,4 @@ def _scatter(report: Report) -> list[Chart]:
 
 def _curves(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Chart]:
     known = {name: epochs for name, epochs in histories.items() if len(epochs)}
-    return [charts.training_curves(known, caption=LOSSES)] if known else []
+    return [training_curves(known, caption=LOSSES)] if known else []
