@@ -49,7 +49,7 @@ def tmp_path() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    with Server("h5py", "kdcli.cache.backends.hdf5_index") as running:
+    with Server("h5py", "kdcli.cache.hdf5_index") as running:
         yield running
 
 

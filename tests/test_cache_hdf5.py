@@ -12,8 +12,8 @@ import pytest
 from random_cache import Form, make
 from test_cache_zarr import require_all
 
-from kdcli.cache.backends.hdf5_index import write_index
 from kdcli.cache.commits import read_commits
+from kdcli.cache.hdf5_index import write_index
 from kdcli.cache.layout import Layout, load_manifest
 from kdcli.cache.reader import CacheReader
 from kdcli.cache.writer import CacheWriter

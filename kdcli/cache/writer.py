@@ -329,7 +329,7 @@ class CacheWriter(Opened):
 
     def _update_index(self, records: Path) -> None:
         """Write the index anew if it is older than ``records``: also when a kill came between the two."""
-        from kdcli.cache.backends.hdf5_index import write_index
+        from kdcli.cache.hdf5_index import write_index
 
         index = self.layout.index
         with storage_errors(index):

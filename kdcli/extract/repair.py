@@ -220,7 +220,7 @@ def _tidy(root: Path, found: Audit) -> None:
         describe(root)
     store = newest(root)
     if store.layout.index.is_file():
-        from kdcli.cache.backends.hdf5_index import write_index
+        from kdcli.cache.hdf5_index import write_index
 
         write_index(store)
 

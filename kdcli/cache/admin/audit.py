@@ -231,7 +231,7 @@ class _Auditor:
     def _check_index(self) -> None:
         """Check the index of an HDF5 cache: only that of a complete one is up to date."""
         if self._manifest.backend == "hdf5" and self._layout.index.is_file():
-            from kdcli.cache.backends.hdf5_index import index_of
+            from kdcli.cache.hdf5_index import index_of
 
             if self._layout.index.read_bytes() != index_of(self._store):
                 name = self._name(self._layout.index)

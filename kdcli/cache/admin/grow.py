@@ -122,7 +122,7 @@ def publish_growth(claims: Claims, old: Store, growth: Growth) -> None:
     if growth.manifest.rows > old.manifest.rows:
         write_whole_arrays(new, growth.keys, growth.labels)
     if new.layout.index.is_file():
-        from kdcli.cache.backends.hdf5_index import write_index
+        from kdcli.cache.hdf5_index import write_index
 
         write_index(new)
     _require_sole(claims, old)

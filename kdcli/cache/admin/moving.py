@@ -146,7 +146,7 @@ def finish_cache(store: Store, commits: dict[str, list[Commit]]) -> None:
                 make_folder(path.parent)
             atomic_write_text(path, as_lines(found))
     if store.manifest.backend == "hdf5" and any(commits.values()):
-        from kdcli.cache.backends.hdf5_index import write_index
+        from kdcli.cache.hdf5_index import write_index
 
         write_index(store)
 

@@ -200,7 +200,7 @@ def _remove_outputs(plan: Removal) -> None:
     _drop_empty_groups(store, plan.parts)
     describe(plan.root)
     if had_index:
-        from kdcli.cache.backends.hdf5_index import write_index
+        from kdcli.cache.hdf5_index import write_index
 
         with Claims(store.layout).alone("index"):  # one that was begun before must not come after
             write_index(newest(plan.root))
