@@ -66,7 +66,7 @@ _CACHE: tuple[tuple[str, Source | str, Body], ...] = (
 
 app = program(
     "kd",
-    "Distil image models: teachers run once, what they said is cached, students are served from it.",
+    "Distil image models: teachers run once, their outputs are cached, students learn from the cache.",
     __version__,
     [
         *(Command(*each, complete) for each in _PIPELINE),
