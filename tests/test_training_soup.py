@@ -276,5 +276,5 @@ def test_the_command_prints_the_soup_and_refuses_plainly(
     assert document["test"]["images"] == 9
     kd("soup", *runs, "--out", out).refused(24, "another soup")
     kd("soup", runs[0], place.root / "nothing", "--out", out).refused(11, "no export")
-    kd("soup", *runs, "--weights", "a,b", "--out", out).refused(2, "--weights a,b")
+    kd("soup", *runs, "--weights", "a,b", "--out", out).refused(2, "--weights a: ", "--weights b: ")
     kd("soup", runs[0], "--out", out).refused(2, "two students or more")
