@@ -12,7 +12,7 @@ from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, final
 
-from kdcli.errors import NotFoundError, UsageError, nearest
+from kdcli.errors import BadDataError, NotFoundError, UsageError, nearest
 
 _PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
@@ -43,16 +43,22 @@ def load_object(path: str) -> Any:
 
     Raises:
         NotFoundError: there is no such module, or it has no such object.
+        BadDataError: the module cannot be imported.
     """
     module_name, _, attributes = path.partition(":")
     try:
         found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the module is there, and what it needs is not: its own traceback says more
         raise NotFoundError(
             f"{path}: there is no module {error.name}",
             "Install its package, or add its folder to PYTHONPATH.",
+        ) from error
+    except Exception as error:  # what runs at import is a stranger's
+        if module_name.partition(".")[0] == __package__:
+            raise
+        raise BadDataError(
+            f"{path}: importing {module_name} failed: {type(error).__name__}: {error}",
+            f'Correct it; this shows where: python -c "import {module_name}"',
         ) from error
     for attribute in attributes.split("."):
         try:
@@ -78,6 +84,8 @@ class Registry(Mapping[str, Any]):
 
     def __init__(self, kind: str, group: str, built_in: Mapping[str, str], type_: str | None = None) -> None:
         self.kind, self.group, self._built_in, self._type = kind, group, dict(built_in), type_
+        self.strangers: list[str] = []
+        """Paths of other packages' entries that were used: what goes wrong may be theirs."""
 
     @cached_property
     def _installed(self) -> dict[str, EntryPoint]:
@@ -110,6 +118,7 @@ class Registry(Mapping[str, Any]):
         if not is_object_path(path):
             raise KeyError(name)
         found = load_object(path)
+        self.strangers.append(path)
         if self._type is not None and not isinstance(found, load_object(self._type)):
             raise UsageError(
                 f"{path} is no {self.kind}, but a {type(found).__name__}",

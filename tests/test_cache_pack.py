@@ -501,7 +501,7 @@ def test_the_commands_refuse_with_their_codes(kd: Kd, cache: Path) -> None:
     kd("cache", "pack", cache, "--to", "q.h5", "--compress", "zstd").refused(2, "plug-in", "gzip")
     kd("cache", "pack", "none.kd", "--to", "q.h5").refused(20, "does not exist")
     kd("cache", "pack", cache, "--to", "q.h5", "--teacher", "x").refused(11, "no teacher 'x'")
-    kd("cache", "unpack", "p.h5", "--to", "u.kd", "--backend", "parquet").refused(2, "zarr and hdf5")
+    kd("cache", "unpack", "p.h5", "--to", "u.kd", "--backend", "parquet").refused(2, "zarr, hdf5")
     kd("cache", "unpack", "nope.h5", "--to", "u.kd").refused(32, "nope.h5")
     flip(cache / "data.zarr/teachers/t/logits/c.1.0.0", 17)
     kd("cache", "pack", cache, "--to", "q.h5").refused(22, "c.1.0.0", "kd cache repair")

@@ -211,7 +211,7 @@ def test_watching_redraws_on_a_terminal(tmp_path: Path) -> None:
 def test_diff_exits_0_for_the_same_and_21_for_another(kd: Kd, caches: Path) -> None:
     tools.fill(caches / "other.kd", ("t", "u"), backend="hdf5")
     same = kd("cache", "diff", "whole.kd", "other.kd")
-    assert (same.code, same.err) == (0, "whole.kd and other.kd say the same\n")
+    assert (same.code, same.err) == (0, "whole.kd and other.kd hold the same values\n")
     assert [line.split("  ")[0] for line in same.out.splitlines()] == [
         "what", "stored: cache_id", "stored: backend",
     ]  # fmt: skip

@@ -650,7 +650,7 @@ MISTAKES: list[tuple[str, dict[str, str | None], int, tuple[str, ...]]] = [
     ("train-student", {"DATA": "nowhere"}, 11, ("nowhere",)),
     ("train-student", {"DATA": "empty", "--cache": None}, 12, ("no images in",)),
     ("train-student", {"DATA": "broken", "--cache": None, "--workers": "0"}, 12, ("class0/000.png",)),
-    ("train-student", {"DATA": "images@labels=none"}, 12, ("no labels", "--method consolidation")),
+    ("train-student", {"DATA": "images@labels=none"}, 12, ("no labels", "kd methods")),
     ("train-student", {"--test": "images@labels=none"}, 12, ("--test images@labels=none has no labels",)),
     ("rank-sources", {"--data": "images@labels=none"}, 12, ("no labels",)),
     ("eval-probe", {"DATA": "images@labels=none"}, 12, ("images@labels=none has no labels",)),

@@ -10,7 +10,7 @@ from kdcli.errors import ConfigError, UsageError
 from kdcli.options.grids import c_values
 from kdcli.options.resolving import resolve
 from kdcli.probing.config import ProbeConfig
-from kdcli.probing.protocols import C_GRID
+from kdcli.probing.solver import C_GRID
 
 DATA = {"data": "a", "test": "b"}
 

@@ -184,7 +184,7 @@ def test_only_the_first_process_speaks_and_all_have_the_result(pair: Pair) -> No
 
 
 def test_a_run_of_two_processes_does_not_go_on_alone(pair: Pair) -> None:
-    with pytest.raises(OutputExistsError, match="processes was 2, is None"):
+    with pytest.raises(OutputExistsError, match="processes was 2, is 1"):
         train_student(pair.configs["whole"])
 
 

@@ -17,7 +17,7 @@ from test_training_run import same_student, timeless
 from training_place import STUDENT, Place, make_place
 
 from kdcli.console import console
-from kdcli.data.sources import ImageData
+from kdcli.data.folder import FolderSource
 from kdcli.errors import DeviceError, DivergedError, KdError, OutputExistsError, StoppedEarly, UsageError
 from kdcli.runtime import StopFlag
 from kdcli.training import fit as fitting
@@ -142,13 +142,13 @@ def test_half_precision_is_shared_too(place: Place) -> None:
 def test_each_image_is_decoded_once_a_step_for_all_students(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, count = ImageData.decode, [0]
+    real, count = FolderSource.decode, [0]
 
-    def counted(self: ImageData, row: int, encoded: bytes) -> Any:
+    def counted(self: FolderSource, key: str, encoded: bytes) -> Any:
         count[0] += 1
-        return real(self, row, encoded)
+        return real(self, key, encoded)
 
-    monkeypatch.setattr(ImageData, "decode", counted)
+    monkeypatch.setattr(FolderSource, "decode", counted)
     train_student(place.config("counted", test=place.test, cache=(place.cache,)))
     alone, count[0] = count[0], 0
     sweep(place, "counted-all", DIFFERENT)

@@ -66,7 +66,7 @@ _CACHE: tuple[tuple[str, Source | str, Body], ...] = (
 
 app = program(
     "kd",
-    "Distil image models: teachers run once, what they said is cached, students are served from it.",
+    "Distil image models: teachers run once, their outputs are cached, students learn from the cache.",
     __version__,
     [
         *(Command(*each, complete) for each in _PIPELINE),
@@ -128,7 +128,8 @@ def _report(error: Exception, as_json: bool) -> int:
     if known is None:
         console.traceback(error)
         known = KdError(
-            f"{type(error).__name__}: {error}", "This is a bug in kd: please report it with the lines above."
+            f"{type(error).__name__}: {error}",
+            f"This is a bug in {_whose()}: please report it with the lines above, which say where.",
         )
     if not known.told:
         console.error(known.message, known.hint)
@@ -138,6 +139,14 @@ def _report(error: Exception, as_json: bool) -> int:
         except BrokenPipeError:  # nobody reads it any more; the exit code still says what happened
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return known.exit_code
+
+
+def _whose() -> str:
+    """Whose bug it may be: kd's, or that of a method, metric, source or model of another package."""
+    from kdcli.registry import METHODS, METRICS, MODELS, SOURCES
+
+    used = dict.fromkeys(path for each in (METHODS, METRICS, SOURCES, MODELS) for path in each.strangers)
+    return " or ".join([*used, "kd"])
 
 
 def _translate(error: Exception) -> KdError | None:

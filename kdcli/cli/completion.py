@@ -31,6 +31,12 @@ def _methods(_given: Given) -> Iterable[str]:
     return METHODS
 
 
+def _metrics(_given: Given) -> Iterable[str]:
+    from kdcli.registry import METRICS
+
+    return (*METRICS, "all")
+
+
 def _teachers(given: Given) -> Iterable[str]:
     """Names in the caches that the line names, from their records."""
     caches = given.get("cache") or ()
@@ -62,6 +68,7 @@ def _recipes(_given: Given) -> Iterable[str]:
 _WORDS: Mapping[str, Callable[[Given], Iterable[str]]] = {
     "device": _devices,
     "method": _methods,
+    "metric": _metrics,
     "model": _models,
     "output": lambda _: ("logits", "features", "topk:", "maps:"),
     "recipe": _recipes,

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def fuse_teachers(config: "FuseConfig", common: "Common") -> None:
-    """Train a joint teacher on what cached teachers said (P4).
+    """Train a joint teacher on cached teachers (P4).
 
     No image is read. The result is a teacher, kd-fused:OUT.
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def cache_teachers(config: "CacheConfig", common: "Common") -> None:
-    """Run teachers once over a data set and cache what they say.
+    """Run teachers once over a data set and cache their outputs.
 
     \b
     Examples:

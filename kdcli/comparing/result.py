@@ -203,7 +203,8 @@ class MethodSummary:
         parts = declared(self)
         whole, students = parts.pop("whole"), parts.pop("by_student")
         method, success = parts.pop("method"), parts.pop("success_rate_median")
-        flat = [{**each, **each.pop("group")} for each in students]
+        groups = [each.pop("group") for each in students]
+        flat = [{**each, **group} for each, group in zip(students, groups, strict=True)]
         return {"method": method, "success_rate_median": success, **whole, **parts, "by_student": flat}
 
 

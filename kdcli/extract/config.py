@@ -118,4 +118,4 @@ def _outputs(words: tuple[str, ...]) -> tuple[Output, ...]:
     try:
         return parse_keep(words)
     except UsageError as error:
-        raise ValueError(f"{error.message} {error.hint}") from error
+        raise ValueError(f"{error.message}. {error.hint}") from error

@@ -1,4 +1,4 @@
-"""P4's joint teacher: what sits on top of several frozen teachers and fuses what they say.
+"""P4's joint teacher: what sits on top of several frozen teachers and fuses their outputs.
 
 Iordache et al., Multi-Level Feature Distillation of Joint Teachers Trained on Distinct Image Datasets,
 Eq. (1), Eq. (2) and section 4.5; widths, order of layers and dropout as in the authors' released code.

@@ -155,7 +155,7 @@ def _explain(kind: type[StepConfig], item: Any, origin: Mapping[str, str]) -> st
             allowed = item["ctx"]["expected"]
             choices = [choice.strip("' ") for choice in allowed.replace(" or ", ",").split(",")]
             return f"{name} {value}: must be one of {', '.join(choices)}.{nearest(str(value), choices)}"
-        case "value_error" if not key:  # of the options together: the message names them
+        case "value_error" if not key or str(item["ctx"]["error"]).startswith("--"):  # the message names them
             return str(item["ctx"]["error"])
         case "value_error":
             return f"{name} {value}: {item['ctx']['error']}"

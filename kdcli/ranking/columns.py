@@ -6,7 +6,7 @@ from typing import final
 import numpy as np
 from jaxtyping import Float, Float64
 
-from kdcli.errors import UsageError, nearest
+from kdcli.errors import BadDataError, KdError, UsageError, nearest
 from kdcli.metrics.base import Metric, On
 from kdcli.metrics.checks import check_finite
 from kdcli.metrics.targets import Targets
@@ -83,7 +83,18 @@ def score(column: Column, stored: Float[np.ndarray, "n d"], targets: Targets) ->
         BadDataError: the score would be undefined; the message names the cause.
     """
     check_finite(stored, targets.row_name)
-    return column.metric(softmax(stored) if column.on == "pseudo" else stored, targets)
+    values = softmax(stored) if column.on == "pseudo" else stored
+    if not METRICS.strangers:
+        return column.metric(values, targets)
+    try:
+        return float(column.metric(values, targets))
+    except KdError:
+        raise
+    except Exception as error:  # a stranger's metric may raise, or give, anything
+        raise BadDataError(
+            f"the metric {column.metric.name} failed: {type(error).__name__}: {error}",
+            "Correct it, or choose one that kd brings.",
+        ) from error
 
 
 def softmax(logits: Float[np.ndarray, "n c"]) -> Float64[np.ndarray, "n c"]:

@@ -5,9 +5,10 @@ from typing import Any, ClassVar, Literal, final
 
 from pydantic import field_validator, model_validator
 
+from kdcli.errors import nearest
 from kdcli.options.common import CachesOption, DataRootOption, PartialOption, SeedOption, VerifyOption
 from kdcli.options.fields import option
-from kdcli.registry import METRICS
+from kdcli.registry import METRICS, is_object_path
 
 
 @final
@@ -75,8 +76,9 @@ class RankConfig(CachesOption, DataRootOption, PartialOption, SeedOption, Verify
     @field_validator("metric")
     @classmethod
     def _known_metric(cls, name: str) -> str:
-        if name != "all":
-            METRICS.find(name)
+        if name not in ("all", *METRICS) and not is_object_path(name):
+            near = nearest(name, (*METRICS, "all"))
+            raise ValueError(f"must be one of {', '.join(METRICS)}, all, or pkg.mod:OBJECT.{near}")
         return name
 
     @model_validator(mode="before")

@@ -10,7 +10,7 @@ from kdcli.cache.provenance import TeacherRecord
 from kdcli.console import console
 from kdcli.data.sources import ImageData
 from kdcli.errors import BadDataError
-from kdcli.methods.base import Method
+from kdcli.methods.base import Method, method_names
 from kdcli.models.spec import Model
 from kdcli.training.teachers import Teachers
 
@@ -86,9 +86,8 @@ def columns_of(method: Method, teachers: Teachers | None, classes: Classes) -> d
             raise BadDataError(
                 f"teacher '{record.name}' tells apart {record.num_classes} classes and the data {count}"
                 f"{_first_difference(theirs, names)}; {method.name} needs the same ones",
-                "Fine-tune the teacher's classifier on this data first (kd train-student DATA --student SPEC "
-                "--freeze backbone, on labels alone) and cache its export, or use a method whose heads are the "
-                "teachers'; see kd methods.",
+                f"Fine-tune the teacher's classifier on this data first ({_fine_tuning()}) and cache its export, or "
+                "use a method whose heads are the teachers'; see kd methods.",
             )
         if theirs is None and names is not None:
             console.warn(
@@ -112,9 +111,15 @@ def require_own_classes(method: str, model: Model, classes: Classes) -> None:
     raise BadDataError(
         f"the student {model.spec} tells apart {model.num_classes} classes and the data {count}"
         f"{_first_difference(own, names)}; {method} goes on from its classifier",
-        "Train its classifier on this data first (kd train-student DATA --student SPEC --freeze backbone, on labels "
-        "alone), then start from that: --student local-dir:RUN/export",
+        f"Train its classifier on this data first ({_fine_tuning()}), then start from that: "
+        "--student local-dir:RUN/export",
     )
+
+
+def _fine_tuning() -> str:
+    """The command that trains a classifier on labels alone."""
+    (labels_only,) = method_names("only_labels")[:1]
+    return f"kd train-student DATA --student SPEC --method {labels_only} --freeze backbone"
 
 
 def _first_difference(theirs: tuple[str, ...] | None, ours: tuple[str, ...] | None) -> str:

@@ -19,7 +19,7 @@ def verify(config: "VerifyConfig", common: "Common") -> int | None:
 
     Finds flipped bits, cut, lost and foreign files, and names array, block, view and rows; what is not
     written yet is said, and is no damage. Nothing is written. Exits with 22 when something is damaged, with
-    --live also with 21 when a teacher does not say what is cached.
+    --live also with 21 when a teacher gives other outputs than those cached.
 
     \b
     Examples:

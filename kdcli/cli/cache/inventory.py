@@ -205,7 +205,7 @@ def _redraw(lines: list[str], before: int) -> int:
 def diff(config: "DiffConfig", common: "Common") -> int:
     """Say what differs between two caches.
 
-    Exits with 0 when both say the same, with 21 when they differ. How they are stored (backend, block rows,
+    Exits with 0 when both hold the same values, with 21 when they differ. How they are stored (backend, block rows,
     ids, where the images were) is told but is no difference. Values are read only where recorded checksums
     do not settle it.
 
@@ -221,7 +221,7 @@ def diff(config: "DiffConfig", common: "Common") -> int:
         console.document(found.document())
     else:
         console.table(["what", "A", "B"], _differences(found))
-        console.note(f"{config.a} and {config.b} {'say the same' if found.equal else 'differ'}")
+        console.note(f"{config.a} and {config.b} {'hold the same values' if found.equal else 'differ'}")
     return 0 if found.equal else IdentityError.exit_code
 
 
