@@ -130,7 +130,7 @@ def test_a_reader_that_goes_away_is_141_without_a_word() -> None:
 
 def test_a_reader_that_takes_one_line_gets_it_quietly() -> None:
     done = subprocess.run(
-        ["bash", "-c", '"$@" | head -1; exit "${PIPESTATUS[0]}"', "bash", *module("methods")],
+        ["bash", "-c", '"$@" | head -1; exit "${PIPESTATUS[0]}"', "bash", *module("methods", "--quiet")],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode in (0, 141)
