@@ -35,6 +35,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("slow")
 
 
+@pytest.fixture(autouse=True)
+def narrating() -> None:
+    """A command that a test runs in this process, maybe with --quiet, must not silence the next test."""
+    from kdcli.console import console
+
+    console.quiet = console.verbose = console.silent = False
+
+
 @dataclass(frozen=True)
 class Shell:
     """What one run of ``kd`` left behind."""

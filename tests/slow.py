@@ -8,7 +8,7 @@ import re
 import sys
 from pathlib import Path
 
-BUDGET = 150.0
+BUDGET = 80.0
 LIST = Path(__file__).with_name("slow.txt")
 _LINE = re.compile(r"\s*([\d.]+)s (?:call|setup|teardown)\s+tests/(\S+?::[^\[\s]+)")
 
