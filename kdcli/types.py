@@ -11,6 +11,8 @@ log-probabilities of the label and of the most probable class (kept beside logit
 FloatName = Literal["float16", "float32"]
 AmpName = Literal["off", "bf16", "fp16"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+CropMode = Literal["center", "squash", "border"]
+"""timm's three ways to fit an image to an input: cut the middle out, squeeze it, or pad it."""
 
 
 @final
@@ -62,6 +64,7 @@ class Preprocess:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     crop_fraction: float
+    crop_mode: CropMode = "center"
 
     def document(self) -> dict[str, Any]:
         """The declared preprocessing as JSON, without ``crop_fraction`` (a property of views)."""
