@@ -1,3 +1,4 @@
+import copy
 import json
 import os
 import signal
@@ -33,15 +34,17 @@ from kdcli.methods.batch import Batch
 from kdcli.methods.weighted import WeightedDistillation
 from kdcli.models.spec import open_model
 from kdcli.models.student import StudentOutput
+from kdcli.models.teacher import normalise
 from kdcli.options.resolving import command_line
 from kdcli.training.batches import feed_of, make_loader, render_of
 from kdcli.training.config import StudentConfig
-from kdcli.training.engine import Engine
+from kdcli.training.engine import Engine, make_accelerator
 from kdcli.training.plan import Plan
 from kdcli.training.replay import Recording
 from kdcli.training.resident import DeviceFed, DeviceRows
 from kdcli.training.resolve import make_plan
 from kdcli.training.samplers import StreamOrder, order_of, ratio_shares
+from kdcli.training.student import build_student
 from kdcli.training.train import train_student
 from kdcli.types import Preprocess
 
@@ -402,6 +405,47 @@ def test_one_batch_of_every_set_a_step(place: Place) -> None:
                 turns.append(int(batch.turn[row]))
     assert sorted(shown) == list(range(24))
     assert set(turns) == {2, 3}  # 12 images against 24: passes 0 and 1 were in epoch 0
+
+
+@pytest.mark.parametrize(("bn", "space"), [("train", "separate"), ("frozen", "separate"), ("train", "joint")])
+def test_a_step_is_that_of_a_plain_loop_over_the_sets(place: Place, bn: Any, space: Any) -> None:
+    plan = make_plan(several(place, "x", bn=bn, label_space=space, image_size=32, clip_norm=1e9))
+    built = build_student(plan)
+    plain, heads = copy.deepcopy(built.model.network.plain), copy.deepcopy(built.student.heads)
+    plain.train(bn == "train")
+    batch = next(iter(batches_of(plan, {}, epoch=1)))
+    parts = batch.part
+    assert parts is not None
+    images = normalise(batch.pixels, built.model.preprocess)
+    rows = [parts >= 0] if space == "joint" else [parts == number for number in range(2)]
+    losses = []
+    for own, head in zip(
+        rows, heads.values(), strict=True
+    ):  # P4: forward a batch of every set, add up gradients
+        features = plain.forward_head(plain.forward_features(images[own]), pre_logits=True)
+        logits = (plain.get_classifier() if head is heads["label"] else head)(features)
+        loss = functional.cross_entropy(logits, batch.labels[own])
+        loss.backward()
+        losses.append(loss.item())
+    engine = Engine(built, plan.settings, 10, make_accelerator("cpu", "off"))
+    values = engine.step(batch, 0)
+    assert values["loss"] == pytest.approx(sum(losses), rel=1e-5)
+    found = dict(built.model.network.plain.named_parameters())
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(found[name].grad, parameter.grad, rtol=1e-3, atol=1e-5, msg=name)
+    buffers = dict(built.model.network.plain.named_buffers())
+    for name, buffer in plain.named_buffers():  # BatchNorm saw one set after the other
+        torch.testing.assert_close(buffers[name], buffer, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_a_joint_batch_mixes_the_sets_by_their_sizes(place: Place) -> None:
+    plan = make_plan(several(place, "x", label_space="joint", batch_size=9))
+    shown = []
+    for batch in batches_of(plan, {}):
+        assert batch.part is not None
+        assert batch.part.bincount().tolist() == [6, 3]  # 24 and 12 images
+        shown += batch.index.tolist()
+    assert sorted(shown) == list(range(36))
 
 
 def test_multi_task_gives_each_set_its_head_and_its_test(place: Place) -> None:

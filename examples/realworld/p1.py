@@ -137,7 +137,7 @@ def train_teachers(study: Study) -> None:
     plan, folder = study.plan, study.folder
     sets = [f"{name}={study.taught(name)}" for name in ("fashion", "latin", "greek", "mnist")]
     kd("train-student", *sets, "--method", "multi-task", "--label-space", "joint", "--out", folder / "generalist",
-       *NETWORK, *CLASSIC, "--lr", 3e-3, "--batch-size", 16, "--epochs", plan.generalist_epochs)  # fmt: skip
+       *NETWORK, *CLASSIC, "--lr", 3e-3, "--batch-size", 64, "--epochs", plan.generalist_epochs)  # fmt: skip
     kd("train-student", study.taught("georgian"), "--method", "labels-only", "--out", folder / "expert",
        "--init", f"local-dir:{folder / 'generalist' / 'export'}", *NETWORK, *CLASSIC, "--lr", 2e-3,
        "--batch-size", 32, "--epochs", plan.expert_epochs, "--test", study.taught("georgian", "test"))  # fmt: skip

@@ -247,6 +247,10 @@ class Objective(nn.Module, ABC):
         """
         return {}
 
+    def apart(self) -> bool:
+        """Whether the batches of a step (:attr:`Batch.part`) are mixed by no layer, BatchNorm included."""
+        return False
+
     def notes(self) -> tuple[str, ...]:
         """Lines that a run says at its start about what was made to fit the student."""
         return ()

@@ -3,11 +3,15 @@
     multi-task:      L = sum_i CE(head i, labels of set i)
     replay-oracle:   L = lambda_0 softCE(head 0, generalist; T) over the proxy + sum_i lambda_i CE(head i, set i)
 
-* One batch of every data set a step, one forward pass over all of them (P1 freezes BatchNorm statistics);
-  each term is a mean over its own set. P1 prints no weights: they are 1 for multi-task, as P4 adds up the
-  losses of its heads, and P1's pair (lambda_0 = 1, lambda_i = (2 - lambda_0) / N) for the replay oracle.
+* One batch of every data set a step; each term is a mean over its own set. Where BatchNorm statistics train, the
+  batches go through the network one after the other and their gradients are added up (P4 section 4.2, multi-head:
+  "sequentially forwarding a batch from every dataset"); frozen ones (P1) mix nothing, so there it is one forward pass.
+  P1 prints no weights: they are 1 for multi-task ("equally weighted", P4; its code writes 0.33), and P1's pair
+  (lambda_0 = 1, lambda_i = (2 - lambda_0) / N) for the replay oracle.
 * The head of the first set is the network's own classifier, the one that is exported. With one label space
-  over the union of all classes there is no other.
+  over the union of all classes there is no other; then a step is one batch of images of all sets, in proportion to
+  their sizes, and the loss its mean (P4 section 4.2, joint-head: "a mixture of images from all the available
+  datasets").
 * The replay oracle is OURS, for generalists whose data cannot be had: the generalist's outputs for the
   proxy stand for its labels. It still sees the experts' own images, so it is an oracle, not a competitor.
 * Numbers: those of P1's consolidation.
@@ -47,7 +51,7 @@ class MultiTask(Objective):
     def __init__(self, classes: Mapping[str, int], joint: bool = False, label_smoothing: float = 0.0) -> None:
         super().__init__()
         self._smoothing = label_smoothing
-        self._heads = _heads(classes, joint)
+        self._heads, self._joint = _heads(classes, joint), joint
         self._classes = {} if joint else dict(list(classes.items())[1:])
 
     def heads(self) -> dict[str, int]:
@@ -58,8 +62,16 @@ class MultiTask(Objective):
         """All of them."""
         return tuple(dict.fromkeys(self._heads.values()))
 
+    def apart(self) -> bool:
+        """Where each set has a head of its own."""
+        return not self._joint
+
     def forward(self, student: StudentOutput, teacher: TeacherOutputs, batch: Batch) -> dict[str, Tensor]:
-        """The sum of the sets' cross-entropies; one part ``label/SET`` each."""
+        """The sum of the sets' cross-entropies, one part ``label/SET`` each; of one head the mean, ``label``."""
+        if self._joint:
+            logits, count = student.logits[LABEL_HEAD], batch.count("labelled")
+            loss = label_cross_entropy(logits, batch.labels, batch.mixed, self._smoothing, count)
+            return {"loss": loss, "label": loss.detach()}
         parts = {
             f"label/{name}": _set_cross_entropy(student.logits[head], batch, number, self._smoothing)
             for number, (name, head) in enumerate(self._heads.items())
@@ -105,6 +117,10 @@ class ReplayOracle(Objective):
     def reads(self) -> dict[str, tuple[str, ...]]:
         """Logits of the generalist."""
         return {self._generalist: ("logits",)}
+
+    def apart(self) -> bool:
+        """Each set has a head of its own."""
+        return True
 
     def forward(self, student: StudentOutput, teacher: TeacherOutputs, batch: Batch) -> dict[str, Tensor]:
         """Parts ``distill/GENERALIST`` and one ``label/SET`` per labelled set."""

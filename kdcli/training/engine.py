@@ -13,6 +13,7 @@ from typing import Any, final
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from jaxtyping import Float
 from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]  # timm does not declare it
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
@@ -81,6 +82,27 @@ def make_optimizer(student: Student, objective: Objective, settings: Settings) -
 
 
 @final
+class OneByOne(nn.Module):
+    """A student that the batches of a step go through one after the other: BatchNorm averages over each alone.
+
+    Args:
+        student: without taps.
+    """
+
+    def __init__(self, student: Student) -> None:
+        super().__init__()
+        self.student = student
+
+    def forward(
+        self, images: Float[Tensor, "b 3 h w"], heads: Sequence[str], sizes: Sequence[int]
+    ) -> StudentOutput:
+        """The outputs of all, joined again; ``sizes`` are the batches' numbers of images, in their order."""
+        outputs: list[StudentOutput] = [self.student(batch, heads) for batch in torch.split(images, list(sizes))]
+        logits = {head: torch.cat([output.logits[head] for output in outputs]) for head in heads}
+        return StudentOutput(torch.cat([output.features for output in outputs]), logits)
+
+
+@final
 class Engine:
     """A student, what it learns from, and one step of it.
 
@@ -123,8 +145,11 @@ class Engine:
         if self.ranks.world > 1:
             for parameter in self._without_gradient():  # torch would wait for them in every step
                 parameter.requires_grad_(False)
+        # With frozen statistics an image's output does not depend on the others: one forward is as good, and faster.
+        self._apart = self.objective.apart() and settings.bn == "train"
+        network = OneByOne(self.student) if self._apart else self.student
         self._student: Any
-        self._student, self._optimizer = accelerator.prepare(self.student, optimizer)
+        self._student, self._optimizer = accelerator.prepare(network, optimizer)
         if compiled:
             require_compiler(accelerator.device)
             self._student = torch.compile(self._student)
@@ -235,7 +260,13 @@ class Engine:
             output = self._student(None, self._heads, self._lower.maps(batch.teacher))
             return output, batch.teacher
         images = normalise(batch.pixels, self.preprocess)
-        output = self._student(images, self._heads, **({"taps": self._taps} if self._taps else {}))
+        if self._apart and batch.part is not None:
+            sizes = [
+                size for size in batch.part.bincount().tolist() if size
+            ]  # rows are in the order of the parts
+            output = self._student(images, self._heads, sizes)
+        else:
+            output = self._student(images, self._heads, **({"taps": self._taps} if self._taps else {}))
         live = {name: network(images, batch.labels) for name, network in self._live.items()}
         return output, {**batch.teacher, **live}
 

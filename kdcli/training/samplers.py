@@ -8,6 +8,7 @@ and in fresh views. Where a stream is in its passes follows from the epoch and t
 seed, stream, pass): nothing is remembered.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -172,7 +173,7 @@ class StreamOrder(Order):
         self._members = tuple(members)
         self._seed, self._rank, self._world = seed, rank, world
         if min(shares) < world:
-            _refuse(shares)
+            _refuse(shares, world)
         longest = int(np.argmax([len(own) / share for own, share in zip(members, shares, strict=True)]))
         size = len(members[longest])
         super().__init__(-(-size // int(shares[longest])))
@@ -181,7 +182,7 @@ class StreamOrder(Order):
         ratios = [share / shares[longest] for share in shares]
         self._edges = tuple(np.rint(edges * ratio).astype(np.int64) for ratio in ratios)
         if min(int(np.diff(own).min()) for own in self._edges) < world:
-            _refuse(shares)
+            _refuse(shares, world)
 
     def __iter__(self) -> Iterator[tuple[Portion, ...]]:
         cursors = [_Stream(own, self._seed, number) for number, own in enumerate(self._members)]
@@ -194,10 +195,11 @@ class StreamOrder(Order):
             yield tuple(portions)
 
 
-def _refuse(shares: Sequence[float]) -> NoReturn:
+def _refuse(shares: Sequence[float], world: int) -> NoReturn:
+    room = math.ceil(2 * world * sum(shares) / min(shares))  # twice: a step may have one image less
     raise UsageError(
         f"a step of {sum(shares):g} images has no room for every kind of them in this proportion",
-        "Raise --batch-size, or choose an --unlabelled-ratio nearer to 1.",
+        f"Raise --batch-size (to {room}), or choose an --unlabelled-ratio nearer to 1, or data sets of nearer size.",
     )
 
 
@@ -238,12 +240,18 @@ def order_of(plan: Plan, rank: int = 0, world: int = 1) -> Order:
     numbers, seed = plan.settings, plan.config.data_seed
     if plan.sets:
         members = [np.arange(len(each.data)) for each in plan.sets]
-        return StreamOrder(members, [numbers.batch_size] * len(members), seed, rank, world)
+        return StreamOrder(members, set_shares(plan), seed, rank, world)
     if plan.split:
         shares = ratio_shares(numbers.batch_size, plan.unlabelled_ratio or 1.0)
         return StreamOrder(_split(plan), shares, seed, rank, world)
     labels = plan.data.labels if plan.method.needs.labels else np.zeros(len(plan.data), np.int64)
     return EpochOrder(labels, numbers.batch_size, seed, rank, world, numbers.accumulate)
+
+
+def set_shares(plan: Plan) -> list[float]:
+    """Images of each data set in a step: a whole batch; in one label space a batch is of all, by their sizes."""
+    sizes, batch_size = [len(each.data) for each in plan.sets], plan.settings.batch_size
+    return [batch_size * size / sum(sizes) if plan.joint else batch_size for size in sizes]
 
 
 def ratio_shares(batch_size: int, ratio: float) -> tuple[float, float]:

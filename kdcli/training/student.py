@@ -99,7 +99,8 @@ def draw_xavier(network: nn.Module) -> None:
 
 def _require_pieces(plan: Plan, student: Student) -> None:
     """Refuse steps of which some process, or some piece of --accumulate, has too few images."""
-    images, numbers = len(plan.data), plan.settings
+    sizes, numbers = [len(each.data) for each in plan.sets] or [len(plan.data)], plan.settings
+    images = sum(sizes) if plan.joint else max(sizes)
     step = images // -(-images // numbers.batch_size)  # batches are of equal size up to one image
     pieces = numbers.accumulate * plan.processes
     least = 2 if numbers.bn == "train" and _has_batchnorm(student) else 1

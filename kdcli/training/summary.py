@@ -22,7 +22,7 @@ def tell_built(built: Built, prefix: str = "") -> None:
 def _lines(plan: Plan) -> list[str]:
     config, numbers = plan.config, plan.settings
     backbone_lr = numbers.lr * numbers.backbone_lr_scale
-    each = " of every data set" if plan.sets else ""
+    each = (" mixed of all" if plan.joint else " of every data set") if plan.sets else ""
     lines = [
         f"student {config.student}, started from {plan.init}; {len(plan.data)} images of {config.first_data}",
         *_streams(plan),
