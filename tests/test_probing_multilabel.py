@@ -10,14 +10,14 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
 from kdcli.console import console
+from kdcli.data.multilabel import split_labels
 from kdcli.errors import BadDataError
+from kdcli.metrics.average_precision import average_precisions
 from kdcli.probing.multilabel import (
     _Exact,
-    average_precisions,
     check_labels,
     multi_label_draws,
     random_draws,
-    split_labels,
 )
 from kdcli.probing.protocols import Drawn
 from kdcli.probing.solver import Linear

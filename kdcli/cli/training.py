@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from kdcli.training.config import StudentConfig
     from kdcli.types import Ranking
 
+TOPS = ("top1", "top5")
+"""Columns where nothing was tested."""
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -136,24 +139,25 @@ def train_student(config: "StudentConfig | Sweep", common: "Common") -> None:
         return
     tests = result.get("tests") or {"": result["test"] or {}}
     several = bool(result.get("tests"))
+    names = tuple(next(iter(tests.values()))) or TOPS
     rows = [
         [
             result["method"],
             *([name] if several else []),
             result["epochs"],
-            *_tops(scores),
+            *_shown(scores, names),
             f"{result['seconds']:.1f}",
             result["out"],
         ]
         for name, scores in tests.items()
     ]
     set_column = ["set"] if several else []
-    console.table(["method", *set_column, "epochs", "top1", "top5", "seconds", "out"], rows)
+    console.table(["method", *set_column, "epochs", *names, "seconds", "out"], rows)
     _print_stages(result.get("stages") or [])
 
 
-def _tops(scores: Mapping[str, float]) -> list[str]:
-    return [fraction(scores.get(name)) for name in ("top1", "top5")]
+def _shown(scores: Mapping[str, float], names: Sequence[str]) -> list[str]:
+    return [fraction(scores.get(name)) for name in names]
 
 
 def _print_stages(stages: Sequence[Mapping[str, Any]]) -> None:
@@ -188,15 +192,23 @@ def _train_sweep(sweep: Sweep, common: "Common") -> None:
     result = step(sweep.out, sweep.students, rankings)
     failure = result.failure()
     if not common.as_json:
+        names = next((tuple(one.test) for one in result.students.values() if one.test), TOPS)
         rows = [
-            [name, one.method, one.details["student"], *_tops(one.test or {}), f"{one.seconds:.1f}", one.out]
+            [
+                name,
+                one.method,
+                one.details["student"],
+                *_shown(one.test or {}, names),
+                f"{one.seconds:.1f}",
+                one.out,
+            ]
             for name, one in result.students.items()
         ]
         for name in result.diverged:
             config = sweep.students[name]
-            lost = [name, config.method, config.student, "diverged", "-", "-", str(config.out.absolute())]
-            rows.append(lost)
-        console.table(["name", "method", "student", "top1", "top5", "seconds", "out"], rows)
+            lost = ["diverged", *["-"] * len(names)]
+            rows.append([name, config.method, config.student, *lost, str(config.out.absolute())])
+        console.table(["name", "method", "student", *names, "seconds", "out"], rows)
     elif failure is None:
         console.document(result.document())
     if failure is not None:

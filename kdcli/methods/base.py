@@ -17,7 +17,7 @@ from kdcli.data.views import ViewSet
 from kdcli.methods.batch import Batch, TeacherOutputs
 from kdcli.methods.options import GeneralistOptions, MethodOptions, StreamOptions
 from kdcli.models.spec import Model
-from kdcli.models.student import StudentOutput
+from kdcli.models.student import LABEL_HEAD, StudentOutput
 from kdcli.registry import METHODS
 from kdcli.types import OutputKind, Ranking
 
@@ -38,6 +38,7 @@ class Needs:
             learns from their logits.
         frozen: whether it compares with the student as it was before training.
         largest: whether, of the logits, a teacher's K largest will do where not all of them are cached.
+        several_labels: whether images may have several: only ``losses.label_loss`` sees them and their head's logits.
     """
 
     kinds: frozenset[OutputKind] = frozenset()
@@ -49,11 +50,12 @@ class Needs:
     classes: bool = False
     frozen: bool = False
     largest: bool = False
+    several_labels: bool = False
 
     @property
     def only_labels(self) -> bool:
         """Whether nothing else is learnt from: the baseline that teachers are compared with."""
-        return self == Needs(labels=True)
+        return self == Needs(labels=True, several_labels=self.several_labels)
 
     @property
     def only_features(self) -> bool:
@@ -176,6 +178,7 @@ class Setup:
         classes: how many the student's own classifier tells apart.
         columns: of each teacher that orders the same classes in another way, its number of each of them.
         split: whether some images are unlabelled; only then a distillation term may leave out the others.
+        labels: how many classes, or labels, the labels of the data tell apart.
         sets: class count of each data set, in the order in which they were given; empty where there is one.
         origin: what the student starts as.
         steps: of the whole training; 0 while it is checked.
@@ -197,6 +200,7 @@ class Setup:
     classes: int = 0
     columns: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     split: bool = False
+    labels: int = 0
     sets: Mapping[str, int] = field(default_factory=dict)
     origin: Origin = field(default_factory=Origin)
     steps: int = 0
@@ -308,7 +312,7 @@ class Method(ABC):
 
     def weigh(self, choice: Choice) -> dict[str, float]:
         """Weight of each teacher: by default the same for all. One of weight 0 is neither read nor given a head."""
-        return equal_weights(choice) if self.needs.kinds else {}
+        return equal_shares(choice.teachers) if self.needs.kinds else {}
 
     def arrays(self, setup: Setup) -> dict[str, tuple[str, ...]]:
         """What is read of each teacher: name -> arrays of the cache."""
@@ -350,6 +354,10 @@ class Method(ABC):
         """The teacher that the student starts from and whose head is the classifier, if any."""
         return options.generalist if isinstance(options, GeneralistOptions) else None
 
+    def label_head(self, options: Any) -> str | None:
+        """The student's head that learns from the labels of the data, if any does."""
+        return LABEL_HEAD if self.needs.labels else None
+
     def unlabelled_ratio(self, options: Any) -> float | None:
         """Unlabelled images per labelled one, where they come in batches of their own."""
         if not isinstance(options, StreamOptions):
@@ -368,11 +376,6 @@ class Method(ABC):
     def strong_views(self, options: Any, weak: ViewSet) -> ViewSet | None:
         """Where the method compares two views of an image: the other one."""
         return None
-
-
-def equal_weights(choice: Choice) -> dict[str, float]:
-    """The same weight for every teacher."""
-    return equal_shares(choice.teachers)
 
 
 def equal_shares(names: Sequence[str]) -> dict[str, float]:

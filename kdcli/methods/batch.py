@@ -22,10 +22,12 @@ class Mixed:
     Attributes:
         labels: class index of each image's partner; -1 is unlabelled, or no partner.
         own: lambda, the share of each image that is its own, from 0 to 1; 1 without a partner.
+        targets: see :attr:`Batch.targets`, of each image's partner.
     """
 
     labels: Int64[Tensor, " b"]
     own: Float[Tensor, " b"]
+    targets: Float[Tensor, "b l"] | None = None
 
 
 @final
@@ -62,6 +64,8 @@ class Batch:
     Attributes:
         labels: class indices; -1 is unlabelled.
         index: position of each image in the data set (stable over epochs).
+        targets: where an image may have several labels, 1 for each that it has, 0 for the others; the class is then
+            a set of labels, and only says whether there is one.
         pixels: in the student's input size, before normalisation; none where only cached outputs are read.
         teacher: cached outputs.
         mixed: partners and shares, where the view mixes images; teachers saw the same mixtures.
@@ -78,6 +82,7 @@ class Batch:
     labels: Int64[Tensor, " b"]
     index: Int64[Tensor, " b"]
     _: KW_ONLY
+    targets: Float[Tensor, "b l"] | None = None
     pixels: UInt8[Tensor, "b h w 3"] = field(default_factory=_no_pixels)
     teacher: TeacherOutputs = field(default_factory=dict)
     mixed: Mixed | None = None
@@ -128,21 +133,23 @@ class Batch:
         return self._each(lambda tensor: tensor[rows.to(tensor.device)])
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        part, strong, turn = (
-            None if each is None else change(each) for each in (self.part, self.strong, self.turn)
-        )
+        def maybe(values: Tensor | None) -> Tensor | None:
+            return None if values is None else change(values)
+
+        mixed = self.mixed
         return Batch(
             labels=change(self.labels),
             index=change(self.index),
+            targets=maybe(self.targets),
             pixels=change(self.pixels),
             teacher={
                 name: {key: change(value) for key, value in arrays.items()}
                 for name, arrays in self.teacher.items()
             },
-            mixed=self.mixed and Mixed(change(self.mixed.labels), change(self.mixed.own)),
-            part=part,
-            strong=strong,
-            turn=turn,
+            mixed=mixed and Mixed(change(mixed.labels), change(mixed.own), maybe(mixed.targets)),
+            part=maybe(self.part),
+            strong=maybe(self.strong),
+            turn=maybe(self.turn),
             counts=self.counts,
             further={render: change(pixels) for render, pixels in self.further.items()},
         )

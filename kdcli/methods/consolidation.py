@@ -2,7 +2,9 @@
 
     L = lambda_0 L_distill(head 0, generalist) + sum_i lambda_i L_distill(head i, expert i)         (Eq. 1)
 
-* ``L_distill``: soft cross-entropy, T = 2 on both sides, no factor T^2 (P1 section 2). Labels are never used.
+* ``L_distill``: soft cross-entropy, T = 2 on both sides, no factor T^2 (P1 section 2). Labels are never used, unless
+  ``--label-weight`` adds their cross-entropy (P1 Exp. 5, Table 5: "Places proxy + label"; its weight is not printed).
+  They have a head of their own, as Places' classes are not the generalist's; it is not exported.
 * lambda_0 = 1 and lambda_i = 1/N. The pair lambda_0 : sum of lambda_i always sums to 2 (P1 Exp. 4:
   1/2 with 3/(2N), 3/2 with 1/(2N)), so ``--generalist-weight`` W gives every expert (2 - W)/N.
   W = 0 is the paper's baseline without a generalist; no expert at all (N = 0) is its soft-label baseline.
@@ -28,10 +30,11 @@ from typing import Any, final
 from pydantic import model_validator
 from torch import Tensor, nn
 
+from kdcli.errors import UsageError
 from kdcli.methods.base import Choice, Method, Needs, Objective, Settings, Setup
 from kdcli.methods.batch import Batch, TeacherOutputs
 from kdcli.methods.crd import ContrastiveDistillation, CrdOptions, contrasts, describe_crd, fit_negatives
-from kdcli.methods.losses import soft_cross_entropy, weighted_sum
+from kdcli.methods.losses import label_loss, soft_cross_entropy, weighted_sum
 from kdcli.methods.options import (
     GeneralistOptions,
     generalist_weight_option,
@@ -41,6 +44,8 @@ from kdcli.methods.options import (
 from kdcli.models.student import LABEL_HEAD, StudentOutput
 
 PAPER = "P1, Representation Consolidation"
+PROXY_HEAD = "proxy"
+"""The head of the labels of the proxy data, where they are learnt from."""
 
 
 @final
@@ -109,6 +114,41 @@ class Consolidation(Objective):
         return {"loss": loss, **parts}
 
 
+@final
+class BesideLabels(Objective):
+    """Another objective, and the labels of the data in a head of their own (P1 Exp. 5, "Places proxy + label").
+
+    Args:
+        other: knows no head of that name.
+        classes: of the labels.
+        weight: of their term, > 0, beside the other's loss as it is.
+        smoothing: of the labels, in [0, 1).
+    """
+
+    def __init__(self, other: Objective, classes: int, weight: float, smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.other = other
+        self._classes, self._weight, self._smoothing = classes, weight, smoothing
+
+    def heads(self) -> dict[str, int]:
+        """The other's, and one for the labels."""
+        return {**self.other.heads(), PROXY_HEAD: self._classes}
+
+    def active(self) -> tuple[str, ...]:
+        """All of these."""
+        return (*self.other.active(), PROXY_HEAD)
+
+    def reads(self) -> dict[str, tuple[str, ...]]:
+        """What the other reads."""
+        return self.other.reads()
+
+    def forward(self, student: StudentOutput, teacher: TeacherOutputs, batch: Batch) -> dict[str, Tensor]:
+        """The other's parts, and ``label``: the mean over the labelled images."""
+        parts: dict[str, Tensor] = self.other(student, teacher, batch)
+        label = label_loss(student.logits[PROXY_HEAD], batch, self._smoothing)
+        return {**parts, "loss": parts["loss"] + self._weight * label, "label": label.detach()}
+
+
 # --- weights ----------------------------------------------------------------------------------
 
 
@@ -154,6 +194,11 @@ class HeadOptions(GeneralistOptions):
     """What all of them can be told."""
 
     temperature: float = temperature_option(2.0)
+    label_weight: float = method_option(
+        0.0,
+        "Weight of the data's own labels, in a head of their own (P1 Exp. 5); 0: no label is looked at.",
+        ge=0,
+    )
 
 
 class PairOptions(HeadOptions):
@@ -215,6 +260,19 @@ class Heads(Method):
         """See :attr:`weights`."""
         return self.weights(choice)
 
+    def label_head(self, options: Any) -> str | None:
+        """With ``--label-weight`` one of its own: head 0 is the generalist's."""
+        return PROXY_HEAD if options.label_weight > 0 else None
+
+    def check(self, setup: Setup) -> Setup:
+        """Refuses a teacher whose head would have that one's name."""
+        if self.label_head(setup.options) in setup.weights:
+            raise UsageError(
+                f"with --label-weight no teacher may be called '{PROXY_HEAD}': the head of the labels has that name",
+                "Leave --label-weight out, or cache the teacher under another name.",
+            )
+        return setup
+
     def fit(self, options: Any, images: int) -> Any:
         """See :func:`~kdcli.methods.crd.fit_negatives`."""
         return fit_negatives(options, images, self.name) if self.contrastive else options
@@ -222,12 +280,14 @@ class Heads(Method):
     def describe(self, setup: Setup) -> list[str]:
         """P1 Eq. 1 with its numbers."""
         told = f"soft cross-entropy at T = {setup.options.temperature:g}; weights: {setup.shares}"
-        return [told, describe_crd(setup)] if self.contrastive else [told]
+        weight = setup.options.label_weight
+        labels = [f"{weight:g} x the labels of the data, in a head of their own"] if weight > 0 else []
+        return [told, *labels, *([describe_crd(setup)] if self.contrastive else [])]
 
     def build(self, setup: Setup) -> Objective:
-        """See :class:`Consolidation`."""
+        """See :class:`Consolidation`, and :class:`BesideLabels`."""
         options = setup.options
-        return Consolidation(
+        consolidation = Consolidation(
             options.generalist,
             {name: record.num_classes for name, record in setup.teachers.items()},
             setup.weights,
@@ -235,6 +295,9 @@ class Heads(Method):
             contrasts(setup) if self.contrastive else None,
             options.crd_weight if self.contrastive else 0.0,
         )
+        if options.label_weight == 0:
+            return consolidation
+        return BesideLabels(consolidation, setup.labels, options.label_weight, setup.settings.label_smoothing)
 
 
 PRINTED = Settings(
@@ -251,8 +314,8 @@ PRINTED = Settings(
     bn="frozen",
 )
 
-_KD = Needs(frozenset({"logits"}), generalist=True)
-_CRD = Needs(frozenset({"logits", "features"}), generalist=True)
+_KD = Needs(frozenset({"logits"}), generalist=True, several_labels=True)
+_CRD = Needs(frozenset({"logits", "features"}), generalist=True, several_labels=True)
 
 CONSOLIDATION = Heads(
     name="consolidation", paper=PAPER, equation="Eq. 1",

@@ -26,7 +26,7 @@ from kdcli.data.views import ViewSet
 from kdcli.errors import UsageError
 from kdcli.methods.base import Method, Needs, Objective, Settings, Setup
 from kdcli.methods.batch import Batch, TeacherOutputs
-from kdcli.methods.losses import label_cross_entropy
+from kdcli.methods.losses import label_loss
 from kdcli.methods.options import (
     StreamOptions,
     method_option,
@@ -95,9 +95,7 @@ class FixMatch(Objective):
         if batch.part is None or batch.strong is None:
             raise ValueError("FixMatch needs weak and strong views in one batch")
         logits, unlabelled = student.logits[LABEL_HEAD], batch.part == 1
-        label = label_cross_entropy(
-            logits, batch.labels, batch.mixed, self._smoothing, batch.count("labelled")
-        )
+        label = label_loss(logits, batch, self._smoothing)
         both = batch.count(1)  # views; each image has two
         term, confident = consistency(
             logits[unlabelled & ~batch.strong],

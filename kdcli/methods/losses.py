@@ -77,6 +77,37 @@ def label_cross_entropy(
     return (mixed.own * own + (1 - mixed.own) * theirs).sum() / _divisor(rows, count)
 
 
+def label_loss(logits: Float[Tensor, "b _"], batch: Batch, smoothing: float = 0.0) -> Float[Tensor, ""]:
+    """What a head loses on a batch's labels: :func:`label_cross_entropy`, or of several labels an image theirs.
+
+    That is the binary cross-entropy of each label with its logit, mean over the labels and over the labelled images
+    (torch's ``binary_cross_entropy_with_logits``). Mixed images count for both as there; smoothing moves a target
+    y to ``(1 - s) y + s / 2``.
+
+    Args:
+        logits: raw; one a class, or one a label.
+        batch: with the labels, and over how many of them the mean goes.
+        smoothing: s in [0, 1).
+    """
+    count = batch.count("labelled")
+    if batch.targets is None:
+        return label_cross_entropy(logits, batch.labels, batch.mixed, smoothing, count)
+    own = _binary_rows(logits, batch.labels, batch.targets, smoothing)
+    rows, mixed = batch.labels >= 0, batch.mixed
+    if mixed is not None and mixed.targets is not None:
+        theirs = _binary_rows(logits, mixed.labels, mixed.targets, smoothing)
+        own, rows = mixed.own * own + (1 - mixed.own) * theirs, rows | (mixed.labels >= 0)
+    return own.sum() / _divisor(rows, count)
+
+
+def _binary_rows(
+    logits: Float[Tensor, "b l"], labels: Int64[Tensor, " b"], targets: Float[Tensor, "b l"], smoothing: float
+) -> Float[Tensor, " b"]:
+    smoothed = targets * (1 - smoothing) + smoothing / 2
+    losses = functional.binary_cross_entropy_with_logits(logits.float(), smoothed, reduction="none")
+    return losses.mean(dim=1).masked_fill(labels < 0, 0.0)
+
+
 def _divisor(rows: Bool[Tensor, " b"], count: float | None) -> Tensor | float:
     return rows.sum().clamp(min=1) if count is None else count or 1.0
 
@@ -228,8 +259,7 @@ def beside_labels(
     """
     loss = kl_weight * parts["distill"]
     if kl_weight < 1:
-        logits = student.logits[LABEL_HEAD]
-        label = label_cross_entropy(logits, batch.labels, batch.mixed, smoothing, batch.count("labelled"))
+        label = label_loss(student.logits[LABEL_HEAD], batch, smoothing)
         loss, parts = loss + (1 - kl_weight) * label, {"label": label, **parts}
     return {"loss": loss, **{name: part.detach() for name, part in parts.items()}}
 

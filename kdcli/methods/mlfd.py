@@ -44,7 +44,7 @@ from kdcli.methods.levels import (
     choose_matching,
     fit_matching,
 )
-from kdcli.methods.losses import label_cross_entropy, soft_cross_entropy, weighted_sum
+from kdcli.methods.losses import label_loss, soft_cross_entropy, weighted_sum
 from kdcli.methods.options import method_option, temperature_option
 from kdcli.models.student import LABEL_HEAD, StudentOutput
 
@@ -219,9 +219,7 @@ class MultiLevelDistillation(Objective):
         theirs, logits = teacher[self._teacher], student.logits[LABEL_HEAD]
         images, temperature = batch.count("images"), self._options.temperature
         parts = {
-            "label": label_cross_entropy(
-                logits, batch.labels, batch.mixed, self._smoothing, batch.count("labelled")
-            ),
+            "label": label_loss(logits, batch, self._smoothing),
             "distill": temperature**2
             * soft_cross_entropy(logits, self._ordered(theirs["logits"]), temperature, count=images),
         }

@@ -26,7 +26,7 @@ from torch import Tensor
 from kdcli.methods.base import Choice, Method, Needs, Objective, Setup
 from kdcli.methods.batch import Batch, Mixed, TeacherOutputs
 from kdcli.methods.consolidation import PRINTED
-from kdcli.methods.losses import label_cross_entropy, soft_cross_entropy, weighted_sum
+from kdcli.methods.losses import label_cross_entropy, label_loss, soft_cross_entropy, weighted_sum
 from kdcli.methods.options import (
     GeneralistOptions,
     MethodOptions,
@@ -69,8 +69,7 @@ class MultiTask(Objective):
     def forward(self, student: StudentOutput, teacher: TeacherOutputs, batch: Batch) -> dict[str, Tensor]:
         """The sum of the sets' cross-entropies, one part ``label/SET`` each; of one head the mean, ``label``."""
         if self._joint:
-            logits, count = student.logits[LABEL_HEAD], batch.count("labelled")
-            loss = label_cross_entropy(logits, batch.labels, batch.mixed, self._smoothing, count)
+            loss = label_loss(student.logits[LABEL_HEAD], batch, self._smoothing)
             return {"loss": loss, "label": loss.detach()}
         parts = {
             f"label/{name}": _set_cross_entropy(student.logits[head], batch, number, self._smoothing)

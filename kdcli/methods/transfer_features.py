@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from kdcli.methods.base import Method, Needs, Objective, Setup
 from kdcli.methods.batch import Batch, TeacherOutputs
 from kdcli.methods.crd import ContrastiveDistillation, CrdOptions, contrasts, describe_crd, fit_negatives
-from kdcli.methods.losses import beside_labels, label_cross_entropy, similarity_divergence, weighted_sum
+from kdcli.methods.losses import beside_labels, label_loss, similarity_divergence, weighted_sum
 from kdcli.methods.options import MethodOptions, kl_weight_option
 from kdcli.methods.transfer import PAPER, PRINTED, beside
 from kdcli.models.student import LABEL_HEAD, StudentOutput
@@ -79,9 +79,7 @@ class ContrastiveTransfer(Objective):
     def forward(self, student: StudentOutput, teacher: TeacherOutputs, batch: Batch) -> dict[str, Tensor]:
         """The parts ``label`` and ``crd/TEACHER``."""
         logits, count = student.logits[LABEL_HEAD], batch.count("images")
-        label = label_cross_entropy(
-            logits, batch.labels, batch.mixed, self._smoothing, batch.count("labelled")
-        )
+        label = label_loss(logits, batch, self._smoothing)
         terms = {
             name: crd(student.features, teacher[name]["features"], batch.index, count)
             for name, crd in zip(self._weights, self._contrast, strict=True)
@@ -140,7 +138,7 @@ class Contrast(Method):
         )
 
 
-_NEEDS = Needs(frozenset({"features"}), labels=True)
+_NEEDS = Needs(frozenset({"features"}), labels=True, several_labels=True)
 
 CD = Similarities(
     name="cd", paper=PAPER, equation="Eq. 6", summary="Similarities between a batch's images, and labels.",

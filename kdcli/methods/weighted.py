@@ -22,9 +22,9 @@ from typing import final
 
 from torch import Tensor
 
-from kdcli.methods.base import Choice, Method, Needs, Objective, Settings, Setup, equal_weights
+from kdcli.methods.base import Choice, Method, Needs, Objective, Settings, Setup, equal_shares
 from kdcli.methods.batch import Batch, TeacherOutputs
-from kdcli.methods.losses import label_cross_entropy, soft_cross_entropy, weighted_sum
+from kdcli.methods.losses import label_loss, soft_cross_entropy, weighted_sum
 from kdcli.methods.options import StreamOptions, method_option, temperature_option
 from kdcli.models.student import LABEL_HEAD, StudentOutput
 from kdcli.types import Ranking
@@ -60,9 +60,7 @@ class LabelsOnly(Objective):
 
     def forward(self, student: StudentOutput, teacher: TeacherOutputs, batch: Batch) -> dict[str, Tensor]:
         """See :class:`Objective`."""
-        loss = label_cross_entropy(
-            student.logits[LABEL_HEAD], batch.labels, batch.mixed, self._smoothing, batch.count("labelled")
-        )
+        loss = label_loss(student.logits[LABEL_HEAD], batch, self._smoothing)
         return {"loss": loss, "label": loss.detach()}
 
 
@@ -111,13 +109,7 @@ class WeightedDistillation(Objective):
         parts: dict[str, Tensor] = {}
         weights: dict[str, float] = {}
         if self._label_weight > 0:
-            parts["label"] = label_cross_entropy(
-                student.logits[LABEL_HEAD],
-                batch.labels,
-                batch.mixed,
-                self._smoothing,
-                batch.count("labelled"),
-            )
+            parts["label"] = label_loss(student.logits[LABEL_HEAD], batch, self._smoothing)
             weights["label"] = self._label_weight
         if self._alphas:
             rows = batch.labels < 0 if self._split else None
@@ -143,6 +135,11 @@ def nearest_weights(choice: Choice) -> dict[str, float]:
 def ranked_weights(choice: Choice) -> dict[str, float]:
     """The ranking's weights as they are (P2 Eq. 5)."""
     return {source.name: source.weight for source in _ranking(choice).sources}
+
+
+def equal_weights(choice: Choice) -> dict[str, float]:
+    """The same weight for every source."""
+    return equal_shares(choice.teachers)
 
 
 def _ranking(choice: Choice) -> Ranking:
@@ -207,11 +204,11 @@ class Weighted(Method):
         )
 
 
-_NEEDS = Needs(frozenset({"logits"}), labels=True)
+_NEEDS = Needs(frozenset({"logits"}), labels=True, several_labels=True)
 
 LABELS_ONLY = Labels(
     name="labels-only", paper=PAPER, equation="Eq. 2", summary="Cross-entropy on the labelled images; no teacher.",
-    needs=Needs(labels=True), defaults=OURS, scheme="labels-only",
+    needs=Needs(labels=True, several_labels=True), defaults=OURS, scheme="labels-only",
 )  # fmt: skip
 DISTILL_NEAREST = Weighted(
     name="distill-nearest", paper=PAPER, equation="Eq. 1",

@@ -65,6 +65,15 @@ class DataOptions(DataRootOption):
     )
 
 
+class MultiLabelOption(StepConfig):
+    """Abstract: what class names mean."""
+
+    multi_label: str | None = option(
+        None, "Class names are several labels joined by this, as in cat|dog; judged by mean average precision.",
+        panel="Data", metavar="SEPARATOR", min_length=1, shared=True,
+    )  # fmt: skip
+
+
 class VerifyOption(StepConfig):
     """Abstract: trust in the bytes of a cache."""
 

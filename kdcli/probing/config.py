@@ -5,7 +5,14 @@ from typing import Any, ClassVar, Literal, final
 
 from pydantic import field_validator, model_validator
 
-from kdcli.options.common import CachesOption, DataOptions, ForwardOptions, SeedOption, VerifyOption
+from kdcli.options.common import (
+    CachesOption,
+    DataOptions,
+    ForwardOptions,
+    MultiLabelOption,
+    SeedOption,
+    VerifyOption,
+)
 from kdcli.options.fields import option
 from kdcli.options.grids import c_values
 from kdcli.training.config import learning_rates
@@ -15,7 +22,7 @@ ALL: Literal["all"] = "all"
 
 
 @final
-class ProbeConfig(CachesOption, DataOptions, SeedOption, ForwardOptions, VerifyOption):
+class ProbeConfig(CachesOption, DataOptions, MultiLabelOption, SeedOption, ForwardOptions, VerifyOption):
     """``kd eval-probe``: representations (``model``, ``teacher``) times targets (``data`` with ``test``)."""
 
     command: ClassVar[str] = "eval-probe"
@@ -27,10 +34,6 @@ class ProbeConfig(CachesOption, DataOptions, SeedOption, ForwardOptions, VerifyO
     test: str | tuple[str, ...] = option(
         ..., "Data set to test on; of several DATA: NAME=DATA. Repeatable.", panel="Data", metavar="DATA"
     )
-    multi_label: str | None = option(
-        None, "Class names are several labels joined by this, as in cat|dog; judged by mean average precision.",
-        panel="Data", metavar="SEPARATOR", min_length=1,
-    )  # fmt: skip
     related: tuple[str, ...] = option(
         (), "Target near what the representations learned (P1). Repeatable.", panel="Data", metavar="NAME"
     )

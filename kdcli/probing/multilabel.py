@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 
 from kdcli.console import console
 from kdcli.errors import BadDataError
+from kdcli.metrics.average_precision import average_precisions
 from kdcli.probing.neighbours import Neighbours
 from kdcli.probing.protocols import EXACT_ROWS, MAX_FOLDS, Drawn
 from kdcli.probing.solver import Fold, Linear, LinearName, Sklearn, choose_c, one_thread_if_small
@@ -35,37 +36,6 @@ class LabelDraw:
     unconverged: int
 
 
-def split_labels(
-    names: Sequence[str], separator: str, known: Sequence[str] | None = None
-) -> tuple[tuple[str, ...], Bool[np.ndarray, "c l"]]:
-    """The labels in class names such as ``cat|dog``.
-
-    Args:
-        names: of the classes.
-        separator: between labels; a name of separators only is an image without any label.
-        known: labels to number by; default: those that there are, sorted.
-
-    Returns:
-        The labels, and which of them each class has.
-
-    Raises:
-        BadDataError: a label that is not known.
-    """
-    parts = [[part.strip() for part in name.split(separator) if part.strip()] for name in names]
-    found = tuple(sorted({part for each in parts for part in each})) if known is None else tuple(known)
-    index = {name: number for number, name in enumerate(found)}
-    table = np.zeros((len(names), len(found)), bool)
-    for row, each in enumerate(parts):
-        for part in each:
-            if part not in index:
-                raise BadDataError(
-                    f"label '{part}' of --test has no training image in DATA",
-                    "DATA and --test must have the same labels: check --multi-label and both data sets.",
-                )
-            table[row, index[part]] = True
-    return found, table
-
-
 def random_draws(
     labels: Bool[np.ndarray, "n l"], shots: int, draws: int, seed: int
 ) -> Int64[np.ndarray, "draws k"]:
@@ -77,21 +47,6 @@ def random_draws(
     count = min(len(labels), shots * labels.shape[1])
     rng = np.random.Generator(np.random.Philox(seed))
     return np.stack([rng.permutation(len(labels))[:count] for _ in range(draws)])
-
-
-def average_precisions(
-    labels: Bool[np.ndarray, "m l"], scores: Float[np.ndarray, "m l"]
-) -> Float64[np.ndarray, " l"]:
-    """Average precision of each label; NaN where no image, or every one, has it: it ranks nothing."""
-    from sklearn.metrics import average_precision_score
-
-    some = np.asarray(labels.any(axis=0) & ~labels.all(axis=0))
-    return np.array(
-        [
-            average_precision_score(labels[:, label], scores[:, label]) if some[label] else np.nan
-            for label in range(labels.shape[1])
-        ]
-    )
 
 
 def check_labels(train: Bool[np.ndarray, "n l"], test: Bool[np.ndarray, "m l"], names: Sequence[str]) -> None:

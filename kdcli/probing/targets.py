@@ -11,11 +11,12 @@ import numpy as np
 from jaxtyping import Int64, Shaped
 
 from kdcli.console import console
+from kdcli.data.multilabel import labels_of
 from kdcli.data.sources import ImageData, open_data
 from kdcli.errors import BadDataError, UsageError, nearest
 from kdcli.metrics.checks import check_classes
 from kdcli.probing.config import ProbeConfig
-from kdcli.probing.multilabel import check_labels, random_draws, split_labels
+from kdcli.probing.multilabel import check_labels, random_draws
 from kdcli.probing.protocols import shot_draws
 
 ALL = "all"
@@ -158,13 +159,8 @@ def _open(name: str, train_text: str | None, test_text: str, config: ProbeConfig
 
 
 def _several_labels(name: str, train: ImageData, test: ImageData, separator: str, kind: str) -> Target:
-    if train.class_names is None or test.class_names is None:
-        raise BadDataError(
-            f"{name} has no class names, and --multi-label reads the labels from them",
-            "Use a labels.csv with a column of labels joined by the separator, and labels=COLUMN.",
-        )
-    names, table = split_labels(train.class_names, separator)
-    _, other = split_labels(test.class_names, separator, names)
+    names, table = labels_of(train, separator)
+    _, other = labels_of(test, separator, names)
     return Target(name, train, table[train.labels], test, other[test.labels], names, kind)
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _DASHES: tuple[tuple[float, ...], ...] = ((), (7, 2.2), (2, 1.6), (7, 2, 1.5, 2), (4, 2), (9, 2, 2, 2, 2, 2))
 EPOCH_FACTS = frozenset({"epoch", "loss", "lr", "view", "steps", "images_per_second", "seconds", "stage"})
 """What an epoch's line in metrics.jsonl holds besides parts of the loss and accuracies."""
-_ACCURACIES = ("_top1", "_top5", "_accuracy")
+_ACCURACIES = ("_top1", "_top5", "_accuracy", "_mAP", "_exact_match")
 
 
 def training_curves(
@@ -67,7 +67,7 @@ def accuracy_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], key: s
             values = [100 * value for value in finite([epoch.get(key) for epoch in epochs])]
             marker = "o" if len(epochs) == 1 else None
             axes.plot(numbers, values, color=look.series[number], dashes=dashes, linewidth=1.6, marker=marker)
-        axes.set_ylabel("accuracy, %")
+        axes.set_ylabel("mAP, %" if key.endswith("_mAP") else "accuracy, %")
         epoch_axis(axes)
         return figure
 

@@ -17,7 +17,7 @@ from kdcli.reporting.probes import probe_section
 from kdcli.reporting.protocols import by_protocol, by_test
 from kdcli.reporting.result import ReportResult
 from kdcli.reporting.sequences import sequences_section
-from kdcli.reporting.students import curves_section, students_section, top1_of
+from kdcli.reporting.students import curves_section, main_of, students_section, top1_of
 from kdcli.reporting.studies import cache_section, ranking_section, read_caches, scores_section
 
 
@@ -132,18 +132,19 @@ def _joint(joints: Sequence[Joint]) -> str:
 
 
 def _best(name: str, runs: Sequence[Run], several: bool) -> str:
-    tested = [(accuracy, run) for run in runs if (accuracy := top1_of(run)) is not None]
+    tested = [(score, run) for run in runs if (score := main_of(run)) is not None]
     if not tested:
         return ""
     best, run = max(tested, key=lambda pair: pair[0])
     where = f" on {name}" if several else " on the test set"
+    unit = "%" if top1_of(run) is not None else "% mAP"
     if len(tested) == 1:
-        return f"{run.name} reaches {100 * best:.1f} %{where}."
+        return f"{run.name} reaches {100 * best:.1f} {unit}{where}."
     sentence = (
-        f"The best of {len(tested)} students{where} is {run.name} ({run.method}) with {100 * best:.1f} %"
+        f"The best of {len(tested)} students{where} is {run.name} ({run.method}) with {100 * best:.1f} {unit}"
     )
     without_teachers = method_names("only_labels")
     plain = [accuracy for accuracy, each in tested if each.method in without_teachers]
     if plain and run.method not in without_teachers:
-        sentence += f"; labels alone reach at most {100 * max(plain):.1f} %"
+        sentence += f"; labels alone reach at most {100 * max(plain):.1f} {unit}"
     return f"{sentence}."

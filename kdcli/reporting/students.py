@@ -22,6 +22,7 @@ from kdcli.reporting.material import Run
 from kdcli.reporting.protocols import test_name
 from kdcli.reporting.values import ReportRow
 from kdcli.training.config import StudentConfig
+from kdcli.training.scores import MAIN, main_score
 
 PANELS = 12
 """Curves in one chart."""
@@ -29,6 +30,7 @@ MOST_PANELS = 48
 MOST_ROWS = 40
 """Names in one chart of accuracies."""
 LOSSES = "Mean over each epoch's steps. Losses of different methods are different sums: compare shapes, not heights."
+_PARTS = {"val": "validation", "test": "test"}
 _SEED = re.compile(r"(?:^|(?<=[-_/.]))(?:seed|s)?[-_]?\d+$")
 
 
@@ -83,8 +85,14 @@ def _warnings(runs: Sequence[Run]) -> list[str]:
 
 def _rank(run: Run) -> float:
     """Best first, untested ones last."""
-    accuracy = top1_of(run)
+    accuracy = main_of(run)
     return 1.0 if accuracy is None else -accuracy
+
+
+def main_of(run: Run) -> float | None:
+    """Accuracy on the (first) test set, or mean average precision where images have several labels."""
+    test = run.result.get("test")
+    return main_score(test) if isinstance(test, Mapping) and set(MAIN) & set(test) else None
 
 
 def top1_of(run: Run) -> float | None:
@@ -126,6 +134,10 @@ _COLUMNS: Columns = {
     ),
     Column("Test top-1, %", best="high"): lambda run: percent(_of(run, "test", "top1")),
     Column("Test top-5, %", best="high"): lambda run: percent(_of(run, "test", "top5")),
+    Column("Test mAP, %", best="high"): lambda run: percent(_of(run, "test", "mAP")),
+    Column("Labels right, %", best="high"): lambda run: percent(_of(run, "test", "label_accuracy")),
+    Column("All labels right, %", best="high"): lambda run: percent(_of(run, "test", "exact_match")),
+    Column("Validation mAP, %"): lambda run: percent(_of(run, "validation", "mAP")),
     Column("Validation top-1, %"): lambda run: percent(_of(run, "validation", "top1")),
     Column("Parameters, M", setting=True): lambda run: number(_cost(run)[0], 2, 1e6),
     Column("Multiply-adds, M", setting=True): lambda run: number(_cost(run)[1], 1, 1e6),
@@ -246,7 +258,8 @@ def curves_section(tests: Mapping[str, Sequence[Run]]) -> Section | None:
 def _accuracy_charts(tests: Mapping[str, Sequence[Run]]) -> list[Chart]:
     """Validation and test accuracies over the epochs, a chart per test set."""
     found = []
-    for key, title in (("val_top1", "validation"), ("test_top1", "test")):
+    curves = [(f"{part}_{score}", title, score) for score in MAIN for part, title in _PARTS.items()]
+    for key, title, score in curves:
         known = {
             test: {run.name: run.history for run in runs if any(key in epoch for epoch in run.history)}
             for test, runs in tests.items()
@@ -254,12 +267,14 @@ def _accuracy_charts(tests: Mapping[str, Sequence[Run]]) -> list[Chart]:
         known = {test: histories for test, histories in known.items() if histories}
         for place, (test, histories) in enumerate(known.items(), 1):
             chosen = {name: histories[name] for name in list(histories)[:PANELS]}
-            name = f"{title}-curves" if len(known) == 1 else f"{title}-curves-{place}"
+            start = f"{title}-curves" if score == "top1" else f"{title}-mAP-curves"
+            name = start if len(known) == 1 else f"{start}-{place}"
             where = f", tested on {test}" if len(known) > 1 and test else ""
             left = len(histories) - PANELS
             rest = f"; {left} more runs are left out" if left > 0 else ""
             chart = accuracy_curves(chosen, key, name)
-            caption = f"Top-1 {title} accuracy over the epochs{where}{rest}."
+            what = f"Top-1 {title} accuracy" if score == "top1" else f"Mean average precision ({title})"
+            caption = f"{what} over the epochs{where}{rest}."
             found.append(replace(chart, caption=caption))
     return found
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, final
 
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -176,6 +176,29 @@ class JointFeed(Dataset[Batch | KdError]):
         )
 
 
+@final
+class SeveralLabels(Dataset[Batch | KdError]):
+    """Batches of a feed, with the labels that their classes stand for.
+
+    Args:
+        feed: whose batches they are.
+        table: which labels each class stands for.
+    """
+
+    def __init__(self, feed: Dataset[Batch | KdError], table: Bool[np.ndarray, "c l"]) -> None:
+        self._feed, self._table = feed, torch.from_numpy(table)
+
+    def __getitem__(self, step: Any) -> Batch | KdError:
+        batch = self._feed[step]
+        if isinstance(batch, KdError):
+            return batch
+        mixed = batch.mixed and replace(batch.mixed, targets=self._targets(batch.mixed.labels))
+        return replace(batch, targets=self._targets(batch.labels), mixed=mixed)
+
+    def _targets(self, labels: Int64[Tensor, " b"]) -> Float[Tensor, "b l"]:
+        return self._table[labels.clamp(min=0)].float()  # of an unlabelled image they are not looked at
+
+
 def join(batches: Sequence[Batch]) -> Batch:
     """One batch of several, in their order.
 
@@ -234,6 +257,13 @@ def feed_of(
     Raises:
         DeviceError: outputs of several data sets cannot be held on the training device.
     """
+    feed, table = _feed_of(plan, renders, recording, decoded), plan.labels.table(plan.data)
+    return feed if table is None else SeveralLabels(feed, table)
+
+
+def _feed_of(
+    plan: Plan, renders: Sequence[Render], recording: Recording | None, decoded: bool = True
+) -> Dataset[Batch | KdError]:
     if plan.sets:
         if plan.config.resident == "gpu":
             raise DeviceError(

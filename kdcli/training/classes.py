@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from typing import final
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 
 from kdcli.cache.provenance import TeacherRecord
 from kdcli.console import console
+from kdcli.data.multilabel import labels_of
 from kdcli.data.sources import ImageData
 from kdcli.errors import BadDataError
 from kdcli.methods.base import Method, method_names
@@ -23,16 +24,33 @@ class Classes:
     Attributes:
         names: in their order, where known.
         count: how many.
+        separator: between labels in a class name, where they are labels of which an image may have several.
     """
 
     names: tuple[str, ...] | None
     count: int
+    separator: str | None = None
 
     @classmethod
-    def of(cls, data: ImageData) -> "Classes":
-        """Of a data set; unnamed ones up to the largest label."""
+    def of(cls, data: ImageData, separator: str | None = None) -> "Classes":
+        """Of a data set; unnamed ones up to the largest label, 0 without any.
+
+        Raises:
+            BadDataError: there is a separator, but no class name.
+        """
+        if separator is not None:
+            labels, _ = labels_of(data, separator)
+            return cls(labels, len(labels), separator)
         names = data.class_names
         return cls(names, len(names) if names is not None else int(data.labels.max()) + 1)
+
+    def table(self, data: ImageData) -> Bool[np.ndarray, "c l"] | None:
+        """Which labels each class of a data set stands for; None where an image has one.
+
+        Raises:
+            BadDataError: a label that is none of these, or no class names.
+        """
+        return None if self.separator is None else labels_of(data, self.separator, self.names)[1]
 
     def of_teacher(self, teacher: TeacherRecord) -> Int64[np.ndarray, " c"] | None:
         """The class that each logit of a teacher stands for, -1 for another one.
@@ -51,8 +69,10 @@ class Classes:
         return np.asarray([number.get(name, -1) for name in teacher.class_names], np.int64)
 
 
-def classes_of(method: Method, teachers: Teachers | None, data: ImageData) -> Classes:
-    """What the student's own classifier tells apart.
+def classes_of(
+    method: Method, teachers: Teachers | None, data: ImageData, separator: str | None = None
+) -> Classes:
+    """What the student's own classifier tells apart; ``separator`` is that of ``--multi-label``.
 
     The generalist's classes; else the data's, or unnamed ones of the first teacher where teachers must know the same.
     """
@@ -62,7 +82,7 @@ def classes_of(method: Method, teachers: Teachers | None, data: ImageData) -> Cl
     if teachers is not None and method.needs.classes and data.class_names is None:
         first = next(iter(teachers.records.values()))
         return Classes(first.class_names, first.num_classes)
-    return Classes.of(data)
+    return Classes.of(data, separator)
 
 
 def columns_of(method: Method, teachers: Teachers | None, classes: Classes) -> dict[str, tuple[int, ...]]:

@@ -23,6 +23,7 @@ from kdcli.options.common import (
     CachesOption,
     DataOptions,
     DeviceOption,
+    MultiLabelOption,
     OverwriteOption,
     PartialOption,
     SeedOption,
@@ -41,6 +42,7 @@ _optimisation, _views, _run = (partial(option, panel=name) for name in ("Optimis
 class StudentConfig(
     CachesOption,
     DataOptions,
+    MultiLabelOption,
     PartialOption,
     VerifyOption,
     SeedOption,
@@ -261,6 +263,14 @@ class StudentConfig(
         return super().model_copy(update=core, deep=deep)
 
     # --- values -------------------------------------------------------------------------------
+
+    @model_validator(mode="after")
+    def _one_class_an_image(self) -> Self:
+        if self.multi_label is not None and self.sequential is not None:
+            raise ValueError(
+                "--sequential compares classes of images, and --multi-label has none: give one of them"
+            )
+        return self
 
     @field_validator("lr_grid")
     @classmethod

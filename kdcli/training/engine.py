@@ -97,7 +97,9 @@ class OneByOne(nn.Module):
         self, images: Float[Tensor, "b 3 h w"], heads: Sequence[str], sizes: Sequence[int]
     ) -> StudentOutput:
         """The outputs of all, joined again; ``sizes`` are the batches' numbers of images, in their order."""
-        outputs: list[StudentOutput] = [self.student(batch, heads) for batch in torch.split(images, list(sizes))]
+        outputs: list[StudentOutput] = [
+            self.student(batch, heads) for batch in torch.split(images, list(sizes))
+        ]
         logits = {head: torch.cat([output.logits[head] for output in outputs]) for head in heads}
         return StudentOutput(torch.cat([output.features for output in outputs]), logits)
 

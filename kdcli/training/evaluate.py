@@ -6,7 +6,7 @@ from typing import final
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -23,10 +23,14 @@ from kdcli.training.classes import Classes
 from kdcli.training.distributed import Ranks
 from kdcli.training.plan import DEFAULT_RECIPE, Plan
 from kdcli.training.samplers import Ticket, plain_order
+from kdcli.training.scores import LabelScores
 from kdcli.types import Preprocess
 
+Labels = Int64[np.ndarray, " n"] | Bool[np.ndarray, "n l"]
+"""Of test images: their classes, or which labels each of them has."""
 
-def heads_to_test(plan: Plan) -> list[tuple[str, str, ImageData, Int64[np.ndarray, " n"]]]:
+
+def heads_to_test(plan: Plan) -> list[tuple[str, str, ImageData, Labels]]:
     """All there is to test: name of the test (of its data set), head, images, labels in the head's numbering.
 
     Raises:
@@ -46,11 +50,11 @@ def heads_to_test(plan: Plan) -> list[tuple[str, str, ImageData, Int64[np.ndarra
     return found
 
 
-def head_to_test(plan: Plan) -> tuple[str, Int64[np.ndarray, " n"]] | None:
+def head_to_test(plan: Plan) -> tuple[str, Labels] | None:
     """The head that knows the test classes, and the test labels in its numbering.
 
-    For methods that learn from labels that is the student's own classifier. Otherwise it is the head of
-    a teacher with the same class names; None, with a warning, where no teacher has them.
+    For methods whose classifier learns from labels that is the student's own classifier. Otherwise it is the head of
+    a teacher with the same class names, or that of the labels; None, with a warning, where there is neither.
 
     Raises:
         BadDataError: the test data has classes that the student was not trained on.
@@ -63,16 +67,21 @@ def head_to_test(plan: Plan) -> tuple[str, Int64[np.ndarray, " n"]] | None:
     teachers = plan.teachers.records.values() if plan.teachers is not None else ()
     for record in teachers:
         if record.class_names is not None and names is not None and set(record.class_names) == set(names):
-            own = plan.teachers is not None and record is plan.teachers.generalist
-            return LABEL_HEAD if own else record.name, _renumber(plan.test.labels, names, record.class_names)
+            first = plan.teachers is not None and record is plan.teachers.generalist
+            return LABEL_HEAD if first else record.name, _renumber(
+                plan.test.labels, names, record.class_names
+            )
+    own = plan.method.label_head(plan.setup.options)
+    if own is not None:
+        return own, labels_for(plan.test, plan.labels)
     console.warn(
         "no teacher has the class names of the test data, so no head can be tested; use kd eval-probe"
     )
     return None
 
 
-def labels_for(test: ImageData, classes: Classes) -> Int64[np.ndarray, " n"]:
-    """Labels of test images in the numbering of a head.
+def labels_for(test: ImageData, classes: Classes) -> Labels:
+    """Labels of test images in the numbering of a head; a row of 0 and 1 an image where it may have several.
 
     Args:
         test: labelled images.
@@ -81,6 +90,9 @@ def labels_for(test: ImageData, classes: Classes) -> Int64[np.ndarray, " n"]:
     Raises:
         BadDataError: an image is of a class that the head does not have.
     """
+    if (table := classes.table(test)) is not None:
+        several: Bool[np.ndarray, "n l"] = table[test.labels]
+        return several
     names, count = classes.names, classes.count
     if test.class_names is None or names is None:
         if int(test.labels.max()) >= count:
@@ -123,7 +135,7 @@ class Examinee:
 
     student: Student
     head: str
-    labels: Int64[np.ndarray, " n"]
+    labels: Labels
     preprocess: Preprocess
 
 
@@ -194,7 +206,8 @@ class Conditions:
 
 
 def accuracies(examinees: Sequence[Examinee], data: ImageData, how: Conditions) -> list[dict[str, float]]:
-    """Top-1 and top-5 accuracy of each, as fractions, in one pass; top-C where there are fewer than five classes.
+    """``top1`` and ``top5`` of each, as fractions, in one pass (top-C where there are fewer than five classes); of
+    several labels an image what :class:`~kdcli.training.scores.LabelScores` gives.
 
     Args:
         examinees: the students.
@@ -206,13 +219,22 @@ def accuracies(examinees: Sequence[Examinee], data: ImageData, how: Conditions) 
         BadDataError: an image cannot be decoded.
     """
     right = np.zeros((len(examinees), 2), np.int64)
+    several = {
+        number: LabelScores(one.labels) for number, one in enumerate(examinees) if one.labels.ndim == 2
+    }
 
     def count(number: int, logits: Float[Tensor, "b c"], index: Int64[Tensor, " b"]) -> None:
-        right[number] += _right(logits, examinees[number].labels[index.numpy()])
+        if number in several:
+            several[number].logits[index.numpy()] = logits.cpu().numpy()
+        else:
+            right[number] += _right(logits, examinees[number].labels[index.numpy()])
 
     _examine(examinees, data, how, count)
-    totals = np.reshape(how.ranks.total(*right.ravel().tolist()), right.shape)
-    return [{"top1": float(top1 / len(data)), "top5": float(top5 / len(data))} for top1, top5 in totals]
+    totals = np.reshape(how.ranks.total(*right.ravel().tolist()), right.shape) / len(data)
+    found = [{"top1": float(top1), "top5": float(top5)} for top1, top5 in totals]
+    for number, scores in several.items():
+        found[number] = scores.of(np.sum(how.ranks.gather(scores.logits), axis=0))
+    return found
 
 
 def predictions(examinees: Sequence[Examinee], data: ImageData, how: Conditions) -> Int64[np.ndarray, "k n"]:

@@ -1,5 +1,6 @@
 """``train_grid``: choose the learning rate on a validation split, then train with it (P1 appendix A's experts)."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from kdcli.training.config import StudentConfig, learning_rates
 from kdcli.training.resolve import Sources
 from kdcli.training.result import TrainResult
 from kdcli.training.rundir import GRID, remove_run, require_folder
+from kdcli.training.scores import MAIN, main_score
 from kdcli.training.train import train_student
 from kdcli.training.validation import ON_TEST
 from kdcli.types import Ranking, differences
@@ -59,13 +61,13 @@ def train_grid(
     for number, rate in enumerate(rates, 1):
         console.note(f"learning rate {rate:g} ({number} of {len(rates)})")
         judged.append(_judge(config, rate, ranking, diverged, sources))
-    best = max(judged, key=lambda found: (found["top1"] if found["top1"] is not None else -1, -found["lr"]))
-    if best["top1"] is None:
+    best = max(judged, key=lambda found: (_score(found), -found["lr"]))
+    if _score(best) < 0:
         raise DivergedError(
             f"all of the learning rates {config.lr_grid} diverged",
             "Choose smaller ones, and add --overwrite.",
         )
-    console.note(f"best learning rate {best['lr']:g}: {best['top1']:.4f} on the validation split")
+    console.note(f"best learning rate {best['lr']:g}: {_score(best):.4f} on the validation split")
     result = train_student(_last(config, best["lr"]), ranking=ranking, sources=sources)
     result = replace(result, details={**result.details, "grid": judged})
     write_json(Path(result.out) / "result.json", result.document())
@@ -123,8 +125,15 @@ def _judge(
             write_json(config.out / GRID, {**document, "diverged": diverged})
         else:
             found = result.details["validation"]
-            return {"lr": rate, "top1": found["top1"], "epoch": found["epoch"], "out": str(folder)}
-    return {"lr": rate, "top1": None, "epoch": None, "out": str(folder)}
+            scores = {name: found[name] for name in MAIN if name in found}
+            return {"lr": rate, **scores, "epoch": found["epoch"], "out": str(folder)}
+    return {"lr": rate, MAIN[config.multi_label is not None]: None, "epoch": None, "out": str(folder)}
+
+
+def _score(judged: Mapping[str, Any]) -> float:
+    """-1 of a rate that diverged."""
+    scores = {name: judged[name] for name in MAIN if judged.get(name) is not None}
+    return main_score(scores) if scores else -1.0
 
 
 def _last(config: StudentConfig, rate: float) -> StudentConfig:

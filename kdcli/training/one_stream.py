@@ -67,7 +67,7 @@ def _stream(plan: Plan) -> dict[str, Any]:
         **{
             name: identity[name] for name in ("epochs", "batch_size", "data_seed", "data", "cache_id", "test")
         },
-        **{name: identity[name] for name in ("views", "teacher_view", "amp")},
+        **{name: identity[name] for name in ("views", "teacher_view", "amp", "multi_label")},
         **{name: identity.get(name) for name in ("strong_views", "sets", "label_space", "tests")},
         "cached views": plan.rule.cached,
         "device": plan.device,

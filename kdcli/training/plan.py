@@ -38,6 +38,7 @@ class Plan:
         start: what the student starts from.
         device: where it runs.
         classes: what the student's own classifier tells apart.
+        labels: what the labels of ``data`` tell apart.
         lower: what the cache holds of the student's lower part, with ``--train-from``.
         validation: labelled images that were set aside of ``data``, if any.
         processes: that share each step; BatchNorm and random numbers are each one's own.
@@ -57,6 +58,7 @@ class Plan:
     start: Start
     device: str
     classes: Classes
+    labels: Classes
     lower: Lower | None = None
     validation: ImageData | None = None
     processes: int = 1
@@ -131,6 +133,7 @@ class Plan:
             "views": self.rule.views.document(),
             "strong_views": None if self.strong is None else self.strong.document(),
             "teacher_view": config.teacher_view,
+            "multi_label": config.multi_label,
             "data": data_identity(self.data),
             "test": None if self.test is None else data_identity(self.test),
             "set_names": [each.name for each in self.sets],

@@ -13,7 +13,7 @@ from kdcli.data.views import ViewSet
 from kdcli.errors import CacheMissingError, UsageError
 from kdcli.methods.base import Origin, Settings, Setup, find_method
 from kdcli.models.spec import ModelSpec
-from kdcli.training.classes import classes_of, columns_of
+from kdcli.training.classes import Classes, classes_of, columns_of
 from kdcli.training.config import StudentConfig
 from kdcli.training.lower import Lower, choose_lower
 from kdcli.training.plan import Pins, Plan, turns_of
@@ -26,6 +26,7 @@ from kdcli.training.sets import (
     open_sets,
     open_test,
     require_classes,
+    require_labels,
     require_sets,
     require_unlabelled,
     train_specs,
@@ -188,15 +189,16 @@ class _Draft:
         self._require_learnable()
 
     def _require_learnable(self) -> None:
-        if self.method.needs.labels:
+        if self.method.label_head(self.config.options) is not None:
             require_classes(self.data, self.main)
+            require_labels(self.data, self.config.multi_label, self.method)
         if self.split and not self.method.repeats_labelled(self.config.options):
             require_unlabelled(self.data, self.main)
 
     def ask_method(self) -> None:
         """The method's own checks and decisions."""
         config, teachers, cache = self.config, self.teachers, self.cache
-        classes = classes_of(self.method, teachers, self.data)
+        classes = classes_of(self.method, teachers, self.data, config.multi_label)
         setup = Setup(
             options=config.options,
             settings=self.settings,
@@ -209,6 +211,7 @@ class _Draft:
             teacher_view=self.rule.teacher_view,
             mixes=self.rule.views.mixes,
             classes=classes.count,
+            labels=Classes.of(self.data, config.multi_label).count,
             columns=columns_of(self.method, teachers, classes),
             origin=self._origin(),
             before=self.pins.identity,
@@ -295,7 +298,8 @@ class _Draft:
             ranking=self.given if self.config.init == NEAREST_SOURCE else self.ranking,
             start=self.start,
             device=self.device,
-            classes=classes_of(self.method, self.teachers, self.data),
+            classes=classes_of(self.method, self.teachers, self.data, self.config.multi_label),
+            labels=Classes.of(self.data, self.config.multi_label),
             lower=self.lower,
             validation=self.validation,
             processes=self.processes,

@@ -23,8 +23,9 @@ class TrainResult:
         method: name of the method.
         out: the output folder, absolute.
         epochs: passes over the data.
-        test: ``{"top1", "top5"}`` as fractions; None when nothing was tested. Of several data sets: of the
-            first one tested; ``details`` has all ``tests``.
+        test: ``{"top1", "top5"}`` as fractions, of several labels an image ``{"mAP", "label_accuracy",
+            "exact_match"}``; None when nothing was tested. Of several data sets: of the first one tested;
+            ``details`` has all ``tests``.
         history: one document per epoch, as in metrics.jsonl.
         cache_id: of the cache it read; None without one.
         seconds: training and testing, over all resumes.
@@ -96,6 +97,7 @@ def result_of(
             "init": plan.init,
             "data": config.data if isinstance(config.data, str) else list(config.data),
             "images": len(plan.data),
+            **({} if config.multi_label is None else {"multi_label": config.multi_label}),
             **_streams(plan),
             **({"tests": {name: dict(scores) for name, scores in tests.items()}} if plan.sets else {}),
             **judged,

@@ -9,6 +9,8 @@ from typing import Any, final
 import numpy as np
 from jaxtyping import Int64
 
+from kdcli.console import console
+from kdcli.data.multilabel import labels_of
 from kdcli.data.sources import ImageData, open_data
 from kdcli.errors import BadDataError, UsageError, nearest
 from kdcli.methods.base import Method, method_names
@@ -215,6 +217,30 @@ def require_classes(data: ImageData, name: str) -> None:
         raise BadDataError(
             f"{name} has labelled images of one class only ('{only}')",
             "Give at least two classes to tell apart.",
+        )
+
+
+def require_labels(data: ImageData, separator: str | None, method: Method) -> None:
+    """Refuse several labels an image where the method takes one, and say where no image has several.
+
+    Raises:
+        UsageError: the method's loss is one of classes.
+        BadDataError: the data has no class names, or none with a label in it.
+    """
+    if separator is None:
+        return
+    if not method.needs.several_labels:
+        raise UsageError(
+            f"{method.name} learns one class an image, and --multi-label gives several labels",
+            f"Use --method {' or '.join(method_names('several_labels'))}; or leave --multi-label out.",
+        )
+    names, table = labels_of(data, separator)
+    if not names:
+        raise BadDataError("no image has a label", "Check --multi-label: it separates labels in class names.")
+    if table.sum(axis=1).max() < 2:
+        console.warn(
+            f"no class name holds '{separator}' between labels: each image has one label, and is learnt from by a "
+            "binary loss all the same (--multi-label)"
         )
 
 

@@ -19,8 +19,8 @@ def settable() -> set[str]:
 def unused_by(config: StudentConfig, method: Method) -> set[str]:
     """Options of every run that change nothing for ``method``."""
     unused = set()
-    if not method.needs.labels:
-        unused.add("label_smoothing")
+    if method.label_head(config.options) is None:
+        unused |= {"label_smoothing", "multi_label"}
     if not method.needs.kinds:
         unused.add("teacher")
     if not method.ranked and config.init != NEAREST_SOURCE:

@@ -30,6 +30,10 @@ def _lines(plan: Plan) -> list[str]:
         f"weight decay {numbers.weight_decay:g}, {numbers.schedule}, {numbers.epochs} epochs "
         f"of batches of {numbers.batch_size}{each}, BatchNorm {numbers.bn}{_extras(plan)}",
     ]
+    if plan.labels.separator is not None:
+        lines.append(
+            f"{plan.labels.count} labels, of which an image may have several: binary cross-entropy; judged by mAP"
+        )
     if config.freeze is not None:
         lines.append("the backbone is frozen; the heads train on its features of eval mode")
     if plan.lower is not None:

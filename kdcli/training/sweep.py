@@ -13,6 +13,7 @@ from kdcli.errors import DivergedError, OutputExistsError, StorageError
 from kdcli.files import write_json
 from kdcli.training.config import StudentConfig
 from kdcli.training.result import TrainResult
+from kdcli.training.scores import main_score
 from kdcli.training.train import train_students
 from kdcli.types import Ranking
 
@@ -86,6 +87,6 @@ def train_sweep(
 def _by_accuracy(results: Mapping[str, TrainResult]) -> dict[str, TrainResult]:
     def accuracy(name: str) -> float:
         test = results[name].test
-        return -1.0 if test is None else test["top1"]
+        return -1.0 if test is None else main_score(test)
 
     return {name: results[name] for name in sorted(results, key=accuracy, reverse=True)}

@@ -6,10 +6,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import final
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from jaxtyping import Int64
 from torch.utils.data import Dataset
 
 from kdcli.console import console
@@ -23,7 +21,7 @@ from kdcli.training.config import StudentConfig
 from kdcli.training.decide import LONE, decide, for_each, known_outcome
 from kdcli.training.distributed import Ranks, Together, join_ranks, stopped_before_training
 from kdcli.training.engine import Engine, make_accelerator
-from kdcli.training.evaluate import Conditions, Examinee, accuracies, heads_to_test
+from kdcli.training.evaluate import Conditions, Examinee, Labels, accuracies, heads_to_test, labels_for
 from kdcli.training.fit import Lane, OwnRandom, Stream, fit
 from kdcli.training.one_stream import require_one_stream
 from kdcli.training.plan import Plan
@@ -36,7 +34,7 @@ from kdcli.training.samplers import order_of
 from kdcli.training.student import Built, build_student
 from kdcli.training.summary import tell, tell_built
 from kdcli.training.tracking import track_test, tracked
-from kdcli.training.validation import ON_TEST, Judge, Watch
+from kdcli.training.validation import ON_TEST, VAL, Judge, Watch
 from kdcli.types import Ranking
 
 _RANK_STRIDE = 1_000_003
@@ -270,14 +268,14 @@ def _watch(run: _Run, device: torch.device, workers: int, stop: StopFlag, ranks:
     if not plan.selects:
         return None
 
-    def judge_of(head: str, data: ImageData, labels: Int64[np.ndarray, " n"]) -> Judge:
+    def judge_of(head: str, data: ImageData, labels: Labels) -> Judge:
         one = Examinee(built.student, head, labels, built.model.preprocess)
         how = Conditions(device, plan.settings.batch_size, workers, stop, ranks)
         return lambda: accuracies([one], data, how)[0]
 
-    judges, chooser = {}, {"best": "val", ON_TEST: "test"}.get(plan.config.select)
+    judges, chooser = {}, {"best": VAL, ON_TEST: "test"}.get(plan.config.select)
     if plan.validation is not None:
-        judges["val"] = judge_of(LABEL_HEAD, plan.validation, plan.validation.labels)
+        judges[VAL] = judge_of(LABEL_HEAD, plan.validation, labels_for(plan.validation, plan.classes))
     if plan.config.select == ON_TEST:
         _, head, data, labels = heads_to_test(plan)[0]
         judges["test"] = judge_of(head, data, labels)

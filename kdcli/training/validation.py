@@ -18,16 +18,17 @@ from kdcli.errors import BadDataError, UsageError
 from kdcli.methods.base import Method
 from kdcli.models.student import Student
 from kdcli.training.config import StudentConfig
+from kdcli.training.scores import main_score
 
-TOP1 = "val_top1"
-"""What metrics.jsonl calls the accuracy on the validation split."""
+VAL = "val"
+"""What the names of scores on the validation split begin with in metrics.jsonl: ``val_top1``."""
 ON_TEST = "best-on-test"
 """P4's selection, by the test data."""
 
 
 def split_off(config: StudentConfig, method: Method, data: ImageData) -> tuple[ImageData, ImageData | None]:
     """Set aside ``--validation`` of the labelled images, as large a share of every class; at least one of each
-    class stays for training, and unlabelled images all stay.
+    class stays for training, and unlabelled images all stay. With ``--multi-label`` they are drawn at random.
 
     Args:
         config: the share, and the data seed that draws it.
@@ -55,7 +56,9 @@ def split_off(config: StudentConfig, method: Method, data: ImageData) -> tuple[I
             f"--validation judges the classifier on labels, and {method.name} learns from none",
             "Leave --validation out; judge the finished student by kd eval-probe.",
         )
-    aside = draw(data.labels, _quotas(data.labels, config.validation), "validation", config.data_seed)
+    # Images of several labels cannot be drawn label by label: as many of all that have any.
+    groups = data.labels if config.multi_label is None else np.minimum(data.labels, 0)
+    aside = draw(groups, _quotas(groups, config.validation), "validation", config.data_seed)
     if not aside.any():
         raise BadDataError(
             f"--validation {config.validation:g} of {config.data} is no image: no class has two labelled ones",
@@ -120,7 +123,7 @@ class BestEpoch(nn.Module):
 
 
 Judge = Callable[[], dict[str, float]]
-"""Gives the student's accuracy as ``{"top1", "top5"}``."""
+"""Gives the student's scores, see :func:`~kdcli.training.evaluate.accuracies`."""
 
 
 @final
@@ -129,7 +132,7 @@ class Watch:
 
     Args:
         student: that is trained.
-        judges: by the prefix of what metrics.jsonl calls their accuracies: ``val``, ``test``.
+        judges: by the prefix of what metrics.jsonl calls their scores: ``val``, ``test``.
         keep_best: the judge that chooses, if any does (``--select``).
     """
 
@@ -146,13 +149,11 @@ class Watch:
         Raises:
             StoppedEarly: a signal arrived.
         """
-        found = {
-            f"{name}_{key}": value for name, judge in self._judges.items() for key, value in judge().items()
-        }
+        scores = {name: judge() for name, judge in self._judges.items()}
         self._student.train()
-        if self.best is not None:
-            self.best.offer(self._student, found[f"{self._chooser}_top1"], epoch)
-        return found
+        if self.best is not None and self._chooser is not None:
+            self.best.offer(self._student, main_score(scores[self._chooser]), epoch)
+        return {f"{name}_{key}": value for name, own in scores.items() for key, value in own.items()}
 
     def settle(self, history: list[dict[str, Any]]) -> dict[str, Any]:
         """Choose the student that is exported, the best or the last, and say how well it did.
@@ -161,12 +162,13 @@ class Watch:
             history: of all epochs.
 
         Returns:
-            ``epoch``, and of what was chosen ``top1`` and ``top5`` on the validation split, if there is one.
+            ``epoch``, and the scores of what was chosen on the validation split, if there is one.
         """
         epoch = len(history)
         if self.best is not None:
             self.best.restore(self._student)
             epoch = int(self.best.epoch)
         chosen = history[epoch - 1]
-        scores = {"top1": chosen[TOP1], "top5": chosen["val_top5"]} if TOP1 in chosen else {}
+        start = f"{VAL}_"
+        scores = {name.removeprefix(start): chosen[name] for name in chosen if name.startswith(start)}
         return {"epoch": epoch, **scores}
