@@ -13,6 +13,7 @@ from small_cache import write_cache, write_images, write_teachers
 from kdcli.cache.cacheset import CacheSet
 from kdcli.errors import (
     BadDataError,
+    DeviceError,
     DivergedError,
     IdentityError,
     NotFoundError,
@@ -61,8 +62,18 @@ class StopAfter:
         return self.looks < 0
 
 
-def test_a_stopped_run_ends_as_one_that_never_stopped(place: Path, tmp_path: Path) -> None:
-    options = {"validation": 0.2, "select": "best", "schedule": "cosine"}
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"schedule": "cosine", "warmup": 0.2, "validation": 0.2, "select": "best"},
+        {"schedule": "one-cycle", "final_lr_share": 0.1, "amp": "bf16"},
+        {"schedule": "step", "milestones": (0.3, 0.6), "accumulate": 2, "optimizer": "adamw"},
+    ],
+    ids=["cosine", "one-cycle, bf16", "step, pieces"],
+)
+def test_a_stopped_run_ends_as_one_that_never_stopped(
+    place: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     one = fuse_teachers(config(place, whole, **options))["joint"]["whole"]
     for looks in (3, 8, 1):
@@ -79,6 +90,69 @@ def test_a_stopped_run_ends_as_one_that_never_stopped(place: Path, tmp_path: Pat
     assert not (cut / "state").exists()
     with pytest.raises(OutputExistsError, match="lr was"):
         fuse_teachers(config(place, cut, **{**options, "lr": 1e-4}))
+
+
+def test_pieces_of_a_step_add_up_to_the_step_where_there_is_no_batchnorm(place: Path, tmp_path: Path) -> None:
+    results = []
+    for pieces in (1, 3):
+        out = tmp_path / str(pieces)
+        options = {"levels": "L1", "map_channels": (), "dropout": 0.0, "optimizer": "sgd", "lr": 0.1}
+        fuse_teachers(config(place, out, accumulate=pieces, epochs=2, **options))
+        results.append(load_file(out / "fused.safetensors"))
+    for name, value in results[0].items():
+        torch.testing.assert_close(results[1][name], value, rtol=1e-4, atol=1e-6)
+    with pytest.raises(UsageError, match="too few for 5 pieces: BatchNorm needs two"):
+        fuse_teachers(config(place, tmp_path / "few", accumulate=5))
+
+
+def test_the_rates_are_those_of_torchs_one_cycle(place: Path, tmp_path: Path) -> None:
+    chosen = config(place, tmp_path / "j", schedule="one-cycle", final_lr_share=0.1, epochs=2)
+    prepared = step._prepare(chosen)
+    training = step.Training(
+        chosen, prepared.samples, step.JointTeacher(prepared.folder.spec), tmp_path, "cpu"
+    )
+    batches = [rows for epoch in range(2) for rows in prepared.samples.batches(8, 0, epoch)]
+    found = []
+    for number, rows in enumerate(batches):
+        training._step(rows, number)
+        found.append(training._optimizer.param_groups[0]["lr"])
+    oracle = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
+    cycle = torch.optim.lr_scheduler.OneCycleLR(
+        oracle, 3e-3, total_steps=len(batches), cycle_momentum=False, div_factor=25, final_div_factor=0.4
+    )
+    expected = []
+    for _ in batches:
+        expected.append(oracle.param_groups[0]["lr"])
+        oracle.step()
+        cycle.step() if len(expected) < len(batches) else None
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    assert found[-1] == pytest.approx(3e-4)
+
+
+def test_the_defaults_are_p4s(place: Path, tmp_path: Path) -> None:
+    chosen = FuseConfig(cache=(place / "a.kd",), teacher=("big", "small"), out=tmp_path)
+    assert (chosen.epochs, chosen.optimizer, chosen.lr, chosen.weight_decay) == (200, "adam", 1e-4, 1e-3)
+    assert (chosen.schedule, chosen.dropout, chosen.space, chosen.init) == ("constant", 0.8, 4096, "random")
+    with pytest.raises(UsageError, match="--final-lr-share says where"):
+        fuse_teachers(config(place, tmp_path / "x", final_lr_share=0.1))
+    with pytest.raises(UsageError, match="unknown optimizer 'admaw'"):
+        fuse_teachers(config(place, tmp_path / "x", optimizer="admaw"))
+    with pytest.raises(DeviceError, match="fp16"):
+        fuse_teachers(config(place, tmp_path / "x", amp="fp16"))
+
+
+def test_xavier_is_the_drawn_start(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[torch.Tensor] = []
+    monkeypatch.setattr(
+        step,
+        "Training",
+        lambda chosen, samples, joint, *_: started.append(joint.heads[0].weight.detach()) or 1 / 0,
+    )
+    wide = {"levels": "L1", "map_channels": (), "projection": 400, "init": "xavier"}
+    with pytest.raises(ZeroDivisionError):
+        fuse_teachers(config(place, tmp_path / "x", **wide))
+    classes, width = started[0].shape
+    assert float(started[0].std()) == pytest.approx((2 / (classes + width)) ** 0.5, rel=0.1)
 
 
 def test_the_loss_is_each_image_by_its_own_head(place: Path, tmp_path: Path) -> None:

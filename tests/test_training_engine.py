@@ -227,21 +227,28 @@ def test_a_method_without_labels_says_that_it_does_not_smooth_them(
 # --- learning rates ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("steps", "warmup"), [(10, 0.3), (100, 0.3), (37, 0.1), (50, 0.6)])
-def test_one_cycle_is_torchs_and_keeps_the_peak_of_each_group(steps: int, warmup: float) -> None:
+@pytest.mark.parametrize(
+    ("steps", "warmup", "final"), [(10, 0.3, None), (100, 0.3, 0.1), (37, 0.1, 0.04), (50, 0.6, 1.0)]
+)
+def test_one_cycle_is_torchs_and_keeps_the_peak_of_each_group(
+    steps: int, warmup: float, final: float | None
+) -> None:
     parameters = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
     groups = [{"params": [each], "lr": lr} for each, lr in zip(parameters, (0.1, 0.01), strict=True)]
     oracle = torch.optim.SGD([{**group} for group in groups])
     cycle = torch.optim.lr_scheduler.OneCycleLR(
-        oracle, [0.1, 0.01], total_steps=steps, pct_start=warmup, cycle_momentum=False
-    )
+        oracle, [0.1, 0.01], total_steps=steps, pct_start=warmup, cycle_momentum=False,
+        final_div_factor=1e4 if final is None else 1 / 25 / final,
+    )  # fmt: skip
     expected = []
     for _ in range(steps):
         expected.append([group["lr"] for group in oracle.param_groups])
         oracle.step()
         cycle.step() if len(expected) < steps else None
     found = both_rates(
-        [{**group} for group in groups], replace(P2, schedule="one-cycle", warmup=warmup), steps
+        [{**group} for group in groups],
+        replace(P2, schedule="one-cycle", warmup=warmup, final_lr_share=final),
+        steps,
     )
     np.testing.assert_allclose(found, expected, rtol=1e-9)
     assert max(rate for rate, _ in found) <= 0.1 + 1e-12

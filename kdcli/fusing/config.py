@@ -7,11 +7,12 @@ from pydantic import model_validator
 
 from kdcli.options.common import DeviceOption, OverwriteOption, SeedOption, VerifyOption
 from kdcli.options.fields import option
+from kdcli.options.learning import LearningOptions, Schedule, with_default
 from kdcli.types import FloatName
 
 
 @final
-class FuseConfig(SeedOption, DeviceOption, VerifyOption, OverwriteOption):
+class FuseConfig(SeedOption, DeviceOption, VerifyOption, OverwriteOption, LearningOptions):
     """``kd fuse-teachers``."""
 
     command: ClassVar[str] = "fuse-teachers"
@@ -55,17 +56,20 @@ class FuseConfig(SeedOption, DeviceOption, VerifyOption, OverwriteOption):
         None, "At L1, width to which each teacher's embedding is brought.", panel="Method", ge=1
     )
     dropout: float = option(0.8, "Before every head.", panel="Method", metavar="SHARE", ge=0, lt=1)
-    epochs: int = option(50, "Passes over the data.", panel="Optimisation", ge=1)
-    batch_size: int = option(240, "Images a step.", panel="Optimisation", ge=4)
-    optimizer: Literal["adam", "adamw"] = option("adamw", "Optimiser.", panel="Optimisation")
-    lr: float = option(1e-4, "Learning rate.", panel="Optimisation", gt=0)
-    weight_decay: float = option(1e-3, "Weight decay.", panel="Optimisation", ge=0)
-    schedule: Literal["constant", "cosine"] = option(
-        "constant", "Learning-rate schedule.", panel="Optimisation"
-    )
-    label_smoothing: float = option(
-        0.0, "Share of each label spread over all classes.", panel="Optimisation", metavar="SHARE", ge=0, lt=1
-    )
+    # P4 section 4.4 and Table 1, of the networks of its first set (240: EfficientNet-B0's). No numbers of the joint
+    # teacher's own are printed; the released code trains L1 by Adam at 2e-4 without decay, batches of 2048.
+    epochs: int = with_default(LearningOptions, "epochs", 200)
+    batch_size: int = with_default(LearningOptions, "batch_size", 240)
+    optimizer: str = with_default(LearningOptions, "optimizer", "adam")
+    lr: float = with_default(LearningOptions, "lr", 1e-4)
+    weight_decay: float = with_default(LearningOptions, "weight_decay", 1e-3)
+    schedule: Schedule = with_default(LearningOptions, "schedule", "constant")
+    label_smoothing: float = with_default(LearningOptions, "label_smoothing", 0.0)
+    accumulate: int = with_default(LearningOptions, "accumulate", 1)
+    init: Literal["random", "xavier"] = option(
+        "random", "random: torch's own start. xavier: N(0, 2 / (d_in + d_out)), as P4 starts networks.",
+        panel="Optimisation",
+    )  # fmt: skip
     select: Literal["last", "best", "best-on-test"] = option(
         "last", "Epoch to keep. best: by --validation. best-on-test: as P4 did, and marked so.",
         panel="Optimisation",

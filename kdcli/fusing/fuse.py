@@ -10,7 +10,7 @@ With ``--heads per-data-set`` each joint teacher has such a folder, OUT/NAME.
 """
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, final
 
 import torch
@@ -22,14 +22,16 @@ from kdcli.files import storage_errors, write_json
 from kdcli.fusing.config import FuseConfig
 from kdcli.fusing.parents import choose_parents
 from kdcli.fusing.samples import Samples, choose_samples, data_set_names
-from kdcli.fusing.training import Training
+from kdcli.fusing.training import Training, settings_of
 from kdcli.fusing.writeback import require_name, write_back
 from kdcli.models.fused import FusionSpec, JointTeacher
 from kdcli.models.fused_folder import DESCRIPTION, WEIGHTS, Ancestor, FusedFolder
 from kdcli.models.fused_network import joint_spec
 from kdcli.options.resolving import created_by
-from kdcli.runtime import StopFlag, pick_device, stop_signals, versions
+from kdcli.runtime import StopFlag, stop_signals, versions
 from kdcli.training.rundir import finished_result, forget_checkpoints, require_folder, require_same_identity
+from kdcli.training.settings import resolve_device
+from kdcli.training.student import draw_xavier
 
 DEFAULT_CHANNELS = 512
 """Of every fused map: those of ResNet-18 before its pooling (P4 section 4.5)."""
@@ -100,6 +102,9 @@ def _prepare(config: FuseConfig, typed: FuseConfig | None = None) -> _Prepared:
         size=None if config.map_size is None else (config.map_size, config.map_size),
     )
     spec.require_valid()
+    settings = settings_of(config)
+    resolve_device(config.device, config.amp)
+    _require_pieces(config, samples)
     folder = FusedFolder(
         spec,
         tuple(
@@ -114,6 +119,7 @@ def _prepare(config: FuseConfig, typed: FuseConfig | None = None) -> _Prepared:
     identity = {
         "step": "fuse-teachers",
         **config.identity(),
+        **asdict(settings),
         "caches": list(caches.cache_ids),
         "parents": {ancestor.name: [ancestor.id, ancestor.array] for ancestor in folder.ancestors},
         "spec": spec.document(),
@@ -123,6 +129,16 @@ def _prepare(config: FuseConfig, typed: FuseConfig | None = None) -> _Prepared:
     if not config.overwrite:
         require_same_identity(config.out, identity)
     return _Prepared(config, samples, folder, identity, created_by(typed or config))
+
+
+def _require_pieces(config: FuseConfig, samples: Samples) -> None:
+    """Refuse pieces of fewer than two images, which BatchNorm has nothing to average over."""
+    images = len(samples.train) // samples.steps(config.batch_size)
+    if images // config.accumulate < (1 if config.levels == "L1" else 2):
+        raise UsageError(
+            f"a step has {images} images, too few for {config.accumulate} pieces: BatchNorm needs two in each",
+            f"Use --batch-size {2 * config.accumulate} or more, or fewer pieces (--accumulate).",
+        )
 
 
 def _complete(prepared: _Prepared, stop: StopFlag) -> dict[str, Any]:
@@ -148,16 +164,19 @@ def _train(prepared: _Prepared, stop: StopFlag) -> dict[str, Any]:
         write_json(out / "run.json", {"identity": prepared.identity, "versions": versions()})
     torch.manual_seed(config.seed)
     joint = JointTeacher(folder.spec)
+    if config.init == "xavier":
+        draw_xavier(joint)
     size = sum(parameter.numel() for parameter in joint.parameters())
     console.note(
         f"joint teacher {config.levels} of {', '.join(f'{a.name} {a.array}' for a in folder.ancestors)}: "
         f"{size / 1e6:.2f} M parameters, heads {dict(folder.spec.heads)}; {len(samples.train)} images, "
-        f"{config.epochs} epochs, {config.optimizer} at {config.lr:g}, weight decay {config.weight_decay:g}, "
+        f"{config.epochs} epochs of batches of {config.batch_size}, {config.optimizer} at {config.lr:g} "
+        f"({config.schedule}), weight decay {config.weight_decay:g}, "
         f"dropout {config.dropout:g}"
     )
     if config.select == "best-on-test":
         console.warn("the epoch is selected on the test set: its test accuracy is no estimate (P4 did so)")
-    chosen = Training(config, samples, joint, out, pick_device(config.device)).run(stop)
+    chosen = Training(config, samples, joint, out, resolve_device(config.device, config.amp)).run(stop)
     folder.write(out, joint)
     result = {
         "out": str(out.absolute()),

@@ -7,14 +7,16 @@ from typing import Any, final
 
 import numpy as np
 import torch
+from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]  # timm does not declare it
 from torch import Tensor
 from torch.nn import functional as F
-from torch.optim import Adam, AdamW, Optimizer
+from torch.optim import Optimizer
 
 from kdcli.console import console
 from kdcli.errors import DivergedError, StoppedEarly
 from kdcli.fusing.config import FuseConfig
 from kdcli.fusing.samples import Rows, Samples
+from kdcli.methods.base import Settings
 from kdcli.models.fused import JointTeacher
 from kdcli.runtime import StopFlag
 from kdcli.training.checkpoint import (
@@ -25,8 +27,29 @@ from kdcli.training.checkpoint import (
     save_checkpoint,
     write_metrics,
 )
+from kdcli.training.engine import make_accelerator
 from kdcli.training.progress import Progress
+from kdcli.training.schedule import make_schedule
+from kdcli.training.settings import resolve_settings
 from kdcli.training.validation import BestEpoch
+
+
+def settings_of(config: FuseConfig) -> Settings:
+    """The engine's numbers of a joint teacher's training; all parameters decay.
+
+    Raises:
+        UsageError: an unknown optimiser, or a final rate of a schedule that has none to choose.
+    """
+    given = Settings(
+        optimizer=config.optimizer,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        schedule=config.schedule,
+        decay_all=True,
+    )
+    return resolve_settings(config, given)
 
 
 @final
@@ -51,13 +74,22 @@ class Training:
         self._folder = folder
         self._joint = joint.to(device)
         self._heads = list(joint.spec.heads)
-        kind = {"adam": Adam, "adamw": AdamW}[config.optimizer]
-        self._optimizer: Optimizer = kind(joint.parameters(), config.lr, weight_decay=config.weight_decay)
+        settings = settings_of(config)
+        self._accelerator = make_accelerator(device, config.amp)
+        optimizer: Optimizer = create_optimizer_v2(
+            [{"params": list(joint.parameters()), "weight_decay": config.weight_decay}],  # all of them decay
+            opt=config.optimizer,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            momentum=settings.momentum,
+        )
+        self._schedule = make_schedule(optimizer, settings, samples.steps(config.batch_size) * config.epochs)
+        self._optimizer = self._accelerator.prepare(optimizer)
         self._best = None if config.select == "last" else BestEpoch(joint)
         if self._best is not None:
             self._best.to(device)
         modules = {"joint": joint} | ({} if self._best is None else {"best": self._best})
-        self._stateful = Stateful(modules, self._optimizer)
+        self._stateful = Stateful(modules, optimizer, self._accelerator.scaler)
 
     def run(self, stop: StopFlag) -> dict[str, Any]:
         """Train from the last checkpoint to the end; the joint teacher is then the epoch that was selected.
@@ -109,35 +141,37 @@ class Training:
                     "Run the same command again to go on.",
                 )
             begun = time.monotonic()
-            loss = self._step(rows, progress.steps, len(batches) * self._config.epochs)
+            loss = self._step(rows, progress.steps)
             progress.add({"loss": loss}, len(rows), time.monotonic() - begun)
 
-    def _step(self, rows: Rows, number: int, steps: int) -> float:
-        lr = self._config.lr
-        if self._config.schedule == "cosine":
-            lr *= (1 + math.cos(math.pi * number / steps)) / 2
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
-        features, _ = self._joint.embed(self._samples.inputs(rows, self._device))
-        loss = self._loss(features, rows)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise DivergedError(
-                f"the loss is {value} at step {number + 1} (learning rate {lr:g})",
-                f"The last checkpoint is kept. Start anew with a smaller rate: --lr {lr / 10:g} --overwrite",
-            )
+    def _step(self, rows: Rows, number: int) -> float:
+        self._schedule.step_update(number + 1)
         self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch does not say
+        value, pieces = 0.0, self._config.accumulate
+        for piece in (rows[i::pieces] for i in range(pieces)):
+            with self._accelerator.autocast():
+                features, _ = self._joint.embed(self._samples.inputs(piece, self._device))
+                loss = self._loss(features, piece) * (
+                    len(piece) / len(rows)
+                )  # of all, however unequal the pieces
+            value += float(loss.detach())
+            if not math.isfinite(value):
+                lr = self._optimizer.param_groups[0]["lr"]
+                raise DivergedError(
+                    f"the loss is {value} at step {number + 1} (learning rate {lr:g})",
+                    f"The last checkpoint is kept. Start anew with a smaller rate: --lr {lr / 10:g} --overwrite",
+                )
+            self._accelerator.backward(loss)
         self._optimizer.step()
         return value
 
     def _loss(self, features: Tensor, rows: Rows) -> Tensor:
-        total = features.new_zeros(())
+        total = torch.zeros((), device=features.device)
         for number, places in self._by_part(rows):
             logits = self._joint.classify(features[places], self._heads[number])
             labels = torch.from_numpy(self._samples.labels[rows])[places].to(self._device)
             total = total + F.cross_entropy(
-                logits, labels, reduction="sum", label_smoothing=self._config.label_smoothing
+                logits.float(), labels, reduction="sum", label_smoothing=self._config.label_smoothing
             )
         return total / len(rows)
 

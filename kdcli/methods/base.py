@@ -78,6 +78,7 @@ class Settings:
         schedule: how the learning rate falls.
         milestones: shares of the training at which ``step`` multiplies it by 0.1.
         warmup: share of the training in which it rises, linearly (``one-cycle``: along a cosine).
+        final_lr_share: where ``one-cycle`` ends, as a share of the peak; None: 4e-6.
         epochs: passes over the data.
         batch_size: images per step.
         bn: ``frozen``: BatchNorm statistics are not updated; ``frozen-affine``: nor are its scale and shift.
@@ -95,6 +96,7 @@ class Settings:
     schedule: Literal["constant", "cosine", "step", "one-cycle"]
     milestones: tuple[float, ...] = (0.5, 0.8)
     warmup: float = 0.0
+    final_lr_share: float | None = None
     backbone_lr_scale: float = 1.0
     momentum: float = 0.9
     decay_all: bool = False
@@ -277,8 +279,7 @@ class Method(ABC):
         needs: what must be there first.
         defaults: the numbers it runs with unless told otherwise.
         recipe: of live views unless told otherwise.
-        teacher_view: what the teachers saw unless told otherwise; with ``eval`` the student's live views are of
-            ``recipe``, whatever the cache's is.
+        teacher_view: what teachers saw unless told otherwise; ``eval``: live views are ``recipe``'s, not the cache's.
         ranked: whether a ranking, where one is given, says which teachers it learns from.
         scheme: name of P2's scheme of weighting that it stands for, if any.
     """

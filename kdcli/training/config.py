@@ -19,7 +19,6 @@ from pydantic.fields import FieldInfo
 from kdcli.errors import nearest
 from kdcli.methods.options import MethodOptions
 from kdcli.options.common import (
-    AmpOption,
     CachesOption,
     DataOptions,
     DeviceOption,
@@ -32,6 +31,7 @@ from kdcli.options.common import (
 )
 from kdcli.options.fields import option
 from kdcli.options.grids import positive_numbers
+from kdcli.options.learning import LearningOptions
 from kdcli.registry import METHODS, is_object_path
 
 _data, _teachers, _student = (partial(option, panel=name) for name in ("Data", "Teachers", "Student"))
@@ -48,7 +48,7 @@ class StudentConfig(
     SeedOption,
     DeviceOption,
     WorkersOption,
-    AmpOption,
+    LearningOptions,
     OverwriteOption,
 ):
     """``kd train-student``. Flat outside: an option of the method is given and written beside all others.
@@ -116,37 +116,12 @@ class StudentConfig(
     )
     compile: bool = _student(False, "Run the student through torch.compile.", mechanical=True)
 
-    epochs: int | None = _optimisation(
-        None, "Passes over the data; default: the method's.", ge=1, shared=True
-    )
-    batch_size: int | None = _optimisation(None, "Images per step; default: the method's.", ge=1, shared=True)
-    lr: float | None = _optimisation(
-        None, "Peak learning rate (of the heads, where groups differ); default: the method's.", gt=0
-    )
     lr_grid: str | None = _optimisation(
         None, "Choose among 0.001,0.003,0.01 or 0.0001:0.1:7log on the validation split.", metavar="RATES"
     )
     backbone_lr_scale: float | None = _optimisation(None, "Backbone learning rate as a share of --lr.", ge=0)
-    optimizer: str | None = _optimisation(None, "timm optimiser; default: the method's.")
-    weight_decay: float | None = _optimisation(None, "Weight decay; default: the method's.", ge=0)
-    schedule: Literal["constant", "cosine", "step", "one-cycle"] | None = _optimisation(
-        None, "How the learning rate falls; default: the method's."
-    )
-    milestones: tuple[float, ...] | None = _optimisation(
-        None,
-        "Shares of the training at which --schedule step falls tenfold, e.g. 0.5,0.8.",
-        comma=True,
-        metavar="SHARES",
-    )
-    warmup: float | None = _optimisation(None, "Share of the training in which the rate rises.", ge=0, lt=1)
-    accumulate: int | None = _optimisation(
-        None, "Compute each step's images in this many pieces, adding up gradients; less memory.", ge=1
-    )
     clip_norm: float | None = _optimisation(
         None, "Scale the gradient of all parameters down to this norm.", gt=0
-    )
-    label_smoothing: float | None = _optimisation(
-        None, "Share of each label that is spread evenly over all classes.", ge=0, lt=1
     )
     ema: float | None = _optimisation(
         None, "Decay of a moving average of the weights; it is tested and exported.", gt=0, lt=1
@@ -278,15 +253,6 @@ class StudentConfig(
         if text is not None:
             learning_rates(text)
         return text
-
-    @field_validator("milestones")
-    @classmethod
-    def _rising_shares(cls, shares: tuple[float, ...] | None) -> tuple[float, ...] | None:
-        if shares is not None and not (
-            shares == tuple(sorted(set(shares))) and all(0 < share < 1 for share in shares)
-        ):
-            raise ValueError("milestones are shares of the training between 0 and 1, each after the last")
-        return shares
 
 
 def _exists(name: object) -> bool:

@@ -139,7 +139,7 @@ class _Draft:
         self.given, self.ranking = ranking, ranking if method.ranked else None
         self.settings: Settings = resolve_settings(self.config, method.defaults)
         require_options(self.config, method, self.ranking)
-        self.device = resolve_device(self.config, processes)
+        self.device = resolve_device(config.device, config.amp, processes)
         self.pins, self.processes, self.sources = pins, processes, sources
         self.student = ModelSpec.parse(config.student)
         self.cache = sources.cache(config.cache, config.verify) if self.config.cache else None

@@ -5,10 +5,12 @@ from dataclasses import fields, replace
 from kdcli.console import console
 from kdcli.errors import DeviceError, UsageError, nearest
 from kdcli.methods.base import Method, Settings
+from kdcli.options.learning import LearningOptions
 from kdcli.runtime import pick_device
 from kdcli.training.config import StudentConfig
-from kdcli.training.schedule import ONE_CYCLE_WARMUP
+from kdcli.training.schedule import FINAL_SHARE, ONE_CYCLE_WARMUP
 from kdcli.training.start import NEAREST_SOURCE, UNTRAINED
+from kdcli.types import AmpName
 
 
 def settable() -> set[str]:
@@ -43,18 +45,27 @@ def without_unused(config: StudentConfig, method: Method) -> StudentConfig:
     return config.model_copy(update={**changes, "aside": {}})
 
 
-def resolve_settings(config: StudentConfig, defaults: Settings) -> Settings:
+def resolve_settings(config: LearningOptions, defaults: Settings) -> Settings:
     """A method's defaults with what the configuration sets.
 
     Raises:
-        UsageError: an unknown optimiser.
+        UsageError: an unknown optimiser, or a final rate of a schedule that has none to choose.
     """
     from timm.optim import list_optimizers  # type: ignore[attr-defined]  # timm does not declare it
 
-    chosen = {name: getattr(config, name) for name in settable() if getattr(config, name) is not None}
+    names = {field.name for field in fields(Settings)} & set(type(config).model_fields)
+    chosen = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
     settings = replace(defaults, **chosen)
-    if settings.schedule == "one-cycle" and config.warmup is None:
-        settings = replace(settings, warmup=ONE_CYCLE_WARMUP)
+    if settings.schedule == "one-cycle":
+        if config.warmup is None:
+            settings = replace(settings, warmup=ONE_CYCLE_WARMUP)
+        if settings.final_lr_share is None:
+            settings = replace(settings, final_lr_share=FINAL_SHARE)
+    elif config.final_lr_share is not None:
+        raise UsageError(
+            f"--final-lr-share says where --schedule one-cycle ends, and the schedule is {settings.schedule}",
+            "Leave it out, or add --schedule one-cycle.",
+        )
     known = [str(name) for name in list_optimizers()]
     if settings.optimizer not in known:
         raise UsageError(
@@ -86,23 +97,24 @@ def _fit_frozen(config: StudentConfig, settings: Settings, init: str) -> Setting
     return replace(settings, bn="frozen", backbone_lr_scale=0.0)
 
 
-def resolve_device(config: StudentConfig, processes: int) -> str:
+def resolve_device(device_name: str, amp: AmpName, processes: int = 1) -> str:
     """Where the run trains.
 
     Args:
-        config: names the device and the precision.
+        device_name: as it was asked for.
+        amp: the precision.
         processes: that share each step.
 
     Raises:
         UsageError: several processes and one device.
         DeviceError: no such device, or one that cannot run at this precision.
     """
-    device = pick_device(config.device)
-    if config.device.startswith("cuda:") and processes > 1:
+    device = pick_device(device_name)
+    if device_name.startswith("cuda:") and processes > 1:
         raise UsageError(
-            f"--device {config.device}, but every process of the run takes a device of its own",
+            f"--device {device_name}, but every process of the run takes a device of its own",
             "Use --device auto.",
         )
-    if config.amp == "fp16" and not device.startswith("cuda"):
+    if amp == "fp16" and not device.startswith("cuda"):
         raise DeviceError(f"--amp fp16 does not train on {device}", "Use --amp bf16 or off.")
     return device

@@ -57,6 +57,7 @@ def _extras(plan: Plan) -> str:
     numbers = plan.settings
     told = {
         f"warm-up over {numbers.warmup:.0%}": numbers.warmup > 0,
+        f"ending at {numbers.final_lr_share or 0:g} of the peak rate": numbers.schedule == "one-cycle",
         f"falling at {', '.join(f'{share:.0%}' for share in numbers.milestones)}": numbers.schedule == "step",
         f"{numbers.accumulate} pieces a step": numbers.accumulate > 1,
         f"gradient norm at most {numbers.clip_norm}": numbers.clip_norm is not None,
