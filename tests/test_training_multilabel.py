@@ -23,6 +23,10 @@ from kdcli.methods.losses import label_loss
 from kdcli.models.spec import open_model
 from kdcli.models.student import Student, StudentOutput
 from kdcli.registry import METHODS
+from kdcli.reporting.document import Chart, Table
+from kdcli.reporting.material import Run
+from kdcli.reporting.protocols import by_test
+from kdcli.reporting.students import curves_section, students_section
 from kdcli.training.config import StudentConfig
 from kdcli.training.evaluate import heads_to_test, labels_for
 from kdcli.training.lr_grid import train_grid
@@ -214,6 +218,40 @@ def test_without_a_weight_no_label_is_looked_at(place: Place, capsys: pytest.Cap
 def test_a_grid_chooses_by_map(place: Place) -> None:
     result = train_grid(config(place, "grid", lr_grid="0.001,0.003", validation=0.3, test=None))
     assert all(0 < one["mAP"] <= 1 for one in result.details["grid"])
+
+
+def test_a_report_shows_map_and_keeps_it_apart_from_accuracy() -> None:
+    def run(name: str, score: float, several: str | None) -> Run:
+        test = (
+            {"mAP": score, "label_accuracy": 0.75, "exact_match": 0.25}
+            if several
+            else {"top1": score, "top5": 1.0}
+        )
+        epoch = {
+            "epoch": 1,
+            "loss": 1.0,
+            "label": 1.0,
+            **{f"val_{key}": value for key, value in test.items()},
+        }
+        identity = {"test": {"keys": "k", "labels": "l", "location": "photos"}, "multi_label": several}
+        return Run(name, None, {"method": "labels-only", "test": test}, identity, {}, (epoch,))
+
+    runs = [run("worse", 0.5, "|"), run("better", 0.625, "|")]
+    section = students_section(runs, "Students", "students")
+    table = next(part for part in section.parts if isinstance(part, Table))
+    shown = [[cell.text for cell in row] for row in table.rows]
+    titles = [column.title for column in table.columns]
+    assert [row[titles.index("Student")] for row in shown] == ["better", "worse"]
+    assert [row[titles.index("Test mAP, %")] for row in shown] == ["62.5", "50.0"]
+    assert shown[0][titles.index("All labels right, %")] == "25.0"
+    assert "Test top-1, %" not in titles
+    curves = curves_section({"photos": runs})
+    assert curves is not None
+    charts = {part.name: part for part in curves.parts if isinstance(part, Chart)}
+    assert charts["validation-mAP-curves"].caption == "Mean average precision (validation) over the epochs."
+    assert [mark.text for mark in charts["curves-1"].legend] == ["loss", "label"]
+    with pytest.raises(BadDataError, match="different test sets"):
+        by_test([*runs, run("one class", 0.9, None)], separate=False)
 
 
 # --- refusals ---------------------------------------------------------------------------------
