@@ -147,6 +147,24 @@ def test_weights_file_says_how_many_classes(exported: Path) -> None:
     assert open_model(f"{SMALL}@{exported / 'model.safetensors'}", num_classes=2).num_classes == 2
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_weights_saved_from_a_wrapped_network_load_by_file_and_by_folder(exported: Path, prefix: str) -> None:
+    bare = weights_sha256(open_model(f"local-dir:{exported}").network)
+    file = exported / "model.safetensors"
+    save_file({prefix + name: tensor for name, tensor in load_file(file).items()}, file)
+    assert weights_sha256(open_model(f"{SMALL}@{file}").network) == bare
+    if prefix != "_orig_mod.module.":  # which timm does not take off
+        assert weights_sha256(open_model(f"local-dir:{exported}").network) == bare
+
+
+def test_a_prefix_that_some_tensors_lack_is_no_wrapper(exported: Path) -> None:
+    file = exported / "model.safetensors"
+    tensors = load_file(file)
+    tensors["module.fc.bias"] = tensors.pop("fc.bias")
+    save_file(tensors, file)
+    assert "unknown (module.fc.bias)" in refusal(BadDataError, f"{SMALL}@{file}")
+
+
 def test_weights_file_of_a_torchvision_architecture(tmp_path: Path) -> None:
     network = torchvision_models.get_model("mobilenet_v3_small", num_classes=6).eval()
     save_file(network.state_dict(), tmp_path / "w.safetensors")
