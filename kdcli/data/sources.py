@@ -15,7 +15,7 @@ from kdcli.data.base import ImageSource, Listing, Opening, SourceKind
 from kdcli.data.concatenated import ConcatenatedSource, concatenate_keys, concatenate_labels
 from kdcli.data.folder import FolderSource, find_folder
 from kdcli.data.spec import NO_LABELS, DataSpec, require_option
-from kdcli.data.subset import choose
+from kdcli.data.subset import choose, in_share
 from kdcli.data.without import leave_out
 from kdcli.registry import SOURCES
 
@@ -120,12 +120,24 @@ def open_data(spec: str | DataSpec, *, data_root: Path | None = None, download: 
             parsed, [open_data(part, data_root=data_root, download=download) for part in parsed.members]
         )
     source = _open_source(parsed, data_root, download)
-    listing = source.listing(parsed.split, None if parsed.labels == NO_LABELS else parsed.labels)
+    listing = _listing(source, parsed)
     if parsed.without is not None:
         listing = leave_out(listing, Path(parsed.without), str(parsed))
     rows, labels, class_names = choose(parsed, listing.labels, listing.class_names)
     keys = listing.keys if len(rows) == len(listing.keys) else listing.keys.select(rows)
     return ImageData(parsed, source, keys, labels, class_names)
+
+
+def _listing(source: ImageSource, spec: DataSpec) -> Listing:
+    """The samples of the split: a share is drawn before anything else is left out, so that others complete it."""
+    task = None if spec.labels == NO_LABELS else spec.labels
+    if spec.split is None:
+        return source.listing(None, task)
+    listing = source.listing(spec.split.name, task)
+    if not spec.split.shares:
+        return listing
+    rows = np.flatnonzero(in_share(listing.labels, spec.split, spec.seed))
+    return Listing(listing.keys.select(rows), listing.labels[rows], listing.class_names)
 
 
 def _concatenate(spec: DataSpec, parts: list[ImageData]) -> ImageData:
