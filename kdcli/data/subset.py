@@ -125,9 +125,9 @@ def in_share(labels: Labels, split: Split, seed: int) -> Bool[np.ndarray, " n"]:
     count, ends = len(split.shares), np.cumsum((0, *split.shares))
 
     def bound(number: int) -> Int64[np.ndarray, " k1"]:
-        exact = (sizes * ends[number] * 2 + 100) // 200
+        exact: Int64[np.ndarray, " k1"] = (sizes * ends[number] * 2 + 100) // 200
         least = np.minimum(number, sizes)
-        return np.clip(exact, least, np.maximum(sizes - (count - number), least))
+        return exact.clip(least, np.maximum(sizes - (count - number), least))
 
     ranks, start, stop = _ranks(labels, "split", seed), bound(split.part), bound(split.part + 1)
     return np.asarray((start[labels + 1] <= ranks) & (ranks < stop[labels + 1]))

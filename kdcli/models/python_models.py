@@ -5,7 +5,7 @@ takes none and gives one of these. It may say more about itself, by attributes (
 
 version       anything with a text. Needed unless it is a module with weights, whose digest is who it is; where both are
               there, both count. Change it whenever the logits change.
-preprocess    a mapping with fields of timm's pretrained_cfg; what is left out is as in :data:`~kdcli.models.declared.DEFAULT`.
+preprocess    a mapping with fields of timm's pretrained_cfg; what is left out is as in timm's own default.
 class_names   of the logits, in order.
 num_classes   checked; found with two images in any case.
 """

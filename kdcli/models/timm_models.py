@@ -180,6 +180,10 @@ def _check_folder(folder: Path) -> None:
         raise BadDataError(f"'{config}' is not JSON: {error}", "Export the model anew.") from error
     if not isinstance(document, dict):
         raise BadDataError(f"'{config}' is not a JSON object", "Export the model anew.")
+    if "model_type" in document and "architecture" not in document:
+        raise BadDataError(
+            f"'{config}' is transformers', not timm's", f"As a teacher it is transformers/{folder}."
+        )
     check_model_config(document, config)
     if not (folder / WEIGHTS_FILE).is_file():
         raise NotFoundError(
