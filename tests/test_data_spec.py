@@ -51,6 +51,7 @@ def specs(draw: st.DrawFn) -> DataSpec:
         labels,
         draw(st.integers(0, 10**9)),
         draw(st.none() | names),
+        draw(st.sampled_from([None, "apply", "ignore"])),
     )
 
 
@@ -139,6 +140,7 @@ def test_percent_escapes_stand_for_the_grammars_own_characters() -> None:
         ("x@split=80/20:1", "no part '1'"),
         ("x@split=train/70/10/20:4", "no part '4'"),
         ("x@split=80/20", "which part"),
+        ("x@exif=no", "neither apply nor ignore"),
     ],
 )
 def test_bad_grammar_is_a_usage_error_that_says_what(text: str, said: str) -> None:

@@ -32,9 +32,10 @@ class CompareConfig(CachesOption, DataOptions, PartialOption, ForwardOptions, Ve
         (), "STUDENT after it was distilled, where no run says so; several teachers as A+B. Repeatable.",
         panel="Teachers", metavar="METHOD,TEACHER,STUDENT=MODEL",
     )  # fmt: skip
-    class_similarity: Path | None = option(
-        None, "Square matrix of class similarities, .npy or .csv, in the order of the classes.",
-        panel="Method", metavar="FILE",
+    class_similarity: str | None = option(
+        None, "Square matrix of class similarities, .npy or .csv, in the order of the classes; or a CLIP as "
+        "transformers/DIR-or-ID, whose text tower makes it of the classes' names.",
+        panel="Method", metavar="FILE|MODEL",
     )  # fmt: skip
     generalist: str | None = option(
         None, "Model whose class means stand in for --class-similarity; default: the most accurate.",

@@ -17,6 +17,7 @@ paths may contain ``@``. In values, ``%2C``, ``%40``,
     shots=K           K samples of each class at random, all where a class has fewer
     labelled=F        only a fraction F in (0, 1] of each class, at least one sample, keeps its label
     seed=S            seed of all of these, default 0
+    exif=ignore       images as they are stored; ``apply``, the default, turns them as EXIF's orientation says
 
 A kind of source may have modifiers of its own.
 ``A++B`` is one data set of the images of both, each with modifiers of its own; a folder after ``++`` is written
@@ -26,13 +27,14 @@ A kind of source may have modifiers of its own.
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from typing import Any, Literal, cast, final, get_args
 from urllib.parse import unquote
 
 from kdcli.errors import UsageError, nearest
 from kdcli.registry import SOURCES, is_object_path
 
-KEYS = ("split", "without", "classes", "shots", "labelled", "n", "labels", "seed")
+Exif = Literal["apply", "ignore"]
+KEYS = ("split", "without", "classes", "shots", "labelled", "n", "labels", "seed", "exif")
 NO_LABELS = "none"
 
 _SHARES = re.compile(r"(?:(.*[^/0-9][^/]*)/)?([0-9]+(?:/[0-9]+)+)(?::(.*))?", re.DOTALL)
@@ -170,6 +172,7 @@ class DataSpec:
     labels: str | None = None
     seed: int = 0
     without: str | None = None
+    exif: Exif | None = None
     own: tuple[tuple[str, str], ...] = ()
 
     @classmethod
@@ -303,6 +306,16 @@ def _fraction(text: str) -> float:
     return value
 
 
+def _exif(text: str) -> Exif:
+    for known in get_args(Exif):
+        if text == known:
+            return cast("Exif", known)
+    raise UsageError(
+        f"exif={text} is neither apply nor ignore",
+        "exif=ignore shows images as they are stored, as timm does.",
+    )
+
+
 _PARSERS: dict[str, Callable[[str], Any]] = {
     "split": Split.parse,
     "without": unquote,
@@ -312,4 +325,5 @@ _PARSERS: dict[str, Callable[[str], Any]] = {
     "n": _whole("n", 1),
     "labels": unquote,
     "seed": _whole("seed", 0),
+    "exif": _exif,
 }

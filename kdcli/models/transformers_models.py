@@ -6,10 +6,11 @@ token, else its mean over places.
 """
 
 import json
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from hashlib import sha256
+from pathlib import Path
 from typing import Any, Final, final
 
 import torch
@@ -26,7 +27,8 @@ from kdcli.models.network import Classifier, nearly_equal, synthetic_image, weig
 from kdcli.types import Preprocess
 
 _FILES: Final = ("*.json", "model*.safetensors")
-_LOCAL: Final[dict[str, Any]] = {"local_files_only": True, "trust_remote_code": False}
+LOCAL: Final[dict[str, Any]] = {"local_files_only": True, "trust_remote_code": False}
+"""How everything of transformers is opened."""
 _CLASSIFIERS: Final = ("ForImageClassification", "ForImageClassificationWithTeacher")
 _BOOKKEEPING: Final = frozenset(
     {"_name_or_path", "architectures", "dtype", "id2label", "label2id", "torch_dtype", "transformers_version"}
@@ -49,26 +51,14 @@ class TransformersArchitecture(Architecture):
 
     def __init__(self, spec: ModelSpec) -> None:
         self._spec = spec
-        try:
-            import transformers
-        except ImportError as error:
-            raise MissingExtraError(
-                f"'{spec}' needs the package transformers, which is not installed",
-                "pip install 'kdcli[transformers]'",
-            ) from error
-        self._library: Any = transformers
-        self._folder = spec.file or snapshot(spec.name, _FILES)
+        self._library = library(spec)
+        self._folder = checkpoint(spec, _FILES)
         self._document = self._read_config()
         with self._errors("config.json"):
-            self._config = self._library.AutoConfig.from_pretrained(self._folder, **_LOCAL)
+            self._config = self._library.AutoConfig.from_pretrained(self._folder, **LOCAL)
 
     def _read_config(self) -> dict[str, Any]:
         path = self._folder / "config.json"
-        if not path.is_file():
-            raise NotFoundError(
-                f"'{self._spec}' is no model of transformers: there is no '{path}'",
-                "Save the model there with save_pretrained(DIR), or check the path.",
-            )
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
@@ -120,7 +110,7 @@ class TransformersArchitecture(Architecture):
                 use_safetensors=True,
                 dtype=torch.float32,
                 output_loading_info=True,
-                **_LOCAL,
+                **LOCAL,
                 **arguments,
             )
         return network, report["missing_keys"]
@@ -128,7 +118,7 @@ class TransformersArchitecture(Architecture):
     def preprocess(self, image_size: int | None) -> Preprocess:
         """See the base: its image processor's."""
         with self._errors("preprocessor_config.json"):
-            processor = self._library.AutoImageProcessor.from_pretrained(self._folder, **_LOCAL)
+            processor = self._library.AutoImageProcessor.from_pretrained(self._folder, **LOCAL)
         own = preprocess_of(processor.to_dict(), f"the image processor of '{self._spec}'")
         return own if image_size is None else replace(own, size=(image_size, image_size))
 
@@ -139,33 +129,71 @@ class TransformersArchitecture(Architecture):
             return None
         return None if names == [f"LABEL_{number}" for number in range(len(names))] else tuple(names)
 
-    @contextmanager
-    def _errors(self, file: str) -> Iterator[None]:
-        """One line for what transformers raises, and nothing on stderr."""
-        logging: Any = self._library.utils.logging
-        level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-        logging.set_verbosity(logging.CRITICAL)
-        logging.disable_progress_bar()
-        try:
-            yield
-        except SafetensorError as error:
-            raise BadDataError(
-                f"'{self._folder}': {file} is damaged: {error}", "Copy or download it again."
-            ) from error
-        except OSError as error:
-            raise NotFoundError(
-                f"'{self._spec}' has no {file} that transformers can read: {_line(error)}",
-                "Save model and image processor there with save_pretrained(DIR); kd loads no pickles.",
-            ) from error
-        except (ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
-            raise BadDataError(
-                f"transformers cannot open the {file} of '{self._spec}': {_line(error)}",
-                "It must be a vision model of the transformers version installed here; no code of a model is run.",
-            ) from error
-        finally:
-            logging.set_verbosity(level)
-            if bars:
-                logging.enable_progress_bar()
+    def _errors(self, file: str) -> AbstractContextManager[None]:
+        return reading(self._spec, file)
+
+
+def library(spec: ModelSpec) -> Any:
+    """The package transformers.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise MissingExtraError(
+            f"'{spec}' needs the package transformers, which is not installed",
+            "pip install 'kdcli[transformers]'",
+        ) from error
+    return transformers
+
+
+def checkpoint(spec: ModelSpec, patterns: Sequence[str]) -> Path:
+    """The folder of a model: the one that its spec names, or that of the hub's files of these patterns.
+
+    Raises:
+        NotFoundError: there is none, or it holds no config.json.
+    """
+    folder = spec.file or snapshot(spec.name, patterns)
+    if not (folder / "config.json").is_file():
+        raise NotFoundError(
+            f"'{spec}' is no model of transformers: there is no '{folder / 'config.json'}'",
+            "Save the model there with save_pretrained(DIR), or check the path.",
+        )
+    return folder
+
+
+@contextmanager
+def reading(spec: ModelSpec, file: str) -> Iterator[None]:
+    """One line for what transformers raises while it reads ``file``, and nothing on stderr.
+
+    Raises:
+        NotFoundError: it is not there, or in another format.
+        BadDataError: it is damaged, or nothing that the version installed here knows.
+    """
+    logging: Any = library(spec).utils.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    except SafetensorError as error:
+        raise BadDataError(f"{file} of '{spec}' is damaged: {error}", "Copy or download it again.") from error
+    except OSError as error:
+        raise NotFoundError(
+            f"'{spec}' has no {file} that transformers can read: {_line(error)}",
+            "Save all parts there with save_pretrained(DIR); kd loads no pickles.",
+        ) from error
+    except (ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
+        raise BadDataError(
+            f"transformers cannot open the {file} of '{spec}': {_line(error)}",
+            "It must be of a kind that the transformers installed here knows; no code of a model is run.",
+        ) from error
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _line(error: Exception) -> str:
