@@ -33,9 +33,9 @@ class CompareConfig(CachesOption, DataOptions, PartialOption, ForwardOptions, Ve
         panel="Teachers", metavar="METHOD,TEACHER,STUDENT=MODEL",
     )  # fmt: skip
     class_similarity: str | None = option(
-        None, "Square matrix of class similarities, .npy or .csv, in the order of the classes; or a CLIP as "
-        "transformers/DIR-or-ID, whose text tower makes it of the classes' names.",
-        panel="Method", metavar="FILE|MODEL",
+        None, "Square matrix of class similarities, .npy or .csv, in the order of the classes; or a CLIP, "
+        "transformers/DIR-or-ID, that makes it of their names.",
+        panel="Method", metavar="FILE",
     )  # fmt: skip
     generalist: str | None = option(
         None, "Model whose class means stand in for --class-similarity; default: the most accurate.",

@@ -57,13 +57,14 @@ def preprocess_of(document: Mapping[str, Any], where: str) -> Preprocess:
             f"Known: {', '.join(sorted(_KNOWN))}. For others: a pkg.mod:OBJECT teacher of your own.",
         )
     try:
+        _require_plain(document)
         geometry = _convnext if kind == "ConvNextImageProcessor" else _geometry
         size, crop_mode, fraction = geometry(document)
         return Preprocess(
             size=size,
             interpolation=_filter(document),
-            mean=_normalisation(document, "image_mean", 0.0),
-            std=_normalisation(document, "image_std", 1.0),
+            mean=_three(document, "image_mean", 0.0),
+            std=_three(document, "image_std", 1.0),
             crop_fraction=fraction,
             crop_mode=crop_mode,
         )
@@ -141,13 +142,17 @@ def _filter(document: Mapping[str, Any]) -> Interpolation:
     return _FILTERS[int(resample)]
 
 
-def _normalisation(document: Mapping[str, Any], field: str, default: float) -> tuple[float, float, float]:
-    if not document.get("do_rescale") or not math.isclose(
-        document.get("rescale_factor") or 0, 1 / 255, rel_tol=1e-6
-    ):
-        raise _Refused(f"rescale_factor: {document.get('rescale_factor')} instead of 1/255")
+def _require_plain(document: Mapping[str, Any]) -> None:
+    """Pixels of [0, 1] and nothing around them."""
+    factor = document.get("rescale_factor")
+    if not document.get("do_rescale") or not math.isclose(factor or 0, 1 / 255, rel_tol=1e-6):
+        raise _Refused(f"rescale_factor: {factor if document.get('do_rescale') else 1} instead of 1/255")
     if document.get("do_pad"):
         raise _Refused("do_pad: images are padded")
+
+
+def _three(document: Mapping[str, Any], field: str, default: float) -> tuple[float, float, float]:
+    """Mean or std; ``default`` where nothing is normalised."""
     if not document.get("do_normalize"):
         return (default,) * 3
     value = document.get(field)

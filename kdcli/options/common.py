@@ -64,7 +64,7 @@ class DataOptions(DataRootOption):
         False, "Allow a data set to be downloaded.", panel="Data", mechanical=True, shared=True
     )
     exif: Literal["apply", "ignore"] = option(
-        "apply", "Turn images as EXIF says, or not, as timm; recorded as DATA@exif=ignore, which goes before.",
+        "apply", "Turn images as EXIF says, or not, as timm; DATA@exif=ignore, as which it is recorded, wins.",
         panel="Data", mechanical=True, shared=True,
     )  # fmt: skip
 
