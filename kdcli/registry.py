@@ -218,6 +218,7 @@ MODELS = Registry(
         "hf-hub": "kdcli.models.kinds:HF_HUB",
         "local-dir": "kdcli.models.kinds:LOCAL_DIR",
         "torchvision": "kdcli.models.kinds:TORCHVISION_NAME",
+        "transformers": "kdcli.models.kinds:TRANSFORMERS_NAME",
         "file": "kdcli.models.kinds:FILE",
         "onnx": "kdcli.models.kinds:ONNX",
         "kd-fused": "kdcli.models.kinds:FUSED",

@@ -80,6 +80,27 @@ def test_digits_have_the_same_keys_with_and_without_a_split() -> None:
     assert train.path(3) == "sklearn/digits#train/0003"
 
 
+@pytest.mark.parametrize("others", ["", ",classes=1+7", ",n=40", ",labels=none", ",shots=3", ",labelled=0.5"])
+def test_shares_of_digits_complete_each_other_whatever_else_is_chosen(others: str) -> None:
+    first, rest = (
+        open_data(f"sklearn/digits@split=80/20:{part},seed=4{others}") for part in ("first", "rest")
+    )
+    assert not set(keys(first)) & set(keys(rest))
+    if "n=" not in others and "shots" not in others:
+        whole = open_data(f"sklearn/digits@seed=4{others}")
+        assert sorted(keys(first) + keys(rest)) == sorted(keys(whole))
+        assert len(first) / len(whole) == pytest.approx(0.8, abs=0.01)
+    assert keys(open_data(first.location)) == keys(first)
+
+
+def test_a_share_of_a_named_split_is_within_it() -> None:
+    train = open_data("sklearn/digits@split=train")
+    first, rest = (open_data(f"sklearn/digits@split=training/70/30:{part}") for part in ("first", "rest"))
+    assert sorted(keys(first) + keys(rest)) == sorted(keys(train))
+    counts = np.bincount(train.labels)
+    assert abs(np.bincount(first.labels) - 0.7 * counts).max() <= 0.5
+
+
 def test_digits_are_those_of_scikit_learn_scaled_to_bytes() -> None:
     from sklearn.datasets import load_digits
 

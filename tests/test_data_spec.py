@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdcli.data.spec import KEYS, ClassSubset, DataSpec
+from kdcli.data.spec import KEYS, ClassSubset, DataSpec, Split
 from kdcli.errors import UsageError
 from kdcli.registry import recorded
 
@@ -24,6 +24,13 @@ subsets = st.one_of(
         ).map(tuple),
     ),
 )
+splits = st.one_of(
+    st.builds(Split, names | st.sampled_from(["80/20", "80/20:first", "train/80/20:rest", "2017/a"])),
+    st.builds(
+        Split, st.none() | names.filter(lambda name: not name.isdigit()), st.just((80, 20)), st.integers(0, 1)
+    ),
+    st.builds(Split, st.none(), st.just((70, 10, 20)), st.integers(0, 2)),
+)
 sources = st.one_of(
     st.sampled_from(["folder//data/x", "torch/cifar10", "sklearn/digits", "folder/a@b=c/d", "folder/a@2x"]),
     st.text(min_size=1, max_size=20).filter(lambda text: "\0" not in text).map(lambda text: f"folder/{text}"),
@@ -36,7 +43,7 @@ def specs(draw: st.DrawFn) -> DataSpec:
     labelled = draw(st.none() | st.floats(0, 1, exclude_min=True)) if labels != "none" else None
     return DataSpec(
         draw(sources),
-        draw(st.none() | names),
+        draw(st.none() | splits),
         draw(st.none() | subsets),
         draw(st.none() | whole),
         labelled,
@@ -44,6 +51,7 @@ def specs(draw: st.DrawFn) -> DataSpec:
         labels,
         draw(st.integers(0, 10**9)),
         draw(st.none() | names),
+        draw(st.sampled_from([None, "apply", "ignore"])),
     )
 
 
@@ -66,7 +74,7 @@ def test_all_modifiers_are_read() -> None:
         "flowers@split=train,classes=t-split/5:2,shots=5,labelled=0.2,n=100,labels=style,seed=3"
     )
     assert spec == DataSpec(
-        "folder/flowers", "train", ClassSubset("t-tenth", tenth=2), 5, 0.2, 100, "style", 3
+        "folder/flowers", Split("train"), ClassSubset("t-tenth", tenth=2), 5, 0.2, 100, "style", 3
     )
 
 
@@ -125,6 +133,14 @@ def test_percent_escapes_stand_for_the_grammars_own_characters() -> None:
         ("x@classes=except:", "empty"),
         ("x@classes=a+a", "repeated"),
         ("x@labels=none,labelled=0.5", "labels=none"),
+        ("x@split=80/30:first", "80/30 does not divide 100 %"),
+        ("x@split=100/0:first", "100/0 does not divide 100 %"),
+        ("x@split=25/25/25/25:1", "two or three parts"),
+        ("x@split=80/20:middle", "no part 'middle'"),
+        ("x@split=80/20:1", "no part '1'"),
+        ("x@split=train/70/10/20:4", "no part '4'"),
+        ("x@split=80/20", "which part"),
+        ("x@exif=no", "neither apply nor ignore"),
     ],
 )
 def test_bad_grammar_is_a_usage_error_that_says_what(text: str, said: str) -> None:
@@ -143,7 +159,7 @@ def test_the_grammar_has_the_documented_keys() -> None:
 def test_a_kind_of_ones_own_may_have_modifiers_and_members() -> None:
     """Of which nothing is loaded here: the text may come from a cache."""
     spec = DataSpec.parse("no.such:KIND/x@size=3%2C4,split=train")
-    assert (spec.split, spec.own) == ("train", (("size", "3,4"),))
+    assert (spec.split, spec.own) == (Split("train"), (("size", "3,4"),))
     assert DataSpec.parse(str(spec)) == spec
     joined = DataSpec.parse("folder/a++b++no.such:KIND@size=3++torch/usps")
     assert [str(each) for each in joined.members] == ["folder/a++b", "no.such:KIND@size=3", "torch/usps"]

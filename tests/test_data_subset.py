@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from jaxtyping import Int64
 
 from kdcli.data.philox import below, permutation, words
-from kdcli.data.spec import ClassSubset, DataSpec
-from kdcli.data.subset import choose, chosen_classes, draw, proportional
+from kdcli.data.spec import ClassSubset, DataSpec, Split
+from kdcli.data.subset import choose, chosen_classes, draw, in_share, proportional
 from kdcli.errors import BadDataError, UsageError
 
 Labels = Int64[np.ndarray, " n"]
@@ -152,6 +152,35 @@ def test_labelled_keeps_all_samples_and_a_share_of_each_class(
     found = np.bincount(kept[kept >= 0], minlength=len(sizes))
     assert (np.abs(found - sizes * share) <= np.where(found == 1, 1, 0.5)).all()
     assert (found >= 1).all()
+
+
+@given(label_arrays(), st.integers(1, 99), st.integers(0, 99), seeds)
+def test_shares_are_disjoint_and_complete_in_every_class(
+    labels: Labels, first: int, second: int, seed: int
+) -> None:
+    two = (first, 100 - first)
+    three = (first, second, 100 - first - second)
+    for shares in (two, three) if min(three) > 0 else (two,):
+        parts = [in_share(labels, Split(None, shares, part), seed) for part in range(len(shares))]
+        assert (np.sum(parts, axis=0) == 1).all()
+        for label in np.unique(labels):
+            size = int((labels == label).sum())
+            counts = [int(part[labels == label].sum()) for part in parts]
+            assert size < len(shares) or min(counts) >= 1
+            if size * min(shares) >= 100:  # where no part is so small that it gets its one sample
+                exact = [size * share / 100 for share in shares]
+                assert all(abs(found - share) <= 1 for found, share in zip(counts, exact, strict=True))
+
+
+def test_a_smaller_share_is_part_of_a_larger_one_and_the_seed_draws() -> None:
+    labels = np.repeat([-1, 0, 1], 50)
+    large, small, other = (
+        in_share(labels, Split(None, shares), seed)
+        for shares, seed in (((80, 20), 0), ((50, 50), 0), ((80, 20), 1))
+    )
+    assert large[small].all()
+    assert large.sum() == other.sum() == 120
+    assert (large != other).any()
 
 
 @given(label_arrays())

@@ -25,6 +25,8 @@ from kdcli.models.grammar import ModelSpec, default_init
         ("onnx:/w/a.onnx", "onnx", "pretrained"),
         ("resnet10t@/w/a.safetensors", "file", "pretrained"),
         ("torchvision/resnet18@/w/a.safetensors", "file", "pretrained"),
+        ("transformers//models/vit@b", "transformers", "pretrained"),
+        ("transformers/org/name@v1", "transformers", "pretrained"),
         ("my.package:TEACHER", "python", "pretrained"),
     ],
 )
@@ -40,6 +42,8 @@ def test_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert str(ModelSpec.parse("local-dir:runs/export")) == f"local-dir:{tmp_path}/runs/export"
     assert str(ModelSpec.parse("resnet10t@w.safetensors")) == f"resnet10t@{tmp_path}/w.safetensors"
     assert ModelSpec.parse("local-dir:~/m").file == Path.home() / "m"
+    (tmp_path / "org" / "name").mkdir(parents=True)
+    assert str(ModelSpec.parse("transformers/org/name")) == f"transformers/{tmp_path}/org/name"
 
 
 def test_other_spellings_become_canonical() -> None:
@@ -67,6 +71,9 @@ def test_other_spellings_become_canonical() -> None:
         ("hf-hub:resnet18", 2, "ORG/NAME"),
         ("hf-hub:a/b@c@d", 2, "ORG/NAME"),
         ("resnet10t@", 2, "no file"),
+        ("transformers/", 2, "names nothing"),
+        ("transformers/no-such", 11, "there is no folder 'no-such'"),
+        ("transformers/a/b@c@d", 11, "ORG/NAME"),
         ("resnet10t@w.pth", 2, "weights_only=True"),
     ],
 )

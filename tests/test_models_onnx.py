@@ -231,13 +231,16 @@ def test_without_preprocessing_the_sidecar_to_write_is_named(
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"mean": None}, "has no 'mean'"),
-        ({"interpolation": "cubic"}, "wants the filter 'cubic'"),
-        ({"input_size": [1, 24, 24]}, "out of range"),
-        ({"input_size": 24}, "cannot be used"),
-        ({"std": [0.2, 0.0, 0.2]}, "out of range"),
-        ({"crop_pct": 1.5}, "out of range"),
-        ({"label_names": ["a", "b"]}, "2 label_names for 5 classes"),
+        ({"mean": None}, "mean: Field required"),
+        ({"interpolation": "cubic"}, "interpolation: Input should be 'nearest'"),
+        ({"input_size": [1, 24, 24]}, "input_size.0: Input should be 3"),
+        ({"input_size": 24}, "input_size: Input should be a valid"),
+        ({"std": [0.2, 0.0, 0.2]}, "std.1: Input should be greater than 0"),
+        ({"crop_pct": 2}, "crop_pct: Input should be less than 2"),
+        ({"crop_mode": "middle"}, "crop_mode: Input should be 'center'"),
+        ({"label_names": ["a", "b"]}, "label_names gives 2 names for 5 classes"),
+        ({"label_names": list("aacde")}, "label_names: 'a' is there 2 times"),
+        ({"label_names": [1, 2, 3, 4, 5]}, "label_names"),
     ],
 )
 def test_what_is_wrong_in_a_sidecar_is_named(

@@ -58,6 +58,8 @@ class Named(Net):
     class_names = ("a",)
 class Odd(Net):
     preprocess = 3
+class Tensors(Net):
+    preprocess = {"mean": torch.zeros(3)}
 class Crop(Net):
     preprocess = {"crop_pct": 2}
 """
@@ -117,7 +119,8 @@ def test_identity_is_the_weights_or_the_version_and_the_name(monkeypatch: pytest
         ("Wrong", BadDataError, "gives 4 logits, and its num_classes says 5"),
         ("Named", BadDataError, "its class_names says 1"),
         ("Odd", UsageError, "a int, not a mapping"),
-        ("Crop", BadDataError, "out of range"),
+        ("Tensors", BadDataError, "is no plain numbers and texts"),
+        ("Crop", BadDataError, "crop_pct: Input should be less than 2"),
     ],
 )
 def test_what_is_wrong_is_one_line_with_a_hint(name: str, error: type[KdError], says: str) -> None:

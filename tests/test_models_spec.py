@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+from timm.models import save_for_hf
 from torch import nn
 from torchvision import models as torchvision_models
 
@@ -145,6 +146,24 @@ def test_weights_file_says_how_many_classes(exported: Path) -> None:
     assert model.num_classes == 5
     assert weights_sha256(model.network) == weights_sha256(open_model(f"local-dir:{exported}").network)
     assert open_model(f"{SMALL}@{exported / 'model.safetensors'}", num_classes=2).num_classes == 2
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_weights_saved_from_a_wrapped_network_load_by_file_and_by_folder(exported: Path, prefix: str) -> None:
+    bare = weights_sha256(open_model(f"local-dir:{exported}").network)
+    file = exported / "model.safetensors"
+    save_file({prefix + name: tensor for name, tensor in load_file(file).items()}, file)
+    assert weights_sha256(open_model(f"{SMALL}@{file}").network) == bare
+    if prefix != "_orig_mod.module.":  # which timm does not take off
+        assert weights_sha256(open_model(f"local-dir:{exported}").network) == bare
+
+
+def test_a_prefix_that_some_tensors_lack_is_no_wrapper(exported: Path) -> None:
+    file = exported / "model.safetensors"
+    tensors = load_file(file)
+    tensors["module.fc.bias"] = tensors.pop("fc.bias")
+    save_file(tensors, file)
+    assert "unknown (module.fc.bias)" in refusal(BadDataError, f"{SMALL}@{file}")
 
 
 def test_weights_file_of_a_torchvision_architecture(tmp_path: Path) -> None:
@@ -284,6 +303,72 @@ def test_broken_configurations_are_named(
         del document["architecture"]
     config.write_text(json.dumps(document))
     assert says in refusal(error, f"local-dir:{exported}")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("label_names", ["a"] * 5),
+        ("label_names", ["a", "b"]),
+        ("label_names", [1, 2, 3, 4, 5]),
+        ("label_names", "abcde"),
+        ("label_names", {"0": "a", "3": "a"}),
+        ("num_classes", "5"),
+        ("num_classes", -1),
+        ("num_classes", 9),
+        *[("mean", value) for value in (None, [0.5], 0.5, ["0.5"] * 3, [0.5, 0.5, None])],
+        *[
+            ("std", value)
+            for value in (None, [0, 0, 0], [0.2, 0.2], [0.2, 0.2, -0.2], [0.2, 0.2, float("nan")])
+        ],
+        *[("interpolation", value) for value in (None, ["bicubic"], "cubic", 3)],
+        *[("crop_pct", value) for value in (None, 0, 2, -0.5, "0.9", float("inf"))],
+        *[("crop_mode", value) for value in (None, "middle", 1)],
+        *[
+            ("input_size", value)
+            for value in (None, [3, -64, 64], [3, 64.5, 64], [3, 64], 64, [3, 0, 0], "3")
+        ],
+        *[("pretrained_cfg", value) for value in (None, [], "x")],
+    ],
+)
+def test_a_configuration_that_cannot_be_meant_is_refused_by_file_and_field(
+    exported: Path, field: str, value: object
+) -> None:
+    config = exported / "config.json"
+    document = json.loads(config.read_text())
+    place = document["pretrained_cfg"] if field in document["pretrained_cfg"] else document
+    for part in (document, place) if field != "num_classes" else (document,):
+        part[field] = value
+    config.write_text(json.dumps(document))
+    message = refusal(BadDataError, f"local-dir:{exported}")
+    assert str(config) in message
+    assert field in message
+
+
+def test_a_configuration_may_not_contradict_itself_in_its_model_arguments(exported: Path) -> None:
+    config = exported / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_args": {"num_classes": 7}}))
+    assert "contradicts itself: num_classes is 5" in refusal(BadDataError, f"local-dir:{exported}")
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "mobilenetv3_small_050", "lcnet_035"])
+@pytest.mark.parametrize("names", [None, ("x", "y"), {0: "x", 1: "y"}, {1: "y"}])
+def test_folders_that_timm_writes_open(tmp_path: Path, name: str, names: object) -> None:
+    network = timm.create_model(name, num_classes=2)
+    save_for_hf(
+        network, tmp_path, model_config={"label_names": names} if names else None, safe_serialization=True
+    )
+    model = open_model(f"local-dir:{tmp_path}")
+    assert weights_sha256(model.network) == weights_sha256(network)
+    assert model.class_names == (("x", "y") if names and len(names) == 2 else None)  # type: ignore[arg-type]
+
+
+def test_a_minimal_configuration_has_timms_defaults(exported: Path) -> None:
+    arguments = json.loads((exported / "config.json").read_text())["model_args"]
+    minimal = {"architecture": SMALL, "num_classes": 5, "pretrained_cfg": {}, "model_args": arguments}
+    (exported / "config.json").write_text(json.dumps(minimal))
+    model = open_model(f"local-dir:{exported}")
+    assert (model.preprocess.size, model.preprocess.crop_fraction) == ((224, 224), 0.875)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "\x00"])

@@ -35,7 +35,7 @@ def audit(config: AuditConfig) -> AuditResult:
     _require_telling(config)
     if config.write_exclude is not None:
         _require_new(config.write_exclude, config.data)
-    a = open_data(config.data, data_root=config.data_root, download=config.download)
+    a = open_data(config.data, data_root=config.data_root, download=config.download, exif=config.exif)
     b = a if config.other is None else _opened(config.other, config)
     same = None if b is a else _same_samples(a, b)
     if same is not None and len(a) == len(b) and np.array_equal(same, np.arange(len(a))):
@@ -67,7 +67,7 @@ def audit(config: AuditConfig) -> AuditResult:
 
 
 def _opened(spec: str, config: AuditConfig) -> ImageData:
-    return open_data(spec, data_root=config.data_root, download=config.download)
+    return open_data(spec, data_root=config.data_root, download=config.download, exif=config.exif)
 
 
 def _require_telling(config: AuditConfig) -> None:

@@ -15,6 +15,7 @@ from kdcli.cache.matching import (
     class_numbers,
     find_places,
     require_same_class,
+    require_same_exif,
     same_content,
 )
 from kdcli.cache.provenance import TeacherRecord, require_known
@@ -115,6 +116,8 @@ class CacheSet:
             open_places = np.flatnonzero(rows < 0)
             found = find_places(member, data, open_places)
             hits = found >= 0
+            if hits.any():
+                require_same_exif(member.layout.root, member.manifest, data)
             places, local = open_places[hits], found[hits]
             equal = same_content(member, local, places, sizes, data if check_content else None, changed)
             require_same_class(member, data, places[equal], local[equal])

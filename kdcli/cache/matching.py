@@ -1,6 +1,8 @@
 """Which rows of a cache the samples of a data set are: found by key, checked by content and class."""
 
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -8,7 +10,7 @@ from jaxtyping import Bool, Int64
 
 from kdcli.cache.backends.base import checksum
 from kdcli.cache.keytable import KeyTable
-from kdcli.cache.layout import SAMPLES
+from kdcli.cache.layout import SAMPLES, Manifest
 from kdcli.cache.reader import CacheReader
 from kdcli.errors import IdentityError
 from kdcli.types import Difference
@@ -40,6 +42,7 @@ class Samples(Protocol):
         ...
 
 
+_IGNORED = re.compile(r"[@,]exif=ignore(,|\+\+|$)")
 ROWS_AT_ONCE = 65_536
 """Rows looked at together: what is needed besides is then small, however many rows there are."""
 
@@ -58,6 +61,25 @@ def find_places(
     return found
 
 
+def require_same_exif(root: Path, manifest: Manifest, data: Samples) -> None:
+    """Images that a cache saw as they are stored must be read so, and those that it saw upright, upright.
+
+    Raises:
+        IdentityError: ``data`` is read otherwise than all that the cache holds.
+    """
+    read, cached = _exif(data.location), {_exif(location) for location in manifest.locations}
+    if read not in cached:
+        (other,) = cached
+        raise IdentityError(
+            f"{root} was made with exif={other}, and {data.location} is read with exif={read}",
+            f"Give --exif {other}, or write DATA@exif={other}.",
+        )
+
+
+def _exif(location: str) -> str:
+    return "ignore" if _IGNORED.search(location) else "apply"
+
+
 def require_unchanged(
     member: CacheReader, data: Samples, rows: Int64[np.ndarray, " n"], check_content: bool = True
 ) -> None:
@@ -72,6 +94,7 @@ def require_unchanged(
     Raises:
         IdentityError: naming the first sample that changed, or whose class name differs.
     """
+    require_same_exif(member.layout.root, member.manifest, data)
     places = np.flatnonzero(rows >= 0)
     changed: dict[int, Difference] = {}
     same_content(member, rows[places], places, data.sizes(), data if check_content else None, changed)

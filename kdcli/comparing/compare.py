@@ -24,7 +24,7 @@ from kdcli.comparing.keeping import Kept
 from kdcli.comparing.measuring import changes_of, pair_of, summaries
 from kdcli.comparing.models import Candidate, Field, chosen, read_field
 from kdcli.comparing.result import CompareResult, ModelFacts
-from kdcli.comparing.similarity import ClassSimilarity, cosines_of, read_similarity
+from kdcli.comparing.similarity import ClassSimilarity, class_similarity, cosines_of
 from kdcli.comparing.space import Classes, Space, one_space
 from kdcli.console import console
 from kdcli.data.sources import ImageData, open_data
@@ -65,7 +65,7 @@ def compare(config: CompareConfig) -> CompareResult:
     from_file = (
         None
         if config.class_similarity is None
-        else read_similarity(config.class_similarity, space.names[: len(space.labels)])
+        else class_similarity(config.class_similarity, space.names[: len(space.labels)])
     )
     images = _images(labelled, space, caches)
     answers, sources = _answers(config, caches, field, opened, images, kept)
@@ -144,7 +144,7 @@ def _labelled(config: CompareConfig, caches: CacheSet | None, field: Field) -> L
 
 
 def _named(config: CompareConfig, spec: str, caches: CacheSet | None, run: bool) -> Labelled:
-    data = open_data(spec, data_root=config.data_root, download=config.download)
+    data = open_data(spec, data_root=config.data_root, download=config.download, exif=config.exif)
     labelled = np.flatnonzero(data.labels >= 0)
     if not len(labelled):
         raise BadDataError(f"{spec} has no labels to compare with", "Name labelled data with --data.")

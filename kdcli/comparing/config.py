@@ -32,8 +32,9 @@ class CompareConfig(CachesOption, DataOptions, PartialOption, ForwardOptions, Ve
         (), "STUDENT after it was distilled, where no run says so; several teachers as A+B. Repeatable.",
         panel="Teachers", metavar="METHOD,TEACHER,STUDENT=MODEL",
     )  # fmt: skip
-    class_similarity: Path | None = option(
-        None, "Square matrix of class similarities, .npy or .csv, in the order of the classes.",
+    class_similarity: str | None = option(
+        None, "Square matrix of class similarities, .npy or .csv, in the order of the classes; or a CLIP, "
+        "transformers/DIR-or-ID, that makes it of their names.",
         panel="Method", metavar="FILE",
     )  # fmt: skip
     generalist: str | None = option(

@@ -1,16 +1,22 @@
-"""How close classes are in meaning (P3 Fig. 2b): from a file, else a substitute from a model's own features."""
+"""How close classes are in meaning (P3 Fig. 2b): a language model's word, a file's, or a substitute from features."""
 
 import csv
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import Final, final
 
 import numpy as np
 from jaxtyping import Float, Float64
 
-from kdcli.errors import BadDataError, NotFoundError
+from kdcli.errors import BadDataError, NotFoundError, UsageError
 from kdcli.files import storage_errors
+from kdcli.models.grammar import TRANSFORMERS, ModelSpec
 
+PROMPT: Final = "a photo of a {}"
+"""What CLIP is asked about a class (Radford et al. 2021, section 3.1.4; P3 does not print its own)."""
+_WORD = re.compile(r"[^\W\d_]")
+_SYNSET = re.compile(r"n\d{8}")
 _FORM = "Give a square matrix as .npy or .csv, a row and a column a class; a first line of names may say the order."
 
 
@@ -30,8 +36,34 @@ class ClassSimilarity:
     substitute: bool
 
 
+def class_similarity(given: str, classes: tuple[str, ...]) -> ClassSimilarity:
+    """The matrix of ``--class-similarity``, of a language model or in a file.
+
+    Args:
+        given: ``transformers/DIR-or-ID``, or a file.
+        classes: of the data set, in order.
+
+    Raises:
+        UsageError: the names of the classes are no words.
+        KdError: see :func:`read_similarity` and :func:`~kdcli.models.text_models.embed_texts`.
+    """
+    if not given.startswith(TRANSFORMERS):
+        return read_similarity(Path(given), classes)
+    words = [" ".join(name.replace("_", " ").split()) for name in classes]
+    mute = next((word for word in words if not _WORD.search(_SYNSET.sub("", word))), None)
+    if mute is not None:
+        raise UsageError(
+            f"the class '{mute}' is named by no word, so {given} cannot tell what it means",
+            "Give labels that are words, or a matrix: --class-similarity FILE",
+        )
+    from kdcli.models.text_models import embed_texts
+
+    found = embed_texts(ModelSpec.parse(given), [PROMPT.format(word) for word in words]).double().numpy()
+    return ClassSimilarity(_cosines(found), f"texts of '{given}'", substitute=False)
+
+
 def read_similarity(file: Path, classes: tuple[str, ...]) -> ClassSimilarity:
-    """The matrix of ``--class-similarity``.
+    """The matrix in a file.
 
     Args:
         file: .npy, or .csv with or without a first line of class names.
@@ -99,8 +131,13 @@ def cosines_of(means: Float[np.ndarray, "c d"], model: str) -> ClassSimilarity:
         means: of the classes that there are images of; NaN for the others.
         model: whose they are.
     """
-    means = means.astype(np.float64)
-    norms = np.linalg.norm(means, axis=1, keepdims=True)
+    source = f"cosine of the class means of '{model}'"
+    return ClassSimilarity(_cosines(means.astype(np.float64)), source, substitute=True)
+
+
+def _cosines(rows: Float64[np.ndarray, "c d"]) -> Float64[np.ndarray, "c c"]:
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
     with np.errstate(invalid="ignore"):
-        units = means / np.where(norms > 0, norms, 1)
-    return ClassSimilarity(units @ units.T, f"cosine of the class means of '{model}'", substitute=True)
+        units = rows / np.where(norms > 0, norms, 1)
+    found: Float64[np.ndarray, "c c"] = units @ units.T
+    return found

@@ -9,7 +9,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from kdcli.errors import BadDataError
 
-_UPRIGHT = {
+UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -18,6 +18,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+"""What undoes each of EXIF's orientations; 1 needs nothing."""
 _RAW = b"kd-raw"
 
 
@@ -69,7 +70,23 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
     else:
         image = image.convert("RGB")
-    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+    return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
+
+
+def stored_orientation(encoded: bytes) -> int:
+    """EXIF's orientation of an image file: by which :func:`decode_image` turns it; 1 where there is none."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(BytesIO(encoded))
+            if image.format not in (
+                "JPEG",
+                "MPO",
+            ):  # others know it, or have turned it themselves, once loaded
+                image.load()
+            return _orientation(image)
+    except Exception:  # decoding it says what is wrong
+        return 1
 
 
 def _orientation(image: Image.Image) -> int:

@@ -14,8 +14,9 @@ from kdcli.console import console
 from kdcli.data.base import ImageSource, Listing, Opening, SourceKind
 from kdcli.data.concatenated import ConcatenatedSource, concatenate_keys, concatenate_labels
 from kdcli.data.folder import FolderSource, find_folder
-from kdcli.data.spec import NO_LABELS, DataSpec, require_option
-from kdcli.data.subset import choose
+from kdcli.data.spec import NO_LABELS, DataSpec, Exif, require_option
+from kdcli.data.stored import StoredSource
+from kdcli.data.subset import choose, in_share
 from kdcli.data.without import leave_out
 from kdcli.registry import SOURCES
 
@@ -79,7 +80,7 @@ class ImageData:
         return np.fromiter((self.source.size(key) for key in self.keys), np.int64, len(self))
 
     def decode(self, row: int, encoded: bytes) -> Image.Image:
-        """The upright RGB image in the encoded bytes of a sample.
+        """The RGB image in the encoded bytes of a sample, upright unless ``exif=ignore``.
 
         Raises:
             BadDataError: naming the sample and the reason.
@@ -99,13 +100,16 @@ class ImageData:
         return ImageData(self.spec, self.source, self.keys.select(rows), self.labels[rows], self.class_names)
 
 
-def open_data(spec: str | DataSpec, *, data_root: Path | None = None, download: bool = False) -> ImageData:
+def open_data(
+    spec: str | DataSpec, *, data_root: Path | None = None, download: bool = False, exif: Exif = "apply"
+) -> ImageData:
     """Open a data set.
 
     Args:
         spec: in the grammar of :mod:`kdcli.data.spec`.
         data_root: folder of relative folders and of ``torch/`` and ``hfds/`` data sets.
         download: allow ``torch/`` and ``hfds/`` data sets to be downloaded.
+        exif: whether images are turned as their EXIF says, where ``spec`` does not say.
 
     Raises:
         UsageError: bad grammar, unknown class or task, or splits taken for classes.
@@ -117,15 +121,31 @@ def open_data(spec: str | DataSpec, *, data_root: Path | None = None, download: 
     parsed = DataSpec.parse(spec) if isinstance(spec, str) else spec
     if parsed.members:
         return _concatenate(
-            parsed, [open_data(part, data_root=data_root, download=download) for part in parsed.members]
+            parsed,
+            [open_data(part, data_root=data_root, download=download, exif=exif) for part in parsed.members],
         )
+    parsed = replace(parsed, exif="ignore" if (parsed.exif or exif) == "ignore" else None)
     source = _open_source(parsed, data_root, download)
-    listing = source.listing(parsed.split, None if parsed.labels == NO_LABELS else parsed.labels)
+    if parsed.exif is not None:
+        source = StoredSource(source)
+    listing = _listing(source, parsed)
     if parsed.without is not None:
         listing = leave_out(listing, Path(parsed.without), str(parsed))
     rows, labels, class_names = choose(parsed, listing.labels, listing.class_names)
     keys = listing.keys if len(rows) == len(listing.keys) else listing.keys.select(rows)
     return ImageData(parsed, source, keys, labels, class_names)
+
+
+def _listing(source: ImageSource, spec: DataSpec) -> Listing:
+    """The samples of the split: a share is drawn before anything else is left out, so that others complete it."""
+    task = None if spec.labels == NO_LABELS else spec.labels
+    if spec.split is None:
+        return source.listing(None, task)
+    listing = source.listing(spec.split.name, task)
+    if not spec.split.shares:
+        return listing
+    rows = np.flatnonzero(in_share(listing.labels, spec.split, spec.seed))
+    return Listing(listing.keys.select(rows), listing.labels[rows], listing.class_names)
 
 
 def _concatenate(spec: DataSpec, parts: list[ImageData]) -> ImageData:

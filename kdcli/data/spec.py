@@ -9,6 +9,7 @@ paths may contain ``@``. In values, ``%2C``, ``%40``,
 ``%2B`` and ``%25`` stand for ``,``, ``@``, ``+`` and ``%``. Modifiers apply in this order, however written:
 
     split=NAME        the part of that name (train, val, test and their long forms)
+    split=A/B:PART    a share of each class, see :class:`Split`; ``split=NAME/A/B:PART`` a share of that part
     without=FILE      not the samples whose keys are the lines of FILE (``kd audit --write-exclude`` writes one)
     labels=TASK       which labels; ``labels=none`` forgets the labels, after all the others used them
     classes=CHOICE    see :class:`ClassSubset`
@@ -16,6 +17,7 @@ paths may contain ``@``. In values, ``%2C``, ``%40``,
     shots=K           K samples of each class at random, all where a class has fewer
     labelled=F        only a fraction F in (0, 1] of each class, at least one sample, keeps its label
     seed=S            seed of all of these, default 0
+    exif=ignore       images as they are stored; ``apply``, the default, turns them as EXIF's orientation says
 
 A kind of source may have modifiers of its own.
 ``A++B`` is one data set of the images of both, each with modifiers of its own; a folder after ``++`` is written
@@ -25,15 +27,17 @@ A kind of source may have modifiers of its own.
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from typing import Any, Literal, cast, final, get_args
 from urllib.parse import unquote
 
 from kdcli.errors import UsageError, nearest
 from kdcli.registry import SOURCES, is_object_path
 
-KEYS = ("split", "without", "classes", "shots", "labelled", "n", "labels", "seed")
+Exif = Literal["apply", "ignore"]
+KEYS = ("split", "without", "classes", "shots", "labelled", "n", "labels", "seed", "exif")
 NO_LABELS = "none"
 
+_SHARES = re.compile(r"(?:(.*[^/0-9][^/]*)/)?([0-9]+(?:/[0-9]+)+)(?::(.*))?", re.DOTALL)
 _MODIFIERS = re.compile(r"[A-Za-z_-]+=")
 JOIN = "++"
 _JOINT = re.compile(rf"{re.escape(JOIN)}(?=([\w.:-]+/?))")
@@ -97,6 +101,60 @@ class ClassSubset:
 
 @final
 @dataclass(frozen=True, slots=True)
+class Split:
+    """A part of a source, by name or by chance, or a share of what a name stands for.
+
+    ``80/20:first`` and ``80/20:rest``, or ``70/10/20:1``, ``:2`` and ``:3``, are drawn by the seed, disjoint, and
+    together everything, of every class; samples without a label count as a class. Where a class has
+    enough samples, each part has at least one of them.
+
+    Attributes:
+        name: of the part, None for all; :func:`canonical_split` unites its spellings.
+        shares: percentages that make 100, or none for all that the name stands for.
+        part: which of the shares, from 0.
+    """
+
+    name: str | None
+    shares: tuple[int, ...] = ()
+    part: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> "Split":
+        """Read the value of ``split=``.
+
+        Raises:
+            UsageError: the shares do not make 100, or there is no such part.
+        """
+        match = _SHARES.fullmatch(text)
+        if match is None:
+            return cls(unquote(text))
+        shares, parts = tuple(map(int, match[2].split("/"))), _parts(match[2])
+        if sum(shares) != 100 or 0 in shares or len(shares) > 3:
+            raise UsageError(
+                f"split={text}: {match[2]} does not divide 100 % into two or three parts",
+                "For example split=80/20:first and split=80/20:rest, or split=70/10/20:1.",
+            )
+        if match[3] not in parts:
+            what = f"there is no part '{match[3]}'" if match[3] else "it does not say which part"
+            ways = ", ".join(f"split={text.partition(':')[0]}:{part}" for part in parts)
+            raise UsageError(f"split={text}: {what}", f"There are {ways}.")
+        return cls(match[1] and unquote(match[1]), shares, parts.index(match[3]))
+
+    def __str__(self) -> str:
+        name = (self.name or "").translate(_ESCAPES)
+        if not self.shares:  # a part may be called like a share
+            return name.replace("/", "%2F") if _SHARES.fullmatch(name) else name
+        shares = "/".join(map(str, self.shares))
+        share = f"{shares}:{_parts(shares)[self.part]}"
+        return share if self.name is None else f"{name.replace('/', '%2F')}/{share}"
+
+
+def _parts(shares: str) -> tuple[str, ...]:
+    return ("1", "2", "3") if shares.count("/") > 1 else ("first", "rest")
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class DataSpec:
     """A data set as its user wrote it; the fields are described in this module's docstring.
 
@@ -106,7 +164,7 @@ class DataSpec:
     """
 
     source: str
-    split: str | None = None
+    split: Split | None = None
     classes: ClassSubset | None = None
     shots: int | None = None
     labelled: float | None = None
@@ -114,6 +172,7 @@ class DataSpec:
     labels: str | None = None
     seed: int = 0
     without: str | None = None
+    exif: Exif | None = None
     own: tuple[tuple[str, str], ...] = ()
 
     @classmethod
@@ -150,7 +209,7 @@ class DataSpec:
             return self.source
         given = [(key, getattr(self, key)) for key in KEYS if key != "seed" or self.seed]
         items = [
-            f"{key}={value if isinstance(value, int | float | ClassSubset) else value.translate(_ESCAPES)}"
+            f"{key}={value.translate(_ESCAPES) if isinstance(value, str) else value}"
             for key, value in (*given, *self.own)
             if value is not None
         ]
@@ -247,8 +306,18 @@ def _fraction(text: str) -> float:
     return value
 
 
+def _exif(text: str) -> Exif:
+    for known in get_args(Exif):
+        if text == known:
+            return cast("Exif", known)
+    raise UsageError(
+        f"exif={text} is neither apply nor ignore",
+        "exif=ignore shows images as they are stored, as timm does.",
+    )
+
+
 _PARSERS: dict[str, Callable[[str], Any]] = {
-    "split": unquote,
+    "split": Split.parse,
     "without": unquote,
     "classes": ClassSubset.parse,
     "shots": _whole("shots", 1),
@@ -256,4 +325,5 @@ _PARSERS: dict[str, Callable[[str], Any]] = {
     "n": _whole("n", 1),
     "labels": unquote,
     "seed": _whole("seed", 0),
+    "exif": _exif,
 }

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 from kdcli.data.philox import permutation
-from kdcli.data.spec import NO_LABELS, ClassSubset, DataSpec
+from kdcli.data.spec import NO_LABELS, ClassSubset, DataSpec, Split
 from kdcli.errors import BadDataError, UsageError, nearest
 
 Labels = Int64[np.ndarray, " n"]
@@ -109,13 +109,37 @@ def draw(labels: Labels, quotas: Int64[np.ndarray, " k1"], purpose: str, seed: i
         purpose: name of the random stream.
         seed: of the random stream.
     """
+    drawn: Bool[np.ndarray, " n"] = _ranks(labels, purpose, seed) < quotas[labels + 1]
+    return drawn
+
+
+def in_share(labels: Labels, split: Split, seed: int) -> Bool[np.ndarray, " n"]:
+    """Which samples are in a share of a split: of each class, as of those without a label, the rounded part.
+
+    Args:
+        labels: of all samples that the split's name stands for.
+        split: with shares.
+        seed: of the draw.
+    """
+    sizes = np.bincount(labels + 1, minlength=1)
+    count, ends = len(split.shares), np.cumsum((0, *split.shares))
+
+    def bound(number: int) -> Int64[np.ndarray, " k1"]:
+        exact: Int64[np.ndarray, " k1"] = (sizes * ends[number] * 2 + 100) // 200
+        least = np.minimum(number, sizes)
+        return exact.clip(least, np.maximum(sizes - (count - number), least))
+
+    ranks, start, stop = _ranks(labels, "split", seed), bound(split.part), bound(split.part + 1)
+    return np.asarray((start[labels + 1] <= ranks) & (ranks < stop[labels + 1]))
+
+
+def _ranks(labels: Labels, purpose: str, seed: int) -> Int64[np.ndarray, " n"]:
+    """The place of each sample, from 0, in a random order of its class."""
     order = permutation(len(labels), purpose, str(seed))
     order = order[np.argsort(labels[order], kind="stable")]  # class by class, at random within each
-    grouped = labels[order] + 1
-    starts = np.searchsorted(grouped, np.arange(len(quotas)))
-    drawn = np.zeros(len(labels), bool)
-    drawn[order[np.arange(len(labels)) - starts[grouped] < quotas[grouped]]] = True
-    return drawn
+    grouped, ranks = labels[order], np.empty(len(labels), np.int64)
+    ranks[order] = np.arange(len(labels)) - np.searchsorted(grouped, grouped)
+    return ranks
 
 
 def proportional(labels: Labels, total: int, seed: int) -> Int64[np.ndarray, " k1"]:

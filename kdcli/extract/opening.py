@@ -2,14 +2,14 @@
 
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from jaxtyping import Int64
 
 from kdcli.cache.keytable import KeyTable, block_digest
 from kdcli.cache.layout import Manifest
-from kdcli.cache.matching import require_unchanged
+from kdcli.cache.matching import require_same_exif, require_unchanged
 from kdcli.cache.reader import CacheReader
 from kdcli.errors import IdentityError, KdError, UsageError
 from kdcli.extract.config import CacheConfig
@@ -33,7 +33,7 @@ def open_new(config: CacheConfig) -> "ImageData":
             f"no data set is given, and there is no cache {config.cache} that recorded one",
             f"kd cache-teachers DATA --cache {config.cache} --teacher SPEC",
         )
-    return _open(config, config.data)
+    return _open(config, config.data, config.exif)
 
 
 def open_held(config: CacheConfig, held: CacheReader) -> "Images":
@@ -47,7 +47,7 @@ def open_held(config: CacheConfig, held: CacheReader) -> "Images":
         KdError: it cannot be opened.
     """
     manifest = held.manifest
-    data = None if config.data is None else _open(config, config.data)
+    data = None if config.data is None else _open(config, config.data, config.exif)
     if data is None and len(manifest.segments) == 1:
         data = _open(config, recorded(manifest.locations[0]))
     if data is not None and data.keys.digest() == manifest.data.keys:
@@ -69,6 +69,7 @@ def require_same_data(root: Path, manifest: Manifest, data: "ImageData") -> None
         "labels": block_digest(data.labels.astype("<i8")) if labelled else None,
         "class_names": None if data.class_names is None else list(data.class_names),
     }
+    require_same_exif(root, manifest, data)
     found = differences({"rows": manifest.rows, **manifest.data.gate()}, asked)
     if found:
         raise IdentityError(
@@ -79,10 +80,11 @@ def require_same_data(root: Path, manifest: Manifest, data: "ImageData") -> None
         )
 
 
-def _open(config: CacheConfig, spec: str) -> "ImageData":
+def _open(config: CacheConfig, spec: str, exif: Literal["apply", "ignore"] = "apply") -> "ImageData":
+    """A data set; what a cache recorded says itself whether EXIF counts."""
     from kdcli.data.sources import open_data
 
-    return open_data(spec, data_root=config.data_root, download=config.download)
+    return open_data(spec, data_root=config.data_root, download=config.download, exif=exif)
 
 
 def _joined(config: CacheConfig, held: CacheReader, data: "ImageData | None") -> "JoinedData":

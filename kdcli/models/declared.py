@@ -1,53 +1,153 @@
-"""How a model wants its pixels, as its owner wrote it: with the fields of timm's pretrained_cfg."""
+"""How a model wants its pixels, and what its classes are, as its owner wrote it: the fields of timm's pretrained_cfg.
 
+All that says so is read here, and strictly: the config.json of a model folder, what lies beside or in an ONNX file,
+what a Python model declares.
+"""
+
+import json
+from collections import Counter
 from collections.abc import Mapping
-from typing import Any, Final, cast
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, final
 
+from pydantic import BaseModel, ConfigDict, Field
+
+from kdcli.documents import from_document
 from kdcli.errors import BadDataError
-from kdcli.models.timm_models import INTERPOLATION
-from kdcli.types import Preprocess
+from kdcli.types import CropMode, Interpolation, Preprocess
 
 EXAMPLE: Final = (
     '{"input_size": [3, 224, 224], "interpolation": "bicubic", "mean": [0.485, 0.456, 0.406],'
     ' "std": [0.229, 0.224, 0.225], "crop_pct": 0.875}'
 )
+DEFAULT: Final[Mapping[str, Any]] = json.loads(EXAMPLE)
+"""timm's own defaults."""
+
+INTERPOLATION: dict[str, Interpolation] = {
+    "nearest": "nearest",
+    "bilinear": "bilinear",
+    "bicubic": "bicubic",
+    "lanczos": "lanczos",
+    "random": "bilinear",  # timm draws bilinear or bicubic in training; a cache needs one
+}
+"""Our name of each filter that a pretrained configuration may name."""
+
+_Side = Annotated[int, Field(gt=0)]
+_Mean = Annotated[float, Field(allow_inf_nan=False)]
+_Std = Annotated[float, Field(allow_inf_nan=False, gt=0)]
+
+
+@final
+class _Pixels(BaseModel):
+    """What else there is does not matter."""
+
+    model_config = ConfigDict(frozen=True)
+
+    input_size: tuple[Literal[3], _Side, _Side]
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos", "random"]
+    mean: tuple[_Mean, _Mean, _Mean]
+    std: tuple[_Std, _Std, _Std]
+    crop_pct: float = Field(gt=0, lt=2)  # timm's VOLO has 1.15: a crop larger than the image
+    crop_mode: CropMode = "center"
+
+
+@final
+class _Classes(BaseModel):
+    """What a model folder says of its classes; timm allows gaps where names are by number."""
+
+    model_config = ConfigDict(frozen=True)
+
+    num_classes: Annotated[int, Field(ge=0)] | None = None
+    label_names: list[str] | dict[str, str] | None = None
 
 
 def declared_preprocess(config: Mapping[str, Any], where: str, image_size: int | None) -> Preprocess:
     """The preprocessing that ``config`` declares.
 
     Args:
-        config: input_size, interpolation, mean, std and crop_pct, as in :data:`EXAMPLE`; what else there is does
-            not matter.
+        config: input_size, interpolation, mean, std and crop_pct, as in :data:`EXAMPLE`, and crop_mode where it is
+            not ``center``; what else there is does not matter.
         where: what to call it in errors.
         image_size: side of the images in place of ``input_size``'s.
 
     Raises:
-        BadDataError: a field is missing or out of range.
+        BadDataError: a field is missing, of another type, or out of range.
     """
+    hint = f"For example {EXAMPLE}"
+    known = {name: config[name] for name in _Pixels.model_fields if name in config}
     try:
-        channels, height, width = (int(side) for side in config["input_size"])
-        mean, std = (tuple(float(value) for value in config[key]) for key in ("mean", "std"))
-        crop_fraction = float(config["crop_pct"])
-        interpolation = INTERPOLATION[config["interpolation"]]
-    except KeyError as error:
-        if error.args[0] in ("input_size", "mean", "std", "crop_pct", "interpolation"):
-            raise BadDataError(f"{where} has no {error}", f"For example {EXAMPLE}") from error
-        raise BadDataError(
-            f"{where} wants the filter {error}", f"Known: {', '.join(INTERPOLATION)}."
-        ) from error
-    except (TypeError, ValueError) as error:
-        raise BadDataError(f"{where} cannot be used: {error}", f"For example {EXAMPLE}") from error
-    sizes_fit = channels == len(mean) == len(std) == 3 and min(height, width) > 0
-    if not (sizes_fit and min(std) > 0 and 0 < crop_fraction <= 1):
-        raise BadDataError(
-            f"{where} is out of range: 3 channels, std above 0 and crop_pct in (0, 1] are needed",
-            f"For example {EXAMPLE}",
-        )
+        json.dumps(known)
+    except (TypeError, ValueError) as error:  # a Python model may declare anything
+        raise BadDataError(f"{where} is no plain numbers and texts: {error}", hint) from error
+    pixels = from_document(_Pixels, known, where, BadDataError, hint)
     return Preprocess(
-        size=(image_size, image_size) if image_size else (height, width),
-        interpolation=interpolation,
-        mean=cast("tuple[float, float, float]", mean),
-        std=cast("tuple[float, float, float]", std),
-        crop_fraction=crop_fraction,
+        size=(image_size, image_size) if image_size else pixels.input_size[1:],
+        interpolation=INTERPOLATION[pixels.interpolation],
+        mean=pixels.mean,
+        std=pixels.std,
+        crop_fraction=pixels.crop_pct,
+        crop_mode=pixels.crop_mode,
     )
+
+
+def class_names(config: Mapping[str, Any], where: str) -> tuple[str, ...] | None:
+    """The names of the classes, in order of the logits; None where ``config`` does not name all of them.
+
+    Args:
+        config: ``label_names``, a list or an object of names by number, and ``num_classes``.
+        where: what to call it in errors.
+
+    Raises:
+        BadDataError: they are no texts, one is there twice, or they are not as many as ``num_classes``.
+    """
+    known = {name: config[name] for name in _Classes.model_fields if name in config}
+    classes = from_document(_Classes, known, where, BadDataError, "Give one name a class, or none.")
+    names, count = classes.label_names, classes.num_classes
+    if not names:
+        return None
+    listed = list(names.values()) if isinstance(names, dict) else names
+    name, times = Counter(listed).most_common(1)[0]
+    if times > 1:
+        raise BadDataError(
+            f"{where}: label_names: '{name}' is there {times} times",
+            "Give every class a name of its own, or none.",
+        )
+    if isinstance(names, dict):
+        ordered = [names.get(str(number)) for number in range(len(names) if count is None else count)]
+        return None if None in ordered else tuple(name for name in ordered if name is not None)
+    if count not in (None, len(names)):
+        raise BadDataError(
+            f"{where}: label_names gives {len(names)} names for {count} classes",
+            "Give one name per class, in the order of the logits, or none.",
+        )
+    return tuple(names)
+
+
+def check_model_config(document: Mapping[str, Any], where: Path) -> None:
+    """Make sure that the config.json of a model folder can be meant, before timm makes something of it.
+
+    timm fills in what is missing, and also what is null, by its defaults; here null is refused.
+
+    Args:
+        document: in timm's layout, with ``pretrained_cfg`` or, as of old, without.
+        where: the file.
+
+    Raises:
+        BadDataError: a field is of a wrong type or out of range, or two of them contradict each other.
+    """
+    inner = document.get("pretrained_cfg", document)
+    if not isinstance(inner, dict):
+        raise BadDataError(f"'{where}': pretrained_cfg is no JSON object", "Export the model anew.")
+    declared_preprocess({**DEFAULT, **inner}, f"'{where}'", None)
+    arguments = document.get("model_args")
+    counts = {
+        f"{place}num_classes": part["num_classes"]
+        for place, part in (("", document), ("pretrained_cfg.", inner), ("model_args.", arguments))
+        if isinstance(part, dict) and part.get("num_classes") is not None
+    }
+    if len(set(map(str, counts.values()))) > 1:
+        said = ", ".join(f"{name} is {count}" for name, count in counts.items())
+        raise BadDataError(f"'{where}' contradicts itself: {said}", "Export the model anew.")
+    names = document.get("label_names", inner.get("label_names"))
+    count = {"num_classes": next(iter(counts.values()))} if counts else {}
+    class_names({"label_names": names, **count}, f"'{where}'")

@@ -13,6 +13,7 @@ Location = tuple[str, Path | None]
 """Name and file of a model, see :class:`ModelSpec`."""
 
 TORCHVISION: Final = "torchvision/"
+TRANSFORMERS: Final = "transformers/"
 
 
 @final
@@ -80,6 +81,8 @@ class ModelKind:
 
 def _kind_of(text: str) -> tuple[str, str]:
     """The kind of a model string, and what it has to read."""
+    if text.startswith(TRANSFORMERS):
+        return "transformers", text.removeprefix(TRANSFORMERS)
     scheme, colon, rest = text.partition(":")
     for kind in (scheme, scheme.replace("_", "-")) if colon else ():
         if kind in MODELS and MODELS[kind].prefix:

@@ -1,9 +1,10 @@
 """Downloads of weights that end in one line, and soon, when there is no network."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 
 from kdcli.errors import KdError, NotFoundError
 
@@ -45,6 +46,23 @@ def download_errors(name: str) -> Iterator[None]:
         raise NotFoundError(
             f"weights of '{name}' cannot be had: {_first_line(error)}", _WITHOUT_NETWORK
         ) from error
+
+
+def snapshot(name: str, patterns: Sequence[str]) -> Path:
+    """The folder that holds files of a model of the hub, downloaded where they are not there yet.
+
+    Args:
+        name: ``ORG/NAME[@REV]``.
+        patterns: of the files.
+
+    Raises:
+        NotFoundError: see :func:`download_errors`.
+    """
+    from huggingface_hub import snapshot_download
+
+    repository, _, revision = name.partition("@")
+    with download_errors(name):
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(patterns)))
 
 
 def _prepare_hub() -> None:

@@ -4,17 +4,19 @@ resnet50, resnet50.a1_in1k     timm architecture, with or without a pretrained t
 hf-hub:ORG/NAME[@REV]          timm model on the Hugging Face hub
 local-dir:PATH                 folder with config.json and model.safetensors (what kd exports)
 torchvision/NAME               torchvision classification model
+transformers/DIR-or-ID[@REV]   vision model of transformers in a folder or on the hub, as a teacher only
 ARCH@FILE.safetensors          weights of a timm or torchvision/NAME architecture from a file
 onnx:FILE                      ONNX graph, as a teacher only; onnxruntime runs it
 kd-fused:DIR[#HEAD]            joint teacher of kd fuse-teachers, as a teacher only
 pkg.mod:OBJECT                 Python callable, as a teacher only; see python_models.py
 """
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 from kdcli.errors import NotFoundError, UsageError, nearest
-from kdcli.models.grammar import TORCHVISION, Location, ModelKind, forms
+from kdcli.models.grammar import TORCHVISION, TRANSFORMERS, Location, ModelKind, forms
 
 _CONVERT = (
     "Convert it once, from a source you trust: "
@@ -130,10 +132,26 @@ def _fused(rest: str, text: str) -> Location:
     return head, _expanded(place).absolute()
 
 
+def _transformers(rest: str, text: str) -> Location:
+    if not rest:
+        raise UsageError(f"model '{text}' names nothing after '{TRANSFORMERS}'", forms())
+    place = _expanded(rest)
+    if rest.startswith((".", "/", "~")) or place.is_dir():
+        return "", place.absolute()
+    if not _HUB_NAME.fullmatch(rest):
+        raise NotFoundError(
+            f"'{text}': there is no folder '{rest}', and the hub's names are ORG/NAME",
+            "Write transformers/DIR, or transformers/ORG/NAME[@REV].",
+        )
+    return rest, None
+
+
 def _file(rest: str, text: str) -> Location:
     architecture, _, file = text.partition("@")
     return _known_architecture(architecture, text), _weights_file(file, text)
 
+
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[^@\s]+)?")
 
 TIMM = ModelKind(
     "a timm name",
@@ -150,6 +168,13 @@ TORCHVISION_NAME = ModelKind(
     "kdcli.models.torchvision_models:TorchvisionArchitecture",
     write=lambda spec: spec.name,
     init="random",
+)
+TRANSFORMERS_NAME = ModelKind(
+    "transformers/DIR-or-ID",
+    _transformers,
+    "kdcli.models.transformers_models:TransformersArchitecture",
+    write=lambda spec: f"{TRANSFORMERS}{spec.file or spec.name}",
+    teacher_only=True,
 )
 FILE = ModelKind(
     "ARCH@FILE.safetensors",

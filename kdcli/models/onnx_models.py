@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kdcli.console import console
 from kdcli.errors import BadDataError, DeviceError, KdError, NotFoundError, UsageError
 from kdcli.models.architectures import Architecture
-from kdcli.models.declared import EXAMPLE, declared_preprocess
+from kdcli.models.declared import EXAMPLE, class_names, declared_preprocess
 from kdcli.models.grammar import ModelSpec, only_a_teacher
 from kdcli.models.network import Classifier, synthetic_image
 from kdcli.models.onnx_graph import OnnxGraph, read_graph
@@ -63,12 +63,7 @@ class OnnxArchitecture(Architecture):
         """See the base."""
         classifier = OnnxClassifier(self._graph, str(self._spec))
         classifier.measure(self.preprocess(image_size).size)
-        names = self.class_names()
-        if names is not None and len(names) != classifier.num_classes:
-            raise BadDataError(
-                f"{self._where} gives {len(names)} label_names for {classifier.num_classes} classes",
-                "Give one name per class, in the order of the logits, or none.",
-            )
+        class_names({**self._config, "num_classes": classifier.num_classes}, self._where)
         return classifier
 
     def preprocess(self, image_size: int | None) -> Preprocess:
@@ -77,8 +72,7 @@ class OnnxArchitecture(Architecture):
 
     def class_names(self) -> tuple[str, ...] | None:
         """See the base."""
-        names = self._config.get("label_names")
-        return tuple(str(name) for name in names) if isinstance(names, list) and names else None
+        return class_names(self._config, self._where)
 
     def _description(self) -> tuple[str, dict[str, Any]]:
         """Where the preprocessing is written, and what is written there."""

@@ -5,7 +5,7 @@ takes none and gives one of these. It may say more about itself, by attributes (
 
 version       anything with a text. Needed unless it is a module with weights, whose digest is who it is; where both are
               there, both count. Change it whenever the logits change.
-preprocess    a mapping with fields of timm's pretrained_cfg; what is left out is as in :data:`DEFAULT`.
+preprocess    a mapping with fields of timm's pretrained_cfg; what is left out is as in timm's own default.
 class_names   of the logits, in order.
 num_classes   checked; found with two images in any case.
 """
@@ -13,7 +13,7 @@ num_classes   checked; found with two images in any case.
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from hashlib import sha256
-from typing import Any, Final, final
+from typing import Any, final
 
 import torch
 from jaxtyping import Float
@@ -21,20 +21,11 @@ from torch import Tensor, nn
 
 from kdcli.errors import BadDataError, KdError, UsageError
 from kdcli.models.architectures import Architecture
-from kdcli.models.declared import declared_preprocess
+from kdcli.models.declared import DEFAULT, declared_preprocess
 from kdcli.models.grammar import ModelSpec, only_a_teacher
 from kdcli.models.network import Classifier, synthetic_image, weights_sha256
 from kdcli.registry import load_object
 from kdcli.types import Preprocess
-
-DEFAULT: Final[Mapping[str, Any]] = {
-    "input_size": (3, 224, 224),
-    "interpolation": "bicubic",
-    "mean": (0.485, 0.456, 0.406),
-    "std": (0.229, 0.224, 0.225),
-    "crop_pct": 0.875,
-}
-"""timm's own defaults."""
 
 _PROTOCOL = "It must be a torch module or a function from images [b, 3, h, w] to logits [b, c]; see docs/extending.md."
 

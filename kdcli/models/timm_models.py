@@ -13,25 +13,17 @@ from timm.models import is_model, resolve_model_input_args
 
 from kdcli.errors import BadDataError, NotFoundError, UsageError
 from kdcli.models.architectures import Architecture
+from kdcli.models.declared import INTERPOLATION, check_model_config
 from kdcli.models.grammar import ModelSpec
 from kdcli.models.hub import download_errors
 from kdcli.models.kinds import unknown_architecture
 from kdcli.models.network import Classifier, TimmClassifier
 from kdcli.models.weights import broken_file, read_shapes, refuse_differences
-from kdcli.types import Interpolation, Preprocess
+from kdcli.types import Preprocess
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 _EXPORTS = "kd train-student writes OUT/export."
-
-INTERPOLATION: dict[str, Interpolation] = {
-    "nearest": "nearest",
-    "bilinear": "bilinear",
-    "bicubic": "bicubic",
-    "lanczos": "lanczos",
-    "random": "bilinear",  # timm draws bilinear or bicubic in training; a cache needs one
-}
-"""Our name of each filter that a pretrained configuration may name."""
 
 
 @final
@@ -188,6 +180,11 @@ def _check_folder(folder: Path) -> None:
         raise BadDataError(f"'{config}' is not JSON: {error}", "Export the model anew.") from error
     if not isinstance(document, dict):
         raise BadDataError(f"'{config}' is not a JSON object", "Export the model anew.")
+    if "model_type" in document and "architecture" not in document:
+        raise BadDataError(
+            f"'{config}' is transformers', not timm's", f"As a teacher it is transformers/{folder}."
+        )
+    check_model_config(document, config)
     if not (folder / WEIGHTS_FILE).is_file():
         raise NotFoundError(
             f"'{folder}' holds no {WEIGHTS_FILE}", "Save it as safetensors; kd loads no pickles."

@@ -1,6 +1,7 @@
 """Weights on their way into a network: safetensors files, strict loading, fresh heads."""
 
 from pathlib import Path
+from typing import TypeVar
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
@@ -9,12 +10,16 @@ from torch import Tensor, nn
 from kdcli.errors import BadDataError, NotFoundError
 from kdcli.models.network import Classifier, head_name
 
+Value = TypeVar("Value")
+
 _SHOWN = 3
 """How many differing tensors an error names."""
+_WRAPPERS = ("module.", "_orig_mod.")
+"""What DistributedDataParallel and torch.compile put before every name of the network they wrap."""
 
 
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors in a safetensors file; the tensors are not read.
+    """Names, without those of wrappers, and shapes of the tensors in a safetensors file; the tensors are not read.
 
     Raises:
         NotFoundError: there is no such file.
@@ -24,9 +29,17 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         raise NotFoundError(f"there is no weights file '{path}'", "Check the path.")
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            return _unwrapped({name: tuple(file.get_slice(name).get_shape()) for name in file.keys()})  # noqa: SIM118
     except SafetensorError as error:
         raise broken_file(path, error) from error
+
+
+def _unwrapped(tensors: dict[str, Value]) -> dict[str, Value]:
+    """Tensors under the names that the network itself gives them: wrappers prefix all of them, or none."""
+    for prefix in _WRAPPERS * 2:  # either may wrap the other
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    return tensors
 
 
 def broken_file(path: Path, error: Exception) -> BadDataError:
@@ -47,7 +60,7 @@ def load_strictly(network: nn.Module, path: Path) -> None:
     found = read_shapes(path)
     wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     refuse_differences(wanted, found, path)
-    network.load_state_dict(load_file(path), strict=True)
+    network.load_state_dict(_unwrapped(load_file(path)), strict=True)
 
 
 def refuse_differences(

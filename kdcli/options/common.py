@@ -63,6 +63,10 @@ class DataOptions(DataRootOption):
     download: bool = option(
         False, "Allow a data set to be downloaded.", panel="Data", mechanical=True, shared=True
     )
+    exif: Literal["apply", "ignore"] = option(
+        "apply", "Turn images as EXIF says, or not, as timm; DATA@exif=ignore, as which it is recorded, wins.",
+        panel="Data", mechanical=True, shared=True,
+    )  # fmt: skip
 
 
 class MultiLabelOption(StepConfig):

@@ -145,11 +145,11 @@ def _named(values: Sequence[str], what: str) -> dict[str, str]:
 
 def _open(name: str, train_text: str | None, test_text: str, config: ProbeConfig) -> Target:
     kind = "related" if name in config.related else "unrelated" if name in config.unrelated else "unmarked"
-    test = open_data(test_text, data_root=config.data_root, download=config.download)
+    test = open_data(test_text, data_root=config.data_root, download=config.download, exif=config.exif)
     if train_text is None:
         test = _labelled(test, test_text)
         return Target(name, None, None, test, test.labels, test.class_names, kind)
-    train = open_data(train_text, data_root=config.data_root, download=config.download)
+    train = open_data(train_text, data_root=config.data_root, download=config.download, exif=config.exif)
     if train.location == test.location:
         console.warn("DATA and --test are the same set: the probe is tested on its own training images too")
     train, test = _labelled(train, train_text), _labelled(test, test_text)

@@ -83,7 +83,7 @@ def _of_cache(path: Path, config: ReportConfig, place: int) -> Chart | None:
 
 def _of_exports(config: ReportConfig, runs: Sequence[Run]) -> Chart:
     assert config.data is not None
-    data = open_data(config.data, data_root=config.data_root, download=config.download)
+    data = open_data(config.data, data_root=config.data_root, download=config.download, exif=config.exif)
     labelled = np.flatnonzero(data.labels >= 0)
     if not len(labelled):
         raise BadDataError(f"--data {config.data} has no labels", "Give labelled images.")

@@ -183,7 +183,9 @@ class _Draft:
     def open_data(self) -> None:
         """The images to train on, and those set aside of them."""
         config, needs = self.config, self.method.needs
-        self.everything = self.sources.data(self.main, data_root=config.data_root, download=config.download)
+        self.everything = self.sources.data(
+            self.main, data_root=config.data_root, download=config.download, exif=config.exif
+        )
         data = self.everything if needs.kinds or needs.unlabelled else labelled_only(self.everything)
         self.data, self.validation = split_off(config, self.method, data)
         self._require_learnable()

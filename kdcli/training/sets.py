@@ -131,7 +131,7 @@ def open_labelled(
         BadDataError: it has no labels.
         KdError: see :func:`~kdcli.data.sources.open_data`.
     """
-    data = labelled_only(opened(spec, data_root=config.data_root, download=config.download))
+    data = labelled_only(opened(spec, data_root=config.data_root, download=config.download, exif=config.exif))
     if not (data.labels >= 0).all():
         raise BadDataError(f"{what} {spec} has no labels", hint)
     return data

@@ -233,7 +233,7 @@ def _finished(out: Path, stored: dict[str, Any]) -> bool:
 
 
 def _open(recipe: SoupConfig, spec: str) -> ImageData:
-    return open_data(spec, data_root=recipe.data_root, download=recipe.download)
+    return open_data(spec, data_root=recipe.data_root, download=recipe.download, exif=recipe.exif)
 
 
 # --- images -----------------------------------------------------------------------------------

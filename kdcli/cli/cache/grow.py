@@ -26,7 +26,9 @@ def extend(config: "ExtendConfig", common: "Common") -> None:
 
     images = None
     if config.data is not None:
-        images = open_data(config.data, data_root=config.data_root, download=config.download)
+        images = open_data(
+            config.data, data_root=config.data_root, download=config.download, exif=config.exif
+        )
     result = extend_cache(config.cache, images, config.views, config.dry_run)
     if not result.is_new:
         console.note(f"{config.cache} holds all of this: nothing to add")

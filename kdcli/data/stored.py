@@ -1,0 +1,62 @@
+"""``exif=ignore``: images as they are stored, as libraries show them that do not look at EXIF's orientation."""
+
+from collections.abc import Collection
+from typing import Final, final
+
+from PIL import Image
+
+from kdcli.cache.keytable import KeyTable
+from kdcli.data.base import ImageSource, Listing
+from kdcli.data.decode import UPRIGHT, stored_orientation
+
+_MARK: Final = b"kd-as-stored "
+_BACK: Final = {
+    **UPRIGHT,  # mirror images of themselves, but for two
+    6: Image.Transpose.ROTATE_90,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+@final
+class StoredSource(ImageSource):
+    """The images of a source without the rotation that their EXIF asks for.
+
+    The bytes of an image that would be rotated get a mark: it is another sample than the upright one, so no cache
+    serves one for the other. All other images are the same samples.
+
+    Args:
+        source: gives upright images.
+    """
+
+    def __init__(self, source: ImageSource) -> None:
+        self._source = source
+
+    @property
+    def text(self) -> str:
+        """See :attr:`ImageSource.text`; that EXIF is ignored is a modifier."""
+        return self._source.text
+
+    def listing(self, split: str | None, task: str | None) -> Listing:
+        """See :meth:`ImageSource.listing`."""
+        return self._source.listing(split, task)
+
+    def encoded(self, key: str) -> bytes:
+        """See :meth:`ImageSource.encoded`."""
+        encoded = self._source.encoded(key)
+        orientation = stored_orientation(encoded)
+        return encoded if orientation not in UPRIGHT else _MARK + b"%d\n" % orientation + encoded
+
+    def decode(self, key: str, encoded: bytes) -> Image.Image:
+        """The RGB image as it is stored."""
+        if not encoded.startswith(_MARK):
+            return self._source.decode(key, encoded)
+        mark, _, image = encoded.partition(b"\n")
+        return self._source.decode(key, image).transpose(_BACK[int(mark.removeprefix(_MARK))])
+
+    def path(self, key: str) -> str:
+        """See :meth:`ImageSource.path`."""
+        return self._source.path(key)
+
+    def keys_in(self, keys: KeyTable, sources: Collection[str]) -> KeyTable:
+        """See :meth:`ImageSource.keys_in`."""
+        return self._source.keys_in(keys, sources)
