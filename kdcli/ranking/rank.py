@@ -7,6 +7,7 @@ from typing import Any, final
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from kdcli.cache.fingerprints import pack
 from kdcli.console import console
 from kdcli.errors import BadDataError, UsageError
 from kdcli.metrics.targets import Targets
@@ -94,7 +95,7 @@ def rank(config: RankConfig) -> RankResult:
     table = {column: {name: _mean(values) for name, values in row.items()} for column, row in scores.items()}
     std = {column: {name: _std(values) for name, values in row.items()} for column, row in scores.items()}
     seeds = tuple(range(config.seed, config.seed + config.repeats))
-    ranking = _ranking(material, config, own, scores[own.label], len(probes[0]))
+    ranking = _ranking(material, config, own, scores[own.label], probes)
     return RankResult(
         ranking, table, std if config.repeats > 1 else {}, seeds, config.data, config.metric == "all"
     )
@@ -177,7 +178,7 @@ def _ranking(
     config: RankConfig,
     own: Column,
     scores: Mapping[str, Sequence[float] | None],
-    probe_size: int,
+    probes: Sequence[Int64[np.ndarray, " m"]],
 ) -> Ranking:
     names = tuple(scores)
     means = np.array([np.mean(scores[name] or [np.nan]) for name in names])
@@ -193,10 +194,19 @@ def _ranking(
         cache_id=material.cache_id,
         metric=own.metric.name,
         on=own.on,
-        probe={"size": probe_size, "seed": config.seed},
+        probe=_probe_document(material, config, probes),
         sources=tuple(sorted(sources, key=lambda source: (-source.score, source.name))),
         weighting=weighting_document(config.scheme, config.power, config.sources, config.seed),
     )
+
+
+def _probe_document(
+    material: Material, config: RankConfig, probes: Sequence[Int64[np.ndarray, " m"]]
+) -> dict[str, Any]:
+    """Size and first seed of the probe sets, and which images all of them together are, if that can be told."""
+    images = material.fingerprints(np.unique(np.concatenate(probes)))
+    known = {} if images is None else {"images": pack(images)}
+    return {"size": len(probes[0]), "seed": config.seed, **known}
 
 
 def _warn_of_fallbacks(scores: Float64[np.ndarray, " s"], config: RankConfig) -> None:

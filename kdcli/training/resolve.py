@@ -39,7 +39,13 @@ from kdcli.training.settings import (
     without_unused,
 )
 from kdcli.training.start import FRESH, NEAREST_SOURCE, UNTRAINED, Start, resolve_start
-from kdcli.training.teachers import Teachers, choose_teachers, ranked_records, require_options
+from kdcli.training.teachers import (
+    Teachers,
+    choose_teachers,
+    ranked_records,
+    require_options,
+    require_within_labels,
+)
 from kdcli.training.validation import split_off
 from kdcli.training.views import choose_views
 from kdcli.types import Ranking
@@ -152,6 +158,11 @@ class _Draft:
         return next(iter(train_specs(self.config).values()), self.config.first_data)
 
     @property
+    def used(self) -> Ranking | None:
+        """The ranking, if it decides anything: the teachers' weights, or what the student starts from."""
+        return self.given if self.config.init == NEAREST_SOURCE else self.ranking
+
+    @property
     def split(self) -> bool:
         """Whether labelled and unlabelled images come in batches of their own."""
         return self.method.unlabelled_ratio(self.config.options) is not None
@@ -243,6 +254,8 @@ class _Draft:
         config, cache, views = self.config, self.cache, self.setup.views
         if cache is None:
             return
+        if self.used is not None:
+            require_within_labels(self.used, cache, self.everything, config)
         data = self.data
         rows = cache.rows_of(data, check_content=False)  # the feed compares the bytes as it decodes them
         reads = self.method.arrays(self.setup)
@@ -292,7 +305,7 @@ class _Draft:
             rule=self.rule,
             recording=self.recording,
             teachers=self.teachers,
-            ranking=self.given if self.config.init == NEAREST_SOURCE else self.ranking,
+            ranking=self.used,
             start=self.start,
             device=self.device,
             classes=classes_of(self.method, self.teachers, self.data),
