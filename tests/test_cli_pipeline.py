@@ -635,7 +635,7 @@ MISTAKES: list[tuple[str, dict[str, str | None], int, tuple[str, ...]]] = [
     ("train-student", {"--method": "distill-nearest"}, 2, ("needs --ranking", "--method distill-nearest")),
     ("train-student", {"--method": "distill-equal", "--cache": None}, 2, ("--cache", "kd cache-teachers images")),
     ("train-student", {"--method": "consolidation"}, 2, ("--generalist NAME", "exp, gen")),
-    ("train-student", {"--ranking": "ranking.jsn"}, 11, ("ranking.jsn", "kd rank-sources --cache c.kd --data images --json >")),
+    ("train-student", {"--ranking": "ranking.jsn"}, 11, ("ranking.jsn", "--cache c.kd --data images --json >")),
     ("train-student", {"--ranking": "images"}, 11, ("--ranking images is a folder",)),
     ("eval-probe", {"--cache": None, "--teacher": None}, 2, ("either --model or --cache",)),
     ("eval-probe", {"--teacher": None, "--model": STUDENT}, 2, ("--teacher NAME",)),

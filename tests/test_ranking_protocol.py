@@ -1,4 +1,4 @@
-"""P2 section 4.1: the probe set of a ranking lies within the labels that the student may see."""
+"""P2 sections 4.1 and 4.2: whose labels a ranking uses, and which views teachers and students see."""
 
 import json
 import shlex
@@ -18,8 +18,10 @@ from kdcli.extract.config import CacheConfig
 from kdcli.extract.extract import cache_teachers
 from kdcli.ranking import parse_ranking, rank, rank_sources
 from kdcli.ranking.config import RankConfig
+from kdcli.training.replay import ViewRule
 from kdcli.training.resolve import make_plan
 from kdcli.training.sequential import train_sequence
+from kdcli.training.summary import tell
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,8 @@ def test_a_ranking_names_the_images_of_all_its_probe_sets(place: Place) -> None:
     data = open_data(f"{place.data}@labelled=0.5")
     labelled = {data.keys[int(row)] for row in np.flatnonzero(data.labels >= 0)}
     named = keys_of(place, rank_sources(config).probe["images"])
-    assert 6 < len(named) <= len(labelled) and named <= labelled
+    assert 6 < len(named) <= len(labelled)
+    assert named <= labelled
 
 
 def test_five_hundred_images_take_a_few_kilobytes() -> None:
@@ -69,7 +72,8 @@ def test_a_ranking_by_labels_that_the_student_lacks_is_refused(place: Place, met
     with pytest.raises(IdentityError, match=r"12 of the 24 images .* not among the 12 labelled") as raised:
         make_plan(config, ranking)
     words = shlex.split(raised.value.hint)
-    assert words[:2] == ["kd", "rank-sources"] and words[-2:] == [">", "my ranking.json"]
+    assert words[:2] == ["kd", "rank-sources"]
+    assert words[-2:] == [">", "my ranking.json"]
     assert words[words.index("--data") + 1] == data
     right = rank_sources(RankConfig(cache=(place.cache,), data=data))
     make_plan(config, right)
@@ -127,3 +131,47 @@ def test_test_images_under_the_same_names_are_told_apart(place: Place, tmp_path:
     ranking = rank_sources(RankConfig(cache=(cache,)))
     with pytest.raises(IdentityError, match="9 of the 9 images"):
         make_plan(place.config("never", "distill-weighted"), ranking)
+
+
+# --- 4.2: a pseudo-label an image, views of the student's own -----------------------------------
+
+
+def rule_of(place: Place, method: str, **changes: object) -> ViewRule:
+    config = place.config("never", method, **{"teacher_view": None, "cache": (place.cache,), **changes})
+    return make_plan(config, place.ranking()).rule
+
+
+@pytest.mark.parametrize("method", ["distill-weighted", "distill-nearest", "distill-equal", "labels-only"])
+def test_pseudo_labels_are_made_once_an_image_and_the_student_sees_live_views(
+    place: Place, method: str
+) -> None:
+    rule = rule_of(place, method)
+    assert [rule.teacher(epoch) for epoch in range(5)] == [0] * 5
+    assert [rule.student(epoch) for epoch in range(5)] == [1, 2, 3, 4, 5]  # the cache has two
+    assert rule.views.recipe == "mild"  # as the cache's: a recipe is chosen for the data
+    assert rule_of(place, method, recipe="imagenet").views.recipe == "imagenet"
+    same = rule_of(place, method, teacher_view="same")
+    assert (
+        [same.teacher(epoch) for epoch in range(4)]
+        == [same.student(epoch) for epoch in range(4)]
+        == [1, 2, 1, 2]
+    )
+
+
+def test_a_cache_of_the_eval_view_gives_the_student_another_crop_every_epoch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = make_place(tmp_path, views="eval")
+    plan = make_plan(place.config("never", "distill-weighted", teacher_view=None), place.ranking())
+    assert [plan.rule.student(epoch) for epoch in range(3)] == [1, 2, 3]
+    tell(plan)
+    said = capsys.readouterr().err
+    assert "every epoch shows the same pixels" not in said
+    assert (
+        said.count("one pseudo-label an image, of its clean view; the student's views are live (P2 4.2)") == 1
+    )
+    same = make_plan(place.config("never", "distill-weighted"), place.ranking())
+    tell(same)
+    said = capsys.readouterr().err
+    assert "every epoch shows the same pixels" in said
+    assert "not one an image as in P2 4.2" in said

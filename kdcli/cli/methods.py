@@ -127,5 +127,5 @@ def _defaults(method: "Method") -> Iterator[str]:
         if field.default is MISSING or value != field.default:
             text = f"{value:g}" if isinstance(value, float) else str(value)
             yield f"{field.name.replace('_', ' ')} {text}"
-    yield f"recipe {method.recipe}"
+    yield f"recipe {method.recipe or 'of the cache, or imagenet'}"
     yield f"teacher view {method.teacher_view}"

@@ -268,9 +268,8 @@ class Method(ABC):
         Options: its options, on the command line beside those of every run.
         needs: what must be there first.
         defaults: the numbers it runs with unless told otherwise.
-        recipe: of live views unless told otherwise.
-        teacher_view: what the teachers saw unless told otherwise; with ``eval`` the student's live views are of
-            ``recipe``, whatever the cache's is.
+        recipe: of live views unless told otherwise; None: the cache's, or ``imagenet`` without one.
+        teacher_view: what the teachers saw unless told otherwise; with ``eval`` the student's views are live.
         ranked: whether a ranking, where one is given, says which teachers it learns from.
         scheme: name of P2's scheme of weighting that it stands for, if any.
     """
@@ -282,7 +281,7 @@ class Method(ABC):
     Options: type[MethodOptions] = MethodOptions
     needs: Needs
     defaults: Settings
-    recipe: str = "imagenet"
+    recipe: str | None = None
     teacher_view: Literal["same", "eval"] = "same"
     ranked: bool = False
     scheme: str | None = None

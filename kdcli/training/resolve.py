@@ -139,7 +139,10 @@ class _Draft:
     ) -> None:
         self.method = method = find_method(config.method)
         config = without_unused(config, method)
-        self.config = config.model_copy(update={"teacher_view": config.teacher_view or method.teacher_view})
+        usual = (
+            "same" if config.train_from else method.teacher_view
+        )  # its maps are of the views that are cached
+        self.config = config.model_copy(update={"teacher_view": config.teacher_view or usual})
         require_sets(self.config, method)
         self.given, self.ranking = ranking, ranking if method.ranked else None
         self.settings: Settings = resolve_settings(self.config, method.defaults)
