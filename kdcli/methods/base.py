@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, final
 
+import numpy as np
+from jaxtyping import Int64
 from torch import Tensor, nn
 
 from kdcli.cache.cacheset import CacheSet
@@ -320,8 +322,8 @@ class Method(ABC):
         """
         return setup
 
-    def fit(self, options: Any, images: int) -> Any:
-        """Its options for so many images, those without outputs of the teachers left out."""
+    def fit(self, options: Any, labels: Int64[np.ndarray, " n"]) -> Any:
+        """Its options for images with these labels (-1: none); those without outputs of the teachers are left out."""
         return options
 
     def describe(self, setup: Setup) -> list[str]:

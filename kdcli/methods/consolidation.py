@@ -25,6 +25,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
+import numpy as np
+from jaxtyping import Int64
 from pydantic import model_validator
 from torch import Tensor, nn
 
@@ -215,9 +217,9 @@ class Heads(Method):
         """See :attr:`weights`."""
         return self.weights(choice)
 
-    def fit(self, options: Any, images: int) -> Any:
+    def fit(self, options: Any, labels: Int64[np.ndarray, " n"]) -> Any:
         """See :func:`~kdcli.methods.crd.fit_negatives`."""
-        return fit_negatives(options, images, self.name) if self.contrastive else options
+        return fit_negatives(options, labels, self.name) if self.contrastive else options
 
     def describe(self, setup: Setup) -> list[str]:
         """P1 Eq. 1 with its numbers."""

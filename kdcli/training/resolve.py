@@ -294,7 +294,7 @@ class _Draft:
         """What was decided."""
         setup = replace(
             self.setup,
-            options=self.method.fit(self.setup.options, len(self.data)),
+            options=self.method.fit(self.setup.options, self.data.labels),
             data=self.data,
             split=self.split or bool((self.data.labels < 0).any()),
             sets={each.name: each.classes for each in self.sets},
