@@ -419,3 +419,15 @@ def test_what_is_no_ranking_is_refused(text: str, message: str) -> None:
     with pytest.raises(BadDataError, match=message) as error:
         parse_ranking(text)
     assert "rank-sources --json" in error.value.hint
+
+
+def test_steps_of_logme_are_recorded_and_belong_to_it_alone(cache: Path) -> None:
+    few, many = (rank(config(cache, metric="logme", logme_steps=steps)) for steps in (1, 100))
+    scores = [{source.name: source.score for source in result.ranking.sources} for result in (few, many)]
+    assert all(scores[0][name] < scores[1][name] for name in scores[0])
+    assert many.document()["settings"] == {"logme": "fixed point, 100 steps"}
+    every = rank(config(cache, metric="all", logme_steps=100))
+    assert every.table["logme/features"] == scores[1]
+    assert every.document()["settings"]["logme"] == "fixed point, 100 steps"
+    with pytest.raises(UsageError, match="parc is not found by iteration"):
+        rank(config(cache, logme_steps=100))

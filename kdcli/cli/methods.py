@@ -87,6 +87,8 @@ def _print_one(method: "Method") -> None:
         "needs": ", ".join(_needs(method)) or "nothing but images",
         "defaults": ", ".join(_defaults(method)),
     }
+    if method.tunes:
+        facts["random"] = "a student of random weights takes instead: " + ", ".join(_differing(method))
     for name, text in facts.items():
         _print_wrapped(f"{name:<10}", text)
     own = option_fields(method.Options)
@@ -118,6 +120,17 @@ def _needs(method: "Method") -> Iterator[str]:
         "the student as it was": needs.frozen,
     }
     yield from (text for text, needed in wanted.items() if needed)
+
+
+def _differing(method: "Method") -> Iterator[str]:
+    """The numbers that a student from random weights takes instead."""
+    from kdcli.training.settings import numbers_of
+
+    random = numbers_of(method, trained=False)
+    for field in fields(random):
+        value = getattr(random, field.name)
+        if value != getattr(method.defaults, field.name):
+            yield f"{field.name.replace('_', ' ')} {f'{value:g}' if isinstance(value, float) else value}"
 
 
 def _defaults(method: "Method") -> Iterator[str]:

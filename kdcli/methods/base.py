@@ -6,7 +6,7 @@ docs/extending.md has an example. Training asks the object for everything; it kn
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import numpy as np
 from jaxtyping import Int64
@@ -274,7 +274,10 @@ class Method(ABC):
         teacher_view: what the teachers saw unless told otherwise; with ``eval`` the student's views are live.
         ranked: whether a ranking, where one is given, says which teachers it learns from.
         scheme: name of P2's scheme of weighting that it stands for, if any.
+        tunes: whether ``defaults`` are for a student of trained weights, too slow for random ones.
     """
+
+    tunes: ClassVar[bool] = False
 
     name: str
     paper: str

@@ -205,6 +205,7 @@ class Heads(Method):
         weights: lambda of each teacher.
     """
 
+    tunes = True
     weights: Callable[[Choice], dict[str, float]]
     ranked: bool = True
 

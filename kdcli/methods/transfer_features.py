@@ -133,6 +133,8 @@ class ClassContrastOptions(CrdOptions):
 class Similarities(Method):
     """CD."""
 
+    tunes = True
+
     def describe(self, setup: Setup) -> list[str]:
         """P3 Eq. 6 with its numbers."""
         return [
@@ -160,6 +162,8 @@ def _compared(setup: Setup) -> int:
 @final
 class Contrast(Method):
     """CRD and labels."""
+
+    tunes = True
 
     def fit(self, options: CrdOptions, labels: Int64[np.ndarray, " n"]) -> CrdOptions:
         """See :func:`~kdcli.methods.crd.fit_negatives`."""

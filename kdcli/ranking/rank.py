@@ -1,7 +1,7 @@
 """The step: which sources should teach this task, and with what weight (P2 §4)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, final
 
 import numpy as np
@@ -19,7 +19,6 @@ from kdcli.ranking.documents import ranking_document
 from kdcli.ranking.material import Material
 from kdcli.ranking.probe import select_probe
 from kdcli.ranking.weights import scheme_weights, weighting_document
-from kdcli.registry import METRICS
 from kdcli.types import RankedSource, Ranking
 
 Table = Mapping[str, Mapping[str, float | None]]
@@ -38,6 +37,7 @@ class RankResult:
         seeds: of the probe sets.
         data: what ``--data`` named.
         whole: whether all columns were asked for, so that the document shows them.
+        settings: what decides the scores of each metric, where the document says it.
     """
 
     ranking: Ranking
@@ -46,6 +46,7 @@ class RankResult:
     seeds: tuple[int, ...]
     data: str | None = None
     whole: bool = False
+    settings: Mapping[str, str] = field(default_factory=dict)
 
     def document(self) -> dict[str, Any]:
         """The ranking's document, and more fields where more was asked for."""
@@ -54,7 +55,8 @@ class RankResult:
             document["data"] = self.data
         if self.whole:
             document["table"] = {column: dict(scores) for column, scores in self.table.items()}
-            document["settings"] = {name: metric.settings for name, metric in METRICS.items()}
+        if self.settings:
+            document["settings"] = dict(self.settings)
         if self.std:
             std = {column: dict(values) for column, values in self.std.items()}
             document["repeats"] = {"seeds": list(self.seeds), "std": std}
@@ -85,6 +87,8 @@ def rank(config: RankConfig) -> RankResult:
     _require_input(config)
     own = chosen_column(config)
     columns = columns_of(config, own)
+    told = columns if config.metric == "all" or config.logme_steps else []
+    settings = {column.metric.name: column.metric.settings for column in told}
     if config.features is not None:
         material: Material = open_files(config, own.array)
     else:
@@ -96,9 +100,8 @@ def rank(config: RankConfig) -> RankResult:
     std = {column: {name: _std(values) for name, values in row.items()} for column, row in scores.items()}
     seeds = tuple(range(config.seed, config.seed + config.repeats))
     ranking = _ranking(material, config, own, scores[own.label], probes)
-    return RankResult(
-        ranking, table, std if config.repeats > 1 else {}, seeds, config.data, config.metric == "all"
-    )
+    std = std if config.repeats > 1 else {}
+    return RankResult(ranking, table, std, seeds, config.data, config.metric == "all", settings)
 
 
 def _require_input(config: RankConfig) -> None:

@@ -31,7 +31,8 @@ from kdcli.training.sets import (
     train_specs,
 )
 from kdcli.training.settings import (
-    fit_batchnorm,
+    fit_start,
+    numbers_of,
     resolve_device,
     resolve_settings,
     settable,
@@ -145,7 +146,7 @@ class _Draft:
         self.config = config.model_copy(update={"teacher_view": config.teacher_view or usual})
         require_sets(self.config, method)
         self.given, self.ranking = ranking, ranking if method.ranked else None
-        self.settings: Settings = resolve_settings(self.config, method.defaults)
+        self.settings: Settings = resolve_settings(self.config, numbers_of(method, trained=True))
         require_options(self.config, method, self.ranking)
         self.device = resolve_device(self.config, processes)
         self.pins, self.processes, self.sources = pins, processes, sources
@@ -185,7 +186,7 @@ class _Draft:
             self.teachers.generalist if self.teachers is not None else None,
             lambda: ranked_records(self.given, self.cache, self.config),
         )
-        self.settings = fit_batchnorm(self.config, self.settings, self.start.init)
+        self.settings = fit_start(self.config, self.method, self.settings, self.start.init)
         self.lower = choose_lower(self.config, self.start, self.cache)
 
     def choose_views(self) -> None:
