@@ -92,7 +92,9 @@ class RankedSource:
 class Ranking:
     """What ``kd rank-sources`` prints and ``kd train-student --ranking`` reads.
 
-    ``weighting`` says how the weights were made where that is not P2's default (Eq. 5 with p = 12).
+    ``probe`` has the size and seed of the probe set and, of cached images, ``images``: their fingerprints, packed
+    (:mod:`kdcli.cache.fingerprints`). ``weighting`` says how the weights were made where that is not P2's default
+    (Eq. 5 with p = 12).
     """
 
     cache_id: str | None

@@ -150,6 +150,21 @@ def test_the_pipe_leaves_one_document_and_nothing_else(place: Place, piped: Shel
     assert [json.loads(line) for line in lines] == result["history"]
 
 
+def test_a_ranking_by_other_labels_names_the_command_that_makes_the_right_one(
+    kd: Kd, place: Place, shell: Callable[[str], Shell], ranking: str
+) -> None:
+    (place.root / "all.json").write_text(ranking)
+    train = (
+        "train-student", "images@labelled=0.5", "--cache", "c.kd", "--ranking", "all.json", "--method",
+        "distill-weighted", *TRAIN, "--out", "budget",
+    )  # fmt: skip
+    refusal = kd(*train)
+    refusal.refused(21, "12 of the 24 images", "kd rank-sources --cache c.kd --data images@labelled=0.5")
+    assert not (place.root / "budget").exists()
+    assert shell(refusal.err.partition("hint: ")[2]).code == 0
+    assert kd(*train).code == 0
+
+
 @pytest.mark.parametrize(
     "options", [(), ("--metric", "cka", "--on", "pseudo", "--probe-size", 6, "--seed", 3)]
 )
@@ -160,6 +175,7 @@ def test_rank_sources_prints_the_promised_document(kd: Kd, options: tuple[object
     assert list(document) == ["cache_id", "metric", "on", "probe", "sources", "created"]
     assert document["created"]["command"].startswith("kd rank-sources --cache c.kd")
     assert (document["metric"], document["on"]) == (("cka", "pseudo") if options else ("parc", "features"))
+    assert document["probe"].pop("images")
     assert document["probe"] == ({"size": 6, "seed": 3} if options else {"size": 24, "seed": 0})
     sources = document["sources"]
     assert {source["name"] for source in sources} == {"gen", "exp"}
@@ -619,7 +635,7 @@ MISTAKES: list[tuple[str, dict[str, str | None], int, tuple[str, ...]]] = [
     ("train-student", {"--method": "distill-nearest"}, 2, ("needs --ranking", "--method distill-nearest")),
     ("train-student", {"--method": "distill-equal", "--cache": None}, 2, ("--cache", "kd cache-teachers images")),
     ("train-student", {"--method": "consolidation"}, 2, ("--generalist NAME", "exp, gen")),
-    ("train-student", {"--ranking": "ranking.jsn"}, 11, ("ranking.jsn", "kd rank-sources --cache c.kd --json >")),
+    ("train-student", {"--ranking": "ranking.jsn"}, 11, ("ranking.jsn", "--cache c.kd --data images --json >")),
     ("train-student", {"--ranking": "images"}, 11, ("--ranking images is a folder",)),
     ("eval-probe", {"--cache": None, "--teacher": None}, 2, ("either --model or --cache",)),
     ("eval-probe", {"--teacher": None, "--model": STUDENT}, 2, ("--teacher NAME",)),
@@ -711,7 +727,12 @@ def test_a_ranking_of_other_teachers_is_refused(kd: Kd, place: Place, ranking: s
     document["sources"][0]["id"] = "0" * 64
     for method in ("distill-weighted", "distill-nearest", "distill-equal"):
         done = kd(*base, "--method", method, stdin=json.dumps(document))
-        done.refused(21, "the ranking is of other teachers", "0" * 64, "kd rank-sources --cache c.kd --json")
+        done.refused(
+            21,
+            "the ranking is of other teachers",
+            "0" * 64,
+            "kd rank-sources --cache c.kd --data images --json",
+        )
         (difference,) = done.json["error"]["differences"]
         assert difference["old"] == "0" * 64
     document["sources"][0] |= {"name": "stranger"}

@@ -6,7 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy.stats import ortho_group
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.spatial.distance import pdist
+from scipy.stats import ortho_group, spearmanr
 
 from kdcli.errors import BadDataError
 from kdcli.metrics import METRICS, Metric, Targets
@@ -226,3 +229,29 @@ def test_names_load_no_metric_and_no_metric_loads_a_heavy_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+OFFSET_FREE = [
+    name for name, metric in METRICS.items() if metric.scale_free
+]  # LogME's model has no offset of its own
+
+
+@pytest.mark.parametrize("name", OFFSET_FREE)
+@pytest.mark.parametrize("offset", [1e4, -3e4])
+@given(st.integers(0, 10_000))
+@settings(deadline=None, max_examples=5)
+def test_a_large_common_offset_of_fp16_features_changes_nothing(name: str, offset: float, seed: int) -> None:
+    rng, labels = np.random.default_rng(seed), labels_of(36)
+    features = (16 * rng.normal(size=(36, 6)) + 8 * labels[:, None] + offset).astype(np.float16)
+    centred = features.astype(np.float64) - offset  # exact: fp16 around the offset are multiples of 8 or 16
+    assert METRICS[name](features, labels) == pytest.approx(METRICS[name](centred, labels), abs=1e-10)
+
+
+def test_parc_around_an_offset_is_scipys_on_exactly_centred_rows() -> None:
+    rng, labels = np.random.default_rng(0), labels_of(36)
+    features = (16 * rng.normal(size=(36, 8)) + 1e4).astype(np.float16)
+    rows = 8 * features.astype(np.float64)
+    rows -= rows.mean(axis=1, keepdims=True)  # of 8 columns: whole numbers, nothing is rounded
+    differs = pdist(labels[:, None], "hamming")
+    expected = spearmanr(pdist(rows, "correlation").round(12), differs).statistic
+    assert METRICS["parc"](features, labels) == pytest.approx(expected, abs=1e-12)

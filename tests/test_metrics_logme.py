@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-from kdcli.metrics.logme import logme
+from kdcli.metrics.logme import LOGME, logme
 
 I = np.arange(12)  # noqa: E741  # the index of methods.md's vectors
 X = np.sin(1.3 * I[:, None] + 0.7 * np.arange(5) + 0.1 * I[:, None] * np.arange(5))
@@ -60,6 +60,20 @@ def test_converged_it_is_the_maximum_of_the_evidence(n: int, d: int) -> None:
     features, labels = (X, Y) if n == 12 else problem(n, n, d, 3)
     converged = logme(features, labels, steps=100_000, tolerance=1e-13)
     assert converged == pytest.approx(by_maximising(features, labels), abs=1e-6)
+
+
+@pytest.mark.parametrize(("n", "d"), [(30, 60), (24, 100), (20, 40)])
+def test_with_more_steps_it_comes_closer_to_the_maximum_where_images_are_few(n: int, d: int) -> None:
+    labels = np.arange(n) % 3
+    features = np.random.default_rng(0).normal(size=(n, d)) + 0.3 * labels[:, None]  # that tell little
+    best = by_maximising(features, labels)
+    steps = (1, 11, 100)
+    assert LOGME.stepped is not None
+    gaps = [best - LOGME.stepped(count)(features, labels) for count in steps]
+    assert LOGME(features, labels) == LOGME.stepped(11)(features, labels)
+    assert gaps[0] > gaps[1] > gaps[2]
+    assert gaps[1] > 1e-3  # what the docs say of eleven steps
+    assert abs(gaps[2]) < 1e-3
 
 
 @given(st.integers(0, 10_000), st.integers(2, 30))

@@ -1,5 +1,6 @@
 """RSA and its ranks against vectors, scipy and rsatoolbox."""
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -123,3 +124,30 @@ def test_vector_v4_mid_ranks() -> None:
 def test_degenerate_input_names_its_cause(x: Any, y: Any, message: str) -> None:
     with pytest.raises(BadDataError, match=message):
         rsa(x, y)
+
+
+# --- a large common offset ----------------------------------------------------------------------
+
+
+def exact_keys(features: np.ndarray) -> list[int]:
+    """Squared distances of all pairs in whole numbers: fp16 values are multiples of 2^-24."""
+    whole = [[round(value * 2**24) for value in row] for row in features.astype(np.float64).tolist()]
+    pairs = itertools.combinations(whole, 2)
+    distances = [sum((a - b) ** 2 for a, b in zip(one, other, strict=True)) for one, other in pairs]
+    order = {distance: place for place, distance in enumerate(sorted(set(distances)))}
+    return [order[distance] for distance in distances]  # beyond 64 bits otherwise
+
+
+@given(st.integers(0, 10_000), st.sampled_from([0, 100, 1e4, -3e4, 6e4]))
+@settings(deadline=None, max_examples=30)
+def test_fp16_features_around_a_large_offset_keep_their_ties(seed: int, offset: float) -> None:
+    rng = np.random.default_rng(seed)
+    labels = np.arange(24) % 3
+    features = (16 * rng.normal(size=(24, 6)) + 8 * labels[:, None] + offset).astype(np.float16)
+    differs = [int(a != b) for a, b in itertools.combinations(labels.tolist(), 2)]
+    assert rsa_labels(features, labels) == pytest.approx(
+        spearmanr(exact_keys(features), differs).statistic, abs=1e-12
+    )
+    other = rng.normal(size=(24, 4)).astype(np.float16)
+    expected = spearmanr(exact_keys(features), exact_keys(other)).statistic
+    assert rsa(features, other) == pytest.approx(expected, abs=1e-12)

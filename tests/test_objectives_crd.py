@@ -7,10 +7,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, multiprocessing
 
-from kdcli.methods.crd import ContrastiveDistillation, CrdOptions, contrastive_loss, draw_rows
+from kdcli.errors import BadDataError
+from kdcli.methods.crd import (
+    ContrastiveDistillation,
+    CrdOptions,
+    available,
+    contrastive_loss,
+    draw_rows,
+    fit_negatives,
+)
 
 DOUBLE = torch.float64
 TAU = float(np.float32(0.07))
@@ -24,7 +34,12 @@ def small(images: int = 11, negatives: int = 4, seed: int = 0, **options: Any) -
 
 def made(student: int, teacher: int, images: int, **options: Any) -> ContrastiveDistillation:
     named = {f"crd_{name}": value for name, value in options.items()}
-    return ContrastiveDistillation(student, teacher, images, CrdOptions(**named))
+    return ContrastiveDistillation(student, teacher, np.full(images, -1), CrdOptions(**named))
+
+
+def draw(index: Tensor, images: int, negatives: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Rows and columns where no label is known."""
+    return draw_rows(index, torch.full((images,), -1), negatives, negatives + 1, random)
 
 
 def batch(index: list[int], seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -76,7 +91,7 @@ def test_losses_gradients_and_banks_are_torchdistills() -> None:
     released.memory_v2.copy_(crd.teacher_bank)
     for step, index in enumerate(([3, 0, 7], [10, 3, 1], [7, 8, 9])):
         student, teacher, places = batch(index, seed=step)
-        rows, columns = draw_rows(places, 11, 4, torch.Generator().manual_seed(step))
+        rows, columns = draw(places, 11, 4, torch.Generator().manual_seed(step))
         ours = crd.contrast(student, teacher, places, rows, columns)
         again = student.detach().clone().requires_grad_()
         embeddings = [
@@ -123,7 +138,7 @@ def test_loss_and_gradient_are_the_papers_formula_in_numpy() -> None:
     banks = crd.student_bank.numpy().copy(), crd.teacher_bank.numpy().copy()
     z = (float(crd.constants[0]), float(crd.constants[1]))
     student, teacher, index = batch([4, 9, 2])
-    rows, columns = draw_rows(index, 11, 4, torch.Generator().manual_seed(1))
+    rows, columns = draw(index, 11, 4, torch.Generator().manual_seed(1))
     contrast, features = rows[columns].numpy(), student.detach().numpy().copy()
     loss = crd.contrast(student, teacher, index, rows, columns)
     assert loss.item() == pytest.approx(
@@ -146,7 +161,7 @@ def test_loss_and_gradient_are_the_papers_formula_in_numpy() -> None:
 def test_negatives_are_different_others(negatives: int) -> None:
     random, index = torch.Generator().manual_seed(0), torch.tensor([0, 5, 10, 5])
     for _ in range(30):
-        rows, columns = draw_rows(index, 11, negatives, random)
+        rows, columns = draw(index, 11, negatives, random)
         contrast = rows[columns]
         assert contrast.shape == (4, negatives + 1)
         assert torch.equal(contrast[:, 0], index)
@@ -158,7 +173,7 @@ def test_every_other_image_is_a_negative_equally_often() -> None:
     random, index = torch.Generator().manual_seed(0), torch.tensor([2, 7])
     counts = torch.zeros(2, 9)
     for _ in range(4000):
-        rows, columns = draw_rows(index, 9, 3, random)
+        rows, columns = draw(index, 9, 3, random)
         for image, contrast in enumerate(rows[columns][:, 1:]):
             counts[image, contrast] += 1
     expected = 4000 * 3 / 8
@@ -169,9 +184,82 @@ def test_every_other_image_is_a_negative_equally_often() -> None:
 
 
 def test_the_draw_does_not_depend_on_the_batch() -> None:
-    one = draw_rows(torch.tensor([0, 1, 2]), 20, 5, torch.Generator().manual_seed(3))[0][3:]
-    other = draw_rows(torch.tensor([9]), 20, 5, torch.Generator().manual_seed(3))[0][1:]
+    one = draw(torch.tensor([0, 1, 2]), 20, 5, torch.Generator().manual_seed(3))[0][3:]
+    other = draw(torch.tensor([9]), 20, 5, torch.Generator().manual_seed(3))[0][1:]
     assert torch.equal(one, other)
+
+
+def brute_force(order: list[int], index: int, classes: list[int], negatives: int) -> list[int]:
+    """The first images of the draw that are another image and not known to be of the same class."""
+    fine = [
+        other
+        for other in order
+        if other != index and not (classes[index] >= 0 and classes[other] == classes[index])
+    ]
+    return fine[:negatives]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(-1, 3), min_size=2, max_size=40), st.data())
+def test_negatives_of_other_classes_are_those_of_a_search_image_by_image(
+    classes: list[int], data: Any
+) -> None:
+    most = available(np.array(classes))
+    sizes = [sum(other == own for other in classes) for own in set(classes) - {-1}]
+    assert most == len(classes) - max([1, *sizes])
+    if not most:
+        return
+    negatives = data.draw(st.integers(1, most))
+    index = data.draw(st.lists(st.integers(0, len(classes) - 1), min_size=1, max_size=6))
+    seed = data.draw(st.integers(0, 99))
+    candidates = len(classes) - most + negatives
+    rows, columns = draw_rows(
+        torch.tensor(index), torch.tensor(classes), negatives, candidates, torch.Generator().manual_seed(seed)
+    )
+    order = torch.randperm(len(classes), generator=torch.Generator().manual_seed(seed)).tolist()
+    contrast = rows[columns].tolist()
+    assert contrast == [[own, *brute_force(order, own, classes, negatives)] for own in index]
+    assert {len(set(one)) for one in contrast} == {negatives + 1}
+
+
+def test_every_image_of_another_class_is_a_negative_equally_often() -> None:
+    random, classes = torch.Generator().manual_seed(0), torch.tensor([0, 0, 0, 1, 1, 2, -1, -1, 2])
+    index, counts = torch.tensor([1, 4, 6]), torch.zeros(3, 9)
+    for _ in range(4000):
+        rows, columns = draw_rows(index, classes, 3, 6, random)
+        for image, contrast in enumerate(rows[columns][:, 1:]):
+            counts[image, contrast] += 1
+    for image, others in enumerate(([3, 4, 5, 6, 7, 8], [0, 1, 2, 5, 6, 7, 8], [0, 1, 2, 3, 4, 5, 7, 8])):
+        expected = 4000 * 3 / len(others)
+        assert (counts[image][others] - expected).abs().max() < 5 * math.sqrt(expected)
+        assert counts[image].sum() == counts[image][others].sum()
+
+
+def test_negatives_that_labels_leave_are_all_that_are_asked_for() -> None:
+    labels = np.array([0] * 6 + [1] * 3 + [-1])
+    other = CrdOptions(negatives="other-classes")
+    assert fit_negatives(other, labels, "crd").crd_negatives == 4
+    assert fit_negatives(CrdOptions(), labels, "crd").crd_negatives == 9
+    assert fit_negatives(other, np.full(7, -1), "crd").crd_negatives == 6
+    assert fit_negatives(CrdOptions(crd_negatives=3), labels, "crd").crd_negatives == 3
+    with pytest.raises(BadDataError, match="all 5 images are of one") as raised:
+        fit_negatives(other, np.zeros(5, np.int64), "crd")
+    assert "--negatives other-images" in raised.value.hint
+
+
+def test_a_resumed_draw_goes_on_with_other_classes() -> None:
+    classes = np.array([0, 1, 2] * 4)
+
+    def fresh(seed: int) -> ContrastiveDistillation:
+        torch.manual_seed(seed)
+        return ContrastiveDistillation(5, 7, classes, CrdOptions(crd_dim=4, crd_negatives=8)).double()
+
+    whole, resumed = fresh(0), fresh(1)
+    assert not any("classes" in name for name in whole.state_dict())
+    whole(*batch([1, 2, 3], seed=5))
+    resumed.load_state_dict(whole.state_dict())
+    for step in range(3):
+        assert torch.equal(whole(*batch([4, 9, 2], seed=step)), resumed(*batch([4, 9, 2], seed=step)))
 
 
 # --- memory -----------------------------------------------------------------------------------
@@ -216,14 +304,12 @@ def test_scores_are_fp32_under_autocast() -> None:
     torch.manual_seed(0)
     crd = made(5, 7, 11, negatives=10)
     student, teacher, index = batch([3, 0, 7])
-    expected = crd.contrast(
-        student.float(), teacher.float(), index, *draw_rows(index, 11, 10, torch.Generator())
-    )
+    expected = crd.contrast(student.float(), teacher.float(), index, *draw(index, 11, 10, torch.Generator()))
     torch.manual_seed(0)
     again = made(5, 7, 11, negatives=10)
     with torch.autocast("cpu", torch.bfloat16):
         loss = again.contrast(
-            student.float(), teacher.float(), index, *draw_rows(index, 11, 10, torch.Generator())
+            student.float(), teacher.float(), index, *draw(index, 11, 10, torch.Generator())
         )
     assert loss.dtype == torch.float32
     assert torch.equal(loss, expected)
@@ -239,7 +325,7 @@ def test_perfect_scores_cost_little_and_the_loss_is_per_image() -> None:
 
 
 def test_more_negatives_than_others_are_refused() -> None:
-    with pytest.raises(ValueError, match="11 negatives among 11 images"):
+    with pytest.raises(ValueError, match="11 negatives where images have 10"):
         made(5, 7, 11, negatives=11)
 
 

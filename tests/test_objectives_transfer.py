@@ -2,6 +2,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -183,7 +184,7 @@ def built(name: str, teachers: tuple[str, ...] = ("t",), **numbers: Any) -> Obje
     method = find_method(name)
     numbers = {"top_classes": 2, "crd_negatives": 7, "crd_dim": 4, **numbers}
     own = {key: value for key, value in numbers.items() if key in method.Options.model_fields}
-    data: Any = range(8)
+    data: Any = SimpleNamespace(labels=np.full(8, -1))
     network: Any = SimpleNamespace(num_features=2, network=nn.Identity())
     records: Any = dict.fromkeys(teachers, SimpleNamespace(num_classes=3, num_features=4))
     return method.build(
@@ -225,6 +226,9 @@ def test_cd_is_zero_for_features_of_equal_angles_and_the_formula_otherwise() -> 
         functional.cosine_similarity(each[:, None], each[None], dim=2).softmax(1) for each in (ours, theirs)
     )
     torch.testing.assert_close(similarity_divergence(ours, theirs), (t * (t / s).log()).sum() / 6)
+    reverse = functional.kl_div(t.log(), s, reduction="batchmean")  # torch: KL(second || exp of the first)
+    torch.testing.assert_close(similarity_divergence(ours, theirs, "reverse"), reverse)
+    assert abs(similarity_divergence(ours, theirs).item() - reverse.item()) > 1e-3
 
 
 def _rank(rank: int, folder: str) -> None:

@@ -21,6 +21,7 @@ from kdcli.extract.config import CacheConfig
 from kdcli.extract.extract import cache_teachers
 from kdcli.models.export import export_model
 from kdcli.models.spec import open_model
+from kdcli.registry import METHODS
 from kdcli.training.config import StudentConfig
 from kdcli.training.plan import Plan
 from kdcli.training.resolve import make_plan
@@ -308,3 +309,63 @@ def test_a_source_without_id_is_taken_at_its_name(place: Place) -> None:
     plan = make_plan(place.config("x", "distill-weighted"), Ranking(None, "parc", "features", {}, sources))
     assert plan.teachers is not None
     assert plan.teachers.weights == {"exp": 1.0}
+
+
+# --- numbers for random weights -----------------------------------------------------------------
+
+TUNING = sorted(
+    name for name in METHODS if METHODS[name].paper.startswith(("P1", "P3")) and METHODS[name].needs.kinds
+)
+"""Methods whose papers start from trained weights only."""
+
+
+@pytest.mark.parametrize("method", TUNING)
+def test_a_random_student_does_not_crawl_at_the_rate_of_a_trained_one(
+    place: Place, method: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fields: dict[str, Any] = {"batch_size": None, "epochs": None}
+    if METHODS[method].needs.generalist:
+        fields["generalist"] = (
+            "exp"  # of another architecture than the student, which so starts as --init says
+        )
+    if method == "soft-label":
+        fields["student"] = "test_vit"
+    random = make_plan(
+        place.config("x", method, teacher=("gen",) if not METHODS[method].needs.generalist else (), **fields)
+    )
+    settings = random.settings
+    assert (settings.optimizer, settings.lr, settings.schedule, settings.bn) == (
+        "adamw",
+        1e-3,
+        "cosine",
+        "train",
+    )
+    assert settings.backbone_lr_scale == 1
+    assert settings.label_smoothing == METHODS[method].defaults.label_smoothing
+    assert (random.config.lr, random.identity()["lr"]) == (1e-3, 1e-3)  # recorded
+    assert "kd's rates for these, not those of P" in capsys.readouterr().err
+    chosen = make_plan(
+        place.config("x", method, teacher=random.config.teacher, **fields, lr=1e-4, optimizer="sgd")
+    )
+    assert (chosen.settings.lr, chosen.settings.optimizer) == (1e-4, "sgd")
+
+
+def test_a_trained_student_keeps_the_numbers_of_the_paper(place: Place) -> None:
+    plan = make_plan(
+        place.config("x", "xe-kl", teacher=("gen",), student=place.specs["gen"], image_size=None)
+    )
+    assert plan.start.init == "pretrained"
+    assert (plan.settings.optimizer, plan.settings.lr, plan.settings.schedule) == (
+        "momentum",
+        1e-4,
+        "constant",
+    )
+
+
+def test_the_slow_copy_of_random_weights_is_warned_about(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_plan(place.config("x", "mcl", teacher=("gen",)))
+    assert "it may learn nothing; --mcl-share 0.99" in capsys.readouterr().err
+    make_plan(place.config("x", "mcl", teacher=("gen",), mcl_share=0.99))
+    assert "learn nothing" not in capsys.readouterr().err

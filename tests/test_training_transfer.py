@@ -29,6 +29,7 @@ from kdcli.registry import METHODS
 from kdcli.training.config import StudentConfig
 from kdcli.training.engine import Engine
 from kdcli.training.resolve import make_plan
+from kdcli.training.summary import tell
 from kdcli.training.train import train_student, train_students
 
 LOUD = 100
@@ -385,3 +386,35 @@ def test_other_methods_runs_are_what_they_were(place: Place) -> None:
     mine = make_plan(run_of(place, "x", "dp")).identity()
     assert mine["kl_weight"] == 1.0
     assert mine["kl_direction"] == "forward"
+
+
+def test_cd_follows_the_direction_of_its_kl(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    losses = {}
+    for direction in ("forward", "reverse"):
+        config = place.config(f"cd-{direction}", "cd", kl_direction=direction, epochs=1)
+        losses[direction] = train_student(config).history[0]["distill"]
+    assert losses["forward"] != losses["reverse"]
+    said = capsys.readouterr().err
+    assert "KL(teacher || student) of similarities" in said
+    assert "KL(student || teacher) of similarities" in said
+    assert "does not use --kl-direction" not in said
+
+
+def test_crd_contrasts_with_other_classes_where_labels_are_known(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = make_plan(place.config("never", "crd"))
+    largest = int(np.bincount(plan.data.labels).max())
+    assert plan.setup.options.crd_negatives == len(plan.data) - largest
+    tell(plan)
+    assert "(images of other classes)" in capsys.readouterr().err
+    any_other = make_plan(place.config("never", "crd", negatives="other-images"))
+    assert any_other.setup.options.crd_negatives == len(any_other.data) - 1
+    tell(any_other)
+    assert "(any other images)" in capsys.readouterr().err
+    assert plan.identity()["negatives"] == "other-classes"
+    assert make_plan(place.config("never", "consolidation-crd", generalist="gen")).identity()[
+        "negatives"
+    ] == (
+        "other-images"  # P1's proxy is without labels
+    )

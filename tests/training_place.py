@@ -34,6 +34,7 @@ class Place:
         fields: dict[str, Any] = {
             "data": self.data, "student": STUDENT, "method": method, "out": self.root / out, "image_size": 32,
             "epochs": 3, "batch_size": 8, "workers": 0, "device": "cpu", "recipe": None,
+            "teacher_view": "same",
         }  # fmt: skip
         if method != "labels-only":
             fields["cache"] = (self.cache,)

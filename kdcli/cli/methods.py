@@ -87,6 +87,8 @@ def _print_one(method: "Method") -> None:
         "needs": ", ".join(_needs(method)) or "nothing but images",
         "defaults": ", ".join(_defaults(method)),
     }
+    if method.tunes:
+        facts["random"] = "a student of random weights takes instead: " + ", ".join(_differing(method))
     for name, text in facts.items():
         _print_wrapped(f"{name:<10}", text)
     own = option_fields(method.Options)
@@ -120,6 +122,17 @@ def _needs(method: "Method") -> Iterator[str]:
     yield from (text for text, needed in wanted.items() if needed)
 
 
+def _differing(method: "Method") -> Iterator[str]:
+    """The numbers that a student from random weights takes instead."""
+    from kdcli.training.settings import numbers_of
+
+    random = numbers_of(method, trained=False)
+    for field in fields(random):
+        value = getattr(random, field.name)
+        if value != getattr(method.defaults, field.name):
+            yield f"{field.name.replace('_', ' ')} {f'{value:g}' if isinstance(value, float) else value}"
+
+
 def _defaults(method: "Method") -> Iterator[str]:
     """The engine's numbers: those that every method has to give, and others where they are its own."""
     for field in fields(method.defaults):
@@ -127,5 +140,5 @@ def _defaults(method: "Method") -> Iterator[str]:
         if field.default is MISSING or value != field.default:
             text = f"{value:g}" if isinstance(value, float) else str(value)
             yield f"{field.name.replace('_', ' ')} {text}"
-    yield f"recipe {method.recipe}"
+    yield f"recipe {method.recipe or 'of the cache, or imagenet'}"
     yield f"teacher view {method.teacher_view}"

@@ -231,16 +231,17 @@ def _read_ranking(config: "StudentConfig") -> "Ranking | None":
         return None
     from kdcli.errors import NotFoundError
     from kdcli.files import storage_errors
+    from kdcli.options.resolving import spelled
     from kdcli.ranking.documents import parse_ranking
 
     if source == "-":
         return parse_ranking(sys.stdin.read())
     path = Path(source)
     if not path.is_file():
-        caches = " ".join(f"--cache {quote(str(cache))}" for cache in config.cache) or "--cache CACHE"
+        command = spelled("rank-sources", cache=config.cache or "CACHE", data=config.first_data, json=True)
         raise NotFoundError(
             f"--ranking {path} is {'a folder' if path.is_dir() else 'not there'}",
-            f"kd rank-sources {caches} --json > {'ranking.json' if path.is_dir() else quote(str(path))}",
+            f"{command} > {'ranking.json' if path.is_dir() else quote(str(path))}",
         )
     with storage_errors(path):
         return parse_ranking(path.read_text(encoding="utf-8"))

@@ -6,8 +6,10 @@ docs/extending.md has an example. Training asks the object for everything; it kn
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, final
+from typing import Any, ClassVar, Literal, final
 
+import numpy as np
+from jaxtyping import Int64
 from torch import Tensor, nn
 
 from kdcli.cache.cacheset import CacheSet
@@ -278,11 +280,14 @@ class Method(ABC):
         Options: its options, on the command line beside those of every run.
         needs: what must be there first.
         defaults: the numbers it runs with unless told otherwise.
-        recipe: of live views unless told otherwise.
-        teacher_view: what teachers saw unless told otherwise; ``eval``: live views are ``recipe``'s, not the cache's.
+        recipe: of live views unless told otherwise; None: the cache's, or ``imagenet`` without one.
+        teacher_view: what teachers saw unless told otherwise; with ``eval`` the student's views are live.
         ranked: whether a ranking, where one is given, says which teachers it learns from.
         scheme: name of P2's scheme of weighting that it stands for, if any.
+        tunes: whether ``defaults`` are for a student of trained weights, too slow for random ones.
     """
+
+    tunes: ClassVar[bool] = False
 
     name: str
     paper: str
@@ -291,7 +296,7 @@ class Method(ABC):
     Options: type[MethodOptions] = MethodOptions
     needs: Needs
     defaults: Settings
-    recipe: str = "imagenet"
+    recipe: str | None = None
     teacher_view: Literal["same", "eval"] = "same"
     ranked: bool = False
     scheme: str | None = None
@@ -330,8 +335,8 @@ class Method(ABC):
         """
         return setup
 
-    def fit(self, options: Any, images: int) -> Any:
-        """Its options for so many images, those without outputs of the teachers left out."""
+    def fit(self, options: Any, labels: Int64[np.ndarray, " n"]) -> Any:
+        """Its options for images with these labels (-1: none); those without outputs of the teachers are left out."""
         return options
 
     def describe(self, setup: Setup) -> list[str]:

@@ -27,6 +27,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
+import numpy as np
+from jaxtyping import Int64
 from pydantic import model_validator
 from torch import Tensor, nn
 
@@ -248,6 +250,7 @@ class Heads(Method):
         weights: lambda of each teacher.
     """
 
+    tunes = True
     weights: Callable[[Choice], dict[str, float]]
     ranked: bool = True
 
@@ -273,9 +276,9 @@ class Heads(Method):
             )
         return setup
 
-    def fit(self, options: Any, images: int) -> Any:
+    def fit(self, options: Any, labels: Int64[np.ndarray, " n"]) -> Any:
         """See :func:`~kdcli.methods.crd.fit_negatives`."""
-        return fit_negatives(options, images, self.name) if self.contrastive else options
+        return fit_negatives(options, labels, self.name) if self.contrastive else options
 
     def describe(self, setup: Setup) -> list[str]:
         """P1 Eq. 1 with its numbers."""

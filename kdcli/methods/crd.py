@@ -13,15 +13,17 @@ Of a student's and a teacher's embedding of the same image against those of othe
   is the sum of both (as released: Eq. 19 pairs two embeddings of one forward).
 * K = 16384 negatives, tau = 0.07, n images. The constants Z are estimated on the first batch and kept (as
   released: a contrastive estimate needs no exact normalisation; Z only fixes the range).
-* Negatives are any other images, labelled or not (ours, and all that unlabelled data leave: the released code draws
-  them from other classes). One random draw serves all images of a batch (ours): the rows of K + 1 images are
-  read once instead of b K times, and each image leaves itself out. No two of its negatives are the same row.
+* Negatives are images of other classes where labels are known (as released; P3 App. A.2), or any other images: all
+  that P1's unlabelled proxy leaves, and so the default of P1's methods. An image without a label may be a negative of
+  any, and takes any other. One random draw serves all images of a batch (ours): its rows are read once instead of
+  b K times, and each image leaves out itself and its class. No two of its negatives are the same row.
 * Scores are fp32 whatever the student runs in: exp(1 / tau) is 1.6e6, and fp16 ends at 65504.
 """
 
 import math
-from typing import final
+from typing import Any, Literal, final
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
@@ -37,11 +39,23 @@ EPSILON = 1e-7
 """Of the released code, beside K/n in both denominators."""
 
 
+Negatives = Literal["other-classes", "other-images"]
+
+
+def negatives_option(default: Negatives) -> Any:
+    """What CRD contrasts an image with, with the method's own default."""
+    return method_option(
+        default,
+        "What CRD contrasts an image with: images of other classes, as far as labels are known, or any.",
+    )
+
+
 class CrdOptions(MethodOptions):
     """What CRD can be told, in every method that has it."""
 
+    negatives: Negatives = negatives_option("other-images")
     crd_weight: float = method_option(0.8, "Weight beta of CRD beside a teacher's other term.", ge=0)
-    crd_negatives: int = method_option(16384, "Negatives of CRD, at most images - 1.", ge=1)
+    crd_negatives: int = method_option(16384, "Negatives of CRD for an image, or as many as there are.", ge=1)
     crd_temperature: float = method_option(0.07, "Temperature of CRD's scores.", gt=0)
     crd_dim: int = method_option(128, "Dimensions of CRD's embeddings.", ge=1)
     crd_momentum: float = method_option(0.5, "Share that CRD's memory keeps of a row.", ge=0, lt=1)
@@ -81,32 +95,41 @@ def contrastive_loss(
     return losses.mean() if count is None else losses.sum() / count
 
 
+def available(classes: Int64[np.ndarray, " n"]) -> int:
+    """How many negatives every image has: n less the largest class, or less the image itself."""
+    return len(classes) - int(np.bincount(classes + 1, minlength=2)[1:].max(initial=1))
+
+
 def draw_rows(
-    index: Int64[Tensor, " b"], images: int, negatives: int, generator: torch.Generator
+    index: Int64[Tensor, " b"],
+    classes: Int64[Tensor, " n"],
+    negatives: int,
+    candidates: int,
+    generator: torch.Generator,
 ) -> tuple[Int64[Tensor, " m"], Int64[Tensor, "b k1"]]:
     """Rows of the banks for a batch, and which of them each image is contrasted with.
 
-    K + 1 different images are drawn for the whole batch. An image that is among them leaves itself out, any
-    other leaves the last one out: each has K different negatives, every other image is one with equal
-    probability, and K = n - 1 takes all of them.
+    So many different images are drawn for the whole batch that each image finds K of other classes among them, and
+    takes the first K: they are different, and all that it may be contrasted with are equally probable.
 
     Args:
-        index: of each image, in [0, images).
-        images: n.
-        negatives: K, in [1, n - 1].
+        index: of each image, in [0, n).
+        classes: of all images; -1 is unknown, and then only the image itself is left out.
+        negatives: K, from 1 to :func:`available`.
+        candidates: images to draw, at least n - ``available`` + K.
         generator: on the CPU; it is asked for the same numbers whatever the batch holds, so that all processes of
             a run draw the same images.
 
     Returns:
         ``rows``, the batch's own and then those drawn; ``columns``, per image its own and its K negatives.
     """
-    drawn = torch.randperm(images, generator=generator)[: negatives + 1].to(index.device)
-    itself = drawn == index[:, None]
-    left_out = torch.where(itself.any(dim=1), itself.int().argmax(dim=1), negatives)
-    places = torch.arange(negatives, device=index.device)
-    others = places + (places >= left_out[:, None])
-    own = torch.arange(len(index), device=index.device)[:, None]
-    return torch.cat([index, drawn]), torch.cat([own, others + len(index)], dim=1)
+    drawn = torch.randperm(len(classes), generator=generator)[:candidates].to(index.device)
+    own = classes[index][:, None]
+    other = (drawn != index[:, None]) & ((own < 0) | (classes[drawn] != own))
+    first = other & (other.cumsum(dim=1, dtype=torch.int32) <= negatives)
+    chosen = first.nonzero()[:, 1].view(len(index), negatives)
+    places = torch.arange(len(index), device=index.device)[:, None]
+    return torch.cat([index, drawn]), torch.cat([places, chosen + len(index)], dim=1)
 
 
 @final
@@ -119,15 +142,18 @@ class ContrastiveDistillation(nn.Module):
     Args:
         student_width: of the student's pooled features.
         teacher_width: of the teacher's.
-        images: n of the data set, at least 2; rows of each bank.
-        options: dimensions, K in [1, n - 1], tau and momentum.
+        classes: of the n images of the data set, which are the rows of each bank; -1 where an image is contrasted
+            with all others.
+        options: dimensions, K from 1 to :func:`available`, tau and momentum.
     """
 
-    def __init__(self, student_width: int, teacher_width: int, images: int, options: CrdOptions) -> None:
+    def __init__(
+        self, student_width: int, teacher_width: int, classes: Int64[np.ndarray, " n"], options: CrdOptions
+    ) -> None:
         super().__init__()
-        dim, negatives = options.crd_dim, options.crd_negatives
-        if negatives >= images:
-            raise ValueError(f"{negatives} negatives among {images} images")
+        dim, negatives, images = options.crd_dim, options.crd_negatives, len(classes)
+        if negatives > (most := available(classes)):
+            raise ValueError(f"{negatives} negatives where images have {most}")
         self.student_embedding = nn.Linear(student_width, dim)
         self.teacher_embedding = nn.Linear(teacher_width, dim)
         bound = 1 / math.sqrt(dim / 3)  # as released; rows of zeros would have no direction to start from
@@ -137,7 +163,9 @@ class ContrastiveDistillation(nn.Module):
         self.register_buffer("teacher_bank", torch.empty(images, dim).uniform_(-bound, bound))
         self.constants: Tensor  # Z of the student's and of the teacher's side; 0: not estimated yet
         self.register_buffer("constants", torch.zeros(2))
-        self._images, self._negatives = images, negatives
+        self.classes: Tensor
+        self.register_buffer("classes", torch.tensor(classes), persistent=False)  # follows from the plan
+        self._images, self._negatives, self._candidates = images, negatives, images - most + negatives
         self._temperature, self._momentum = options.crd_temperature, options.crd_momentum
         self._generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
 
@@ -164,7 +192,7 @@ class ContrastiveDistillation(nn.Module):
             index: position of each image in the data set.
             count: see :func:`contrastive_loss`.
         """
-        rows, columns = draw_rows(index, self._images, self._negatives, self._generator)
+        rows, columns = draw_rows(index, self.classes, self._negatives, self._candidates, self._generator)
         return self.contrast(student, teacher, index, rows, columns, count)
 
     def contrast(
@@ -220,37 +248,57 @@ def _embed(layer: nn.Linear, features: Tensor) -> Tensor:
 
 def contrasts(setup: Setup) -> dict[str, ContrastiveDistillation]:
     """CRD of each teacher."""
-    width = setup.opened().num_features
+    if setup.data is None:
+        raise ValueError("there are no images yet")
+    width, classes = setup.opened().num_features, _told_apart(setup.options, setup.data.labels)
     return {
-        name: ContrastiveDistillation(width, setup.teachers[name].num_features, setup.images, setup.options)
+        name: ContrastiveDistillation(width, setup.teachers[name].num_features, classes, setup.options)
         for name in setup.weights
     }
 
 
-def fit_negatives(options: CrdOptions, images: int, method: str) -> CrdOptions:
-    """An image has n - 1 others to be contrasted with.
+def _told_apart(options: CrdOptions, labels: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+    """Which images CRD takes to be alike; -1 for those that are like no other."""
+    return labels if options.negatives == "other-classes" else np.full_like(labels, -1)
+
+
+def fit_negatives(options: CrdOptions, labels: Int64[np.ndarray, " n"], method: str) -> CrdOptions:
+    """An image has n - 1 others, or those of other classes, to be contrasted with.
 
     Raises:
-        BadDataError: there is one image only.
+        BadDataError: there is none.
     """
-    if options.crd_negatives < images:
+    most = available(_told_apart(options, labels))
+    if options.crd_negatives <= most:
         return options
-    if images < 2:
+    if len(labels) < 2:
         raise BadDataError(
             f"{method} contrasts images with each other, and there is one image only",
             "Give more images, or use a method without CRD.",
         )
+    if most < 1:
+        raise BadDataError(
+            f"{method} contrasts images with those of other classes, and all {len(labels)} images are of one",
+            "Contrast them with any other image: --negatives other-images.",
+        )
     console.note(
-        f"CRD: {images - 1} negatives instead of {options.crd_negatives}, as there are {images} images"
+        f"CRD: {most} negatives an image instead of {options.crd_negatives}: not every one of the {len(labels)} "
+        "images has more"
     )
-    return options.model_copy(update={"crd_negatives": images - 1})
+    return options.model_copy(update={"crd_negatives": most})
 
 
 def describe_crd(setup: Setup) -> str:
     """What is said of it at the start of a run."""
     options: CrdOptions = setup.options
     size = 2 * len(setup.weights) * setup.images * options.crd_dim * 4  # fp32, one bank for each side
+    known = setup.data is not None and bool((setup.data.labels >= 0).any())
+    negatives = {"other-images": "any other images", "other-classes": "images of other classes"}[
+        options.negatives
+    ]
+    if options.negatives == "other-classes" and not known:
+        negatives = "any other images, as none is labelled"
     return (
-        f"CRD: weight {options.crd_weight:g}, {options.crd_negatives} negatives, temperature "
+        f"CRD: weight {options.crd_weight:g}, {options.crd_negatives} negatives ({negatives}), temperature "
         f"{options.crd_temperature:g}, {options.crd_dim} dimensions; memory of {size / 1e6:.1f} MB"
     )

@@ -1,7 +1,7 @@
 """Losses that several methods share, as pure functions."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, final
+from typing import final
 
 import torch
 from jaxtyping import Bool, Float, Int64, Integer
@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from kdcli.methods.batch import Batch, Mixed
 from kdcli.methods.gathering import gather_features, gather_rows, processes
-from kdcli.methods.options import KlOptions
+from kdcli.methods.options import Direction, KlOptions
 from kdcli.models.student import LABEL_HEAD, StudentOutput
 
 
@@ -120,9 +120,6 @@ def weighted_sum(parts: Mapping[str, Tensor], weights: Mapping[str, float], name
 # --- divergences (P3) ------------------------------------------------------------------------
 
 
-Direction = Literal["forward", "reverse"]
-
-
 def kl_divergence(
     student_logits: Float[Tensor, "b c"],
     teacher_logits: Float[Tensor, "b c"],
@@ -151,10 +148,14 @@ def kl_divergence(
     return total * temperature**2 / (count or len(student_logits) or 1)
 
 
+def kl_order(direction: Direction) -> str:
+    """The arguments of :func:`kl_divergence` in their order, to be told."""
+    return "student || teacher" if direction == "reverse" else "teacher || student"
+
+
 def kl_name(options: KlOptions) -> str:
     """What :func:`kl_divergence` is with these options, to be told."""
-    direction = "student || teacher" if options.kl_direction == "reverse" else "teacher || student"
-    return f"T^2/n KL({direction}) at T = {options.temperature:g}"
+    return f"T^2/n KL({kl_order(options.kl_direction)}) at T = {options.temperature:g}"
 
 
 def top_classes_divergence(
@@ -265,7 +266,10 @@ def beside_labels(
 
 
 def similarity_divergence(
-    student: Float[Tensor, "b ds"], teacher: Float[Tensor, "b dt"], count: float | None = None
+    student: Float[Tensor, "b ds"],
+    teacher: Float[Tensor, "b dt"],
+    direction: Direction = "forward",
+    count: float | None = None,
 ) -> Float[Tensor, ""]:
     """CD: KL between softmaxed cosine similarities of a batch's images (P3 Eq. 6).
 
@@ -276,9 +280,10 @@ def similarity_divergence(
     Args:
         student: pooled features.
         teacher: pooled features, cached; no gradient flows into them.
+        direction: see :func:`kl_divergence`; the formula is that of ``forward``.
         count: n of one process, see :class:`~kdcli.methods.batch.Counts`; default: the rows.
     """
     gathered = gather_features(student.float()), gather_rows(teacher.detach().float())
     ours, theirs = (functional.normalize(each, dim=1) for each in gathered)
     together = None if count is None else count * processes()
-    return kl_divergence(ours @ ours.T, theirs @ theirs.T, 1.0, count=together)
+    return kl_divergence(ours @ ours.T, theirs @ theirs.T, 1.0, direction, together)

@@ -6,6 +6,9 @@ from pydantic import BaseModel, ConfigDict
 
 from kdcli.options.fields import option
 
+Direction = Literal["forward", "reverse"]
+"""Order of the arguments of a KL divergence."""
+
 
 class MethodOptions(BaseModel):
     """Base of a method's options: immutable, unknown names refused. A default is the method's own."""
@@ -30,6 +33,11 @@ def kl_weight_option(default: float) -> Any:
     return method_option(
         default, "Weight of the distillation term (P3's lambda); labels have the rest.", ge=0, le=1
     )
+
+
+def kl_direction_option() -> Any:
+    """The order of the KL's arguments."""
+    return method_option("forward", "forward: KL(teacher || student). reverse: KL(student || teacher).")
 
 
 def generalist_weight_option(default: float) -> Any:
@@ -68,6 +76,4 @@ class KlOptions(MethodOptions):
     """Of P3's methods that compare logits by a KL divergence."""
 
     temperature: float = temperature_option(1.0)
-    kl_direction: Literal["forward", "reverse"] = method_option(
-        "forward", "forward: KL(teacher || student). reverse: KL(student || teacher)."
-    )
+    kl_direction: Direction = kl_direction_option()

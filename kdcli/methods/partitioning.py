@@ -187,6 +187,8 @@ class Frozen:
 class Partition(Method):
     """DP; :attr:`Setup.own` is a :class:`Frozen`."""
 
+    tunes = True
+
     def check(self, setup: Setup) -> Setup:
         """Decides where the frozen student is from; it is none of the teachers unless asked for."""
         data, cache = _there(setup)

@@ -34,6 +34,7 @@ from typing import Any, final
 from pydantic import model_validator
 from torch import Tensor
 
+from kdcli.console import console
 from kdcli.errors import CacheMissingError, UsageError
 from kdcli.methods.base import Average, Method, Needs, Objective, Settings, Setup
 from kdcli.methods.batch import Batch, TeacherOutputs
@@ -170,6 +171,8 @@ class TopKlOptions(KlOptions):
 class LogitTransfer(Method):
     """Logits of teachers of the same classes, and maybe labels."""
 
+    tunes = True
+
     def term(self, options: Any) -> Term:
         """The divergence from one teacher."""
         return lambda ours, theirs, count: kl_divergence(
@@ -226,11 +229,16 @@ class Mcl(LogitTransfer):
     """KL, labels and the slow copy."""
 
     def check(self, setup: Setup) -> Setup:
-        """Refuses a second average of the weights."""
+        """Refuses a second average of the weights; warns of a copy that stays random."""
         if setup.settings.ema is not None:
             raise UsageError(
                 f"--ema {setup.settings.ema:g} averages weights, and so does the slow copy of {self.name}",
                 "Leave --ema out; --mcl-tau and --mcl-every say how the slow copy follows.",
+            )
+        if not setup.origin.trained and setup.options.mcl_share is None:
+            console.warn(
+                f"{self.name} exports a slow copy that starts from random weights and keeps {setup.options.mcl_tau:g} "
+                "of itself in an update: it may learn nothing; --mcl-share 0.99 lets it follow to the end"
             )
         return setup
 

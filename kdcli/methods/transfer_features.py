@@ -3,13 +3,29 @@
 from collections.abc import Mapping
 from typing import Any, final
 
+import numpy as np
+from jaxtyping import Int64
 from torch import Tensor, nn
 
 from kdcli.methods.base import Method, Needs, Objective, Setup
 from kdcli.methods.batch import Batch, TeacherOutputs
-from kdcli.methods.crd import ContrastiveDistillation, CrdOptions, contrasts, describe_crd, fit_negatives
-from kdcli.methods.losses import beside_labels, label_loss, similarity_divergence, weighted_sum
-from kdcli.methods.options import MethodOptions, kl_weight_option
+from kdcli.methods.crd import (
+    ContrastiveDistillation,
+    CrdOptions,
+    Negatives,
+    contrasts,
+    describe_crd,
+    fit_negatives,
+    negatives_option,
+)
+from kdcli.methods.losses import (
+    beside_labels,
+    kl_order,
+    label_loss,
+    similarity_divergence,
+    weighted_sum,
+)
+from kdcli.methods.options import Direction, MethodOptions, kl_direction_option, kl_weight_option
 from kdcli.methods.transfer import PAPER, PRINTED, beside
 from kdcli.models.student import LABEL_HEAD, StudentOutput
 
@@ -22,11 +38,19 @@ class SimilarityDistillation(Objective):
         weights: of each teacher, > 0.
         kl_weight: lambda in [0, 1], the weight of CD; 0.5 weighs it as the labels (App. A.2).
         smoothing: of the labels, in [0, 1).
+        direction: of the KL, see :func:`~kdcli.methods.losses.kl_divergence`.
     """
 
-    def __init__(self, weights: Mapping[str, float], kl_weight: float = 0.5, smoothing: float = 0.0) -> None:
+    def __init__(
+        self,
+        weights: Mapping[str, float],
+        kl_weight: float = 0.5,
+        smoothing: float = 0.0,
+        direction: Direction = "forward",
+    ) -> None:
         super().__init__()
         self._weights, self._kl_weight, self._smoothing = dict(weights), kl_weight, smoothing
+        self._direction = direction
 
     def active(self) -> tuple[str, ...]:
         """The classifier, unless lambda is 1: then no loss reaches it."""
@@ -38,8 +62,9 @@ class SimilarityDistillation(Objective):
 
     def forward(self, student: StudentOutput, teacher: TeacherOutputs, batch: Batch) -> dict[str, Tensor]:
         """The parts ``label`` and ``distill``; similarities are those within this piece, over all processes."""
+        ours, count = student.features, batch.count("images")
         terms = {
-            name: similarity_divergence(student.features, teacher[name]["features"], batch.count("images"))
+            name: similarity_divergence(ours, teacher[name]["features"], self._direction, count)
             for name in self._weights
         }
         parts = {"distill": weighted_sum(terms, self._weights, list(terms))}
@@ -93,16 +118,26 @@ class SimilarityOptions(MethodOptions):
     """What CD can be told."""
 
     kl_weight: float = kl_weight_option(0.5)
+    kl_direction: Direction = kl_direction_option()
+
+
+class ClassContrastOptions(CrdOptions):
+    """What CRD can be told where labels are learnt from, too (P3 App. A.2)."""
+
+    negatives: Negatives = negatives_option("other-classes")
 
 
 @final
 class Similarities(Method):
     """CD."""
 
+    tunes = True
+
     def describe(self, setup: Setup) -> list[str]:
         """P3 Eq. 6 with its numbers."""
         return [
-            f"similarities{beside(setup.options)}; teachers: {setup.shares}",
+            f"KL({kl_order(setup.options.kl_direction)}) of similarities{beside(setup.options)}; "
+            f"teachers: {setup.shares}",
             f"similarities within {_compared(setup)} images",
         ]
 
@@ -112,7 +147,10 @@ class Similarities(Method):
 
     def build(self, setup: Setup) -> Objective:
         """See :class:`SimilarityDistillation`."""
-        return SimilarityDistillation(setup.weights, setup.options.kl_weight, setup.settings.label_smoothing)
+        options: SimilarityOptions = setup.options
+        return SimilarityDistillation(
+            setup.weights, options.kl_weight, setup.settings.label_smoothing, options.kl_direction
+        )
 
 
 def _compared(setup: Setup) -> int:
@@ -123,9 +161,11 @@ def _compared(setup: Setup) -> int:
 class Contrast(Method):
     """CRD and labels."""
 
-    def fit(self, options: CrdOptions, images: int) -> CrdOptions:
+    tunes = True
+
+    def fit(self, options: CrdOptions, labels: Int64[np.ndarray, " n"]) -> CrdOptions:
         """See :func:`~kdcli.methods.crd.fit_negatives`."""
-        return fit_negatives(options, images, self.name)
+        return fit_negatives(options, labels, self.name)
 
     def describe(self, setup: Setup) -> list[str]:
         """With CRD's numbers."""
@@ -146,5 +186,5 @@ CD = Similarities(
 )  # fmt: skip
 CRD = Contrast(
     name="crd", paper=PAPER, equation="Eq. 7", summary="Features contrasted as Tian et al. do, and labels.",
-    Options=CrdOptions, needs=_NEEDS, defaults=PRINTED,
+    Options=ClassContrastOptions, needs=_NEEDS, defaults=PRINTED,
 )  # fmt: skip

@@ -11,6 +11,9 @@
 * ``alpha`` (Eq. 5): DistillNearest puts all of it on the best source, DistillWeighted takes the
   ranking's weights as they are, DistillEqual shares it out equally.
 
+* Pseudo-labels are made once an image (section 4.2: "a single forward pass"): of the cache's view 0. The student's
+  own views are live, of the cache's recipe; ``--teacher-view same`` shows it the views that the teachers saw.
+
 The paper prints lambda = 0.8. It prints no optimiser, learning rate, schedule, batch size or number of
 epochs: those defaults (AdamW, 1e-3, weight decay 0.05, cosine after 5 % of warm-up, 30 epochs of
 batches of 64) are OURS, for small students from random or pretrained weights.
@@ -185,9 +188,14 @@ class Weighted(Method):
     def describe(self, setup: Setup) -> list[str]:
         """P2 Eq. 4 with its numbers."""
         options: WeightedOptions = setup.options
+        seen = {
+            "eval": "one pseudo-label an image, of its clean view; the student's views are live (P2 4.2)",
+            "same": "pseudo-labels of the view that the student sees, not one an image as in P2 4.2",
+        }
         return [
             f"soft cross-entropy at T = {options.temperature:g}, label weight {options.label_weight:g}; "
-            f"weights: {setup.shares}"
+            f"weights: {setup.shares}",
+            seen[setup.teacher_view],
         ]
 
     def build(self, setup: Setup) -> Objective:
@@ -208,19 +216,23 @@ _NEEDS = Needs(frozenset({"logits"}), labels=True, several_labels=True)
 
 LABELS_ONLY = Labels(
     name="labels-only", paper=PAPER, equation="Eq. 2", summary="Cross-entropy on the labelled images; no teacher.",
-    needs=Needs(labels=True, several_labels=True), defaults=OURS, scheme="labels-only",
+    needs=Needs(labels=True, several_labels=True), defaults=OURS, teacher_view="eval",
+    scheme="labels-only",
 )  # fmt: skip
 DISTILL_NEAREST = Weighted(
     name="distill-nearest", paper=PAPER, equation="Eq. 1",
     summary="Labels and the one source that the ranking puts first.", Options=WeightedOptions,
-    needs=replace(_NEEDS, ranking=True), defaults=OURS, ranked=True, scheme="nearest", weights=nearest_weights,
+    needs=replace(_NEEDS, ranking=True), defaults=OURS, teacher_view="eval",
+    ranked=True, scheme="nearest", weights=nearest_weights,
 )  # fmt: skip
 DISTILL_WEIGHTED = Weighted(
     name="distill-weighted", paper=PAPER, equation="Eq. 4, 5",
     summary="Labels and all sources, by the ranking's weights.", Options=WeightedOptions,
-    needs=replace(_NEEDS, ranking=True), defaults=OURS, ranked=True, scheme="weighted", weights=ranked_weights,
+    needs=replace(_NEEDS, ranking=True), defaults=OURS, teacher_view="eval",
+    ranked=True, scheme="weighted", weights=ranked_weights,
 )  # fmt: skip
 DISTILL_EQUAL = Weighted(
     name="distill-equal", paper=PAPER, equation="Eq. 4, p = 0", summary="Labels and all sources, equally.",
-    Options=WeightedOptions, needs=_NEEDS, defaults=OURS, ranked=True, scheme="equal", weights=equal_weights,
+    Options=WeightedOptions, needs=_NEEDS, defaults=OURS, teacher_view="eval",
+    ranked=True, scheme="equal", weights=equal_weights,
 )  # fmt: skip

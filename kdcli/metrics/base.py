@@ -36,6 +36,7 @@ class Metric:
         rotation_free: features turned by an orthogonal matrix.
         order_free: images, with their labels, in another order.
         renaming_free: other numbers for the classes.
+        stepped: gives the same metric with at most so many steps, where it is found by iteration.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Metric:
     rotation_free: bool = False
     order_free: bool = False
     renaming_free: bool = False
+    stepped: "Callable[[int], Metric] | None" = None
 
     def __call__(self, values: Float[np.ndarray, "n d"], labels: Labels) -> float:
         """The score of one source.

@@ -48,9 +48,19 @@ def largest(x: Float[np.ndarray, "n d"]) -> float:
     return float(max(x.max(), -x.min())) or 1.0
 
 
-def linear_kernel(x: Float[np.ndarray, "n d"], scale: float | None = None) -> Float64[np.ndarray, "n n"]:
-    """Gram matrix of the centred columns over ``scale`` (None: the largest value), in parts of columns."""
-    scale = scale or largest(x)
+def magnitude(values: Float[np.ndarray, "..."], axis: int | None = None) -> Float64[np.ndarray, "..."]:
+    """The least power of two above all absolute values (1 where all are 0); with ``axis``, of each row.
+
+    Divided by it, squares neither over- nor underflow, and nothing is rounded: a common offset can still be taken
+    away without leaving its rounding in the small differences, which would break ties between them.
+    """
+    high = np.maximum(values.max(axis=axis, keepdims=True), -values.min(axis=axis, keepdims=True))
+    return np.asarray(np.ldexp(1.0, np.minimum(np.frexp(high.astype(np.float64))[1], 1023)))
+
+
+def linear_kernel(x: Float[np.ndarray, "n d"]) -> Float64[np.ndarray, "n n"]:
+    """Gram matrix of the centred columns at the scale of their values, in parts of columns."""
+    scale = magnitude(x).item()
     kernel = np.zeros((len(x), len(x)))
     for start in range(0, x.shape[1], _COLUMNS):
         part = x[:, start : start + _COLUMNS].astype(np.float64) / scale

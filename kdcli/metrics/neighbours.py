@@ -40,13 +40,10 @@ def knn(
             f"{n} images do not have {neighbours} neighbours each", f"Ask for 1 to {n - 1} neighbours."
         )
     points = prepare(features, "euclidean", targets.row_name)
-    assert points.offsets is not None
     votes, correct = targets.rows, np.empty(n)
     for start in range(0, n, _ROWS):
         part = slice(start, start + _ROWS)
-        distances = points.offsets - points.rows[part] @ points.rows.T
-        distances += points.offsets[part, None]
-        np.rint(distances, out=distances)
+        distances = points.between(part, slice(n))
         distances[np.arange(len(distances)), np.arange(n)[part]] = np.inf  # no image is its own neighbour
         furthest = np.partition(distances, neighbours - 1, axis=1)[:, neighbours - 1, None]
         correct[part] = _share((distances <= furthest) @ votes, targets.classes[part])

@@ -5,6 +5,7 @@ from jaxtyping import Float, Float64
 from scipy.linalg import eigh
 
 from kdcli.metrics.checks import RowName, check_columns_vary, check_finite, row_number
+from kdcli.metrics.kernels import magnitude
 
 
 def centred_columns(
@@ -18,7 +19,7 @@ def centred_columns(
     check_finite(features, row_name)
     check_columns_vary(features)
     columns = features.astype(np.float64)
-    columns /= max(columns.max(), -columns.min())  # squares must not over- or underflow
+    columns /= magnitude(columns)
     columns -= columns.mean(axis=0)
     columns /= max(columns.max(), -columns.min())  # a large common offset leaves small differences
     return columns

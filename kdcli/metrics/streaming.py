@@ -7,7 +7,7 @@ from jaxtyping import Float, Float64
 
 from kdcli.errors import BadDataError
 from kdcli.metrics.checks import RowName, check_finite, check_images, row_number
-from kdcli.metrics.kernels import alignment, hsic, largest
+from kdcli.metrics.kernels import alignment, hsic, magnitude
 
 _NOISE = 1e-28
 """Squared differences between rows, relative to the largest value, that are rounding alone."""
@@ -98,5 +98,5 @@ class StreamingCKA:
 
 
 def _origin(x: Float[np.ndarray, "n d"]) -> tuple[float, Float64[np.ndarray, " d"]]:
-    scale = largest(x)
+    scale = magnitude(x).item()
     return scale, (x.astype(np.float64) / scale).mean(axis=0)

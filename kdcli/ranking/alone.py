@@ -47,6 +47,9 @@ class FileMaterial:
         """These rows only."""
         return replace(self, rows=self.rows[places], labels=self.labels[places])
 
+    def fingerprints(self, places: Int64[np.ndarray, " m"]) -> None:
+        """Rows of a file are no images."""
+
     def gather(self, name: str, array: OutputKind) -> Float[np.ndarray, "n d"]:
         """These rows of the file."""
         return np.asarray(self.arrays[name][self.rows])

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from kdcli.cache.cacheset import CacheSet
+from kdcli.cache.fingerprints import fingerprints
 from kdcli.data.sources import ImageData, open_data
 from kdcli.errors import BadDataError, CacheMissingError, NotFoundError
 from kdcli.ranking.config import RankConfig
@@ -61,6 +62,10 @@ class CachedMaterial:
             reads = dict.fromkeys(self.names, self.kept)
             self.caches.require(reads, rows, [EVAL_VIEW], self.partial)
         return replace(self, rows=rows, labels=self.labels[places], data=data)
+
+    def fingerprints(self, places: Int64[np.ndarray, " m"]) -> Int64[np.ndarray, " m"]:
+        """See :func:`~kdcli.cache.fingerprints.fingerprints`; only images with cached outputs are here."""
+        return fingerprints(self.caches, self.rows[places])
 
     def gather(self, name: str, array: OutputKind) -> Float[np.ndarray, "n d"]:
         """Cached values on view 0."""

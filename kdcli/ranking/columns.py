@@ -40,11 +40,18 @@ def chosen_column(config: RankConfig) -> Column:
     Raises:
         UsageError: a variant that the metric does not have, or a representation that it does not read.
     """
-    metric = METRICS.find(_name(config))
+    metric = _tuned(METRICS.find(_name(config)), config)
+    if config.logme_steps is not None and config.metric != "all" and metric.stepped is None:
+        raise UsageError(f"{metric.name} is not found by iteration", "Leave --logme-steps out.")
     on = config.on or metric.on[0]
     if on not in metric.on:
         raise UsageError(f"{metric.name} cannot be computed on {on}", f"Use --on {metric.on[0]}.")
     return Column(metric, on)
+
+
+def _tuned(metric: Metric, config: RankConfig) -> Metric:
+    """The metric with the steps that were asked for, where it takes any."""
+    return metric.stepped(config.logme_steps) if metric.stepped and config.logme_steps else metric
 
 
 def _name(config: RankConfig) -> str:
@@ -70,7 +77,7 @@ def columns_of(config: RankConfig, own: Column) -> list[Column]:
     """
     if config.metric != "all":
         return [own]
-    every = [Column(metric, on) for metric in METRICS.values() for on in metric.on]
+    every = [Column(_tuned(metric, config), on) for metric in METRICS.values() for on in metric.on]
     if config.features is not None:
         every = [column for column in every if column.on == own.on]
     return [own, *(column for column in every if column != own)]

@@ -52,6 +52,10 @@ class RankConfig(CachesOption, DataRootOption, PartialOption, SeedOption, Verify
     on: Literal["features", "pseudo"] | None = option(
         None, "Features, or softmax outputs (pseudo); default: the metric's.", panel="Method"
     )
+    logme_steps: int | None = option(
+        None, "Steps of logme's iteration at most; default: 11, as its authors. 100 where images are few.",
+        panel="Method", ge=1, metavar="N",
+    )  # fmt: skip
     probe_size: int = option(500, "Images of the probe set.", panel="Method", ge=4)
     repeats: int = option(
         1, "Probe sets, of consecutive seeds; scores are their means.", panel="Method", ge=1

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, NoReturn, final
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from kdcli.cache.fingerprints import unpack
 from kdcli.errors import BadDataError, KdError
 from kdcli.types import RankedSource, Ranking
 
@@ -37,6 +38,13 @@ class _RankingDocument(BaseModel):
     probe: dict[str, Any]
     sources: tuple[_SourceDocument, ...] = Field(min_length=1)
     weighting: dict[str, Any] = {}
+
+    @field_validator("probe")
+    @classmethod
+    def _names_images(cls, probe: dict[str, Any]) -> dict[str, Any]:
+        if "images" in probe:
+            unpack(str(probe["images"]))
+        return probe
 
 
 @final

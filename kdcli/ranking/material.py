@@ -44,6 +44,10 @@ class Material(Protocol):
         """These images only; refuses those that changed since the sources saw them."""
         ...
 
+    def fingerprints(self, places: Int64[np.ndarray, " m"]) -> Int64[np.ndarray, " m"] | None:
+        """What tells these images from all others; None where nothing does."""
+        ...
+
     def gather(self, name: str, array: OutputKind) -> Float[np.ndarray, "n d"]:
         """Stored values of a source for all images."""
         ...

@@ -1,12 +1,13 @@
 """The step: which sources should teach this task, and with what weight (P2 §4)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, final
 
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from kdcli.cache.fingerprints import pack
 from kdcli.console import console
 from kdcli.errors import BadDataError, UsageError
 from kdcli.metrics.targets import Targets
@@ -18,7 +19,6 @@ from kdcli.ranking.documents import ranking_document
 from kdcli.ranking.material import Material
 from kdcli.ranking.probe import select_probe
 from kdcli.ranking.weights import scheme_weights, weighting_document
-from kdcli.registry import METRICS
 from kdcli.types import RankedSource, Ranking
 
 Table = Mapping[str, Mapping[str, float | None]]
@@ -37,6 +37,7 @@ class RankResult:
         seeds: of the probe sets.
         data: what ``--data`` named.
         whole: whether all columns were asked for, so that the document shows them.
+        settings: what decides the scores of each metric, where the document says it.
     """
 
     ranking: Ranking
@@ -45,6 +46,7 @@ class RankResult:
     seeds: tuple[int, ...]
     data: str | None = None
     whole: bool = False
+    settings: Mapping[str, str] = field(default_factory=dict)
 
     def document(self) -> dict[str, Any]:
         """The ranking's document, and more fields where more was asked for."""
@@ -53,7 +55,8 @@ class RankResult:
             document["data"] = self.data
         if self.whole:
             document["table"] = {column: dict(scores) for column, scores in self.table.items()}
-            document["settings"] = {name: metric.settings for name, metric in METRICS.items()}
+        if self.settings:
+            document["settings"] = dict(self.settings)
         if self.std:
             std = {column: dict(values) for column, values in self.std.items()}
             document["repeats"] = {"seeds": list(self.seeds), "std": std}
@@ -84,6 +87,8 @@ def rank(config: RankConfig) -> RankResult:
     _require_input(config)
     own = chosen_column(config)
     columns = columns_of(config, own)
+    told = columns if config.metric == "all" or config.logme_steps else []
+    settings = {column.metric.name: column.metric.settings for column in told}
     if config.features is not None:
         material: Material = open_files(config, own.array)
     else:
@@ -94,10 +99,9 @@ def rank(config: RankConfig) -> RankResult:
     table = {column: {name: _mean(values) for name, values in row.items()} for column, row in scores.items()}
     std = {column: {name: _std(values) for name, values in row.items()} for column, row in scores.items()}
     seeds = tuple(range(config.seed, config.seed + config.repeats))
-    ranking = _ranking(material, config, own, scores[own.label], len(probes[0]))
-    return RankResult(
-        ranking, table, std if config.repeats > 1 else {}, seeds, config.data, config.metric == "all"
-    )
+    ranking = _ranking(material, config, own, scores[own.label], probes)
+    std = std if config.repeats > 1 else {}
+    return RankResult(ranking, table, std, seeds, config.data, config.metric == "all", settings)
 
 
 def _require_input(config: RankConfig) -> None:
@@ -177,7 +181,7 @@ def _ranking(
     config: RankConfig,
     own: Column,
     scores: Mapping[str, Sequence[float] | None],
-    probe_size: int,
+    probes: Sequence[Int64[np.ndarray, " m"]],
 ) -> Ranking:
     names = tuple(scores)
     means = np.array([np.mean(scores[name] or [np.nan]) for name in names])
@@ -193,10 +197,19 @@ def _ranking(
         cache_id=material.cache_id,
         metric=own.metric.name,
         on=own.on,
-        probe={"size": probe_size, "seed": config.seed},
+        probe=_probe_document(material, config, probes),
         sources=tuple(sorted(sources, key=lambda source: (-source.score, source.name))),
         weighting=weighting_document(config.scheme, config.power, config.sources, config.seed),
     )
+
+
+def _probe_document(
+    material: Material, config: RankConfig, probes: Sequence[Int64[np.ndarray, " m"]]
+) -> dict[str, Any]:
+    """Size and first seed of the probe sets, and which images all of them together are, if that can be told."""
+    images = material.fingerprints(np.unique(np.concatenate(probes)))
+    known = {} if images is None else {"images": pack(images)}
+    return {"size": len(probes[0]), "seed": config.seed, **known}
 
 
 def _warn_of_fallbacks(scores: Float64[np.ndarray, " s"], config: RankConfig) -> None:

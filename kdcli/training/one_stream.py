@@ -35,7 +35,7 @@ def require_one_stream(plans: Mapping[str, Plan]) -> dict[str, Plan]:
             raise UsageError(
                 f"students '{names[0]}' and '{name}' cannot share one stream of batches: "
                 + "; ".join(_both(difference) for difference in found),
-                "Give them the same --epochs, --batch-size and data; or put them into sweeps of their own.",
+                "Give them the same --epochs, --batch-size, --teacher-view and data; or sweep them apart.",
             )
     return {
         name: replace(

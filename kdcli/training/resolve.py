@@ -32,7 +32,8 @@ from kdcli.training.sets import (
     train_specs,
 )
 from kdcli.training.settings import (
-    fit_batchnorm,
+    fit_start,
+    numbers_of,
     resolve_device,
     resolve_settings,
     settable,
@@ -40,7 +41,13 @@ from kdcli.training.settings import (
     without_unused,
 )
 from kdcli.training.start import FRESH, NEAREST_SOURCE, UNTRAINED, Start, resolve_start
-from kdcli.training.teachers import Teachers, choose_teachers, ranked_records, require_options
+from kdcli.training.teachers import (
+    Teachers,
+    choose_teachers,
+    ranked_records,
+    require_options,
+    require_within_labels,
+)
 from kdcli.training.validation import split_off
 from kdcli.training.views import choose_views
 from kdcli.types import Ranking
@@ -134,10 +141,13 @@ class _Draft:
     ) -> None:
         self.method = method = find_method(config.method)
         config = without_unused(config, method)
-        self.config = config.model_copy(update={"teacher_view": config.teacher_view or method.teacher_view})
+        usual = (
+            "same" if config.train_from else method.teacher_view
+        )  # its maps are of the views that are cached
+        self.config = config.model_copy(update={"teacher_view": config.teacher_view or usual})
         require_sets(self.config, method)
         self.given, self.ranking = ranking, ranking if method.ranked else None
-        self.settings: Settings = resolve_settings(self.config, method.defaults)
+        self.settings: Settings = resolve_settings(self.config, numbers_of(method, trained=True))
         require_options(self.config, method, self.ranking)
         self.device = resolve_device(config.device, config.amp, processes)
         self.pins, self.processes, self.sources = pins, processes, sources
@@ -151,6 +161,11 @@ class _Draft:
     def main(self) -> str:
         """The first data set, as it was given."""
         return next(iter(train_specs(self.config).values()), self.config.first_data)
+
+    @property
+    def used(self) -> Ranking | None:
+        """The ranking, if it decides anything: the teachers' weights, or what the student starts from."""
+        return self.given if self.config.init == NEAREST_SOURCE else self.ranking
 
     @property
     def split(self) -> bool:
@@ -172,7 +187,7 @@ class _Draft:
             self.teachers.generalist if self.teachers is not None else None,
             lambda: ranked_records(self.given, self.cache, self.config),
         )
-        self.settings = fit_batchnorm(self.config, self.settings, self.start.init)
+        self.settings = fit_start(self.config, self.method, self.settings, self.start.init)
         self.lower = choose_lower(self.config, self.start, self.cache)
 
     def choose_views(self) -> None:
@@ -248,6 +263,8 @@ class _Draft:
         config, cache, views = self.config, self.cache, self.setup.views
         if cache is None:
             return
+        if self.used is not None:
+            require_within_labels(self.used, cache, self.everything, config)
         data = self.data
         rows = cache.rows_of(data, check_content=False)  # the feed compares the bytes as it decodes them
         reads = self.method.arrays(self.setup)
@@ -283,7 +300,7 @@ class _Draft:
         """What was decided."""
         setup = replace(
             self.setup,
-            options=self.method.fit(self.setup.options, len(self.data)),
+            options=self.method.fit(self.setup.options, self.data.labels),
             data=self.data,
             split=self.split or bool((self.data.labels < 0).any()),
             sets={each.name: each.classes for each in self.sets},
@@ -297,7 +314,7 @@ class _Draft:
             rule=self.rule,
             recording=self.recording,
             teachers=self.teachers,
-            ranking=self.given if self.config.init == NEAREST_SOURCE else self.ranking,
+            ranking=self.used,
             start=self.start,
             device=self.device,
             classes=classes_of(self.method, self.teachers, self.data, self.config.multi_label),

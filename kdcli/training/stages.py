@@ -21,6 +21,7 @@ from kdcli.training.gains import cached_predictions, predicting_array
 from kdcli.training.plan import Pins, Plan
 from kdcli.training.resolve import Sources, make_plan
 from kdcli.training.rundir import read_pins
+from kdcli.training.teachers import require_within_labels
 from kdcli.types import Ranking
 
 _LOOKED_AT = 64
@@ -91,6 +92,8 @@ def arrange(config: StudentConfig, ranking: Ranking | None, processes: int, sour
     """The teachers in their order, with the plan of each one's stage."""
     data = sources.data(config.first_data, data_root=config.data_root, download=config.download)
     training = _with_training_images(config, data, sources)
+    if ranking is not None:
+        require_within_labels(ranking, sources.cache(training, config.verify), data, config)
     pins = Pins() if config.overwrite else read_pins(config.out)
     plans = {}
     with _quietly():  # each stage says it again, when it is trained

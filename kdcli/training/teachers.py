@@ -3,14 +3,18 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from shlex import quote
-from typing import final
+from typing import Any, final
+
+import numpy as np
 
 from kdcli.cache.cacheset import CacheSet
+from kdcli.cache.fingerprints import fingerprints, unpack
 from kdcli.cache.provenance import TeacherRecord
 from kdcli.console import console
+from kdcli.data.sources import ImageData
 from kdcli.errors import CacheMissingError, IdentityError, UsageError
 from kdcli.methods.base import Choice, Method
-from kdcli.options.resolving import command_line
+from kdcli.options.resolving import command_line, spelled
 from kdcli.training.config import StudentConfig
 from kdcli.types import Difference, Ranking
 
@@ -42,6 +46,14 @@ def cache_flags(config: StudentConfig) -> str:
     return " ".join(f"--cache {quote(str(path))}" for path in config.cache) or "--cache PATH"
 
 
+def _ranking(config: StudentConfig, **asked: Any) -> str:
+    """The command that ranks by the labels that a run has, for hints."""
+    data_root = {} if config.data_root is None else {"data_root": config.data_root}
+    return spelled(
+        "rank-sources", cache=config.cache or "PATH", data=config.first_data, **data_root, **asked, json=True
+    )
+
+
 def require_options(config: StudentConfig, method: Method, ranking: Ranking | None) -> None:
     """Refuse a method whose inputs were not given, before anything is opened.
 
@@ -57,11 +69,10 @@ def require_options(config: StudentConfig, method: Method, ranking: Ranking | No
     if method.needs.ranking and ranking is None:
         raise UsageError(
             f"{name} needs --ranking",
-            f"kd rank-sources {cache_flags(config)} --json | "
-            + command_line(config.model_copy(update={"ranking": "-"})),
+            f"{_ranking(config)} | " + command_line(config.model_copy(update={"ranking": "-"})),
         )
     if ranking is not None and not ranking.sources and method.needs.kinds:
-        raise UsageError("the ranking has no sources", "Make it anew: kd rank-sources " + cache_flags(config))
+        raise UsageError("the ranking has no sources", "Make it anew: " + _ranking(config))
 
 
 def choose_teachers(
@@ -130,10 +141,9 @@ def _require_agreement(
     allowed = {*config.teacher, *([generalist.name] if generalist else [])}
     left_out = [name for name in weights if config.teacher and name not in allowed]
     if left_out:
-        flags = " ".join(f"--teacher {name}" for name in config.teacher)
         raise UsageError(
             f"--teacher leaves out {', '.join(left_out)}, to which the ranking gives weight",
-            f"Rank just these: kd rank-sources {cache_flags(config)} {flags} --json",
+            f"Rank just these: {_ranking(config, teacher=config.teacher)}",
         )
 
 
@@ -150,8 +160,7 @@ def ranked_records(
         lacking = "--ranking" if ranking is None else "--cache"
         raise UsageError(
             f"--init nearest-source needs {lacking}: it starts from the ranking's best source, as it was cached",
-            f"kd rank-sources {cache_flags(config)} --json > ranking.json, then add "
-            f"{cache_flags(config)} --ranking ranking.json here",
+            f"{_ranking(config)} > ranking.json, then add {cache_flags(config)} --ranking ranking.json here",
         )
     require_same_sources(ranking, cache, config)
     best_first = sorted(ranking.sources, key=lambda source: -source.score)
@@ -174,13 +183,65 @@ def require_same_sources(ranking: Ranking, cache: CacheSet, config: StudentConfi
     if found:
         raise IdentityError(
             "the ranking is of other teachers than the cache holds",
-            f"Rank the teachers of this cache: kd rank-sources {cache_flags(config)} --json",
+            f"Rank the teachers of this cache: {_ranking(config)}",
             found,
         )
     if ranking.cache_id is not None and ranking.cache_id not in (*cache.cache_ids, joint_id(cache.cache_ids)):
         console.warn(
             "the ranking was made on another cache of the same teachers; its weights are used as they are"
         )
+
+
+def require_within_labels(ranking: Ranking, cache: CacheSet, data: ImageData, config: StudentConfig) -> None:
+    """Refuse a ranking that was made with labels which the student does not have (P2 section 4.1).
+
+    Args:
+        ranking: of a probe set; one that does not say which images these are is taken as it is.
+        cache: that holds the images.
+        data: all that the run is given, a validation split included.
+        config: the run, for the hint.
+
+    Raises:
+        IdentityError: some probe images are not among the labelled ones; how many, and the command that ranks anew.
+    """
+    if "images" not in ranking.probe:
+        console.note(
+            "the ranking does not say on which images it was made: no check that their labels are the student's"
+        )
+        return
+    labelled = data.select(np.flatnonzero(data.labels >= 0))
+    probe = unpack(ranking.probe["images"])
+    if not len(labelled):
+        console.warn(f"the ranking was made with {len(probe)} labels, and {config.first_data} has none")
+        return
+    known = fingerprints(cache, cache.rows_of(labelled, check_content=False))
+    if outside := int((~np.isin(probe, known)).sum()):
+        raise IdentityError(
+            f"{outside} of the {len(probe)} images that the ranking was made on are not among the {len(labelled)} "
+            f"labelled images of {config.first_data}: sources are chosen by labels that the student has (P2 4.1)",
+            _ranking_anew(ranking, cache, config),
+        )
+
+
+def _ranking_anew(ranking: Ranking, cache: CacheSet, config: StudentConfig) -> str:
+    """The command that makes a ranking by the labels of a run, otherwise like one that there is."""
+    weighting = ranking.weighting
+    asked = {
+        "metric": ranking.metric,
+        "on": ranking.on,
+        "probe_size": ranking.probe.get("size"),
+        "seed": ranking.probe.get("seed"),
+        "scheme": weighting.get("scheme"),
+        "power": weighting.get("power"),
+        "sources": weighting.get("sources"),
+    }
+    usual = {"metric": "parc", "on": "features", "probe_size": 500, "seed": 0}
+    told = {name: value for name, value in asked.items() if value not in (None, usual.get(name))}
+    names = tuple(source.name for source in ranking.sources)
+    if set(names) != set(cache.teachers):
+        told["teacher"] = names
+    file = config.ranking if config.ranking not in (None, "-") else "ranking.json"
+    return f"{_ranking(config, **told)} > {quote(str(file))}"
 
 
 def joint_id(cache_ids: Iterable[str]) -> str:

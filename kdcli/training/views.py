@@ -9,6 +9,7 @@ from kdcli.data.views import ViewSet
 from kdcli.errors import UsageError
 from kdcli.methods.base import Method
 from kdcli.training.config import StudentConfig
+from kdcli.training.plan import DEFAULT_RECIPE
 from kdcli.training.replay import ViewRule
 
 
@@ -28,7 +29,7 @@ def choose_views(
         IdentityError: this kd draws other pixels than the one that cached them.
     """
     if cache is None:
-        return ViewRule(ViewSet(0, 1.0, config.recipe or method.recipe), None)
+        return ViewRule(ViewSet(0, 1.0, config.recipe or method.recipe or DEFAULT_RECIPE), None)
     views = ViewSet.from_document(cache.view_set)
     cached = cache.view_count - 1
     if pinned is not None and pinned <= cached:
@@ -39,7 +40,8 @@ def choose_views(
         recipe = method.recipe
     asked = views if recipe is None else replace(views, recipe=recipe)
     if config.teacher_view == "eval":
-        _require_unmixed(asked)
+        if method.needs.kinds:
+            _require_unmixed(asked)
         return ViewRule(asked, cached, "eval")
     if asked != views:
         raise UsageError(
