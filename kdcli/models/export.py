@@ -11,7 +11,7 @@ from timm.models import get_model_args, get_model_input_config
 from kdcli.errors import UsageError
 from kdcli.files import atomic_write_bytes, atomic_write_text, storage_errors
 from kdcli.models.spec import Model
-from kdcli.models.student import require_timm
+from kdcli.models.student import require_trainable
 from kdcli.models.timm_models import CONFIG_FILE, WEIGHTS_FILE
 
 
@@ -27,7 +27,7 @@ def export_model(model: Model, directory: Path, class_names: Sequence[str] | Non
         UsageError: the model is not timm's, or the names are not as many as the classes.
         StorageError, NoSpaceError: writing failed.
     """
-    require_timm(model)
+    require_trainable(model)
     if class_names is not None and len(class_names) != model.num_classes:
         raise UsageError(
             f"{len(class_names)} class names for the {model.num_classes} classes of '{model.spec}'",

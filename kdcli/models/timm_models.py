@@ -16,7 +16,8 @@ from kdcli.models.architectures import Architecture
 from kdcli.models.grammar import ModelSpec
 from kdcli.models.hub import download_errors
 from kdcli.models.kinds import unknown_architecture
-from kdcli.models.network import Classifier, TimmClassifier
+from kdcli.models.classifiers import TimmClassifier
+from kdcli.models.network import Classifier
 from kdcli.models.weights import broken_file, read_shapes, refuse_differences
 from kdcli.types import Interpolation, Preprocess
 

@@ -9,7 +9,8 @@ from kdcli.errors import BadDataError, UsageError
 from kdcli.models.architectures import Architecture
 from kdcli.models.grammar import TORCHVISION, ModelSpec
 from kdcli.models.hub import download_errors
-from kdcli.models.network import Classifier, TorchvisionClassifier
+from kdcli.models.classifiers import TorchvisionClassifier
+from kdcli.models.network import Classifier
 from kdcli.types import Interpolation, Preprocess
 
 # torchvision switches transform_input on only when it loads the weights itself (which it does by unpickling);
