@@ -15,8 +15,8 @@ from torch import nn
 from torchvision import models as torchvision_models
 
 from kdcli.errors import BadDataError, KdError, NotFoundError, UsageError
-from kdcli.models.export import export_model
 from kdcli.models.classifiers import TimmClassifier
+from kdcli.models.export import export_model
 from kdcli.models.spec import Model, open_model, weights_sha256
 
 SMALL = "test_resnet"

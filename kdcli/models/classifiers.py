@@ -1,15 +1,14 @@
 """The classifiers of timm and torchvision: logits by calling them, features from before their heads."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, final
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from kdcli.errors import UsageError
-from kdcli.models.network import Classifier, nearly_equal
+from kdcli.models.network import Classifier
 from kdcli.outputs import MAPS
 
 
@@ -45,9 +44,13 @@ class TimmClassifier(Classifier):
     def outputs(self, images: Float[Tensor, "b 3 h w"], names: Collection[str]) -> dict[str, Tensor]:
         """See the base."""
         plain: Any = self.plain
+        if "logits" in names and not self.num_classes:
+            raise UsageError("the model has no classifier, so it gives no logits", "Use --keep features.")
         if set(names) == {"logits"}:
             return {"logits": plain(images)}
-        places = sorted(self._tap_names.index(name.removeprefix(MAPS)) for name in names if name.startswith(MAPS))
+        places = sorted(
+            self._tap_names.index(name.removeprefix(MAPS)) for name in names if name.startswith(MAPS)
+        )
         if not places:
             return self.finish(plain.forward_features(images), names)
         # stop_early is timm's default for some (Hiera), and what they return then is not the last layer's.
@@ -99,10 +102,15 @@ class TorchvisionClassifier(Classifier):
     """torchvision has no such cut: the input of the last layer with weights is caught on its way in.
 
     That is a linear layer, or a 1x1 convolution before the pooling (SqueezeNet), whose input is pooled here.
+
+    Args:
+        plain: torchvision's network.
+        arguments: that it was built with, beside the number of classes; an export records them.
     """
 
-    def __init__(self, plain: nn.Module) -> None:
+    def __init__(self, plain: nn.Module, arguments: Mapping[str, Any]) -> None:
         super().__init__(plain)
+        self.arguments = dict(arguments)
         last = [name for name, module in plain.named_modules() if isinstance(module, nn.Linear)]
         last = last or [name for name, module in plain.named_modules() if isinstance(module, nn.Conv2d)]
         self._head_name = last[-1]

@@ -1,10 +1,12 @@
 """``ARCH@FILE.safetensors``: an architecture of timm or torchvision with the weights of a file."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import final
 
 from kdcli.errors import UsageError
 from kdcli.models.architectures import Architecture
+from kdcli.models.arguments import Argument
 from kdcli.models.grammar import TORCHVISION, ModelSpec
 from kdcli.models.network import Classifier
 from kdcli.models.timm_models import TimmArchitecture
@@ -32,6 +34,10 @@ class FileArchitecture(Architecture):
     def name(self) -> str:
         """See the base."""
         return self._inner.name
+
+    def configure(self, arguments: Mapping[str, Argument]) -> None:
+        """See the base."""
+        self._inner.configure(arguments)
 
     def random(self, num_classes: int | None, image_size: int | None) -> Classifier:
         """See the base."""

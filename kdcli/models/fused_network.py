@@ -1,6 +1,6 @@
 """``kd-fused:DIR`` as a teacher: the joint teacher behind its frozen parents, from images."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Final, final
 

@@ -108,7 +108,7 @@ class Classifier(nn.Module, metaclass=ABCMeta):
         names = ("features", "logits") if self.num_classes else ("features",)
         try:
             found = self.outputs(image, names)
-        except (RuntimeError, AssertionError, ValueError, TypeError, AttributeError) as error:
+        except Exception as error:  # whatever its library raises on the way; it is told where features are asked for
             self.without = f"what comes before its classifier cannot be had ({first_line(error)})"
             return 0
         features = found["features"]

@@ -88,7 +88,8 @@ def with_body_of(source: Classifier, fresh: Classifier) -> Classifier:
     # A layer is fresh or kept, never half: of equal shape, but beside one that differs, is no weight of the source.
     layers = {name.rpartition(".")[0] for name in differs}
     fresh.plain.load_state_dict(
-        {name: wanted[name] if name.rpartition(".")[0] in layers else own[name] for name in wanted}, strict=True
+        {name: wanted[name] if name.rpartition(".")[0] in layers else own[name] for name in wanted},
+        strict=True,
     )
     return fresh
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from kdcli.errors import UsageError
 from kdcli.methods.base import Average, Objective, Setup
+from kdcli.models.arguments import parse_arguments
 from kdcli.models.cut import cut_at
 from kdcli.models.spec import Model, open_model
 from kdcli.models.student import Student, require_features
@@ -60,6 +61,7 @@ def build_student(plan: Plan) -> Built:
         weights="random" if plan.init in UNTRAINED else "pretrained",
         num_classes=None if own else plan.classes.count,
         image_size=config.image_size,
+        arguments=parse_arguments(config.model_arg),
     )
     if own:
         require_own_classes(config.method, model, plan.classes)
