@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import math
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import yaml
@@ -66,30 +66,42 @@ def parse_arguments(texts: Iterable[str]) -> dict[str, Argument]:
     return found
 
 
-def known_arguments(network: type) -> tuple[str, ...]:
+def known_arguments(network: type) -> dict[str, object]:
     """What can be said of how a network of this class is built, the fields of its configuration included.
+
+    Returns:
+        The default of each argument by its name; None where there is none.
 
     A whitelist: the library's functions that load or fetch weights take more, and none of that is among these.
     """
-    names: dict[str, None] = {}
+    defaults: dict[str, object] = {}
     for kind in network.__mro__:
         if "__init__" not in vars(kind) or kind.__module__.startswith("torch.nn."):
             continue
         parameters = inspect.signature(vars(kind)["__init__"]).parameters.values()
         for each in parameters:
             if each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL):
-                names[each.name] = None
-                names |= dict.fromkeys(_fields_of(each.annotation))
+                defaults = {
+                    each.name: None if each.default is each.empty else each.default,
+                    **_fields_of(each.annotation),
+                    **defaults,  # those of the class itself come before its bases'
+                }
         if not any(each.kind is each.VAR_KEYWORD for each in parameters):
             break
-    return tuple(name for name in names if name not in _NEVER and not name.startswith("pretrained"))
+    return {
+        name: default
+        for name, default in defaults.items()
+        if name not in _NEVER and not name.startswith("pretrained")
+    }
 
 
-def require_arguments(given: Iterable[str], known: Sequence[str], architecture: str) -> None:
+def require_arguments(
+    given: Mapping[str, Argument], known: Mapping[str, object], architecture: str
+) -> None:
     """Refuse arguments of a user that the architecture does not know, or that kd decides.
 
     Args:
-        given: their names.
+        given: their values by name.
         known: see :func:`known_arguments`.
         architecture: for the message.
 
@@ -97,13 +109,18 @@ def require_arguments(given: Iterable[str], known: Sequence[str], architecture: 
         UsageError: naming the nearest known ones.
     """
     free = [name for name in known if name not in _DECIDED]
-    for name in given:
+    for name, value in given.items():
         if name in _DECIDED:
             raise UsageError(f"--model-arg {name} is for kd to decide", _DECIDED[name])
         if name not in free:
             raise UsageError(
                 f"--model-arg {name}: a {architecture} has no such argument.{nearest(name, free)}",
                 f"Its arguments: {', '.join(sorted(free))}.",
+            )
+        if (default := known[name]) is not None and not _of_a_kind(value, default):
+            raise UsageError(
+                f"--model-arg {name}={value}: the value must be of the kind of its default, {default}",
+                f"E.g. --model-arg {name}={str(default).lower() if isinstance(default, bool) else default}.",
             )
 
 
@@ -115,11 +132,19 @@ def refused_arguments(given: Mapping[str, Argument], where: str, error: Exceptio
     )
 
 
-def _fields_of(annotation: object) -> list[str]:
+def _of_a_kind(value: Argument, default: object) -> bool:
+    """Whether a value may stand for a default; what the default is no number or text of is for the library to judge."""
+    for kind in (bool, int | float, str):
+        if isinstance(default, kind) or (isinstance(value, bool) and kind is bool):
+            return isinstance(value, kind) and isinstance(default, kind)
+    return True
+
+
+def _fields_of(annotation: object) -> dict[str, object]:
     kinds = [annotation, *typing.get_args(annotation)]
-    return [
-        field.name
+    return {
+        field.name: None if field.default is dataclasses.MISSING else field.default
         for kind in kinds
         if isinstance(kind, type) and dataclasses.is_dataclass(kind)
         for field in dataclasses.fields(kind)
-    ]
+    }
