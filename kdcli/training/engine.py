@@ -23,7 +23,7 @@ from kdcli.errors import DeviceError, DivergedError
 from kdcli.methods.base import Average, Objective, Settings
 from kdcli.methods.batch import Batch, Counts, TeacherOutputs
 from kdcli.models.student import Student, StudentOutput
-from kdcli.models.teacher import normalise
+from kdcli.models.teacher import normalise, trains_channels_last
 from kdcli.training.checkpoint import Stateful
 from kdcli.training.distributed import Ranks
 from kdcli.training.schedule import make_schedule
@@ -136,7 +136,9 @@ class Engine:
         """Images of the last step, over all processes."""
         self.student, self.objective = built.student, built.objective
         self.preprocess, self._lower = built.model.preprocess, built.lower
-        self.student.to(memory_format=torch.channels_last)
+        self._channels_last = trains_channels_last(self.student, accelerator.device)
+        if self._channels_last:
+            self.student.to(memory_format=torch.channels_last)
         optimizer = make_optimizer(self.student, self.objective, settings)
         self._schedule = make_schedule(optimizer, settings, steps)
         self._objective = self.objective.to(accelerator.device)
@@ -261,11 +263,10 @@ class Engine:
         if self._lower is not None:
             output = self._student(None, self._heads, self._lower.maps(batch.teacher))
             return output, batch.teacher
-        images = normalise(batch.pixels, self.preprocess)
+        images = normalise(batch.pixels, self.preprocess, self._channels_last)
         if self._apart and batch.part is not None:
-            sizes = [
-                size for size in batch.part.bincount().tolist() if size
-            ]  # rows are in the order of the parts
+            # Rows are in the order of the parts.
+            sizes = [size for size in batch.part.bincount().tolist() if size]
             output = self._student(images, self._heads, sizes)
         else:
             output = self._student(images, self._heads, **({"taps": self._taps} if self._taps else {}))

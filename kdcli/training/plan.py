@@ -7,6 +7,7 @@ from typing import Any, final
 from kdcli.data.sources import ImageData
 from kdcli.data.views import ViewSet
 from kdcli.methods.base import Average, Method, Settings, Setup
+from kdcli.models.arguments import parse_arguments
 from kdcli.training.classes import Classes
 from kdcli.training.config import StudentConfig
 from kdcli.training.lower import Lower
@@ -125,6 +126,7 @@ class Plan:
             "student": config.student,
             "init": self.init,
             "image_size": config.image_size,
+            "model_args": parse_arguments(config.model_arg),
             **asdict(self.settings),
             "processes": self.processes,
             "seed": config.seed,
