@@ -346,7 +346,7 @@ WRONG: dict[str, tuple[Callable[[Place], None], int, str]] = {
     "no keys": (removed("data.zarr/samples/key_bytes/c.0"), 22, ""),
     "no labels": (removed("data.zarr/samples/labels/class/c.0"), 22, ""),
     "manifest edited": (edited("manifest.json", block_rows=64), 22, ""),
-    "manifest of a newer format": (edited("manifest.json", again=True, format=2), 22, ""),
+    "manifest of a newer format": (edited("manifest.json", again=True, format=3), 22, ""),
     "manifest of another cache": (from_other("manifest.json"), 21, "cache_id"),
     "records of another cache": (from_other("commits/t/logits.jsonl"), 21, "cache_id"),
     "records of another kind": (of_another_kind, 22, ""),

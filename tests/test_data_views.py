@@ -232,6 +232,6 @@ def test_fingerprints_repeat_and_tell_filters_and_sizes_apart() -> None:
     found = {
         (size, name): fingerprint(Render(size, name)) for size in ((32, 32), (224, 160)) for name in filters
     }
-    assert all(value.shape == (384,) and value.dtype == np.uint8 for value in found.values())
+    assert all(value.shape == (768,) and value.dtype == np.uint8 for value in found.values())
     assert len({value.tobytes() for value in found.values()}) == len(found)
     np.testing.assert_array_equal(fingerprint(Render((32, 32), "bicubic")), found[(32, 32), "bicubic"])

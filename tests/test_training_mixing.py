@@ -26,7 +26,7 @@ from kdcli.training.train import train_student
 from kdcli.types import Preprocess
 
 SMALL = Preprocess((16, 16), "bilinear", (0.5,) * 3, (0.5,) * 3, 0.9)
-RENDER = ((16, 16), "bilinear")
+RENDER = Render((16, 16), "bilinear")
 
 
 @dataclass
@@ -66,7 +66,7 @@ def mixed_feed(images: Path, recipe: str, rows: np.ndarray) -> tuple[Feed, TwoCa
     everything, views = open_data(str(images)), ViewSet(2, recipe)
     cache: Any = TwoCaches(everything, views, 10)
     data, recording = everything.select(rows), Recording(cache, rows, {})
-    return Feed(data, ViewRule(views, 2), [Render.of(SMALL)], recording), cache, recording, data
+    return Feed(data, ViewRule(views, 2), [RENDER], recording), cache, recording, data
 
 
 def batch_of(feed: Feed, epoch: int, *positions: int) -> Batch:
@@ -112,7 +112,7 @@ def test_recorded_parameters_are_used_as_they_are(images: Path) -> None:
 
 def test_view_zero_is_not_mixed(images: Path) -> None:
     feed, cache, recording, data = mixed_feed(images, "mixup", np.arange(24))
-    eval_only = Feed(data, ViewRule(cache.views, 0), [Render.of(SMALL)], recording)
+    eval_only = Feed(data, ViewRule(cache.views, 0), [RENDER], recording)
     assert batch_of(eval_only, 0, 1, 2).mixed is None
     assert batch_of(feed, 0, 1, 2).mixed is not None
 
@@ -146,7 +146,7 @@ def test_a_partner_that_changed_since_the_teachers_saw_it_is_named(images: Path)
 def test_live_mixtures_are_of_the_training_data_and_the_same_in_workers(images: Path, workers: int) -> None:
     data, views = open_data(str(images)), ViewSet(0, "cutmix")
     loader = make_loader(
-        Feed(data, ViewRule(views), [Render.of(SMALL)]), plain_order(24, 7), workers, torch.device("cpu")
+        Feed(data, ViewRule(views), [RENDER]), plain_order(24, 7), workers, torch.device("cpu")
     )
     for batch in loader:
         assert isinstance(batch, Batch)

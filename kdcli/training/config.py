@@ -160,7 +160,7 @@ class StudentConfig(
     eval_geometry: str | None = _views(
         None,
         "How the student is tested and exported: own (its config's), shared:CROP (a centre crop) or whole (squeezed). "
-        "Default: that of what it is trained on, see docs/training.md.",
+        "Default: that of what it is trained on, see docs/caches.md.",
         metavar="GEOMETRY",
         complete="geometry",
     )
