@@ -10,8 +10,9 @@ from torchvision import models
 from torchvision.transforms import functional
 
 from kdcli.data.drawing import show
-from kdcli.errors import UsageError
+from kdcli.errors import BadDataError, UsageError
 from kdcli.geometry import EvalGeometry, Render, largest_offset
+from kdcli.models.declared import declared_preprocess
 from kdcli.models.spec import ModelSpec
 from kdcli.models.torchvision_models import TorchvisionArchitecture
 from kdcli.types import Preprocess
@@ -172,3 +173,17 @@ def test_no_geometry(text: str) -> None:
 )
 def test_a_geometry_in_one_line(mode: str, crop: float, text: str) -> None:
     assert str(Render.of(preprocess_of((224, 192), mode, crop))) == text
+
+
+def test_owners_of_foreign_models_declare_a_crop_mode() -> None:
+    config = {
+        "input_size": [3, 8, 8],
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+        "crop_pct": 0.9,
+        "interpolation": "bicubic",
+    }
+    assert declared_preprocess(config, "x", None).crop_mode == "center"
+    assert declared_preprocess({**config, "crop_mode": "border"}, "x", None).crop_mode == "border"
+    with pytest.raises(BadDataError, match="a crop_mode of center, squash, border"):
+        declared_preprocess({**config, "crop_mode": "shared"}, "x", None)

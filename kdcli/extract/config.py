@@ -62,7 +62,7 @@ class CacheOptions(DataOptions, AmpOption, DeviceOption, WorkersOption, DryRunOp
     eval_geometry: str | None = option(
         None, "What view 0 shows a model: own, what timm's evaluation shows it; shared[:CROP], one centred square for "
         "all; whole, the image squeezed. Default: a cached teacher's recorded one, else own.",
-        panel="Views", metavar="GEOMETRY", complete="geometry",
+        panel="Views", metavar="HOW", complete="geometry",
     )  # fmt: skip
     backend: Literal["zarr", "hdf5"] | None = option(
         None, "Storage of a new cache; default: zarr.", panel="Run"

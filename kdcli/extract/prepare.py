@@ -168,7 +168,7 @@ def group_size(records: Iterable[TeacherRecord], block_rows: int, buffer_gb: flo
     """How many views one task may compute: what its outputs and its decoded pixels leave room for."""
     records = list(records)
     row_bytes = sum(spec.row_bytes for record in records for spec in record.array_specs().values())
-    sizes = {record.preprocess.size for record in records}
+    sizes = [render.size for render in {Render.of(record.preprocess) for record in records}]
     batch_size = max(int(record.compute["batch_size"]) for record in records)
     by_buffer = int(buffer_gb * 1e9 // (block_rows * row_bytes))
     by_pixels = PIXEL_BYTES // (batch_size * sum(height * width * 3 for height, width in sizes))

@@ -161,7 +161,7 @@ class StudentConfig(
         None,
         "How the student is tested and exported: own (its config's), shared:CROP (a centre crop) or whole (squeezed). "
         "Default: that of what it is trained on, see docs/caches.md.",
-        metavar="GEOMETRY",
+        metavar="HOW",
         complete="geometry",
     )
     data_seed: int = _views(0, "Seed of order and views.", ge=0, shared=True)
