@@ -19,6 +19,7 @@ from kdcli.data.views import ViewSet
 from kdcli.extract import cache_teachers
 from kdcli.extract.config import CacheConfig
 from kdcli.extract.decoding import BatchRequest, Decoded, Decoder
+from kdcli.geometry import Render
 from kdcli.models.export import export_model
 from kdcli.models.spec import open_model
 from kdcli.models.teacher import TeacherRunner
@@ -73,27 +74,26 @@ def bare_rate(root: Path, sample: Path, names: str) -> tuple[float, float]:
     runners = [
         TeacherRunner(open_model(f"local-dir:{root / name}"), "cpu", "off", outputs()) for name in names
     ]
-    preprocess = runners[0].model.preprocess
-    render = (preprocess.size, preprocess.interpolation)
+    renders = [Render.of(runner.model.preprocess) for runner in runners]
     start, count, kept = time.perf_counter(), 0, []
     loader = torch.utils.data.DataLoader(
-        Decoder(data, views, manifest, [render]),
+        Decoder(data, views, manifest, list(dict.fromkeys(renders))),
         batch_sampler=requests(root, sample),
         num_workers=1,
         collate_fn=as_it_is,
         worker_init_fn=worker_init,
     )
     for decoded in loader:
-        pixels = decoded.pixels[render][0]
-        for runner in runners:
-            {name: out.half().cpu() for name, out in runner(pixels).items()}
-        count += len(pixels)
+        pixels = [decoded.pixels[render][0] for render in renders]
+        for runner, seen in zip(runners, pixels, strict=True):
+            {name: out.half().cpu() for name, out in runner(seen).items()}
+        count += len(pixels[0])
         kept.append(pixels)
     bare = count / (time.perf_counter() - start)
     start = time.perf_counter()
     for pixels in kept:
-        for runner in runners:
-            {name: out.half().cpu() for name, out in runner(pixels).items()}
+        for runner, seen in zip(runners, pixels, strict=True):
+            {name: out.half().cpu() for name, out in runner(seen).items()}
     return bare, count / (time.perf_counter() - start)
 
 

@@ -6,6 +6,7 @@ from typing import Any, final
 
 from kdcli.data.sources import ImageData
 from kdcli.data.views import ViewSet
+from kdcli.geometry import OWN, EvalGeometry
 from kdcli.methods.base import Average, Method, Settings, Setup
 from kdcli.models.arguments import parse_arguments
 from kdcli.training.classes import Classes
@@ -45,6 +46,7 @@ class Plan:
         processes: that share each step; BatchNorm and random numbers are each one's own.
         strong: makes the strong views, where the method compares two.
         sets: the data sets with their names, ``data`` the first; empty where there is one.
+        geometry: how view 0 and the images of tests are fitted to the student's input.
     """
 
     config: StudentConfig
@@ -65,6 +67,7 @@ class Plan:
     processes: int = 1
     strong: ViewSet | None = None
     sets: tuple[NamedSet, ...] = ()
+    geometry: EvalGeometry = OWN
 
     @property
     def settings(self) -> Settings:
@@ -127,6 +130,7 @@ class Plan:
             "init": self.init,
             "image_size": config.image_size,
             "model_args": parse_arguments(config.model_arg),
+            "eval_geometry": str(self.geometry),
             **asdict(self.settings),
             "processes": self.processes,
             "seed": config.seed,

@@ -63,6 +63,7 @@ def build_student(plan: Plan) -> Built:
         image_size=config.image_size,
         arguments=parse_arguments(config.model_arg),
     )
+    model = replace(model, preprocess=plan.geometry.declared(model.preprocess))
     if own:
         require_own_classes(config.method, model, plan.classes)
     if plan.init == "xavier":
