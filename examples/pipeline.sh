@@ -24,8 +24,8 @@ kd demo --export-weights weights/lite0 --image-size 64
 kd train-student glyphs/latin@split=train,n=800 --method labels-only "${student[@]}" \
     --recipe glyph --epochs 6 --out teachers/latin
 
-echo "== They run once; what they say is cached (view 0 and two training views)" >&2
-kd cache-teachers "$train" --cache digits.kd --views eval+train:2 --recipe glyph \
+echo "== They run once, on the clean images; the student's own views will be of the recipe" >&2
+kd cache-teachers "$train" --cache digits.kd --views eval --recipe glyph \
     --teacher generalist=local-dir:weights/lite0 --teacher latin=local-dir:teachers/latin/export
 
 echo "== The ranking goes straight into a student; no teacher runs any more" >&2

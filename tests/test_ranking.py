@@ -431,3 +431,13 @@ def test_steps_of_logme_are_recorded_and_belong_to_it_alone(cache: Path) -> None
     assert every.document()["settings"]["logme"] == "fixed point, 100 steps"
     with pytest.raises(UsageError, match="parc is not found by iteration"):
         rank(config(cache, logme_steps=100))
+
+
+@pytest.mark.parametrize("weight", ["1", True])
+def test_weights_are_numbers_and_nothing_else(weight: object) -> None:
+    sources = [{"name": "a", "id": None, "score": 1, "weight": weight}]
+    with pytest.raises(BadDataError, match="weight"):
+        parse_ranking(json.dumps(SOUND | {"sources": sources}))
+    assert (
+        parse_ranking(json.dumps(SOUND | {"sources": [{**sources[0], "weight": 1}]})).sources[0].weight == 1.0
+    )

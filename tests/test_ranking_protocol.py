@@ -113,6 +113,17 @@ def test_other_users_of_a_ranking_are_held_to_it_too(place: Place) -> None:
         train_sequence(stages, ranking=ranking)
 
 
+def test_a_method_without_labels_may_take_a_ranking_by_any(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ranking = rank_sources(RankConfig(cache=(place.cache,)))
+    half = place.config(
+        "never", "consolidation", data=f"{place.data}@labelled=0.5"
+    )  # P1: the task is not the proxy
+    make_plan(half, ranking)
+    assert "made with 24 labels, and consolidation learns from none" in capsys.readouterr().err
+
+
 def test_a_ranking_that_names_no_images_is_taken_with_a_note(
     place: Place, capsys: pytest.CaptureFixture[str]
 ) -> None:

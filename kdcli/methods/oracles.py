@@ -172,6 +172,8 @@ class MultiTaskOptions(MethodOptions):
 class MultiTaskMethod(Method):
     """Labels of several data sets."""
 
+    tunes = True
+
     def joint(self, options: MultiTaskOptions) -> bool:
         """By ``--label-space``."""
         return options.label_space == "joint"
@@ -191,6 +193,8 @@ class ReplayOptions(GeneralistOptions):
 @final
 class ReplayMethod(Method):
     """The generalist and the labels of the other sets."""
+
+    tunes = True
 
     def weigh(self, choice: Choice) -> dict[str, float]:
         """The generalist alone."""

@@ -23,7 +23,7 @@ def ranking_document(ranking: Ranking) -> dict[str, Any]:
 
 @final
 class _SourceDocument(BaseModel):
-    model_config = ConfigDict(allow_inf_nan=False)
+    model_config = ConfigDict(allow_inf_nan=False, strict=True)
     name: str
     id: str | None
     score: float

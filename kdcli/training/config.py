@@ -87,7 +87,7 @@ class StudentConfig(
     ranking: str | None = _teachers(None, "Ranking JSON of kd rank-sources; - reads standard input.")
     teacher_view: Literal["same", "eval"] | None = _teachers(
         None,
-        "same: teachers saw the student's view; eval: the clean view 0. Default: the method's, mostly same.",
+        "same: teachers saw the student's view; eval: the clean view 0. Default: the method's (P2, P4: eval).",
         shared=True,
     )
     sequential: Literal["ascending", "descending", "random", "given"] | None = _teachers(

@@ -13,7 +13,7 @@ from kdcli.cache.provenance import TeacherRecord
 from kdcli.console import console
 from kdcli.data.sources import ImageData
 from kdcli.errors import CacheMissingError, IdentityError, UsageError
-from kdcli.methods.base import Choice, Method
+from kdcli.methods.base import Choice, Method, find_method
 from kdcli.options.resolving import command_line, spelled
 from kdcli.training.config import StudentConfig
 from kdcli.types import Difference, Ranking
@@ -209,11 +209,11 @@ def require_within_labels(ranking: Ranking, cache: CacheSet, data: ImageData, co
             "the ranking does not say on which images it was made: no check that their labels are the student's"
         )
         return
-    labelled = data.select(np.flatnonzero(data.labels >= 0))
     probe = unpack(ranking.probe["images"])
-    if not len(labelled):
-        console.warn(f"the ranking was made with {len(probe)} labels, and {config.first_data} has none")
+    if not find_method(config.method).needs.labels:
+        console.note(f"the ranking was made with {len(probe)} labels, and {config.method} learns from none")
         return
+    labelled = data.select(np.flatnonzero(data.labels >= 0))
     known = fingerprints(cache, cache.rows_of(labelled, check_content=False))
     if outside := int((~np.isin(probe, known)).sum()):
         raise IdentityError(
