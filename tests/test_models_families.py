@@ -100,7 +100,14 @@ def test_a_family_goes_from_cache_to_student_and_back(tmp_path: Path, name: str,
     common: dict[str, Any] = {"data": str(tmp_path / "images"), "workers": 0, "device": "cpu"}
     cache = tmp_path / "c.kd"
     cache_teachers(
-        CacheConfig(cache=cache, teacher=(f"t={spec}",), views="eval", batch_size=4, keep=("logits", "features"), **common)
+        CacheConfig(
+            cache=cache,
+            teacher=(f"t={spec}",),
+            views="eval",
+            batch_size=4,
+            keep=("logits", "features"),
+            **common,
+        )
     )
     assert CacheSet.open([cache]).teacher("t").num_features == teacher.num_features
     del teacher
