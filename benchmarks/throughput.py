@@ -16,9 +16,9 @@ from PIL import Image
 from kdcli.cache.layout import load_manifest
 from kdcli.data.sources import open_data
 from kdcli.data.views import ViewSet
+from kdcli.extract import cache_teachers
 from kdcli.extract.config import CacheConfig
 from kdcli.extract.decoding import BatchRequest, Decoded, Decoder
-from kdcli.extract import cache_teachers
 from kdcli.geometry import Render
 from kdcli.models.export import export_model
 from kdcli.models.spec import open_model
