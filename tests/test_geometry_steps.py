@@ -20,6 +20,8 @@ from kdcli.console import console
 from kdcli.errors import IdentityError, UsageError
 from kdcli.extract.config import CacheConfig
 from kdcli.extract.extract import cache_teachers
+from kdcli.fusing.config import FuseConfig
+from kdcli.fusing.fuse import fuse_teachers
 from kdcli.models.export import export_model
 from kdcli.models.spec import open_model
 from kdcli.training.config import StudentConfig
@@ -231,6 +233,28 @@ def test_maps_of_other_places_are_refused_with_the_offset_and_the_fix(
         train_student(student("w.kd", recipe="imagenet"))
     train_student(student("w.kd"))
     train_student(student("c.kd", teacher_view="same", recipe=None))  # both see view 0 as the teacher does
+
+
+def test_parents_whose_maps_are_of_other_places_are_not_fused(
+    pictures: Path, models: dict[str, Path], tmp_path: Path
+) -> None:
+    keep = ("logits", "features", "maps:layer3")
+    pair = {name: models[name] for name in ("plain", "squeezed")}
+    cached(pictures, tmp_path / "own.kd", pair, keep=keep)
+    cached(pictures, tmp_path / "whole.kd", pair, keep=keep, eval_geometry="whole")
+
+    def fuse(cache: str) -> dict[str, Any]:
+        return fuse_teachers(
+            FuseConfig(
+                cache=(tmp_path / cache,), teacher=tuple(pair), levels="L2", tap=tuple(f"{n}=layer3" for n in pair),
+                map_channels=(4,), space=4, epochs=1, out=tmp_path / f"fused-{cache}", device="cpu",
+            )
+        )  # fmt: skip
+
+    with pytest.raises(UsageError, match="the maps of 'plain' and of 'squeezed' are up to") as error:
+        fuse("own.kd")
+    assert "--eval-geometry whole" in error.value.hint
+    assert fuse("whole.kd")["joint"]
 
 
 @pytest.mark.parametrize("text", ["shared:0", "shared:2", "foo", "own:0.5"])
