@@ -41,7 +41,7 @@ class Points:
 
     def between(self, some: slice, others: slice) -> Float64[np.ndarray, "m k"]:
         """Distances in steps, as whole numbers, up to the same number for all of them."""
-        block = self.rows[some] @ self.rows[others].T
+        block: Float64[np.ndarray, "m k"] = self.rows[some] @ self.rows[others].T
         if self.squares is None:
             block *= -self.steps
         else:
