@@ -58,7 +58,9 @@ def test_the_demo_runs_the_main_job_and_a_second_run_finds_it_done(
     say(first)
     shown = capsys.readouterr().out
     assert str(small / "report.html") in shown
-    assert shown.count("\n  kd ") == 3
+    assert shown.count("\n  kd ") == 4
+    assert "generalist=local-dir:" in shown
+    assert "lite0-224" in shown  # the demo's own takes 64 pixels: too few for a user's photos
 
     (small / "report.html").unlink()
     again = demo.run_demo(small)
