@@ -50,7 +50,7 @@ class Points:
             block += self.squares[others]
             block *= self.steps
         np.rint(block, out=block)
-        return block
+        return np.asarray(block)
 
 
 def prepare(features: Float[np.ndarray, "n d"], distance: Distance, row_name: RowName = row_number) -> Points:
