@@ -24,12 +24,13 @@ from timm.task.distillation import LogitDistillationTask
 from kdcli.errors import KdError
 from kdcli.extract import cache_teachers
 from kdcli.extract.config import CacheConfig
+from kdcli.geometry import Render
 from kdcli.methods.batch import Batch
 from kdcli.models.export import export_model
 from kdcli.models.spec import open_model
 from kdcli.models.teacher import TeacherRunner, normalise
 from kdcli.outputs import Output
-from kdcli.training.batches import feed_of, make_loader, render_of
+from kdcli.training.batches import feed_of, make_loader
 from kdcli.training.config import StudentConfig
 from kdcli.training.resolve import make_plan
 from kdcli.training.samplers import order_of
@@ -107,7 +108,7 @@ class Runs:
         """Timm's task with teacher ``a`` on batches of our loader; and the seconds of the teacher's forward."""
         plan = make_plan(self.config(out, "labels-only"), None)
         order, preprocess = order_of(plan), open_model(f"local-dir:{self.root / 'a'}").preprocess
-        loader = make_loader(feed_of(plan, [render_of(preprocess)], None), order, 1, torch.device("cpu"))
+        loader = make_loader(feed_of(plan, [Render.of(preprocess)], None), order, 1, torch.device("cpu"))
         student = timm.create_model(STUDENT, num_classes=CLASSES).to(memory_format=torch.channels_last)
         teacher = timm.create_model(f"local-dir:{self.root / 'a'}", pretrained=True)
         task = LogitDistillationTask(

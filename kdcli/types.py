@@ -13,6 +13,9 @@ AmpName = Literal["off", "bf16", "fp16"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 CropMode = Literal["center", "squash", "border"]
 """timm's three ways to fit an image to an input: cut the middle out, squeeze it, or pad it."""
+EvalMode = Literal[CropMode, "center-down", "shared"]
+"""And two that timm has not: the middle as transformers cuts it out, offsets rounded down; and one box for all models
+(the centred square, squeezed to each input), which no model declares."""
 
 
 @final
@@ -48,15 +51,16 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 @final
 @dataclass(frozen=True, slots=True)
 class Preprocess:
-    """How a model wants its pixels, once a view has chosen the box of the source image.
+    """How a model wants its pixels.
 
     Attributes:
         size: (height, width) in pixels of the model's input.
-        interpolation: resampling filter used to resize the box.
+        interpolation: resampling filter.
         mean: per channel, in units of [0, 1] pixels.
         std: per channel, in units of [0, 1] pixels.
-        crop_fraction: share of the shorter source side that the model's evaluation crop keeps;
-            decides a cache's view 0 when this model is its first teacher, else unused.
+        crop_fraction: timm's crop_pct, in (0, 1]: the input's side is this share of what an image is resized to;
+            of ``shared``, the square's share of the image's shorter side.
+        crop_mode: how an image is fitted to the input. Training views have boxes of their own.
     """
 
     size: tuple[int, int]
@@ -64,16 +68,31 @@ class Preprocess:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     crop_fraction: float
-    crop_mode: CropMode = "center"
+    crop_mode: EvalMode = "center"
 
     def document(self) -> dict[str, Any]:
-        """The declared preprocessing as JSON, without ``crop_fraction`` (a property of views)."""
+        """As JSON."""
         return {
             "size": list(self.size),
             "interpolation": self.interpolation,
             "mean": list(self.mean),
             "std": list(self.std),
+            "crop_fraction": self.crop_fraction,
+            "crop_mode": self.crop_mode,
         }
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> "Preprocess":
+        """Undo :meth:`document`."""
+        (height, width), mean, std = document["size"], document["mean"], document["std"]
+        return cls(
+            (height, width),
+            document["interpolation"],
+            (mean[0], mean[1], mean[2]),
+            (std[0], std[1], std[2]),
+            document["crop_fraction"],
+            document["crop_mode"],
+        )
 
 
 @final

@@ -13,7 +13,6 @@ from kdcli.cache.writer import CacheWriter, content_digest, create_cache
 
 VIEWS = {
     "train_views": 1,
-    "crop_fraction": 1.0,
     "recipe": {"name": "imagenet"},
 }
 
@@ -65,6 +64,7 @@ def record_of(name: str = "t", classes: int = 5, weights: str = "w", **changes: 
             "mean": [0, 0, 0],
             "std": [1, 1, 1],
             "crop_fraction": 1.0,
+            "crop_mode": "center",
         },
         "num_classes": classes,
         "num_features": 3,

@@ -71,7 +71,7 @@ def number_of(key: str) -> int:
 
 
 def new_cache(root: Path, data: Pictures, train_views: int = 1, backend: BackendName = "zarr") -> Manifest:
-    views = ViewSet(train_views, 1.0, "imagenet")
+    views = ViewSet(train_views, "imagenet")
     manifest = tools.manifest_of(data.keys, data.labels, views.count, backend=backend)
     names = {"data": manifest.data.model_copy(update={"class_names": data.class_names})}
     manifest = manifest.model_copy(update={"view_set": views.document(), **names})
@@ -247,7 +247,7 @@ def test_growing_in_any_steps_reads_like_what_was_put_in(
         action = draw.integers(3)
         if action == 0:
             train_views += int(draw.integers(0, 3))
-            extend_cache(root, views=str(ViewSet(train_views, 1.0, "imagenet")))
+            extend_cache(root, views=str(ViewSet(train_views, "imagenet")))
         elif action == 1:
             more = draw.choice(500, int(draw.integers(1, 90)), replace=False).tolist()
             numbers |= set(more)
@@ -342,7 +342,7 @@ def test_fewer_views_and_labels_where_there_are_none_are_refused(tmp_path: Path)
     data = pictures(range(50))
     manifest = tools.manifest_of(data.keys, data.labels, 3)
     identity = manifest.data.model_copy(update={"labels": None, "class_names": None})
-    views = ViewSet(2, 1.0, "imagenet").document()
+    views = ViewSet(2, "imagenet").document()
     create_cache(root, manifest.model_copy(update={"data": identity, "view_set": views}), data.keys, None)
     before = everything(root)
     with pytest.raises(IdentityError, match="train_views was 2, is 1"):

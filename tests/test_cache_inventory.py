@@ -368,11 +368,11 @@ def test_teachers_views_and_holes_that_differ(tmp_path: Path) -> None:
         tmp_path / "h",
         skip=frozenset({("t/logits", 2)}),
         absent=(1,),
-        view_set={**tools.VIEWS, "crop_fraction": 0.9},
+        view_set={**tools.VIEWS, "recipe": {"name": "mild"}},
     )
     found = compare_caches(tmp_path / "a", holes)
     assert [part.only_a for part in found.teachers[0].parts] == [33, 1]
-    assert [each.field for each in found.views] == ["crop_fraction"]
+    assert [each.field for each in found.views] == ["recipe.name"]
     assert found.document()["equal"] is False
 
 

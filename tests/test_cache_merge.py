@@ -167,7 +167,7 @@ def test_other_data_or_another_form_is_refused_with_the_field(
 @pytest.mark.parametrize(
     ("fields", "field"),
     [
-        ({"view_set": {**tools.VIEWS, "crop_fraction": 0.9}}, "view_set.crop_fraction"),
+        ({"view_set": {**tools.VIEWS, "recipe": {"name": "mild"}}}, "view_set.recipe.name"),
         ({"param_names": ("left", "top", "width", "height", "flip", "a", "b")}, "param_names"),
         ({"view_pixels": (9,)}, "view_pixels"),
     ],

@@ -156,7 +156,7 @@ def asked(**changes: Any) -> Callable[[Place], None]:
 
 def drawn_differently(place: Place) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kdcli.data.views.fingerprint", lambda size, interpolation: np.full(384, 128, np.uint8))
+        patch.setattr("kdcli.data.drawing.fingerprint", lambda target: np.full(768, 128, np.uint8))
         place.run()
 
 
@@ -326,7 +326,7 @@ WRONG: dict[str, tuple[Callable[[Place], None], int, str]] = {
     "other K": (asked(keep=("topk:4",)), 21, "keep.topk.top_k"),
     "other views of a kind": (asked(keep=("features@eval",)), 21, "keep.features.eval_only"),
     "other recipe": (asked(recipe="mild"), 21, "views.recipe.name"),
-    "other crop": (asked(eval_crop=0.5), 21, "views.crop_fraction"),
+    "other geometry": (asked(eval_geometry="shared:0.5"), 21, "preprocess.crop_mode"),
     "more views": (asked(views="eval+train:3"), 21, "views.train_views"),
     "other library draws other views": (views_drawn_differently, 21, "views.pixels"),
     # the images are others
@@ -346,7 +346,7 @@ WRONG: dict[str, tuple[Callable[[Place], None], int, str]] = {
     "no keys": (removed("data.zarr/samples/key_bytes/c.0"), 22, ""),
     "no labels": (removed("data.zarr/samples/labels/class/c.0"), 22, ""),
     "manifest edited": (edited("manifest.json", block_rows=64), 22, ""),
-    "manifest of a newer format": (edited("manifest.json", again=True, format=2), 22, ""),
+    "manifest of a newer format": (edited("manifest.json", again=True, format=3), 22, ""),
     "manifest of another cache": (from_other("manifest.json"), 21, "cache_id"),
     "records of another cache": (from_other("commits/t/logits.jsonl"), 21, "cache_id"),
     "records of another kind": (of_another_kind, 22, ""),

@@ -15,8 +15,9 @@ from conftest import Shell, make_folder
 from PIL import Image
 
 from kdcli.cache.cacheset import CacheSet
+from kdcli.data.drawing import render
 from kdcli.data.sources import open_data
-from kdcli.data.views import ViewSet, render
+from kdcli.data.views import ViewSet
 from kdcli.models.spec import open_model
 
 Kd = Callable[..., Shell]
@@ -50,8 +51,11 @@ def test_what_is_cached_is_what_the_teacher_says(kd: Kd, images: Path, teachers:
         image = Image.open(images / data.keys[row]).convert("RGB")
         params = views.params(data.keys[row], view, *image.size)
         np.testing.assert_array_equal(cache.gather("samples", "params", rows[[row]], view)[0], params)
-        pixels = render(image, params, config["input_size"][1:], config["interpolation"])
-        batch = (torch.from_numpy(pixels).permute(2, 0, 1) / 255 - mean) / std
+        if view == 0:
+            batch = timm.data.create_transform(**config, is_training=False)(image)
+        else:
+            pixels = render(image, params, config["input_size"][1:], config["interpolation"])
+            batch = (torch.from_numpy(pixels).permute(2, 0, 1) / 255 - mean) / std
         with torch.no_grad():
             logits = network(batch[None])[0]
         cached = {

@@ -301,18 +301,12 @@ def test_the_export_is_the_student_in_timm(place: Place, piped: Shell) -> None:
     from safetensors.torch import load_file
 
     from kdcli.data.sources import open_data
-    from kdcli.data.views import ViewSet, render
 
     out = place.root / "piped"
     network = timm.create_model(f"local-dir:{out}/export", pretrained=True).eval()
     config = timm.data.resolve_model_data_config(network)
-    mean, std = (torch.tensor(config[name])[:, None, None] for name in ("mean", "std"))
-    views, data = ViewSet(0, config["crop_pct"], "imagenet"), open_data(place.test)
-    pixels = []
-    for row in range(len(data)):
-        image = data.image(row)
-        drawn = render(image, views.params(data.keys[row], 0, *image.size), (32, 32), config["interpolation"])
-        pixels.append((torch.from_numpy(drawn).permute(2, 0, 1) / 255 - mean) / std)
+    transform, data = timm.data.create_transform(**config, is_training=False), open_data(place.test)
+    pixels = [transform(data.image(row)) for row in range(len(data))]
     with torch.inference_mode():
         logits = network(torch.stack(pixels))
         features = network.forward_head(network.forward_features(torch.stack(pixels)), pre_logits=True)
@@ -489,7 +483,8 @@ def test_images_that_are_not_cached_name_the_command_that_caches_them(kd: Kd, pl
         path.rename(path.with_name(f"new {number}.png"))
     some = kd(
         "cache-teachers", "images", "--cache", "odd.kd", "--teacher", f"gen={place.specs['gen']}", "--keep", "features",
-        "--dtype", "float32", "--eval-crop", 0.6, "--views", "eval+train:2", "--recipe", "mild", "--workers", 0,
+        "--dtype", "float32", "--eval-geometry", "shared:0.6", "--views", "eval+train:2", "--recipe", "mild",
+        "--workers", 0,
     )  # fmt: skip
     assert some.code == 0, some.err
     probe = (
@@ -524,7 +519,8 @@ def test_outputs_that_were_not_kept_name_the_command_that_adds_them(kd: Kd, plac
     for kind in ("logits", "features"):
         done = kd(
             "cache-teachers", "images", "--cache", f"{kind}.kd", "--teacher", f"gen={place.specs['gen']}",
-            "--keep", kind, "--views", "eval+train:2", "--recipe", "mild", "--eval-crop", 0.7, "--workers", 0,
+            "--keep", kind, "--views", "eval+train:2", "--recipe", "mild", "--eval-geometry", "shared:0.7",
+            "--workers", 0,
         )  # fmt: skip
         assert done.code == 0, done.err
     rank = ("rank-sources", "--cache", "logits.kd")

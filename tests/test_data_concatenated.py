@@ -145,13 +145,13 @@ def test_teachers_see_joined_proxies_once_and_a_killed_student_goes_on_to_the_sa
 def test_caches_of_the_members_serve_the_joined_set(tmp_path: Path, teachers: dict[str, str]) -> None:
     one, other = proxies(tmp_path)
     caches = tuple(
-        write_cache(tmp_path / f"{number}.kd", data, teachers, eval_crop=1.0)
+        write_cache(tmp_path / f"{number}.kd", data, teachers, eval_geometry="shared:1")
         for number, data in enumerate((one, other))
     )
     joined = open_data(f"{one}++{other}")
     rows = CacheSet.open(caches).rows_of(joined)
     assert sorted(rows) == [*range(15), *(row + CacheSet.open(caches).offsets[1] for row in range(13))]
-    together = write_cache(tmp_path / "c.kd", f"{one}++{other}", teachers, eval_crop=1.0)
+    together = write_cache(tmp_path / "c.kd", f"{one}++{other}", teachers, eval_geometry="shared:1")
     whole = CacheSet.open([together])
     for name in teachers:
         apart = CacheSet.open(caches).gather(name, "logits", rows, 0)

@@ -1,19 +1,22 @@
 """The one place that draws views, for caches and for students."""
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+from kdcli.data.drawing import render, show
 from kdcli.data.recipes import RECIPES
 from kdcli.data.sources import ImageData, open_data
-from kdcli.data.views import Drawer, Render, ViewSet, render
+from kdcli.data.views import Drawer, Render, ViewSet
 from kdcli.errors import BadDataError
 
-RENDERS: tuple[Render, ...] = (((16, 16), "bilinear"), ((24, 32), "bicubic"))
+RENDERS: tuple[Render, ...] = (Render((16, 16), "bilinear"), Render((24, 32), "bicubic"))
 MIXING = ("mixup", "cutmix")
 
 
@@ -25,32 +28,44 @@ def digits() -> ImageData:
 def test_drawing_alone_is_drawing_in_any_order(name: str) -> None:
     data = digits()
     drawers = [
-        Drawer(data, ViewSet(4, 0.9, name), RENDERS, range(len(data))),
-        pickle.loads(pickle.dumps(Drawer(data, ViewSet(9, 0.9, name), RENDERS, range(len(data))))),
+        Drawer(data, ViewSet(4, name), RENDERS, range(len(data))),
+        pickle.loads(pickle.dumps(Drawer(data, ViewSet(9, name), RENDERS, range(len(data))))),
     ]
     jobs = [(position, view) for position in range(4) for view in range(3)]
     first = {job: drawers[0].draw(job[0], data.image(job[0]), job[1]) for job in jobs}
     for position, view in reversed(jobs):
         params, drawn = drawers[1].draw(position, data.image(position), view)
         np.testing.assert_array_equal(params, first[position, view][0])
-        for size, interpolation in RENDERS:
-            assert drawn[size, interpolation].shape == (*size, 3)
-            np.testing.assert_array_equal(
-                drawn[size, interpolation], first[position, view][1][size, interpolation]
-            )
+        for target in RENDERS:
+            assert drawn[target].shape == (*target.size, 3)
+            np.testing.assert_array_equal(drawn[target], first[position, view][1][target])
 
 
 def test_plain_views_are_drawn_as_ever() -> None:
-    data, views = digits(), ViewSet(4, 0.9, "mild")
+    data, views = digits(), ViewSet(4, "mild")
     drawer = Drawer(data, views, RENDERS, range(0))  # no pool is needed where nothing is mixed
     for position in range(5):
         image = data.image(position)
         params, drawn = drawer.draw(position, image, 2)
         np.testing.assert_array_equal(params, views.params(data.keys[position], 2, *image.size))
-        for size, interpolation in RENDERS:
-            np.testing.assert_array_equal(
-                drawn[size, interpolation], render(image, params, size, interpolation)
-            )
+        for target in RENDERS:
+            expected = render(image, params, target.size, target.interpolation)
+            np.testing.assert_array_equal(drawn[target], expected)
+
+
+def test_a_training_view_is_drawn_once_for_models_that_differ_in_view_0_only() -> None:
+    renders = [replace(RENDERS[0], mode=mode) for mode in ("center", "squash")]
+    drawer, image = Drawer(digits(), ViewSet(1, "mild"), renders, range(0)), picture()
+    _, training = drawer.draw(0, image, 1)
+    assert training[renders[0]] is training[renders[1]]
+    _, evaluation = drawer.draw(0, image, 0)
+    assert not np.array_equal(evaluation[renders[0]], evaluation[renders[1]])
+    for target in renders:
+        np.testing.assert_array_equal(evaluation[target], show(image, target))
+
+
+def picture() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8))
 
 
 @settings(max_examples=30, deadline=None)
@@ -58,7 +73,7 @@ def test_plain_views_are_drawn_as_ever() -> None:
 def test_a_mixture_can_be_replayed_from_its_parameters_alone(
     name: str, position: int, view: int, start: int, length: int
 ) -> None:
-    data, views, pool = digits(), ViewSet(1, 1.0, name), range(start, min(30, start + length))
+    data, views, pool = digits(), ViewSet(1, name), range(start, min(30, start + length))
     drawer = Drawer(data, views, RENDERS, pool)
     params, drawn = drawer.draw(position, data.image(position), view)
     row = int(views.partners(params))
@@ -75,7 +90,7 @@ def test_a_mixture_can_be_replayed_from_its_parameters_alone(
 
 def test_rows_are_found_where_the_data_has_them() -> None:
     """Rows of a cache count otherwise than positions of the data: the same mixture all the same."""
-    data, views = digits(), ViewSet(1, 1.0, "mixup")
+    data, views = digits(), ViewSet(1, "mixup")
     order = np.random.default_rng(0).permutation(len(data))
     shuffled, places = data.select(order), np.argsort(order)
     there = Drawer(data, views, RENDERS, range(len(data)))
@@ -90,7 +105,7 @@ def test_rows_are_found_where_the_data_has_them() -> None:
 
 
 def test_a_partner_that_is_missing_or_broken_is_named_with_its_image(images: Path) -> None:
-    data, views = open_data(str(images)), ViewSet(1, 1.0, "mixup")
+    data, views = open_data(str(images)), ViewSet(1, "mixup")
     drawer = Drawer(data, views, RENDERS, range(3, 4))
     image = data.image(0)
     drawer.draw(0, image, 0)

@@ -23,6 +23,7 @@ from kdcli.data.recipes import RECIPES, Recipe, find_recipe, recipe_from
 from kdcli.data.stages import Erase, Jitter
 from kdcli.data.views import PARAM_NAMES, ViewSet
 from kdcli.errors import BadDataError, ConfigError, IdentityError, KdError, NotFoundError, UsageError
+from kdcli.geometry import Render
 
 POOL = range(1000)
 EVERYTHING = """
@@ -76,7 +77,7 @@ def test_the_three_first_recipes_are_defined_as_ever() -> None:
 def test_a_recipe_file_is_read_and_needed_only_once(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(EVERYTHING)
-    views = ViewSet.parse("eval+train:3", crop_fraction=0.9, recipe=str(file))
+    views = ViewSet.parse("eval+train:3", recipe=str(file))
     rule = views.rule
     assert rule.scale == (0.2, 0.9)
     assert rule.jitter == Jitter((0.6, 1.4), (0.5, 1.5), None, (-0.1, 0.1))
@@ -88,7 +89,7 @@ def test_a_recipe_file_is_read_and_needed_only_once(tmp_path: Path) -> None:
     again = ViewSet.from_document(document)
     assert again == views
     assert document["recipe"]["name"] == "custom"
-    assert ViewSet.parse("eval+train:3", crop_fraction=0.9, recipe=views.recipe) == views
+    assert ViewSet.parse("eval+train:3", recipe=views.recipe) == views
     for view in range(4):
         np.testing.assert_array_equal(
             again.params("k", view, 40, 30, POOL), views.params("k", view, 40, 30, POOL)
@@ -98,8 +99,8 @@ def test_a_recipe_file_is_read_and_needed_only_once(tmp_path: Path) -> None:
 def test_what_a_file_is_called_does_not_matter(tmp_path: Path) -> None:
     for name in ("a.yaml", "b.yml"):
         (tmp_path / name).write_text("flip: 0.5\nscale: [0.35, 1]\n")
-    first, second = (ViewSet(1, 1.0, str(tmp_path / name)) for name in ("a.yaml", "b.yml"))
-    assert first == second == ViewSet(1, 1.0, "mild")  # it is the definition of mild, so it is mild
+    first, second = (ViewSet(1, str(tmp_path / name)) for name in ("a.yaml", "b.yml"))
+    assert first == second == ViewSet(1, "mild")  # it is the definition of mild, so it is mild
 
 
 @pytest.mark.parametrize(
@@ -156,7 +157,7 @@ def test_names_and_files_that_are_not_there(tmp_path: Path) -> None:
 
 
 def test_documents_of_other_versions_are_refused() -> None:
-    document = ViewSet(2, 1.0, "randaugment").document()
+    document = ViewSet(2, "randaugment").document()
     changed = {**document, "recipe": {**document["recipe"], "randaugment": {"n": 3, "m": [9, 9]}}}
     with pytest.raises(IdentityError, match=r"recipe\.randaugment\.n was 3, is 2"):
         ViewSet.from_document(changed)
@@ -190,7 +191,7 @@ parts = st.fixed_dictionaries(
 def test_any_recipe_survives_its_document_and_draws_the_same(
     document: dict[str, Any], key: str, view: int
 ) -> None:
-    views = ViewSet(1, 1.0, json.dumps(document))
+    views = ViewSet(1, json.dumps(document))
     again = ViewSet.from_document(json.loads(json.dumps(views.document())))
     assert again == views
     params = views.params(key, view, 50, 40, POOL)
@@ -199,8 +200,8 @@ def test_any_recipe_survives_its_document_and_draws_the_same(
     partner = (noise(seed=1), params) if views.mixes else None
     image = noise(50, 40)
     np.testing.assert_array_equal(
-        views.draw(image, params, (16, 24), "bilinear", partner),
-        again.draw(image, params, (16, 24), "bilinear", partner),
+        views.draw(image, params, Render((16, 24), "bilinear"), partner),
+        again.draw(image, params, Render((16, 24), "bilinear"), partner),
     )
     np.testing.assert_array_equal(np.asarray(image), np.asarray(noise(50, 40)))  # drawing leaves it alone
 
@@ -211,8 +212,8 @@ def test_any_recipe_survives_its_document_and_draws_the_same(
 def test_views_are_the_same_in_another_process_with_another_hash_seed() -> None:
     code = (
         "import json; from kdcli.data.views import RECIPES, ViewSet; "
-        "print(json.dumps({name: [ViewSet(1, 1.0, name).params(f'k{i}', 2, 64, 48, range(9)).tolist() "
-        "for i in (2, 0, 1)] + [ViewSet(1, 1.0, name).pixels().tolist()] for name in sorted(RECIPES)}))"
+        "print(json.dumps({name: [ViewSet(1, name).params(f'k{i}', 2, 64, 48, range(9)).tolist() "
+        "for i in (2, 0, 1)] + [ViewSet(1, name).pixels().tolist()] for name in sorted(RECIPES)}))"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "77"}
     theirs = json.loads(
@@ -221,21 +222,22 @@ def test_views_are_the_same_in_another_process_with_another_hash_seed() -> None:
         ).stdout
     )
     for name in RECIPES:
-        views = ViewSet(99, 0.5, name)
+        views = ViewSet(99, name)
         ours = {i: views.params(f"k{i}", 2, 64, 48, range(9)).tolist() for i in range(3)}
         assert theirs[name][:3] == [ours[2], ours[0], ours[1]]
         assert theirs[name][3] == views.pixels().tolist()
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
-def test_view_zero_is_the_plain_centre_square_in_every_recipe(name: str) -> None:
-    views, plain = ViewSet(4, 0.8, name), ViewSet(4, 0.8, "mild")
+def test_view_zero_is_the_plain_image_in_every_recipe(name: str) -> None:
+    views, plain = ViewSet(4, name), ViewSet(4, "mild")
     params = views.params("k", 0, 61, 47)
     np.testing.assert_array_equal(params[:7], plain.params("k", 0, 61, 47))
     assert views.partners(params) == -1
     assert views.own_share(params) == 1
     np.testing.assert_array_equal(
-        views.draw(noise(), params, (24, 24), "bicubic"), plain.draw(noise(), params[:7], (24, 24), "bicubic")
+        views.draw(noise(), params, Render((24, 24), "bicubic")),
+        plain.draw(noise(), params[:7], Render((24, 24), "bicubic")),
     )
 
 
@@ -243,10 +245,10 @@ def test_view_zero_is_the_plain_centre_square_in_every_recipe(name: str) -> None
 def test_fingerprints_of_recipes_repeat_and_show_a_changed_operation(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    views = ViewSet(3, 0.9, name)
+    views = ViewSet(3, name)
     before = views.pixels()
     assert before.dtype == np.uint8
-    np.testing.assert_array_equal(before, ViewSet(7, 0.5, name).pixels())
+    np.testing.assert_array_equal(before, ViewSet(7, name).pixels())
     assert np.ptp(before) > 100
     resize = Image.Image.resize
     monkeypatch.setattr(Image.Image, "resize", lambda self, size, _: resize(self, size, Image.Resampling.BOX))
@@ -256,7 +258,7 @@ def test_fingerprints_of_recipes_repeat_and_show_a_changed_operation(
 def test_a_changed_pillow_operation_shows_in_the_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
     from PIL import ImageOps
 
-    views = ViewSet(3, 0.9, "autoaugment")
+    views = ViewSet(3, "autoaugment")
     before = views.pixels()
     posterize = ImageOps.posterize
     monkeypatch.setattr(ImageOps, "posterize", lambda image, bits: posterize(image, bits - 1))
@@ -264,14 +266,14 @@ def test_a_changed_pillow_operation_shows_in_the_fingerprint(monkeypatch: pytest
 
 
 def test_a_recipe_without_a_crop_shows_the_whole_image_unmirrored() -> None:
-    views = ViewSet(1, 1.0, "autoaugment")
+    views = ViewSet(1, "autoaugment")
     for view in range(1, 30):
         assert views.params("k", view, 61, 47)[:7].tolist() == [0, 0, 61, 47, 0, 61, 47]
 
 
 @pytest.mark.parametrize("name", ["glyph", "glyph-jitter"])
 def test_glyph_recipes_never_mirror_turn_hues_or_cut_deep(name: str) -> None:
-    views = ViewSet(1, 1.0, name)
+    views = ViewSet(1, name)
     found = np.array([views.params(f"k{i}", 1, 100, 100) for i in range(500)])
     columns = {column: found[:, place] for place, column in enumerate(views.param_names)}
     assert not columns["flip"].any()
@@ -567,13 +569,15 @@ def test_cutmix_takes_the_box_from_the_partner_and_the_rest_from_the_image() -> 
 
 @pytest.mark.parametrize("name", ["mixup", "cutmix"])
 def test_a_mixed_view_is_the_two_plain_views_mixed(name: str) -> None:
-    views, plain = ViewSet(1, 1.0, name), ViewSet(1, 1.0, json.dumps({"scale": [0.08, 1.0], "flip": 0.5}))
+    views, plain = ViewSet(1, name), ViewSet(1, json.dumps({"scale": [0.08, 1.0], "flip": 0.5}))
     images = [noise(), noise(90, 70, 1)]
     own, other = (
         views.params(key, 3, *image.size, range(2)) for key, image in zip("ab", images, strict=True)
     )
-    drawn = views.draw(images[0], own, (32, 24), "bicubic", (images[1], other))
-    parts = [plain.draw(i, p[:7], (32, 24), "bicubic") for i, p in zip(images, (own, other), strict=True)]
+    drawn = views.draw(images[0], own, Render((32, 24), "bicubic"), (images[1], other))
+    parts = [
+        plain.draw(i, p[:7], Render((32, 24), "bicubic")) for i, p in zip(images, (own, other), strict=True)
+    ]
     mixing = views.rule.mixing
     assert mixing is not None
     np.testing.assert_array_equal(drawn, mixing.blend(*parts, own[7:].tolist()))
@@ -582,12 +586,12 @@ def test_a_mixed_view_is_the_two_plain_views_mixed(name: str) -> None:
 
 def test_a_mixing_recipe_wants_to_know_its_pool() -> None:
     with pytest.raises(ValueError, match="rows that partners come from"):
-        ViewSet(1, 1.0, "mixup").params("k", 1, 10, 10)
+        ViewSet(1, "mixup").params("k", 1, 10, 10)
 
 
 def test_columns_are_those_of_the_recipes_parts_in_order(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(EVERYTHING)
-    names = ViewSet(1, 1.0, str(tmp_path / "r.yaml")).param_names
+    names = ViewSet(1, str(tmp_path / "r.yaml")).param_names
     assert names == (
         *PARAM_NAMES,
         *("jitter_order", "brightness", "contrast", "saturation", "hue"),

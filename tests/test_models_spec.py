@@ -80,8 +80,8 @@ def test_bare_random_model_has_its_declared_preprocessing_and_is_in_eval_mode() 
     assert not model.network.training
     assert model.preprocess.document() == {
         "size": [224, 224], "interpolation": "bicubic", "mean": [0.5] * 3, "std": [0.5] * 3,
+        "crop_fraction": 0.875, "crop_mode": "center",
     }  # fmt: skip
-    assert model.preprocess.crop_fraction == 0.875
     assert (model.architecture, model.num_classes, model.num_features) == (
         "tf_efficientnet_lite0",
         1000,

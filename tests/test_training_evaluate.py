@@ -4,9 +4,10 @@ import torch
 from sklearn.metrics import top_k_accuracy_score
 from training_place import Place, make_place
 
+from kdcli.data.drawing import show
 from kdcli.data.sources import ImageData, open_data
-from kdcli.data.views import ViewSet, render
 from kdcli.errors import BadDataError, StoppedEarly
+from kdcli.geometry import Render
 from kdcli.models.teacher import normalise
 from kdcli.runtime import StopFlag
 from kdcli.training.evaluate import Conditions, Examinee, accuracies, head_to_test
@@ -28,16 +29,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 def logits_of(built: Built, head: str, data: ImageData) -> np.ndarray:
     """Image by image, without the feed."""
-    preprocess, views, rows = (
-        built.model.preprocess,
-        ViewSet(0, built.model.preprocess.crop_fraction, "mild"),
-        [],
-    )
+    preprocess, rows = built.model.preprocess, []
     built.student.eval()
     for row in range(len(data)):
-        image = data.image(row)
-        params = views.params(data.keys[row], 0, image.width, image.height)
-        pixels = torch.from_numpy(render(image, params, preprocess.size, preprocess.interpolation))[None]
+        pixels = torch.from_numpy(show(data.image(row), Render.of(preprocess)))[None]
         with torch.inference_mode():
             rows.append(built.student(normalise(pixels, preprocess), [head]).logits[head][0].numpy())
     return np.stack(rows)

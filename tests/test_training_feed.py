@@ -9,17 +9,19 @@ from PIL import Image
 from training_place import Place, make_place
 
 from kdcli.cache.cacheset import CacheSet
+from kdcli.data.drawing import render
 from kdcli.data.sources import open_data
-from kdcli.data.views import ViewSet, render
+from kdcli.data.views import ViewSet
 from kdcli.errors import BadDataError, IdentityError
+from kdcli.geometry import Render
 from kdcli.methods.batch import Batch
-from kdcli.training.batches import Feed, make_loader, render_of
+from kdcli.training.batches import Feed, make_loader
 from kdcli.training.replay import Recording, ViewRule
 from kdcli.training.samplers import EpochOrder, Ticket, plain_order
 from kdcli.types import Preprocess
 
 SMALL = Preprocess((16, 16), "bilinear", (0.5,) * 3, (0.5,) * 3, 0.9)
-VIEWS = ViewSet(2, 0.9, "mild")
+VIEWS = ViewSet(2, "mild")
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +32,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 def make_feed(place: Place, **reads: tuple[str, ...]) -> Feed:
     data, cache = open_data(place.data), CacheSet.open([place.cache])
     rule = ViewRule(ViewSet.from_document(cache.view_set), cache.view_count - 1)
-    return Feed(data, rule, [render_of(SMALL)], Recording(cache, cache.rows_of(data), reads))
+    return Feed(data, rule, [Render.of(SMALL)], Recording(cache, cache.rows_of(data), reads))
 
 
 def batch_of(feed: Feed, epoch: int, *positions: int) -> Batch:
@@ -134,7 +136,7 @@ def test_an_epoch_can_be_entered_in_its_middle() -> None:
 
 
 def test_pixels_are_the_cached_view_of_the_epoch_at_the_students_size(place: Place) -> None:
-    data, views = open_data(place.data), ViewSet(2, 1.0, "mild")
+    data, views = open_data(place.data), ViewSet(2, "mild")
     batch = batch_of(make_feed(place), 1, 5, 0)
     for row, position in enumerate((5, 0)):
         image = data.image(position)
@@ -190,7 +192,7 @@ def test_an_image_that_changed_since_it_was_cached_is_named(tmp_path: Path) -> N
 def test_a_broken_image_is_an_error_with_its_name_also_from_a_worker(images: Path, workers: int) -> None:
     broken = images / "class1" / "003.png"
     broken.write_bytes(b"no image")
-    feed = Feed(open_data(str(images)), ViewRule(VIEWS), [render_of(SMALL)])
+    feed = Feed(open_data(str(images)), ViewRule(VIEWS), [Render.of(SMALL)])
     items = list(make_loader(feed, plain_order(24, 8), workers, torch.device("cpu")))
     errors = [item for item in items if isinstance(item, BadDataError)]
     assert len(errors) == 1

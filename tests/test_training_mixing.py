@@ -15,9 +15,10 @@ from training_place import Place, make_place
 from kdcli.data.sources import ImageData, open_data
 from kdcli.data.views import Drawer, ViewSet
 from kdcli.errors import BadDataError, IdentityError, UsageError
+from kdcli.geometry import Render
 from kdcli.methods.batch import Batch, Mixed
 from kdcli.methods.losses import label_cross_entropy
-from kdcli.training.batches import Feed, make_loader, render_of
+from kdcli.training.batches import Feed, make_loader
 from kdcli.training.replay import Recording, ViewRule, require_partners
 from kdcli.training.resolve import make_plan
 from kdcli.training.samplers import Ticket, plain_order
@@ -25,7 +26,7 @@ from kdcli.training.train import train_student
 from kdcli.types import Preprocess
 
 SMALL = Preprocess((16, 16), "bilinear", (0.5,) * 3, (0.5,) * 3, 0.9)
-RENDER = ((16, 16), "bilinear")
+RENDER = Render((16, 16), "bilinear")
 
 
 @dataclass
@@ -62,10 +63,10 @@ class TwoCaches:
 
 
 def mixed_feed(images: Path, recipe: str, rows: np.ndarray) -> tuple[Feed, TwoCaches, Recording, ImageData]:
-    everything, views = open_data(str(images)), ViewSet(2, 0.9, recipe)
+    everything, views = open_data(str(images)), ViewSet(2, recipe)
     cache: Any = TwoCaches(everything, views, 10)
     data, recording = everything.select(rows), Recording(cache, rows, {})
-    return Feed(data, ViewRule(views, 2), [render_of(SMALL)], recording), cache, recording, data
+    return Feed(data, ViewRule(views, 2), [RENDER], recording), cache, recording, data
 
 
 def batch_of(feed: Feed, epoch: int, *positions: int) -> Batch:
@@ -91,7 +92,7 @@ def test_a_student_sees_the_mixture_that_was_recorded(images: Path, recipe: str)
         assert (row < 10) == (partner < 10)  # partners come from the same cache
         images_ = (cache.data.image(int(row)), cache.data.image(partner))
         expected = cache.views.draw(
-            images_[0], params, (16, 16), "bilinear", (images_[1], cache.recorded[partner, 2])
+            images_[0], params, Render((16, 16), "bilinear"), (images_[1], cache.recorded[partner, 2])
         )
         np.testing.assert_array_equal(batch.pixels[place].numpy(), expected)
         assert batch.mixed.labels[place] == cache.data.labels[partner]
@@ -111,7 +112,7 @@ def test_recorded_parameters_are_used_as_they_are(images: Path) -> None:
 
 def test_view_zero_is_not_mixed(images: Path) -> None:
     feed, cache, recording, data = mixed_feed(images, "mixup", np.arange(24))
-    eval_only = Feed(data, ViewRule(cache.views, 0), [render_of(SMALL)], recording)
+    eval_only = Feed(data, ViewRule(cache.views, 0), [RENDER], recording)
     assert batch_of(eval_only, 0, 1, 2).mixed is None
     assert batch_of(feed, 0, 1, 2).mixed is not None
 
@@ -143,9 +144,9 @@ def test_a_partner_that_changed_since_the_teachers_saw_it_is_named(images: Path)
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_live_mixtures_are_of_the_training_data_and_the_same_in_workers(images: Path, workers: int) -> None:
-    data, views = open_data(str(images)), ViewSet(0, 1.0, "cutmix")
+    data, views = open_data(str(images)), ViewSet(0, "cutmix")
     loader = make_loader(
-        Feed(data, ViewRule(views), [render_of(SMALL)]), plain_order(24, 7), workers, torch.device("cpu")
+        Feed(data, ViewRule(views), [RENDER]), plain_order(24, 7), workers, torch.device("cpu")
     )
     for batch in loader:
         assert isinstance(batch, Batch)

@@ -185,7 +185,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
 
 
 def test_students_of_a_sweep_are_what_they_are_alone(place: Place) -> None:
-    shared = {"teacher_view": "eval", "recipe": "mild", "batch_size": 8}
+    shared = {"teacher_view": "eval", "recipe": "autoaugment", "batch_size": 8}
     students = {
         "plain": ("labels-only", {"cache": (place.cache,)}),
         "code": ("mlfd", {"loss_convention": "code", "teacher": ("res",)}),
@@ -220,7 +220,7 @@ def test_two_processes_take_the_steps_of_one(place: Place) -> None:
     """With frozen BatchNorm they are those of one process up to rounding, the adaptors' gradients included."""
 
     def config(out: str) -> StudentConfig:
-        return mlfd(place, out, bn="frozen", optimizer="sgd", lr=0.05, batch_size=8, recipe="glyph")
+        return mlfd(place, out, bn="frozen", optimizer="sgd", lr=0.05, batch_size=8)
 
     alone = config("alone1")
     train_student(alone)

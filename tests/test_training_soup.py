@@ -18,12 +18,13 @@ from training_place import STUDENT, Place, make_place
 from kdcli.console import console
 from kdcli.data.sources import open_data
 from kdcli.errors import IdentityError, NotFoundError, OutputExistsError, UsageError
+from kdcli.geometry import Render
 from kdcli.models.export import export_model
 from kdcli.models.soup import average
 from kdcli.models.spec import open_model
 from kdcli.models.teacher import normalise
 from kdcli.training import soup
-from kdcli.training.evaluate import Exam, look_of
+from kdcli.training.evaluate import Exam
 from kdcli.training.samplers import Ticket
 from kdcli.training.soup import make_soup
 from kdcli.training.soup_config import SoupConfig
@@ -238,8 +239,8 @@ def test_recalibrated_statistics_are_those_of_the_images(place: Place, runs: lis
     # The oracle: torch's own update_bn, over the same pixels.
     network = timm.create_model(f"local-dir:{place.root / 'averaged'}", pretrained=True)
     preprocess = open_model(f"local-dir:{place.root / 'averaged'}").preprocess
-    drawn, _ = Exam(images, [look_of(preprocess)])[Ticket(0, np.arange(len(images)))]
-    pixels = normalise(drawn[look_of(preprocess)], preprocess)
+    drawn, _ = Exam(images, [Render.of(preprocess)])[Ticket(0, np.arange(len(images)))]
+    pixels = normalise(drawn[Render.of(preprocess)], preprocess)
     torch.optim.swa_utils.update_bn(list(pixels.split(8)), network)
     for name, tensor in network.state_dict().items():
         if name in statistics:

@@ -18,8 +18,9 @@ from training_place import Place, make_place
 
 from kdcli.cache.cacheset import CacheSet
 from kdcli.cache.staging import Needs
+from kdcli.data.drawing import render
 from kdcli.data.sources import open_data
-from kdcli.data.views import ViewSet, render
+from kdcli.data.views import ViewSet
 from kdcli.errors import (
     BadDataError,
     DeviceError,
@@ -29,12 +30,13 @@ from kdcli.errors import (
     StoppedEarly,
     UsageError,
 )
+from kdcli.geometry import Render
 from kdcli.methods.batch import Batch
 from kdcli.methods.weighted import WeightedDistillation
 from kdcli.models.spec import open_model
 from kdcli.models.student import StudentOutput
 from kdcli.options.resolving import command_line
-from kdcli.training.batches import feed_of, make_loader, render_of
+from kdcli.training.batches import feed_of, make_loader
 from kdcli.training.config import StudentConfig
 from kdcli.training.engine import Engine
 from kdcli.training.plan import Plan
@@ -172,7 +174,7 @@ def batches_of(
     order = order_of(plan)
     order.seek(epoch)
     found = list(
-        make_loader(feed_of(plan, [render_of(SMALL)], recording), order, workers, torch.device("cpu"))
+        make_loader(feed_of(plan, [Render.of(SMALL)], recording), order, workers, torch.device("cpu"))
     )
     assert all(isinstance(batch, Batch) for batch in found)
     return found  # type: ignore[return-value]
@@ -237,7 +239,7 @@ def test_the_loss_is_a_mean_over_each_batch_and_reads_teachers_for_the_unlabelle
 
 
 def test_images_that_come_again_come_in_the_cached_view_of_their_pass(place: Place) -> None:
-    plan, views = make_plan(partly(place, "x", unlabelled_ratio=1.0)), ViewSet(2, 1.0, "mild")
+    plan, views = make_plan(partly(place, "x", unlabelled_ratio=1.0)), ViewSet(2, "mild")
     turns = set()
     for batch in batches_of(plan, {"gen": ("logits",)}, epoch=2):
         assert batch.turn is not None
@@ -295,7 +297,7 @@ def test_outputs_held_on_the_device_are_those_of_the_pass(place: Place) -> None:
     )
     order = order_of(plan)
     silent = Recording(cache, rows, {})
-    loader = make_loader(feed_of(plan, [render_of(SMALL)], silent), order, 0, CPU)
+    loader = make_loader(feed_of(plan, [Render.of(SMALL)], silent), order, 0, CPU)
     seen = set()
     for batch in DeviceFed(loader, order, plan.rule, held):
         assert isinstance(batch, Batch)
@@ -314,7 +316,7 @@ def test_outputs_held_on_the_device_are_those_of_the_pass(place: Place) -> None:
 def test_fixmatch_shows_two_views_of_each_unlabelled_image(place: Place) -> None:
     config = place.config("x", "fixmatch", data=f"{place.data}@labelled=0.3", unlabelled_ratio=2.0)
     plan = make_plan(config.model_copy(update={"batch_size": 9, "unlabelled_includes_labelled": False}))
-    weak, strong = ViewSet(0, 1.0, "mild"), ViewSet(0, 1.0, "fixmatch")
+    weak, strong = ViewSet(0, "mild"), ViewSet(0, "fixmatch")
     assert plan.strong == strong
     for batch in batches_of(plan, {}):
         assert batch.part is not None
@@ -327,7 +329,7 @@ def test_fixmatch_shows_two_views_of_each_unlabelled_image(place: Place) -> None
         for row, (index, turn) in enumerate(zip(batch.index.tolist(), batch.turn.tolist(), strict=True)):
             image, views = plan.data.image(index), strong if batch.strong[row] else weak
             params = views.params(plan.data.keys[index], 1 + turn, *image.size)
-            drawn = views.draw(image, params, (16, 16), "bilinear")
+            drawn = views.draw(image, params, Render((16, 16), "bilinear"))
             np.testing.assert_array_equal(batch.pixels[row].numpy(), drawn)
 
 
@@ -505,7 +507,7 @@ def test_outputs_of_several_sets_are_not_held_on_the_device(place: Place) -> Non
     plan = make_plan(several(place, "x", "replay-oracle"))
     plan.config.__dict__["resident"] = "gpu"
     with pytest.raises(DeviceError, match="one data set"):
-        feed_of(plan, [render_of(SMALL)], plan.recording)
+        feed_of(plan, [Render.of(SMALL)], plan.recording)
 
 
 def test_several_sets_are_written_so_that_they_can_be_read_again(place: Place) -> None:
@@ -525,7 +527,7 @@ def test_an_image_that_changed_since_it_was_cached_is_named_in_a_joined_batch(tm
     file = Path(plan.data.path(4))
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     found = list(
-        make_loader(feed_of(plan, [render_of(SMALL)], plan.recording), order_of(plan), 0, torch.device("cpu"))
+        make_loader(feed_of(plan, [Render.of(SMALL)], plan.recording), order_of(plan), 0, torch.device("cpu"))
     )
     errors = [batch for batch in found if isinstance(batch, IdentityError)]
     assert errors

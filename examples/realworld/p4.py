@@ -190,7 +190,7 @@ class Study:
                 self.do(seed, f"cache-{name}-{split}-{tap}", "cache-teachers", data,
                         "--cache", self.place(seed, split, f"{name}.kd"),
                         *(word for spec in specs for word in ("--teacher", spec)), "--keep",
-                        f"logits,features,maps:{tap}", "--views", "eval", "--workers", 0,
+                        f"logits,features,maps:{tap}", "--views", "eval", "--eval-geometry", "whole", "--workers", 0,
                         "--data-root", self.data_root)  # fmt: skip
 
     def fuse(self, kind: str, seed: int) -> None:

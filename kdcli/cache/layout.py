@@ -26,7 +26,7 @@ from kdcli.errors import Advice, BadDataError, CacheMissingError, CorruptError, 
 from kdcli.files import read_json, write_json
 
 BackendName = Literal["zarr", "hdf5"]
-FORMAT: Final = 1
+FORMAT: Final = 2
 SAMPLES = "samples"
 """Name of the part that describes the samples themselves; every other part is an output of a teacher."""
 
@@ -71,7 +71,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal[1] = FORMAT
+    format: Literal[2] = FORMAT
     cache_id: str = Field(default_factory=lambda: secrets.token_hex(16))
     backend: BackendName = "zarr"
     block_rows: int = Field(ge=32, multiple_of=32)
@@ -271,6 +271,12 @@ def _require_format(document: Any, path: Path) -> None:
     if isinstance(found, int) and found > FORMAT:
         message = f"{path}: the cache is of format {found}, this kd reads format {FORMAT}"
         raise CorruptError(message, Advice("update"))
+    if isinstance(found, int) and found < FORMAT:
+        raise CorruptError(
+            f"{path}: the cache is of format {found}: its view 0 is one crop for all teachers, not what each one's "
+            f"evaluation shows it (format {FORMAT})",
+            Advice("new-format"),
+        )
 
 
 def write_manifest(layout: Layout, manifest: Manifest) -> None:

@@ -186,18 +186,10 @@ class TeacherRecord(BaseModel):
     @property
     def preprocess(self) -> Preprocess:
         """The declared preprocessing as a value."""
-        declared = self.declared_preprocess
-        return Preprocess(
-            size=tuple(declared["size"]),
-            interpolation=declared["interpolation"],
-            mean=tuple(declared["mean"]),
-            std=tuple(declared["std"]),
-            crop_fraction=declared["crop_fraction"],
-        )
+        return Preprocess.from_document(self.declared_preprocess)
 
     def gate(self) -> dict[str, Any]:
         """The fields that make it this teacher."""
-        declared = {k: v for k, v in self.declared_preprocess.items() if k != "crop_fraction"}
         return {
             "architecture": self.architecture,
             "weights": self.weights,
@@ -207,7 +199,7 @@ class TeacherRecord(BaseModel):
             "class_names": None
             if self.class_names is None
             else canonical_sha256({"names": list(self.class_names)}),
-            "preprocess": declared,
+            "preprocess": self.declared_preprocess,
         }
 
     def document(self) -> dict[str, Any]:
@@ -248,7 +240,8 @@ class TeacherRecord(BaseModel):
                 {f"keep.{kind}": self.outputs[kind].model_dump(mode="json")},
                 {f"keep.{kind}": other.outputs[kind].model_dump(mode="json")},
             )
-        drift = pixel_drift(self.pixels, other.pixels)
+        alike = self.declared_preprocess == other.declared_preprocess
+        drift = pixel_drift(self.pixels, other.pixels) if alike else 0
         if drift > PIXEL_TOLERANCE:
             found.append(Difference("preprocess.pixels", "recorded pixels", f"up to {drift}/255 apart"))
         if found:

@@ -71,6 +71,7 @@ _WORDS: Mapping[str, Callable[[Given], Iterable[str]]] = {
     "metric": _metrics,
     "model": _models,
     "output": lambda _: ("logits", "features", "topk:", "maps:"),
+    "geometry": lambda _: ("own", "shared", "shared:", "whole"),
     "recipe": _recipes,
     "student": _models,
     "shard": lambda _: ("array", "srun", "torchrun"),

@@ -1,6 +1,6 @@
 """``kd compare``: what models know of each other, and what distilling one into another changed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import permutations
 from typing import Any
@@ -228,8 +228,6 @@ def _answers(
         found |= earlier
         sources |= dict.fromkeys(earlier, "kept")
     left = [each for name, each in field.candidates.items() if name not in found]
-    if left and caches is not None and len(left) < len(field.candidates):
-        _say_other_views(left, opened, caches)
     with stop_signals() as stop:
         forward = forward_answers(left, images, config, stop)
     found |= forward
@@ -237,17 +235,6 @@ def _answers(
     if kept is not None:
         kept.write(images, {name: found[name] for name in field.candidates}, ids | records)
     return found, sources
-
-
-def _say_other_views(left: Sequence[Candidate], opened: Mapping[str, Opened], caches: CacheSet) -> None:
-    """A cache has one eval crop for all teachers; a model that is run uses its own, as in training's test."""
-    crop = caches.view_set["crop_fraction"]
-    other = [each.name for each in left if opened[each.name].preprocess.crop_fraction != crop]
-    if other:
-        own = opened[other[0]].preprocess.crop_fraction
-        console.warn(
-            f"{', '.join(other)} see their own eval crop ({own:g} of the image), the cached teachers saw {crop:g}"
-        )
 
 
 def _facts(

@@ -15,6 +15,7 @@ from kdcli.comparing.space import Classes
 from kdcli.console import console
 from kdcli.data.sources import ImageData
 from kdcli.errors import KdError, StoppedEarly
+from kdcli.geometry import Render
 from kdcli.models.network import weights_sha256
 from kdcli.models.properties import count_parameters
 from kdcli.models.spec import Model, open_model
@@ -22,7 +23,7 @@ from kdcli.models.teacher import TeacherRunner
 from kdcli.outputs import Output
 from kdcli.runtime import StopFlag, pick_device, worker_count
 from kdcli.training.batches import make_loader
-from kdcli.training.evaluate import Exam, look_of
+from kdcli.training.evaluate import Exam
 from kdcli.training.samplers import plain_order
 from kdcli.types import Preprocess
 
@@ -40,7 +41,7 @@ class Opened:
         architecture: of its library.
         parameters: how many.
         classes: of its logits.
-        preprocess: how it wants its pixels; its crop fraction gives its eval view.
+        preprocess: how it wants its pixels, its eval view included.
     """
 
     id: str
@@ -68,7 +69,6 @@ def _opened(model: Model) -> Opened:
     preprocess = model.preprocess
     document: dict[str, Any] = {
         **preprocess.document(),
-        "crop_fraction": preprocess.crop_fraction,
         "weights": weights_sha256(model.network),
     }
     return Opened(
@@ -133,9 +133,9 @@ def outputs_of(
         BadDataError: an image cannot be decoded.
         DeviceError: out of memory.
     """
-    looks = {name: look_of(runner.model.preprocess) for name, runner in runners.items()}
+    renders = {name: Render.of(runner.model.preprocess) for name, runner in runners.items()}
     order = plain_order(len(data), batch_size)
-    exam = Exam(data, list(looks.values()))
+    exam = Exam(data, list(renders.values()))
     loader = make_loader(exam, order, worker_count(workers), torch.device(device))
     title = f"{len(runners)} models" if len(runners) > 1 else next(iter(runners))
     with console.progress(len(data), "images", title) as bar:
@@ -143,7 +143,7 @@ def outputs_of(
             if isinstance(batch, KdError):
                 raise batch
             pixels, index = batch
-            found = {name: runner(pixels[looks[name]]) for name, runner in runners.items()}
+            found = {name: runner(pixels[renders[name]]) for name, runner in runners.items()}
             yield (
                 int(index[0]),
                 {

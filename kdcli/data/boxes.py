@@ -17,12 +17,6 @@ Box = tuple[int, int, int, int]
 """left, top, width, height."""
 
 
-def centre_square(width: int, height: int, fraction: float) -> Box:
-    """The square in the middle whose side is ``fraction`` of the shorter side, at least 1."""
-    side = max(1, math.floor(fraction * min(width, height) + 0.5))
-    return (width - side) // 2, (height - side) // 2, side, side
-
-
 def random_box(
     scale: tuple[float, float], ratio: float, random: Sequence[int], width: int, height: int
 ) -> Box | None:

@@ -1,10 +1,10 @@
 """Replayable views: what of the source image a model sees, mirrored, recoloured or mixed how.
 
-A view set has view 0, one centre square per sample, and views 1..K, made by a recipe
-(:mod:`kdcli.data.recipes`). View v of a sample is a pure function of (recipe, key, v) and, where images are
-mixed, of the rows that partners come from: it is the same alone, in any order and on any platform. It is
-recorded as integers, places as shares of the image, so teachers and students of any input size see the
-same view. Order: crop box, resize to the model's size, mirror, colours, operations, erase, mix.
+A view set has view 0, an image as each model's evaluation shows it (:mod:`kdcli.geometry`), and views 1..K,
+made by a recipe (:mod:`kdcli.data.recipes`). View v of a sample is a pure function of (recipe, key, v) and,
+where images are mixed, of the rows that partners come from: it is the same alone, in any order and on any
+platform. It is recorded as integers, places as shares of the image, so teachers and students of any input size
+see the same training view. Order: crop box, resize to the model's size, mirror, colours, operations, erase, mix.
 """
 
 import re
@@ -17,30 +17,19 @@ import numpy as np
 from jaxtyping import Float32, Int32, Int64, UInt8
 from PIL import Image
 
-from kdcli.data.boxes import BOX_WORDS, UNIT, Box, centre_box, centre_square, random_box
+from kdcli.data.boxes import BOX_WORDS, UNIT, Box, centre_box, random_box
+from kdcli.data.drawing import NO_BOX, PARAM_NAMES, Params, fixed_images, has_box, render, show
 from kdcli.data.joined import Images
 from kdcli.data.mixing import NO_PARTNER, Pixels
 from kdcli.data.philox import WORD, words
 from kdcli.data.recipes import CUSTOM, RECIPES, Recipe, digest_of, find_recipe, recipe_from
 from kdcli.data.stages import Stage
 from kdcli.errors import BadDataError, ConfigError, IdentityError, UsageError
-from kdcli.types import Interpolation, differences
+from kdcli.geometry import Render
+from kdcli.types import differences
 
-__all__ = ["PARAM_NAMES", "RECIPES", "Recipe", "Render", "ViewSet", "fingerprint", "render"]
+__all__ = ["PARAM_NAMES", "RECIPES", "Params", "Recipe", "Render", "ViewSet"]
 
-PARAM_NAMES = ("left", "top", "width", "height", "flip", "source_width", "source_height")
-"""First columns of view parameters: the box in source pixels, 0 or 1, the size of the upright source image."""
-
-Params = Int32[np.ndarray, " w"]
-Render = tuple[tuple[int, int], Interpolation]
-"""Input size (height, width) and interpolation: models that share both share their pixels."""
-
-_RESAMPLING = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
 _find = lru_cache(maxsize=64)(find_recipe)
 
 
@@ -56,24 +45,18 @@ class ViewSet:
 
     Attributes:
         train_views: K, the number of training views; views above K are defined all the same.
-        crop_fraction: share of the shorter source side that view 0 keeps, in (0, 1].
         recipe: of the training views: a name, a YAML file or a definition (see
             :func:`~kdcli.data.recipes.find_recipe`). Kept as its name, or the definition as JSON: never a path.
     """
 
     train_views: int
-    crop_fraction: float
     recipe: str
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "recipe", str(find_recipe(self.recipe)))
-        if not 0 < self.crop_fraction <= 1:
-            raise UsageError(
-                f"crop fraction {self.crop_fraction} is not in (0, 1]", "Use --eval-crop 0.875, or 1."
-            )
 
     @classmethod
-    def parse(cls, text: str, *, crop_fraction: float, recipe: str) -> "ViewSet":
+    def parse(cls, text: str, *, recipe: str) -> "ViewSet":
         """Read ``eval`` or ``eval+train:K``.
 
         Raises:
@@ -86,7 +69,7 @@ class ViewSet:
                 f"views '{text}' are neither eval nor eval+train:K with K of at least 1",
                 "Use --views eval, or --views eval+train:8 for 8 replayable training views.",
             )
-        return cls(int(match[1] or 0), crop_fraction, recipe)
+        return cls(int(match[1] or 0), recipe)
 
     def __str__(self) -> str:
         return f"eval+train:{self.train_views}" if self.train_views else "eval"
@@ -120,14 +103,14 @@ class ViewSet:
 
         Args:
             key: the sample's key.
-            view: 0 for the centre square; any v >= 1 for a training view, also above K.
+            view: 0 for the evaluation view; any v >= 1 for a training view, also above K.
             width: of the upright source image, pixels.
             height: likewise.
             pool: rows that a partner may come from; needed where the recipe mixes.
         """
         rule, size = self.rule, (width, height)
         if view == 0:
-            values = [*centre_square(*size, self.crop_fraction), 0, *size]
+            values = [*NO_BOX, 0, *size]
             values += [value for _, stage in rule.stages for value in stage.neutral]
             return np.array([*values, *(() if rule.mixing is None else rule.mixing.neutral)], np.int32)
 
@@ -162,8 +145,7 @@ class ViewSet:
         self,
         image: Image.Image,
         params: Params,
-        size: tuple[int, int],
-        interpolation: Interpolation,
+        target: Render,
         partner: tuple[Image.Image, Params] | None = None,
     ) -> Pixels:
         """Draw one view.
@@ -171,21 +153,20 @@ class ViewSet:
         Args:
             image: the upright RGB source image that ``params`` were made for.
             params: see :attr:`param_names`.
-            size: (height, width) in pixels of the result.
-            interpolation: resampling filter of the resize.
+            target: what it is drawn as.
             partner: image and parameters (of the same view) of the row that :meth:`partners` names, if any.
         """
-        own = self._unmixed(image, params, size, interpolation)
+        if not has_box(params):
+            return show(image, target)
+        own = self._unmixed(image, params, target)
         if partner is None or self.rule.mixing is None:
             return own
-        other = self._unmixed(*partner, size, interpolation)
+        other = self._unmixed(*partner, target)
         values = [int(value) for value in params[-len(self.rule.mixing.names) :]]
         return self.rule.mixing.blend(own, other, values)
 
-    def _unmixed(
-        self, image: Image.Image, params: Params, size: tuple[int, int], interpolation: Interpolation
-    ) -> Pixels:
-        pixels, stages = render(image, params, size, interpolation), _stages(self.recipe)
+    def _unmixed(self, image: Image.Image, params: Params, target: Render) -> Pixels:
+        pixels, stages = render(image, params, target.size, target.interpolation), _stages(self.recipe)
         if not stages:
             return pixels
         picture, place, fill = Image.fromarray(pixels), len(PARAM_NAMES), self.rule.fill
@@ -200,7 +181,7 @@ class ViewSet:
         Returns:
             A 4 x 4 grid of pixels of 8 training views of each image, flattened.
         """
-        images, parts = _fixed_images(), []
+        images, parts = fixed_images(), []
         for view in range(1, 9):
             params = [
                 self.params(f"fixed/{number}", view, *image.size, range(len(images)))
@@ -209,7 +190,7 @@ class ViewSet:
             for image, own in zip(images, params, strict=True):
                 other = int(self.partners(own))
                 partner = None if other == NO_PARTNER else (images[other], params[other])
-                drawn = self.draw(image, own, (32, 32), "bilinear", partner)
+                drawn = self.draw(image, own, Render((32, 32), "bilinear"), partner)
                 parts.append(drawn[4::8, 4::8].ravel())
         return np.concatenate(parts)
 
@@ -219,7 +200,6 @@ class ViewSet:
         """The view set as JSON, with the recipe's definition; its name is ``custom`` if it has none."""
         return {
             "train_views": self.train_views,
-            "crop_fraction": self.crop_fraction,
             "recipe": {"name": self.rule.name, **self.rule.document()},
         }
 
@@ -233,7 +213,7 @@ class ViewSet:
         """
         try:
             recipe = _recorded(document["recipe"])
-            found = cls(document["train_views"], document["crop_fraction"], recipe)
+            found = cls(document["train_views"], recipe)
         except (KeyError, TypeError, ConfigError) as error:
             raise BadDataError(f"not a description of views: {document}", "Make the cache again.") from error
         changed = differences(document, found.document())
@@ -263,57 +243,13 @@ def _crop(rule: Recipe, random: list[int], width: int, height: int) -> Box:
     return random_box(rule.scale, rule.ratio, random, width, height) or centre_box(rule.ratio, width, height)
 
 
-def render(
-    image: Image.Image, params: Params, size: tuple[int, int], interpolation: Interpolation
-) -> UInt8[np.ndarray, "h w 3"]:
-    """Draw what every view begins with: crop its box, resize that with antialiasing, then mirror it.
-
-    Args:
-        image: the upright RGB source image that ``params`` were made for.
-        params: at least :data:`PARAM_NAMES`; more columns do not matter.
-        size: (height, width) in pixels of the result.
-        interpolation: resampling filter.
-    """
-    left, top, width, height, flip = (int(value) for value in params[:5])
-    box = (left, top, left + width, top + height)
-    # Cropped first, as torchvision does: resize(box=...) would let the filter see pixels outside the box.
-    pixels = np.asarray(image.crop(box).resize((size[1], size[0]), _RESAMPLING[interpolation]))
-    return np.ascontiguousarray(pixels[:, ::-1]) if flip else np.array(pixels)
-
-
-def _fixed_images() -> list[Image.Image]:
-    images = []
-    for number, (width, height) in enumerate(((97, 61), (40, 56))):
-        x, y = np.meshgrid(np.arange(width), np.arange(height))
-        pattern = np.stack([x * 5 + y, x * y // 3, (x // 4 + y // 4) % 2 * 200 + number], axis=-1) % 256
-        images.append(Image.fromarray(pattern.astype(np.uint8)))
-    return images
-
-
-def fingerprint(size: tuple[int, int], interpolation: Interpolation) -> UInt8[np.ndarray, " k"]:
-    """What this installation draws of two fixed images: tells when a library changes pixels.
-
-    Returns:
-        An 8 x 8 grid of pixels of each image, flattened.
-    """
-    parts = []
-    for number, image in enumerate(_fixed_images()):
-        width, height = image.size
-        box = np.array([1, 2, width - 3, height - 4, number, width, height], np.int32)
-        pixels = render(image, box, size, interpolation)
-        rows = np.linspace(0, size[0] - 1, 8).astype(int)
-        columns = np.linspace(0, size[1] - 1, 8).astype(int)
-        parts.append(pixels[np.ix_(rows, columns)].ravel())
-    return np.concatenate(parts)
-
-
 # --- drawing a data set's images ---------------------------------------------------------------
 
 Partner = tuple[Image.Image, Params]
 """The image that a view is mixed with, and the parameters of that image's own view of the same number."""
 
 Drawn = dict[Render, Pixels]
-"""One view at every size and interpolation."""
+"""One view as every model is shown it."""
 
 
 @final
@@ -323,7 +259,7 @@ class Drawer:
     Args:
         data: the images.
         views: what their views are.
-        renders: sizes and interpolations to draw.
+        renders: what to draw them as.
         pool: rows that partners may come from.
         places: position in ``data`` of each row, -1 where it is not there; None: rows are positions.
     """
@@ -352,7 +288,7 @@ class Drawer:
             view: 0 or a training view.
 
         Returns:
-            The parameters to record, and the pixels per size and interpolation.
+            The parameters to record, and the pixels by what they are drawn as.
 
         Raises:
             BadDataError: the partner cannot be decoded, or is not in the data.
@@ -364,10 +300,13 @@ class Drawer:
 
     def replay(self, image: Image.Image, params: Params, partner: Partner | None) -> Drawn:
         """The view that ``params`` describe; ``partner`` where :meth:`ViewSet.partners` names one."""
-        return {
-            (size, interpolation): self._views.draw(image, params, size, interpolation, partner)
-            for size, interpolation in self._renders
-        }
+        placed = not has_box(params)
+        drawn: Drawn = {}
+        for target in self._renders:  # a training view is drawn once for models that differ in view 0 only
+            key = target if placed else target.unplaced
+            if key not in drawn:
+                drawn[key] = self._views.draw(image, params, key, partner)
+        return {target: drawn[target if placed else target.unplaced] for target in self._renders}
 
     def _partner(self, position: int, row: int, view: int) -> Partner:
         place = row if self._places is None else int(self._places[row])

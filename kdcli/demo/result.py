@@ -67,8 +67,9 @@ def say(result: DemoResult) -> None:
         f"\nwith live teachers: their forward was measured in one epoch of distill-weighted, which took "
         f"{result.live.ratio:.1f} times as long\n"
         f"report: {result.report} (all in {duration(result.seconds)})\n\n"
-        "On your own images (one folder per class):\n"
-        f"  kd cache-teachers IMAGES --cache mine.kd --teacher generalist=local-dir:{folder}/weights/lite0\n"
+        "On your own images (one folder per class), with the generalist's full 224 pixels; the demo's has 64:\n"
+        f"  kd demo --export-weights {folder}/weights/lite0-224\n"
+        f"  kd cache-teachers IMAGES --cache mine.kd --teacher generalist=local-dir:{folder}/weights/lite0-224\n"
         "  kd rank-sources --cache mine.kd\n"
         f"  kd train-student IMAGES --cache mine.kd --student resnet10t --method distill-equal --out runs/mine",
         flush=True,

@@ -6,7 +6,14 @@ from typing import ClassVar, Literal, final
 from pydantic import field_validator
 
 from kdcli.errors import UsageError
-from kdcli.options.common import AmpOption, DataOptions, DeviceOption, DryRunOption, WorkersOption
+from kdcli.options.common import (
+    AmpOption,
+    DataOptions,
+    DeviceOption,
+    DryRunOption,
+    WorkersOption,
+    known_geometry,
+)
 from kdcli.options.fields import option
 from kdcli.outputs import STATS, Output, parse_keep
 from kdcli.types import FloatName
@@ -52,9 +59,10 @@ class CacheOptions(DataOptions, AmpOption, DeviceOption, WorkersOption, DryRunOp
         None, "Recipe of the training views; default: the cache's, else imagenet.",
         panel="Views", complete="recipe",
     )  # fmt: skip
-    eval_crop: float | None = option(
-        None, "Crop fraction of view 0; default: the first teacher's.",
-        panel="Views", metavar="SHARE", gt=0, le=1,
+    eval_geometry: str | None = option(
+        None, "What view 0 shows a model: own, what timm's evaluation shows it; shared[:CROP], one centred square for "
+        "all; whole, the image squeezed. Default: a cached teacher's recorded one, else own.",
+        panel="Views", metavar="GEOMETRY", complete="geometry",
     )  # fmt: skip
     backend: Literal["zarr", "hdf5"] | None = option(
         None, "Storage of a new cache; default: zarr.", panel="Run"
@@ -78,6 +86,11 @@ class CacheOptions(DataOptions, AmpOption, DeviceOption, WorkersOption, DryRunOp
         20.0, "Seconds a stop signal leaves for the current task.",
         panel="Run", metavar="SECONDS", ge=0, mechanical=True,
     )  # fmt: skip
+
+    @field_validator("eval_geometry")
+    @classmethod
+    def _known_geometry(cls, text: str | None) -> str | None:
+        return text if text is None else known_geometry(text)
 
     @field_validator("keep")
     @classmethod

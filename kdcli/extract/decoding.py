@@ -11,8 +11,9 @@ from torch.utils.data import Dataset, Sampler
 from kdcli.cache.backends.base import checksum
 from kdcli.cache.layout import SAMPLES, Manifest, Unit
 from kdcli.cache.writer import CacheWriter
-from kdcli.data.views import Drawer, Render, ViewSet
+from kdcli.data.views import Drawer, ViewSet
 from kdcli.errors import BadDataError
+from kdcli.geometry import Render
 from kdcli.runtime import StopFlag
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class BatchRequest:
 @final
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """What a decode process hands over: pixels per (size, interpolation) as [views, b, h, w, 3] uint8."""
+    """What a decode process hands over: pixels by what they are drawn as, [views, b, h, w, 3] uint8."""
 
     request: BatchRequest
     pixels: dict[Render, torch.Tensor]
@@ -86,8 +87,7 @@ class Decoder(Dataset[Decoded]):
         pool = self._manifest.segment_rows(self._manifest.segment_of(request.block))
         drawer = Drawer(self._data, self._views, self._renders, pool)
         pixels = {
-            (size, interpolation): np.zeros((request.views, count, *size, 3), np.uint8)
-            for size, interpolation in self._renders
+            render: np.zeros((request.views, count, *render.size, 3), np.uint8) for render in self._renders
         }
         params = np.full((count, len(views), len(self._manifest.param_names)), _NO_PARAMS, np.int32)
         sizes, crcs = np.zeros(count, np.int64), np.zeros(count, np.int64)

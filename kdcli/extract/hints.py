@@ -9,6 +9,7 @@ from typing import Any, Final
 from kdcli.cache.provenance import TeacherRecord
 from kdcli.errors import Advice
 from kdcli.extract.config import CacheConfig
+from kdcli.geometry import EvalGeometry
 from kdcli.options.resolving import command_line
 from kdcli.outputs import STATS
 
@@ -40,16 +41,15 @@ def _fill(
         cache: where to; it may be new.
         add: outputs to keep besides, as ``--keep`` writes them.
     """
-    count, crop = view_set["train_views"], view_set["crop_fraction"]
+    count = view_set["train_views"]
     views: dict[str, Any] = {}
     if count:
         views = {"views": f"eval+train:{count}", "recipe": _recipe(view_set)}
-    if teachers and crop != teachers[0].preprocess.crop_fraction:  # the first teacher's is the default
-        views["eval_crop"] = crop
     groups: dict[str, CacheConfig] = {}
     for record in teachers:
         fields = {name: getattr(record, name) for name in ("dtype", "amp", "temperatures")}
         kept = [str(o.output) for o in record.outputs.values() if o.kind != STATS]
+        fields["eval_geometry"] = EvalGeometry.of(record.preprocess).asked
         fields["keep"] = tuple(dict.fromkeys((*kept, *add)))
         known = groups.get(str(fields))
         named = (*(known.teacher if known else ()), f"{record.name}={record.spec}")
@@ -78,7 +78,7 @@ HINTS: Final[dict[str, str | Callable[..., str]]] = {
     "fill-or-partial": lambda **run: f"{_fill(**run)} (or --allow-partial to go on without them)",
     "name-a-cache": "Give --cache PATH.",
     "cache-twice": "Give each --cache once.",
-    "other-views": "Caches read together need the same --recipe and --eval-crop.",
+    "other-views": "Caches read together need the same --recipe.",
     "file-for-cache": "Give the folder that cache-teachers made; kd cache unpack makes one of a packed cache.",
     "folder-for-cache": "Give the folder that kd cache-teachers made.",
     "file-in-place": "Give --cache another path.",
@@ -90,6 +90,7 @@ HINTS: Final[dict[str, str | Callable[..., str]]] = {
     "fill-first": "Compute it again first: run the kd cache-teachers command that made the cache.",
     "another-teacher": "Give it another name (--teacher OTHER=SPEC) or use the recorded one: {spec}",
     "other-pixels": "Install the library versions that kd cache info shows, or make a new cache.",
+    "new-format": "Make it anew with kd cache-teachers; --eval-geometry shared:CROP comes nearest to what it holds.",
     "update": "Update kd: pip install --upgrade kdcli",
     "list": "kd cache ls {folder} lists the caches there.",
     "repair": "Repair it: kd cache repair {cache}",

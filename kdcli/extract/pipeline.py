@@ -19,10 +19,11 @@ from torch.utils.data import DataLoader
 from kdcli.cache.layout import SAMPLES, Unit
 from kdcli.cache.writer import CacheWriter, content_digest
 from kdcli.console import Bar, console
-from kdcli.data.views import Render, ViewSet
+from kdcli.data.views import ViewSet
 from kdcli.errors import IdentityError
 from kdcli.extract.decoding import Decoded, Decoder, Task, TaskQueue, as_it_is
 from kdcli.extract.outputs import OutputPlan, compression_error
+from kdcli.geometry import Render
 from kdcli.models.teacher import TeacherRunner
 from kdcli.runtime import StopFlag, pick_device, versions, worker_setup
 from kdcli.types import Difference
@@ -52,11 +53,11 @@ class Worker:
     @classmethod
     def of(cls, teacher: "Teacher", batch_size: int, device: str) -> "Worker":
         """An opened teacher on a device."""
-        preprocess, amp = teacher.model.preprocess, teacher.record.amp
+        amp = teacher.record.amp
         return cls(
             TeacherRunner(teacher.model, device, amp, teacher.plan.outputs),
             teacher.plan,
-            (preprocess.size, preprocess.interpolation),
+            Render.of(teacher.model.preprocess),
             batch_size,
             {"batch_size": batch_size, "device": device, "amp": amp},
         )

@@ -1,7 +1,7 @@
 """From a configuration to everything a run of cache-teachers needs, before anything is written."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, cast, final
@@ -17,7 +17,8 @@ from kdcli.console import console
 from kdcli.errors import BadDataError, IdentityError, StorageError, UsageError
 from kdcli.extract.config import CacheConfig
 from kdcli.extract.opening import open_held, open_new
-from kdcli.extract.teachers import Teacher, name_teachers, open_teacher
+from kdcli.extract.teachers import Teacher, describe_teacher, name_teachers
+from kdcli.geometry import EvalGeometry, Render
 from kdcli.outputs import Output
 from kdcli.runtime import pick_device, versions
 from kdcli.types import differences
@@ -75,42 +76,63 @@ def prepare(config: CacheConfig) -> Prepared:
     Raises:
         KdError: see :mod:`kdcli.errors`.
     """
+    from kdcli.data.sizes import sample_sizes, tell_geometry
     from kdcli.data.views import ViewSet
+    from kdcli.models.spec import open_model
 
     specs = name_teachers(config.teacher)
     root = config.cache
     if root.is_file():
         raise StorageError(f"{root} is a file, not a cache folder", "Give --cache another path.")
     # A typo is refused before models are loaded.
-    ViewSet.parse(config.views or "eval", crop_fraction=1.0, recipe=config.recipe or DEFAULT_RECIPE)
+    ViewSet.parse(config.views or "eval", recipe=config.recipe or DEFAULT_RECIPE)
     held = CacheReader(root) if Layout(root).manifest.is_file() else None
     data = open_new(config) if held is None else open_held(config, held)
-    teachers = {name: open_teacher(name, spec, config, data) for name, spec in specs.items()}
+    models = placed({name: open_model(spec) for name, spec in specs.items()}, config, held)
+    teachers = {name: describe_teacher(name, model, config, data) for name, model in models.items()}
     existing = None if held is None else held.manifest
-    views = view_set_of(config, next(iter(teachers.values())).model, existing)
+    views = view_set_of(config, existing)
     manifest = existing or new_manifest(config, cast("ImageData", data), views, teachers)
     if existing is not None:
         require_same_views(root, existing, views)
         for name, teacher in teachers.items():
             if held is not None and name in held.teachers:
                 held.teachers[name].require_same(teacher.record, str(root))
+    tell_geometry("teacher", {name: model.preprocess for name, model in models.items()}, sample_sizes(data))
     if config.min_accuracy is not None:
-        _require_accuracy(config, data, views, teachers)
+        _require_accuracy(config, data, teachers)
     return Prepared(config, data, views, teachers, manifest, existing is not None)
 
 
-def view_set_of(config: CacheConfig, first: "Model", existing: Manifest | None) -> "ViewSet":
+def placed(
+    models: Mapping[str, "Model"], config: CacheConfig, held: CacheReader | None
+) -> dict[str, "Model"]:
+    """The models with the evaluation geometry asked for; without one, a cached teacher's is the recorded one."""
+    known = {} if held is None else {name: record.preprocess for name, record in held.teachers.items()}
+    if config.eval_geometry is None:
+        return {
+            name: replace(model, preprocess=EvalGeometry.of(known[name]).applied(model.preprocess))
+            if name in known
+            else model
+            for name, model in models.items()
+        }
+    geometry = EvalGeometry.parse(config.eval_geometry)
+    shared = (each.crop_fraction for each in known.values() if each.crop_mode == "shared")
+    crop = next(shared, next(iter(models.values())).preprocess.crop_fraction)
+    return {
+        name: replace(model, preprocess=geometry.applied(model.preprocess, crop))
+        for name, model in models.items()
+    }
+
+
+def view_set_of(config: CacheConfig, existing: Manifest | None) -> "ViewSet":
     """The views asked for; what was not asked for is the existing cache's, else the default."""
     from kdcli.data.views import ViewSet
 
-    default = ViewSet(0, first.preprocess.crop_fraction, DEFAULT_RECIPE)
+    default = ViewSet(0, DEFAULT_RECIPE)
     if existing is not None:
         default = ViewSet.from_document(existing.view_set)
-    return ViewSet.parse(
-        config.views or str(default),
-        crop_fraction=config.eval_crop or default.crop_fraction,
-        recipe=config.recipe or default.recipe,
-    )
+    return ViewSet.parse(config.views or str(default), recipe=config.recipe or default.recipe)
 
 
 def new_manifest(
@@ -177,9 +199,7 @@ def require_same_views(root: Path, manifest: Manifest, views: "ViewSet") -> None
 # --- --min-accuracy: see that a teacher knows its trade before it runs for a week -------------------
 
 
-def _require_accuracy(
-    config: CacheConfig, data: "Images", views: "ViewSet", teachers: Mapping[str, "Teacher"]
-) -> None:
+def _require_accuracy(config: CacheConfig, data: "Images", teachers: Mapping[str, "Teacher"]) -> None:
     """Run every teacher on view 0 of some labelled images, and refuse one that gets too few right.
 
     A wrong preprocessing, a wrong class order or untrained weights show here at once. The images are
@@ -202,7 +222,7 @@ def _require_accuracy(
                 f"--min-accuracy: teacher '{name}' has no logits of the classes of the data",
                 "Leave --min-accuracy out, or check such teachers with kd eval-probe.",
             )
-        right = _right(config, data, views, teacher, rows)
+        right = _right(config, data, teacher, rows)
         share = right / len(rows)
         console.note(f"teacher '{name}': {share:.3f} of {len(rows)} labelled images right")
         if share < wanted:
@@ -213,24 +233,19 @@ def _require_accuracy(
             )
 
 
-def _right(
-    config: CacheConfig, data: "Images", views: "ViewSet", teacher: "Teacher", rows: np.ndarray
-) -> int:
+def _right(config: CacheConfig, data: "Images", teacher: "Teacher", rows: np.ndarray) -> int:
     """How many of ``rows`` a teacher gets right."""
-    from kdcli.data.views import render
+    from kdcli.data.drawing import show
     from kdcli.models.teacher import TeacherRunner
 
     columns = teacher.plan.label_columns
     assert columns is not None  # checked by the caller
-    preprocess, size = teacher.model.preprocess, config.batch_size
+    target, size = Render.of(teacher.model.preprocess), config.batch_size
     runner = TeacherRunner(teacher.model, pick_device(config.device), config.amp, [Output("logits")])
     right = 0
     for start in range(0, len(rows), size):
-        batch, pixels = rows[start : start + size], []
-        for row in batch.tolist():
-            image = data.decode(row, data.encoded(row))
-            params = views.params(data.keys[row], 0, *image.size)
-            pixels.append(render(image, params, preprocess.size, preprocess.interpolation))
+        batch = rows[start : start + size]
+        pixels = [show(data.decode(row, data.encoded(row)), target) for row in batch.tolist()]
         logits = runner(np.stack(pixels))["logits"]
         right += int((logits.argmax(dim=1).cpu().numpy() == columns[data.labels[batch]]).sum())
     return right

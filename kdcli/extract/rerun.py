@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, final
@@ -13,7 +13,8 @@ from kdcli.console import console
 from kdcli.errors import IdentityError, NotFoundError, UsageError
 from kdcli.extract.config import CacheConfig
 from kdcli.extract.opening import open_held
-from kdcli.extract.teachers import open_teacher
+from kdcli.extract.teachers import describe_teacher
+from kdcli.geometry import EvalGeometry
 from kdcli.outputs import STATS
 from kdcli.registry import recorded
 from kdcli.runtime import pick_device
@@ -105,10 +106,13 @@ def open_workers(
 
 def _worker(held: CacheReader, sources: Sources, record: TeacherRecord, images: "Images") -> "Worker":
     from kdcli.extract.pipeline import Worker
+    from kdcli.models.spec import open_model
 
     config, device = sources.config(held.layout.root, record), pick_device(sources.device)
     try:
-        teacher = open_teacher(record.name, sources.spec(record), config, images)
+        model = open_model(sources.spec(record))
+        model = replace(model, preprocess=EvalGeometry.of(record.preprocess).applied(model.preprocess))
+        teacher = describe_teacher(record.name, model, config, images)
     except NotFoundError as error:
         raise NotFoundError(
             f"teacher '{record.name}': {error.message}",

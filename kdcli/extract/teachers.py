@@ -9,6 +9,7 @@ from kdcli.cache.provenance import OutputRecord, TeacherRecord, as_pixels
 from kdcli.errors import UsageError
 from kdcli.extract.config import CacheConfig
 from kdcli.extract.outputs import OutputPlan, plan_outputs
+from kdcli.geometry import Render
 from kdcli.runtime import pick_device, versions
 
 if TYPE_CHECKING:
@@ -62,20 +63,17 @@ class Teacher:
     record: TeacherRecord
 
 
-def open_teacher(name: str, spec: str, config: CacheConfig, data: "Images") -> Teacher:
-    """Open a teacher with its weights and describe it.
+def describe_teacher(name: str, model: "Model", config: CacheConfig, data: "Images") -> Teacher:
+    """What the cache is to know of an open teacher, whose preprocessing is what it will be shown.
 
     Raises:
-        NotFoundError: its weights cannot be had.
         UsageError: it cannot give what is to be kept.
     """
     import torch
 
-    from kdcli.data.views import fingerprint
+    from kdcli.data.drawing import fingerprint
     from kdcli.models.network import weights_sha256
-    from kdcli.models.spec import open_model
 
-    model = open_model(spec)
     plan = plan_outputs(name, model, config.outputs, config.dtype, config.temperatures, data.class_names)
     device = pick_device(config.device)
     preprocess = model.preprocess
@@ -86,12 +84,12 @@ def open_teacher(name: str, spec: str, config: CacheConfig, data: "Images") -> T
         weights=weights_sha256(model.network),
         dtype=config.dtype,
         amp=config.amp,
-        declared_preprocess={**preprocess.document(), "crop_fraction": preprocess.crop_fraction},
+        declared_preprocess=preprocess.document(),
         num_classes=model.num_classes,
         num_features=model.num_features,
         class_names=model.class_names,
         temperatures=plan.temperatures,
-        pixels=as_pixels(fingerprint(preprocess.size, preprocess.interpolation)),
+        pixels=as_pixels(fingerprint(Render.of(preprocess))),
         compute={
             "batch_size": config.batch_size,
             "device": device.split(":")[0],

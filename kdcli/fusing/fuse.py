@@ -13,6 +13,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any, final
 
+import numpy as np
 import torch
 
 from kdcli.cache.cacheset import CacheSet
@@ -24,6 +25,8 @@ from kdcli.fusing.parents import choose_parents
 from kdcli.fusing.samples import Samples, choose_samples, data_set_names
 from kdcli.fusing.training import Training
 from kdcli.fusing.writeback import require_name, write_back
+from kdcli.geometry import Render
+from kdcli.methods.cells import require_same_places, source_sizes
 from kdcli.models.fused import FusionSpec, JointTeacher
 from kdcli.models.fused_folder import DESCRIPTION, WEIGHTS, Ancestor, FusedFolder
 from kdcli.models.fused_network import joint_spec
@@ -100,6 +103,11 @@ def _prepare(config: FuseConfig, typed: FuseConfig | None = None) -> _Prepared:
         size=None if config.map_size is None else (config.map_size, config.map_size),
     )
     spec.require_valid()
+    if config.levels != "L1":
+        shown = {f"'{source.record.name}'": Render.of(source.record.preprocess) for source in sources}
+        rows = np.concatenate((samples.train, samples.validation, samples.test))
+        cells = spec.size or spec.parents[0].size or (1, 1)
+        require_same_places(shown, cells, source_sizes(caches, rows))
     folder = FusedFolder(
         spec,
         tuple(

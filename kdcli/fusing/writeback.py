@@ -17,11 +17,12 @@ from kdcli.cache.provenance import OutputRecord, TeacherRecord, as_pixels
 from kdcli.cache.reader import CacheReader
 from kdcli.cache.writer import CacheWriter
 from kdcli.console import console
-from kdcli.data.views import fingerprint
+from kdcli.data.drawing import fingerprint
 from kdcli.errors import CacheMissingError, IdentityError, StoppedEarly
 from kdcli.extract.outputs import STORAGE, OutputPlan, compression_error
 from kdcli.fusing.config import FuseConfig
 from kdcli.fusing.samples import Samples, data_set_names
+from kdcli.geometry import Render
 from kdcli.models.fused import JointTeacher
 from kdcli.models.fused_folder import FusedFolder
 from kdcli.models.fused_network import FUSED, joint_preprocess, joint_spec
@@ -254,12 +255,12 @@ class _Writing:
             weights=folder.digest(self._joint, self._head),
             dtype=plan.dtype,
             amp="off",
-            declared_preprocess={**preprocess.document(), "crop_fraction": preprocess.crop_fraction},
+            declared_preprocess=preprocess.document(),
             num_classes=folder.spec.heads[self._head],
             num_features=self._joint.num_features,
             class_names=folder.classes[self._head],
             temperatures=plan.temperatures,
-            pixels=as_pixels(fingerprint(preprocess.size, preprocess.interpolation)),
+            pixels=as_pixels(fingerprint(Render.of(preprocess))),
             compute={
                 "batch_size": self._config.batch_size,
                 "device": self._device.type,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from kdcli.cache.cacheset import CacheSet
 from kdcli.cache.provenance import TeacherRecord
+from kdcli.data.recipes import Recipe
 from kdcli.data.sources import ImageData
 from kdcli.data.views import ViewSet
 from kdcli.methods.batch import Batch, TeacherOutputs
@@ -173,6 +174,7 @@ class Setup:
         views: numbers of the views that teachers are asked about.
         teacher_view: ``same``: teachers saw the student's view; ``eval``: the clean view 0.
         mixes: whether the student's views mix images.
+        recipe: of the student's training views.
         classes: how many the student's own classifier tells apart.
         columns: of each teacher that orders the same classes in another way, its number of each of them.
         split: whether some images are unlabelled; only then a distillation term may leave out the others.
@@ -194,6 +196,7 @@ class Setup:
     views: tuple[int, ...] = ()
     teacher_view: Literal["same", "eval"] = "same"
     mixes: bool = False
+    recipe: Recipe | None = None
     classes: int = 0
     columns: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     split: bool = False

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
-from kdcli.data.views import Render
+from kdcli.geometry import Render
 
 TeacherOutputs = Mapping[str, Mapping[str, Tensor]]
 """Outputs of teachers for one batch: teacher -> array -> [b, ...], in the type they are stored in."""

@@ -150,7 +150,7 @@ class FixMatchMethod(Method):
         Raises:
             UsageError: one of the views mixes images.
         """
-        strong = ViewSet(0, 1.0, options.strong_recipe or str(strong_recipe(weak.rule)))
+        strong = ViewSet(0, options.strong_recipe or str(strong_recipe(weak.rule)))
         for views in (weak, strong):
             if views.mixes:
                 raise UsageError(

@@ -11,7 +11,9 @@ from kdcli.cache.provenance import TeacherRecord
 from kdcli.console import console
 from kdcli.data.sources import ImageData
 from kdcli.errors import CacheMissingError, IdentityError, KdError, UsageError, nearest
+from kdcli.geometry import Render
 from kdcli.methods.base import Setup
+from kdcli.methods.cells import require_same_places, source_sizes
 from kdcli.methods.options import MethodOptions, method_option
 from kdcli.models.fused_network import FUSED
 from kdcli.models.spec import Model, open_model
@@ -181,6 +183,46 @@ def fit_matching(matching: Matching, model: Model) -> Matching:
             for level in named
         ),
     )
+
+
+def require_correspondence(setup: Setup, matching: Matching) -> None:
+    """See that the cells of matched maps are of the same places of the images.
+
+    Recorded training views are the same for teacher and student. View 0 is each one's own; and beside it
+    (``--teacher-view eval``) the student sees what its recipe makes.
+
+    Raises:
+        UsageError: they are not.
+    """
+    maps = [level for level in matching.levels if level.is_map]
+    if not maps or 0 not in setup.views or setup.data is None or setup.cache is None:
+        return
+    name = next(iter(setup.weights))
+    student, teacher = Render.of(setup.opened().preprocess), Render.of(setup.teachers[name].preprocess)
+    if setup.teacher_view == "eval":
+        _require_unmoved(setup, name)
+        student = replace(student, mode="squash", crop=1.0)
+    sizes = source_sizes(setup.cache, setup.cache.rows_of(setup.data, check_content=False))
+    for level in maps:
+        grid = level.student_shape if matching.adaptor == "teacher" else level.teacher_shape
+        require_same_places({"the student": student, f"'{name}'": teacher}, grid[1:], sizes)
+
+
+def _require_unmoved(setup: Setup, teacher: str) -> None:
+    """Refuse a student's view that is cropped or mirrored where the teacher's is not."""
+    recipe = setup.recipe
+    if recipe is not None and (recipe.scale is not None or recipe.flip > 0):
+        moved = " and ".join(
+            word
+            for word, applies in (("crops", recipe.scale is not None), ("mirrors", recipe.flip > 0))
+            if applies
+        )
+        raise UsageError(
+            f"recipe {recipe.name} {moved} what the student sees, and with --teacher-view eval '{teacher}' saw the "
+            "image as it is: the cells of their maps are not of the same places",
+            "Use a recipe that does neither, such as autoaugment (P4's), match no map (--mlfd-levels features), or "
+            "cache the views and use --teacher-view same.",
+        )
 
 
 def _teacher_taps(setup: Setup, record: TeacherRecord, cache: CacheSet, method: str) -> tuple[str, ...]:

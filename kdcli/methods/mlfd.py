@@ -43,6 +43,7 @@ from kdcli.methods.levels import (
     Side,
     choose_matching,
     fit_matching,
+    require_correspondence,
 )
 from kdcli.methods.losses import label_cross_entropy, soft_cross_entropy, weighted_sum
 from kdcli.methods.options import method_option, temperature_option
@@ -294,6 +295,7 @@ class Mlfd(Method):
     def build(self, setup: Setup) -> Objective:
         """See :class:`MultiLevelDistillation`."""
         matching = fit_matching(setup.own, setup.opened())
+        require_correspondence(setup, matching)
         return MultiLevelDistillation(
             next(iter(setup.weights)), matching, setup.options, setup.settings.label_smoothing
         )

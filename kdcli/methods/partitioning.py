@@ -18,6 +18,7 @@ from kdcli.cache.provenance import TeacherRecord
 from kdcli.console import console
 from kdcli.data.sources import ImageData
 from kdcli.errors import BadDataError, CacheMissingError, IdentityError, UsageError
+from kdcli.geometry import EvalGeometry
 from kdcli.methods.base import Method, Needs, Objective, Origin, Setup, equal_shares
 from kdcli.methods.batch import Batch, TeacherOutputs
 from kdcli.methods.losses import (
@@ -350,12 +351,12 @@ def _cached(origin: Origin, cache: CacheSet, name: str | None) -> TeacherRecord 
 
 
 def _differences(record: TeacherRecord, model: Model) -> list[Difference]:
-    declared = {key: value for key, value in record.declared_preprocess.items() if key != "crop_fraction"}
+    own = EvalGeometry.of(record.preprocess).applied(model.preprocess)  # the student is shown it so, too
     found = [
         Difference(field, old, new)
         for field, old, new in (
             ("architecture", record.architecture, model.architecture),
-            ("preprocess", declared, model.preprocess.document()),
+            ("preprocess", record.declared_preprocess, own.document()),
         )
         if old != new
     ]

@@ -62,7 +62,7 @@ def _config(model: Model, class_names: Sequence[str] | None) -> dict[str, Any]:
             "mean": list(model.preprocess.mean),
             "std": list(model.preprocess.std),
             "crop_pct": model.preprocess.crop_fraction,
-            "crop_mode": declared.get("crop_mode", "center"),
+            "crop_mode": model.preprocess.crop_mode,
             "num_classes": model.num_classes,
             "pool_size": None,
             "first_conv": current["first_conv"],

@@ -1,6 +1,7 @@
 """``kd-fused:DIR`` as a teacher: the joint teacher behind its frozen parents, from images."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, final
 
@@ -9,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kdcli.errors import IdentityError, NotFoundError, UsageError, nearest
+from kdcli.geometry import EvalGeometry, Render
 from kdcli.models.architectures import Architecture
 from kdcli.models.fused import JointOutput, JointTeacher
 from kdcli.models.fused_folder import FusedFolder
@@ -25,23 +27,11 @@ FUSED: Final = "kd-fused"
 def joint_preprocess(folder: FusedFolder) -> Preprocess:
     """Pixels as plain numbers of [0, 1]: every parent applies its own mean and std.
 
-    Size and filter are the first parent's, also in the record of a joint teacher whose parents differ in them,
-    which can be written back but not run from images.
+    Size, filter and geometry are the first parent's, also in the record of a joint teacher whose parents differ in
+    them, which can be written back but not run from images.
     """
-    first = folder.ancestors[0].preprocess
-    height, width = first["size"]
-    return Preprocess(
-        size=(height, width),
-        interpolation=first["interpolation"],
-        mean=(0.0, 0.0, 0.0),
-        std=(1.0, 1.0, 1.0),
-        crop_fraction=first["crop_fraction"],
-    )
-
-
-def _form(size: Sequence[int], interpolation: str) -> str:
-    """What a parent takes, e.g. ``48x48 bicubic``."""
-    return f"{'x'.join(map(str, size[-2:]))} {interpolation}"
+    first = Preprocess.from_document(folder.ancestors[0].preprocess)
+    return replace(first, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
 def joint_spec(folder: FusedFolder, place: Path, head: str) -> str:
@@ -104,25 +94,34 @@ class FusedArchitecture(Architecture):
 
     def _parent(self, number: int, own: Preprocess) -> Classifier:
         ancestor = self._folder.ancestors[number]
-        was = {key: value for key, value in ancestor.preprocess.items() if key != "crop_fraction"}
-        if (list(was["size"]), was["interpolation"]) != (list(own.size), own.interpolation):
+        was = Preprocess.from_document(ancestor.preprocess)
+        shown, first = Render.of(replace(was, mean=own.mean)), Render.of(own)
+        if shown != first:
             raise UsageError(
-                f"'{self._spec}': its parents take images of different size or filter, so they cannot share one "
-                f"('{ancestor.name}' {_form(was['size'], was['interpolation'])}, the first "
-                f"{_form(own.size, own.interpolation)})",
-                "Use it from the caches: kd fuse-teachers ... --write-back NAME",
+                f"'{self._spec}': its parents are shown images in different ways, so they cannot share one "
+                f"('{ancestor.name}' {shown}; the first {first})",
+                "Use it from the caches: kd fuse-teachers ... --write-back NAME; or fuse teachers of one input size "
+                "and filter that were cached with --eval-geometry shared or whole.",
+            )
+        if was.crop_mode == "border":
+            raise UsageError(
+                f"'{self._spec}': its parent '{ancestor.name}' pads images with its own mean colour, so it cannot "
+                "share one with others",
+                "Use it from the caches: kd fuse-teachers ... --write-back NAME; or cache the parents with "
+                "--eval-geometry whole, and fuse those.",
             )
         model = open_model(recorded(ancestor.spec))
+        now = EvalGeometry.of(was).applied(model.preprocess)
         found = differences(
             {
                 "architecture": ancestor.architecture,
                 "weights": ancestor.weights,
-                "preprocess": was,
+                "preprocess": was.document(),
             },
             {
                 "architecture": model.architecture,
                 "weights": weights_sha256(model.network),
-                "preprocess": model.preprocess.document(),
+                "preprocess": now.document(),
             },
         )
         if found:

@@ -88,7 +88,7 @@ def _described(model: Model) -> dict[str, Any]:
         "architecture": model.architecture,
         "classes": model.num_classes,
         "features": model.num_features,
-        "preprocess": {**model.preprocess.document(), "crop_fraction": model.preprocess.crop_fraction},
+        "preprocess": model.preprocess.document(),
         "model_args": get_model_args(model.network.plain),
     }
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, cast, final
+from typing import Any, cast, final, get_args
 
 import timm
 from safetensors import SafetensorError
@@ -19,7 +19,7 @@ from kdcli.models.hub import download_errors
 from kdcli.models.kinds import unknown_architecture
 from kdcli.models.network import Classifier, TimmClassifier
 from kdcli.models.weights import broken_file, read_shapes, refuse_differences
-from kdcli.types import Preprocess
+from kdcli.types import CropMode, Preprocess
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -87,7 +87,16 @@ class TimmArchitecture(Architecture):
             mean=_three(resolved["mean"]),
             std=_three(resolved["std"]),
             crop_fraction=float(resolved["crop_pct"]),
+            crop_mode=self._crop_mode(resolved["crop_mode"]),
         )
+
+    def _crop_mode(self, mode: str) -> CropMode:
+        if mode not in get_args(CropMode):
+            raise BadDataError(
+                f"'{self._spec}' wants the crop mode '{mode}'",
+                f"Set a known one in its config: {', '.join(get_args(CropMode))}.",
+            )
+        return cast("CropMode", mode)
 
     def class_names(self) -> tuple[str, ...] | None:
         """See the base."""

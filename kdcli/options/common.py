@@ -8,6 +8,8 @@ from typing import Literal, final
 
 from pydantic import BaseModel, ConfigDict
 
+from kdcli.errors import UsageError
+from kdcli.geometry import EvalGeometry
 from kdcli.options.fields import StepConfig, option
 from kdcli.types import AmpName
 
@@ -75,6 +77,18 @@ class VerifyOption(StepConfig):
     verify: Literal["never", "once", "always"] = option(
         "once", "When to check the cache's checksums.", panel="Run", mechanical=True, shared=True
     )
+
+
+def known_geometry(text: str) -> str:
+    """A value of ``--eval-geometry``, for a field validator.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return str(EvalGeometry.parse(text))
+    except UsageError as error:
+        raise ValueError(f"{error.message}. {error.hint}") from error
 
 
 class PartialOption(StepConfig):

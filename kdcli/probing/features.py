@@ -8,9 +8,10 @@ from jaxtyping import Float32, UInt8
 from torch.utils.data import DataLoader, Dataset
 
 from kdcli.console import console
+from kdcli.data.drawing import show
 from kdcli.data.sources import ImageData
-from kdcli.data.views import ViewSet, render
 from kdcli.errors import KdError
+from kdcli.geometry import Render
 from kdcli.models.spec import Model
 from kdcli.models.teacher import TeacherRunner
 from kdcli.outputs import Output
@@ -29,13 +30,11 @@ class EvalImages(Dataset[Rendered]):
 
     Args:
         data: the images.
-        preprocess: size, interpolation and crop fraction of the model.
+        preprocess: of the model.
     """
 
     def __init__(self, data: ImageData, preprocess: Preprocess) -> None:
-        self._data, self._preprocess = data, preprocess
-        # The recipe concerns training views only; view 0 is the same in all of them.
-        self._views = ViewSet.parse("eval", crop_fraction=preprocess.crop_fraction, recipe="imagenet")
+        self._data, self._render = data, Render.of(preprocess)
 
     def __len__(self) -> int:
         return len(self._data)
@@ -45,8 +44,7 @@ class EvalImages(Dataset[Rendered]):
             image = self._data.image(row)
         except KdError as error:
             return error
-        params = self._views.params(self._data.keys[row], 0, *image.size)
-        return render(image, params, self._preprocess.size, self._preprocess.interpolation)
+        return show(image, self._render)
 
 
 def model_outputs(

@@ -21,16 +21,15 @@ from kdcli.runtime import worker_setup
 from kdcli.training.plan import Plan
 from kdcli.training.replay import Recording, Replay, ViewRule
 from kdcli.training.samplers import Order, Portion, Ticket
-from kdcli.types import Preprocess
 
 
-def render_of(preprocess: Preprocess) -> Render:
-    """What a view is drawn as for a model's input."""
-    return preprocess.size, preprocess.interpolation
-
-
-def _stacked(drawn: Sequence[Drawn], render: Render) -> UInt8[Tensor, "b h w 3"]:
-    return torch.from_numpy(np.stack([pixels[render] for pixels in drawn]))
+def stacked(drawn: Sequence[Drawn], renders: Sequence[Render]) -> dict[Render, UInt8[Tensor, "b h w 3"]]:
+    """The pixels of a batch by what they are drawn as; what is drawn once for several is one tensor."""
+    tensors: dict[int, Tensor] = {}
+    for render in renders:
+        if (own := id(drawn[0][render])) not in tensors:
+            tensors[own] = torch.from_numpy(np.stack([pixels[render] for pixels in drawn]))
+    return {render: tensors[id(drawn[0][render])] for render in renders}
 
 
 @final
@@ -43,7 +42,7 @@ class Feed(Dataset[Batch | KdError]):
     Args:
         data: the images.
         rule: which view an epoch shows.
-        renders: input sizes of the students, drawn of the same decoded images; the first one's are the pixels.
+        renders: what the students are shown, drawn of the same decoded images; the first one's are the pixels.
         recording: cached outputs, if any.
         decoded: whether the images are looked at; if not, batches have no pixels, only cached outputs.
         strong: makes a second view of each live image, of the same number.
@@ -89,6 +88,7 @@ class Feed(Dataset[Batch | KdError]):
         else:
             drawn, partners, params = self._live(positions, encoded, view)
         labels, strong = self._data.labels, None
+        pixels = stacked(drawn, (self._render, *self._further))
         if self._strong is not None:
             strong = torch.arange(len(drawn)) >= len(positions)
             positions = np.tile(positions, 2)
@@ -99,13 +99,13 @@ class Feed(Dataset[Batch | KdError]):
         return Batch(
             torch.from_numpy(labels[positions]),
             torch.from_numpy(positions),
-            pixels=_stacked(drawn, self._render),
+            pixels=pixels[self._render],
             teacher={}
             if recording is None
             else recording.outputs(positions, self._rule.teacher(ticket.epoch)),
             mixed=mixed,
             strong=strong,
-            further={render: _stacked(drawn, render) for render in self._further},
+            further={render: pixels[render] for render in self._further},
         )
 
     def _undecoded(self, ticket: Ticket) -> Batch:

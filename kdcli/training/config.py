@@ -28,6 +28,7 @@ from kdcli.options.common import (
     SeedOption,
     VerifyOption,
     WorkersOption,
+    known_geometry,
 )
 from kdcli.options.fields import option
 from kdcli.options.grids import positive_numbers
@@ -156,6 +157,13 @@ class StudentConfig(
     recipe: str | None = _views(
         None, "Recipe of live training views; with a cache, the cache's.", complete="recipe", shared=True
     )
+    eval_geometry: str | None = _views(
+        None,
+        "How the student is tested and exported: own (its config's), shared:CROP (a centre crop) or whole (squeezed). "
+        "Default: that of what it is trained on, see docs/caches.md.",
+        metavar="GEOMETRY",
+        complete="geometry",
+    )
     data_seed: int = _views(0, "Seed of order and views.", ge=0, shared=True)
 
     out: Path = _run(..., "Output folder of the run.", mechanical=True)
@@ -268,6 +276,11 @@ class StudentConfig(
         if text is not None:
             learning_rates(text)
         return text
+
+    @field_validator("eval_geometry")
+    @classmethod
+    def _known_geometry(cls, text: str | None) -> str | None:
+        return text if text is None else known_geometry(text)
 
     @field_validator("milestones")
     @classmethod

@@ -11,17 +11,18 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from kdcli.console import console
-from kdcli.data.mixing import Pixels
+from kdcli.data.drawing import show
 from kdcli.data.sources import ImageData
-from kdcli.data.views import Drawer, Render, ViewSet
+from kdcli.data.views import Drawn
 from kdcli.errors import BadDataError, KdError, StoppedEarly
+from kdcli.geometry import Render
 from kdcli.models.student import LABEL_HEAD, Student
 from kdcli.models.teacher import normalise
 from kdcli.runtime import StopFlag
-from kdcli.training.batches import make_loader, render_of
+from kdcli.training.batches import make_loader
 from kdcli.training.classes import Classes
 from kdcli.training.distributed import Ranks
-from kdcli.training.plan import DEFAULT_RECIPE, Plan
+from kdcli.training.plan import Plan
 from kdcli.training.samplers import Ticket, plain_order
 from kdcli.types import Preprocess
 
@@ -118,7 +119,7 @@ class Examinee:
         student: put into eval mode.
         head: name of the head.
         labels: of the test images, in the numbering of the head.
-        preprocess: the student's; its crop fraction gives the eval view.
+        preprocess: the student's; its geometry gives the eval view.
     """
 
     student: Student
@@ -127,50 +128,33 @@ class Examinee:
     preprocess: Preprocess
 
 
-Look = tuple[float, Render]
-"""How a student sees an image: the share that its crop keeps, and its input size."""
-ExamBatch = tuple[dict[Look, UInt8[Tensor, "b _ _ 3"]], Int64[Tensor, " b"]]
-"""Pixels of some images as each student wants them, and their positions."""
-
-
-def look_of(preprocess: Preprocess) -> Look:
-    """The eval view that a model asks for."""
-    return preprocess.crop_fraction, render_of(preprocess)
+ExamBatch = tuple[dict[Render, UInt8[Tensor, "b _ _ 3"]], Int64[Tensor, " b"]]
+"""Pixels of some images as each model's evaluation shows them, and their positions."""
 
 
 @final
 class Exam(Dataset[ExamBatch | KdError]):
-    """Images to test on, each decoded once and drawn in every eval view that is asked for.
+    """Images to test on, each decoded once and drawn in every evaluation view that is asked for.
 
     Args:
         data: the images.
-        looks: the eval views.
+        renders: what the models are shown.
     """
 
-    def __init__(self, data: ImageData, looks: Iterable[Look]) -> None:
-        self._data, self._looks = data, tuple(dict.fromkeys(looks))
-        self._drawers = {
-            crop: Drawer(
-                data,
-                ViewSet(0, crop, DEFAULT_RECIPE),
-                [render for own, render in self._looks if own == crop],
-                range(len(data)),
-            )
-            for crop, _ in self._looks
-        }
+    def __init__(self, data: ImageData, renders: Iterable[Render]) -> None:
+        self._data, self._renders = data, tuple(dict.fromkeys(renders))
 
     def __getitem__(self, ticket: Ticket) -> ExamBatch | KdError:
         try:
             drawn = [self._draw(int(position)) for position in ticket.positions]
         except KdError as error:  # raised in a worker, it would reach the user as a worker's traceback
             return error
-        pixels = {look: torch.from_numpy(np.stack([each[look] for each in drawn])) for look in self._looks}
+        pixels = {key: torch.from_numpy(np.stack([each[key] for each in drawn])) for key in self._renders}
         return pixels, torch.from_numpy(ticket.positions)
 
-    def _draw(self, position: int) -> dict[Look, Pixels]:
+    def _draw(self, position: int) -> Drawn:
         image = self._data.image(position)
-        views = {crop: drawer.draw(position, image, 0)[1] for crop, drawer in self._drawers.items()}
-        return {(crop, render): views[crop][render] for crop, render in self._looks}
+        return {render: show(image, render) for render in self._renders}
 
 
 @final
@@ -246,7 +230,7 @@ def _examine(
     """Call ``see`` with an examinee's number, its logits of a batch of images, and their positions."""
     for examinee in examinees:
         examinee.student.eval()
-    exam, ranks = Exam(data, [look_of(examinee.preprocess) for examinee in examinees]), how.ranks
+    exam, ranks = Exam(data, [Render.of(examinee.preprocess) for examinee in examinees]), how.ranks
     parts = plain_order(len(data), how.batch_size)[ranks.rank :: ranks.world]
     loader = make_loader(exam, parts, how.workers, how.device)
     with ranks.one_fate(), console.progress(len(data) // ranks.world, "images", "testing") as bar:
@@ -259,9 +243,9 @@ def _examine(
                     "Run the same command again to test it.",
                 )
             pixels, index = batch
-            seen = {look: images.to(how.device) for look, images in pixels.items()}
+            seen = {render: images.to(how.device) for render, images in pixels.items()}
             for number, examinee in enumerate(examinees):
-                images = normalise(seen[look_of(examinee.preprocess)], examinee.preprocess)
+                images = normalise(seen[Render.of(examinee.preprocess)], examinee.preprocess)
                 output = examinee.student(images, [examinee.head])
                 see(number, output.logits[examinee.head].float(), index)
             bar.advance(len(index))

@@ -18,9 +18,9 @@ from torch import Tensor
 from kdcli.console import console
 from kdcli.errors import DeviceError, DivergedError, KdError, StoppedEarly
 from kdcli.files import read_json, storage_errors, write_json
+from kdcli.geometry import Render
 from kdcli.methods.batch import Batch
 from kdcli.runtime import StopFlag
-from kdcli.training.batches import render_of
 from kdcli.training.checkpoint import (
     append_metrics,
     latest_checkpoint,
@@ -99,7 +99,7 @@ class Lane:
         self.progress = Progress()
         self.diverged: DivergedError | None = None
         self._folder, self._reads = folder, reads
-        self._render = render_of(engine.preprocess)
+        self._render = Render.of(engine.preprocess)
         self._checkpoints, self._stateful = folder / "state", engine.stateful()
         if watch is not None and watch.best is not None:
             modules = {**self._stateful.modules, "best": watch.best}

@@ -6,6 +6,7 @@ from typing import Any, final
 
 from kdcli.data.sources import ImageData
 from kdcli.data.views import ViewSet
+from kdcli.geometry import OWN, EvalGeometry
 from kdcli.methods.base import Average, Method, Settings, Setup
 from kdcli.training.classes import Classes
 from kdcli.training.config import StudentConfig
@@ -43,6 +44,7 @@ class Plan:
         processes: that share each step; BatchNorm and random numbers are each one's own.
         strong: makes the strong views, where the method compares two.
         sets: the data sets with their names, ``data`` the first; empty where there is one.
+        geometry: how view 0 and the images of tests are fitted to the student's input.
     """
 
     config: StudentConfig
@@ -62,6 +64,7 @@ class Plan:
     processes: int = 1
     strong: ViewSet | None = None
     sets: tuple[NamedSet, ...] = ()
+    geometry: EvalGeometry = OWN
 
     @property
     def settings(self) -> Settings:
@@ -123,6 +126,7 @@ class Plan:
             "student": config.student,
             "init": self.init,
             "image_size": config.image_size,
+            "eval_geometry": str(self.geometry),
             **asdict(self.settings),
             "processes": self.processes,
             "seed": config.seed,

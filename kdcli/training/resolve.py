@@ -11,6 +11,7 @@ from kdcli.cache.staging import Needs, stage
 from kdcli.data.sources import ImageData, open_data
 from kdcli.data.views import ViewSet
 from kdcli.errors import CacheMissingError, UsageError
+from kdcli.geometry import EvalGeometry
 from kdcli.methods.base import Origin, Settings, Setup, find_method
 from kdcli.models.spec import ModelSpec
 from kdcli.training.classes import classes_of, columns_of
@@ -41,7 +42,7 @@ from kdcli.training.settings import (
 from kdcli.training.start import FRESH, NEAREST_SOURCE, UNTRAINED, Start, resolve_start
 from kdcli.training.teachers import Teachers, choose_teachers, ranked_records, require_options
 from kdcli.training.validation import split_off
-from kdcli.training.views import choose_views
+from kdcli.training.views import choose_geometry, choose_views
 from kdcli.types import Ranking
 
 
@@ -89,6 +90,7 @@ def make_plan(
     draft.choose_views()
     draft.open_data()
     draft.ask_method()
+    draft.choose_geometry()
     draft.find_rows()
     draft.open_tests()
     return draft.plan()
@@ -127,6 +129,7 @@ class _Draft:
     validation: ImageData | None
     setup: Setup
     test: ImageData | None
+    geometry: EvalGeometry
 
     def __init__(
         self, config: StudentConfig, ranking: Ranking | None, pins: Pins, processes: int, sources: Sources
@@ -210,6 +213,7 @@ class _Draft:
             views=() if cache is None else tuple(self._views(cache)),
             teacher_view=self.rule.teacher_view,
             mixes=self.rule.views.mixes,
+            recipe=self.rule.views.rule,
             classes=classes.count,
             columns=columns_of(self.method, teachers, classes),
             origin=self._origin(),
@@ -239,6 +243,13 @@ class _Draft:
         """Views that the teachers are asked about."""
         turns = turns_of(self.settings.epochs, self.rule, self.split or self.method.needs.sets)
         return sorted({self.rule.teacher(turn) for turn in range(turns)} & set(range(cache.view_count)))
+
+    def choose_geometry(self) -> None:
+        """How the student is evaluated."""
+        read = [] if self.teachers is None else [self.teachers.records[name] for name in self.setup.weights]
+        if self.lower is not None:
+            read = [self.lower.teacher]
+        self.geometry = choose_geometry(self.config, self.rule, read)
 
     def find_rows(self) -> None:
         """Find the data in the cache, and leave out what teachers have no outputs for."""
@@ -303,6 +314,7 @@ class _Draft:
             processes=self.processes,
             strong=self.strong,
             sets=self.sets,
+            geometry=self.geometry,
         )
         return replace(plan, setup=replace(setup, steps=order_of(plan).batches * self.settings.epochs))
 

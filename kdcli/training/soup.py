@@ -25,6 +25,7 @@ from kdcli.errors import (
     UsageError,
 )
 from kdcli.files import holds_files, read_json, storage_errors, write_json
+from kdcli.geometry import Render
 from kdcli.models.export import export_model
 from kdcli.models.soup import average, batchnorms, require_same_kind
 from kdcli.models.spec import Model, open_model, weights_sha256
@@ -34,7 +35,7 @@ from kdcli.models.timm_models import CONFIG_FILE
 from kdcli.runtime import StopFlag, pick_device, stop_signals, versions, worker_count
 from kdcli.training.batches import make_loader
 from kdcli.training.classes import Classes
-from kdcli.training.evaluate import Conditions, Exam, Examinee, accuracies, labels_for, look_of
+from kdcli.training.evaluate import Conditions, Exam, Examinee, accuracies, labels_for
 from kdcli.training.samplers import Ticket
 from kdcli.training.soup_config import SoupConfig
 from kdcli.training.start import UNTRAINED
@@ -275,7 +276,7 @@ def recalibrate(model: Model, data: ImageData, recipe: SoupConfig, stop: StopFla
         layer.train()
     batches = len(data) // recipe.batch_size or 1
     parts = [Ticket(0, part) for part in np.array_split(np.arange(len(data)), batches)]
-    exam = Exam(data, [look_of(model.preprocess)])
+    exam = Exam(data, [Render.of(model.preprocess)])
     loader = make_loader(exam, parts, worker_count(recipe.workers), device)
     with console.progress(len(data), "images", "estimating BatchNorm statistics") as bar:
         for batch in loader:

@@ -61,6 +61,7 @@ def build_student(plan: Plan) -> Built:
         num_classes=None if own else plan.classes.count,
         image_size=config.image_size,
     )
+    model = replace(model, preprocess=plan.geometry.declared(model.preprocess))
     if own:
         require_own_classes(config.method, model, plan.classes)
     if plan.init == "xavier":

@@ -1,10 +1,17 @@
 """What a run says of itself before its first step."""
 
+from typing import Final
+
 from kdcli.console import console
+from kdcli.data.sizes import Sizes, far_apart, sample_sizes, tell_geometry
+from kdcli.methods.cells import source_sizes
 from kdcli.training.plan import Plan
 from kdcli.training.samplers import stream_sizes
 from kdcli.training.student import Built
 from kdcli.training.validation import ON_TEST
+
+_SIZE_HINT: Final = "--image-size sets the student's"
+_SAMPLE: Final = 64
 
 
 def tell(plan: Plan, prefix: str = "") -> None:
@@ -13,10 +20,25 @@ def tell(plan: Plan, prefix: str = "") -> None:
         console.note(prefix + line)
 
 
-def tell_built(built: Built, prefix: str = "") -> None:
+def tell_built(plan: Plan, built: Built, prefix: str = "") -> None:
     """Say what was made to fit the student, on standard error, each line after ``prefix``."""
+    student, teachers = built.model.preprocess, {} if plan.teachers is None else plan.teachers.records
+    tell_geometry("student", {prefix + plan.config.student: student}, _sizes(plan), _SIZE_HINT)
+    if apart := far_apart(student, (record.preprocess for record in teachers.values())):
+        console.warn(
+            f"{prefix}the student's input is {apart[0]} pixels, that of its nearest teacher {apart[1]}; {_SIZE_HINT}"
+        )
     for line in built.objective.notes():
         console.note(prefix + line)
+
+
+def _sizes(plan: Plan) -> Sizes:
+    """Of some images; recorded ones where there is a cache, whose images need not be read."""
+    if plan.recording is None:
+        return sample_sizes(plan.data)
+    rows = plan.recording.rows
+    found = source_sizes(plan.recording.cache, rows[:: max(1, len(rows) // _SAMPLE)])
+    return [(int(width), int(height)) for width, height in found]
 
 
 def _lines(plan: Plan) -> list[str]:

@@ -15,10 +15,11 @@ from torch.utils.data import Dataset
 from kdcli.console import console
 from kdcli.data.sources import ImageData
 from kdcli.errors import DeviceError, DivergedError, KdError, UsageError
+from kdcli.geometry import Render
 from kdcli.methods.batch import Batch
 from kdcli.models.student import LABEL_HEAD
 from kdcli.runtime import StopFlag, StopNow, stop_signals, worker_count
-from kdcli.training.batches import feed_of, make_loader, render_of
+from kdcli.training.batches import feed_of, make_loader
 from kdcli.training.config import StudentConfig
 from kdcli.training.decide import LONE, decide, for_each, known_outcome
 from kdcli.training.distributed import Ranks, Together, join_ranks, stopped_before_training
@@ -175,7 +176,7 @@ def _prepare(plans: Mapping[str, Plan]) -> list[_Run]:
         random = OwnRandom(torch.device(plans[name].device))
         with random():
             built = build_student(plans[name])
-        tell_built(built, f"{name}: " if name else "")
+        tell_built(plans[name], built, f"{name}: " if name else "")
         return _Run(name, plans[name], built, random)
 
     for name, plan in plans.items():
@@ -220,7 +221,7 @@ def _accelerator(plan: Plan) -> Accelerator:
 
 def _feed(runs: Sequence[_Run], recording: Recording | None) -> Dataset[Batch | KdError]:
     plan = runs[0].plan
-    renders = [render_of(run.built.model.preprocess) for run in runs]
+    renders = [Render.of(run.built.model.preprocess) for run in runs]
     # Maps are all that a cut student sees; images that are mixed are drawn, for the labels of their partners.
     decoded = plan.rule.views.mixes or any(run.plan.lower is None for run in runs)
     return feed_of(plan, renders, recording, decoded)

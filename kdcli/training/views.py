@@ -1,12 +1,14 @@
 """Which views a run shows: the cache's, or live ones of a recipe."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from kdcli.cache.cacheset import CacheSet
-from kdcli.cache.provenance import as_pixels, require_same_pixels
+from kdcli.cache.provenance import TeacherRecord, as_pixels, require_same_pixels
 from kdcli.console import console
 from kdcli.data.views import ViewSet
 from kdcli.errors import UsageError
+from kdcli.geometry import OWN, WHOLE, EvalGeometry
 from kdcli.methods.base import Method
 from kdcli.training.config import StudentConfig
 from kdcli.training.replay import ViewRule
@@ -28,7 +30,7 @@ def choose_views(
         IdentityError: this kd draws other pixels than the one that cached them.
     """
     if cache is None:
-        return ViewRule(ViewSet(0, 1.0, config.recipe or method.recipe), None)
+        return ViewRule(ViewSet(0, config.recipe or method.recipe), None)
     views = ViewSet.from_document(cache.view_set)
     cached = cache.view_count - 1
     if pinned is not None and pinned <= cached:
@@ -54,6 +56,34 @@ def choose_views(
             "cache --views eval+train:K, or use --teacher-view eval"
         )
     return ViewRule(views, cached)
+
+
+def choose_geometry(config: StudentConfig, rule: ViewRule, records: Sequence[TeacherRecord]) -> EvalGeometry:
+    """How the student is tested and exported, and what view 0 shows it.
+
+    That is ``--eval-geometry``; without it, of a student trained on view 0 its teachers', and the whole image of one
+    whose recipe shows the whole image. All others have their own.
+
+    Args:
+        config: the run.
+        rule: which views are shown.
+        records: the teachers whose outputs it is trained on, or whose maps it continues.
+    """
+    if config.eval_geometry is not None:
+        return EvalGeometry.parse(config.eval_geometry)
+    if rule.recorded and rule.cached == 0 and records:
+        found = {record.name: EvalGeometry.of(record.preprocess) for record in records}
+        first = next(iter(found))
+        if len(set(found.values())) > 1:
+            listed = ", ".join(f"{name} {geometry}" for name, geometry in found.items())
+            console.warn(
+                f"the teachers saw the images in different ways ({listed}); the student sees them as '{first}' did. "
+                "kd cache-teachers --eval-geometry shared (or whole) shows all of them the same"
+            )
+        return found[first]
+    if not (rule.recorded and rule.cached == 0) and rule.views.rule.scale is None:
+        return WHOLE
+    return OWN
 
 
 def _require_unmixed(views: ViewSet) -> None:

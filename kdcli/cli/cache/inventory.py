@@ -102,7 +102,9 @@ def info(config: "InfoConfig", common: "Common") -> None:
     console.table(["field", "is"], _facts(found))
     if found.teachers:
         print()
-        console.table(["teacher", "id", "architecture", "classes", "dtype", "spec"], _teachers(found))
+        console.table(
+            ["teacher", "id", "architecture", "classes", "dtype", "view 0", "spec"], _teachers(found)
+        )
         print()
     console.table(_KINDS, _kinds(found))
     if found.dropped:
@@ -129,7 +131,6 @@ def _facts(found: "CacheInfo") -> "Sequence[Sequence[Any]]":
         ["samples", manifest.samples],
         ["classes", "no labels" if names is None else len(names)],
         ["views", f"{manifest.views} in groups of {', '.join(map(str, manifest.view_groups))}"],
-        ["eval crop", views.get("crop_fraction", "-")],
         ["recipe", recipe.get("name", "-") if manifest.views > 1 else "- (view 0 only)"],
         ["backend", f"{manifest.backend}, format {manifest.format}"],
         ["blocks", f"{manifest.blocks} of {manifest.block_rows} rows"],
@@ -138,8 +139,18 @@ def _facts(found: "CacheInfo") -> "Sequence[Sequence[Any]]":
 
 
 def _teachers(found: "CacheInfo") -> list[list[Any]]:
+    from kdcli.geometry import Render
+
     return [
-        [name, record.id[:12], record.architecture, record.num_classes, record.dtype, record.spec]
+        [
+            name,
+            record.id[:12],
+            record.architecture,
+            record.num_classes,
+            record.dtype,
+            Render.of(record.preprocess),
+            record.spec,
+        ]
         for name, record in found.teachers.items()
     ]
 

@@ -1,0 +1,69 @@
+"""What models are shown of some images, said before a run: one line a geometry, a warning where it enlarges much."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import median
+from typing import Final
+
+import numpy as np
+
+from kdcli.console import console
+from kdcli.data.joined import Images
+from kdcli.errors import KdError
+from kdcli.geometry import Render
+from kdcli.types import Preprocess
+
+FAR: Final = 2
+"""Factor between two sizes from which on they differ enough for a warning."""
+_SAMPLE = 15
+
+Sizes = Sequence[tuple[int, int]]
+"""Width and height of images in pixels."""
+
+
+def sample_sizes(data: Images) -> Sizes:
+    """Sizes of a few images, at equal distances through the data; of those that can be decoded."""
+    rows = np.unique(np.linspace(0, len(data) - 1, _SAMPLE).astype(int)).tolist()
+    found = []
+    for row in rows:
+        if data.keys[row]:  # a cache that grew has rows without a sample
+            try:
+                found.append(data.decode(row, data.encoded(row)).size)
+            except KdError:  # whoever reads all images says what is wrong with this one
+                continue
+    return found
+
+
+def tell_geometry(role: str, models: Mapping[str, Preprocess], sizes: Sizes, hint: str = "") -> None:
+    """Say what each model is shown in evaluation, and warn of those whose input is far larger than the images.
+
+    Args:
+        role: what the models are: ``teacher`` or ``student``.
+        models: preprocessing by name; models of one geometry share a line.
+        sizes: of some images.
+        hint: how to choose another input size, if that can be.
+    """
+    names: dict[Render, list[str]] = {}
+    for name, preprocess in models.items():
+        names.setdefault(Render.of(preprocess), []).append(name)
+    for render, own in names.items():
+        console.note(f"{role}{'s' if len(own) > 1 else ''} {', '.join(own)}: {render}")
+    if not sizes:
+        return
+    side = median(min(size) for size in sizes)
+    far = {name: min(each.size) for name, each in models.items() if min(each.size) >= FAR * side}
+    if far:
+        listed = ", ".join(f"{name} ({own})" for name, own in far.items())
+        console.warn(
+            f"the shorter side of the images is {side:g} pixels (median): {role}s that enlarge them {FAR} times or "
+            f"more: {listed}{hint and f'; {hint}'}"
+        )
+
+
+def far_apart(student: Preprocess, teachers: Iterable[Preprocess]) -> tuple[int, int] | None:
+    """Sides of the student's input and of its nearest teacher's, where they are far apart; else None."""
+    own = min(student.size)
+    sides = [min(each.size) for each in teachers]
+    if not sides:
+        return None
+    near = min(sides, key=lambda side: max(side, own) / min(side, own))
+    return (own, near) if max(near, own) >= FAR * min(near, own) else None

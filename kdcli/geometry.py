@@ -1,0 +1,231 @@
+"""Evaluation geometry: which part of an image a model is shown, and how it is fitted to the model's input.
+
+Sizes and offsets are those of ``timm.data.create_transform(..., is_training=False)``, rounding included. Whole
+numbers only; :func:`kdcli.data.views.show` draws what is decided here.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Final, final, get_args
+
+from kdcli.errors import UsageError
+from kdcli.types import CropMode, EvalMode, Interpolation, Preprocess
+
+USAGE: Final = "Use own (each model its own), shared or shared:CROP with CROP in (0, 1], or whole."
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """How an image of one size is fitted to an input: a box of it is resized, and a window of that is seen.
+
+    Attributes:
+        box: left, top, width, height in source pixels of what is resized.
+        resized: its width and height after that.
+        window: left and top of the input in it; below 0 where the input is larger and its border is filled.
+    """
+
+    box: tuple[int, int, int, int]
+    resized: tuple[int, int]
+    window: tuple[int, int]
+
+    def span(self, axis: int, side: int, source: int) -> tuple[float, float]:
+        """Where the input begins along an axis, and how long it is, as shares of the source.
+
+        Args:
+            axis: 0 for width, 1 for height.
+            side: of the input, pixels.
+            source: of the image, pixels.
+        """
+        scale = self.box[2 + axis] / self.resized[axis] / source
+        return self.box[axis] / source + self.window[axis] * scale, side * scale
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Render:
+    """What a view is drawn as: models that share it share their pixels.
+
+    Attributes:
+        size: (height, width) in pixels of the input.
+        interpolation: resampling filter.
+        mode: how view 0 fits an image to it; of no matter to training views, which have boxes of their own.
+        crop: share that view 0 keeps, see :class:`~kdcli.types.Preprocess`.
+        fill: colour of what view 0 shows beside the image.
+    """
+
+    size: tuple[int, int]
+    interpolation: Interpolation
+    mode: EvalMode = "center"
+    crop: float = 1.0
+    fill: tuple[int, int, int] = (0, 0, 0)
+
+    @classmethod
+    def of(cls, preprocess: Preprocess) -> "Render":
+        """What a model is shown."""
+        red, green, blue = (round(255 * value) for value in preprocess.mean)
+        return cls(
+            preprocess.size,
+            preprocess.interpolation,
+            preprocess.crop_mode,
+            preprocess.crop_fraction,
+            (red, green, blue) if preprocess.crop_mode == "border" else (0, 0, 0),
+        )
+
+    @property
+    def unplaced(self) -> "Render":
+        """The same without what only view 0 goes by."""
+        return Render(self.size, self.interpolation)
+
+    def resize_side(self, side: int) -> int:
+        """To how many pixels a side of the input's length is resized before the crop."""
+        return math.floor(side / self.crop)
+
+    def fit(self, width: int, height: int) -> Fit:
+        """How view 0 fits an image of a size in pixels to the input."""
+        input_height, input_width = self.size
+        if self.mode == "shared":
+            return Fit(centre_square(width, height, self.crop), (input_width, input_height), (0, 0))
+        resized = self._resized(width, height)
+        sides = zip(resized, (input_width, input_height), strict=True)
+        offset = _offset_down if self.mode == "center-down" else _offset
+        left, top = (offset(own, side) for own, side in sides)
+        return Fit((0, 0, width, height), resized, (left, top))
+
+    def _resized(self, width: int, height: int) -> tuple[int, int]:
+        tall, wide = (self.resize_side(side) for side in self.size)
+        if self.mode == "squash":
+            return wide, tall
+        if self.mode in ("center", "center-down") and tall == wide:  # torchvision's Resize(side)
+            longer = int(tall * max(width, height) / min(width, height))
+            return (tall, longer) if width <= height else (longer, tall)
+        ratios = (height / tall, width / wide)  # timm's ResizeKeepRatio
+        ratio = max(ratios) if self.mode == "border" else min(ratios)
+        # timm has no picture where a side comes to nothing; one pixel is.
+        return max(1, round(width / ratio)), max(1, round(height / ratio))
+
+    def __str__(self) -> str:
+        height, width = self.size
+        tall, wide = (self.resize_side(side) for side in self.size)
+        side = f"{tall}-pixel" if tall == wide else f"{tall} x {wide}"
+        crop = f"crop_pct {self.crop:g}"
+        how = {
+            "center": f"of a {side} resize, centre ({crop})",
+            "center-down": f"of a {side} resize, centre as in transformers ({crop})",
+            "squash": "of the whole image, squeezed"
+            if self.crop == 1
+            else f"of a {side} squeeze, centre ({crop})",
+            "border": f"of a {side} resize of the longer side, bordered ({crop})",
+            "shared": f"of the centred square of {self.crop:g} of the shorter side, squeezed",
+        }[self.mode]
+        return f"{height} x {width} {how}, {self.interpolation}"
+
+
+def _offset(resized: int, side: int) -> int:
+    """Where an input begins in a resized image: torchvision's center_crop, which pads before it crops."""
+    return -((side - resized) // 2) if side > resized else round((resized - side) / 2.0)
+
+
+def _offset_down(resized: int, side: int) -> int:
+    """The same of transformers' image processors, which kd reads only where nothing is padded."""
+    return (resized - side) // 2
+
+
+def centre_square(width: int, height: int, fraction: float) -> tuple[int, int, int, int]:
+    """left, top, width, height of the middle square of ``fraction`` of the shorter side, at least 1 pixel."""
+    side = max(1, math.floor(fraction * min(width, height) + 0.5))
+    return (width - side) // 2, (height - side) // 2, side, side
+
+
+def largest_offset(
+    one: Render, other: Render, sizes: Iterable[tuple[int, int]]
+) -> tuple[float, tuple[int, int]]:
+    """How far apart the same relative place of two inputs lies in an image: 0 where cells of maps correspond.
+
+    Args:
+        one: whose input is the measure.
+        other: another model's.
+        sizes: width and height of images.
+
+    Returns:
+        The largest distance over the images, as a share of the side of ``one``'s input, and the image's size.
+    """
+    found = (0.0, (0, 0))
+    for size in sizes:
+        fits = [(render.fit(*size), render.size[::-1]) for render in (one, other)]
+        for axis in (0, 1):
+            (start, length), (begin, extent) = (fit.span(axis, side[axis], size[axis]) for fit, side in fits)
+            apart = max(abs(start - begin), abs(start + length - begin - extent)) / length
+            found = max(found, (apart, size))
+    return found
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class EvalGeometry:
+    """How view 0 fits images to an input, whatever the input's size.
+
+    Attributes:
+        mode: as in :class:`~kdcli.types.Preprocess`; None: every model its own.
+        crop: likewise; None: the model's own, or what the caller says.
+    """
+
+    mode: EvalMode | None = None
+    crop: float | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "EvalGeometry":
+        """Read ``own``, ``shared``, ``shared:CROP`` (one box for all models) or ``whole`` (the image squeezed).
+
+        Raises:
+            UsageError: it is none of these, or CROP is not in (0, 1].
+        """
+        word, colon, number = text.partition(":")
+        if text in ("own", "whole", "shared"):
+            return {"own": cls(), "whole": WHOLE, "shared": cls("shared")}[text]
+        try:
+            crop = float(number) if word == "shared" and colon else 0.0
+        except ValueError:
+            crop = 0.0
+        if not 0 < crop <= 1:
+            raise UsageError(f"'{text}' is no evaluation geometry", USAGE)
+        return cls("shared", crop)
+
+    @classmethod
+    def of(cls, preprocess: Preprocess) -> "EvalGeometry":
+        """A model's."""
+        return cls(preprocess.crop_mode, preprocess.crop_fraction)
+
+    @property
+    def asked(self) -> str | None:
+        """What ``--eval-geometry`` calls it; None for what only a model's own can be."""
+        return str(self) if self == WHOLE or self.mode in (None, "shared") else None
+
+    def applied(self, own: Preprocess, crop: float | None = None) -> Preprocess:
+        """A model's preprocessing under this geometry.
+
+        Args:
+            own: what the model declares.
+            crop: where this names none; default: the model's own.
+        """
+        if self.mode is None:
+            return own
+        return replace(own, crop_mode=self.mode, crop_fraction=self.crop or crop or own.crop_fraction)
+
+    def declared(self, own: Preprocess) -> Preprocess:
+        """The same for a model that is exported: timm's nearest to what it has not is a centre crop of that share."""
+        found = self.applied(own)
+        return found if found.crop_mode in get_args(CropMode) else replace(found, crop_mode="center")
+
+    def __str__(self) -> str:
+        if self == WHOLE:
+            return "whole"
+        return (self.mode or "own") + ("" if self.crop is None else f":{self.crop!r}")
+
+
+WHOLE: Final = EvalGeometry("squash", 1.0)
+"""The whole image squeezed: places of any two inputs correspond, whatever the image's ratio of sides."""
+
+OWN: Final = EvalGeometry()
+"""Every model its own."""

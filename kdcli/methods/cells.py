@@ -1,0 +1,60 @@
+"""Whether the cells of two models' feature maps are of the same places of an image."""
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import numpy as np
+from jaxtyping import Int32, Int64
+
+from kdcli.cache.cacheset import CacheSet
+from kdcli.cache.layout import SAMPLES
+from kdcli.console import console
+from kdcli.data.views import PARAM_NAMES
+from kdcli.errors import UsageError
+from kdcli.geometry import Render, largest_offset
+
+FAR: Final = 0.5
+"""Cells by which places may differ: beyond it a cell has more in common with the next one."""
+_SMALL = 0.01
+_CHUNK = 65536
+
+
+def source_sizes(cache: CacheSet, rows: Int64[np.ndarray, " n"]) -> Int32[np.ndarray, "m 2"]:
+    """Width and height of the images of some rows as the cache recorded them; of those that could be read."""
+    first, found = PARAM_NAMES.index("source_width"), [np.empty((0, 2), np.int32)]
+    for start in range(0, len(rows), _CHUNK):
+        params = cache.gather(SAMPLES, "params", rows[start : start + _CHUNK], 0)
+        sizes = params[:, first : first + 2]
+        found.append(sizes[(sizes > 0).all(axis=1) & (sizes < np.iinfo(np.int32).max).all(axis=1)])
+    return np.concatenate(found)
+
+
+def require_same_places(
+    shown: Mapping[str, Render], cells: Sequence[int], sizes: Int32[np.ndarray, "m 2"]
+) -> None:
+    """Refuse to compare maps cell by cell where the models were shown the images in different ways.
+
+    Args:
+        shown: what each model is shown, by what messages call it; the first one's input is the measure.
+        cells: height and width of the maps.
+        sizes: width and height of the images.
+
+    Raises:
+        UsageError: places are more than half a cell apart.
+    """
+    (first, own), *others = shown.items()
+    distinct = [(int(width), int(height)) for width, height in np.unique(sizes, axis=0)]
+    for name, render in others:
+        share, (width, height) = largest_offset(own, render, distinct)
+        apart = share * max(cells)
+        where = (
+            f"the maps of {first} and of {name} are up to {apart:.2g} of {max(cells)} cells apart, as on images of "
+            f"{width} x {height} pixels ({first}: {own}; {name}: {render})"
+        )
+        if apart > FAR:
+            raise UsageError(
+                f"{where}, so their cells are not of the same places",
+                "Cache the teachers with --eval-geometry whole: every model then sees the whole image, squeezed.",
+            )
+        if apart > _SMALL:
+            console.note(where)
