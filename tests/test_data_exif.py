@@ -1,5 +1,6 @@
 """``exif=ignore``: images as timm shows them, recorded by what was made of them, never mixed with upright ones."""
 
+import json
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -14,6 +15,12 @@ from kdcli.cache.layout import load_manifest
 from kdcli.cache.reader import CacheReader
 from kdcli.data.sources import open_data
 from kdcli.data.spec import DataSpec
+from kdcli.errors import IdentityError
+from kdcli.extract.config import CacheConfig
+from kdcli.extract.extend import extend_cache
+from kdcli.extract.extract import cache_teachers
+from kdcli.ranking import rank_sources
+from kdcli.ranking.config import RankConfig
 
 Kd = Callable[..., Shell]
 
@@ -97,41 +104,60 @@ def test_the_option_is_for_data_that_do_not_say_and_the_location_says_it(photos:
     assert [again.encoded(row) for row in range(7)] == [both.encoded(row) for row in range(7)]
 
 
-def test_a_cache_records_it_and_whoever_reads_its_images_reads_them_so(
-    kd: Kd, photos: Path, teachers: dict[str, str], tmp_path: Path
-) -> None:
-    one, other = tmp_path / "ignore.kd", tmp_path / "apply.kd"
-    teacher = ("--teacher", f"t={teachers['a']}", "--device", "cpu", "--workers", "0", "--dtype", "float32")
-    make = ("cache-teachers", photos, *teacher)
-    assert kd(*make, "--cache", one, "--exif", "ignore").code == 0
-    assert kd(*make, "--cache", other).code == 0
-    assert load_manifest(one).locations == (f"folder/{photos}@exif=ignore",)
-    assert load_manifest(other).locations == (f"folder/{photos}",)
-    rows = np.arange(16)
-    found = [CacheReader(cache).gather("t", "features", rows) for cache in (one, other)]
+def config(cache: Path, name: str, teacher: str, data: object = None, exif: str = "apply") -> CacheConfig:
+    fields = {"block_rows": 32, "workers": 0, "device": "cpu", "dtype": "float32", "exif": exif}
+    return CacheConfig(data=data and str(data), cache=cache, teacher=(f"{name}={teacher}",), **fields)
+
+
+@pytest.fixture
+def cached(photos: Path, teachers: dict[str, str], tmp_path: Path) -> tuple[Path, Path]:
+    """A cache of the photos as they are stored, and one of the upright ones."""
+    found = tmp_path / "ignore.kd", tmp_path / "apply.kd"
+    for cache, exif in zip(found, ("ignore", "apply"), strict=True):
+        cache_teachers(config(cache, "t", teachers["a"], photos, exif))
+    return found
+
+
+def test_a_cache_records_it_and_differs_where_images_do(cached: tuple[Path, Path], photos: Path) -> None:
+    locations = [load_manifest(cache).locations for cache in cached]
+    assert locations == [(f"folder/{photos}@exif=ignore",), (f"folder/{photos}",)]
+    found = [CacheReader(cache).gather("t", "features", np.arange(16)) for cache in cached]
     same = (found[0] == found[1]).all(-1)
-    assert not same[9:].any()
     assert same[:9].all()
+    assert not same[9:].any()
 
-    more = ("--teacher", f"u={teachers['b']}", "--device", "cpu", "--workers", "0")
-    kd("cache-teachers", photos, "--cache", one, *more).refused(
-        21, "was made with exif=ignore", "--exif ignore"
-    )
-    kd("cache-teachers", photos, "--cache", other, *more, "--exif", "ignore").refused(21, "exif=apply")
-    assert kd("cache-teachers", "--cache", one, *more).code == 0  # from where the cache says
-    assert kd("cache", "verify", one, "--live", "--device", "cpu").code == 0
-    kd("cache", "extend", one, photos).refused(21, "exif=ignore")
-    assert kd("cache", "extend", one, photos, "--exif", "ignore").code == 0
 
+def test_who_reads_the_images_of_a_cache_reads_them_as_recorded(
+    kd: Kd, cached: tuple[Path, Path], photos: Path, teachers: dict[str, str]
+) -> None:
+    ignore, apply = cached
+    with pytest.raises(IdentityError, match="was made with exif=ignore") as caught:
+        cache_teachers(config(ignore, "u", teachers["b"], photos))
+    assert "--exif ignore" in caught.value.hint
+    with pytest.raises(IdentityError, match="was made with exif=apply"):
+        cache_teachers(config(apply, "u", teachers["b"], photos, "ignore"))
+    cache_teachers(config(ignore, "u", teachers["b"]))  # from where the cache says
+    assert kd("cache", "verify", ignore, "--live", "--device", "cpu").code == 0
+    with pytest.raises(IdentityError, match="exif=ignore"):
+        extend_cache(ignore, open_data(str(photos)), None, False)
+    assert not extend_cache(ignore, open_data(f"{photos}@exif=ignore"), None, False).is_new
+    with pytest.raises(IdentityError, match="exif=ignore"):
+        rank_sources(RankConfig(cache=(ignore,), data=str(photos)))
+    rank_sources(RankConfig(cache=(ignore,), data=f"{photos}@exif=ignore"))
+
+
+def test_a_student_is_shown_what_its_teachers_saw(
+    kd: Kd, cached: tuple[Path, Path], photos: Path, tmp_path: Path
+) -> None:
     train = (
-        "train-student", photos, "--cache", one, "--student", "test_resnet", "--image-size", "32",
-        "--method", "kl", "--teacher", "t", "--epochs", "1", "--batch-size", "8", "--device", "cpu", "--workers", "0",
+        "train-student", photos, "--test", photos, "--cache", cached[0], "--student", "test_resnet", "--image-size",
+        "32", "--method", "distill-equal", "--epochs", "1", "--batch-size", "8", "--device", "cpu", "--workers", "0",
     )  # fmt: skip
-    kd(*train, "--out", tmp_path / "no").refused(21, "exif=ignore")
+    kd(*train, "--out", tmp_path / "no").refused(21, "was made with exif=ignore", "--exif ignore")
     done = kd(*train, "--out", tmp_path / "yes", "--exif", "ignore", "--json")
     assert done.code == 0, done.err
-    kd("rank-sources", "--cache", one, "--data", photos).refused(21, "DATA@exif=ignore")
-    assert kd("rank-sources", "--cache", one, "--data", f"{photos}@exif=ignore").code == 0
+    identity = json.loads((tmp_path / "yes" / "run.json").read_text())
+    assert str(identity).count(f"{photos}@exif=ignore") >= 2  # what it learns from, and what it is tested on
 
 
 def test_bytes_that_are_no_image_have_no_orientation() -> None:

@@ -236,14 +236,6 @@ class TransformersClassifier(Classifier):
         """See the base."""
         return self.outputs(images, ("logits",))["logits"]
 
-    def classify(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b c"]:
-        """See the base; it runs whole.
-
-        Raises:
-            UsageError: always.
-        """
-        raise only_a_teacher(type(self.plain).__name__)
-
     def outputs(self, images: Float[Tensor, "b 3 h w"], names: Collection[str]) -> dict[str, Tensor]:
         """See the base: logits and features."""
         found = self._classified(images) if self._classes else {"features": self._embedded(images)}
@@ -307,7 +299,10 @@ class TransformersClassifier(Classifier):
                 f"'{name}' gives the same image different outputs: a {type(self.plain).__name__} draws at random",
                 "Choose a checkpoint of another class.",
             )
-        return found["features"].shape[1] if "features" in found else 0
+        if "features" not in found:
+            self.without = "its logits do not come from one layer called classifier"
+            return 0
+        return found["features"].shape[1]
 
     def digest(self) -> str:
         """See the base: of its weights and of the configuration, which says how they compute."""
