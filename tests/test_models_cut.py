@@ -46,7 +46,7 @@ def test_both_parts_give_what_the_whole_gives(name: str, tap: str) -> None:
         places = [entry["module"] for entry in plain.feature_info]
         _, maps = plain.forward_intermediates(images, indices=[places.index(tap)])
         torch.testing.assert_close(lower, maps[0])
-        torch.testing.assert_close(cut.features(model.network, maps[0]), whole)
+        torch.testing.assert_close(cut.outputs(model.network, maps[0], ["features"])["features"], whole)
 
 
 @pytest.mark.parametrize(("name", "tap"), CUTS[:6])

@@ -11,7 +11,7 @@ import torch
 from kdcli.errors import BadDataError, KdError, NotFoundError, UsageError
 from kdcli.models.network import weights_sha256
 from kdcli.models.spec import Model, ModelSpec, architecture_name, open_model
-from kdcli.models.student import require_timm
+from kdcli.models.student import require_trainable
 from kdcli.models.teacher import TeacherRunner
 from kdcli.outputs import Output
 
@@ -135,7 +135,7 @@ def test_it_is_a_teacher_only() -> None:
         lambda: open_model("mine:Net", weights="random"),
         lambda: open_model("mine:Net", num_classes=2),
         lambda: architecture_name(ModelSpec.parse("mine:Net")),
-        lambda: require_timm(open_model("mine:Net")),
+        lambda: require_trainable(open_model("mine:Net")),
     ):
         with pytest.raises(UsageError, match="can only be a teacher"):
             use()

@@ -98,7 +98,7 @@ def test_maps_are_those_of_timms_features_only() -> None:
     names = backbone.feature_info.module_name()
     with torch.inference_mode():
         wanted = dict(zip(names, backbone(images), strict=True))
-        _, found = model.network.features_and_maps(images, names)
+        found = model.network.outputs(images, [f"maps.{name}" for name in names])
     assert list(found) == ["act1", "layer1", "layer2", "layer3", "layer4"]
     for tap, image_map in found.items():
         torch.testing.assert_close(image_map, wanted[tap], rtol=1e-5, atol=1e-6)
@@ -108,7 +108,7 @@ def test_a_tap_before_an_in_place_layer_is_not_overwritten() -> None:
     model = opened("torchvision/resnet18")
     images = normalise(torch.from_numpy(pixels()), model.preprocess)
     with torch.inference_mode():
-        _, maps = model.network.features_and_maps(images, ("bn1", "relu"))
+        maps = model.network.outputs(images, ("maps.bn1", "maps.relu"))
         extractor = create_feature_extractor(model.network.plain, ["relu"])
         assert torch.equal(maps["relu"], extractor(images)["relu"])
     assert maps["bn1"].min() < 0

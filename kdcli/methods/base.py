@@ -17,6 +17,7 @@ from kdcli.data.sources import ImageData
 from kdcli.data.views import ViewSet
 from kdcli.methods.batch import Batch, TeacherOutputs
 from kdcli.methods.options import GeneralistOptions, MethodOptions, StreamOptions
+from kdcli.models.arguments import Argument
 from kdcli.models.spec import Model
 from kdcli.models.student import StudentOutput
 from kdcli.registry import METHODS
@@ -146,6 +147,7 @@ class Origin:
         start: spec of the model whose weights it starts from.
         trained: whether these are trained weights.
         image_size: in pixels; None: the model's own.
+        arguments: of its library's constructor.
         freeze: the part that does not train, if any.
         train_from: the tap up to which it stays as it starts, its maps read from the cache.
     """
@@ -154,6 +156,7 @@ class Origin:
     start: str = ""
     trained: bool = True
     image_size: int | None = None
+    arguments: Mapping[str, Argument] = field(default_factory=dict)
     freeze: str | None = None
     train_from: str | None = None
 

@@ -338,7 +338,7 @@ def _cached(origin: Origin, cache: CacheSet, name: str | None) -> TeacherRecord 
     named = None if name is None else cache.teacher(name)
     if not origin.trained or not (named or cache.teachers):
         return None
-    model = open_model(origin.start, image_size=origin.image_size)
+    model = open_model(origin.start, image_size=origin.image_size, arguments=origin.arguments)
     if named is None:
         return next((each for each in cache.teachers.values() if not _differences(each, model)), None)
     if found := _differences(named, model):

@@ -1,7 +1,10 @@
 """What kd asks of a library that networks come from; the answers of timm, torchvision and ONNX have a file each."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
+from kdcli.errors import UsageError
+from kdcli.models.arguments import Argument
 from kdcli.models.network import Classifier
 from kdcli.types import Preprocess
 
@@ -13,6 +16,18 @@ class Architecture(ABC):
     @abstractmethod
     def name(self) -> str:
         """The architecture, without pretrained tag; ``torchvision/NAME`` for torchvision, or ``onnx``."""
+
+    def configure(self, arguments: Mapping[str, Argument]) -> None:
+        """Build it with these arguments of its library from now on.
+
+        Raises:
+            UsageError: it does not know one of them.
+        """
+        if arguments:
+            raise UsageError(
+                f"--model-arg {next(iter(arguments))}: '{self.name}' runs as it is, it takes no arguments",
+                "Leave --model-arg out.",
+            )
 
     @abstractmethod
     def random(self, num_classes: int | None, image_size: int | None) -> Classifier:

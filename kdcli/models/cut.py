@@ -1,6 +1,6 @@
 """A network cut at a tap: what comes before it stays as it is, what comes after runs from its feature map."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -9,9 +9,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kdcli.errors import UsageError
-from kdcli.models.network import Classifier, TimmClassifier, nearly_equal, synthetic_image
+from kdcli.models.classifiers import TimmClassifier
+from kdcli.models.network import nearly_equal, synthetic_image
 from kdcli.models.spec import Model
 from kdcli.models.taps import require_tap
+from kdcli.outputs import MAPS
 
 _HINT = (
     "Networks whose stages follow each other can be cut: ResNet, RegNet, EfficientNet, MobileNetV3, ConvNeXt."
@@ -33,18 +35,19 @@ class Cut:
     lower: tuple[nn.Module, ...]
     upper: tuple[nn.Module, ...]
 
-    def features(self, network: Classifier, feature_map: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
-        """Pooled features of images whose feature map at the tap is given.
+    def outputs(
+        self, network: TimmClassifier, feature_map: Float[Tensor, "b c h w"], names: Collection[str]
+    ) -> dict[str, Tensor]:
+        """Features, logits, or both, of images whose feature map at the tap is given.
 
         Args:
             network: the network that was cut.
             feature_map: what its lower part gave.
+            names: among ``logits`` and ``features``.
         """
-        plain: Any = network.plain
         for layer in self.upper:
             feature_map = layer(feature_map)
-        pooled: Tensor = plain.forward_head(feature_map, pre_logits=True)
-        return pooled
+        return network.finish(feature_map, names)
 
 
 @final
@@ -87,11 +90,12 @@ def cut_at(model: Model, tap: str) -> Cut:
             raise refuse(f"its forward does not run '{tap}' by itself")
         place = names.index(tap) + 1
         cut = Cut(tap, tuple(c.layer for c in calls[:place]), tuple(c.layer for c in calls[place:]))
-        whole, maps = network.features_and_maps(image, [tap])
+        whole = network.outputs(image, ["features", MAPS + tap])
+        feature_map = whole[MAPS + tap]
         handed_on = calls[place - 1].output
-        if handed_on.shape != maps[tap].shape:
+        if handed_on.shape != feature_map.shape:
             raise refuse("what the layer hands on is not laid out as its feature map [b, C, H, W]")
-        if not nearly_equal(cut.features(network, maps[tap]), whole):
+        if not nearly_equal(cut.outputs(network, feature_map, ["features"])["features"], whole["features"]):
             raise refuse("the layers after it do not give its features from the map alone")
     return cut
 

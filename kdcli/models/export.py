@@ -1,4 +1,8 @@
-"""Export in timm's own layout: ``timm.create_model("local-dir:DIR", pretrained=True)`` opens it."""
+"""Export in timm's own layout: ``timm.create_model("local-dir:DIR", pretrained=True)`` opens it.
+
+A network of torchvision is exported in the same layout, which kd opens as ``local-dir:DIR`` too. Plain torch opens it
+with ``get_model(NAME, num_classes=N, **model_args).load_state_dict(load_file("model.safetensors"), strict=True)``.
+"""
 
 import json
 from collections.abc import Sequence
@@ -10,8 +14,9 @@ from timm.models import get_model_args, get_model_input_config
 
 from kdcli.errors import UsageError
 from kdcli.files import atomic_write_bytes, atomic_write_text, storage_errors
+from kdcli.models.classifiers import TorchvisionClassifier
 from kdcli.models.spec import Model
-from kdcli.models.student import require_timm
+from kdcli.models.student import require_trainable
 from kdcli.models.timm_models import CONFIG_FILE, WEIGHTS_FILE
 
 
@@ -19,15 +24,15 @@ def export_model(model: Model, directory: Path, class_names: Sequence[str] | Non
     """Write config.json and model.safetensors; a folder without config.json is an unfinished export.
 
     Args:
-        model: a timm model; its weights as they are now, its preprocessing with the size it was opened at.
+        model: of timm or torchvision; its weights as they are now, its preprocessing with the size it was opened at.
         directory: created when it is not there; other files in it are left alone.
         class_names: of the logits, in order; recorded as timm's ``label_names``.
 
     Raises:
-        UsageError: the model is not timm's, or the names are not as many as the classes.
+        UsageError: the model is of another kind, or the names are not as many as the classes.
         StorageError, NoSpaceError: writing failed.
     """
-    require_timm(model)
+    require_trainable(model)
     if class_names is not None and len(class_names) != model.num_classes:
         raise UsageError(
             f"{len(class_names)} class names for the {model.num_classes} classes of '{model.spec}'",
@@ -43,21 +48,29 @@ def export_model(model: Model, directory: Path, class_names: Sequence[str] | Non
     atomic_write_text(directory / CONFIG_FILE, json.dumps(config, indent=2, allow_nan=False) + "\n")
 
 
+def model_arguments(model: Model) -> dict[str, Any]:
+    """What its library needs to build it again, beside its name; drop rates of timm's networks are not recorded."""
+    if isinstance(model.network, TorchvisionClassifier):
+        return model.network.arguments
+    arguments: dict[str, Any] = get_model_args(model.network.plain)
+    return arguments
+
+
 def _config(model: Model, class_names: Sequence[str] | None) -> dict[str, Any]:
     """The document timm reads. It has no source: the weights beside it are all there is."""
     plain: Any = model.network.plain
-    declared: dict[str, Any] = plain.pretrained_cfg
-    current = get_model_input_config(plain)
+    declared: dict[str, Any] = getattr(plain, "pretrained_cfg", {})
+    timm = {} if isinstance(model.network, TorchvisionClassifier) else get_model_input_config(plain)
     names = {"label_names": list(class_names)} if class_names is not None else {}
     return {
         "architecture": model.architecture,
         "num_classes": model.num_classes,
         "num_features": model.num_features,
         **names,
-        "model_args": get_model_args(plain),
+        "model_args": model_arguments(model),
         "pretrained_cfg": {
             "input_size": [3, *model.preprocess.size],
-            "fixed_input_size": current["fixed_input_size"],
+            "fixed_input_size": timm.get("fixed_input_size", False),
             "interpolation": model.preprocess.interpolation,
             "mean": list(model.preprocess.mean),
             "std": list(model.preprocess.std),
@@ -65,7 +78,7 @@ def _config(model: Model, class_names: Sequence[str] | None) -> dict[str, Any]:
             "crop_mode": model.preprocess.crop_mode,
             "num_classes": model.num_classes,
             "pool_size": None,
-            "first_conv": current["first_conv"],
+            "first_conv": timm.get("first_conv"),
             "classifier": declared.get("classifier"),
             "custom_load": False,
         },

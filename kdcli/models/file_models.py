@@ -1,15 +1,17 @@
 """``ARCH@FILE.safetensors``: an architecture of timm or torchvision with the weights of a file."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import final
 
 from kdcli.errors import UsageError
 from kdcli.models.architectures import Architecture
+from kdcli.models.arguments import Argument
 from kdcli.models.grammar import TORCHVISION, ModelSpec
-from kdcli.models.network import Classifier, head_name
+from kdcli.models.network import Classifier
 from kdcli.models.timm_models import TimmArchitecture
 from kdcli.models.torchvision_models import TorchvisionArchitecture
-from kdcli.models.weights import load_strictly, read_shapes, with_body_of
+from kdcli.models.weights import classes_in, load_strictly, read_shapes, with_body_of
 from kdcli.types import Preprocess
 
 
@@ -33,6 +35,10 @@ class FileArchitecture(Architecture):
         """See the base."""
         return self._inner.name
 
+    def configure(self, arguments: Mapping[str, Argument]) -> None:
+        """See the base."""
+        self._inner.configure(arguments)
+
     def random(self, num_classes: int | None, image_size: int | None) -> Classifier:
         """See the base."""
         classifier = self._as_in_file(image_size)
@@ -49,7 +55,7 @@ class FileArchitecture(Architecture):
     def _as_in_file(self, image_size: int | None) -> Classifier:
         shapes = read_shapes(self._file)
         classifier = self._inner.random(None, image_size)
-        classes = shapes.get(f"{head_name(classifier)}.weight", (0,))[0]
+        classes = classes_in(shapes, classifier)
         return classifier if classes == classifier.num_classes else self._inner.random(classes, image_size)
 
     def preprocess(self, image_size: int | None) -> Preprocess:

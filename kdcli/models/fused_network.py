@@ -1,6 +1,6 @@
 """``kd-fused:DIR`` as a teacher: the joint teacher behind its frozen parents, from images."""
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Final, final
@@ -17,6 +17,7 @@ from kdcli.models.fused_folder import FusedFolder
 from kdcli.models.grammar import ModelSpec, only_a_teacher
 from kdcli.models.network import Classifier, weights_sha256
 from kdcli.models.spec import open_model
+from kdcli.outputs import MAPS
 from kdcli.registry import recorded
 from kdcli.types import Preprocess, differences
 
@@ -199,21 +200,17 @@ class FusedClassifier(Classifier):
         """See the base."""
         return self._network.linear
 
-    def features(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+    def outputs(self, images: Float[Tensor, "b 3 h w"], names: Collection[str]) -> dict[str, Tensor]:
         """See the base."""
-        return self._network.all_outputs(images).features
+        output = self._network.all_outputs(images)
+        found = {"logits": output.logits, "features": output.features}
+        found |= {MAPS + tap: each for tap, each in output.maps.items()}
+        return {name: found[name] for name in names}
 
     @property
     def taps(self) -> tuple[str, ...]:
         """See the base: the fused maps, the earliest first."""
         return self._network.joint.spec.map_names[::-1]
-
-    def features_and_maps(
-        self, images: Float[Tensor, "b 3 h w"], taps: Sequence[str]
-    ) -> tuple[Float[Tensor, "b d"], dict[str, Float[Tensor, "b _ _ _"]]]:
-        """See the base."""
-        output = self._network.all_outputs(images)
-        return output.features, {tap: output.maps[tap] for tap in taps}
 
     def digest(self) -> str:
         """See the base: of the joint teacher's weights, its head's name and its parents' ids."""

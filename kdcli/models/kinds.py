@@ -39,7 +39,7 @@ def unknown_architecture(name: str, where: str) -> NotFoundError:
 
 def _known_architecture(name: str, text: str) -> str:
     if name.startswith(TORCHVISION):
-        return _known_torchvision(name, text)
+        return known_torchvision(name, text)
     if not name or name.endswith(".onnx") or any(character in name for character in "/\\: "):
         raise _not_a_name(name, text)
     from timm.models import (
@@ -65,7 +65,12 @@ def _known_architecture(name: str, text: str) -> str:
     return name
 
 
-def _known_torchvision(name: str, text: str) -> str:
+def known_torchvision(name: str, text: str) -> str:
+    """The name of an architecture of torchvision, with its prefix, which is in the model string ``text``.
+
+    Raises:
+        NotFoundError: there is none of that name; the nearest is told.
+    """
     from torchvision import models
 
     list_models: Callable[..., list[str]] = models.list_models
@@ -161,10 +166,10 @@ TIMM = ModelKind(
     init="random",
 )
 HF_HUB = ModelKind("hf-hub:ORG/NAME", _hub, "kdcli.models.timm_models:TimmArchitecture", prefix=True)
-LOCAL_DIR = ModelKind("local-dir:PATH", _place, "kdcli.models.timm_models:TimmArchitecture", prefix=True)
+LOCAL_DIR = ModelKind("local-dir:PATH", _place, "kdcli.models.folder_models:open_folder", prefix=True)
 TORCHVISION_NAME = ModelKind(
     "torchvision/NAME",
-    lambda rest, text: (_known_torchvision(rest, text), None),
+    lambda rest, text: (known_torchvision(rest, text), None),
     "kdcli.models.torchvision_models:TorchvisionArchitecture",
     write=lambda spec: spec.name,
     init="random",

@@ -134,22 +134,6 @@ class OnnxClassifier(Classifier):
         """See the base: of the file and its external weights."""
         return self._graph.sha256
 
-    def features(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
-        """See the base."""
-        return self.outputs(images, ("features",))["features"]
-
-    def classify(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b c"]:
-        """See the base; an ONNX graph runs whole.
-
-        Raises:
-            UsageError: always.
-        """
-        raise only_a_teacher(self._name)
-
-    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c"]:
-        """See the base."""
-        return self.outputs(images, ("logits",))["logits"]
-
     def outputs(self, images: Float[Tensor, "b 3 h w"], names: Collection[str]) -> dict[str, Tensor]:
         """See the base."""
         values = {"logits": self._graph.logits, "features": self._graph.features}

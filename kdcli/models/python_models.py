@@ -161,14 +161,6 @@ class PythonClassifier(Classifier):
         """See the base."""
         return self._classes
 
-    def features(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
-        """See the base.
-
-        Raises:
-            UsageError: always.
-        """
-        raise UsageError(f"'{self._name}' gives no features", "Use --keep logits.")
-
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c"]:
         """See the base.
 
@@ -212,6 +204,7 @@ class PythonClassifier(Classifier):
 
     def check(self, size: tuple[int, int], name: str) -> int:
         """See the base: it has no features."""
+        self.without = "a Python callable gives logits alone"
         return 0
 
     def digest(self) -> str:

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from timm.models import get_model_args
 from torch import Tensor, nn
 
 from kdcli.errors import IdentityError
+from kdcli.models.export import model_arguments
 from kdcli.models.spec import Model
 from kdcli.types import Difference, differences
 
@@ -89,7 +89,7 @@ def _described(model: Model) -> dict[str, Any]:
         "classes": model.num_classes,
         "features": model.num_features,
         "preprocess": model.preprocess.document(),
-        "model_args": get_model_args(model.network.plain),
+        "model_args": model_arguments(model),
     }
 
 

@@ -1,9 +1,12 @@
 """From a model string to an open network: :func:`open_model`. The kinds of models are in kinds.py."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import final
 
 from kdcli.models.architectures import Architecture
+from kdcli.models.arguments import Argument
 from kdcli.models.grammar import ModelSpec, WeightsName, default_init, is_teacher_only, only_a_teacher
 from kdcli.models.network import Classifier, weights_sha256
 from kdcli.models.weights import with_body_of
@@ -19,7 +22,7 @@ class Model:
     """A network that is open, checked, and in eval mode on the CPU.
 
     Attributes:
-        network: the network, cut before its last linear layer (where it has such a layer).
+        network: the network.
         spec: canonical model string that opens the same again.
         architecture: timm's name without tag, or what its kind calls it.
         preprocess: how it wants its pixels.
@@ -43,6 +46,7 @@ def open_model(
     weights: WeightsName = "pretrained",
     num_classes: int | None = None,
     image_size: int | None = None,
+    arguments: Mapping[str, Argument] = MappingProxyType({}),
 ) -> Model:
     """Open a model; what is random in it (seeded by torch's generator) is only what was asked to be.
 
@@ -52,6 +56,7 @@ def open_model(
         num_classes: width of the classifier; one that differs from the weights' own is a fresh random
             head on the loaded rest, an equal one keeps the head. 0 drops it.
         image_size: side of the input in pixels; default: the model's own.
+        arguments: of its library's constructor, e.g. ``drop_path_rate``.
 
     Returns:
         The model, in eval mode.
@@ -59,12 +64,13 @@ def open_model(
     Raises:
         NotFoundError: the model is unknown, or its weights cannot be had.
         BadDataError: its weights or configuration are damaged, or do not fit it.
-        UsageError: it takes no images of that size, does not end in one linear layer, or is an ONNX file
-            that something else than a teacher is asked of.
+        UsageError: it takes no images of that size, gives neither logits nor features, does not know an argument,
+            or is an ONNX file that something else than a teacher is asked of.
         MissingExtraError: an ONNX file, without the packages that run it.
     """
     spec = ModelSpec.parse(spec) if isinstance(spec, str) else spec
     architecture = _architecture(spec)
+    architecture.configure(arguments)
     preprocess = architecture.preprocess(image_size)
     if weights == "random":
         classifier = architecture.random(num_classes, image_size)
@@ -84,6 +90,16 @@ def open_model(
         num_features=num_features,
         class_names=architecture.class_names() if classifier.num_classes == own_classes else None,
     )
+
+
+def require_known_arguments(spec: ModelSpec, arguments: Mapping[str, Argument]) -> None:
+    """Refuse arguments that an architecture does not know; no weights are read.
+
+    Raises:
+        UsageError: naming the nearest known ones.
+    """
+    if arguments:
+        _architecture(spec).configure(arguments)
 
 
 def architecture_name(spec: ModelSpec) -> str:

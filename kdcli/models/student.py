@@ -1,18 +1,18 @@
-"""A student: one backbone, its own classifier, and one more linear head per teacher it learns from."""
+"""A student: one backbone, its own classifier as it is, and one more linear head per teacher it learns from."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from kdcli.errors import UsageError
+from kdcli.models.classifiers import TimmClassifier, TorchvisionClassifier
 from kdcli.models.cut import Cut
 from kdcli.models.grammar import ModelSpec, is_teacher_only, only_a_teacher
-from kdcli.models.network import TimmClassifier
 from kdcli.models.spec import Model
+from kdcli.outputs import MAPS
 
 LABEL_HEAD = "label"
 """Name of the network's own classifier, the only head that is exported."""
@@ -21,7 +21,10 @@ LABEL_HEAD = "label"
 @final
 @dataclass(frozen=True, slots=True)
 class StudentOutput:
-    """Pooled features, the logits of the heads that were asked for, and the maps at the taps that were."""
+    """Pooled features, the logits of the heads that were asked for, and the maps at the taps that were.
+
+    The features of a network that gives none are empty: [b, 0].
+    """
 
     features: Float[Tensor, "b d"]
     logits: dict[str, Float[Tensor, "b _"]]
@@ -33,18 +36,21 @@ class Student(nn.Module):
     """One backbone with several linear heads (P1 section 3.1; P2 section 3.2: one extra head per source).
 
     Args:
-        model: an open timm model; its own classifier is the head ``"label"``.
+        model: an open model of timm or torchvision; its own classifier, whatever it is, is the head ``"label"``.
+            Where that has several parts (distilled networks), its logits are their mean, in training as in tests.
         heads: width of each further head by name, drawn from torch's generator in this order.
 
     Raises:
-        UsageError: the model is not timm's (no export could reopen it), or a head is called label.
+        UsageError: the model cannot be exported, has no features for further heads, or a head is called label.
     """
 
     def __init__(self, model: Model, heads: Mapping[str, int]) -> None:
         super().__init__()
-        require_timm(model)
+        require_trainable(model)
         if LABEL_HEAD in heads:
             raise UsageError(f"no head may be called '{LABEL_HEAD}': that is the network's own", "Rename it.")
+        if heads:
+            require_features(model, "a further head")
         self.model = model
         self.network = model.network
         # A list, not a dict: names of teachers may hold dots, which module names may not.
@@ -55,11 +61,10 @@ class Student(nn.Module):
         self._cut: Cut | None = None
 
     @property
-    def heads(self) -> dict[str, nn.Linear]:
+    def heads(self) -> dict[str, nn.Module]:
         """All heads by name; the network's own classifier, if it has one, first."""
         own = {LABEL_HEAD: self.network.head} if self.network.num_classes else {}
-        extra = zip(self._extra_names, self._extra, strict=True)
-        return {name: head for name, head in [*own.items(), *extra] if isinstance(head, nn.Linear)}
+        return {**own, **dict(zip(self._extra_names, self._extra, strict=True))}
 
     def forward(
         self,
@@ -76,24 +81,28 @@ class Student(nn.Module):
             feature_map: what the layers up to the cut gave of the images; see :meth:`freeze_up_to`.
             taps: names of layers; not of a student that is cut.
         """
-        features, maps = self._features(images, feature_map, taps)
         known = self.heads
         names = known if heads is None else heads
-        return StudentOutput(features, {name: known[name](features) for name in names}, maps)
+        asked = ["features"] if self.model.num_features else []
+        asked += ["logits"] if LABEL_HEAD in names else []
+        found = self._outputs(images, feature_map, [*asked, *(MAPS + tap for tap in taps)])
+        features = found.get("features")
+        if features is None:
+            features = found["logits"].new_empty(len(found["logits"]), 0)
+        logits = {name: found["logits"] if name == LABEL_HEAD else known[name](features) for name in names}
+        return StudentOutput(features, logits, {tap: found[MAPS + tap] for tap in taps})
 
-    def _features(
-        self, images: Tensor | None, feature_map: Tensor | None, taps: Sequence[str]
-    ) -> tuple[Float[Tensor, "b d"], dict[str, Float[Tensor, "b _ _ _"]]]:
-        if feature_map is not None:
-            if self._cut is None or taps:
-                raise ValueError("a feature map for a student that is not cut, or maps of one that is")
-            return self._cut.features(self.network, feature_map), {}
-        if images is None:
-            raise ValueError("neither images nor their feature map")
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._frozen_backbone):
-            if taps:
-                return self.network.features_and_maps(images, taps)
-            return self.network.features(images), {}
+    def _outputs(
+        self, images: Tensor | None, feature_map: Tensor | None, names: Sequence[str]
+    ) -> dict[str, Tensor]:
+        if feature_map is None:
+            if images is None:
+                raise ValueError("neither images nor their feature map")
+            return self.network.outputs(images, names)
+        assert isinstance(self.network, TimmClassifier)  # no other network can be cut
+        if self._cut is None or any(name.startswith(MAPS) for name in names):
+            raise ValueError("a feature map for a student that is not cut, or maps of one that is")
+        return self._cut.outputs(self.network, feature_map, names)
 
     def train(self, mode: bool = True) -> "Student":
         """As in torch, but what is frozen stays in eval mode."""
@@ -172,18 +181,32 @@ class Student(nn.Module):
         ]
 
 
-def require_timm(model: Model) -> None:
-    """Students are timm's, so that what they export opens with ``timm.create_model``.
+def require_trainable(model: Model) -> None:
+    """Students are timm's or torchvision's, so that what they export opens in kd and in their library.
 
     Raises:
-        UsageError: the model is not timm's.
+        UsageError: the model is neither.
     """
-    if is_teacher_only(ModelSpec.parse(model.spec)):
+    if is_teacher_only(ModelSpec.parse(model.spec)) or not isinstance(
+        model.network, TimmClassifier | TorchvisionClassifier
+    ):
         raise only_a_teacher(model.spec)
-    if not isinstance(model.network, TimmClassifier):
+
+
+def require_features(model: Model, what: str) -> None:
+    """Refuse a student that gives logits alone where features are needed.
+
+    Args:
+        model: the student.
+        what: needs them, for the message.
+
+    Raises:
+        UsageError: saying why it has none.
+    """
+    if not model.num_features:
         raise UsageError(
-            f"'{model.spec}' cannot be a student: exports are in timm's layout",
-            f"Use timm's architecture, e.g. --student {model.architecture.rpartition('/')[2]}.",
+            f"{what} needs the features of '{model.spec}', which has none: {model.network.without}",
+            "Choose a student that pools its features before its classifier, or a method of logits such as xe-kl.",
         )
 
 

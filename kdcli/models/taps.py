@@ -7,7 +7,7 @@ import torch
 from kdcli.errors import UsageError, nearest
 from kdcli.models.network import nearly_equal, synthetic_image
 from kdcli.models.spec import Model
-from kdcli.outputs import Output, raw_outputs
+from kdcli.outputs import MAPS, Output, raw_outputs
 
 _SHOWN = 40
 """How many taps an error lists."""
@@ -25,8 +25,8 @@ def require_outputs(model: Model, outputs: Iterable[Output]) -> None:
         raise UsageError(f"'{model.spec}' has no classifier, so it gives no logits", "Use --keep features.")
     if "features" in raw and not model.num_features:
         raise UsageError(
-            f"'{model.spec}' gives no features: its logits do not come from one linear layer that can be found",
-            "Use --keep logits.",
+            f"'{model.spec}' gives no features: {model.network.without or 'it has logits alone'}",
+            "Use --keep logits, or a model that pools its features before its classifier.",
         )
     for output in outputs:
         if output.top_k > model.num_classes:
@@ -54,10 +54,12 @@ def tap_shapes(model: Model, taps: Sequence[str]) -> dict[str, tuple[int, int, i
     network = model.network.eval()
     device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
     image = synthetic_image(model.preprocess.size).to(device)
+    plain = ("features",) if model.num_features else ("logits",)
     with torch.inference_mode():
-        features, maps = network.features_and_maps(image, taps)
-        same = nearly_equal(features, network.features(image))
-    if not same or any(found.ndim != 4 for found in maps.values()):
+        found = network.outputs(image, [*plain, *(MAPS + tap for tap in taps)])
+        same = nearly_equal(found[plain[0]], network.outputs(image, plain)[plain[0]])
+    maps = {tap: found[MAPS + tap] for tap in taps}
+    if not same or any(each.ndim != 4 for each in maps.values()):
         raise UsageError(
             f"'{model.spec}' cannot give feature maps: timm's forward_intermediates differs from its forward",
             "Leave maps out for this teacher.",

@@ -7,7 +7,7 @@ from typing import final
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdcli.errors import BadDataError, DeviceError
 from kdcli.models.spec import Model
@@ -18,19 +18,44 @@ from kdcli.types import AmpName, Preprocess
 _AMP_DTYPE = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def normalise(pixels: UInt8[Tensor, "b h w 3"], preprocess: Preprocess) -> Float[Tensor, "b 3 h w"]:
+_SIMD_FLOATS = 16
+"""Floats of the widest vector of a CPU (AVX-512)."""
+
+
+def trains_channels_last(network: nn.Module, device: torch.device) -> bool:
+    """Whether training a network in the channels_last format is safe; it is faster, and inference always safe.
+
+    On a CPU torch's backward of a 1x1 convolution with a stride over fewer channels than a vector holds writes
+    past its memory (pytorch#136348; found with torch 2.14: below 8 channels with AVX2, with an input or with
+    weights in that format). FastViT, RepVGG and MobileOne begin with one.
+    """
+    return device.type != "cpu" or not any(
+        isinstance(module, nn.Conv2d)
+        and set(module.kernel_size) == {1}
+        and max(module.stride) > 1
+        and module.in_channels < _SIMD_FLOATS
+        for module in network.modules()
+    )
+
+
+def normalise(
+    pixels: UInt8[Tensor, "b h w 3"], preprocess: Preprocess, channels_last: bool = True
+) -> Float[Tensor, "b 3 h w"]:
     """Pixels of 0..255 as a network's input: ``(x / 255 - mean) / std``.
 
-    The result has the operations, and so the bits, of torchvision's ToTensor + Normalize, and is laid
-    out as channels_last in memory (the pixels are not copied into another order).
+    The result has the operations, and so the bits, of torchvision's ToTensor + Normalize.
 
     Args:
         pixels: images on the device of the network.
         preprocess: whose mean and std to use.
+        channels_last: laid out so in memory (the pixels are not copied into another order), or contiguous.
     """
     mean = torch.tensor(preprocess.mean, device=pixels.device).view(1, 3, 1, 1)
     std = torch.tensor(preprocess.std, device=pixels.device).view(1, 3, 1, 1)
-    return pixels.permute(0, 3, 1, 2).to(torch.float32).div_(255).sub_(mean).div_(std)
+    images = pixels.permute(0, 3, 1, 2)
+    if not channels_last:
+        images = images.contiguous()
+    return images.to(torch.float32).div_(255).sub_(mean).div_(std)
 
 
 def autocast(device: str, amp: AmpName) -> "torch.autocast | nullcontext[None]":

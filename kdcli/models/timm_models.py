@@ -1,23 +1,26 @@
 """timm's architectures: bare names, ``hf-hub:`` and ``local-dir:``."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast, final, get_args
 
 import timm
+import torch
 from safetensors import SafetensorError
 from timm.data.config import resolve_data_config
 from timm.models import is_model, resolve_model_input_args
 
 from kdcli.errors import BadDataError, NotFoundError, UsageError
 from kdcli.models.architectures import Architecture
+from kdcli.models.arguments import Argument, known_arguments, refused_arguments, require_arguments
+from kdcli.models.classifiers import TimmClassifier
 from kdcli.models.declared import INTERPOLATION, check_model_config
 from kdcli.models.grammar import ModelSpec
 from kdcli.models.hub import download_errors
 from kdcli.models.kinds import unknown_architecture
-from kdcli.models.network import Classifier, TimmClassifier
+from kdcli.models.network import Classifier
 from kdcli.models.weights import broken_file, read_shapes, refuse_differences
 from kdcli.types import CropMode, Preprocess
 
@@ -40,9 +43,10 @@ class TimmArchitecture(Architecture):
 
     def __init__(self, spec: ModelSpec) -> None:
         self._spec = spec
+        self._arguments: dict[str, Argument] = {}
         self._folder = spec.file if spec.kind == "local-dir" else None
         if self._folder is not None:
-            _check_folder(self._folder)
+            read_config(self._folder)
         self._config: dict[str, Any] = self._resolve(None)["pretrained_cfg"]
         if self._config["input_size"][0] != 3:
             raise BadDataError(
@@ -53,6 +57,14 @@ class TimmArchitecture(Architecture):
     def name(self) -> str:
         """See the base."""
         return str(self._config["architecture"])
+
+    def configure(self, arguments: Mapping[str, Argument]) -> None:
+        """See the base."""
+        if arguments:
+            with torch.device("meta"):
+                network = timm.create_model(**self._resolve(None))
+            require_arguments(arguments, known_arguments(type(network)), self.name)
+        self._arguments = dict(arguments)
 
     def random(self, num_classes: int | None, image_size: int | None) -> Classifier:
         """See the base."""
@@ -117,13 +129,15 @@ class TimmArchitecture(Architecture):
         return resolved
 
     def _create(self, image_size: int | None, pretrained: bool, num_classes: int | None = None) -> Classifier:
-        arguments = self._resolve(image_size)
+        arguments = self._resolve(image_size) | self._arguments
         if num_classes is not None:
             arguments["num_classes"] = num_classes
         try:
             return TimmClassifier(timm.create_model(**arguments, pretrained=pretrained))
-        except (TypeError, AssertionError) as error:
-            if image_size is None:
+        except (TypeError, AssertionError, ValueError, KeyError, AttributeError) as error:
+            if self._arguments:
+                raise refused_arguments(self._arguments, str(self._spec), error) from error
+            if image_size is None or not isinstance(error, TypeError | AssertionError):
                 raise
             raise UsageError(
                 f"'{self._spec}' cannot be built for {image_size} pixels: {error or 'its size is fixed'}",
@@ -174,8 +188,8 @@ class TimmArchitecture(Architecture):
             ) from error
 
 
-def _check_folder(folder: Path) -> None:
-    """Say what is wrong with a ``local-dir:`` before timm looks for something else to load."""
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config.json of a ``local-dir:``; says what is wrong with it before timm looks for something else to load."""
     if not folder.is_dir():
         raise NotFoundError(f"there is no model folder '{folder}'", f"Check the path; {_EXPORTS}")
     config = folder / CONFIG_FILE
@@ -198,6 +212,7 @@ def _check_folder(folder: Path) -> None:
         raise NotFoundError(
             f"'{folder}' holds no {WEIGHTS_FILE}", "Save it as safetensors; kd loads no pickles."
         )
+    return document
 
 
 def _three(values: Any) -> tuple[float, float, float]:

@@ -1,50 +1,95 @@
-"""torchvision's classification architectures: ``torchvision/NAME``, with their default weights."""
+"""torchvision's classification architectures: ``torchvision/NAME``, and folders with one that kd exported."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast, final
 
+from torch import nn
 from torchvision import models
 
 from kdcli.errors import BadDataError, UsageError
 from kdcli.models.architectures import Architecture
+from kdcli.models.arguments import Argument, known_arguments, refused_arguments, require_arguments
+from kdcli.models.classifiers import TorchvisionClassifier
+from kdcli.models.declared import declared_preprocess
 from kdcli.models.grammar import TORCHVISION, ModelSpec
 from kdcli.models.hub import download_errors
-from kdcli.models.network import Classifier, TorchvisionClassifier
+from kdcli.models.kinds import known_torchvision
+from kdcli.models.network import Classifier, first_line
+from kdcli.models.timm_models import CONFIG_FILE, WEIGHTS_FILE
+from kdcli.models.weights import load_strictly, read_shapes
 from kdcli.types import Interpolation, Preprocess
 
-# torchvision switches transform_input on only when it loads the weights itself (which it does by unpickling);
-# without init_weights these two warn.
-_ARGUMENTS: dict[str, dict[str, Any]] = {
-    "googlenet": {"transform_input": True, "init_weights": True},
-    "inception_v3": {"transform_input": True, "init_weights": True},
+_ALWAYS: dict[str, dict[str, Any]] = {
+    # torchvision switches transform_input on only when it loads the weights itself (which it does by unpickling).
+    # Auxiliary classifiers serve a loss of their own: a network without them gives the same logits.
+    "googlenet": {"transform_input": True, "aux_logits": False},
+    "inception_v3": {"transform_input": True, "aux_logits": False},
 }
+_AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 _SIZE_ARGUMENT = {"vit": "image_size", "maxvit": "input_size"}
 
 
 @final
 class TorchvisionArchitecture(Architecture):
-    """An architecture of torchvision, with the weights torchvision calls its default.
+    """An architecture of torchvision, with the weights torchvision calls its default, or those of a folder.
 
     Args:
-        spec: of kind torchvision, or file with a torchvision architecture.
+        spec: of kind torchvision, local-dir, or file with a torchvision architecture.
+        config: the config.json of the folder, see export.py.
+
+    Raises:
+        NotFoundError: the folder names an architecture that torchvision lacks.
+        BadDataError: its config.json cannot be used.
     """
 
-    def __init__(self, spec: ModelSpec) -> None:
-        self._spec = spec
-        self._short = spec.name.removeprefix(TORCHVISION)
+    def __init__(self, spec: ModelSpec, config: Mapping[str, Any] | None = None) -> None:
+        self._spec, self._config = spec, config
+        self._name = spec.name if config is None else known_torchvision(config["architecture"], str(spec))
+        self._short = self._name.removeprefix(TORCHVISION)
+        self._arguments: dict[str, Argument] = {}
         get_weights: Callable[[str], Any] = models.get_model_weights
         self._weights = get_weights(self._short).DEFAULT
+        self._own: dict[str, Any] = dict(_ALWAYS.get(self._short, {}))
+        if config is not None:
+            self._own |= self._recorded(config)
+        elif spec.kind == "file" and spec.file is not None and "aux_logits" in self._own:
+            self._own["aux_logits"] = any(name.startswith(_AUXILIARY) for name in read_shapes(spec.file))
+
+    def _recorded(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """What a folder says of how its network is built."""
+        arguments, classes = config.get("model_args") or {}, config.get("num_classes")
+        known = {*known_arguments(type(self._made({}))), *_ALWAYS.get(self._short, {})} - {"num_classes"}
+        if not isinstance(arguments, dict) or not set(arguments) <= known:
+            raise BadDataError(
+                f"the {CONFIG_FILE} of '{self._spec}' has model_args that a {self._name} does not know: {arguments}",
+                f"Known: {', '.join(sorted(known))}.",
+            )
+        if not isinstance(classes, int) or isinstance(classes, bool) or classes < 1:
+            raise BadDataError(
+                f"the {CONFIG_FILE} of '{self._spec}' has num_classes {classes!r}, not a number above 0",
+                "Export the model anew.",
+            )
+        return {**arguments, "num_classes": classes}
 
     @property
     def name(self) -> str:
         """See the base."""
-        return self._spec.name
+        return self._name
+
+    def configure(self, arguments: Mapping[str, Argument]) -> None:
+        """See the base."""
+        if arguments:
+            require_arguments(arguments, known_arguments(type(self._made({}))), self.name)
+        self._arguments = dict(arguments)
 
     def random(self, num_classes: int | None, image_size: int | None) -> Classifier:
         """See the base."""
-        arguments: dict[str, Any] = {}
-        if num_classes is not None:
-            arguments["num_classes"] = num_classes
+        if num_classes == 0:
+            raise UsageError(
+                f"'{self._spec}' cannot be built without a classifier: torchvision has no such networks",
+                "Choose a timm architecture.",
+            )
+        arguments: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
         if image_size is not None and self._size_argument:
             square = (image_size, image_size)
             arguments[self._size_argument] = image_size if self._size_argument == "image_size" else square
@@ -59,18 +104,27 @@ class TorchvisionArchitecture(Architecture):
                 "Leave --image-size out.",
             )
         classifier = self._build({})
+        if self._config is not None and self._spec.file is not None:
+            load_strictly(classifier.plain, self._spec.file / WEIGHTS_FILE)
+            return classifier
         with download_errors(str(self._spec)):
             state = self._weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(_AUXILIARY)}
         try:
             classifier.plain.load_state_dict(state, strict=True)
         except RuntimeError as error:
             raise BadDataError(
-                f"the downloaded weights of '{self._spec}' do not fit it", "Update torchvision."
+                f"the downloaded weights of '{self._spec}' do not fit it: {first_line(error)}",
+                "Leave --model-arg out, or update torchvision.",
             ) from error
         return classifier
 
     def preprocess(self, image_size: int | None) -> Preprocess:
         """See the base."""
+        if self._config is not None:
+            return declared_preprocess(
+                self._config.get("pretrained_cfg") or {}, f"the {CONFIG_FILE} of '{self._spec}'", image_size
+            )
         transforms = self._weights.transforms()
         crop, resize = int(transforms.crop_size[0]), int(transforms.resize_size[0])
         side = image_size or crop
@@ -83,20 +137,31 @@ class TorchvisionArchitecture(Architecture):
         )
 
     def class_names(self) -> tuple[str, ...] | None:
-        """See the base: torchvision's are descriptions, some of them twice, so they name no class."""
-        return None
+        """See the base: torchvision's own are descriptions, some of them twice, so they name no class."""
+        names = None if self._config is None else self._config.get("label_names")
+        return tuple(map(str, names)) if isinstance(names, list) and names else None
 
     @property
     def _size_argument(self) -> str | None:
         return _SIZE_ARGUMENT.get(self._short.partition("_")[0])
 
-    def _build(self, arguments: dict[str, Any]) -> Classifier:
-        get_model: Callable[..., Any] = models.get_model
+    def _made(self, arguments: Mapping[str, Any]) -> nn.Module:
+        """The network; warnings of torchvision about its initialisation are for those who call it themselves."""
+        get_model: Callable[..., nn.Module] = models.get_model
+        silent = {"init_weights": True} if self._short in _ALWAYS else {}
+        return get_model(self._short, **arguments, **silent)
+
+    def _build(self, arguments: Mapping[str, Any]) -> Classifier:
+        told = {**self._own, **self._arguments, **arguments}
         try:
-            return TorchvisionClassifier(
-                get_model(self._short, **arguments, **_ARGUMENTS.get(self._short, {}))
-            )
-        except (RuntimeError, AssertionError, ValueError) as error:
+            plain = self._made(told)
+        except (RuntimeError, AssertionError, ValueError, TypeError) as error:
+            if self._arguments:
+                raise refused_arguments(self._arguments, str(self._spec), error) from error
             raise UsageError(
-                f"'{self._spec}' cannot be built with {arguments}: {error}", "Leave --image-size out."
+                f"'{self._spec}' cannot be built with {told}: {error}", "Leave --image-size out."
             ) from error
+        if told.get("aux_logits"):
+            plain.aux_logits = False  # type: ignore[assignment]  # in training their logits would come as well
+        told.pop("num_classes", None)
+        return TorchvisionClassifier(plain, told)

@@ -1,14 +1,15 @@
 """Weights on their way into a network: safetensors files, strict loading, fresh heads."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from kdcli.errors import BadDataError, NotFoundError
-from kdcli.models.network import Classifier, head_name
+from kdcli.models.network import Classifier
 
 Value = TypeVar("Value")
 
@@ -89,16 +90,37 @@ def refuse_differences(
 
 
 def with_body_of(source: Classifier, fresh: Classifier) -> Classifier:
-    """A network with the head of ``fresh`` and everything else, strictly, from ``source``."""
-    old, new = head_name(source), head_name(fresh)
-    body = {name: tensor for name, tensor in _state(source).items() if not name.startswith(f"{old}.")}
-    head = {name: tensor for name, tensor in _state(fresh).items() if name.startswith(f"{new}.")}
-    fresh.plain.load_state_dict({**body, **head}, strict=True)
+    """A network with the last layers of ``fresh``, as they are as wide as its classes, and all else from ``source``.
+
+    Args:
+        source: the weights to keep.
+        fresh: of the same architecture with another number of classes.
+    """
+    own, wanted = source.plain.state_dict(), fresh.plain.state_dict()
+    differs = {name for name, tensor in wanted.items() if name not in own or own[name].shape != tensor.shape}
+    # A layer is fresh or kept, never half: of equal shape, but beside one that differs, is no weight of the source.
+    layers = {name.rpartition(".")[0] for name in differs}
+    fresh.plain.load_state_dict(
+        {name: wanted[name] if name.rpartition(".")[0] in layers else own[name] for name in wanted},
+        strict=True,
+    )
     return fresh
 
 
-def _state(classifier: Classifier) -> dict[str, Tensor]:
-    return dict(classifier.plain.state_dict())
+def classes_in(shapes: Mapping[str, tuple[int, ...]], classifier: Classifier) -> int:
+    """How many classes the classifier in a file has; 0 where the file holds none.
+
+    Args:
+        shapes: of the tensors in the file.
+        classifier: the architecture with classes of its own.
+    """
+    head = {id(parameter) for parameter in classifier.head.parameters()}
+    names = [
+        name
+        for name, parameter in classifier.plain.named_parameters()
+        if id(parameter) in head and parameter.ndim > 1 and len(parameter) == classifier.num_classes
+    ]
+    return shapes.get(names[-1], (0,))[0] if names else 0
 
 
 def _by(shape: tuple[int, ...]) -> str:

@@ -18,7 +18,7 @@ from kdcli.data.sources import ImageData
 from kdcli.methods.base import method_names
 from kdcli.models.export import export_model
 from kdcli.models.spec import ModelSpec, open_model
-from kdcli.models.student import require_timm
+from kdcli.models.student import require_trainable
 from kdcli.probing.config import ProbeConfig
 from kdcli.probing.features import model_outputs
 from kdcli.probing.marks import mark
@@ -120,7 +120,7 @@ def _start(representation: Representation, target: Target, place: Path) -> str:
     """
     spec = representation.start()
     model = open_model(ModelSpec.parse(spec))
-    require_timm(model)
+    require_trainable(model)
     assert target.train is not None
     names = target.train.class_names
     width = len(names) if names is not None else int(np.max(target.train.labels)) + 1

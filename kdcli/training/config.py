@@ -110,6 +110,11 @@ class StudentConfig(
         metavar="TAP",
     )
     image_size: int | None = _student(None, "Input size in pixels; default: the student's own.", ge=8)
+    model_arg: tuple[str, ...] = _student(
+        (),
+        "Argument of the student's architecture, e.g. drop_path_rate=0.2. Repeatable.",
+        metavar="KEY=VALUE",
+    )
     bn: Literal["train", "frozen", "frozen-affine"] | None = _student(
         None, "BatchNorm. frozen: its statistics. frozen-affine: its scale and shift as well."
     )

@@ -22,7 +22,7 @@ from kdcli.errors import DeviceError, DivergedError
 from kdcli.methods.base import Average, Objective, Settings
 from kdcli.methods.batch import Batch, Counts, TeacherOutputs
 from kdcli.models.student import Student, StudentOutput
-from kdcli.models.teacher import normalise
+from kdcli.models.teacher import normalise, trains_channels_last
 from kdcli.training.checkpoint import Stateful
 from kdcli.training.distributed import Ranks
 from kdcli.training.schedule import make_schedule
@@ -112,7 +112,9 @@ class Engine:
         """Images of the last step, over all processes."""
         self.student, self.objective = built.student, built.objective
         self.preprocess, self._lower = built.model.preprocess, built.lower
-        self.student.to(memory_format=torch.channels_last)
+        self._channels_last = trains_channels_last(self.student, accelerator.device)
+        if self._channels_last:
+            self.student.to(memory_format=torch.channels_last)
         optimizer = make_optimizer(self.student, self.objective, settings)
         self._schedule = make_schedule(optimizer, settings, steps)
         self._objective = self.objective.to(accelerator.device)
@@ -234,7 +236,7 @@ class Engine:
         if self._lower is not None:
             output = self._student(None, self._heads, self._lower.maps(batch.teacher))
             return output, batch.teacher
-        images = normalise(batch.pixels, self.preprocess)
+        images = normalise(batch.pixels, self.preprocess, self._channels_last)
         output = self._student(images, self._heads, **({"taps": self._taps} if self._taps else {}))
         live = {name: network(images, batch.labels) for name, network in self._live.items()}
         return output, {**batch.teacher, **live}

@@ -8,6 +8,7 @@ from kdcli.data.sources import ImageData
 from kdcli.data.views import ViewSet
 from kdcli.geometry import OWN, EvalGeometry
 from kdcli.methods.base import Average, Method, Settings, Setup
+from kdcli.models.arguments import parse_arguments
 from kdcli.training.classes import Classes
 from kdcli.training.config import StudentConfig
 from kdcli.training.lower import Lower
@@ -127,6 +128,7 @@ class Plan:
             "init": self.init,
             "image_size": config.image_size,
             "eval_geometry": str(self.geometry),
+            "model_args": parse_arguments(config.model_arg),
             **asdict(self.settings),
             "processes": self.processes,
             "seed": config.seed,

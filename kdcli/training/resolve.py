@@ -13,7 +13,8 @@ from kdcli.data.views import ViewSet
 from kdcli.errors import CacheMissingError, UsageError
 from kdcli.geometry import EvalGeometry
 from kdcli.methods.base import Origin, Settings, Setup, find_method
-from kdcli.models.spec import ModelSpec
+from kdcli.models.arguments import parse_arguments
+from kdcli.models.spec import ModelSpec, require_known_arguments
 from kdcli.training.classes import classes_of, columns_of
 from kdcli.training.config import StudentConfig
 from kdcli.training.lower import Lower, choose_lower
@@ -168,6 +169,7 @@ class _Draft:
 
     def choose_start(self) -> None:
         """What the student starts from, and what of it stays so."""
+        require_known_arguments(self.student, parse_arguments(self.config.model_arg))
         self.start = resolve_start(
             self.config.init,
             self.student,
@@ -235,6 +237,7 @@ class _Draft:
             start=config.student if init in FRESH else init,
             trained=init not in UNTRAINED,
             image_size=config.image_size,
+            arguments=parse_arguments(config.model_arg),
             freeze=config.freeze,
             train_from=config.train_from,
         )

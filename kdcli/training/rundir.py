@@ -195,6 +195,7 @@ def finish(plan: Plan, built: Built, result: Mapping[str, Any]) -> None:
     tensors = {
         f"{own if name == LABEL_HEAD else name}.{key}": tensor.detach().cpu().contiguous().clone()
         for name, head in built.student.heads.items()
+        if name != LABEL_HEAD or built.model.network.linear  # one of several layers is in the export alone
         for key, tensor in head.state_dict().items()
     }
     atomic_write_bytes(out / "heads.safetensors", save(tensors))

@@ -29,7 +29,7 @@ from kdcli.geometry import Render
 from kdcli.models.export import export_model
 from kdcli.models.soup import average, batchnorms, require_same_kind
 from kdcli.models.spec import Model, open_model, weights_sha256
-from kdcli.models.student import LABEL_HEAD, Student, require_timm
+from kdcli.models.student import LABEL_HEAD, Student, require_trainable
 from kdcli.models.teacher import normalise
 from kdcli.models.timm_models import CONFIG_FILE
 from kdcli.runtime import StopFlag, pick_device, stop_signals, versions, worker_count
@@ -78,7 +78,7 @@ def make_soup(recipe: SoupConfig) -> dict[str, Any]:
     parents = [_parent(text) for text in recipe.parents]
     _require_one_start(parents)
     model = open_model(f"local-dir:{parents[0].folder}")
-    require_timm(model)
+    require_trainable(model)
     states, digests = [], []
     for parent in parents:
         opened = open_model(f"local-dir:{parent.folder}")

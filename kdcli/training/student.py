@@ -8,9 +8,10 @@ from torch import nn
 
 from kdcli.errors import UsageError
 from kdcli.methods.base import Average, Objective, Setup
+from kdcli.models.arguments import parse_arguments
 from kdcli.models.cut import cut_at
 from kdcli.models.spec import Model, open_model
-from kdcli.models.student import Student
+from kdcli.models.student import Student, require_features
 from kdcli.training.classes import require_own_classes
 from kdcli.training.lower import Lower
 from kdcli.training.plan import Plan
@@ -60,6 +61,7 @@ def build_student(plan: Plan) -> Built:
         weights="random" if plan.init in UNTRAINED else "pretrained",
         num_classes=None if own else plan.classes.count,
         image_size=config.image_size,
+        arguments=parse_arguments(config.model_arg),
     )
     model = replace(model, preprocess=plan.geometry.declared(model.preprocess))
     if own:
@@ -67,6 +69,8 @@ def build_student(plan: Plan) -> Built:
     if plan.init == "xavier":
         draw_xavier(model.network.plain)
     objective = plan.method.build(_setup(plan, model))
+    if any("features" in arrays for arrays in objective.reads().values()):
+        require_features(model, f"--method {config.method}")
     torch.manual_seed(seed)
     student = Student(model, objective.heads())
     student.set_batchnorm(frozen=plan.settings.bn != "train", affine=plan.settings.bn != "frozen-affine")
