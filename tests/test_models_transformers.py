@@ -14,8 +14,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from kdcli.cache.reader import CacheReader
 from kdcli.data.drawing import show
 from kdcli.errors import BadDataError, KdError, MissingExtraError, NotFoundError, UsageError
+from kdcli.extract.config import CacheConfig
+from kdcli.extract.extract import cache_teachers
 from kdcli.geometry import Render
 from kdcli.models.image_processors import preprocess_of
 from kdcli.models.spec import Model, open_model, weights_sha256
@@ -167,6 +170,43 @@ def test_pixels_are_those_of_the_image_processor(built: Callable[[str], tuple[Pa
             theirs = torch.as_tensor(np.asarray(processor(image)["pixel_values"]))[0].float()
             ours = normalise(torch.from_numpy(view(preprocess, image))[None], preprocess)[0]
             torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cache_holds_what_transformers_makes_of_the_files(
+    built: Callable[[str], tuple[Path, Any]], kind: str, tmp_path: Path
+) -> None:
+    """From image files through kd's whole pipeline, against transformers' processor and network."""
+    folder, network = built(kind)
+    (tmp_path / "photos").mkdir()
+    for number, image in enumerate(PHOTOS):
+        image.save(tmp_path / "photos" / f"{number}.png")
+    fields = {"block_rows": 32, "workers": 0, "device": "cpu", "dtype": "float32"}
+    keep = ("logits", "features") if "Classification" in KINDS[kind][0] else ("features",)
+    cache_teachers(
+        CacheConfig(
+            data=str(tmp_path / "photos"),
+            cache=tmp_path / "c",
+            teacher=(f"t=transformers/{folder}",),
+            keep=keep,
+            **fields,
+        )
+    )
+    processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
+    caught: list[torch.Tensor] = []
+    last = getattr(network, "classifier", torch.nn.Identity())
+    handle = last.register_forward_pre_hook(lambda _module, inputs: caught.append(inputs[0].flatten(1)))
+    with torch.inference_mode():
+        whole = network(pixel_values=torch.as_tensor(np.asarray(processor(PHOTOS)["pixel_values"])).float())
+    handle.remove()
+    reader = CacheReader(tmp_path / "c")
+    for array, wanted in (
+        ("logits", whole.get("logits")),
+        ("features", caught[0] if caught else whole.pooler_output),
+    ):
+        if array in keep:
+            found = torch.from_numpy(reader.gather("t", array, np.arange(len(PHOTOS))))
+            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
 # --- preprocessing ----------------------------------------------------------------------------
