@@ -10,7 +10,8 @@ from kdcli.errors import KdError, NotFoundError
 
 _PROBE_SECONDS = 5.0
 _WITHOUT_NETWORK = (
-    "Connect once to fill the cache, or give weights that are here: local-dir:PATH, transformers/DIR, ARCH@FILE.safetensors."
+    "Connect once to fill the cache, or give weights that are here: local-dir:PATH, transformers/DIR, "
+    "ARCH@FILE.safetensors."
 )
 
 
