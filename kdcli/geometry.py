@@ -7,10 +7,10 @@ numbers only; :func:`kdcli.data.views.show` draws what is decided here.
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Final, final
+from typing import Final, final, get_args
 
 from kdcli.errors import UsageError
-from kdcli.types import EvalMode, Interpolation, Preprocess
+from kdcli.types import CropMode, EvalMode, Interpolation, Preprocess
 
 USAGE: Final = "Use own (each model its own), shared or shared:CROP with CROP in (0, 1], or whole."
 
@@ -89,14 +89,15 @@ class Render:
             return Fit(centre_square(width, height, self.crop), (input_width, input_height), (0, 0))
         resized = self._resized(width, height)
         sides = zip(resized, (input_width, input_height), strict=True)
-        left, top = (_offset(own, side) for own, side in sides)
+        offset = _offset_down if self.mode == "center-down" else _offset
+        left, top = (offset(own, side) for own, side in sides)
         return Fit((0, 0, width, height), resized, (left, top))
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         tall, wide = (self.resize_side(side) for side in self.size)
         if self.mode == "squash":
             return wide, tall
-        if self.mode == "center" and tall == wide:  # torchvision's Resize(side)
+        if self.mode in ("center", "center-down") and tall == wide:  # torchvision's Resize(side)
             longer = int(tall * max(width, height) / min(width, height))
             return (tall, longer) if width <= height else (longer, tall)
         ratios = (height / tall, width / wide)  # timm's ResizeKeepRatio
@@ -111,6 +112,7 @@ class Render:
         crop = f"crop_pct {self.crop:g}"
         how = {
             "center": f"of a {side} resize, centre ({crop})",
+            "center-down": f"of a {side} resize, centre as in transformers ({crop})",
             "squash": "of the whole image, squeezed"
             if self.crop == 1
             else f"of a {side} squeeze, centre ({crop})",
@@ -123,6 +125,11 @@ class Render:
 def _offset(resized: int, side: int) -> int:
     """Where an input begins in a resized image: torchvision's center_crop, which pads before it crops."""
     return -((side - resized) // 2) if side > resized else round((resized - side) / 2.0)
+
+
+def _offset_down(resized: int, side: int) -> int:
+    """The same of transformers' image processors, which kd reads only where nothing is padded."""
+    return (resized - side) // 2
 
 
 def centre_square(width: int, height: int, fraction: float) -> tuple[int, int, int, int]:
@@ -207,9 +214,9 @@ class EvalGeometry:
         return replace(own, crop_mode=self.mode, crop_fraction=self.crop or crop or own.crop_fraction)
 
     def declared(self, own: Preprocess) -> Preprocess:
-        """The same for a model that is exported: timm's nearest to one box for all is a centre crop of that share."""
+        """The same for a model that is exported: timm's nearest to what it has not is a centre crop of that share."""
         found = self.applied(own)
-        return replace(found, crop_mode="center") if found.crop_mode == "shared" else found
+        return found if found.crop_mode in get_args(CropMode) else replace(found, crop_mode="center")
 
     def __str__(self) -> str:
         if self == WHOLE:

@@ -13,8 +13,9 @@ AmpName = Literal["off", "bf16", "fp16"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 CropMode = Literal["center", "squash", "border"]
 """timm's three ways to fit an image to an input: cut the middle out, squeeze it, or pad it."""
-EvalMode = Literal[CropMode, "shared"]
-"""And a fourth that no model declares: one box for all models, the centred square, squeezed to each input."""
+EvalMode = Literal[CropMode, "center-down", "shared"]
+"""And two that timm has not: the middle as transformers cuts it out, offsets rounded down; and one box for all models
+(the centred square, squeezed to each input), which no model declares."""
 
 
 @final

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Final, final
 
 from kdcli.errors import BadDataError
-from kdcli.types import CropMode, Interpolation, Preprocess
+from kdcli.types import EvalMode, Interpolation, Preprocess
 
 _KNOWN: Final = frozenset(
     {
@@ -75,7 +75,7 @@ def preprocess_of(document: Mapping[str, Any], where: str) -> Preprocess:
         ) from refusal
 
 
-def _geometry(document: Mapping[str, Any]) -> tuple[tuple[int, int], CropMode, float]:
+def _geometry(document: Mapping[str, Any]) -> tuple[tuple[int, int], EvalMode, float]:
     """Input size, and crop mode and fraction by which timm resizes as the processor does."""
     if not document.get("do_resize"):
         raise _Refused("do_resize: images keep their own sizes")
@@ -87,6 +87,8 @@ def _geometry(document: Mapping[str, Any]) -> tuple[tuple[int, int], CropMode, f
         fraction = _fraction(cut[0], resized[0])
         if math.floor(cut[1] / fraction) != resized[1]:
             raise _Refused(f"crop_size: {crop} of {size} keeps more of one side than of the other")
+        if any((whole - side) % 4 == 3 for whole, side in zip(resized, cut, strict=True)):
+            raise _Refused(f"crop_size: {crop} of {size} cuts off an odd number of pixels")
         return cut, "squash", fraction
     if size.keys() == {"shortest_edge"}:
         if crop is None:
@@ -94,11 +96,11 @@ def _geometry(document: Mapping[str, Any]) -> tuple[tuple[int, int], CropMode, f
         cut = _sides(crop)
         if cut[0] != cut[1]:
             raise _Refused(f"crop_size: {crop} is no square")
-        return cut, "center", _fraction(cut[0], size["shortest_edge"])
+        return cut, "center-down", _fraction(cut[0], size["shortest_edge"])
     raise _Refused(f"size: {size}")
 
 
-def _convnext(document: Mapping[str, Any]) -> tuple[tuple[int, int], CropMode, float]:
+def _convnext(document: Mapping[str, Any]) -> tuple[tuple[int, int], EvalMode, float]:
     """ConvNeXT's resize crops by itself, below 384 pixels."""
     size, fraction = _given(document, "size"), document.get("crop_pct")
     if not document.get("do_resize") or document.get("do_center_crop") or size.keys() != {"shortest_edge"}:
@@ -108,7 +110,7 @@ def _convnext(document: Mapping[str, Any]) -> tuple[tuple[int, int], CropMode, f
         return (side, side), "squash", 1.0
     if not isinstance(fraction, int | float) or not 0 < fraction <= 1:
         raise _Refused(f"crop_pct: {fraction}")
-    return (side, side), "center", float(fraction)
+    return (side, side), "center-down", float(fraction)
 
 
 def _given(document: Mapping[str, Any], field: str) -> dict[str, int]:
