@@ -131,7 +131,12 @@ def main() -> None:
         say(f"{opened:4d} {name} {parameters / 1e6:.1f} M, {time.perf_counter() - start:.1f} s{lacks}")
         gc.collect()
     figures = {
-        kind: {"value": 100 * counts[kind] / max(opened, 1), "goal": goal, "higher_is_better": True, "unit": "%"}
+        kind: {
+            "value": 100 * counts[kind] / max(opened, 1),
+            "goal": goal,
+            "higher_is_better": True,
+            "unit": "%",
+        }
         for kind, goal in GOALS.items()
     }
     left_out = {"without a classifier": headless, f"above {limit:g} M parameters": large}

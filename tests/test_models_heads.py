@@ -56,12 +56,16 @@ def test_logits_are_the_networks_own_and_features_timms(name: str, size: int | N
         assert torch.equal(model.network(images), plain(images))
         assert torch.equal(both["logits"], plain(images))
         forward: Any = plain
-        assert torch.equal(both["features"], forward.forward_head(forward.forward_features(images), pre_logits=True))
+        assert torch.equal(
+            both["features"], forward.forward_head(forward.forward_features(images), pre_logits=True)
+        )
     assert both["features"].shape == (2, model.num_features)
     assert not model.network.linear
 
 
-@pytest.mark.parametrize(("name", "size"), [*HEADS[:4], ("torchvision/googlenet", 64), ("torchvision/squeezenet1_1", 64)])
+@pytest.mark.parametrize(
+    ("name", "size"), [*HEADS[:4], ("torchvision/googlenet", 64), ("torchvision/squeezenet1_1", 64)]
+)
 def test_a_student_trains_its_own_head_as_it_is_and_its_export_opens_everywhere(
     tmp_path: Path, name: str, size: int | None
 ) -> None:
@@ -70,11 +74,16 @@ def test_a_student_trains_its_own_head_as_it_is_and_its_export_opens_everywhere(
     images = images_for(model)
     optimizer = torch.optim.SGD(student.parameters(), lr=0.01)
     output = student(images)  # averaged in training too: one tensor [b, c] a head
-    assert {name: tuple(each.shape) for name, each in output.logits.items()} == {"label": (2, 3), "more": (2, 2)}
+    assert {name: tuple(each.shape) for name, each in output.logits.items()} == {
+        "label": (2, 3),
+        "more": (2, 2),
+    }
     sum(each.square().sum() for each in output.logits.values()).backward()
     assert all(each.grad is not None and each.grad.any() for each in model.network.head.parameters())
     optimizer.step()
-    for module in student.modules():  # one forward is one update of the statistics, also where a head has them
+    for (
+        module
+    ) in student.modules():  # one forward is one update of the statistics, also where a head has them
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             assert module.num_batches_tracked == 1
     student.eval()
@@ -99,8 +108,12 @@ def in_its_library(folder: Path) -> nn.Module:
     return network.eval()
 
 
-@pytest.mark.parametrize(("name", "size"), [("levit_128s", None), ("dla34", 64), ("torchvision/squeezenet1_1", 64)])
-def test_other_classes_are_a_fresh_head_on_the_loaded_rest(tmp_path: Path, name: str, size: int | None) -> None:
+@pytest.mark.parametrize(
+    ("name", "size"), [("levit_128s", None), ("dla34", 64), ("torchvision/squeezenet1_1", 64)]
+)
+def test_other_classes_are_a_fresh_head_on_the_loaded_rest(
+    tmp_path: Path, name: str, size: int | None
+) -> None:
     model = opened(name, size)
     export_model(model, tmp_path, None)
     other = open_model(f"local-dir:{tmp_path}", num_classes=5)
@@ -189,7 +202,15 @@ def test_arguments_reach_the_network() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "features_only", "cache_dir", "weights"],
+    [
+        "checkpoint_path",
+        "pretrained",
+        "pretrained_cfg",
+        "pretrained_cfg_overlay",
+        "features_only",
+        "cache_dir",
+        "weights",
+    ],
 )
 @pytest.mark.parametrize("architecture", ["test_resnet", "torchvision/resnet18", "repvgg_a0"])
 def test_no_argument_loads_weights(architecture: str, name: str) -> None:
@@ -204,6 +225,7 @@ def test_a_value_of_another_kind_is_one_line() -> None:
 
 
 # --- the memory format of training -----------------------------------------------------------------
+
 
 @pytest.mark.parametrize("name", ["fastvit_t8", "repvgg_a0", "mobileone_s0"])
 def test_networks_whose_backward_would_corrupt_the_heap_train_on_a_cpu(name: str) -> None:
@@ -260,7 +282,9 @@ MAPS = [
 
 
 @pytest.mark.parametrize(("name", "size"), MAPS)
-def test_maps_of_any_tap_are_what_the_layer_gives_and_leave_the_rest_exact(name: str, size: int | None) -> None:
+def test_maps_of_any_tap_are_what_the_layer_gives_and_leave_the_rest_exact(
+    name: str, size: int | None
+) -> None:
     model = opened(name, size, classes=0 if name.startswith("sam2") else 3)
     taps = model.network.taps
     images = images_for(model)
@@ -285,7 +309,9 @@ def test_maps_of_any_tap_are_what_the_layer_gives_and_leave_the_rest_exact(name:
 def as_map(output: torch.Tensor, found: torch.Tensor, model: Model) -> torch.Tensor:
     """What a hook caught as [b, C, H, W], by the shape that it must have."""
     batch, channels, height, width = found.shape
-    if output.ndim == 3 and model.architecture.startswith("hiera"):  # its tokens are in the order of the units
+    if output.ndim == 3 and model.architecture.startswith(
+        "hiera"
+    ):  # its tokens are in the order of the units
         plain: Any = model.network.plain
         place = next(number for number, block in enumerate(plain.blocks) if block.dim_out == channels)
         last = [n for n, block in enumerate(plain.blocks) if block.dim_out == channels][-1]

@@ -95,9 +95,7 @@ def known_arguments(network: type) -> dict[str, object]:
     }
 
 
-def require_arguments(
-    given: Mapping[str, Argument], known: Mapping[str, object], architecture: str
-) -> None:
+def require_arguments(given: Mapping[str, Argument], known: Mapping[str, object], architecture: str) -> None:
     """Refuse arguments of a user that the architecture does not know, or that kd decides.
 
     Args:

@@ -108,7 +108,9 @@ class Classifier(nn.Module, metaclass=ABCMeta):
         names = ("features", "logits") if self.num_classes else ("features",)
         try:
             found = self.outputs(image, names)
-        except Exception as error:  # whatever its library raises on the way; it is told where features are asked for
+        except (
+            Exception
+        ) as error:  # whatever its library raises on the way; it is told where features are asked for
             self.without = f"what comes before its classifier cannot be had ({first_line(error)})"
             return 0
         features = found["features"]
