@@ -92,11 +92,11 @@ def judge(name: str) -> tuple[set[str], str]:
         right = as_teacher(model, images)
         if as_student(model, images):
             right.add("student")
-        return right, model.network.without
     except KdError as error:
         return set(), error.message
     except Exception as error:  # a library's code, which may raise anything: it counts as not served
         return set(), f"{type(error).__name__}: {error}".splitlines()[0]
+    return right, model.network.without
 
 
 def main() -> None:

@@ -35,6 +35,9 @@ HEADS = [
 ]
 
 
+TORCHVISION = [("torchvision/googlenet", 64), ("torchvision/squeezenet1_1", 64)]
+
+
 def opened(name: str, size: int | None, classes: int = 3, **options: Any) -> Model:
     torch.manual_seed(0)
     return open_model(name, weights="random", num_classes=classes, image_size=size, **options)
@@ -63,9 +66,7 @@ def test_logits_are_the_networks_own_and_features_timms(name: str, size: int | N
     assert not model.network.linear
 
 
-@pytest.mark.parametrize(
-    ("name", "size"), [*HEADS[:4], ("torchvision/googlenet", 64), ("torchvision/squeezenet1_1", 64)]
-)
+@pytest.mark.parametrize(("name", "size"), [*HEADS[:4], *TORCHVISION])
 def test_a_student_trains_its_own_head_as_it_is_and_its_export_opens_everywhere(
     tmp_path: Path, name: str, size: int | None
 ) -> None:
@@ -211,7 +212,7 @@ def test_arguments_reach_the_network() -> None:
         "cache_dir",
         "weights",
     ],
-)
+)  # fmt: skip
 @pytest.mark.parametrize("architecture", ["test_resnet", "torchvision/resnet18", "repvgg_a0"])
 def test_no_argument_loads_weights(architecture: str, name: str) -> None:
     with pytest.raises(UsageError, match="no such argument"):
