@@ -130,7 +130,7 @@ EXITS = (
     f"{TRAIN} --method consolidaton", f"{TRAIN} --method distill-weighted --cache c.kd", f"{TRAIN} --method dp",
     f"{TRAIN} --method consolidation --cache c.kd", f"{TRAIN} --config bad.yaml", f"{LABELS} --batch-size 0",
     f"{LABELS} --batch-size 1", f"{LABELS} --lr fast", f"{LABELS} --device cuda:9", f"{LABELS} --init randm",
-    f"{LABELS} --student resnet51", f"{LABELS} --student local-dir:nowhere", f"{LABELS} --student torchvision/resnet18",
+    f"{LABELS} --student resnet51", f"{LABELS} --student local-dir:nowhere", f"{LABELS} --student transformers/none",
     f"{LABELS} --test sklearn/digts", f"{LABELS} --recipe midl", f"{LABELS} --ranking images", f"{LABELS} --out images",
     f"{LABELS} --out a-file", f"{LABELS} --out gen", f"{LABELS} --test images@labels=none",
     "train-student empty --student test_efficientnet --method labels-only --out never",
