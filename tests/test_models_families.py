@@ -17,7 +17,7 @@ from kdcli.extract.extract import cache_teachers
 from kdcli.models.classifiers import TimmClassifier, TorchvisionClassifier
 from kdcli.models.export import export_model
 from kdcli.models.network import Classifier
-from kdcli.models.spec import Model, open_model
+from kdcli.models.spec import Model, open_model, weights_sha256
 from kdcli.models.student import Student
 from kdcli.training.config import StudentConfig
 from kdcli.training.train import train_student
@@ -138,5 +138,7 @@ def test_a_family_goes_from_cache_to_student_and_back(tmp_path: Path, name: str,
         return  # plain torch opens it: test_models_heads
     with torch.inference_mode():
         network = timm.create_model(f"local-dir:{tmp_path / 'run' / 'export'}", pretrained=True).eval()
-        assert torch.equal(again.network(images), network(images))
+        # The last bit of a product depends on where in memory its factors lie (seen with pit_ti_distilled_224).
+        torch.testing.assert_close(again.network(images), network(images), rtol=1e-5, atol=1e-6)
+        assert weights_sha256(again.network) == weights_sha256(network)
         assert again.network(images).isfinite().all()
