@@ -48,6 +48,15 @@ def everything_imported() -> None:
             remove(plan_output_removal(warm, "t/stats"))
 
 
+def at_work(root: Path, process: int) -> bool:
+    """Whether something is done and something is claimed, seen while the process stands still, which it then does."""
+    os.kill(process, signal.SIGSTOP)
+    if all(list((root / name).rglob("*.json")) for name in ("commits", "claims")):
+        return True
+    os.kill(process, signal.SIGCONT)
+    return False
+
+
 def start(uid: int, work: Callable[[], object], gid: int = GROUP, mask: int = 0o002) -> tuple[int, int]:
     """Fork a process of another user; its number and the end of a pipe that gives what ``work`` returned."""
     reading, writing = os.pipe()
@@ -109,7 +118,7 @@ def test_the_group_can_write_every_file_and_folder(shared: Path, backend: Backen
 def test_another_member_finishes_killed_work_and_adds_a_teacher(shared: Path, backend: BackendName) -> None:
     root = shared / "c.kd"
     alice, _ = start(ALICE, lambda: tools.fill(root, ("t",), pause=0.05, backend=backend))
-    while not list((root / "commits").rglob("*.json")):
+    while not at_work(root, alice):
         assert os.waitpid(alice, os.WNOHANG) == (0, 0)
         time.sleep(0.02)
     os.kill(alice, signal.SIGKILL)

@@ -12,7 +12,7 @@ from kdcli.cache.backends.base import checksum
 from kdcli.cache.keytable import KeyTable
 from kdcli.cache.layout import SAMPLES, Manifest
 from kdcli.cache.reader import CacheReader
-from kdcli.errors import IdentityError
+from kdcli.errors import Advice, IdentityError
 from kdcli.types import Difference
 
 
@@ -72,7 +72,7 @@ def require_same_exif(root: Path, manifest: Manifest, data: Samples) -> None:
         (other,) = cached
         raise IdentityError(
             f"{root} was made with exif={other}, and {data.location} is read with exif={read}",
-            f"Give --exif {other}, or write DATA@exif={other}.",
+            Advice("other-exif", exif=other),
         )
 
 

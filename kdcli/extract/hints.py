@@ -79,6 +79,7 @@ HINTS: Final[dict[str, str | Callable[..., str]]] = {
     "name-a-cache": "Give --cache PATH.",
     "cache-twice": "Give each --cache once.",
     "other-views": "Caches read together need the same --recipe.",
+    "other-exif": "Give --exif {exif}, or write DATA@exif={exif}.",
     "file-for-cache": "Give the folder that cache-teachers made; kd cache unpack makes one of a packed cache.",
     "folder-for-cache": "Give the folder that kd cache-teachers made.",
     "file-in-place": "Give --cache another path.",
