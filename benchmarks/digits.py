@@ -95,10 +95,10 @@ def other_loop(
         logits = torch.cat([teacher(part) for part in pixels.split(128)]).clone()
     distil = LogitDistillationTask(
         student, teacher, criterion=nn.CrossEntropyLoss(), task_loss_weight=1 - SHARE,
-        distill_loss_weight=SHARE, distill_temperature=TEMPERATURE, verbose=False,
+        distill_loss_weight=SHARE, temperature=TEMPERATURE, verbose=False,
     )  # fmt: skip
     for _ in range(epochs):
-        student.train()
+        distil.train()
         for rows in torch.randperm(len(labels)).split(BATCH):
             if task:
                 loss = distil(pixels[rows], labels[rows])["loss"]

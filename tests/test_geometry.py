@@ -185,5 +185,5 @@ def test_owners_of_foreign_models_declare_a_crop_mode() -> None:
     }
     assert declared_preprocess(config, "x", None).crop_mode == "center"
     assert declared_preprocess({**config, "crop_mode": "border"}, "x", None).crop_mode == "border"
-    with pytest.raises(BadDataError, match="a crop_mode of center, squash, border"):
+    with pytest.raises(BadDataError, match="crop_mode: Input should be 'center', 'squash' or 'border'"):
         declared_preprocess({**config, "crop_mode": "shared"}, "x", None)

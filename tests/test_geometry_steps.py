@@ -204,6 +204,7 @@ def test_teachers_of_different_geometry_are_named_to_a_student_of_view_0(
         StudentConfig(
             data=str(pictures), student="test_efficientnet", method="distill-equal", epochs=1, batch_size=8,
             cache=(tmp_path / "c.kd",), out=tmp_path / "s", image_size=32, workers=0, device="cpu",
+            teacher_view="same",
         )
     )  # fmt: skip
     told = capsys.readouterr().err

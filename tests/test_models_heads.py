@@ -185,7 +185,7 @@ def test_a_folder_of_torchvision_that_contradicts_itself_is_refused(tmp_path: Pa
     export_model(opened("torchvision/alexnet", 64), tmp_path, None)
     config = json.loads((tmp_path / "config.json").read_text())
     for change, error, says in (
-        ({"num_classes": 4}, BadDataError, "do not fit"),
+        ({"num_classes": 4}, BadDataError, "contradicts itself"),
         ({"num_classes": True}, BadDataError, "num_classes"),
         ({"model_args": {"weights": "DEFAULT"}}, BadDataError, "does not know"),
         ({"model_args": {"progress": 1}}, BadDataError, "does not know"),

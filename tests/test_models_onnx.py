@@ -139,8 +139,8 @@ def test_a_model_is_described_by_its_sidecar(saved: Callable[..., str]) -> None:
     assert model.class_names == tuple("abcde")
     assert model.preprocess.document() == {
         "size": [24, 20], "interpolation": "bicubic", "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.25],
+        "crop_fraction": 0.9, "crop_mode": "center",
     }  # fmt: skip
-    assert model.preprocess.crop_fraction == 0.9
     assert open_model(model.spec).spec == model.spec
 
 

@@ -58,7 +58,7 @@ def _say_every_warning_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def mlfd(place: Place, out: str, **changes: Any) -> StudentConfig:
-    return place.config(out, "mlfd", **{"teacher": ("res",), "lr": 1e-3, **changes})
+    return place.config(out, "mlfd", **{"teacher": ("res",), "lr": 1e-3, "teacher_view": "eval", **changes})
 
 
 # --- what it gives ----------------------------------------------------------------------------

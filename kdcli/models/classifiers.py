@@ -67,13 +67,13 @@ class TimmClassifier(Classifier):
             names: among ``logits`` and ``features``.
         """
         plain: Any = self.plain
-        if "features" not in names:
-            return {name: plain.forward_head(last) for name in names}
-        features = plain.forward_head(last, pre_logits=True)
-        if "logits" not in names:
-            return {"features": features}
-        logits = self.head(features) if self._head_is_last else plain.forward_head(last)
-        return {"features": features, "logits": logits}
+        found: dict[str, Tensor] = {}
+        if "features" in names:
+            found["features"] = plain.forward_head(last, pre_logits=True)
+        if "logits" in names:
+            at_hand = found and self._head_is_last
+            found["logits"] = self.head(found["features"]) if at_hand else plain.forward_head(last)
+        return {name: found[name] for name in names}
 
     def _width(self, image: Tensor, whole: Float[Tensor, "1 _"]) -> int:
         """See the base; a head that cannot be applied to the features by itself is left to timm."""
