@@ -346,3 +346,6 @@ def test_a_csv_of_similarities_names_its_order(place: Place, tmp_path: Path) -> 
     found = read_similarity(tmp_path / "s.csv", NAMES)
     assert found.matrix.tolist() == [[1, 0.6, 0.2], [0.6, 1, 0.4], [0.2, 0.4, 1]]
     assert not found.substitute
+    (tmp_path / "n.csv").write_text("9,0,1\n1,.2,.4\n.2,1,.6\n.4,.6,1\n")  # names that are numbers
+    found = read_similarity(tmp_path / "n.csv", ("0", "1", "9"))
+    assert found.matrix.tolist() == [[1, 0.6, 0.2], [0.6, 1, 0.4], [0.2, 0.4, 1]]

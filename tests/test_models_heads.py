@@ -221,7 +221,7 @@ def test_arguments_reach_the_network() -> None:
 )  # fmt: skip
 @pytest.mark.parametrize("architecture", ["test_resnet", "torchvision/resnet18", "repvgg_a0"])
 def test_no_argument_loads_weights(architecture: str, name: str) -> None:
-    with pytest.raises(UsageError, match="no such argument"):
+    with pytest.raises(UsageError, match="is for kd to decide"):
         opened(architecture, 64, arguments={name: "x"})
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -51,12 +52,12 @@ def test_five_hundred_images_take_a_few_kilobytes() -> None:
     assert len(pack(np.arange(50_000) << 40)) < 600_000
 
 
-@given(st.lists(st.integers(0, 2**63 - 1), unique=True))
+@given(st.lists(st.integers(0, 2**63 - 1), unique=True, min_size=1))
 def test_what_is_packed_is_unpacked(values: list[int]) -> None:
     assert unpack(pack(np.array(values, np.int64))).tolist() == sorted(values)
 
 
-@pytest.mark.parametrize("images", ["%", "AAAA", 7, None])
+@pytest.mark.parametrize("images", ["%", "AAAA", "", 7, None])
 def test_a_document_with_broken_images_is_refused(place: Place, images: object) -> None:
     document = rank(RankConfig(cache=(place.cache,))).document()
     document["probe"]["images"] = images
@@ -95,6 +96,15 @@ def test_the_hint_keeps_how_the_ranking_was_made(place: Place) -> None:
         "--teacher gen",
     ):
         assert flags in raised.value.hint
+    stepped = rank_sources(RankConfig(cache=(place.cache,), metric="logme", logme_steps=50, repeats=2))
+    with pytest.raises(IdentityError) as raised:
+        make_plan(config, stepped)
+    assert {"--logme-steps 50", "--repeats 2"} <= set(pairs(raised.value.hint))
+
+
+def pairs(command: str) -> list[str]:
+    words = shlex.split(command)
+    return [f"{flag} {value}" for flag, value in pairwise(words)]
 
 
 def test_images_set_aside_for_validation_are_labels_that_the_student_may_see(place: Place) -> None:

@@ -38,6 +38,7 @@ from kdcli.models.student import Student, StudentOutput
 from kdcli.models.teacher import normalise
 from kdcli.training.engine import Engine, make_accelerator
 from kdcli.training.progress import Meter
+from kdcli.training.resolve import make_plan
 from kdcli.training.train import train_student
 
 FLAT = replace(
@@ -276,6 +277,11 @@ def test_milestones_are_shares_of_the_training() -> None:
     assert found[:10] == [0.01] * 10
     assert found[10:24] == pytest.approx([0.001] * 14)
     assert found[24:] == pytest.approx([0.0001] * 16)
+
+
+def test_milestones_of_another_schedule_are_refused(place: Place) -> None:
+    with pytest.raises(UsageError, match="--milestones are those of --schedule step"):
+        make_plan(place.config("milestones", schedule="cosine", milestones=(0.5,)))
 
 
 @pytest.mark.parametrize("milestones", [(0.8, 0.5), (0.5, 0.5), (0.0, 0.5), (1.5,)])

@@ -38,4 +38,6 @@ def unpack(text: str) -> Int64[np.ndarray, " n"]:
         raw = base64.b64decode(text, validate=True)
     except binascii.Error as error:
         raise ValueError(f"no base64: {error}") from error
-    return np.frombuffer(raw, "<i8").astype(np.int64)  # raises where a number is cut
+    if not raw or len(raw) % 8:
+        raise ValueError(f"{len(raw)} bytes, not eight an image")
+    return np.frombuffer(raw, "<i8").astype(np.int64)

@@ -102,7 +102,7 @@ def _read(file: Path) -> tuple[list[str] | None, Float64[np.ndarray, "_ _"]]:
         with storage_errors(file), file.open(newline="", encoding="utf-8") as lines:
             rows = [row for row in csv.reader(lines) if row]
         names = None
-        if rows and not all(map(_is_number, rows[0])):
+        if rows and (len(rows) == len(rows[0]) + 1 or not all(map(_is_number, rows[0]))):
             names, rows = [cell.strip() for cell in rows[0]], rows[1:]
         return names, np.asarray([[float(cell) for cell in row] for row in rows], np.float64)
     except (

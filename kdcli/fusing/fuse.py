@@ -142,10 +142,13 @@ def _prepare(config: FuseConfig, typed: FuseConfig | None = None) -> _Prepared:
 def _require_pieces(config: FuseConfig, samples: Samples) -> None:
     """Refuse pieces of fewer than two images, which BatchNorm has nothing to average over."""
     images = len(samples.train) // samples.steps(config.batch_size)
-    if images // config.accumulate < (1 if config.levels == "L1" else 2):
+    least = 1 if config.levels == "L1" else 2
+    if images // config.accumulate < least:
+        larger = f"--batch-size {least * config.accumulate} or more, or "
         raise UsageError(
-            f"a step has {images} images, too few for {config.accumulate} pieces: BatchNorm needs two in each",
-            f"Use --batch-size {2 * config.accumulate} or more, or fewer pieces (--accumulate).",
+            f"a step has {images} images, too few for {config.accumulate} pieces"
+            + (": BatchNorm needs two in each" if least == 2 else ""),
+            f"Use {larger if len(samples.train) >= least * config.accumulate else ''}fewer pieces (--accumulate).",
         )
 
 

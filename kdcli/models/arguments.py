@@ -110,16 +110,30 @@ def require_arguments(given: Mapping[str, Argument], known: Mapping[str, object]
     for name, value in given.items():
         if name in _DECIDED:
             raise UsageError(f"--model-arg {name} is for kd to decide", _DECIDED[name])
+        if name in _NEVER or name.startswith("pretrained"):
+            raise UsageError(
+                f"--model-arg {name} is for kd to decide",
+                "Weights come from --init, shapes from the model spec.",
+            )
         if name not in free:
             raise UsageError(
                 f"--model-arg {name}: a {architecture} has no such argument.{nearest(name, free)}",
                 f"Its arguments: {', '.join(sorted(free))}.",
+            )
+        if _is_share(name) and isinstance(value, int | float) and not 0 <= value < 1:
+            raise UsageError(
+                f"--model-arg {name}={value}: the value must be a share, from 0 to below 1",
+                f"E.g. --model-arg {name}=0.1.",
             )
         if (default := known[name]) is not None and not _of_a_kind(value, default):
             raise UsageError(
                 f"--model-arg {name}={value}: the value must be of the kind of its default, {default}",
                 f"E.g. --model-arg {name}={str(default).lower() if isinstance(default, bool) else default}.",
             )
+
+
+def _is_share(name: str) -> bool:
+    return "drop" in name and (name.endswith(("rate", "dropout")) or name == "drop")
 
 
 def refused_arguments(given: Mapping[str, Argument], where: str, error: Exception) -> UsageError:

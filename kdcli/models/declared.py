@@ -135,6 +135,12 @@ def check_model_config(document: Mapping[str, Any], where: Path) -> None:
     Raises:
         BadDataError: a field is of a wrong type or out of range, or two of them contradict each other.
     """
+    if not isinstance(document.get("architecture"), str):
+        raise BadDataError(
+            f"'{where}': architecture is no text", "It must be in timm's layout; export the model anew."
+        )
+    if not isinstance(document.get("model_args") or {}, dict):
+        raise BadDataError(f"'{where}': model_args is no JSON object", "Export the model anew.")
     inner = document.get("pretrained_cfg", document)
     if not isinstance(inner, dict):
         raise BadDataError(f"'{where}': pretrained_cfg is no JSON object", "Export the model anew.")

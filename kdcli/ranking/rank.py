@@ -206,10 +206,12 @@ def _ranking(
 def _probe_document(
     material: Material, config: RankConfig, probes: Sequence[Int64[np.ndarray, " m"]]
 ) -> dict[str, Any]:
-    """Size and first seed of the probe sets, and which images all of them together are, if that can be told."""
+    """What makes the scores anew, and which images all probe sets together are, if that can be told."""
     images = material.fingerprints(np.unique(np.concatenate(probes)))
     known = {} if images is None else {"images": pack(images)}
-    return {"size": len(probes[0]), "seed": config.seed, **known}
+    asked = {"repeats": config.repeats if config.repeats > 1 else None, "logme_steps": config.logme_steps}
+    told = {name: value for name, value in asked.items() if value is not None}
+    return {"size": len(probes[0]), "seed": config.seed, **told, **known}
 
 
 def _warn_of_fallbacks(scores: Float64[np.ndarray, " s"], config: RankConfig) -> None:

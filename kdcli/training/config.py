@@ -270,6 +270,8 @@ class StudentConfig(
     @field_validator("eval_geometry")
     @classmethod
     def _known_geometry(cls, text: str | None) -> str | None:
+        if text == "shared":
+            raise ValueError("give the share: shared:CROP, e.g. shared:0.875")
         return text if text is None else known_geometry(text)
 
 

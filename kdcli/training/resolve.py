@@ -213,7 +213,7 @@ class _Draft:
     def _require_learnable(self) -> None:
         if self.method.label_head(self.config.options) is not None:
             require_classes(self.data, self.main)
-            require_labels(self.data, self.config.multi_label, self.method)
+            require_labels(self.data, self.config.multi_label)
         if self.split and not self.method.repeats_labelled(self.config.options):
             require_unlabelled(self.data, self.main)
 

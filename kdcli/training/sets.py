@@ -220,20 +220,14 @@ def require_classes(data: ImageData, name: str) -> None:
         )
 
 
-def require_labels(data: ImageData, separator: str | None, method: Method) -> None:
-    """Refuse several labels an image where the method takes one, and say where no image has several.
+def require_labels(data: ImageData, separator: str | None) -> None:
+    """Refuse data without labels where an image may have several, and say where none has.
 
     Raises:
-        UsageError: the method's loss is one of classes.
         BadDataError: the data has no class names, or none with a label in it.
     """
     if separator is None:
         return
-    if not method.needs.several_labels:
-        raise UsageError(
-            f"{method.name} learns one class an image, and --multi-label gives several labels",
-            f"Use --method {' or '.join(method_names('several_labels'))}; or leave --multi-label out.",
-        )
     names, table = labels_of(data, separator)
     if not names:
         raise BadDataError("no image has a label", "Check --multi-label: it separates labels in class names.")

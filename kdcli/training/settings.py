@@ -23,7 +23,9 @@ def unused_by(config: StudentConfig, method: Method) -> set[str]:
     """Options of every run that change nothing for ``method``."""
     unused = set()
     if method.label_head(config.options) is None:
-        unused |= {"label_smoothing", "multi_label"}
+        unused.add("label_smoothing")
+        if method.needs.several_labels:  # others would take a combination of labels for a class: refused
+            unused.add("multi_label")
     if not method.needs.kinds:
         unused.add("teacher")
     if not method.ranked and config.init != NEAREST_SOURCE:
@@ -85,6 +87,11 @@ def resolve_settings(config: LearningOptions, defaults: Settings) -> Settings:
         raise UsageError(
             f"--final-lr-share says where --schedule one-cycle ends, and the schedule is {settings.schedule}",
             "Leave it out, or add --schedule one-cycle.",
+        )
+    if config.milestones is not None and settings.schedule != "step":
+        raise UsageError(
+            f"--milestones are those of --schedule step, and the schedule is {settings.schedule}",
+            "Leave them out, or add --schedule step.",
         )
     known = [str(name) for name in list_optimizers()]
     if settings.optimizer not in known:

@@ -13,7 +13,7 @@ from kdcli.cache.provenance import TeacherRecord
 from kdcli.console import console
 from kdcli.data.sources import ImageData
 from kdcli.errors import CacheMissingError, IdentityError, UsageError
-from kdcli.methods.base import Choice, Method, find_method
+from kdcli.methods.base import Choice, Method, find_method, method_names
 from kdcli.options.resolving import command_line, spelled
 from kdcli.training.config import StudentConfig
 from kdcli.types import Difference, Ranking
@@ -60,6 +60,11 @@ def require_options(config: StudentConfig, method: Method, ranking: Ranking | No
     Raises:
         UsageError: naming the command that makes what is missing.
     """
+    if config.multi_label is not None and not method.needs.several_labels:
+        raise UsageError(
+            f"{method.name} learns one class an image, and --multi-label gives several labels",
+            f"Use --method {' or '.join(method_names('several_labels'))}; or leave --multi-label out.",
+        )
     name = method.name
     if method.needs.kinds and not config.cache:
         raise UsageError(
@@ -230,7 +235,7 @@ def _ranking_anew(ranking: Ranking, cache: CacheSet, config: StudentConfig) -> s
         "metric": ranking.metric,
         "on": ranking.on,
         "probe_size": ranking.probe.get("size"),
-        "seed": ranking.probe.get("seed"),
+        **{name: ranking.probe.get(name) for name in ("seed", "repeats", "logme_steps")},
         "scheme": weighting.get("scheme"),
         "power": weighting.get("power"),
         "sources": weighting.get("sources"),
