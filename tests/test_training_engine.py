@@ -38,7 +38,6 @@ from kdcli.models.student import Student, StudentOutput
 from kdcli.models.teacher import normalise
 from kdcli.training.engine import Engine, make_accelerator
 from kdcli.training.progress import Meter
-from kdcli.training.resolve import make_plan
 from kdcli.training.train import train_student
 
 FLAT = replace(
@@ -279,11 +278,6 @@ def test_milestones_are_shares_of_the_training() -> None:
     assert found[24:] == pytest.approx([0.0001] * 16)
 
 
-def test_milestones_of_another_schedule_are_refused(place: Place) -> None:
-    with pytest.raises(UsageError, match="--milestones are those of --schedule step"):
-        make_plan(place.config("milestones", schedule="cosine", milestones=(0.5,)))
-
-
 @pytest.mark.parametrize("milestones", [(0.8, 0.5), (0.5, 0.5), (0.0, 0.5), (1.5,)])
 def test_milestones_out_of_order_or_range_are_refused(place: Place, milestones: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="each after the last"):
@@ -338,8 +332,7 @@ def test_a_changed_option_is_refused_on_a_rerun(place: Place, option: str, value
 
 
 def test_a_default_that_is_given_makes_no_other_run(place: Place) -> None:
-    from kdcli.training.resolve import make_plan
-
+    
     plain = make_plan(place.config("off")).identity()
     assert plain == make_plan(place.config("off", accumulate=1, label_smoothing=0.0)).identity()
 

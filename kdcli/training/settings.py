@@ -88,11 +88,6 @@ def resolve_settings(config: LearningOptions, defaults: Settings) -> Settings:
             f"--final-lr-share says where --schedule one-cycle ends, and the schedule is {settings.schedule}",
             "Leave it out, or add --schedule one-cycle.",
         )
-    if config.milestones is not None and settings.schedule != "step":
-        raise UsageError(
-            f"--milestones are those of --schedule step, and the schedule is {settings.schedule}",
-            "Leave them out, or add --schedule step.",
-        )
     known = [str(name) for name in list_optimizers()]
     if settings.optimizer not in known:
         raise UsageError(
