@@ -332,7 +332,8 @@ def test_a_changed_option_is_refused_on_a_rerun(place: Place, option: str, value
 
 
 def test_a_default_that_is_given_makes_no_other_run(place: Place) -> None:
-    
+    from kdcli.training.resolve import make_plan
+
     plain = make_plan(place.config("off")).identity()
     assert plain == make_plan(place.config("off", accumulate=1, label_smoothing=0.0)).identity()
 
