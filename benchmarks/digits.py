@@ -70,7 +70,7 @@ def by_timm(export: Path, images: list[tuple[Path, int]]) -> float:
 @torch.inference_mode()
 def accuracy(network: nn.Module, pixels: torch.Tensor, images: list[tuple[Path, int]]) -> float:
     found = torch.cat([network(part) for part in pixels.split(128)]).argmax(1)
-    return float((found == torch.tensor([label for _, label in images])).float().mean())
+    return float((found == torch.tensor([label for _, label in images])).double().mean())
 
 
 def whole(images: list[tuple[Path, int]], network: nn.Module) -> torch.Tensor:
