@@ -146,7 +146,7 @@ class Study:
         return f"{task.train},seed={seed}", f"{task.test},seed={seed}" if "n=" in task.test else task.test
 
     def common(self, seed: int) -> tuple[object, ...]:
-        """Options of every training of images: P4's recipe, optimiser and weight decay, and far fewer steps than its."""
+        """Options of every training of images: P4's recipe, optimiser and weight decay, and fewer steps."""
         plan = self.plan
         return ("--init", "random", "--image-size", plan.size, "--recipe", "autoaugment", "--optimizer", "adam",
                 "--backbone-lr-scale", 1, "--weight-decay", 0.001, "--schedule", "cosine", "--epochs", plan.epochs,
