@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import pdist
 from scipy.stats import ortho_group, spearmanr
@@ -244,6 +244,7 @@ def test_a_large_common_offset_of_fp16_features_changes_nothing(name: str, offse
     rng, labels = np.random.default_rng(seed), labels_of(36)
     features = (16 * rng.normal(size=(36, 6)) + 8 * labels[:, None] + offset).astype(np.float16)
     centred = features.astype(np.float64) - offset  # exact: fp16 around the offset are multiples of 8 or 16
+    assume(np.ptp(features, axis=1).all())  # few values are left to a row: a constant one has no correlation
     assert METRICS[name](features, labels) == pytest.approx(METRICS[name](centred, labels), abs=1e-10)
 
 

@@ -71,7 +71,7 @@ def test_repeats_are_the_mean_and_spread_over_seeds(folder: Path) -> None:
     result = rank(config(folder, seed=3, repeats=5))
     document = result.document()
     assert document["repeats"]["seeds"] == [3, 4, 5, 6, 7]
-    assert document["probe"] == {"size": 40, "seed": 3}
+    assert document["probe"] == {"size": 40, "seed": 3, "repeats": 5}
     for source in result.ranking.sources:
         scores = [next(s.score for s in r.sources if s.name == source.name) for r in single.values()]
         assert source.score == pytest.approx(np.mean(scores), abs=1e-12)
