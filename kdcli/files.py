@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from kdcli.errors import BadDataError, KdError, NoSpaceError, StorageError
+from kdcli.errors import KdError, NoSpaceError, StorageError
 from kdcli.runtime import machine
 
 
@@ -143,21 +143,6 @@ def create_text(path: Path, text: str, tmp: Path, durable: bool = True) -> bool:
 def create_json(path: Path, document: Any, tmp: Path) -> bool:
     """:func:`create_text` for a JSON document. NaN is not JSON and refused."""
     return create_text(path, json.dumps(document, allow_nan=False), tmp)
-
-
-def read_json(path: Path) -> Any:
-    """The JSON document in ``path``.
-
-    Raises:
-        StorageError: it cannot be read.
-        BadDataError: it is not JSON.
-    """
-    with storage_errors(path):
-        data = path.read_bytes()
-    try:
-        return json.loads(data.decode())
-    except ValueError as error:  # also what is no UTF-8
-        raise BadDataError(f"{path} is not JSON: {error}", "Restore the file or remove it.") from error
 
 
 def sizes_in(path: Path) -> dict[Path, int]:

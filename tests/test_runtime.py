@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from kdcli.errors import KdError, OutputExistsError, StorageError, UsageError
-from kdcli.files import atomic_write_text, holds_files, read_json, write_json
+from kdcli.files import atomic_write_text, holds_files, write_json
+from kdcli.reading import read_json
 from kdcli.runtime import parse_shard, stop_signals
 from kdcli.training.rundir import require_folder
 

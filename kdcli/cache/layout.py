@@ -23,7 +23,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from kdcli.cache.provenance import seal, unseal
 from kdcli.documents import from_document
 from kdcli.errors import Advice, BadDataError, CacheMissingError, CorruptError, StorageError
-from kdcli.files import read_json, write_json
+from kdcli.files import write_json
+from kdcli.reading import read_json
 
 BackendName = Literal["zarr", "hdf5"]
 FORMAT: Final = 2

@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from kdcli.console import console
 from kdcli.documents import from_document
 from kdcli.errors import Advice, BadDataError, CorruptError, IdentityError, NotFoundError, nearest
-from kdcli.files import read_json
 from kdcli.outputs import STATS, Output
+from kdcli.reading import read_json
 from kdcli.types import AmpName, Difference, FloatName, Preprocess, differences
 
 Record = TypeVar("Record")

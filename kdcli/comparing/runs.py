@@ -11,8 +11,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kdcli.console import console
 from kdcli.errors import BadDataError, NotFoundError
-from kdcli.files import read_json, storage_errors
+from kdcli.files import storage_errors
 from kdcli.models.grammar import ModelSpec
+from kdcli.reading import read_json
 
 RESULT, EXPORT, CONFIG = "result.json", "export", "config.json"
 CACHE = "manifest.json"

@@ -13,10 +13,11 @@ from typing import Any, final
 from safetensors.torch import save
 
 from kdcli.errors import BadDataError, NotFoundError
-from kdcli.files import atomic_write_bytes, read_json, write_json
+from kdcli.files import atomic_write_bytes, write_json
 from kdcli.models.fused import FusionSpec, JointTeacher
 from kdcli.models.network import weights_sha256
 from kdcli.models.weights import load_strictly
+from kdcli.reading import read_json
 
 DESCRIPTION = "fused.json"
 WEIGHTS = "fused.safetensors"

@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kdcli.console import console
 from kdcli.errors import BadDataError, NotFoundError, StorageError
-from kdcli.files import read_json
 from kdcli.ranking.weights import PAPER_POWER
+from kdcli.reading import read_json
 from kdcli.registry import METHODS
 
 RESULT = "result.json"

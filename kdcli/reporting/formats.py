@@ -12,10 +12,10 @@ from kdcli.files import (
     atomic_write_bytes,
     atomic_write_text,
     holds_files,
-    read_json,
     storage_errors,
     write_json,
 )
+from kdcli.reading import read_json
 from kdcli.reporting.cells import Cell
 from kdcli.reporting.document import Commands, Document, Facts, Fold, Notes, Part, Table
 from kdcli.reporting.drawing import as_file

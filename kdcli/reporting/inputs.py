@@ -12,8 +12,9 @@ import yaml
 from kdcli.cache.admin.inventory import looks_like_cache
 from kdcli.console import console
 from kdcli.errors import BadDataError, NotFoundError, StorageError, nearest
-from kdcli.files import read_json, storage_errors
+from kdcli.files import storage_errors
 from kdcli.ranking.documents import parse_ranking
+from kdcli.reading import read_json
 from kdcli.reporting.material import Compared, Joint, Material, Origin, Ranked, Run
 from kdcli.training.rundir import stage_folder
 

@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from kdcli.files import atomic_write_text, fsync_folder, read_json, storage_errors, write_json
+from kdcli.files import atomic_write_text, fsync_folder, storage_errors, write_json
+from kdcli.reading import read_json
 from kdcli.training.distributed import Ranks
 from kdcli.training.progress import Progress
 

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from kdcli.console import console
 from kdcli.errors import DeviceError, DivergedError, KdError, StoppedEarly
-from kdcli.files import read_json, storage_errors, write_json
+from kdcli.files import storage_errors, write_json
 from kdcli.geometry import Render
 from kdcli.methods.batch import Batch
+from kdcli.reading import read_json
 from kdcli.runtime import StopFlag
 from kdcli.training.checkpoint import (
     append_metrics,

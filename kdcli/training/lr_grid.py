@@ -7,7 +7,8 @@ from typing import Any
 
 from kdcli.console import console
 from kdcli.errors import DivergedError, OutputExistsError, UsageError
-from kdcli.files import read_json, storage_errors, write_json
+from kdcli.files import storage_errors, write_json
+from kdcli.reading import read_json
 from kdcli.training.config import StudentConfig, learning_rates
 from kdcli.training.resolve import Sources
 from kdcli.training.result import TrainResult

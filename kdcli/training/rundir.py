@@ -29,13 +29,13 @@ from kdcli.files import (
     atomic_write_bytes,
     atomic_write_text,
     holds_files,
-    read_json,
     storage_errors,
     write_json,
 )
 from kdcli.models.export import export_model
 from kdcli.models.student import LABEL_HEAD
 from kdcli.models.timm_models import CONFIG_FILE, WEIGHTS_FILE
+from kdcli.reading import read_json
 from kdcli.runtime import versions
 from kdcli.training.plan import Pins, Plan
 from kdcli.training.student import Built

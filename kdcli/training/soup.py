@@ -24,7 +24,7 @@ from kdcli.errors import (
     StoppedEarly,
     UsageError,
 )
-from kdcli.files import holds_files, read_json, storage_errors, write_json
+from kdcli.files import holds_files, storage_errors, write_json
 from kdcli.geometry import Render
 from kdcli.models.export import export_model
 from kdcli.models.soup import average, batchnorms, require_same_kind
@@ -32,6 +32,7 @@ from kdcli.models.spec import Model, open_model, weights_sha256
 from kdcli.models.student import LABEL_HEAD, Student, require_trainable
 from kdcli.models.teacher import normalise
 from kdcli.models.timm_models import CONFIG_FILE
+from kdcli.reading import read_json
 from kdcli.runtime import StopFlag, pick_device, stop_signals, versions, worker_count
 from kdcli.training.batches import make_loader
 from kdcli.training.classes import Classes
