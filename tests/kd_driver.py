@@ -6,12 +6,19 @@ exit code. Used by test_golden.py and side_by_side.py.
 
 import json
 import os
+import resource
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+HUNG = 1000
+"""No exit code: it did not end in time, nor when it was asked to."""
+GRACE = 20.0
 
 
 @dataclass(frozen=True)
@@ -66,19 +73,25 @@ class Driver:
             raise RuntimeError("the driver of kd is gone; its standard error says why")
         return line
 
-    def run(self, *arguments: object, stdin: str = "") -> Answer:
+    def run(
+        self, *arguments: object, stdin: str = "", seconds: float | None = None, memory: int | None = None
+    ) -> Answer:
+        """Run ``kd``; after ``seconds`` it gets SIGTERM, later SIGKILL (:data:`HUNG`). ``memory``: bytes it may add."""
         for path, text in zip(self.streams, (stdin, "", ""), strict=True):
             path.write_text(text)
         job = {
             "arguments": [str(argument) for argument in arguments],
             "cwd": str(self.place),
             "streams": [str(path) for path in self.streams],
+            "seconds": seconds,
+            "memory": memory,
         }
         assert self.server.stdin is not None
         self.server.stdin.write(json.dumps(job) + "\n")
         self.server.stdin.flush()
         code = int(self._line())
-        return Answer(code, self.streams[1].read_text(), self.streams[2].read_text())
+        out, err = (path.read_text(errors="replace") for path in self.streams[1:])
+        return Answer(code, out, err)
 
 
 def warm() -> Path:
@@ -102,6 +115,10 @@ def execute(job: dict[str, Any]) -> None:
     """In the child: become the command, and end."""
     from kdcli.cli.app import main
 
+    os.setsid()
+    if job["memory"] is not None:
+        now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (now + job["memory"],) * 2)
     os.chdir(job["cwd"])
     for number, path in enumerate(job["streams"]):
         os.dup2(os.open(path, os.O_WRONLY if number else os.O_RDONLY), number)
@@ -117,13 +134,34 @@ def execute(job: dict[str, Any]) -> None:
         os._exit(code if isinstance(code, int) else 0 if code is None else 1)
 
 
+def wait(child: int, seconds: float | None) -> int:
+    """Exit code, negative for a signal, :data:`HUNG` when SIGTERM was not enough; nothing of it is left running."""
+    if seconds is None:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    deadlines = [
+        (time.monotonic() + seconds, signal.SIGTERM),
+        (time.monotonic() + seconds + GRACE, signal.SIGKILL),
+    ]
+    while True:
+        found, status = os.waitpid(child, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        if deadlines and time.monotonic() > deadlines[0][0]:
+            if deadlines.pop(0)[1] == signal.SIGKILL:
+                os.killpg(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+                return HUNG
+            os.kill(child, signal.SIGTERM)
+        time.sleep(0.002)
+
+
 def serve() -> None:
     print(json.dumps(str(warm())), flush=True)
     for line in sys.stdin:
         job = json.loads(line)
         if not (child := os.fork()):
             execute(job)
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        print(wait(child, job["seconds"]), flush=True)
 
 
 if __name__ == "__main__":
