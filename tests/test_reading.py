@@ -65,7 +65,7 @@ def test_json_is_read_as_python_reads_it_or_refused(data: bytes) -> None:
     ],
 )
 def test_json_that_could_not_be_written_again_is_refused(text: str) -> None:
-    with pytest.raises(CorruptError, match="^the file"):
+    with pytest.raises(CorruptError, match=r"^the file"):
         parse_json(text, "the file", CorruptError)
 
 
@@ -102,7 +102,7 @@ BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9
     ],
 )
 def test_yaml_that_is_a_trap_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="^the file"):
+    with pytest.raises(ConfigError, match=r"^the file"):
         parse_yaml(text, "the file")
 
 
