@@ -23,7 +23,7 @@ from kdcli.geometry import Render
 from kdcli.models.export import export_model
 from kdcli.models.spec import open_model
 from kdcli.models.teacher import TeacherRunner
-from kdcli.runtime import worker_init
+from kdcli.workers import worker_init
 
 ARCHITECTURES = {"a": "resnet18", "b": "resnet34", "c": "mobilenetv3_large_100"}
 SIZE, BATCH = 96, 64

@@ -15,7 +15,7 @@
     ├── NoSpaceError        31   the disk is full
     ├── StorageError        32   I/O or permission
     ├── DivergedError       40   the loss is not finite any more
-    └── StoppedEarly        75   stopped by a signal; the same command goes on
+    └── StoppedEarly        75   stopped by a signal (130: by ^C); the same command goes on
 
 Codes 0 (ok), 1 (a bug in kd), 130/143 (signals) and 141 (broken pipe) need no class.
 Each error is one line that says what is wrong and one line (``hint``) that says what to do.
@@ -55,7 +55,7 @@ class KdError(Exception):
         hint: one line, what to do about it; a command where one exists.
     """
 
-    exit_code: ClassVar[int] = 1
+    exit_code: int = 1
     told: bool = False
     """Whether another process of the same run tells the user."""
 

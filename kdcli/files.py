@@ -1,6 +1,7 @@
 """Files that are whole or absent, and what the operating system refuses about them."""
 
 import errno
+import glob
 import json
 import os
 import re
@@ -21,19 +22,42 @@ def storage_errors(path: Path | str) -> Iterator[None]:
         yield
     except KdError:
         raise
-    except OSError as error:
-        where = error.filename or path
-        reason = error.strerror or str(error)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise NoSpaceError(
-                f"no space left for {where}: {reason}", "Free some space, then run the same command again."
-            ) from error
-        raise StorageError(
-            f"{where}: {reason}", "Check the path and its permissions, then run the same command again."
-        ) from error
+    except Exception as error:
+        known = storage_error(error, path)
+        if known is None:
+            raise
+        raise known from error
 
 
-_UNPUBLISHED = re.compile(r"\..+\.[0-9a-f]{12}-\d+-[0-9a-f]{16}\.tmp")
+def storage_error(error: Exception, path: Path | str) -> NoSpaceError | StorageError | None:
+    """What the operating system refused, in Python or in a library that tells it in words; None for all else.
+
+    Args:
+        error: an OSError, or what safetensors and HDF5 make of one.
+        path: what it was about, if it does not say.
+    """
+    number, where, reason = None, path, str(error)
+    if isinstance(error, OSError):
+        number, where, reason = error.errno, error.filename or path, error.strerror or reason
+    if number is None and (found := _TOLD.search(reason)):
+        number = int(found[1])
+        reason = os.strerror(number)
+    if number in _FULL:
+        return NoSpaceError(
+            f"no space left for {where}: {reason}", "Free some space, then run the same command again."
+        )
+    if number is None and not isinstance(error, OSError):
+        return None
+    return StorageError(
+        f"{where}: {reason}", "Check the path and its permissions, then run the same command again."
+    )
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_TOLD = re.compile(r"(?:os error |errno = )(\d+)")
+_UNPUBLISHED = re.compile(r"\..+\.([0-9a-f]{12})-(\d+)-[0-9a-f]{16}\.tmp")
+_DEAD_SECONDS = 600.0
+"""A process of another machine that did not touch its file for this long is dead."""
 
 
 def scratch_name() -> str:
@@ -65,6 +89,8 @@ def make_folder(folder: Path) -> None:
 def atomic_write_bytes(path: Path, data: bytes, tmp: Path | None = None) -> None:
     """Write a file that a reader sees whole or not at all, also after a power cut.
 
+    What a killed process left of the same file is removed.
+
     Args:
         path: the file; its folder exists.
         data: what to write.
@@ -78,10 +104,30 @@ def atomic_write_bytes(path: Path, data: bytes, tmp: Path | None = None) -> None
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+            now = temporary.stat().st_mtime
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
         fsync_folder(path.parent)
+        if tmp is None:
+            for other in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+                if _is_dead(other, now):
+                    other.unlink(missing_ok=True)
+
+
+def _is_dead(unpublished: Path, now: float) -> bool:
+    """Whether the process that was writing a file is gone: known on its machine, else told by silence."""
+    owner = _UNPUBLISHED.fullmatch(unpublished.name)
+    if owner is None:
+        return False
+    with suppress(FileNotFoundError, PermissionError):  # finished meanwhile; alive, and somebody else's
+        if owner[1] != machine():
+            return now - unpublished.stat().st_mtime > _DEAD_SECONDS
+        try:
+            os.kill(int(owner[2]), 0)
+        except (ProcessLookupError, OverflowError):
+            return True
+    return False
 
 
 def holds_files(folder: Path) -> bool:

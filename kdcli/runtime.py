@@ -5,15 +5,14 @@ import hashlib
 import os
 import signal
 import socket
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, final
 
-from kdcli.errors import DeviceError, UsageError
+from kdcli.errors import DeviceError, StoppedEarly, UsageError
 
 if TYPE_CHECKING:
     import types
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 REPEAT_SECONDS = 1.0
 """A second stop signal within this time is the same one again: schedulers signal a step and its group."""
-_LAST_SECONDS = 1.0
-"""That child processes of this one have to end by themselves when it does."""
 _HAS_AFFINITY = "sched_getaffinity" in dir(os)  # not on macOS
 
 
@@ -162,19 +159,20 @@ class StopNow(BaseException):
 
 @final
 class StopFlag:
-    """Truthy once SIGTERM or SIGUSR1 has arrived; nothing else happens in the handler.
+    """Truthy once SIGTERM, SIGUSR1 or SIGINT has arrived; nothing else happens in the handler.
 
     A second signal takes the rest of the grace: whoever sends it does not want to wait any longer.
 
     Attributes:
         at_once: while it is set, a signal ends :func:`stop_signals`' block at once, by :class:`StopNow`:
             for work of which a part is worth nothing.
+        interrupted: whether it was SIGINT: somebody at a terminal pressed ^C.
     """
 
     def __init__(self) -> None:
         self._since: float | None = None
         self._hurry = False
-        self.at_once = False
+        self.at_once = self.interrupted = False
 
     def __bool__(self) -> bool:
         return self._since is not None
@@ -196,7 +194,10 @@ class StopFlag:
 
 @contextmanager
 def stop_signals() -> Iterator[StopFlag]:
-    """Turn SIGTERM and SIGUSR1 into a flag for the time of the block; the old handlers come back.
+    """Turn SIGTERM, SIGUSR1 and SIGINT (^C) into a flag for the time of the block; the old handlers come back.
+
+    What is done is then saved, and :class:`~kdcli.errors.StoppedEarly` leaves the block with exit code 75, or 130
+    after ^C. A second ^C, later than :data:`REPEAT_SECONDS`, ends the block at once, as it would outside.
 
     Outside the main thread, where handlers cannot be set, the flag is simply never raised.
     """
@@ -210,62 +211,27 @@ def stop_signals() -> Iterator[StopFlag]:
         if flag.at_once:
             raise StopNow
 
+    def interrupt(number: int, frame: "types.FrameType | None") -> None:
+        again, flag.interrupted = bool(flag), True
+        flag.set()
+        if flag.at_once or flag.seconds() == float("inf"):
+            outside(number, frame)
+        elif not again and os.environ.get("RANK", "0") == "0":
+            os.write(2, b"\nstopping, what is done is saved first; ^C again ends at once\n")  # print is not reentrant
+
     before = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
+    outside = signal.getsignal(signal.SIGINT)
+    if callable(outside):  # not ignored, as behind nohup
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, interrupt)
     try:
         yield flag
+    except StoppedEarly as stopped:
+        if flag.interrupted:
+            stopped.exit_code = 128 + signal.SIGINT
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def worker_setup(processes: int) -> Callable[[int], None] | None:
-    """What to give a DataLoader as ``worker_init_fn``; its workers end with this process, come what may."""
-    if not processes:
-        return None
-    _end_workers_at_exit(os.getpid())
-    return worker_init
-
-
-@functools.cache
-def _end_workers_at_exit(_pid: int) -> None:
-    from multiprocessing import util
-
-    # Where an error's traceback still holds a loader, Python ends its workers by SIGTERM, which they ignore, and
-    # waits for them for ever. This comes before that.
-    util.Finalize(None, _end_workers, exitpriority=100)
-
-
-def _end_workers() -> None:
-    import multiprocessing
-
-    children = [child for child in multiprocessing.active_children() if child.daemon]
-    for child in children:
-        child.terminate()
-    until = time.monotonic() + _LAST_SECONDS
-    for child in children:
-        child.join(max(0.0, until - time.monotonic()))
-        child.kill()
-
-
-def worker_init(_worker: int = 0) -> None:
-    """Prepare a DataLoader worker: a signal to the whole job step must not kill it; one thread."""
-    import torch
-
-    for number in (*STOP_SIGNALS, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-    sys.excepthook = _unless_hung_up
-    torch.set_num_threads(1)
-
-
-def _unless_hung_up(
-    kind: type[BaseException], error: BaseException, trace: "types.TracebackType | None"
-) -> None:
-    """Errors of a worker's batches travel to the parent; this one is of the thread that hands them over.
-
-    It finds the line dead when the parent was interrupted while it fetched a batch: nobody's bug.
-    """
-    if not issubclass(kind, ConnectionError | EOFError):
-        sys.__excepthook__(kind, error, trace)
 
 
 # --- machine and versions ---------------------------------------------------------------------

@@ -41,7 +41,7 @@ def read_all(
     """Every batch of every epoch, through a real DataLoader."""
     from torch.utils.data import DataLoader
 
-    from kdcli.runtime import worker_init
+    from kdcli.workers import worker_init
 
     loader: Any = DataLoader(
         Batches(cache),  # type: ignore[arg-type]

@@ -113,7 +113,7 @@ def test_workers_end_with_a_process_whose_error_still_holds_the_loader() -> None
     program = """
 import torch
 from torch.utils.data import DataLoader
-from kdcli.runtime import worker_setup
+from kdcli.workers import worker_setup
 
 loader = DataLoader(list(range(4)), num_workers=1, persistent_workers=True, worker_init_fn=worker_setup(1))
 for _ in loader:

@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 from kdcli.console import console
 from kdcli.data.sources import ImageData
 from kdcli.errors import BadDataError, KdError
-from kdcli.runtime import worker_count, worker_setup
+from kdcli.runtime import worker_count
+from kdcli.workers import Watched, worker_setup
 
 BATCH = 64
 PER_BIT = 4
@@ -109,7 +110,7 @@ def fingerprints(data: ImageData, bits: int, workers: int | None) -> Fingerprint
     )
     row = 0
     with console.progress(len(data), "images", str(data.spec)) as bar:
-        for batch in loader:
+        for batch in Watched(loader):
             for each in batch:
                 match each:
                     case Fingerprint():

@@ -1,6 +1,5 @@
 """The ``kd`` command: its sub-commands, and the one place where errors become exit codes."""
 
-import errno
 import os
 import signal
 import sys
@@ -28,9 +27,11 @@ from kdcli.cli import (
 from kdcli.cli.cache import grow, integrity, inventory, transport
 from kdcli.cli.completion import complete
 from kdcli.console import console
-from kdcli.errors import DeviceError, KdError, NoSpaceError, StorageError, UsageError
+from kdcli.errors import DeviceError, KdError, UsageError
+from kdcli.files import storage_error
 from kdcli.options.command import Body, Command, Source, group, program
 from kdcli.runtime import calm_openmp
+from kdcli.workers import worker_death
 
 if TYPE_CHECKING:
     import types
@@ -158,18 +159,10 @@ def _translate(error: Exception) -> KdError | None:
             context = getattr(error, "ctx", None)
             command = "kd" if context is None else context.command_path
             return UsageError(error.format_message(), f"{command} --help lists what there is.")
-        case OSError() if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return NoSpaceError(
-                f"{error.filename or 'disk'}: {error.strerror}", "Free some space, then run it again."
-            )
-        case OSError() if error.strerror:
-            return StorageError(
-                f"{error.filename or 'I/O'}: {error.strerror}", "Check the path and its permissions."
-            )
         case MemoryError():
             return DeviceError("out of memory", "Use a smaller --batch-size.")
         case RuntimeError() if type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error):
             first = str(error).splitlines()[0]
             return DeviceError(f"out of memory: {first}", "Use a smaller --batch-size.")
         case _:
-            return None
+            return storage_error(error, "I/O") or worker_death(error)

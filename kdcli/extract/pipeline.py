@@ -25,8 +25,9 @@ from kdcli.extract.decoding import Decoded, Decoder, Task, TaskQueue, as_it_is
 from kdcli.extract.outputs import OutputPlan, compression_error
 from kdcli.geometry import Render
 from kdcli.models.teacher import TeacherRunner
-from kdcli.runtime import StopFlag, pick_device, versions, worker_setup
+from kdcli.runtime import StopFlag, pick_device, versions
 from kdcli.types import Difference
+from kdcli.workers import Watched, worker_setup
 
 if TYPE_CHECKING:
     from kdcli.cache.provenance import TeacherRecord
@@ -179,7 +180,7 @@ class TaskRunner:
 
     def _consume(self, queue: TaskQueue, executor: ThreadPoolExecutor, bar: Bar) -> None:
         pending: deque[Future[None]] = deque()
-        batches = iter(self._loader(queue))
+        batches = iter(Watched(self._loader(queue)))
         while True:
             before = time.monotonic()
             decoded = next(batches, None)

@@ -14,7 +14,8 @@ from kdcli.cache.layout import Manifest
 from kdcli.console import console, duration
 from kdcli.extract.decoding import BatchRequest, Decoded, Decoder, as_it_is
 from kdcli.files import storage_errors
-from kdcli.runtime import worker_count, worker_setup
+from kdcli.runtime import worker_count
+from kdcli.workers import Watched, worker_setup
 
 if TYPE_CHECKING:
     from kdcli.extract.pipeline import Worker
@@ -115,7 +116,7 @@ def _decode_rate(prepared: "Prepared", workers: Mapping[str, "Worker"]) -> tuple
         worker_init_fn=worker_setup(processes),
     )
     kept: list[Decoded] = []
-    iterator = iter(loader)
+    iterator = iter(Watched(loader))
     kept.append(next(iterator))  # starting processes is no part of a rate
     start, count = time.perf_counter(), 0
     for decoded in iterator:

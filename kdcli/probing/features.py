@@ -16,8 +16,9 @@ from kdcli.models.spec import Model
 from kdcli.models.teacher import TeacherRunner
 from kdcli.outputs import Output
 from kdcli.probing.config import ProbeConfig
-from kdcli.runtime import pick_device, worker_count, worker_setup
+from kdcli.runtime import pick_device, worker_count
 from kdcli.types import Preprocess
+from kdcli.workers import Watched, worker_setup
 
 ArrayName = Literal["features", "logits"]
 Rendered = UInt8[np.ndarray, "h w 3"] | KdError
@@ -77,7 +78,7 @@ def model_outputs(
     found = np.empty((len(data), width), np.float32)
     done = 0
     with console.progress(len(data), "images", title) as bar:
-        for batch in loader:
+        for batch in Watched(loader):
             if isinstance(batch, KdError):
                 raise batch
             found[done : done + len(batch)] = runner(batch)[array].cpu().numpy()

@@ -3,7 +3,7 @@
 One item of the data set is one whole batch, so that a worker gathers cached outputs in one go.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar, final
 
@@ -17,10 +17,10 @@ from kdcli.data.sources import ImageData
 from kdcli.data.views import Drawer, Drawn, Params, Render, ViewSet
 from kdcli.errors import DeviceError, KdError
 from kdcli.methods.batch import Batch, Mixed
-from kdcli.runtime import worker_setup
 from kdcli.training.plan import Plan
 from kdcli.training.replay import Recording, Replay, ViewRule
 from kdcli.training.samplers import Order, Portion, Ticket
+from kdcli.workers import Watched, worker_setup
 
 
 def stacked(drawn: Sequence[Drawn], renders: Sequence[Render]) -> dict[Render, UInt8[Tensor, "b h w 3"]]:
@@ -291,18 +291,18 @@ def _feed_of(
     return Feed(plan.data, plan.rule, renders, recording, decoded)
 
 
-Loader = DataLoader[Batch | KdError]
+Loader = Iterable[Batch | KdError]
 Item = TypeVar("Item")
 
 
 def make_loader(
     feed: Dataset[Item], order: Order | Sequence[Ticket], workers: int, device: torch.device
-) -> DataLoader[Item]:
+) -> Iterable[Item]:
     """A loader whose items are whole batches.
 
     Its generator is its own: the loader draws a seed per epoch, which must not move the run's random numbers.
     """
-    return DataLoader(
+    loader = DataLoader(
         feed,
         batch_size=None,
         sampler=order,
@@ -313,6 +313,7 @@ def make_loader(
         collate_fn=_unchanged,  # an item is a batch already
         generator=torch.Generator(),
     )
+    return Watched(loader)
 
 
 def _unchanged(batch: Any) -> Any:
