@@ -89,7 +89,9 @@ def _number_of(stage: Path) -> int:
 
 def _read(folder: Path) -> Run:
     path = folder / RESULT
-    result = from_document(_Result, read_json(path), path, hint="Leave its folder out.")
+    result = from_document(
+        _Result, read_json(path), f"{path} is no result of kd train-student", hint="Leave its folder out."
+    )
     if not (folder / EXPORT / CONFIG).is_file():
         raise NotFoundError(
             f"{folder} has a result, but no {EXPORT}/{CONFIG}", "Train it again, or leave it out."

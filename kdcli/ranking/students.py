@@ -117,7 +117,12 @@ def _paths(place: str) -> list[Path]:
 
 
 def _read(path: Path) -> Student | None:
-    result = from_document(_Result, read_json(path), path, hint="Leave it out of --against.")
+    result = from_document(
+        _Result,
+        read_json(path),
+        f"{path} is no result of kd train-student",
+        hint="Leave it out of --against.",
+    )
     # A file may name any object as its method; only those that are known by name are looked at.
     scheme = METHODS[result.method].scheme if result.method in METHODS else None
     if result.test is None or scheme is None:
