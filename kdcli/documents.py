@@ -67,6 +67,8 @@ def from_document(
             raise error(f"{source}: {name}: unknown field", hint)
     try:
         value: Value = _adapter(kind).validate_json(json.dumps(document), strict=True)
+    except TypeError as refusal:  # of YAML: dates, sets and the like
+        raise error(f"{source}: {refusal}", hint) from refusal
     except ValidationError as refusal:
         first = refusal.errors()[0]
         where = ".".join(map(str, first["loc"])) or "document"

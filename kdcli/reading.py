@@ -28,6 +28,8 @@ DEPTH: Final = 64
 """Most levels of lists and mappings in a document; kd's own have fewer than ten."""
 YAML_VALUES: Final = 1_000_000
 """Most values in a YAML document, aliases spelled out."""
+_BITS: Final = 4096
+"""Of an integer in YAML, which in hexadecimal may have any number of them."""
 NAME_BYTES: Final = 255
 """Most bytes of a name: what a file system takes."""
 
@@ -183,6 +185,16 @@ class YAMLLoader(yaml.SafeLoader):
             return super().compose_node(parent, index)
         finally:
             self._depth -= 1
+
+
+def _construct_integer(loader: YAMLLoader, node: yaml.ScalarNode) -> int:
+    value = int(loader.construct_yaml_int(node))
+    if value.bit_length() > _BITS:
+        raise yaml.YAMLError(f"an integer of {value.bit_length()} bits")
+    return value
+
+
+YAMLLoader.add_constructor("tag:yaml.org,2002:int", _construct_integer)
 
 
 def read_yaml(

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from kdcli.documents import from_document
 from kdcli.errors import UsageError
 from kdcli.models.fused import FusionSpec, JointTeacher, Parent
 
@@ -105,7 +106,7 @@ def test_every_weight_learns(spec: FusionSpec) -> None:
 
 def test_a_spec_survives_json() -> None:
     for spec in (L1, L2, L4, replace(L2, size=(4, 4))):
-        again = FusionSpec.from_document(json.loads(json.dumps(spec.document())))
+        again = from_document(FusionSpec, json.loads(json.dumps(spec.document())), "fused.json")
         assert again == spec
         JointTeacher(again).load_state_dict(JointTeacher(spec).state_dict())
 

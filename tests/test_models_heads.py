@@ -187,7 +187,7 @@ def test_a_folder_of_torchvision_that_contradicts_itself_is_refused(tmp_path: Pa
     for change, error, says in (
         ({"num_classes": 4}, BadDataError, "contradicts itself"),
         ({"num_classes": True}, BadDataError, "num_classes"),
-        ({"model_args": {"weights": "DEFAULT"}}, BadDataError, "does not know"),
+        ({"model_args": {"weights": "DEFAULT"}}, BadDataError, "model_args.weights"),
         ({"model_args": {"progress": 1}}, BadDataError, "does not know"),
     ):
         (tmp_path / "config.json").write_text(json.dumps({**config, **change}))

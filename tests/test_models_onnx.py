@@ -235,7 +235,7 @@ def test_without_preprocessing_the_sidecar_to_write_is_named(
         ({"interpolation": "cubic"}, "interpolation: Input should be 'nearest'"),
         ({"input_size": [1, 24, 24]}, "input_size.0: Input should be 3"),
         ({"input_size": 24}, "input_size: Input should be a valid"),
-        ({"std": [0.2, 0.0, 0.2]}, "std.1: Input should be greater than 0"),
+        ({"std": [0.2, 0.0, 0.2]}, "std.1: Input should be greater than or equal to 0.0001"),
         ({"crop_pct": 2}, "crop_pct: Input should be less than 2"),
         ({"crop_mode": "middle"}, "crop_mode: Input should be 'center'"),
         ({"label_names": ["a", "b"]}, "label_names gives 2 names for 5 classes"),

@@ -26,13 +26,17 @@ class AuditConfig(DataOptions, WorkersOption):
     )  # fmt: skip
     distance: int | None = option(
         None, "Bits in which hashes may differ; default: 32 of 256, 4 of 64. 0: equal hashes only.",
-        panel="Method", ge=0,
+        panel="Method", ge=0, le=256,
     )  # fmt: skip
     hash_bits: Literal[64, 256] = option(
         256, "Bits of the perceptual hash; imagehash's own are 64.", panel="Method"
     )
     max_pairs: int = option(
-        1_000_000, "List all pairs up to so many, else the nearest one of each image.", panel="Output", ge=1
+        1_000_000,
+        "List all pairs up to so many, else the nearest one of each image.",
+        panel="Output",
+        ge=1,
+        le=10**9,
     )
     write_exclude: Path | None = option(
         None, "New file for the keys of DATA_A's duplicates; DATA_A@without=FILE leaves them out.",

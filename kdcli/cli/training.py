@@ -230,18 +230,18 @@ def _read_ranking(config: "StudentConfig") -> "Ranking | None":
     if source is None:
         return None
     from kdcli.errors import NotFoundError
-    from kdcli.files import storage_errors
     from kdcli.options.resolving import spelled
-    from kdcli.ranking.documents import parse_ranking
+    from kdcli.ranking.documents import parse_ranking, ranking_of
+    from kdcli.reading import DOCUMENT_BYTES, read_json
 
     if source == "-":
-        return parse_ranking(sys.stdin.read())
+        data = b"" if sys.stdin is None or sys.stdin.closed else sys.stdin.buffer.read(DOCUMENT_BYTES + 1)
+        return parse_ranking(data[:DOCUMENT_BYTES], "the ranking on standard input")
     path = Path(source)
-    if not path.is_file():
+    if path.is_dir() or not path.exists():
         command = spelled("rank-sources", cache=config.cache or "CACHE", data=config.first_data, json=True)
         raise NotFoundError(
             f"--ranking {path} is {'a folder' if path.is_dir() else 'not there'}",
             f"{command} > {'ranking.json' if path.is_dir() else quote(str(path))}",
         )
-    with storage_errors(path):
-        return parse_ranking(path.read_text(encoding="utf-8"))
+    return ranking_of(read_json(path), path)

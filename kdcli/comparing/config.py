@@ -44,7 +44,7 @@ class CompareConfig(CachesOption, DataOptions, PartialOption, ForwardOptions, Ve
     equal_within: float = option(
         0.01, "Difference in accuracy up to which a teacher counts as equal.", panel="Method", ge=0, le=1
     )
-    bins: int = option(5, "Bins of the difference in accuracy.", panel="Method", ge=1)
+    bins: int = option(5, "Bins of the difference in accuracy.", panel="Method", ge=1, le=1000)
     out: Path | None = option(
         None, "Keep predictions and the result there; what is kept is not run again.",
         panel="Output", metavar="DIR", mechanical=True,

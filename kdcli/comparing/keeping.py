@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, final
@@ -11,11 +12,29 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from kdcli.comparing.answers import Answers, Images
+from kdcli.documents import from_document
 from kdcli.errors import BadDataError, OutputExistsError
 from kdcli.files import atomic_write_bytes, holds_files, storage_errors, write_json
+from kdcli.reading import parse_json, require_regular
 
 PREDICTIONS, RESULT = "predictions.safetensors", "compare.json"
+_AGAIN = "Remove it, then run kd compare --out again."
 _ARRAYS = ("predicted", "label_logp", "top_logp", "class_means")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Images:
+    keys: str
+    labels: str
+    classes: tuple[str, ...]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _About:
+    images: _Images
+    models: Mapping[str, str]
 
 
 @final
@@ -33,12 +52,12 @@ class Kept:
     def __init__(self, folder: Path) -> None:
         self._folder, self._file = folder, folder / PREDICTIONS
         with storage_errors(folder):
-            foreign = folder.is_dir() and not self._file.is_file() and holds_files(folder)
+            foreign = folder.is_dir() and not self._file.exists() and holds_files(folder)
         if folder.is_file() or foreign:
             raise OutputExistsError(
                 f"--out {folder} holds something that kd compare did not write", "Choose another folder."
             )
-        self._about = read_predictions(folder, ())[0] if self._file.is_file() else {}
+        self._about = read_predictions(folder, ())[0] if self._file.exists() else {}
 
     def find(self, images: Images, wanted: Mapping[str, str]) -> dict[str, Answers]:
         """Answers that are here already.
@@ -98,15 +117,34 @@ def read_predictions(
         BadDataError: the file is damaged, or something else.
     """
     path = folder / PREDICTIONS
+    require_regular(path)
     try:
         with storage_errors(path), safe_open(path, "numpy") as file:
-            about = json.loads((file.metadata() or {})["kd_compare"])
-            wanted = file.keys() if names is None else names
-            return about, {name: file.get_tensor(name) for name in wanted}
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise BadDataError(
-            f"{path} is not what kd compare wrote: {error}", "Remove it, then run kd compare --out again."
-        ) from error
+            about = parse_json((file.metadata() or {}).get("kd_compare", "null"), path, hint=_AGAIN)
+            tensors = {name: file.get_tensor(name) for name in (file.keys() if names is None else names)}
+    except (SafetensorError, ValueError) as error:
+        if isinstance(error, BadDataError):
+            raise
+        raise BadDataError(f"{path} is not what kd compare wrote: {error}", _AGAIN) from error
+    found = from_document(_About, about, f"{path}: kd_compare", hint=_AGAIN)
+    if names is None:
+        _require_complete(tensors, found, path)
+    return about, tensors
+
+
+def _require_complete(tensors: Mapping[str, np.ndarray], about: _About, path: Path) -> None:
+    """Refuse arrays of other kinds, lengths and classes than those of the images and models that the file names."""
+    rows = tensors["labels"].size if "labels" in tensors else -1
+    kinds = {"labels": "iu", **{f"{name}/predicted": "iu" for name in about.models}}
+    kinds |= {f"{name}/top_logp": "f" for name in about.models}
+    kinds |= {name: "f" for name in tensors if name.endswith("/label_logp")}
+    for name, kind in kinds.items():
+        found = tensors.get(name)
+        if found is None or found.shape != (rows,) or found.dtype.kind not in kind:
+            said = "is missing" if found is None else f"is {found.dtype} of shape {list(found.shape)}"
+            raise BadDataError(f"{path}: {name} {said}, not one value an image", _AGAIN)
+        if kind == "iu" and rows and not 0 <= found.min() <= found.max() < len(about.images.classes):
+            raise BadDataError(f"{path}: {name} names a class that there is not", _AGAIN)
 
 
 def _answers_of(tensors: Mapping[str, np.ndarray], name: str) -> Answers:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from kdcli.console import console
-from kdcli.errors import BadDataError, NotFoundError
+from kdcli.documents import from_document
+from kdcli.errors import NotFoundError
 from kdcli.files import storage_errors
 from kdcli.models.grammar import ModelSpec
 from kdcli.reading import read_json
@@ -88,14 +89,9 @@ def _number_of(stage: Path) -> int:
 
 def _read(folder: Path) -> Run:
     path = folder / RESULT
-    try:
-        result = _Result.model_validate(read_json(path))
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "document"
-        raise BadDataError(
-            f"{path} is no result of kd train-student: {place}: {first['msg']}", "Leave its folder out."
-        ) from error
+    result = from_document(
+        _Result, read_json(path), f"{path} is no result of kd train-student", hint="Leave its folder out."
+    )
     if not (folder / EXPORT / CONFIG).is_file():
         raise NotFoundError(
             f"{folder} has a result, but no {EXPORT}/{CONFIG}", "Train it again, or leave it out."

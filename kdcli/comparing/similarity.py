@@ -12,6 +12,7 @@ from jaxtyping import Float, Float64
 from kdcli.errors import BadDataError, NotFoundError, UsageError
 from kdcli.files import storage_errors
 from kdcli.models.grammar import TRANSFORMERS, ModelSpec
+from kdcli.reading import DOCUMENT_BYTES, read_text, require_regular
 
 PROMPT: Final = "a photo of a {}"
 """What CLIP is asked about a class (Radford et al. 2021, section 3.1.4; P3 does not print its own)."""
@@ -73,7 +74,7 @@ def read_similarity(file: Path, classes: tuple[str, ...]) -> ClassSimilarity:
         NotFoundError: there is no such file.
         BadDataError: it is no square matrix of these classes, or holds NaN.
     """
-    if not file.is_file():
+    if not file.exists():
         raise NotFoundError(f"--class-similarity {file} is not there", _FORM)
     names, matrix = _read(file)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
@@ -95,12 +96,13 @@ def read_similarity(file: Path, classes: tuple[str, ...]) -> ClassSimilarity:
 
 
 def _read(file: Path) -> tuple[list[str] | None, Float64[np.ndarray, "_ _"]]:
+    require_regular(file, DOCUMENT_BYTES)
     try:
         if file.suffix == ".npy":
             with storage_errors(file):
-                return None, np.load(file, allow_pickle=False).astype(np.float64)
-        with storage_errors(file), file.open(newline="", encoding="utf-8") as lines:
-            rows = [row for row in csv.reader(lines) if row]
+                return None, np.load(file, "r", allow_pickle=False).astype(np.float64)
+        with storage_errors(file):
+            rows = [row for row in csv.reader(read_text(file).splitlines()) if row]
         names = None
         if rows and (len(rows) == len(rows[0]) + 1 or not all(map(_is_number, rows[0]))):
             names, rows = [cell.strip() for cell in rows[0]], rows[1:]
@@ -108,6 +110,10 @@ def _read(file: Path) -> tuple[list[str] | None, Float64[np.ndarray, "_ _"]]:
     except (
         ValueError,
         EOFError,
+        TypeError,
+        csv.Error,
+        SyntaxError,
+        AttributeError,
     ) as error:  # unequal rows, words among numbers, pickled objects, bytes of something else
         if isinstance(error, BadDataError):
             raise

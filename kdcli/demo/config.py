@@ -17,4 +17,6 @@ class DemoConfig(StepConfig):
         None, "Only write EfficientNet-Lite0's ImageNet weights to this folder.",
         panel="Output", metavar="DIR",
     )  # fmt: skip
-    image_size: int = option(224, "Input size that --export-weights declares.", panel="Output", ge=32)
+    image_size: int = option(
+        224, "Input size that --export-weights declares.", panel="Output", ge=32, le=1024
+    )

@@ -1,9 +1,9 @@
 """What ``kd cache-teachers`` and ``kd cache plan`` can be told."""
 
 from pathlib import Path
-from typing import ClassVar, Literal, final
+from typing import Annotated, ClassVar, Literal, final
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from kdcli.errors import UsageError
 from kdcli.options.common import (
@@ -40,7 +40,7 @@ class CacheOptions(DataOptions, AmpOption, DeviceOption, WorkersOption, DryRunOp
         panel="Teachers", comma=True, min_length=1, complete="output",
     )  # fmt: skip
     dtype: FloatName = option("float16", "Storage type of logits and features.", panel="Teachers")
-    temperatures: tuple[float, ...] = option(
+    temperatures: tuple[Annotated[float, Field(ge=0.01, le=1000)], ...] = option(
         (1.0, 2.0, 4.0, 5.0), "Temperatures whose fp32 logsumexp is kept.",
         panel="Teachers", comma=True, metavar="T,T",
     )  # fmt: skip
@@ -49,7 +49,7 @@ class CacheOptions(DataOptions, AmpOption, DeviceOption, WorkersOption, DryRunOp
         panel="Teachers", metavar="SHARE", ge=0, le=1, mechanical=True,
     )  # fmt: skip
     min_accuracy_images: int = option(
-        256, "Images that --min-accuracy looks at.", panel="Teachers", ge=1, mechanical=True
+        256, "Images that --min-accuracy looks at.", panel="Teachers", ge=1, mechanical=True, le=10**7
     )
     views: str | None = option(
         None, "eval, or eval+train:K for K replayable training views; default: the cache's, else eval.",
@@ -67,12 +67,19 @@ class CacheOptions(DataOptions, AmpOption, DeviceOption, WorkersOption, DryRunOp
     backend: Literal["zarr", "hdf5"] | None = option(
         None, "Storage of a new cache; default: zarr.", panel="Run"
     )
-    batch_size: int = option(64, "Images per forward; recorded, and reused by a resume.", panel="Run", ge=1)
+    batch_size: int = option(
+        64, "Images per forward; recorded, and reused by a resume.", panel="Run", ge=1, le=2**20
+    )
     block_rows: int | None = option(
-        None, "Rows per block, a multiple of 32; default: by size.", panel="Run", ge=32, multiple_of=32
+        None,
+        "Rows per block, a multiple of 32; default: by size.",
+        panel="Run",
+        ge=32,
+        multiple_of=32,
+        le=2**24,
     )
     buffer_gb: float = option(
-        1.0, "Memory for the outputs of one task, in GB.", panel="Run", metavar="GB", gt=0
+        1.0, "Memory for the outputs of one task, in GB.", panel="Run", metavar="GB", gt=0, le=10**5
     )
     shard: str | None = option(
         None, "Do only this share of the blocks: I/N, array, srun or torchrun.",
@@ -84,7 +91,7 @@ class CacheOptions(DataOptions, AmpOption, DeviceOption, WorkersOption, DryRunOp
     )  # fmt: skip
     grace: float = option(
         20.0, "Seconds a stop signal leaves for the current task.",
-        panel="Run", metavar="SECONDS", ge=0, mechanical=True,
+        panel="Run", metavar="SECONDS", ge=0, mechanical=True, le=10**6,
     )  # fmt: skip
 
     @field_validator("eval_geometry")

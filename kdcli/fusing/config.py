@@ -1,9 +1,9 @@
 """What ``kd fuse-teachers`` can be told."""
 
 from pathlib import Path
-from typing import ClassVar, Literal, final
+from typing import Annotated, ClassVar, Literal, final
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from kdcli.options.common import DeviceOption, OverwriteOption, SeedOption, VerifyOption
 from kdcli.options.fields import option
@@ -28,7 +28,7 @@ class FuseConfig(SeedOption, DeviceOption, VerifyOption, OverwriteOption, Learni
         None, "Share of the labelled images to set aside and judge every epoch on.",
         panel="Data", metavar="SHARE", gt=0, lt=1,
     )  # fmt: skip
-    data_seed: int = option(0, "Seed of the validation split.", panel="Data", ge=0)
+    data_seed: int = option(0, "Seed of the validation split.", panel="Data", ge=0, lt=2**32)
     teacher: tuple[str, ...] = option(
         ..., "Cached teacher to fuse, two at least. Repeatable.",
         panel="Teachers", metavar="NAME", min_length=1, complete="teacher",
@@ -44,16 +44,18 @@ class FuseConfig(SeedOption, DeviceOption, VerifyOption, OverwriteOption, Learni
         "shared", "One joint teacher with a head a data set (P4 Algorithm 1), or one a data set (P4's code).",
         panel="Method",
     )  # fmt: skip
-    map_channels: tuple[int, ...] = option(
+    map_channels: tuple[Annotated[int, Field(ge=1, le=2**16)], ...] = option(
         (), "Channels of fused, fused2, ...: those of the student there; default: 512 each.",
         panel="Method", comma=True, metavar="N,N",
     )  # fmt: skip
     map_size: int | None = option(
-        None, "Interpolate all maps to this height and width.", panel="Method", ge=1
+        None, "Interpolate all maps to this height and width.", panel="Method", ge=1, le=1024
     )
-    space: int = option(4096, "Channels to which each teacher's map is brought.", panel="Method", ge=1)
+    space: int = option(
+        4096, "Channels to which each teacher's map is brought.", panel="Method", ge=1, le=2**16
+    )
     projection: int | None = option(
-        None, "At L1, width to which each teacher's embedding is brought.", panel="Method", ge=1
+        None, "At L1, width to which each teacher's embedding is brought.", panel="Method", ge=1, le=2**16
     )
     dropout: float = option(0.8, "Before every head.", panel="Method", metavar="SHARE", ge=0, lt=1)
     # P4 section 4.4 and Table 1, of the networks of its first set (240: EfficientNet-B0's). No numbers of the joint

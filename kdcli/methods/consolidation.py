@@ -200,6 +200,7 @@ class HeadOptions(GeneralistOptions):
         0.0,
         "Weight of the data's own labels, in a head of their own (P1 Exp. 5); 0: no label is looked at.",
         ge=0,
+        le=1e4,
     )
 
 

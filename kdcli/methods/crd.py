@@ -54,10 +54,12 @@ class CrdOptions(MethodOptions):
     """What CRD can be told, in every method that has it."""
 
     negatives: Negatives = negatives_option("other-images")
-    crd_weight: float = method_option(0.8, "Weight beta of CRD beside a teacher's other term.", ge=0)
-    crd_negatives: int = method_option(16384, "Negatives of CRD for an image, or as many as there are.", ge=1)
-    crd_temperature: float = method_option(0.07, "Temperature of CRD's scores.", gt=0)
-    crd_dim: int = method_option(128, "Dimensions of CRD's embeddings.", ge=1)
+    crd_weight: float = method_option(0.8, "Weight beta of CRD beside a teacher's other term.", ge=0, le=1e4)
+    crd_negatives: int = method_option(
+        16384, "Negatives of CRD for an image, or as many as there are.", ge=1, le=10**7
+    )
+    crd_temperature: float = method_option(0.07, "Temperature of CRD's scores.", ge=1e-4, le=1000)
+    crd_dim: int = method_option(128, "Dimensions of CRD's embeddings.", ge=1, le=2**16)
     crd_momentum: float = method_option(0.5, "Share that CRD's memory keeps of a row.", ge=0, lt=1)
 
 

@@ -37,7 +37,7 @@ class LevelOptions(MethodOptions):
         "all",
         "What of the teacher is matched: all (embedding and maps: the paper), maps (the code), features, none.",
     )
-    level_weight: tuple[Annotated[float, Field(ge=0)], ...] = method_option(
+    level_weight: tuple[Annotated[float, Field(ge=0, le=1e4)], ...] = method_option(
         (0.2,), "Weight beta of each level's squared error; one for all, or one a level, the embedding first."
     )
     student_tap: tuple[str, ...] = method_option(

@@ -71,7 +71,7 @@ class MlfdOptions(LevelOptions):
         CONVENTIONS["paper"]["label_weight"], "Weight of the labels' cross-entropy.", ge=0, le=1
     )
     distill_weight: float = method_option(
-        CONVENTIONS["paper"]["distill_weight"], "Weight alpha of the softened cross-entropy.", ge=0
+        CONVENTIONS["paper"]["distill_weight"], "Weight alpha of the softened cross-entropy.", ge=0, le=1e4
     )
 
     @model_validator(mode="before")

@@ -2,18 +2,14 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
-
-from kdcli.options.fields import option
+from kdcli.options.fields import Options, option
 
 Direction = Literal["forward", "reverse"]
 """Order of the arguments of a KL divergence."""
 
 
-class MethodOptions(BaseModel):
-    """Base of a method's options: immutable, unknown names refused. A default is the method's own."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+class MethodOptions(Options):
+    """Base of a method's options. A default is the method's own."""
 
 
 def method_option(default: Any, help: str, **marks: Any) -> Any:
@@ -24,7 +20,7 @@ def method_option(default: Any, help: str, **marks: Any) -> Any:
 def temperature_option(default: float) -> Any:
     """Softmax temperature, with the method's own default."""
     return method_option(
-        default, "Softmax temperature T of teacher and student in the distillation term.", gt=0
+        default, "Softmax temperature T of teacher and student in the distillation term.", ge=0.001, le=1000
     )
 
 
@@ -48,7 +44,11 @@ def generalist_weight_option(default: float) -> Any:
 def unlabelled_ratio_option(default: float | None) -> Any:
     """Proportion of a step's two batches, with the method's own default."""
     return method_option(
-        default, "Unlabelled images per labelled one in a step, in a batch of their own.", gt=0, shared=True
+        default,
+        "Unlabelled images per labelled one in a step, in a batch of their own.",
+        gt=0,
+        le=1000,
+        shared=True,
     )
 
 

@@ -136,7 +136,9 @@ class MclOptions(KlOptions):
     mcl_share: float | None = method_option(
         None, "Instead of --mcl-tau: share of the way that the slow copy goes in the whole run.", gt=0, lt=1
     )
-    mcl_every: int = method_option(2, "Steps between updates of MCL's slow copy.", ge=1, metavar="N")
+    mcl_every: int = method_option(
+        2, "Steps between updates of MCL's slow copy.", ge=1, metavar="N", le=10**5
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -160,7 +162,7 @@ class TopKlOptions(KlOptions):
     """KL over few classes."""
 
     top_classes: int = method_option(
-        10, "Classes that topk-kl compares: the teacher's most probable ones.", ge=1, metavar="K"
+        10, "Classes that topk-kl compares: the teacher's most probable ones.", ge=1, metavar="K", le=10**6
     )
 
 

@@ -4,12 +4,11 @@ import dataclasses
 import inspect
 import math
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
-import yaml
-
-from kdcli.errors import UsageError, nearest
+from kdcli.errors import BadDataError, ConfigError, UsageError, nearest
+from kdcli.reading import parse_yaml
 
 Argument = bool | int | float | str
 
@@ -34,9 +33,15 @@ _NEVER: Final = frozenset(
         "device",
         "dtype",
     }
-    | {"weights", "checkpoint_path", "cache_dir", "scriptable", "exportable", "no_jit"}
+    | {"weights", "checkpoint_path", "cache_dir", "scriptable", "exportable", "no_jit", "model_name"}
 )
-"""What no file and no user says: it loads weights, or changes what a network gives."""
+_MOST: Final = {"num_classes": 10**7, "img_size": 2**14, "image_size": 2**14, "input_size": 2**14}
+_WIDEST, _TIMES = 4096, 100
+"""Largest number that a file may give for an argument: this, or so many times its default."""
+_PARTS: Final = 1024
+"""Most values of one argument."""
+_TEXT: Final = 256
+"""Longest text of an argument."""
 
 
 def parse_arguments(texts: Iterable[str]) -> dict[str, Argument]:
@@ -52,8 +57,8 @@ def parse_arguments(texts: Iterable[str]) -> dict[str, Argument]:
             again = " comes twice" if key.strip() in found else " is not KEY=VALUE"
             raise UsageError(f"--model-arg {text}{again}", "E.g. --model-arg drop_path_rate=0.2, once a key.")
         try:
-            value = yaml.safe_load(written)
-        except (yaml.YAMLError, ValueError):
+            value = parse_yaml(written, "--model-arg")
+        except ConfigError:
             value = None
         if not isinstance(value, bool | int | float | str) or (
             isinstance(value, float) and not math.isfinite(value)
@@ -88,11 +93,12 @@ def known_arguments(network: type) -> dict[str, object]:
                 }
         if not any(each.kind is each.VAR_KEYWORD for each in parameters):
             break
-    return {
-        name: default
-        for name, default in defaults.items()
-        if name not in _NEVER and not name.startswith("pretrained")
-    }
+    return {name: default for name, default in defaults.items() if not is_reserved(name)}
+
+
+def is_reserved(name: str) -> bool:
+    """Whether an argument is one that no file and no user gives: it loads weights, or changes what a network gives."""
+    return name in _NEVER or name.startswith("pretrained")
 
 
 def require_arguments(given: Mapping[str, Argument], known: Mapping[str, object], architecture: str) -> None:
@@ -110,7 +116,7 @@ def require_arguments(given: Mapping[str, Argument], known: Mapping[str, object]
     for name, value in given.items():
         if name in _DECIDED:
             raise UsageError(f"--model-arg {name} is for kd to decide", _DECIDED[name])
-        if name in _NEVER or name.startswith("pretrained"):
+        if is_reserved(name):
             raise UsageError(
                 f"--model-arg {name} is for kd to decide",
                 "Weights come from --init, shapes from the model spec.",
@@ -130,6 +136,60 @@ def require_arguments(given: Mapping[str, Argument], known: Mapping[str, object]
                 f"--model-arg {name}={value}: the value must be of the kind of its default, {default}",
                 f"E.g. --model-arg {name}={str(default).lower() if isinstance(default, bool) else default}.",
             )
+
+
+def require_recorded(
+    given: Mapping[str, object], known: Mapping[str, object], where: str, architecture: str
+) -> None:
+    """Refuse what a model folder says of how its network is built, unless that is known, of its kind and bounded.
+
+    Args:
+        given: ``model_args`` of its config.json.
+        known: see :func:`known_arguments`.
+        where: the file, for the message.
+        architecture: likewise.
+
+    Raises:
+        BadDataError: naming the file and the argument.
+    """
+    for name, value in given.items():
+        if name not in known:
+            raise BadDataError(
+                f"{where}: model_args.{name}: a {architecture} does not know it, or it could load other weights",
+                f"Its arguments: {', '.join(sorted(known))}.",
+            )
+        default = known[name]
+        numbers = [each for each in _leaves(default) if isinstance(each, int | float)]
+        most = _MOST.get(name, max([_WIDEST, *(_TIMES * abs(number) for number in numbers)]))
+        if reason := _unlike(value, default, most):
+            raise BadDataError(f"{where}: model_args.{name}: {reason}", "Export the model anew.")
+
+
+def _unlike(value: object, default: object, most: float) -> str:
+    """Why a value cannot stand for a default; empty where it can."""
+    leaves = list(_leaves(value))
+    if len(leaves) > _PARTS:
+        return f"it holds {len(leaves)} values, more than {_PARTS}"
+    for leaf in leaves:
+        if isinstance(leaf, str) and len(leaf) > _TEXT:
+            return f"a text of {len(leaf)} characters"
+        if isinstance(leaf, int | float) and not abs(leaf) <= most:
+            return f"{leaf:.4g} is out of range, which is up to {most:g}"
+    if isinstance(value, bool | int | float | str):
+        return "" if default is None or _of_a_kind(value, default) else f"{value!r} is not like {default!r}"
+    if value is None or default is None or not isinstance(default, bool | str):
+        return ""
+    return f"{str(value)[:40]} is not like {default!r}"
+
+
+def _leaves(value: object) -> Iterator[object]:
+    if isinstance(value, Mapping):
+        yield from value.keys()
+    if isinstance(value, Mapping | list | tuple):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _leaves(part)
+    else:
+        yield value
 
 
 def _is_share(name: str) -> bool:

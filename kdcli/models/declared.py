@@ -7,13 +7,17 @@ what a Python model declares.
 import json
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, final
 
 from pydantic import BaseModel, ConfigDict, Field
+from timm.models import PretrainedCfg
 
 from kdcli.documents import from_document
 from kdcli.errors import BadDataError
+from kdcli.models.arguments import is_reserved
+from kdcli.models.grammar import TORCHVISION
 from kdcli.types import CropMode, Interpolation, Preprocess
 
 EXAMPLE: Final = (
@@ -22,6 +26,9 @@ EXAMPLE: Final = (
 )
 DEFAULT: Final[Mapping[str, Any]] = json.loads(EXAMPLE)
 """timm's own defaults."""
+
+WEIGHTS_FILE: Final = "model.safetensors"
+"""The weights of a model folder."""
 
 INTERPOLATION: dict[str, Interpolation] = {
     "nearest": "nearest",
@@ -32,9 +39,15 @@ INTERPOLATION: dict[str, Interpolation] = {
 }
 """Our name of each filter that a pretrained configuration may name."""
 
-_Side = Annotated[int, Field(gt=0)]
-_Mean = Annotated[float, Field(allow_inf_nan=False)]
-_Std = Annotated[float, Field(allow_inf_nan=False, gt=0)]
+_SOURCES: Final = frozenset({"url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source"})
+"""Where timm would look for weights: a model folder has its own, and says of none but these."""
+_DESCRIBING: Final = frozenset(field.name for field in fields(PretrainedCfg)) - _SOURCES
+_OLD: Final = frozenset({"num_features", "labels", "model_args"})
+"""What timm's first layout, which has no pretrained_cfg, says beside it."""
+
+_Side = Annotated[int, Field(gt=0, le=2**14)]
+_Mean = Annotated[float, Field(ge=-1e4, le=1e4)]
+_Std = Annotated[float, Field(ge=1e-4, le=1e4)]
 
 
 @final
@@ -52,12 +65,30 @@ class _Pixels(BaseModel):
 
 
 @final
+class _Rest(BaseModel):
+    """Fields of a pretrained_cfg that timm works with, whatever it does with them in evaluation."""
+
+    model_config = ConfigDict(frozen=True)
+
+    custom_load: bool | None = None
+    fixed_input_size: bool | None = None
+    label_offset: Annotated[int, Field(ge=0, le=10**7)] | None = None
+    first_conv: str | list[str] | None = None
+    classifier: str | list[str] | None = None
+    test_input_size: tuple[Literal[3], _Side, _Side] | None = None
+    min_input_size: tuple[Literal[3], _Side, _Side] | None = None
+    test_crop_pct: Annotated[float, Field(gt=0, lt=2)] | None = None
+    pool_size: list[_Side] | None = None
+    test_pool_size: list[_Side] | None = None
+
+
+@final
 class _Classes(BaseModel):
     """What a model folder says of its classes; timm allows gaps where names are by number."""
 
     model_config = ConfigDict(frozen=True)
 
-    num_classes: Annotated[int, Field(ge=0)] | None = None
+    num_classes: Annotated[int, Field(ge=0, le=10**7)] | None = None
     label_names: list[str] | dict[str, str] | None = None
 
 
@@ -123,6 +154,21 @@ def class_names(config: Mapping[str, Any], where: str) -> tuple[str, ...] | None
     return tuple(names)
 
 
+def _require_describing(inner: Mapping[str, Any], where: Path, nested: bool) -> None:
+    """Refuse what says more than which pixels and which classes: above all, where other weights are."""
+    place = "pretrained_cfg." if nested else ""
+    for name, value in inner.items():
+        if value and name in _SOURCES:
+            raise BadDataError(
+                f"'{where}': {place}{name} names weights, and a model folder's are {WEIGHTS_FILE} beside it",
+                f"Remove {name} from it.",
+            )
+        if name not in _DESCRIBING | _SOURCES and (nested or name not in _OLD):
+            raise BadDataError(f"'{where}': {place}{name}: unknown field", "It must be in timm's layout.")
+    known = {name: inner[name] for name in _Rest.model_fields if name in inner}
+    from_document(_Rest, known, f"'{where}'", BadDataError, "Export the model anew.")
+
+
 def check_model_config(document: Mapping[str, Any], where: Path) -> None:
     """Make sure that the config.json of a model folder can be meant, before timm makes something of it.
 
@@ -139,18 +185,26 @@ def check_model_config(document: Mapping[str, Any], where: Path) -> None:
         raise BadDataError(
             f"'{where}': architecture is no text", "It must be in timm's layout; export the model anew."
         )
-    if not isinstance(document.get("model_args") or {}, dict):
+    arguments = document.get("model_args") or {}
+    if not isinstance(arguments, dict):
         raise BadDataError(f"'{where}': model_args is no JSON object", "Export the model anew.")
+    own = document["architecture"].startswith(TORCHVISION)  # torchvision_models.py has a list of its own
+    for name in () if own else filter(is_reserved, arguments):
+        raise BadDataError(
+            f"'{where}': model_args.{name} could load other weights than its own", "Remove it from there."
+        )
     inner = document.get("pretrained_cfg", document)
     if not isinstance(inner, dict):
         raise BadDataError(f"'{where}': pretrained_cfg is no JSON object", "Export the model anew.")
+    _require_describing(inner, where, "pretrained_cfg" in document)
     declared_preprocess({**DEFAULT, **inner}, f"'{where}'", None)
-    arguments = document.get("model_args")
     counts = {
         f"{place}num_classes": part["num_classes"]
         for place, part in (("", document), ("pretrained_cfg.", inner), ("model_args.", arguments))
         if isinstance(part, dict) and part.get("num_classes") is not None
     }
+    if "num_classes" in document and document["num_classes"] is None:
+        raise BadDataError(f"'{where}': num_classes is null", "Export the model anew.")
     if len(set(map(str, counts.values()))) > 1:
         said = ", ".join(f"{name} is {count}" for name, count in counts.items())
         raise BadDataError(f"'{where}' contradicts itself: {said}", "Export the model anew.")

@@ -15,9 +15,10 @@ from timm.models import get_model_args, get_model_input_config
 from kdcli.errors import UsageError
 from kdcli.files import atomic_write_bytes, atomic_write_text, storage_errors
 from kdcli.models.classifiers import TorchvisionClassifier
+from kdcli.models.declared import WEIGHTS_FILE
 from kdcli.models.spec import Model
 from kdcli.models.student import require_trainable
-from kdcli.models.timm_models import CONFIG_FILE, WEIGHTS_FILE
+from kdcli.models.timm_models import CONFIG_FILE
 
 
 def export_model(model: Model, directory: Path, class_names: Sequence[str] | None) -> None:

@@ -20,17 +20,20 @@ released teachers can give their maps; its student learns from one.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, final
+from typing import Annotated, Any, Literal, final
 
 import torch
 from jaxtyping import Float
-from pydantic import TypeAdapter
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdcli.documents import declared
 from kdcli.errors import UsageError
 
 LevelsName = Literal["L1", "L2", "L3", "L4"]
+_Width = Annotated[int, Field(ge=1, le=2**20)]
+_Side = Annotated[int, Field(ge=1, le=2**14)]
 LEVELS: tuple[LevelsName, ...] = ("L1", "L2", "L3", "L4")
 
 
@@ -46,8 +49,8 @@ class Parent:
     """
 
     name: str
-    channels: int
-    size: tuple[int, int] | None = None
+    channels: _Width
+    size: tuple[_Side, _Side] | None = None
 
 
 @final
@@ -68,12 +71,12 @@ class FusionSpec:
 
     levels: LevelsName
     parents: tuple[Parent, ...]
-    heads: Mapping[str, int]
+    heads: Mapping[str, _Width]
     dropout: float = 0.8
-    projection: int | None = None
-    space: int = 4096
-    map_channels: tuple[int, ...] = ()
-    size: tuple[int, int] | None = None
+    projection: _Width | None = None
+    space: _Width = 4096
+    map_channels: tuple[_Width, ...] = ()
+    size: tuple[_Side, _Side] | None = None
 
     @property
     def map_names(self) -> tuple[str, ...]:
@@ -133,17 +136,8 @@ class FusionSpec:
 
     def document(self) -> dict[str, Any]:
         """The spec as a JSON document."""
-        document: dict[str, Any] = TypeAdapter(FusionSpec).dump_python(self, mode="json")
+        document: dict[str, Any] = declared(self)
         return document
-
-    @classmethod
-    def from_document(cls, document: Mapping[str, Any]) -> "FusionSpec":
-        """Undo :meth:`document`.
-
-        Raises:
-            ValueError: it is none.
-        """
-        return TypeAdapter(cls).validate_python(document)
 
 
 @final

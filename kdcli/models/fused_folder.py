@@ -10,14 +10,17 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, final
 
+import torch
 from safetensors.torch import save
 
-from kdcli.errors import BadDataError, NotFoundError
+from kdcli.documents import from_document
+from kdcli.errors import BadDataError, NotFoundError, UsageError
 from kdcli.files import atomic_write_bytes, write_json
 from kdcli.models.fused import FusionSpec, JointTeacher
 from kdcli.models.network import weights_sha256
-from kdcli.models.weights import load_strictly
+from kdcli.models.weights import load_strictly, read_shapes, require_no_larger
 from kdcli.reading import read_json
+from kdcli.types import Preprocess
 
 DESCRIPTION = "fused.json"
 WEIGHTS = "fused.safetensors"
@@ -43,6 +46,14 @@ class Ancestor:
     weights: str
     preprocess: Mapping[str, Any]
     array: str
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Description:
+    spec: FusionSpec
+    parents: tuple[Ancestor, ...]
+    classes: Mapping[str, tuple[str, ...]]
 
 
 @final
@@ -79,7 +90,7 @@ class FusedFolder:
 
         Raises:
             NotFoundError: there is no joint teacher.
-            BadDataError: the description is damaged.
+            BadDataError: the description is none, naming the field.
         """
         path = folder / DESCRIPTION
         if not path.is_file():
@@ -87,15 +98,17 @@ class FusedFolder:
                 f"{folder} holds no joint teacher ({DESCRIPTION} is not there)",
                 "kd fuse-teachers --out DIR makes one; with --heads per-data-set, DIR/NAME is one.",
             )
-        document = read_json(path)
+        again = "Run kd fuse-teachers anew."
+        found = from_document(_Description, read_json(path, hint=again), path, hint=again)
+        for number, parent in enumerate(found.parents):
+            from_document(Preprocess, parent.preprocess, f"{path}: parents.{number}.preprocess", hint=again)
         try:
-            return cls(
-                FusionSpec.from_document(document["spec"]),
-                tuple(Ancestor(**each) for each in document["parents"]),
-                {name: tuple(names) for name, names in document["classes"].items()},
-            )
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise BadDataError(f"{path} is damaged: {error}", "Run kd fuse-teachers anew.") from error
+            found.spec.require_valid()
+        except UsageError as error:
+            raise BadDataError(f"{path}: spec: {error.message}", again) from error
+        if [parent.name for parent in found.spec.parents] != [parent.name for parent in found.parents]:
+            raise BadDataError(f"{path}: parents: they are not those of its spec", again)
+        return cls(found.spec, found.parents, found.classes)
 
     def joint(self, folder: Path) -> JointTeacher:
         """The trainable part with its weights, in eval mode.
@@ -103,6 +116,8 @@ class FusedFolder:
         Raises:
             BadDataError: the weights do not fit.
         """
+        with torch.device("meta"):
+            require_no_larger(JointTeacher(self.spec), read_shapes(folder / WEIGHTS), folder / WEIGHTS)
         joint = JointTeacher(self.spec)
         load_strictly(joint, folder / WEIGHTS)
         return joint.eval()

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kdcli.errors import IdentityError, NotFoundError, UsageError, nearest
+from kdcli.errors import BadDataError, IdentityError, NotFoundError, UsageError, nearest
 from kdcli.geometry import EvalGeometry, Render
 from kdcli.models.architectures import Architecture
 from kdcli.models.fused import JointOutput, JointTeacher
@@ -89,7 +89,15 @@ class FusedArchitecture(Architecture):
             IdentityError: a parent is not what it was when its outputs were fused.
         """
         own = self.preprocess(image_size)
-        parents = nn.ModuleList(self._parent(number, own) for number in range(len(self._folder.ancestors)))
+        try:
+            parents = nn.ModuleList(
+                self._parent(number, own) for number in range(len(self._folder.ancestors))
+            )
+        except RecursionError as error:
+            raise BadDataError(
+                f"'{self._spec}': the parents that its fused.json names lead back to it",
+                "Run kd fuse-teachers anew.",
+            ) from error
         joint = self._folder.joint(self._place)
         return FusedClassifier(_Network(parents, joint, self._folder, self._head))
 

@@ -31,6 +31,8 @@ _KNOWN: Final = frozenset(
 )
 _FILTERS: Final[dict[int, Interpolation]] = {2: "bilinear", 3: "bicubic"}
 """By Pillow's number; transformers has other filters only in one of its two backends."""
+_LARGEST: Final = 2**14
+"""Pixels of a side."""
 _CONVNEXT_WHOLE: Final = 384
 """From this size on ConvNeXT's processor squeezes the whole image."""
 
@@ -118,7 +120,7 @@ def _given(document: Mapping[str, Any], field: str) -> dict[str, int]:
     sides = (
         {name: side for name, side in value.items() if side is not None} if isinstance(value, Mapping) else {}
     )
-    if not sides or any(not isinstance(side, int) or side < 1 for side in sides.values()):
+    if not sides or any(type(side) is not int or not 0 < side <= _LARGEST for side in sides.values()):
         raise _Refused(f"{field}: {value}")
     return sides
 
@@ -139,7 +141,7 @@ def _fraction(side: int, resized: int) -> float:
 
 def _filter(document: Mapping[str, Any]) -> Interpolation:
     resample = document.get("resample")
-    if resample not in _FILTERS:
+    if not isinstance(resample, int) or resample not in _FILTERS:
         raise _Refused(f"resample: the filter {resample}")
     return _FILTERS[int(resample)]
 
@@ -159,8 +161,8 @@ def _three(document: Mapping[str, Any], field: str, default: float) -> tuple[flo
         return (default,) * 3
     value = document.get(field)
     values = [value] * 3 if isinstance(value, int | float) else list(value or ())
-    if len(values) != 3 or not all(isinstance(each, int | float) and math.isfinite(each) for each in values):
+    if len(values) != 3 or not all(isinstance(each, int | float) and abs(each) <= 1e4 for each in values):
         raise _Refused(f"{field}: {value}")
-    if field == "image_std" and min(values) <= 0:
+    if field == "image_std" and min(values) < 1e-4:
         raise _Refused(f"{field}: {value}")
     return float(values[0]), float(values[1]), float(values[2])

@@ -1,5 +1,6 @@
 """What kd needs to know of an ONNX file: its input, its logits, its features, and a digest. Runs nothing."""
 
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import file_digest, sha256
@@ -7,12 +8,16 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, final
 
 from kdcli.errors import BadDataError, MissingExtraError, NotFoundError
+from kdcli.files import storage_errors
+from kdcli.reading import open_regular, read_bytes, require_inside
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 _PASSES_WEIGHTS = ("Identity", "Transpose", "Cast", "DequantizeLinear")
 """What may stand between a weight and the layer that uses it."""
+_MOST = 2**31
+"""Bytes of a file: more no protocol buffer holds; larger weights are external."""
 
 
 @final
@@ -48,7 +53,7 @@ def read_graph(path: Path) -> OnnxGraph:
         MissingExtraError: onnx or onnxruntime is not installed.
         BadDataError: it is damaged, or no network from images to logits.
     """
-    if not path.is_file():
+    if not path.exists():
         raise NotFoundError(f"there is no ONNX file '{path}'", "Check the path.")
     try:
         import onnx
@@ -60,7 +65,8 @@ def read_graph(path: Path) -> OnnxGraph:
         ) from error
     from google.protobuf.message import DecodeError
 
-    content = path.read_bytes()
+    with storage_errors(path):
+        content = read_bytes(path, _MOST)
     try:
         model = onnx.load_model_from_string(content)
     except DecodeError as error:
@@ -165,11 +171,12 @@ def _digest(content: bytes, model: "ModelProto", path: Path) -> str:
                 f"'{path}' names weights outside its folder: {location}",
                 "Export it anew, beside its weights.",
             )
-        if not file.is_file():
+        require_inside(file, path.parent, f"'{path}'")
+        if not file.exists():
             raise NotFoundError(
                 f"'{path}' needs its external weights '{file}'", "Copy them beside it, under that name."
             )
-        with file.open("rb") as stream:
+        with storage_errors(file), open(open_regular(file, sys.maxsize), "rb") as stream:  # noqa: PTH123 - a descriptor
             digest.update(f"{location}\0{file_digest(stream, 'sha256').hexdigest()}\0".encode())
     return digest.hexdigest()
 

@@ -1,8 +1,8 @@
 """ONNX graphs as teachers: ``onnx:FILE``, run by onnxruntime. No pickle is read, nothing is trained."""
 
-import json
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, final
 
 import numpy as np
@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from kdcli.console import console
 from kdcli.errors import BadDataError, DeviceError, KdError, NotFoundError, UsageError
+from kdcli.files import storage_errors
 from kdcli.models.architectures import Architecture
 from kdcli.models.declared import EXAMPLE, class_names, declared_preprocess
 from kdcli.models.grammar import ModelSpec, only_a_teacher
 from kdcli.models.network import Classifier, synthetic_image
 from kdcli.models.onnx_graph import OnnxGraph, read_graph
+from kdcli.reading import parse_json, read_bytes
 from kdcli.types import Preprocess
 
 _METADATA_KEYS = ("kd", "pretrained_cfg")
@@ -77,8 +79,8 @@ class OnnxArchitecture(Architecture):
     def _description(self) -> tuple[str, dict[str, Any]]:
         """Where the preprocessing is written, and what is written there."""
         sidecar = self._graph.path.with_name(f"{self._graph.path.name}.json")
-        if sidecar.is_file():
-            return f"'{sidecar}'", _json_object(sidecar.read_bytes(), f"'{sidecar}'")
+        if sidecar.exists():
+            return f"'{sidecar}'", _json_object(_bytes_of(sidecar), f"'{sidecar}'")
         for key in _METADATA_KEYS:
             if key in self._graph.metadata:
                 where = f"the metadata '{key}' of '{self._graph.path}'"
@@ -88,11 +90,13 @@ class OnnxArchitecture(Architecture):
         )
 
 
+def _bytes_of(path: Path) -> bytes:
+    with storage_errors(path):
+        return read_bytes(path)
+
+
 def _json_object(text: bytes, where: str) -> dict[str, Any]:
-    try:
-        document = json.loads(text)
-    except ValueError as error:
-        raise BadDataError(f"{where} is not JSON: {error}", f"For example {EXAMPLE}") from error
+    document = parse_json(text, where, hint=f"For example {EXAMPLE}")
     if not isinstance(document, dict):
         raise BadDataError(f"{where} is not a JSON object", f"For example {EXAMPLE}")
     inner = document.get("pretrained_cfg")  # a config.json in timm's layout serves as it is

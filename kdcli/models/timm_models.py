@@ -1,6 +1,5 @@
 """timm's architectures: bare names, ``hf-hub:`` and ``local-dir:``."""
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -14,18 +13,24 @@ from timm.models import is_model, resolve_model_input_args
 
 from kdcli.errors import BadDataError, NotFoundError, UsageError
 from kdcli.models.architectures import Architecture
-from kdcli.models.arguments import Argument, known_arguments, refused_arguments, require_arguments
+from kdcli.models.arguments import (
+    Argument,
+    known_arguments,
+    refused_arguments,
+    require_arguments,
+    require_recorded,
+)
 from kdcli.models.classifiers import TimmClassifier
-from kdcli.models.declared import INTERPOLATION, check_model_config
+from kdcli.models.declared import INTERPOLATION, WEIGHTS_FILE, check_model_config
 from kdcli.models.grammar import ModelSpec
-from kdcli.models.hub import download_errors
+from kdcli.models.hub import download_errors, snapshot
 from kdcli.models.kinds import unknown_architecture
 from kdcli.models.network import Classifier
-from kdcli.models.weights import broken_file, read_shapes, refuse_differences
+from kdcli.models.weights import broken_file, read_shapes, refuse_differences, require_no_larger
+from kdcli.reading import read_json
 from kdcli.types import CropMode, Preprocess
 
 CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
 _EXPORTS = "kd train-student writes OUT/export."
 
 
@@ -45,13 +50,21 @@ class TimmArchitecture(Architecture):
         self._spec = spec
         self._arguments: dict[str, Argument] = {}
         self._folder = spec.file if spec.kind == "local-dir" else None
+        self._document: dict[str, Any] = {}
         if self._folder is not None:
-            read_config(self._folder)
-        self._config: dict[str, Any] = self._resolve(None)["pretrained_cfg"]
+            self._document = read_config(self._folder)
+        elif spec.kind == "hf-hub":
+            config = snapshot(spec.name, (CONFIG_FILE,)) / CONFIG_FILE
+            self._document = _read_document(config)
+            check_model_config(self._document, config)
+        resolved = self._resolve(None)
+        self._config: dict[str, Any] = resolved["pretrained_cfg"]
         if self._config["input_size"][0] != 3:
             raise BadDataError(
                 f"'{spec}' takes images of {self._config['input_size'][0]} channels", "kd's have 3."
             )
+        if recorded := self._document.get("model_args"):
+            self._require_recorded(recorded, resolved)
 
     @property
     def name(self) -> str:
@@ -78,6 +91,8 @@ class TimmArchitecture(Architecture):
                 "Choose a name from timm.list_pretrained(), or give ARCH@FILE.safetensors.",
             )
         shapes = read_shapes(self._folder / WEIGHTS_FILE) if self._folder else {}
+        if self._folder:
+            self._require_covered(shapes, self._folder / WEIGHTS_FILE)
         with self._loading_errors():
             classifier = self._create(image_size, pretrained=True)
         if self._folder:
@@ -128,6 +143,26 @@ class TimmArchitecture(Architecture):
             )
         return resolved
 
+    def _require_recorded(self, recorded: Mapping[str, object], resolved: Mapping[str, Any]) -> None:
+        """Refuse model_args that are not the architecture's own, before timm's functions see them."""
+        where = f"the {CONFIG_FILE} of '{self._spec}'"
+        with torch.device("meta"):
+            plain = timm.create_model(resolved["model_name"])
+            require_recorded(recorded, known_arguments(type(plain)), where, self.name)
+            try:
+                timm.create_model(**resolved)
+            except Exception as error:  # whatever the architecture makes of values that it does not take
+                raise BadDataError(
+                    f"{where}: model_args: a {self.name} cannot be built with {str(recorded)[:200]}:"
+                    f" {str(error)[:200] or type(error).__name__}",
+                    "Export the model anew.",
+                ) from error
+
+    def _require_covered(self, shapes: Mapping[str, tuple[int, ...]], path: Path) -> None:
+        """Refuse a configuration of a network that is far larger than its weights, before it takes memory."""
+        with torch.device("meta"):
+            require_no_larger(timm.create_model(**self._resolve(None)), shapes, path)
+
     def _create(self, image_size: int | None, pretrained: bool, num_classes: int | None = None) -> Classifier:
         arguments = self._resolve(image_size) | self._arguments
         if num_classes is not None:
@@ -152,6 +187,7 @@ class TimmArchitecture(Architecture):
                 f" {self._config['num_classes']}, but the model it describes has {classifier.num_classes}",
                 "Export the model anew.",
             )
+        require_width(self._document.get("num_features"), classifier, path.with_name(CONFIG_FILE))
         wanted = {name: tuple(tensor.shape) for name, tensor in classifier.plain.state_dict().items()}
         # Foreign names are remapped by timm, which then checks them; a mere subset would pass there for
         # the architectures that timm itself loads loosely.
@@ -193,26 +229,50 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise NotFoundError(f"there is no model folder '{folder}'", f"Check the path; {_EXPORTS}")
     config = folder / CONFIG_FILE
-    if not config.is_file():
+    if not config.exists():
         inside = folder / "export"
         hint = f"Write local-dir:{inside}." if (inside / CONFIG_FILE).is_file() else _EXPORTS
         raise NotFoundError(f"'{folder}' is no model folder: it has no {CONFIG_FILE}", hint)
-    try:
-        document = json.loads(config.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise BadDataError(f"'{config}' is not JSON: {error}", "Export the model anew.") from error
-    if not isinstance(document, dict):
-        raise BadDataError(f"'{config}' is not a JSON object", "Export the model anew.")
+    document = _read_document(config)
     if "model_type" in document and "architecture" not in document:
         raise BadDataError(
             f"'{config}' is transformers', not timm's", f"As a teacher it is transformers/{folder}."
         )
     check_model_config(document, config)
-    if not (folder / WEIGHTS_FILE).is_file():
+    if not (folder / WEIGHTS_FILE).exists():
         raise NotFoundError(
             f"'{folder}' holds no {WEIGHTS_FILE}", "Save it as safetensors; kd loads no pickles."
         )
     return document
+
+
+def _read_document(config: Path) -> dict[str, Any]:
+    document = read_json(config, hint="Export the model anew.")
+    if not isinstance(document, dict):
+        raise BadDataError(f"'{config}' is not a JSON object", "Export the model anew.")
+    return document
+
+
+def require_width(recorded: object, classifier: Classifier, where: Path) -> None:
+    """Refuse a num_features that the network does not have.
+
+    Args:
+        recorded: what config.json says; None: nothing.
+        classifier: the network; one whose features cannot be had is recorded as 0.
+        where: the file.
+
+    Raises:
+        BadDataError: it is no number, or another one.
+    """
+    plain: Any = classifier.plain
+    widths = {getattr(plain, name, None) for name in ("num_features", "head_hidden_size")}
+    widths |= {getattr(classifier.head, "in_features", None), getattr(classifier.head, "in_channels", None)}
+    known = sorted({0} | {width for width in widths if isinstance(width, int)})
+    if recorded is not None and (isinstance(recorded, bool) or recorded not in known):
+        raise BadDataError(
+            f"'{where}': num_features is {str(recorded)[:40]}, but the model it describes has {known[-1]}",
+            "Export the model anew.",
+        )
 
 
 def _three(values: Any) -> tuple[float, float, float]:

@@ -1,22 +1,30 @@
 """torchvision's classification architectures: ``torchvision/NAME``, and folders with one that kd exported."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, cast, final
 
+import torch
 from torch import nn
 from torchvision import models
 
 from kdcli.errors import BadDataError, UsageError
 from kdcli.models.architectures import Architecture
-from kdcli.models.arguments import Argument, known_arguments, refused_arguments, require_arguments
+from kdcli.models.arguments import (
+    Argument,
+    known_arguments,
+    refused_arguments,
+    require_arguments,
+    require_recorded,
+)
 from kdcli.models.classifiers import TorchvisionClassifier
-from kdcli.models.declared import declared_preprocess
+from kdcli.models.declared import WEIGHTS_FILE, declared_preprocess
 from kdcli.models.grammar import TORCHVISION, ModelSpec
 from kdcli.models.hub import download_errors
 from kdcli.models.kinds import known_torchvision
 from kdcli.models.network import Classifier, first_line
-from kdcli.models.timm_models import CONFIG_FILE, WEIGHTS_FILE
-from kdcli.models.weights import load_strictly, read_shapes
+from kdcli.models.timm_models import CONFIG_FILE, require_width
+from kdcli.models.weights import load_strictly, read_shapes, require_no_larger
 from kdcli.types import Interpolation, Preprocess
 
 _ALWAYS: dict[str, dict[str, Any]] = {
@@ -58,16 +66,13 @@ class TorchvisionArchitecture(Architecture):
     def _recorded(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """What a folder says of how its network is built."""
         arguments, classes = config.get("model_args") or {}, config.get("num_classes")
-        known = {*known_arguments(type(self._made({}))), *_ALWAYS.get(self._short, {})} - {"num_classes"}
-        if not isinstance(arguments, dict) or not set(arguments) <= known:
-            raise BadDataError(
-                f"the {CONFIG_FILE} of '{self._spec}' has model_args that a {self._name} does not know: {arguments}",
-                f"Known: {', '.join(sorted(known))}.",
-            )
+        where = f"the {CONFIG_FILE} of '{self._spec}'"
+        known = known_arguments(type(self._made({}))) | _ALWAYS.get(self._short, {})
+        known = {name: default for name, default in known.items() if name != "num_classes"}
+        require_recorded(arguments, known, where, self._name)
         if not isinstance(classes, int) or isinstance(classes, bool) or classes < 1:
             raise BadDataError(
-                f"the {CONFIG_FILE} of '{self._spec}' has num_classes {classes!r}, not a number above 0",
-                "Export the model anew.",
+                f"{where} has num_classes {classes!r}, not a number above 0", "Export the model anew."
             )
         return {**arguments, "num_classes": classes}
 
@@ -103,10 +108,9 @@ class TorchvisionArchitecture(Architecture):
                 f"the weights of '{self._spec}' are for images of {own} pixels, not {image_size}",
                 "Leave --image-size out.",
             )
-        classifier = self._build({})
         if self._config is not None and self._spec.file is not None:
-            load_strictly(classifier.plain, self._spec.file / WEIGHTS_FILE)
-            return classifier
+            return self._of_folder(self._config, self._spec.file)
+        classifier = self._build({})
         with download_errors(str(self._spec)):
             state = self._weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
         state = {name: tensor for name, tensor in state.items() if not name.startswith(_AUXILIARY)}
@@ -117,6 +121,16 @@ class TorchvisionArchitecture(Architecture):
                 f"the downloaded weights of '{self._spec}' do not fit it: {first_line(error)}",
                 "Leave --model-arg out, or update torchvision.",
             ) from error
+        return classifier
+
+    def _of_folder(self, config: Mapping[str, Any], folder: Path) -> Classifier:
+        weights = folder / WEIGHTS_FILE
+        shapes = read_shapes(weights)
+        with torch.device("meta"):
+            require_no_larger(self._build({}).plain, shapes, weights)
+        classifier = self._build({})
+        load_strictly(classifier.plain, weights)
+        require_width(config.get("num_features"), classifier, folder / CONFIG_FILE)
         return classifier
 
     def preprocess(self, image_size: int | None) -> Preprocess:
@@ -158,6 +172,12 @@ class TorchvisionArchitecture(Architecture):
         except (RuntimeError, AssertionError, ValueError, TypeError) as error:
             if self._arguments:
                 raise refused_arguments(self._arguments, str(self._spec), error) from error
+            if self._config is not None and not arguments:
+                raise BadDataError(
+                    f"the {CONFIG_FILE} of '{self._spec}': model_args: a {self._name} cannot be built with"
+                    f" {str(told)[:200]}: {first_line(error)}",
+                    "Export the model anew.",
+                ) from error
             raise UsageError(
                 f"'{self._spec}' cannot be built with {told}: {error}", "Leave --image-size out."
             ) from error

@@ -18,12 +18,13 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from kdcli.errors import BadDataError, MissingExtraError, NotFoundError, UsageError
+from kdcli.errors import BadDataError, KdError, MissingExtraError, NotFoundError, UsageError
 from kdcli.models.architectures import Architecture
 from kdcli.models.grammar import ModelSpec, only_a_teacher
 from kdcli.models.hub import snapshot
 from kdcli.models.image_processors import preprocess_of
 from kdcli.models.network import Classifier, nearly_equal, synthetic_image, weights_sha256
+from kdcli.reading import DOCUMENT_BYTES, read_json, require_name, require_regular
 from kdcli.types import Preprocess
 
 _FILES: Final = ("*.json", "model*.safetensors")
@@ -34,6 +35,14 @@ _BOOKKEEPING: Final = frozenset(
     {"_name_or_path", "architectures", "dtype", "id2label", "label2id", "torch_dtype", "transformers_version"}
 )
 """What a config.json says beside how the network computes."""
+_LOADING: Final = frozenset(
+    {
+        "adapter_path", "cache_dir", "checkpoint_path", "file", "hf_hub_id", "pretrained", "pretrained_cfg",
+        "pretrained_cfg_overlay", "pretrained_strict", "state_dict", "transformers_weights", "url",
+        "use_pretrained_backbone",
+    }
+)  # fmt: skip
+"""What a config.json, in whatever depth, may not say: it makes a library load or fetch other weights."""
 
 
 @final
@@ -59,10 +68,7 @@ class TransformersArchitecture(Architecture):
 
     def _read_config(self) -> dict[str, Any]:
         path = self._folder / "config.json"
-        try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise BadDataError(f"'{path}' is not JSON: {error}", "Save the model anew.") from error
+        document = read_json(path, hint="Save the model anew.")
         if not isinstance(document, dict) or "model_type" not in document:
             timm = isinstance(document, dict) and "pretrained_cfg" in document
             place = f"local-dir:{self._spec.file}" if self._spec.file else f"hf-hub:{self._spec.name}"
@@ -70,6 +76,7 @@ class TransformersArchitecture(Architecture):
                 f"'{path}' is no configuration of transformers: it has no model_type",
                 f"It is timm's: write {place}" if timm else "Save the model anew with save_pretrained(DIR).",
             )
+        _require_own_weights(document, path)
         return document
 
     @property
@@ -119,7 +126,7 @@ class TransformersArchitecture(Architecture):
         """See the base: its image processor's."""
         with self._errors("preprocessor_config.json"):
             processor = self._library.AutoImageProcessor.from_pretrained(self._folder, **LOCAL)
-        own = preprocess_of(processor.to_dict(), f"the image processor of '{self._spec}'")
+            own = preprocess_of(processor.to_dict(), f"the image processor of '{self._spec}'")
         return own if image_size is None else replace(own, size=(image_size, image_size))
 
     def class_names(self) -> tuple[str, ...] | None:
@@ -154,6 +161,7 @@ def checkpoint(spec: ModelSpec, patterns: Sequence[str]) -> Path:
 
     Raises:
         NotFoundError: there is none, or it holds no config.json.
+        BadDataError: a file of it is no regular one, or names weights elsewhere.
     """
     folder = spec.file or snapshot(spec.name, patterns)
     if not (folder / "config.json").is_file():
@@ -161,7 +169,33 @@ def checkpoint(spec: ModelSpec, patterns: Sequence[str]) -> Path:
             f"'{spec}' is no model of transformers: there is no '{folder / 'config.json'}'",
             "Save the model there with save_pretrained(DIR), or check the path.",
         )
+    for pattern in patterns:
+        for path in folder.glob(pattern):
+            require_regular(path, DOCUMENT_BYTES if path.suffix != ".safetensors" else None)
+    if (folder / "adapter_config.json").exists():
+        raise BadDataError(
+            f"'{folder}' holds an adapter (adapter_config.json), whose network is elsewhere",
+            "Merge it into its network, and save that.",
+        )
+    for index in folder.glob("model*.index.json"):
+        shards = read_json(index).get("weight_map")
+        if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+            raise BadDataError(f"'{index}': weight_map: names no files", "Save the model anew.")
+        for name in set(shards.values()):
+            require_name(name, f"'{index}'", "weight_map")
     return folder
+
+
+def _require_own_weights(document: Any, path: Path) -> None:
+    parts = list(document.values()) if isinstance(document, dict) else document
+    for name in document if isinstance(document, dict) else ():
+        if name in _LOADING and document[name]:
+            raise BadDataError(
+                f"'{path}': {name} loads other weights than the model's own", f"Remove {name} from it."
+            )
+    for part in parts:
+        if isinstance(part, dict | list):
+            _require_own_weights(part, path)
 
 
 @contextmanager
@@ -178,6 +212,8 @@ def reading(spec: ModelSpec, file: str) -> Iterator[None]:
     logging.disable_progress_bar()
     try:
         yield
+    except KdError:
+        raise
     except SafetensorError as error:
         raise BadDataError(f"{file} of '{spec}' is damaged: {error}", "Copy or download it again.") from error
     except OSError as error:

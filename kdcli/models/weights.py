@@ -1,5 +1,6 @@
 """Weights on their way into a network: safetensors files, strict loading, fresh heads."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -9,10 +10,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 from kdcli.errors import BadDataError, NotFoundError
+from kdcli.files import storage_errors
 from kdcli.models.network import Classifier
+from kdcli.reading import require_regular
 
 Value = TypeVar("Value")
 
+_FREE = 2**20
+"""Numbers that a network may have in any case."""
 _SHOWN = 3
 """How many differing tensors an error names."""
 _WRAPPERS = ("module.", "_orig_mod.")
@@ -24,12 +29,14 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
     Raises:
         NotFoundError: there is no such file.
-        BadDataError: it is truncated, or not safetensors.
+        BadDataError: it is no regular file, truncated, or not safetensors.
+        StorageError: it cannot be read.
     """
-    if not path.is_file():
+    if not path.exists():
         raise NotFoundError(f"there is no weights file '{path}'", "Check the path.")
+    require_regular(path)
     try:
-        with safe_open(path, framework="pt") as file:
+        with storage_errors(path), safe_open(path, framework="pt") as file:
             return _unwrapped({name: tuple(file.get_slice(name).get_shape()) for name in file.keys()})  # noqa: SIM118
     except SafetensorError as error:
         raise broken_file(path, error) from error
@@ -86,6 +93,26 @@ def refuse_differences(
         raise BadDataError(
             f"the weights in '{path}' do not fit the architecture: tensors {', '.join(parts)}",
             "Give the architecture (and input size) that the file was saved from.",
+        )
+
+
+def require_no_larger(network: nn.Module, found: Mapping[str, tuple[int, ...]], path: Path) -> None:
+    """Refuse a network of a size that is out of proportion to the weights it is to be filled with.
+
+    Args:
+        network: on the meta device, where it takes no memory.
+        found: shapes of the tensors in the file.
+        path: the file.
+
+    Raises:
+        BadDataError: it has more than twice the file's numbers.
+    """
+    wanted = sum(tensor.numel() for tensor in network.state_dict().values())
+    held = sum(math.prod(shape) for shape in found.values())
+    if wanted > 2 * held + _FREE:
+        raise BadDataError(
+            f"the weights in '{path}' do not fit the architecture: it has {wanted} numbers, the file {held}",
+            "Give the architecture that the file was saved from.",
         )
 
 

@@ -3,15 +3,20 @@
 What is ``shared`` is a matter of kd train-student's sweeps alone; other commands take no notice of it.
 """
 
+import os
 from pathlib import Path
-from typing import Literal, final
+from typing import Final, Literal, final
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from kdcli.errors import UsageError
 from kdcli.geometry import EvalGeometry
 from kdcli.options.fields import StepConfig, option
 from kdcli.types import AmpName
+
+MOST_WORKERS: Final = 1024
+WORKERS_PER_CORE: Final = 16
+"""Decode processes that ``--workers`` takes at most, in all and a processor."""
 
 
 @final
@@ -111,7 +116,7 @@ class PartialOption(StepConfig):
 class SeedOption(StepConfig):
     """Abstract: what is drawn at random."""
 
-    seed: int = option(0, "Seed of what is drawn at random.", panel="Run", ge=0)
+    seed: int = option(0, "Seed of what is drawn at random.", panel="Run", ge=0, lt=2**32)
 
 
 class DeviceOption(StepConfig):
@@ -130,11 +135,21 @@ class WorkersOption(StepConfig):
         panel="Run", ge=0, mechanical=True, shared=True,
     )  # fmt: skip
 
+    @field_validator("workers")
+    @classmethod
+    def _within_reason(cls, workers: int | None) -> int | None:
+        """Many processes on few processors only fill the memory; a pool far beyond them is a slip."""
+        cores = os.cpu_count() or 1
+        if workers is not None and workers > min(MOST_WORKERS, WORKERS_PER_CORE * cores):
+            most = min(MOST_WORKERS, WORKERS_PER_CORE * cores)
+            raise ValueError(f"at most {most} on a machine of {cores} cores")
+        return workers
+
 
 class ForwardOptions(DeviceOption, WorkersOption):
     """Abstract: how images go through a network where the batch size changes nothing."""
 
-    batch_size: int = option(64, "Images per forward.", panel="Run", ge=1, mechanical=True)
+    batch_size: int = option(64, "Images per forward.", panel="Run", ge=1, mechanical=True, le=2**20)
 
 
 class AmpOption(StepConfig):

@@ -1,9 +1,9 @@
 """How an option is declared: once, as a field of a pydantic model. The command line, help and files follow from it."""
 
-from collections.abc import Iterable
-from typing import Any, ClassVar, Literal, get_args
+from collections.abc import Iterable, Iterator
+from typing import Any, ClassVar, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 
@@ -69,14 +69,38 @@ def in_order(kind: type[BaseModel]) -> list[str]:
     return sorted(kind.model_fields, key=is_shared)
 
 
-class StepConfig(BaseModel):
+class Options(BaseModel):
+    """Base of everything that holds options: immutable, unknown names refused, numbers finite and nothing else."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _meant(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse what pydantic would convert: true for a number; and a list of nothing where one value is needed."""
+        field = cls.model_fields[str(info.field_name)]
+        kinds = set(_kinds(field.annotation))
+        several = value if isinstance(value, list | tuple) else (value,)
+        if kinds & {int, float} and bool not in kinds and any(isinstance(each, bool) for each in several):
+            raise ValueError("must be a number")
+        if not several and (field.is_required() or get_origin(field.annotation) is not tuple):
+            raise ValueError("is empty: give a value, or leave it out")
+        return value
+
+
+def _kinds(annotation: Any) -> Iterator[Any]:
+    inner = get_args(annotation)
+    yield annotation
+    for each in inner:
+        yield from _kinds(each)
+
+
+class StepConfig(Options):
     """Base of all step configurations: immutable, unknown keys refused.
 
     Attributes:
         command: the command that takes it, as typed after ``kd``; also its section in a ``--config`` file.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
     command: ClassVar[str] = ""
 

@@ -17,14 +17,16 @@ class LearningOptions(AmpOption):
     """Abstract: optimiser, schedule and the steps they count."""
 
     epochs: int | None = _optimisation(
-        None, "Passes over the data; default: the method's.", ge=1, shared=True
+        None, "Passes over the data; default: the method's.", ge=1, shared=True, le=10**5
     )
-    batch_size: int | None = _optimisation(None, "Images per step; default: the method's.", ge=1, shared=True)
+    batch_size: int | None = _optimisation(
+        None, "Images per step; default: the method's.", ge=1, shared=True, le=2**20
+    )
     lr: float | None = _optimisation(
-        None, "Peak learning rate (of the heads, where groups differ); default: the method's.", gt=0
+        None, "Peak learning rate (of the heads, where groups differ); default: the method's.", gt=0, le=1e4
     )
     optimizer: str | None = _optimisation(None, "timm optimiser; default: the method's.")
-    weight_decay: float | None = _optimisation(None, "Weight decay; default: the method's.", ge=0)
+    weight_decay: float | None = _optimisation(None, "Weight decay; default: the method's.", ge=0, le=1e4)
     schedule: Schedule | None = _optimisation(None, "How the learning rate falls; default: the method's.")
     milestones: tuple[float, ...] | None = _optimisation(
         None,
@@ -40,7 +42,10 @@ class LearningOptions(AmpOption):
         le=1,
     )
     accumulate: int | None = _optimisation(
-        None, "Compute each step's images in this many pieces, adding up gradients; less memory.", ge=1
+        None,
+        "Compute each step's images in this many pieces, adding up gradients; less memory.",
+        ge=1,
+        le=2**16,
     )
     label_smoothing: float | None = _optimisation(
         None, "Share of each label that is spread evenly over all classes.", ge=0, lt=1

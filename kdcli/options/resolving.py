@@ -9,7 +9,9 @@ import yaml
 from pydantic import ValidationError
 
 from kdcli.errors import ConfigError, NotFoundError, StorageError, UsageError, nearest
+from kdcli.files import storage_errors
 from kdcli.options.fields import StepConfig, mark, marked
+from kdcli.reading import YAMLLoader, parse_yaml, read_yaml
 from kdcli.runtime import versions
 
 Config = TypeVar("Config", bound=StepConfig)
@@ -93,7 +95,7 @@ def _wants_several(kind: type[StepConfig], key: str) -> bool:
 def _from_file(kind: type[StepConfig], file: Path | None) -> dict[str, Any]:
     if file is None:
         return {}
-    document = read_yaml(file, "--config", yaml.SafeLoader)
+    document = yaml_of(file, "--config")
     section = kind.command
     if isinstance(document, dict) and section in document:
         document = document[section]
@@ -102,22 +104,21 @@ def _from_file(kind: type[StepConfig], file: Path | None) -> dict[str, Any]:
     return document
 
 
-def read_yaml(file: Path, option: str, loader: type[yaml.SafeLoader]) -> Any:
+def yaml_of(file: Path, option: str, loader: type[YAMLLoader] = YAMLLoader) -> Any:
     """The document in a file that ``option`` names; an empty file is an empty mapping.
 
     Raises:
         NotFoundError: there is no such file.
         StorageError: it cannot be read.
-        ConfigError: it is not YAML.
+        ConfigError: it is no regular file, or not YAML.
     """
     try:
-        document = yaml.load(file.read_text(encoding="utf-8"), loader)
-    except FileNotFoundError as error:
-        raise NotFoundError(f"there is no configuration file {file}", f"Check {option}.") from error
-    except OSError as error:
-        raise StorageError(f"{file}: {error.strerror}", f"Check {option} and its permissions.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} is not YAML: {error}", "Correct the file.") from error
+        with storage_errors(file):
+            document = read_yaml(file, loader)
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise NotFoundError(f"there is no configuration file {file}", f"Check {option}.") from error
+        raise
     return document if document is not None else {}
 
 
@@ -129,9 +130,9 @@ def _from_sets(sets: Sequence[str], problems: list[str]) -> dict[str, Any]:
             problems.append(f"--set {text} is not KEY=VALUE")
             continue
         try:
-            values[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            values[key.strip()] = value
+            values[key.strip()] = parse_yaml(value, f"--set {key.strip()}")
+        except ConfigError as error:
+            problems.append(error.message)
     return values
 
 

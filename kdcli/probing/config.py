@@ -1,7 +1,7 @@
 """What ``kd eval-probe`` can be told."""
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal, final
+from typing import Any, ClassVar, Final, Literal, final
 
 from pydantic import field_validator, model_validator
 
@@ -19,6 +19,7 @@ from kdcli.training.config import learning_rates
 
 ALL: Literal["all"] = "all"
 """``--shots all``: every labelled training image, in a single run."""
+_MOST_SHOTS: Final = 10**7
 
 
 @final
@@ -55,22 +56,22 @@ class ProbeConfig(CachesOption, DataOptions, MultiLabelOption, SeedOption, Forwa
     )  # fmt: skip
     shots: int | Literal["all"] = option(5, "Images per class and draw, or all.", panel="Method", metavar="N")
     draws: int = option(
-        50, "Random draws of the shots, the same for every representation.", panel="Method", ge=1
+        50, "Random draws of the shots, the same for every representation.", panel="Method", ge=1, le=10**5
     )
     folds: int | None = option(
         None, "Folds of the cross-validation; default: 5, or the shots where they are fewer.",
-        panel="Method", ge=2,
+        panel="Method", ge=2, le=1000,
     )  # fmt: skip
     c_grid: tuple[float, ...] = option(
         (0.01, 0.1, 1.0, 10.0), "Values of C that cross-validation chooses from: numbers, or FIRST:LAST:COUNTlog.",
         panel="Method", comma=True, metavar="VALUES",
     )  # fmt: skip
-    neighbours: int = option(20, "k of knn.", panel="Method", ge=1)
+    neighbours: int = option(20, "k of knn.", panel="Method", ge=1, le=10**6)
     solver: Literal["exact", "sklearn"] = option(
         "exact", "Of the SVM: kd's exact one, or scikit-learn's LinearSVC, the slow reference.",
         panel="Method",
     )  # fmt: skip
-    epochs: int = option(50, "Of fine-tune: passes over the data.", panel="Optimisation", ge=1)
+    epochs: int = option(50, "Of fine-tune: passes over the data.", panel="Optimisation", ge=1, le=10**5)
     lr_grid: str = option(
         "0.0001,0.001,0.01,0.1",
         "Of fine-tune: learning rates to choose among on its validation split; a lone one is taken.",
@@ -123,8 +124,8 @@ class ProbeConfig(CachesOption, DataOptions, MultiLabelOption, SeedOption, Forwa
             shots = int(str(value))
         except ValueError:
             shots = 0
-        if shots < 1:
-            raise ValueError("must be a number of images per class, 1 or more, or all")
+        if not 1 <= shots <= _MOST_SHOTS:
+            raise ValueError(f"must be a number of images per class, from 1 to {_MOST_SHOTS}, or all")
         return shots
 
     @field_validator("c_grid", mode="before")

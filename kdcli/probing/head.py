@@ -6,16 +6,21 @@ from typing import Any, Literal, final
 
 import numpy as np
 from jaxtyping import Float, Float64, Int64
+from pydantic import BaseModel
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from kdcli.cache.cacheset import CacheSet
 from kdcli.console import console
 from kdcli.data.sources import open_data
+from kdcli.documents import from_document
 from kdcli.errors import BadDataError, KdError, NotFoundError, nearest
+from kdcli.files import storage_errors
 from kdcli.probing.config import ProbeConfig
 from kdcli.probing.marks import Marks, mark
 from kdcli.probing.representations import EXPORT, Representation, RunModel
 from kdcli.probing.targets import Target
+from kdcli.reading import read_yaml, require_regular
 from kdcli.registry import recorded
 
 OWN = "label"
@@ -55,7 +60,7 @@ def find_head(representation: Representation, name: str, config: ProbeConfig) ->
         NotFoundError: it was not kept.
     """
     place = _heads_of(representation)
-    heads = {} if place is None else load_file(place)
+    heads = {} if place is None else _tensors(place)
     known = [key.removesuffix(".weight") for key in heads if key.endswith(".weight")]
     if f"{name}.weight" in heads and place is not None:
         names = _names_of(representation, name, heads[f"{name}.weight"], place.parent, config)
@@ -72,6 +77,30 @@ def find_head(representation: Representation, name: str, config: ProbeConfig) ->
     )
 
 
+def _tensors(place: Path) -> dict[str, np.ndarray]:
+    """The heads in a file: weights [c, d], biases [c], all finite.
+
+    Raises:
+        BadDataError: it is damaged, or holds something else.
+        StorageError: it cannot be read.
+    """
+    require_regular(place)
+    try:
+        with storage_errors(place):
+            heads = load_file(place)
+    except (SafetensorError, ValueError) as error:
+        raise BadDataError(f"{place} is damaged: {error}", "Restore it, or train the run again.") from error
+    for name, values in heads.items():
+        weight = heads.get(f"{name.removesuffix('.bias')}.weight") if name.endswith(".bias") else values
+        fits = weight is not None and weight.ndim == 2 and values.shape in (weight.shape, weight.shape[:1])
+        if not (fits and values.dtype.kind == "f" and np.isfinite(values).all()):
+            raise BadDataError(
+                f"{place}: {name} is {values.dtype} of shape {list(values.shape)}, no finite part of a linear head",
+                "Restore it, or train the run again.",
+            )
+    return heads
+
+
 def _heads_of(representation: Representation) -> Path | None:
     if not isinstance(representation, RunModel) or representation.parsed.kind != "local-dir":
         return None
@@ -79,7 +108,7 @@ def _heads_of(representation: Representation) -> Path | None:
     if folder is None:
         return None
     places = [folder.parent / HEADS] if folder.name == EXPORT else []
-    return next((place for place in (*places, folder / HEADS) if place.is_file()), None)
+    return next((place for place in (*places, folder / HEADS) if place.exists()), None)
 
 
 def _names_of(
@@ -94,7 +123,7 @@ def _names_of(
     if own is not None and _is_own(representation, weight):
         return own
     own_run = _recorded(run)
-    for caches in (config.cache, tuple(map(Path, own_run.get("cache") or ()))):
+    for caches in (config.cache, tuple(map(Path, own_run.cache))):
         try:
             teachers = CacheSet.open(caches, "never").teachers if caches else {}
         except KdError as error:
@@ -102,9 +131,8 @@ def _names_of(
             continue
         if name in teachers:
             return teachers[name].class_names
-    data = own_run.get("data")
-    for text in data if isinstance(data, list) else ():
-        called, _, spec = str(text).partition("=")
+    for text in own_run.data if isinstance(own_run.data, list) else ():
+        called, _, spec = text.partition("=")
         if called == name:
             return open_data(recorded(spec), data_root=config.data_root, download=config.download).class_names
     return None
@@ -117,12 +145,20 @@ def _is_own(representation: Representation, weight: Float[np.ndarray, "c d"]) ->
     return mine is not None and np.array_equal(mine.detach().cpu().numpy(), weight)
 
 
-def _recorded(run: Path) -> dict[str, Any]:
-    import yaml
+class _Options(BaseModel):
+    """What is looked at of the options of a run."""
 
+    cache: list[str] = []
+    data: str | list[str] | None = None
+
+
+def _recorded(run: Path) -> _Options:
     place = run / "config.yaml"
-    document = yaml.safe_load(place.read_text(encoding="utf-8")) if place.is_file() else None
-    return document if isinstance(document, dict) else {}
+    if not place.exists():
+        return _Options()
+    with storage_errors(place):
+        document = read_yaml(place, error=BadDataError)
+    return from_document(_Options, document, place)
 
 
 def head_labels(target: Target, head: KeptHead, name: str, width: int) -> Int64[np.ndarray, " m"]:

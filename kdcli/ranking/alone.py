@@ -1,5 +1,7 @@
 """Ranking without a cache: a folder of ``.npy`` files, one a source, and a file of labels."""
 
+import os
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
@@ -11,6 +13,7 @@ from kdcli.errors import BadDataError, NotFoundError, StorageError, nearest
 from kdcli.files import storage_errors
 from kdcli.ranking.config import RankConfig
 from kdcli.ranking.probe import ProbeLabels, labelled_rows
+from kdcli.reading import open_regular
 from kdcli.types import OutputKind
 
 
@@ -130,14 +133,13 @@ def _read_source(path: Path, images: int, labels: Path) -> Float[np.ndarray, "n 
 
 def _load(path: Path, what: str) -> np.ndarray:
     try:
-        with path.open("rb"):
-            pass
+        os.close(open_regular(path, sys.maxsize))
         array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
         raise NotFoundError(f"there is no {what} file {path}", "Check the path.") from error
-    except IsADirectoryError as error:
-        raise NotFoundError(f"{path} is a folder", f"Name the .npy file of the {what}.") from error
-    except (ValueError, EOFError) as error:
+    except BadDataError:
+        raise
+    except (ValueError, EOFError, TypeError, SyntaxError, AttributeError, RecursionError) as error:
         raise BadDataError(
             f"{path} cannot be read as an array: {error}",
             "Write it with numpy.save, as numbers: pickled objects are never loaded.",

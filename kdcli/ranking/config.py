@@ -10,6 +10,8 @@ from kdcli.options.common import CachesOption, DataRootOption, PartialOption, Se
 from kdcli.options.fields import option
 from kdcli.registry import METRICS, is_object_path
 
+_MOST_POWER = 1000
+
 
 @final
 class RankConfig(CachesOption, DataRootOption, PartialOption, SeedOption, VerifyOption):
@@ -54,28 +56,42 @@ class RankConfig(CachesOption, DataRootOption, PartialOption, SeedOption, Verify
     )
     logme_steps: int | None = option(
         None, "Steps of logme's iteration at most; default: 11, as its authors. 100 where images are few.",
-        panel="Method", ge=1, metavar="N",
+        panel="Method", ge=1, le=10**6, metavar="N",
     )  # fmt: skip
-    probe_size: int = option(500, "Images of the probe set.", panel="Method", ge=4)
+    probe_size: int = option(500, "Images of the probe set.", panel="Method", ge=4, le=10**9)
     repeats: int = option(
-        1, "Probe sets, of consecutive seeds; scores are their means.", panel="Method", ge=1
+        1, "Probe sets, of consecutive seeds; scores are their means.", panel="Method", ge=1, le=10**4
     )
     scheme: Literal["weighted", "nearest", "equal", "random-weights", "inverse"] = option(
         "weighted", "How scores become weights: weighted (P2 Eq. 5), nearest, equal, random-weights or inverse.",
         panel="Method", metavar="NAME",
     )  # fmt: skip
     power: float = option(
-        12.0, "Power p of the weights (P2 Eq. 5). 0: all equal; inf: the nearest only.", panel="Method", ge=0
+        12.0,
+        "Power p of the weights (P2 Eq. 5). 0: all equal; inf: the nearest only.",
+        panel="Method",
+        ge=0,
+        allow_inf_nan=True,
     )
-    sources: int | None = option(None, "Give weight to this many of the best only.", panel="Method", ge=1)
+    sources: int | None = option(
+        None, "Give weight to this many of the best only.", panel="Method", ge=1, le=10**6
+    )
     against: tuple[str, ...] = option(
         (), "Results of single-source students, or their folder: do the scores predict them? Repeatable.",
         panel="Output", metavar="RESULT",
     )  # fmt: skip
-    top: int = option(3, "k of the top-k relative accuracies of --against.", panel="Output", ge=1)
+    top: int = option(3, "k of the top-k relative accuracies of --against.", panel="Output", ge=1, le=10**6)
     plot: Path | None = option(
         None, "Folder for P2's figures of --against.", panel="Output", metavar="DIR", mechanical=True
     )
+
+    @field_validator("power")
+    @classmethod
+    def _known_power(cls, power: float) -> float:
+        """Beyond this every score but the best is nothing; infinity says so."""
+        if _MOST_POWER < power < float("inf"):
+            raise ValueError(f"must be from 0 to {_MOST_POWER}, or inf: the nearest only")
+        return power
 
     @field_validator("metric")
     @classmethod

@@ -1,15 +1,17 @@
 """Rankings as JSON: what ``kd rank-sources --json`` prints and ``--ranking`` reads."""
 
-import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, NoReturn, final
+from typing import Any, Literal, NoReturn, final
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from kdcli.cache.fingerprints import unpack
+from kdcli.documents import from_document
 from kdcli.errors import BadDataError, KdError
+from kdcli.reading import parse_json
 from kdcli.types import RankedSource, Ranking
 
 
@@ -23,28 +25,49 @@ def ranking_document(ranking: Ranking) -> dict[str, Any]:
 
 @final
 class _SourceDocument(BaseModel):
-    model_config = ConfigDict(allow_inf_nan=False, strict=True)
+    model_config = ConfigDict(allow_inf_nan=False)
     name: str
     id: str | None
     score: float
-    weight: float = Field(ge=0)
+    weight: float = Field(ge=0, le=1)
+
+
+@final
+class _ProbeDocument(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    size: int | None = Field(None, ge=0, lt=2**63)
+    seed: int | None = Field(None, ge=0, lt=2**63)
+    repeats: int | None = Field(None, ge=1, lt=2**31)
+    logme_steps: int | None = Field(None, ge=1, lt=2**31)
+    images: str | None = None
+
+    @field_validator("images")
+    @classmethod
+    def _names_images(cls, images: str | None) -> str | None:
+        if images is not None:
+            unpack(images)
+        return images
+
+
+@final
+class _WeightingDocument(BaseModel):
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+    scheme: str | None = None
+    power: float | Literal["inf"] | None = Field(None)
+    sources: int | None = Field(None, ge=1, lt=2**31)
 
 
 @final
 class _RankingDocument(BaseModel):
+    model_config = ConfigDict(allow_inf_nan=False)
     cache_id: str | None
     metric: str
     on: str
     probe: dict[str, Any]
-    sources: tuple[_SourceDocument, ...] = Field(min_length=1)
+    sources: tuple[_SourceDocument, ...] = Field(min_length=1, max_length=100_000)
     weighting: dict[str, Any] = {}
-
-    @field_validator("probe")
-    @classmethod
-    def _names_images(cls, probe: dict[str, Any]) -> dict[str, Any]:
-        if "images" in probe:
-            unpack(str(probe["images"]))
-        return probe
+    table: dict[str, dict[str, float | None]] | None = None
+    data: str | None = None
 
 
 @final
@@ -62,43 +85,71 @@ class _ErrorDocument(BaseModel):
 _RERUN = "Give what 'kd rank-sources --json' prints, as a file or through a pipe with --ranking -."
 
 
-def parse_ranking(text: str) -> Ranking:
+def parse_ranking(data: str | bytes, source: object = "the ranking") -> Ranking:
+    """The ranking in a JSON document, see :func:`ranking_of`.
+
+    Args:
+        data: text, or its bytes.
+        source: the file, for the message.
+    """
+    if not data.strip():
+        raise BadDataError(f"{source} is empty", _RERUN)
+    return ranking_of(parse_json(data, source, hint=_RERUN), source)
+
+
+def ranking_of(document: Any, source: object) -> Ranking:
     """Read a ranking; an error document of the command before in the pipe is raised again as it was.
 
     Args:
-        text: one JSON document.
+        document: parsed JSON.
+        source: the file, for the message.
 
     Raises:
-        BadDataError: empty, not JSON, or no ranking; the message says which and where.
+        BadDataError: no ranking; the message says where.
         KdError: the document is ``{"error": ...}``; ``exit_code`` is the code in it.
     """
-    if not text.strip():
-        raise BadDataError("the ranking is empty", _RERUN)
-    try:
-        document = json.loads(text)
-    except ValueError as error:
-        raise BadDataError(f"the ranking is not JSON: {error}", _RERUN) from error
-    try:
-        if isinstance(document, dict) and "error" in document:
-            _raise_again(_ErrorDocument.model_validate(document).error)
-        fields = _RankingDocument.model_validate(document)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "document"
-        raise BadDataError(f"the JSON is not a ranking: {place}: {first['msg']}", _RERUN) from error
-    _check_sources(fields.sources)
+    if isinstance(document, dict) and "error" in document:
+        _raise_again(from_document(_ErrorDocument, document, source, hint=_RERUN).error)
+    fields = _fields_of(document, source)
+    _check_sources(fields.sources, source)
     sources = tuple(RankedSource(s.name, s.id, s.score, s.weight) for s in fields.sources)
     return Ranking(fields.cache_id, fields.metric, fields.on, fields.probe, sources, fields.weighting)
 
 
-def _check_sources(sources: Sequence[_SourceDocument]) -> None:
-    total = math.fsum(source.weight for source in sources)
+def _fields_of(document: Any, source: object) -> _RankingDocument:
+    fields = from_document(_RankingDocument, document, source, hint=_RERUN)
+    from_document(_ProbeDocument, fields.probe, f"{source}: probe", hint=_RERUN)
+    weighting_of(fields.weighting, f"{source}: weighting")
+    return fields
+
+
+def weighting_of(document: Any, source: object) -> tuple[str, float | None, bool]:
+    """What a ranking says of how its weights were made.
+
+    Returns:
+        The scheme; its power, of ``weighted`` where another than P2's is told; whether sources were selected first.
+
+    Raises:
+        BadDataError: it says it wrongly.
+    """
+    found = from_document(_WeightingDocument, document, source, hint=_RERUN)
+    power = math.inf if found.power == "inf" else found.power
+    return found.scheme or "weighted", power, found.sources is not None
+
+
+def table_of(document: Any, source: object) -> tuple[dict[str, dict[str, float | None]], str | None]:
+    """Scores by column of a ranking by all metrics, and what ``--data`` named."""
+    fields = _fields_of(document, source)
+    return fields.table or {}, fields.data
+
+
+def _check_sources(sources: Sequence[_SourceDocument], source: object) -> None:
+    total = math.fsum(each.weight for each in sources)
     if abs(total - 1) > 1e-6:
-        raise BadDataError(f"the weights of the ranking sum to {total:g}, not 1", _RERUN)
-    names = [source.name for source in sources]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise BadDataError(f"the ranking names source '{twice}' twice", _RERUN)
+        raise BadDataError(f"{source}: the weights sum to {total:g}, not 1", _RERUN)
+    ((name, times),) = Counter(each.name for each in sources).most_common(1)
+    if times > 1:
+        raise BadDataError(f"{source} names source '{name}' {times} times", _RERUN)
 
 
 def _raise_again(error: _ErrorFields) -> NoReturn:

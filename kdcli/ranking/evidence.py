@@ -1,6 +1,5 @@
 """Does the ranking work? Scores of sources against accuracies of the students they taught (P2 §5.2 and §5.3)."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,12 +9,12 @@ import numpy as np
 
 from kdcli.console import console
 from kdcli.errors import BadDataError, NotFoundError, UsageError
-from kdcli.files import storage_errors
 from kdcli.ranking.agreement import Estimate, estimate_all
 from kdcli.ranking.config import RankConfig
-from kdcli.ranking.documents import parse_ranking
+from kdcli.ranking.documents import ranking_of, table_of
 from kdcli.ranking.rank import RankResult
 from kdcli.ranking.students import LABELS_ONLY, RANDOM_SELECTION, RANDOM_WEIGHTS, Student, read_students
+from kdcli.reading import read_json
 
 FEWEST_SOURCES = 3
 """Two points always lie on a line."""
@@ -177,23 +176,17 @@ def evidence_of_files(config: RankConfig) -> Evidence:
 
 
 def _read_scores(path: Path) -> Scores:
-    if not path.is_file():
+    if path.is_dir() or not path.exists():
         raise NotFoundError(
             f"--ranking {path} is {'a folder' if path.is_dir() else 'not there'}",
             "Make it: kd rank-sources --cache TARGET.kd --metric all --json > TARGET.json",
         )
-    with storage_errors(path):
-        text = path.read_text(encoding="utf-8")
-    try:
-        ranking = parse_ranking(text)
-    except BadDataError as error:
-        raise BadDataError(f"{path}: {error.message}", error.hint) from error
-    document = json.loads(text)
+    document = read_json(path)
+    ranking = ranking_of(document, path)
+    columns, data = table_of(document, path)
     own = f"{ranking.metric}/{ranking.on}"
-    table = {own: {source.name: source.score for source in ranking.sources}}
-    for column, scores in (document.get("table") or {}).items():
-        table.setdefault(column, scores)
-    return Scores(path.stem, own, table, ranking.cache_id, document.get("data"))
+    table = columns | {own: {source.name: source.score for source in ranking.sources}}
+    return Scores(path.stem, own, table, ranking.cache_id, data)
 
 
 def _evidence(scores: Sequence[Scores], config: RankConfig) -> Evidence:

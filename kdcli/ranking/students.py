@@ -5,15 +5,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Annotated, Any, final
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from kdcli.console import console
-from kdcli.errors import BadDataError, NotFoundError, StorageError
+from kdcli.documents import from_document
+from kdcli.errors import BadDataError, NotFoundError
+from kdcli.files import storage_errors
+from kdcli.ranking.documents import weighting_of
 from kdcli.ranking.weights import PAPER_POWER
-from kdcli.reading import read_json
+from kdcli.reading import read_json, read_yaml
 from kdcli.registry import METHODS
 
 RESULT = "result.json"
@@ -54,6 +56,10 @@ class Student:
         return next(iter(self.weights)) if len(self.weights) == 1 else None
 
 
+class _Ranking(BaseModel):
+    weighting: dict[str, Any] = {}
+
+
 class _Test(BaseModel):
     model_config = ConfigDict(allow_inf_nan=False)
     top1: float = Field(ge=0, le=1)
@@ -63,13 +69,13 @@ class _Result(BaseModel):
     model_config = ConfigDict(allow_inf_nan=False)
     method: str
     test: _Test | None
-    weights: dict[str, float] = {}
+    weights: dict[str, Annotated[float, Field(ge=0, le=1)]] = {}
     cache_id: str | None = None
     target: str | None = None
     data: str | None = None
     student: str | None = None
-    images: int | None = None
-    epochs: int | None = None
+    images: int | None = Field(None, ge=0, lt=2**63)
+    epochs: int | None = Field(None, ge=0, lt=2**63)
     init: str | None = None
 
 
@@ -111,14 +117,12 @@ def _paths(place: str) -> list[Path]:
 
 
 def _read(path: Path) -> Student | None:
-    try:
-        result = _Result.model_validate(read_json(path))
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "document"
-        raise BadDataError(
-            f"{path} is no result of kd train-student: {place}: {first['msg']}", "Leave it out of --against."
-        ) from error
+    result = from_document(
+        _Result,
+        read_json(path),
+        f"{path} is no result of kd train-student",
+        hint="Leave it out of --against.",
+    )
     # A file may name any object as its method; only those that are known by name are looked at.
     scheme = METHODS[result.method].scheme if result.method in METHODS else None
     if result.test is None or scheme is None:
@@ -141,13 +145,13 @@ def _scheme(scheme: str, path: Path, weights: dict[str, float]) -> tuple[str | N
     if scheme != "weighted":
         return scheme, None
     file = path.parent / "ranking.json"
-    weighting = (read_json(file).get("weighting") or {}) if file.is_file() else {}
-    if "sources" in weighting:
+    weighting = from_document(_Ranking, read_json(file), file).weighting if file.exists() else {}
+    scheme, told, preselected = weighting_of(weighting, f"{file}: weighting")
+    if preselected:
         return None, None  # a preselection is none of P2's schemes
-    scheme = str(weighting.get("scheme", "weighted"))
     if scheme != "weighted":
         return scheme, None
-    power = float(weighting.get("power", PAPER_POWER))
+    power = PAPER_POWER if told is None else told
     if power == 0:
         return "equal", None
     return ("nearest", None) if math.isinf(power) else (scheme, power)
@@ -156,13 +160,9 @@ def _scheme(scheme: str, path: Path, weights: dict[str, float]) -> tuple[str | N
 def _data_of(path: Path) -> str | None:
     """The data set in the configuration beside a result."""
     file = path.parent / "config.yaml"
-    try:
-        document = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not file.exists():
         return None
-    except OSError as error:
-        raise StorageError(f"{file}: {error.strerror}", "Check its permissions.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BadDataError(f"{file} is not YAML: {error}", "Restore the file or remove it.") from error
+    with storage_errors(file):
+        document = read_yaml(file, error=BadDataError, hint="Restore the file or remove it.")
     data = document.get("data") if isinstance(document, dict) else None
     return data if isinstance(data, str) else None

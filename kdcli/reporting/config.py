@@ -35,5 +35,7 @@ class ReportConfig(DataOptions, SeedOption, ForwardOptions, VerifyOption):
         False, "Compute t-SNE of the cached teachers' features, and with --data of the exports'.",
         panel="Output",
     )  # fmt: skip
-    tsne_images: int = option(1000, "Images of a t-SNE, drawn at random.", panel="Output", ge=10)
-    perplexity: float = option(30.0, "Of t-SNE: about how many neighbours count.", panel="Output", gt=1)
+    tsne_images: int = option(1000, "Images of a t-SNE, drawn at random.", panel="Output", ge=10, le=10**6)
+    perplexity: float = option(
+        30.0, "Of t-SNE: about how many neighbours count.", panel="Output", gt=1, le=10**4
+    )

@@ -20,6 +20,7 @@ from kdcli.reporting.cells import Cell
 from kdcli.reporting.document import Commands, Document, Facts, Fold, Notes, Part, Table
 from kdcli.reporting.drawing import as_file
 from kdcli.reporting.page import GENERATOR, write_page
+from kdcli.reporting.shapes import checked
 
 Format = Literal["html", "md", "csv", "svg", "png"]
 INDEX = "report.json"
@@ -92,7 +93,11 @@ def _write_folder(files: Mapping[str, tuple[str, bytes]], out: Path, kind: Forma
     """All files and the index; files of an earlier report in the same folder that this one lacks are removed."""
     with storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-    old = read_json(out / INDEX).get("files", {}) if (out / INDEX).is_file() else {}
+    old = (
+        checked("index", read_json(out / INDEX), out / INDEX).get("files", {})
+        if (out / INDEX).is_file()
+        else {}
+    )
     index = {name: title for name, (title, _) in files.items()}
     write_json(
         out / INDEX, {"format": kind, "files": {**old, **index}}

@@ -1,21 +1,19 @@
 """Reads the inputs of a report: runs, sweeps, caches, comparisons and JSON documents, recognised by their content."""
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, final
 
-import yaml
-
 from kdcli.cache.admin.inventory import looks_like_cache
 from kdcli.console import console
-from kdcli.errors import BadDataError, NotFoundError, StorageError, nearest
+from kdcli.errors import BadDataError, NotFoundError, nearest
 from kdcli.files import storage_errors
-from kdcli.ranking.documents import parse_ranking
-from kdcli.reading import read_json
+from kdcli.ranking.documents import ranking_of
+from kdcli.reading import parse_json, read_json, read_text, read_yaml
 from kdcli.reporting.material import Compared, Joint, Material, Origin, Ranked, Run
+from kdcli.reporting.shapes import checked
 from kdcli.training.rundir import stage_folder
 
 RESULT, RUN, SWEEP, METRICS, CONFIG, COMPARE, FUSED = (
@@ -129,14 +127,16 @@ def _read_if_known(path: Path, material: Material, seen: _Seen) -> None:
 
 
 def _read_run(folder: Path, material: Material) -> None:
-    result = read_json(folder / RESULT) if (folder / RESULT).is_file() else {}
-    record = read_json(folder / RUN) if (folder / RUN).is_file() else {}
+    result = read_json(folder / RESULT) if (folder / RESULT).exists() else {}
+    record = checked("record", read_json(folder / RUN), folder / RUN) if (folder / RUN).exists() else {}
     identity = record.get("identity", {})
     if _kind_of(result) == "joint teacher" or identity.get("step") == "fuse-teachers":
         _read_joint(folder, result, record, material)
         return
     if result and _kind_of(result) != "run":
         raise BadDataError(f"{folder / RESULT} is no result of kd train-student", f"Leave it out. {_KINDS}")
+    if (folder / RESULT).exists():
+        checked("run", result, folder / RESULT)
     material.versions.append(result.get("versions") or record.get("versions") or {})
     material.runs.append(
         Run(
@@ -163,7 +163,10 @@ def _history_so_far(folder: Path, identity: Mapping[str, Any]) -> Iterator[dict[
 def _read_joint(
     folder: Path, result: Mapping[str, Any], record: Mapping[str, Any], material: Material
 ) -> None:
-    described = read_json(folder / FUSED) if (folder / FUSED).is_file() else {}
+    if result:
+        checked("joint teacher", result, folder / RESULT)
+    place = folder / FUSED
+    described = checked("fused", read_json(place), place) if place.exists() else {}
     joint = Joint(
         str(folder),
         result,
@@ -176,35 +179,33 @@ def _read_joint(
 
 
 def _config_of(path: Path) -> dict[str, Any]:
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         return {}
-    except OSError as error:
-        raise StorageError(f"{path}: {error.strerror}", "Check its permissions.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BadDataError(f"{path} is not YAML: {error}", "Restore the file or remove it.") from error
-    return document if isinstance(document, dict) else {}
+    with storage_errors(path):
+        document = read_yaml(path, error=BadDataError, hint="Restore the file or remove it.")
+    return checked("options", document, path)
 
 
 def _history_of(path: Path) -> Iterator[dict[str, Any]]:
     """The epochs of a run that goes on; a line that is just being written is no epoch yet."""
-    if not path.is_file():
+    if not path.exists():
         return
     with storage_errors(path):
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        lines = read_text(path).splitlines(keepends=True)
     for number, line in enumerate(lines, 1):
+        source = f"{path}, line {number},"
         try:
-            yield json.loads(line)
-        except ValueError as error:
+            document = parse_json(line, source, hint="Restore the file.")
+        except BadDataError:
             if number == len(lines) and not line.endswith("\n"):
                 return
-            raise BadDataError(f"{path}, line {number}, is not JSON: {error}", "Restore the file.") from error
+            raise
+        yield checked("epoch", document, source)
 
 
 def _read_diverged(path: Path, material: Material) -> None:
-    for each in read_json(path).get("diverged", []):
-        material.diverged.append((f"{path.parent.name}/{each['name']}", str(each["message"])))
+    for each in checked("sweep record", read_json(path), path).get("diverged", []):
+        material.diverged.append((f"{path.parent.name}/{each['name']}", each["message"]))
 
 
 # --- files ------------------------------------------------------------------------------------
@@ -229,11 +230,13 @@ def _read_file(path: Path, material: Material, seen: _Seen) -> None:
         return
     document = read_json(path)
     kind = _kind_of(document)
+    if kind is not None and kind != "error":
+        checked(kind, document, path)
     if kind in _WITH_ORIGIN:
         _note_origin(path.parent.name if path.name == COMPARE else path.stem, document, material)
     match kind:
         case "ranking":
-            ranking = parse_ranking(json.dumps(document))
+            ranking = ranking_of(document, path)
             material.rankings.append(Ranked(path, ranking, document.get("evidence") or {}))
         case "evidence":
             material.evidence.append(document["evidence"])
@@ -242,22 +245,22 @@ def _read_file(path: Path, material: Material, seen: _Seen) -> None:
             material.comparisons.append(Compared(path, document, kept))
         case "sweep":
             for each in document["students"]:
-                _read_printed(each, material, seen)
+                _read_printed(checked("run", each, path), material, seen)
             material.diverged += [(each["name"], each["message"]) for each in document["diverged"]]
         case "run" | "joint teacher":
             _read_printed(document, material, seen)
         case "probe":
-            material.probes.append(_checked_probe(document, path))
+            material.probes.append(_probe_of(document, path))
         case "probes":
             material.probes += [
-                _checked_probe(each, path, document.get("baseline")) for each in document["results"]
+                _probe_of(each, path, document.get("baseline")) for each in document["results"]
             ]
             material.contrasts += document["comparisons"]
             if document.get("tally"):
                 material.tallies.append(document)
         case "joint":
             for each in document["joint"].values():
-                _read_printed(each, material, seen)
+                _read_printed(checked("joint teacher", each, path), material, seen)
         case "error":
             message = document["error"].get("message") if isinstance(document["error"], dict) else "?"
             raise BadDataError(
@@ -289,10 +292,7 @@ def _note_origin(title: str, document: Mapping[str, Any], material: Material) ->
     material.versions.append(created.get("versions") or document.get("versions") or {})
 
 
-def _checked_probe(document: Any, path: Path, baseline: str | None = None) -> Mapping[str, Any]:
-    accuracy = document.get("accuracy") if isinstance(document, dict) else None
-    if not isinstance(accuracy, dict) or not isinstance(accuracy.get("mean"), int | float):
-        raise BadDataError(f"{path} holds a probe without accuracy.mean", "Run kd eval-probe --json again.")
+def _probe_of(document: Mapping[str, Any], path: Path, baseline: str | None = None) -> Mapping[str, Any]:
     return {"from": str(path), "baseline": baseline, **document}
 
 

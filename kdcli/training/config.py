@@ -111,7 +111,9 @@ class StudentConfig(
         min_length=1,
         metavar="TAP",
     )
-    image_size: int | None = _student(None, "Input size in pixels; default: the student's own.", ge=8)
+    image_size: int | None = _student(
+        None, "Input size in pixels; default: the student's own.", ge=8, le=4096
+    )
     model_arg: tuple[str, ...] = _student(
         (),
         "Argument of the student's architecture, e.g. drop_path_rate=0.2. Repeatable.",
@@ -125,9 +127,11 @@ class StudentConfig(
     lr_grid: str | None = _optimisation(
         None, "Choose among 0.001,0.003,0.01 or 0.0001:0.1:7log on the validation split.", metavar="RATES"
     )
-    backbone_lr_scale: float | None = _optimisation(None, "Backbone learning rate as a share of --lr.", ge=0)
+    backbone_lr_scale: float | None = _optimisation(
+        None, "Backbone learning rate as a share of --lr.", ge=0, le=1e4
+    )
     clip_norm: float | None = _optimisation(
-        None, "Scale the gradient of all parameters down to this norm.", gt=0
+        None, "Scale the gradient of all parameters down to this norm.", gt=0, le=1e6
     )
     ema: float | None = _optimisation(
         None, "Decay of a moving average of the weights; it is tested and exported.", gt=0, lt=1
@@ -146,7 +150,7 @@ class StudentConfig(
         metavar="HOW",
         complete="geometry",
     )
-    data_seed: int = _views(0, "Seed of order and views.", ge=0, shared=True)
+    data_seed: int = _views(0, "Seed of order and views.", ge=0, shared=True, lt=2**32)
 
     out: Path = _run(..., "Output folder of the run.", mechanical=True)
     stage: Path | None = _run(

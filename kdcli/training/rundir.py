@@ -32,9 +32,10 @@ from kdcli.files import (
     storage_errors,
     write_json,
 )
+from kdcli.models.declared import WEIGHTS_FILE
 from kdcli.models.export import export_model
 from kdcli.models.student import LABEL_HEAD
-from kdcli.models.timm_models import CONFIG_FILE, WEIGHTS_FILE
+from kdcli.models.timm_models import CONFIG_FILE
 from kdcli.reading import read_json
 from kdcli.runtime import versions
 from kdcli.training.plan import Pins, Plan

@@ -1,7 +1,9 @@
 """What ``kd soup`` can be told."""
 
 from pathlib import Path
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
+
+from pydantic import Field
 
 from kdcli.options.common import DataOptions, ForwardOptions
 from kdcli.options.fields import option
@@ -17,7 +19,7 @@ class SoupConfig(DataOptions, ForwardOptions):
         ..., "Students: OUT of kd train-student, or exports.",
         panel="Data", positional=True, metavar="RUN_OR_EXPORT",
     )  # fmt: skip
-    weights: tuple[float, ...] | None = option(
+    weights: tuple[Annotated[float, Field(ge=0, le=1e6)], ...] | None = option(
         None, "One a student, as in 2,1,1; default: all equal.", panel="Student", comma=True, metavar="W,W"
     )
     recalibrate_bn: str | None = option(

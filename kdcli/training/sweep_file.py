@@ -20,7 +20,8 @@ import yaml
 
 from kdcli.errors import ConfigError, UsageError, nearest
 from kdcli.options.fields import marked
-from kdcli.options.resolving import layers_of, only_flags, read_yaml, validated
+from kdcli.options.resolving import layers_of, only_flags, validated, yaml_of
+from kdcli.reading import YAMLLoader
 from kdcli.training.config import StudentConfig
 
 _SECTIONS = ("students", "grid", "common")
@@ -50,7 +51,7 @@ def resolve_sweep(
         NotFoundError: there is no such file.
     """
     problems: list[str] = []
-    document = _sections(read_yaml(sweep, "--sweep", _UniqueKeys), sweep, problems)
+    document = _sections(yaml_of(sweep, "--sweep", _UniqueKeys), sweep, problems)
     students = _students(document, sweep, problems)
     layers = layers_of(StudentConfig, flags, sets, file, problems)
     layers.insert(1, (document["common"], f"{sweep}: "))
@@ -81,7 +82,7 @@ def resolve_sweep(
 
 
 @final
-class _UniqueKeys(yaml.SafeLoader):
+class _UniqueKeys(YAMLLoader):
     """Refuses a key that is there twice: YAML keeps the last, and a student would be lost without a word."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:

@@ -35,7 +35,7 @@ class InfoConfig(OneCache):
     watch: bool = option(False, "Follow its writers until it is complete.", panel="Output")
     every: float | None = option(
         None, "Pause of --watch; default: 2 on a terminal, else 30.",
-        panel="Output", metavar="SECONDS", ge=0.1,
+        panel="Output", metavar="SECONDS", ge=0.1, le=86400,
     )  # fmt: skip
 
 
