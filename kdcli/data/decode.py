@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from kdcli.data.formats import EXTRA, HEAD_BYTES, format_of, lacks, make_known
 from kdcli.errors import BadDataError
 
 UPRIGHT = {
@@ -30,24 +31,37 @@ def decode_image(encoded: bytes, where: str) -> Image.Image:
         where: what a person calls the sample, for the message.
 
     Raises:
-        BadDataError: Pillow cannot decode it (truncated, no image, a bomb, floats without a range).
+        BadDataError: Pillow cannot decode it (truncated, no image, floats without a range, a format whose package is
+            not installed, or more pixels than twice PIL.Image.MAX_IMAGE_PIXELS: 178,956,970).
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd metadata and merely large images are no news to a user
-            return to_rgb(Image.open(BytesIO(encoded)))
+            return to_rgb(open_image(encoded))
     except UnidentifiedImageError as error:
+        kind = format_of(encoded[:HEAD_BYTES])
+        if kind is not None and lacks(kind):
+            raise BadDataError(f"{where}: {kind}, which this installation cannot read", EXTRA) from error
         reason = "empty file" if not encoded else "not an image that Pillow can read"
         raise bad_image(where, reason) from error
     except Exception as error:  # foreign bytes make decoders raise anything: struct.error, SyntaxError, ...
         raise bad_image(where, str(error) or type(error).__name__) from error
 
 
+def open_image(encoded: bytes) -> Image.Image:
+    """What Pillow makes of an image file, with the packages that its format needs; pixels are not decoded yet."""
+    kind = format_of(encoded[:HEAD_BYTES])
+    if kind is not None:
+        make_known(kind)
+    return Image.open(BytesIO(encoded))
+
+
 def bad_image(where: str, reason: str) -> BadDataError:
     """The error for an image that cannot be used, with what to do about it."""
     return BadDataError(
         f"{where}: {reason}",
-        "Replace or remove it; kd cache-teachers --bad-images drop leaves such images out.",
+        "Replace or remove it. cache-teachers and train-student leave such images out with --bad-images drop; kd data "
+        "check DATA --write-exclude FILE lists them for DATA@without=FILE.",
     )
 
 
@@ -78,7 +92,7 @@ def stored_orientation(encoded: bytes) -> int:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = Image.open(BytesIO(encoded))
+            image = open_image(encoded)
             if image.format not in (
                 "JPEG",
                 "MPO",

@@ -22,7 +22,9 @@ from kdcli.data.base import (
     split_and_row,
 )
 from kdcli.data.decode import bad_image
+from kdcli.data.formats import IMAGE_BYTES
 from kdcli.errors import BadDataError, MissingExtraError, NotFoundError
+from kdcli.reading import read_bytes
 
 _NO_TASK = "class"
 
@@ -106,9 +108,11 @@ class HubSource(ImageSource):
         if held is not None:
             return held
         try:
-            return Path(cell["path"]).read_bytes()
+            return read_bytes(Path(cell["path"]), IMAGE_BYTES)
         except OSError as error:
             raise bad_image(self.path(key), f"{cell['path']}: {error.strerror or error}") from error
+        except BadDataError as error:
+            raise bad_image(self.path(key), error.message) from error
 
 
 def _load(datasets: Any, name: str, download: bool) -> dict[str, Any]:
