@@ -14,13 +14,14 @@ IMAGE_BYTES: Final = 512 * 2**20
 
 EXTRA: Final = "pip install 'kdcli[formats]'"
 """What installs the packages of :data:`PACKAGES`."""
-PACKAGES: Final = {"HEIC": "pillow_heif", "JPEG XL": "pillow_jxl", "AVIF": "PIL._avif"}
+JPEG_XL: Final = "JPEG XL"
+PACKAGES: Final = {"HEIC": "pillow_heif", JPEG_XL: "pillow_jxl", "AVIF": "PIL._avif"}
 """Module that decodes a format which not every installation can; AVIF: that of a new enough Pillow."""
 _EXTRA_NAMES: Final = {
     ".heic": "HEIC",
     ".heif": "HEIC",
     ".hif": "HEIC",
-    ".jxl": "JPEG XL",
+    ".jxl": JPEG_XL,
     ".avif": "AVIF",
 }
 
@@ -72,8 +73,8 @@ _STARTS: Final = (
     (b"II*\0", "TIFF"),
     (b"MM\0*", "TIFF"),
     (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
-    (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
-    (b"\xff\x0a", "JPEG XL"),
+    (b"\0\0\0\x0cJXL \r\n\x87\n", JPEG_XL),
+    (b"\xff\x0a", JPEG_XL),
 )
 HEAD_BYTES: Final = 64
 
@@ -110,5 +111,5 @@ def make_known(kind: str) -> None:
     module = import_module(PACKAGES[kind])
     if kind == "HEIC":
         module.register_heif_opener()
-    elif kind == "JPEG XL":  # importing it registers it
+    elif kind == JPEG_XL:  # importing it registers it
         module.JpegXLImagePlugin.DECODE_THREADS = 1  # as others: decode processes share the processors
