@@ -108,8 +108,8 @@ class HubSource(ImageSource):
     def _no_labels(self) -> str:
         columns = ", ".join(next(iter(self._splits.values())).features)
         return (
-            f"{self.text} is used without labels: none of its columns ({columns}) is a ClassLabel; for labels, unpack it "
-            "to CLASS/NAME.jpg, or cast the column to datasets.ClassLabel and write it with to_parquet"
+            f"{self.text} is used without labels: none of its columns ({columns}) is a ClassLabel; for labels, unpack "
+            "it to CLASS/NAME.jpg, or cast the column to datasets.ClassLabel and write it with to_parquet"
         )
 
     def encoded(self, key: str) -> bytes:

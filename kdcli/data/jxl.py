@@ -27,7 +27,7 @@ class _Bits:
 
 
 def header(encoded: bytes) -> tuple[int, int, int] | None:
-    """Width and height in pixels as stored, and EXIF's number of how a decoder turns them; None without a codestream."""
+    """Width and height in pixels as stored, and EXIF's number of how a decoder turns them; None where none is found."""
     stream = _codestream(encoded)
     if not stream.startswith(_SIGNATURE):
         return None
