@@ -4,6 +4,7 @@ Every document, name and path that kd did not make in this very process passes h
 allocated, written or removed because of it. What fits no rule is refused with the file and the field named.
 """
 
+import errno
 import json
 import math
 import os
@@ -33,6 +34,7 @@ _BITS: Final = 4096
 NAME_BYTES: Final = 255
 """Most bytes of a name: what a file system takes."""
 
+_CHUNK: Final = 2**22
 _RESTORE = "Restore the file or remove it."
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -56,7 +58,18 @@ def open_regular(path: Path, most: int, error: Refusal = BadDataError) -> int:
         OSError: the operating system refuses.
         BadDataError, ConfigError, CorruptError: it is no regular file, or larger.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if "\0" in str(path):
+        raise error(f"{str(path)!r} is no path", "Give the path of a file.")
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as refusal:
+        if refusal.errno in (
+            errno.ENXIO,
+            errno.ENODEV,
+            errno.EOPNOTSUPP,
+        ):  # what opening a socket or a device says
+            _require_regular(path.stat(), path, most, error)
+        raise
     try:
         _require_regular(os.fstat(descriptor), path, most, error)
     except BaseException:
@@ -106,8 +119,14 @@ def read_bytes(path: Path, most: int = DOCUMENT_BYTES, error: Refusal = BadDataE
         OSError: the operating system refuses; within :func:`storage_errors` it gets its code.
         BadDataError, ConfigError, CorruptError: it is no regular file, or larger.
     """
-    with open(open_regular(path, most, error), "rb") as file:
-        data = file.read(most + 1)
+    descriptor = open_regular(path, most, error)
+    try:
+        size = os.fstat(descriptor).st_size
+        data = os.read(descriptor, size + 1)  # all of a file that does not change meanwhile, in one call
+        while len(data) <= most and len(data) != size and (more := os.read(descriptor, _CHUNK)):
+            data += more
+    finally:
+        os.close(descriptor)
     if len(data) > most:  # it grew, or its file system tells no sizes
         raise error(f"{path} has more than {most} bytes", "Give the right file, or split it.")
     return data

@@ -1,8 +1,5 @@
 """``kd audit``: images that two data sets share, even resized or encoded again."""
 
-import os
-from pathlib import Path
-
 import numpy as np
 from jaxtyping import Bool, Int64
 
@@ -13,9 +10,8 @@ from kdcli.auditing.result import AuditResult, Side
 from kdcli.cache.keytable import KeyTable
 from kdcli.console import console
 from kdcli.data.sources import ImageData, open_data
-from kdcli.data.spec import DataSpec
-from kdcli.errors import BadDataError, NotFoundError, OutputExistsError, UsageError
-from kdcli.files import atomic_write_text
+from kdcli.data.without import require_new, write_keys
+from kdcli.errors import BadDataError, UsageError
 from kdcli.runtime import worker_count
 
 
@@ -34,7 +30,7 @@ def audit(config: AuditConfig) -> AuditResult:
     """
     _require_telling(config)
     if config.write_exclude is not None:
-        _require_new(config.write_exclude, config.data)
+        require_new(config.write_exclude, config.data)
     a = open_data(config.data, data_root=config.data_root, download=config.download, exif=config.exif)
     b = a if config.other is None else _opened(config.other, config)
     same = None if b is a else _same_samples(a, b)
@@ -62,7 +58,7 @@ def audit(config: AuditConfig) -> AuditResult:
         tuple(a.keys.select(np.flatnonzero(excluded))),
     )
     if config.write_exclude is not None:
-        _write_keys(config.write_exclude, result.excluded)
+        write_keys(config.write_exclude, result.excluded)
     return result
 
 
@@ -77,21 +73,6 @@ def _require_telling(config: AuditConfig) -> None:
             f"--distance {config.limit}: hashes of unrelated images differ in about {config.hash_bits // 2} of "
             f"{config.hash_bits} bits, so at this distance they are near each other",
             f"Use at most {largest}; the default is for re-encoded and resized copies.",
-        )
-
-
-def _require_new(path: Path, data: str) -> None:
-    """Refuse before anything is read."""
-    if DataSpec.parse(data).members:
-        raise UsageError(
-            f"--write-exclude: {data} is several data sets, and without=FILE belongs to one",
-            "Audit each of them.",
-        )
-    if os.path.lexists(path):
-        raise OutputExistsError(f"--write-exclude {path} exists", "Remove it, or name a new file.")
-    if not path.absolute().parent.is_dir():
-        raise NotFoundError(
-            f"--write-exclude {path}: there is no folder {path.absolute().parent}", "Make it first."
         )
 
 
@@ -171,11 +152,3 @@ def _side(
         tuple(data.keys.select(np.flatnonzero(prints.constant))),
         {data.keys[row]: reason for row, reason in prints.bad.items()},
     )
-
-
-def _write_keys(path: Path, keys: tuple[str, ...]) -> None:
-    for key in keys:
-        if "\n" in key or "\r" in key:
-            raise BadDataError(f"the key {key!r} does not fit on a line of {path}", "Rename the image.")
-    atomic_write_text(path, "".join(f"{key}\n" for key in keys))
-    console.note(f"wrote {path}: {len(keys)} keys")

@@ -1,23 +1,20 @@
 """Perceptual hashes of images: 64 or 256 bits that a re-encoded or resized copy hardly changes."""
 
-import hashlib
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import final
 
 import imagehash
 import numpy as np
 from jaxtyping import Bool, Int64, UInt64
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
 
-from kdcli.console import console
+from kdcli.data.decode import pixels_digest
+from kdcli.data.each import look_at_each
 from kdcli.data.sources import ImageData
-from kdcli.errors import BadDataError, KdError
-from kdcli.runtime import worker_count
-from kdcli.workers import Watched, worker_setup
+from kdcli.errors import BadDataError
 
-BATCH = 64
 PER_BIT = 4
 """Pixels along a side for each row of the hash: what imagehash shrinks an image to (its ``highfreq_factor``)."""
 FLAT = 2
@@ -74,11 +71,9 @@ def fingerprint(image: Image.Image, bits: int) -> Fingerprint:
     # phash begins with exactly this; given it, it resizes nothing.
     shrunk = image.convert("L").resize((size, size), Image.Resampling.LANCZOS)
     found = imagehash.phash(shrunk, hash_size=side, highfreq_factor=PER_BIT)
-    digest = hashlib.blake2b(b"%d %d " % image.size, digest_size=8)
-    digest.update(image.tobytes())
     return Fingerprint(
         np.packbits(found.hash).view(np.uint64),
-        int.from_bytes(digest.digest()),
+        pixels_digest(image),
         bool(np.ptp(np.asarray(shrunk)) <= FLAT),
     )
 
@@ -100,47 +95,13 @@ def fingerprints(data: ImageData, bits: int, workers: int | None) -> Fingerprint
         np.zeros(len(data), bool),
         {},
     )
-    processes = worker_count(workers)
-    loader: DataLoader[Fingerprint | KdError] = DataLoader(
-        _Images(data, bits),
-        batch_size=BATCH,
-        num_workers=processes,
-        worker_init_fn=worker_setup(processes),
-        collate_fn=_as_list,
-    )
-    row = 0
-    with console.progress(len(data), "images", str(data.spec)) as bar:
-        for batch in Watched(loader):
-            for each in batch:
-                match each:
-                    case Fingerprint():
-                        found.words[row], found.pixels[row] = each.words, each.pixels
-                        found.constant[row] = each.constant
-                    case BadDataError():
-                        found.bad[row] = each.message
-                    case _:
-                        raise each
-                row += 1
-            bar.advance(len(batch))
+    for row, each in enumerate(look_at_each(data, partial(_fingerprint, bits=bits), workers)):
+        if isinstance(each, BadDataError):
+            found.bad[row] = each.message
+            continue
+        found.words[row], found.pixels[row], found.constant[row] = each.words, each.pixels, each.constant
     return found
 
 
-@final
-class _Images(Dataset[Fingerprint | KdError]):
-    """Fingerprints by row; an error is handed over, as one raised in a worker would arrive without its hint."""
-
-    def __init__(self, data: ImageData, bits: int) -> None:
-        self._data, self._bits = data, bits
-
-    def __len__(self) -> int:
-        return len(self._data)
-
-    def __getitem__(self, row: int) -> Fingerprint | KdError:
-        try:
-            return fingerprint(self._data.image(row), self._bits)
-        except KdError as error:
-            return error
-
-
-def _as_list(batch: list[Fingerprint | KdError]) -> list[Fingerprint | KdError]:
-    return batch
+def _fingerprint(data: ImageData, row: int, bits: int) -> Fingerprint:
+    return fingerprint(data.image(row), bits)

@@ -14,6 +14,7 @@ from kdcli._version import __version__
 from kdcli.cli import (
     admin,
     auditing,
+    checking,
     comparing,
     fusing,
     methods,
@@ -64,6 +65,9 @@ _CACHE: tuple[tuple[str, Source | str, Body], ...] = (
     ("unpack", "kdcli.cache.admin.config:UnpackConfig", transport.unpack),
     ("merge", "kdcli.cache.admin.config:MergeConfig", transport.merge),
 )
+_DATA: tuple[tuple[str, Source | str, Body], ...] = (
+    ("check", "kdcli.checking.config:CheckConfig", checking.check),
+)
 
 app = program(
     "kd",
@@ -71,6 +75,9 @@ app = program(
     __version__,
     [
         *(Command(*each, complete) for each in _PIPELINE),
+        group(
+            "data", "Look at data sets before they are used.", [Command(*each, complete) for each in _DATA]
+        ),
         group(
             "cache",
             "Look at caches, check, grow, move and remove them.",

@@ -25,11 +25,17 @@ class Listing:
         keys: stable names of the samples.
         labels: indices into ``class_names``, -1 for samples without a label.
         class_names: of the whole source, so that all its splits agree; None without labels.
+        notes: what a user should know about it, a line each: what was left out, what is odd.
     """
 
     keys: KeyTable
     labels: Int64[np.ndarray, " n"]
     class_names: tuple[str, ...] | None
+    notes: tuple[str, ...] = ()
+
+    def select(self, rows: Int64[np.ndarray, " m"]) -> "Listing":
+        """Some of the samples, in that order."""
+        return Listing(self.keys.select(rows), self.labels[rows], self.class_names, self.notes)
 
 
 class ImageSource(ABC):

@@ -1,12 +1,17 @@
 """Encoded bytes become an RGB image, or an error that names the sample; never a traceback, never a guess."""
 
+import hashlib
 import warnings
+from dataclasses import dataclass
 from io import BytesIO
+from typing import final
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from kdcli.data import jxl
+from kdcli.data.formats import EXTRA, HEAD_BYTES, JPEG_XL, format_of, lacks, make_known
 from kdcli.errors import BadDataError
 
 UPRIGHT = {
@@ -30,24 +35,47 @@ def decode_image(encoded: bytes, where: str) -> Image.Image:
         where: what a person calls the sample, for the message.
 
     Raises:
-        BadDataError: Pillow cannot decode it (truncated, no image, a bomb, floats without a range).
+        BadDataError: Pillow cannot decode it (truncated, no image, floats without a range, a format whose package is
+            not installed, or more pixels than twice PIL.Image.MAX_IMAGE_PIXELS: 178,956,970).
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd metadata and merely large images are no news to a user
-            return to_rgb(Image.open(BytesIO(encoded)))
+            return to_rgb(open_image(encoded))
     except UnidentifiedImageError as error:
+        kind = format_of(encoded[:HEAD_BYTES])
+        if kind is not None and lacks(kind):
+            raise BadDataError(f"{where}: {kind}, which this installation cannot read", EXTRA) from error
         reason = "empty file" if not encoded else "not an image that Pillow can read"
         raise bad_image(where, reason) from error
     except Exception as error:  # foreign bytes make decoders raise anything: struct.error, SyntaxError, ...
         raise bad_image(where, str(error) or type(error).__name__) from error
 
 
+def open_image(encoded: bytes) -> Image.Image:
+    """What Pillow makes of an image file, with the packages that its format needs; pixels are not decoded yet."""
+    kind = format_of(encoded[:HEAD_BYTES])
+    if kind is not None:
+        make_known(kind)
+    if kind == JPEG_XL and (found := jxl.header(encoded)) is not None:
+        _check_pixels(
+            found[0] * found[1]
+        )  # as Image.open does for the others; the plugin decodes as it opens
+    return Image.open(BytesIO(encoded))
+
+
+def _check_pixels(count: int) -> None:
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and count > 2 * limit:
+        raise Image.DecompressionBombError(f"{count} pixels; at most {2 * limit} are decoded")
+
+
 def bad_image(where: str, reason: str) -> BadDataError:
     """The error for an image that cannot be used, with what to do about it."""
     return BadDataError(
         f"{where}: {reason}",
-        "Replace or remove it; kd cache-teachers --bad-images drop leaves such images out.",
+        "Replace or remove it. cache-teachers and train-student leave such images out with --bad-images drop; kd data "
+        "check DATA --write-exclude FILE lists them for DATA@without=FILE.",
     )
 
 
@@ -73,12 +101,49 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
 
 
+def pixels_digest(image: Image.Image) -> int:
+    """64 bits that tell an RGB image by its size and pixels."""
+    digest = hashlib.blake2b(b"%d %d " % image.size, digest_size=8)
+    digest.update(image.tobytes())
+    return int.from_bytes(digest.digest())
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What an image file is, apart from its pixels.
+
+    Attributes:
+        mode: Pillow's name of its colours: RGB, L, P, CMYK, ...
+        turned: whether its EXIF asks for a rotation or a mirror image.
+        animated: whether it has more than one frame; only the first is ever used.
+    """
+
+    mode: str
+    turned: bool
+    animated: bool
+
+
+def kind_of(encoded: bytes) -> Kind:
+    """What an image file that can be decoded is; of pixels that are no file, their mode."""
+    if encoded.startswith(_RAW):
+        return Kind(encoded.split(b" ", 2)[1].decode(), turned=False, animated=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        image = open_image(encoded)
+        try:
+            animated = bool(getattr(image, "is_animated", False))
+        except Exception:  # a second frame that is broken, of which decoders raise anything
+            animated = True
+    return Kind(image.mode, stored_orientation(encoded) in UPRIGHT, animated)
+
+
 def stored_orientation(encoded: bytes) -> int:
     """EXIF's orientation of an image file: by which :func:`decode_image` turns it; 1 where there is none."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = Image.open(BytesIO(encoded))
+            image = open_image(encoded)
             if image.format not in (
                 "JPEG",
                 "MPO",
@@ -91,6 +156,10 @@ def stored_orientation(encoded: bytes) -> int:
 
 def _orientation(image: Image.Image) -> int:
     try:
+        if image.format == "JXL" and not getattr(image, "jpeg", False):  # no JPEG that was packed as it is
+            found = jxl.header(getattr(image, "fc", b""))
+            if found is not None and found[2] != 1:  # its decoder has turned it
+                return 1
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # broken metadata must not cost a good image, and its reader raises anything
         return 1

@@ -21,7 +21,9 @@ from kdcli.data.base import (
     pick_task,
 )
 from kdcli.data.decode import pack_pixels, unpack_pixels
+from kdcli.data.formats import IMAGE_BYTES
 from kdcli.errors import MissingExtraError
+from kdcli.reading import read_bytes
 
 CLASS_TASK = "class"
 _TEN_DIGITS = tuple("0123456789")
@@ -142,7 +144,7 @@ class FoolboxSource(ImageSource):
 
     def encoded(self, key: str) -> bytes:
         """The bytes of the photo's file."""
-        return (self._folder / key).read_bytes()
+        return read_bytes(self._folder / key, IMAGE_BYTES)
 
     def size(self, key: str) -> int:
         """Size of the photo's file."""

@@ -5,12 +5,13 @@
 * The class is the first sub folder below the split; class folders of all splits make one list of classes,
   so a class that one split lacks does not shift the labels of another.
 * ``labels.csv`` in the folder has a column ``key`` and one column per further task (``labels=TASK``).
-* Symbolic links are followed; hidden files, folders without images and other files are skipped.
+* Symbolic links are followed; hidden files are skipped. What else is left out is said (:mod:`kdcli.data.walk`), and
+  refused where a class would vanish with it.
 """
 
-import csv
+import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import final
 
@@ -18,37 +19,19 @@ import numpy as np
 from jaxtyping import Int64
 
 from kdcli.cache.keytable import KeyTable
-from kdcli.console import console
 from kdcli.data.base import ImageSource, Listing, SourceKind, pick_split, pick_task
+from kdcli.data.decode import bad_image
+from kdcli.data.formats import ARCHIVES, EXTENSIONS, IMAGE_BYTES
+from kdcli.data.labels_file import LABELS_FILE, LabelsFile, require_distinct
+from kdcli.data.leftovers import leftovers, require_no_class_lost
 from kdcli.data.spec import JOIN, canonical_split
+from kdcli.data.walk import Walk, image_folders
 from kdcli.errors import BadDataError, NotFoundError, UsageError, nearest
 from kdcli.files import storage_errors
+from kdcli.reading import read_bytes
 from kdcli.registry import SOURCES
 
-# A fixed list, not Pillow's: what is a sample must not depend on the plugins of one installation.
-EXTENSIONS = frozenset(
-    f".{name}"
-    for name in (
-        "avif",
-        "bmp",
-        "gif",
-        "jfif",
-        "jp2",
-        "jpe",
-        "jpeg",
-        "jpg",
-        "pbm",
-        "pgm",
-        "png",
-        "pnm",
-        "ppm",
-        "tif",
-        "tiff",
-        "webp",
-    )
-)
 SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "test", "testing")
-LABELS_FILE = "labels.csv"
 CLASS_TASK = "class"
 
 
@@ -81,7 +64,12 @@ class FolderSource(ImageSource):
                     f"there is no folder {root}", "Check the path or give --data-root."
                 ) from error
         if not root.is_dir():
-            raise BadDataError(f"{root} is a file, not a folder of images", f"Give its folder: {root.parent}")
+            raise BadDataError(
+                f"{root} is a file, not a folder of images",
+                f"Unpack it, then give the folder of its images: {root.parent}/..."
+                if root.name.lower().endswith(ARCHIVES)
+                else f"Give its folder: {root.parent}",
+            )
         return cls(root)
 
     @property
@@ -92,20 +80,51 @@ class FolderSource(ImageSource):
     def listing(self, split: str | None, task: str | None) -> Listing:
         """See :meth:`ImageSource.listing`."""
         with storage_errors(self._root):
-            folders = _image_folders(self._root)
-            prefix = self._split_prefix(split, folders)
-            keys = list(_images(self._root / prefix, prefix, frozenset()))
+            folders = image_folders(self._root)
+            walk = Walk(self._root, self._split_prefix(split, folders))
+            keys = list(walk.keys())
             if not keys:
-                raise BadDataError(
-                    f"there are no images in {self._root / prefix}",
-                    f"Images are files that end in {', '.join(sorted(EXTENSIONS))}, hidden ones left out.",
-                )
-            task = pick_task(task, (CLASS_TASK, *self._csv_tasks()), str(self._root))
-            if task != CLASS_TASK:
-                table = KeyTable.from_strings(keys)
-                return Listing(table, *self._csv_labels(table, task))
-            classes = self._classes(keys, prefix, folders)
-        return Listing(KeyTable.from_strings(keys), _class_labels(keys, prefix, classes), classes)
+                raise self._nothing(walk)
+            labels = self._labels_file()
+            task = pick_task(task, (CLASS_TASK, *(labels.tasks if labels else ())), str(self._root))
+            table = KeyTable.from_strings(keys)
+            if task != CLASS_TASK and labels is not None:
+                values, names, said = labels.labels(keys, walk.prefix, task)
+                return Listing(table, values, names, (*leftovers(walk, labelled=False), *said))
+            classes, said = self._classes(keys, walk.prefix, folders)
+        if classes is not None:
+            require_no_class_lost(walk, keys)
+        notes = (*self._notes(folders, walk.prefix), *leftovers(walk, labelled=classes is not None), *said)
+        return Listing(table, _class_labels(keys, walk.prefix, classes), classes, notes)
+
+    def _nothing(self, walk: Walk) -> BadDataError:
+        """The error for a folder without images, with what it has instead."""
+        instead = [
+            f"{len(tally)} {what} ({tally.example})"
+            for tally, what in (
+                (walk.strange, "images of kinds that kd does not read"),
+                (walk.nameless, "images whose names lack an ending such as .jpg"),
+                (walk.archives, "archives, which are not looked into"),
+            )
+            if len(tally)
+        ]
+        return BadDataError(
+            f"there are no images in {self._root / walk.prefix}{', but ' if instead else ''}{', '.join(instead)}",
+            "Unpack the archives to CLASS/NAME.jpg first, for example with tar -xf or unzip."
+            if walk.archives.kinds
+            else f"Images are files that end in {', '.join(sorted(EXTENSIONS))}, hidden ones left out.",
+        )
+
+    def _labels_file(self) -> LabelsFile | None:
+        path = self._root / LABELS_FILE
+        return LabelsFile(path) if os.path.lexists(path) else None
+
+    def _notes(self, folders: list[str], prefix: str) -> tuple[str, ...]:
+        """What is to be said of a class that is called like a split."""
+        split_like = [name for name in folders if name.lower() in SPLIT_NAMES]
+        if prefix or not split_like:
+            return ()
+        return (f"{self._root}: the folder '{split_like[0]}' is taken as a class, not as a split",)
 
     def _split_prefix(self, split: str | None, folders: list[str]) -> str:
         """The split's folder and a slash; empty without splits."""
@@ -113,14 +132,12 @@ class FolderSource(ImageSource):
         if split is not None:
             return self._asked_split(split, folders if split in folders else split_like, folders) + "/"
         kinds = {canonical_split(name) for name in split_like}
-        nested = any(_image_folders(self._root / name) for name in split_like)
+        nested = any(image_folders(self._root / name) for name in split_like)
         if split_like and (len(split_like) == len(folders) or len(kinds) > 1 or nested):
             raise UsageError(
                 f"{self._root} holds splits ({', '.join(split_like)}), not classes",
                 f"Say which: {self._root}@split={split_like[0]}",
             )
-        if split_like:
-            console.warn(f"{self._root}: the folder '{split_like[0]}' is taken as a class, not as a split")
         return ""
 
     def _asked_split(self, split: str, candidates: list[str], folders: list[str]) -> str:
@@ -132,8 +149,10 @@ class FolderSource(ImageSource):
             "Leave split= out to use the whole folder.",
         )
 
-    def _classes(self, keys: list[str], prefix: str, folders: list[str]) -> tuple[str, ...] | None:
-        """Class folders of this split and of all others; None for images without classes."""
+    def _classes(
+        self, keys: list[str], prefix: str, folders: list[str]
+    ) -> tuple[tuple[str, ...] | None, list[str]]:
+        """Class folders of this split and of all others, None for images without classes; and what to say of them."""
         directly = next((key for key in keys if "/" not in key[len(prefix) :]), None)
         nested = next((key for key in keys if "/" in key[len(prefix) :]), None)
         if directly and nested:
@@ -142,66 +161,43 @@ class FolderSource(ImageSource):
                 "Move them all into class folders, or all out of them.",
             )
         if directly:
-            return None
-        names = {key[len(prefix) :].split("/", 1)[0] for key in keys}
+            return None, []
+        splits = {prefix[:-1]: {key[len(prefix) :].split("/", 1)[0] for key in keys}}
         if prefix:
-            for other in folders:
-                if other.lower() in SPLIT_NAMES and other != prefix[:-1]:
-                    names.update(_image_folders(self._root / other))
-        return tuple(sorted(names))
+            others = [name for name in folders if name.lower() in SPLIT_NAMES and name != prefix[:-1]]
+            splits |= {name: set(image_folders(self._root / name)) for name in others}
+        names = sorted(set().union(*splits.values()))
+        require_distinct(names, f"{self._root}{' (all splits)' if len(splits) > 1 else ''}")
+        return tuple(names), self._untrained(splits)
 
-    def _csv_tasks(self) -> tuple[str, ...]:
-        if not (self._root / LABELS_FILE).is_file():
-            return ()
-        return tuple(name for name in self._csv_header() if name != "key")
-
-    def _csv_header(self) -> list[str]:
-        path = self._root / LABELS_FILE
-        try:
-            with path.open(newline="", encoding="utf-8-sig") as file:
-                header = next(csv.reader(file), [])
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise BadDataError(f"{path} is not CSV in UTF-8: {error}", "Save it as UTF-8 CSV.") from error
-        if "key" not in header or len(set(header)) < len(header) or "" in header:
-            raise BadDataError(
-                f"{path} has the columns {header}",
-                "It needs a column 'key' and one differently named column per task.",
-            )
-        return header
-
-    def _csv_labels(self, keys: KeyTable, task: str) -> tuple[Int64[np.ndarray, " n"], tuple[str, ...]]:
-        """Labels of ``keys`` in a column of labels.csv, -1 where it has none; classes of all its rows."""
-        path = self._root / LABELS_FILE
-        try:
-            with path.open(newline="", encoding="utf-8-sig") as file:
-                pairs = [(row["key"] or "", row[task] or "") for row in csv.DictReader(file)]
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise BadDataError(f"{path} is not CSV in UTF-8: {error}", "Save it as UTF-8 CSV.") from error
-        table = KeyTable.from_strings(key for key, _ in pairs)
-        repeated = table.duplicates()
-        if repeated:
-            raise BadDataError(f"{path} has the key {repeated[0]} more than once", "Keep one row per image.")
-        classes = tuple(sorted({value for _, value in pairs} - {""}))
-        index = {name: number for number, name in enumerate(classes)} | {"": -1}
-        values = np.array([*(index[value] for _, value in pairs), -1])
-        rows = table.find(keys)  # -1, where labels.csv lacks a key, is the entry put last
-        if (rows < 0).all():
-            raise BadDataError(
-                f"{path} names none of the images, such as {keys[0]}",
-                "Its keys are paths relative to its folder.",
-            )
-        return values[rows], classes
+    def _untrained(self, splits: Mapping[str, Collection[str]]) -> list[str]:
+        """Classes of other splits that the training images lack, a line a split."""
+        trained: set[str] = set()
+        for split, names in splits.items():
+            if canonical_split(split) == "train":
+                trained |= set(names)
+        found = []
+        for split, names in sorted(splits.items()):
+            extra = sorted(set(names) - trained)
+            if trained and extra:
+                found.append(
+                    f"{self._root}: {len(extra)} of {len(names)} classes of '{split}' have no training images, such as "
+                    f"'{extra[0]}'"
+                )
+        return found
 
     def encoded(self, key: str) -> bytes:
         """The bytes of the file."""
         path = self._root / key
         with storage_errors(path):
             try:
-                return path.read_bytes()
-            except FileNotFoundError as error:
-                raise BadDataError(
-                    f"{path}: no such file (removed, or a link that leads nowhere)", "Restore or remove it."
-                ) from error
+                return read_bytes(path, IMAGE_BYTES)
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR):
+                    raise
+                raise bad_image(str(path), "no such file (removed, or a link that leads nowhere)") from error
+            except BadDataError as error:
+                raise bad_image(str(path), error.message.removeprefix(f"{path} ")) from error
 
     def size(self, key: str) -> int:
         """Size of the file; -1 when it is gone."""
@@ -220,49 +216,6 @@ def _class_labels(keys: list[str], prefix: str, classes: tuple[str, ...] | None)
         return np.full(len(keys), -1)
     index = {name: number for number, name in enumerate(classes)}
     return np.fromiter((index[key[len(prefix) :].split("/", 1)[0]] for key in keys), np.int64, len(keys))
-
-
-def _image_folders(folder: Path) -> list[str]:
-    """Names of the sub folders that hold an image at any depth."""
-    return [
-        name
-        for name, is_folder in _entries(folder)
-        if is_folder and next(_images(folder / name, "", frozenset()), None) is not None
-    ]
-
-
-def _images(folder: Path, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
-    """Keys of all images below ``folder``, in plain string order."""
-    status = folder.stat()
-    here = status.st_dev, status.st_ino
-    if here in above:
-        raise BadDataError(f"{folder} is a link to a folder that contains it", "Remove the link.")
-    for name, is_folder in _entries(folder):
-        if is_folder:
-            yield from _images(folder / name, f"{prefix}{name}/", above | {here})
-        else:
-            yield prefix + name
-
-
-def _entries(folder: Path) -> list[tuple[str, bool]]:
-    """Visible sub folders and image files, so ordered that a walk yields keys in plain string order."""
-    found = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            is_folder = entry.is_dir()
-            if is_folder or os.path.splitext(entry.name)[1].lower() in EXTENSIONS:  # noqa: PTH122  (1M names)
-                found.append((_checked(entry.name, folder), is_folder))
-    return sorted(found, key=lambda item: f"{item[0]}/" if item[1] else item[0])
-
-
-def _checked(name: str, folder: Path) -> str:
-    try:
-        name.encode()
-    except UnicodeEncodeError as error:
-        raise BadDataError(f"{folder}: the file name {name!r} is not UTF-8", "Rename the file.") from error
-    return name
 
 
 def embedded_names() -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from kdcli.cache.keytable import KeyTable
 from kdcli.data.base import ImageSource, Listing, SourceKind, pick_split, pick_task
 from kdcli.data.philox import below, words
 from kdcli.errors import BadDataError, MissingExtraError
+from kdcli.reading import read_bytes
 
 VARIANTS = 8
 SIDE = 64  # pixels of an image
@@ -134,7 +135,7 @@ def _split_of(font: str, has_serif: bool) -> str:
 
 @lru_cache
 def _font_crc(folder: str, font: str) -> int:
-    return zlib.crc32((Path(folder) / f"{font}.ttf").read_bytes())
+    return zlib.crc32(read_bytes(Path(folder) / f"{font}.ttf"))
 
 
 @lru_cache(maxsize=256)

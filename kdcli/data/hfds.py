@@ -7,6 +7,7 @@ of that name below the data root comes first.
 import contextlib
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
 
@@ -22,7 +23,9 @@ from kdcli.data.base import (
     split_and_row,
 )
 from kdcli.data.decode import bad_image
+from kdcli.data.formats import IMAGE_BYTES
 from kdcli.errors import BadDataError, MissingExtraError, NotFoundError
+from kdcli.reading import read_bytes
 
 _NO_TASK = "class"
 
@@ -65,8 +68,13 @@ class HubSource(ImageSource):
         features = next(iter(loaded.values())).features
         images = [column for column, kind in features.items() if isinstance(kind, datasets.Image)]
         if not images:
+            held = [column for column, kind in features.items() if _may_be_images(kind)]
             raise BadDataError(
-                f"hfds/{rest} has no column of images", f"Its columns are {', '.join(features)}."
+                f"hfds/{rest} has no column of images; its columns are {', '.join(features)}",
+                f"Its column '{held[0]}' holds bytes that nothing calls images. Call them so once, in Python: "
+                f'datasets.load_dataset(...).cast_column("{held[0]}", datasets.Image()), then to_parquet.'
+                if held
+                else "Give a data set with images, or a folder of image files.",
             )
         tasks = {
             column: tuple(kind.names)
@@ -94,7 +102,15 @@ class HubSource(ImageSource):
             for name, rows in self._splits.items()
         }
         rows = {name: np.arange(len(values)) for name, values in labels.items()}
-        return numbered_listing(rows, labels, split, self._tasks.get(column), self.text)
+        listing = numbered_listing(rows, labels, split, self._tasks.get(column), self.text)
+        return listing if self._tasks else replace(listing, notes=(self._no_labels(),))
+
+    def _no_labels(self) -> str:
+        columns = ", ".join(next(iter(self._splits.values())).features)
+        return (
+            f"{self.text} is used without labels: none of its columns ({columns}) is a ClassLabel; for labels, unpack "
+            "it to CLASS/NAME.jpg, or cast the column to datasets.ClassLabel and write it with to_parquet"
+        )
 
     def encoded(self, key: str) -> bytes:
         """The bytes of the image file that the row holds or names."""
@@ -106,9 +122,18 @@ class HubSource(ImageSource):
         if held is not None:
             return held
         try:
-            return Path(cell["path"]).read_bytes()
+            return read_bytes(Path(cell["path"]), IMAGE_BYTES)
         except OSError as error:
             raise bad_image(self.path(key), f"{cell['path']}: {error.strerror or error}") from error
+        except BadDataError as error:
+            raise bad_image(self.path(key), error.message) from error
+
+
+def _may_be_images(kind: Any) -> bool:
+    """Whether a column holds bytes, or what an image is stored as: ``{"bytes": ..., "path": ...}``."""
+    return getattr(kind, "dtype", None) in ("binary", "large_binary") or (
+        isinstance(kind, dict) and "bytes" in kind
+    )
 
 
 def _load(datasets: Any, name: str, download: bool) -> dict[str, Any]:

@@ -27,13 +27,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, cast, final
 
-import yaml
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, with_config
 
 from kdcli.data.mixing import CutMix, Mixing, MixUp
 from kdcli.data.policies import AutoAugment, RandAugment
 from kdcli.data.stages import STRICT, Erase, Fill, Jitter, Ratio, Share, Shares, Stage
-from kdcli.errors import ConfigError, NotFoundError, StorageError, UsageError, nearest
+from kdcli.errors import ConfigError, NotFoundError, UsageError, nearest
+from kdcli.files import storage_errors
+from kdcli.reading import YAML_BYTES, parse_json, parse_yaml, read_text
 
 CUSTOM = "custom"
 """What a recipe that is none of :data:`RECIPES` is called where a name is needed."""
@@ -172,7 +173,7 @@ def find_recipe(text: str) -> Recipe:
         UsageError: an unknown name.
         NotFoundError: there is no such file.
         StorageError: the file cannot be read.
-        ConfigError: it is not YAML, or not a definition: all errors are named.
+        ConfigError: it is no regular file of YAML, or not a definition: all errors are named.
     """
     if text in RECIPES:
         return RECIPES[text]
@@ -183,14 +184,11 @@ def find_recipe(text: str) -> Recipe:
             f"unknown view recipe '{text}'.{nearest(text, RECIPES)}",
             f"Recipes are {', '.join(RECIPES)}, or a file of your own: --recipe mine.yaml.",
         )
-    try:
-        content = Path(text).read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise NotFoundError(f"there is no recipe file {text}", "Check --recipe.") from error
-    except OSError as error:
-        raise StorageError(f"{text}: {error.strerror}", "Check --recipe and its permissions.") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{text} is not text: {error}", "Correct the file.") from error
+    with storage_errors(text):
+        try:
+            content = read_text(Path(text), YAML_BYTES, ConfigError, "Correct the file.")
+        except FileNotFoundError as error:
+            raise NotFoundError(f"there is no recipe file {text}", "Check --recipe.") from error
     return recipe_from(_yaml(content, text), text)
 
 
@@ -211,12 +209,9 @@ def recipe_from(document: Any, where: str) -> Recipe:
 
 
 def _yaml(text: str, where: str) -> Any:
-    with suppress(ValueError):
-        return json.loads(text)  # YAML 1.1 takes JSON's 1e-05 for a text
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where} is not YAML: {error}", "Correct it.") from error
+    with suppress(ConfigError):
+        return parse_json(text, where, ConfigError)  # YAML 1.1 takes JSON's 1e-05 for a text
+    return parse_yaml(text, where)
 
 
 def _explain(item: Any) -> str:

@@ -36,7 +36,10 @@ class ImageData:
         keys: stable names of the samples, in plain string order unless selected otherwise.
         labels: indices into ``class_names``; -1 for samples without a label.
         class_names: None without labels.
+        notes: see :class:`~kdcli.data.base.Listing`; those of the whole.
     """
+
+    notes: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -133,7 +136,11 @@ def open_data(
         listing = leave_out(listing, Path(parsed.without), str(parsed))
     rows, labels, class_names = choose(parsed, listing.labels, listing.class_names)
     keys = listing.keys if len(rows) == len(listing.keys) else listing.keys.select(rows)
-    return ImageData(parsed, source, keys, labels, class_names)
+    data = ImageData(parsed, source, keys, labels, class_names)
+    data.notes = listing.notes
+    for note in data.notes:
+        console.warn(note)
+    return data
 
 
 def _listing(source: ImageSource, spec: DataSpec) -> Listing:
@@ -145,7 +152,7 @@ def _listing(source: ImageSource, spec: DataSpec) -> Listing:
     if not spec.split.shares:
         return listing
     rows = np.flatnonzero(in_share(listing.labels, spec.split, spec.seed))
-    return Listing(listing.keys.select(rows), listing.labels[rows], listing.class_names)
+    return listing.select(rows)
 
 
 def _concatenate(spec: DataSpec, parts: list[ImageData]) -> ImageData:
@@ -155,7 +162,9 @@ def _concatenate(spec: DataSpec, parts: list[ImageData]) -> ImageData:
     if class_names is None and any(part.class_names is not None for part in parts):
         console.warn(f"the data sets of {spec} name different classes, so their labels are left out")
     source = ConcatenatedSource([part.source for part in parts], [part.location for part in parts])
-    return ImageData(spec, source, concatenate_keys([part.keys for part in parts]), labels, class_names)
+    data = ImageData(spec, source, concatenate_keys([part.keys for part in parts]), labels, class_names)
+    data.notes = tuple(note for part in parts for note in part.notes)
+    return data
 
 
 def _open_source(spec: DataSpec, data_root: Path | None, download: bool) -> ImageSource:

@@ -60,3 +60,8 @@ class StoredSource(ImageSource):
     def keys_in(self, keys: KeyTable, sources: Collection[str]) -> KeyTable:
         """See :meth:`ImageSource.keys_in`."""
         return self._source.keys_in(keys, sources)
+
+
+def unmarked(encoded: bytes) -> bytes:
+    """The bytes of the image file, whether or not it is read as it is stored."""
+    return encoded.partition(b"\n")[2] if encoded.startswith(_MARK) else encoded

@@ -8,6 +8,7 @@ agrees. Class choices depend on the classes and the seed alone: train and test g
 import numpy as np
 from jaxtyping import Bool, Int64
 
+from kdcli.data.names import same_but_for_form, told_apart
 from kdcli.data.philox import permutation
 from kdcli.data.spec import NO_LABELS, ClassSubset, DataSpec, Split
 from kdcli.errors import BadDataError, UsageError, nearest
@@ -88,6 +89,12 @@ def chosen_classes(subset: ClassSubset, class_names: tuple[str, ...], seed: int)
 def _named_classes(subset: ClassSubset, class_names: tuple[str, ...]) -> Int64[np.ndarray, " k"]:
     unknown = [name for name in subset.names if name not in class_names]
     if unknown:
+        if (twin := same_but_for_form(unknown[0], class_names)) is not None:
+            asked, there = told_apart(unknown[0], twin)
+            raise UsageError(
+                f"classes={subset}: there is no class {asked}, but {there}",
+                "The names look alike and are spelled differently in Unicode: copy it from the folder's name.",
+            )
         shown = ", ".join(class_names[:10]) + (", ..." if len(class_names) > 10 else "")
         raise UsageError(
             f"classes={subset}: there is no class '{unknown[0]}'.{nearest(unknown[0], class_names)}",

@@ -1,5 +1,7 @@
 """``without=FILE``: samples that are left out by their keys, such as near-duplicates of a test set."""
 
+import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +9,10 @@ import numpy as np
 from kdcli.cache.keytable import KeyTable
 from kdcli.console import console
 from kdcli.data.base import Listing
-from kdcli.errors import BadDataError, NotFoundError
-from kdcli.files import storage_errors
+from kdcli.data.spec import DataSpec
+from kdcli.errors import BadDataError, NotFoundError, OutputExistsError, UsageError
+from kdcli.files import atomic_write_text, storage_errors
+from kdcli.reading import read_text
 
 
 def leave_out(listing: Listing, file: Path, where: str) -> Listing:
@@ -22,17 +26,17 @@ def leave_out(listing: Listing, file: Path, where: str) -> Listing:
     Raises:
         NotFoundError: there is no such file.
         StorageError: it cannot be read.
-        BadDataError: it is no text, or names none of the samples.
+        BadDataError: it is no file of text, too large, or names none of the samples.
     """
     with storage_errors(file):
         try:
-            lines = [line.removesuffix("\r") for line in file.read_bytes().decode().split("\n")]
+            text = read_text(file, hint="Write one key a line.")
         except FileNotFoundError as error:
             raise NotFoundError(
-                f"{where}: there is no file {file.absolute()}", "kd audit --write-exclude FILE writes one."
+                f"{where}: there is no file {file.absolute()}",
+                "kd data check --write-exclude FILE writes one, and kd audit as well.",
             ) from error
-        except UnicodeDecodeError as error:
-            raise BadDataError(f"{file} is not text in UTF-8: {error}", "Write one key a line.") from error
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
     keys = list(dict.fromkeys(line for line in lines if line))
     rows = listing.keys.find(KeyTable.from_strings(keys))
     missing = np.flatnonzero(rows < 0)
@@ -47,5 +51,44 @@ def leave_out(listing: Listing, file: Path, where: str) -> Listing:
         )
     stays = np.ones(len(listing.keys), bool)
     stays[rows[rows >= 0]] = False
-    left = np.flatnonzero(stays)
-    return Listing(listing.keys.select(left), listing.labels[left], listing.class_names)
+    return listing.select(np.flatnonzero(stays))
+
+
+def require_new(path: Path, data: str) -> None:
+    """Refuse a place for ``--write-exclude``, before anything is read.
+
+    Args:
+        path: the new file.
+        data: the data set that it is about.
+
+    Raises:
+        UsageError: that is several data sets.
+        OutputExistsError: the file is there.
+        NotFoundError: its folder is not.
+    """
+    if DataSpec.parse(data).members:
+        raise UsageError(
+            f"--write-exclude: {data} is several data sets, and without=FILE belongs to one",
+            "Look at each of them.",
+        )
+    if os.path.lexists(path):
+        raise OutputExistsError(f"--write-exclude {path} exists", "Remove it, or name a new file.")
+    if not path.absolute().parent.is_dir():
+        raise NotFoundError(
+            f"--write-exclude {path}: there is no folder {path.absolute().parent}", "Make it first."
+        )
+
+
+def write_keys(path: Path, keys: Iterable[str]) -> None:
+    """Write a file for ``without=``.
+
+    Raises:
+        BadDataError: a key does not fit on a line.
+        StorageError, NoSpaceError: it cannot be written.
+    """
+    lines = tuple(keys)
+    for key in lines:
+        if "\n" in key or "\r" in key:
+            raise BadDataError(f"the key {key!r} does not fit on a line of {path}", "Rename the image.")
+    atomic_write_text(path, "".join(f"{key}\n" for key in lines))
+    console.note(f"wrote {path}: {len(lines)} keys")

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 from kdcli.errors import UsageError
 from kdcli.options.common import (
     AmpOption,
+    BadImagesOption,
     DataOptions,
     DeviceOption,
     DryRunOption,
@@ -19,7 +20,7 @@ from kdcli.outputs import STATS, Output, parse_keep
 from kdcli.types import FloatName
 
 
-class CacheOptions(DataOptions, AmpOption, DeviceOption, WorkersOption, DryRunOption):
+class CacheOptions(DataOptions, BadImagesOption, AmpOption, DeviceOption, WorkersOption, DryRunOption):
     """Abstract: what a cache is to hold, and how it is filled."""
 
     data: str | None = option(
@@ -27,9 +28,6 @@ class CacheOptions(DataOptions, AmpOption, DeviceOption, WorkersOption, DryRunOp
         panel="Data", positional=True,
     )  # fmt: skip
     cache: Path = option(..., "Cache folder; created when it is not there.", panel="Data")
-    bad_images: Literal["fail", "drop"] = option(
-        "fail", "fail: finish the rest, list every bad file, exit 12. drop: record them absent.", panel="Data"
-    )
     teacher: tuple[str, ...] = option(
         ..., "A teacher: a model spec. Repeatable.",
         panel="Teachers", metavar="[NAME=]SPEC", min_length=1, complete="model",

@@ -154,8 +154,11 @@ class _Run:
         bad = sorted({item for items in self._failed.values() for item in items})
         for row, reason in bad:
             console.note(f"bad image {self._data.path(row)}: {reason}")
+        manifest = self._writer.manifest
+        lost = sum(len(manifest.rows_of(block)) for block in {block for block, _ in self._failed})
         raise BadDataError(
-            f"{len(bad)} images cannot be read, first {self._data.path(bad[0][0])}; everything else is cached",
+            f"{len(bad)} images cannot be read, first {self._data.path(bad[0][0])}; nothing is cached of their blocks, "
+            f"{lost} of {manifest.samples} images",
             "Repair or remove them, or run again with --bad-images drop.",
         )
 

@@ -76,6 +76,15 @@ class DataOptions(DataRootOption):
     )  # fmt: skip
 
 
+class BadImagesOption(StepConfig):
+    """Abstract: what becomes of images that cannot be read."""
+
+    bad_images: Literal["fail", "drop"] = option(
+        "fail", "Images that cannot be read. fail: exit with 12. drop: leave them out, name and record them.",
+        panel="Data", shared=True,
+    )  # fmt: skip
+
+
 class MultiLabelOption(StepConfig):
     """Abstract: what class names mean."""
 

@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 from kdcli.errors import nearest
 from kdcli.methods.options import MethodOptions
 from kdcli.options.common import (
+    BadImagesOption,
     CachesOption,
     DataOptions,
     DeviceOption,
@@ -43,6 +44,7 @@ _optimisation, _views, _run = (partial(option, panel=name) for name in ("Optimis
 class StudentConfig(
     CachesOption,
     DataOptions,
+    BadImagesOption,
     MultiLabelOption,
     PartialOption,
     VerifyOption,

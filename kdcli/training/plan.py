@@ -46,6 +46,7 @@ class Plan:
         processes: that share each step; BatchNorm and random numbers are each one's own.
         strong: makes the strong views, where the method compares two.
         sets: the data sets with their names, ``data`` the first; empty where there is one.
+        dropped: images that were left out as they cannot be read, by location and key, with the reason.
         geometry: how view 0 and the images of tests are fitted to the student's input.
     """
 
@@ -68,6 +69,7 @@ class Plan:
     strong: ViewSet | None = None
     sets: tuple[NamedSet, ...] = ()
     geometry: EvalGeometry = OWN
+    dropped: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @property
     def settings(self) -> Settings:
@@ -165,11 +167,13 @@ class Pins:
         teachers: the cached ones it uses.
         train_views: how many training views it cycles through.
         identity: all of its identity, for its method; empty for a new run.
+        dropped: what it left out, see :class:`Plan`.
     """
 
     teachers: tuple[str, ...] = ()
     train_views: int | None = None
     identity: Mapping[str, Any] = field(default_factory=dict)
+    dropped: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 def turns_of(epochs: int, rule: ViewRule, several: bool) -> int:

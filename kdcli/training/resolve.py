@@ -19,6 +19,7 @@ from kdcli.training.classes import Classes, classes_of, columns_of
 from kdcli.training.config import StudentConfig
 from kdcli.training.lower import Lower, choose_lower
 from kdcli.training.plan import Pins, Plan, turns_of
+from kdcli.training.readable import Readable, unreadable
 from kdcli.training.replay import Recording, ViewRule, require_partners
 from kdcli.training.samplers import order_of
 from kdcli.training.sets import (
@@ -66,6 +67,7 @@ class Sources:
     def __init__(self, data: OpenData | None = None) -> None:
         self.data: OpenData = data or functools.cache(open_data)
         self.cache = functools.cache(CacheSet.open)
+        self.unreadable = functools.cache(unreadable)
 
 
 def make_plan(
@@ -160,6 +162,11 @@ class _Draft:
         self.teachers: Teachers | None = None
         self.recording: Recording | None = None
         self.sets: tuple[NamedSet, ...] = ()
+        self.readable = Readable(sources.data, self._unreadable, self.pins.dropped)
+        self.opened: OpenData = sources.data if config.bad_images == "fail" else self.readable
+
+    def _unreadable(self, data: ImageData) -> dict[str, str]:
+        return self.sources.unreadable(data, self.config.workers, self.cache)
 
     @property
     def main(self) -> str:
@@ -203,7 +210,7 @@ class _Draft:
     def open_data(self) -> None:
         """The images to train on, and those set aside of them."""
         config, needs = self.config, self.method.needs
-        self.everything = self.sources.data(
+        self.everything = self.opened(
             self.main, data_root=config.data_root, download=config.download, exif=config.exif
         )
         data = self.everything if needs.kinds or needs.unlabelled else labelled_only(self.everything)
@@ -303,12 +310,12 @@ class _Draft:
     def open_tests(self) -> None:
         """The other data sets, and what is tested on."""
         joint = self.method.joint(self.config.options)
-        self.sets = open_sets(self.config, self.data, joint, self.sources.data)
+        self.sets = open_sets(self.config, self.data, joint, self.opened)
         for each, spec in zip(self.sets[1:], list(train_specs(self.config).values())[1:], strict=True):
             require_classes(each.data, spec)
         if self.sets and joint:
             self.data = self.sets[0].data
-        self.test = None if self.sets else open_test(self.config, self.sources.data)
+        self.test = None if self.sets else open_test(self.config, self.opened)
 
     def plan(self) -> Plan:
         """What was decided."""
@@ -339,6 +346,7 @@ class _Draft:
             strong=self.strong,
             sets=self.sets,
             geometry=self.geometry,
+            dropped=self.readable.dropped,
         )
         return replace(plan, setup=replace(setup, steps=order_of(plan).batches * self.settings.epochs))
 

@@ -90,11 +90,13 @@ def read_pins(out: Path) -> Pins:
     marker = out / "run.json"
     if not marker.is_file():
         return Pins()
-    identity = read_json(marker).get("identity", {})
+    document = read_json(marker)
+    identity = document.get("identity", {})
     return Pins(
         tuple(identity.get("teachers", {})),
         identity.get("views", {}).get("train_views"),
         identity,
+        document.get("bad_images", {}),
     )
 
 
@@ -115,12 +117,29 @@ def require_same_identity(out: Path, identity: Mapping[str, Any]) -> None:
     new = json.loads(json.dumps(identity))  # tuples become lists, as in what is read
     found = differences(read_json(marker).get("identity", {}), new)
     if found:
+        if not _saved_something(out):
+            raise OutputExistsError(
+                f"--out {out} holds a run of other {found[0].field.partition('.')[0]} that has saved nothing yet",
+                "If it is not running any more, add --overwrite: nothing is lost. Else choose another --out.",
+            )
         shown = "; ".join(str(difference) for difference in found[:_MAX_SHOWN])
         more = f"; and {len(found) - _MAX_SHOWN} more" if len(found) > _MAX_SHOWN else ""
         raise OutputExistsError(
             f"--out {out} holds another run: {shown}{more}",
             "Choose another --out, or add --overwrite to start anew.",
         )
+
+
+def _saved_something(out: Path) -> bool:
+    """Whether a run has a checkpoint or a result; stages and rates of a grid are runs of their own."""
+    own = ("result.json", "state/*", "stage-*", "lr-*", "trackers")
+    return any(True for name in own for _ in out.glob(name))
+
+
+def withdraw(out: Path) -> None:
+    """Take back a run that ended before it saved anything, so that its folder is free for another."""
+    if not _saved_something(out):
+        remove_run(out)
 
 
 def begin(plan: Plan, identity: Mapping[str, Any] | None = None) -> None:
@@ -139,7 +158,10 @@ def begin(plan: Plan, identity: Mapping[str, Any] | None = None) -> None:
     with storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     if not (out / "run.json").is_file():  # first of all files: it says whose folder this is
-        write_json(out / "run.json", {"identity": identity or plan.identity(), "versions": versions()})
+        document = {"identity": identity or plan.identity(), "versions": versions()}
+        if plan.dropped:
+            document["bad_images"] = plan.dropped
+        write_json(out / "run.json", document)
     if not (out / "config.yaml").is_file():
         changes: dict[str, Any] = {"overwrite": False}  # of this call, not of the run
         if plan.ranking is not None:

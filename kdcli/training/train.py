@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from kdcli.console import console
 from kdcli.data.sources import ImageData
-from kdcli.errors import DeviceError, DivergedError, KdError, UsageError
+from kdcli.errors import BadDataError, DeviceError, DivergedError, KdError, UsageError
 from kdcli.geometry import Render
 from kdcli.methods.batch import Batch
 from kdcli.models.student import LABEL_HEAD
@@ -30,7 +30,7 @@ from kdcli.training.replay import Recording
 from kdcli.training.resident import DeviceFed, bring_near
 from kdcli.training.resolve import Sources
 from kdcli.training.result import TrainResult, result_of
-from kdcli.training.rundir import begin, finish
+from kdcli.training.rundir import begin, finish, withdraw
 from kdcli.training.samplers import order_of
 from kdcli.training.student import Built, build_student
 from kdcli.training.summary import tell, tell_built
@@ -146,7 +146,12 @@ def _run(
             if ranks.first:
                 for run in runs:
                     begin(run.plan)
-        outcomes |= _train(runs, on_batch, ranks, stop)
+        try:
+            outcomes |= _train(runs, on_batch, ranks, stop)
+        except BadDataError:  # an image that cannot be read: what is asked next is another run
+            for run in runs if ranks.first else ():
+                withdraw(run.plan.config.out)
+            raise
     return {name: outcomes[name] for name in configs}
 
 

@@ -1,0 +1,1 @@
+"""``kd data check``: what is wrong with a data set, before anything is trained or cached."""

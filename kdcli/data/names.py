@@ -1,0 +1,55 @@
+"""Names that people take for one: they differ only by case or by how Unicode spells them."""
+
+import unicodedata
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+_FORMS: Final = {"NFC": "composed, NFC", "NFD": "decomposed, NFD"}
+
+
+def folded(name: str) -> str:
+    """What two names that look alike have in common: composed, and without case."""
+    return name.casefold() if name.isascii() else unicodedata.normalize("NFC", name.casefold())
+
+
+def alike(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Pairs of different names that :func:`folded` makes one; sorted. Of single letters, case tells them apart."""
+    different = set(names)
+    if len(set(map(_letter_or_folded, different))) == len(different):
+        return []
+    groups: dict[str, list[str]] = {}
+    for name in sorted(different):
+        groups.setdefault(_letter_or_folded(name), []).append(name)
+    return [(group[0], other) for group in groups.values() for other in group[1:]]
+
+
+def _letter_or_folded(name: str) -> str:
+    return name if len(name) == 1 else folded(name)
+
+
+def told_apart(*names: str) -> list[str]:
+    """Names in quotes; of those that look the same, how Unicode spells each: ``'café' (composed, NFC)``."""
+    shown = [unicodedata.normalize("NFC", name) for name in names]
+    return [
+        f"'{name}'" if shown.count(seen) < 2 else f"'{name}' ({_form(name)})"
+        for name, seen in zip(names, shown, strict=True)
+    ]
+
+
+def _form(name: str) -> str:
+    for form, words in _FORMS.items():
+        if unicodedata.is_normalized(form, name):  # type: ignore[arg-type]
+            return words
+    return f"neither NFC nor NFD: {ascii(name)[1:-1]}"
+
+
+def same_but_for_form(name: str, among: Iterable[str]) -> str | None:
+    """The one of ``among`` that is spelled otherwise in Unicode but looks the same, if there is one."""
+    wanted = unicodedata.normalize("NFC", name)
+    return next((one for one in among if one != name and unicodedata.normalize("NFC", one) == wanted), None)
+
+
+def listed(counts: Mapping[str, int]) -> str:
+    """Counts as ``.apng 2, .ico 1``, the most first."""
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{name} {count}" for name, count in ordered[:8]) + (", ..." if len(ordered) > 8 else "")
