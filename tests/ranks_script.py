@@ -5,6 +5,7 @@
 Each scenario: ``config`` of the run, and what happens to rank 1 (or to all) in it.
 """
 
+import atexit
 import json
 import os
 import signal
@@ -56,8 +57,15 @@ def run(scenario: dict[str, Any], rank: int) -> dict[str, Any]:
     return {"outcome": outcome, "draws": draws, "images": images}
 
 
+def note_threads(path: Path) -> None:
+    """Names of all threads of this process, native ones, too."""
+    names = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+    path.write_text(json.dumps(names))
+
+
 def main() -> None:
-    """Run them all."""
+    """Run them all; which threads there are still when Python ends, is written last."""
+    atexit.register(note_threads, Path(sys.argv[2]) / f"threads.{os.environ['RANK']}.json")
     with join_ranks() as ranks:
         for name, scenario in json.loads(Path(sys.argv[1]).read_text()).items():
             print(f"--- {name}", file=sys.stderr, flush=True)

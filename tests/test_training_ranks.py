@@ -29,6 +29,8 @@ class Pair:
     configs: dict[str, StudentConfig]
     results: dict[str, tuple[dict[str, Any], dict[str, Any]]]
     stderr: str
+    threads: tuple[list[str], list[str]]
+    """Of each process when Python ends."""
 
 
 def make_configs(place: Place) -> dict[str, StudentConfig]:
@@ -87,11 +89,17 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
         name: tuple(json.loads((results / f"{name}.{rank}.json").read_text()) for rank in (0, 1))
         for name in scenarios
     }
-    return Pair(place, configs, found, done.stderr)  # type: ignore[arg-type]
+    threads = tuple(json.loads((results / f"threads.{rank}.json").read_text()) for rank in (0, 1))
+    return Pair(place, configs, found, done.stderr, threads)  # type: ignore[arg-type]
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
     return {**load_file(out / "heads.safetensors"), **load_file(out / "export" / "model.safetensors")}
+
+
+def test_no_thread_of_gloo_outlives_the_run(pair: Pair) -> None:
+    """One that frees a tensor while Python ends takes the process with it: SIGABRT after everything was done."""
+    assert [name for names in pair.threads for name in names if "gloo" in name] == []
 
 
 def test_two_processes_take_the_steps_of_one(pair: Pair) -> None:

@@ -1,5 +1,7 @@
 """The processes of one run (torchrun, accelerate launch): what they tell each other besides gradients."""
 
+import atexit
+import gc
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -144,11 +146,15 @@ def join_ranks() -> Iterator[Ranks]:
         # Both at once: what the processes tell each other is on the CPU, gradients are where they are.
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         distributed.init_process_group(backend, timeout=TIMEOUT)
+        atexit.register(gc.collect)  # where an error's frames hold the group until the end
     try:
         yield Ranks(distributed.get_rank(), distributed.get_world_size())
     finally:
         if ours:
+            # torch only forgets the group; a student that is a cycle still holds it. Its threads must be joined while
+            # Python is whole: one that wants to free a tensor later ends the process by SIGABRT.
             distributed.destroy_process_group()
+            gc.collect()
 
 
 @final
