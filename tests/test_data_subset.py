@@ -4,7 +4,7 @@ import hashlib
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from jaxtyping import Int64
 
@@ -154,6 +154,7 @@ def test_labelled_keeps_all_samples_and_a_share_of_each_class(
     assert (found >= 1).all()
 
 
+@example(np.zeros(4, np.int64), 38, 1, 0)
 @given(label_arrays(), st.integers(1, 99), st.integers(0, 99), seeds)
 def test_shares_are_disjoint_and_complete_in_every_class(
     labels: Labels, first: int, second: int, seed: int

@@ -131,12 +131,12 @@ def in_share(labels: Labels, split: Split, seed: int) -> Bool[np.ndarray, " n"]:
     sizes = np.bincount(labels + 1, minlength=1)
     count, ends = len(split.shares), np.cumsum((0, *split.shares))
 
-    def bound(number: int) -> Int64[np.ndarray, " k1"]:
-        exact: Int64[np.ndarray, " k1"] = (sizes * ends[number] * 2 + 100) // 200
-        least = np.minimum(number, sizes)
-        return exact.clip(least, np.maximum(sizes - (count - number), least))
-
-    ranks, start, stop = _ranks(labels, "split", seed), bound(split.part), bound(split.part + 1)
+    bounds = [np.zeros_like(sizes)]
+    for number in range(1, count + 1):  # one sample at least for every part, where there are as many
+        exact, least = (sizes * ends[number] * 2 + 100) // 200, np.minimum(number, sizes)
+        most = np.maximum(sizes - (count - number), least)
+        bounds.append(np.maximum(exact, bounds[-1] + 1).clip(least, most))
+    ranks, start, stop = _ranks(labels, "split", seed), bounds[split.part], bounds[split.part + 1]
     return np.asarray((start[labels + 1] <= ranks) & (ranks < stop[labels + 1]))
 
 
