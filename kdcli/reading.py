@@ -4,6 +4,7 @@ Every document, name and path that kd did not make in this very process passes h
 allocated, written or removed because of it. What fits no rule is refused with the file and the field named.
 """
 
+import errno
 import json
 import math
 import os
@@ -42,19 +43,26 @@ _KINDS = {
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
-def open_regular(path: Path, most: int, error: Refusal = BadDataError) -> int:
-    """A descriptor of a regular file, links followed. Never waits, as opening a pipe would.
+def open_regular(path: Path, most: int, error: Refusal = BadDataError, links: bool = True) -> int:
+    """A descriptor of a regular file. Never waits, as opening a pipe would.
 
     Args:
         path: the file.
         most: bytes that it may have.
         error: what to raise.
+        links: whether a link is followed, or refused.
 
     Raises:
         OSError: the operating system refuses.
         BadDataError, ConfigError, CorruptError: it is no regular file, or larger.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if links else os.O_NOFOLLOW)
+    try:
+        descriptor = os.open(path, flags)
+    except OSError as refusal:
+        if links or refusal.errno not in (errno.ELOOP, errno.EMLINK) or not path.is_symlink():
+            raise
+        raise error(f"{path} is a link, not a file", "Put the file itself in its place.") from refusal
     try:
         _require_regular(os.fstat(descriptor), path, most, error)
     except BaseException:
@@ -92,20 +100,26 @@ def _require_regular(status: os.stat_result, path: Path, most: int | None, error
         )
 
 
-def read_bytes(path: Path, most: int = DOCUMENT_BYTES, error: Refusal = BadDataError) -> bytes:
+def read_bytes(
+    path: Path, most: int = DOCUMENT_BYTES, error: Refusal = BadDataError, links: bool = True
+) -> bytes:
     """The bytes of a regular file.
 
     Args:
         path: the file.
         most: bytes that it may have.
         error: what to raise.
+        links: whether a link is followed, or refused.
 
     Raises:
         OSError: the operating system refuses; within :func:`storage_errors` it gets its code.
         BadDataError, ConfigError, CorruptError: it is no regular file, or larger.
     """
-    with open(open_regular(path, most, error), "rb") as file:
-        data = file.read(most + 1)
+    with open(open_regular(path, most, error, links), "rb") as file:
+        # Never `read(most)`: Python takes that much memory first, however small the file.
+        data = file.read(os.fstat(file.fileno()).st_size + 1)
+        while len(data) <= most and (more := file.read(2**20)):  # of /proc, whose files tell no sizes
+            data += more
     if len(data) > most:  # it grew, or its file system tells no sizes
         raise error(f"{path} has more than {most} bytes", "Give the right file, or split it.")
     return data

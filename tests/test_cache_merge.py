@@ -191,7 +191,7 @@ def test_other_labels_and_class_names_are_named(tmp_path: Path) -> None:
     [
         (tools.record_of("t", weights="other"), "weights"),
         (
-            tools.record_of("t", outputs={"logits": tools.outputs_of(6)["logits"]}),
+            tools.record_of("t", classes=6, outputs={"logits": tools.outputs_of(6)["logits"]}),
             "keep.logits.arrays.logits",
         ),
     ],

@@ -15,16 +15,19 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import Final, final
 
 from kdcli.cache.layout import Layout, Unit
+from kdcli.cache.owned import read_own
 from kdcli.documents import from_document, to_document
 from kdcli.files import create_text, scratch_name, storage_errors
+from kdcli.reading import parse_json
 from kdcli.runtime import machine
 
 STALE_SECONDS = 600.0
 """A claim of another host that was not refreshed for this long belongs to a dead writer."""
 HEARTBEAT_SECONDS = 30.0
+_CLAIM_BYTES: Final = 2**16
 _ended: set[str] = set()
 """Tokens of this process that hold nothing any more, whatever a disk that became read-only still says."""
 
@@ -109,8 +112,8 @@ class Owner:
 def read_owner(path: Path) -> Owner:
     """The owner in the file of a claim."""
     try:
-        return from_document(Owner, json.loads(path.read_text(encoding="utf-8")), path)
-    except (OSError, ValueError):
+        return from_document(Owner, parse_json(read_own(path, _CLAIM_BYTES), path), path)
+    except (OSError, ValueError):  # ours are of these kinds, too
         return Owner()
 
 
@@ -232,7 +235,7 @@ class Claims:
     def _identity(path: Path) -> str:
         """Tells a claim from a later one of the same name; empty when there is none."""
         try:
-            return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+            return hashlib.sha256(read_own(path, _CLAIM_BYTES)).hexdigest()[:16]
         except FileNotFoundError:
             return ""
 
