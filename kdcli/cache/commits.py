@@ -22,7 +22,7 @@ from kdcli.cache.owned import RECORDS_BYTES, read_own, regular_size
 from kdcli.cache.provenance import Text, repair_hint, seal, unseal
 from kdcli.cache.store import Store
 from kdcli.documents import from_document
-from kdcli.errors import CorruptError
+from kdcli.errors import Advice, CorruptError
 from kdcli.files import atomic_write_text, create_json, fsync_folder, make_folder, storage_errors
 from kdcli.reading import parse_json
 from kdcli.types import Difference, differences
@@ -78,15 +78,15 @@ def write_commit(layout: Layout, commit: Commit) -> bool:
     return create_json(path, seal(asdict(commit)), layout.tmp)
 
 
-def parse_commit(line: bytes, source: Path) -> Commit:
-    """The record in a line of JSON.
+def parse_commit(line: bytes, source: Path, hint: Advice | None = None) -> Commit:
+    """The record in a line of JSON; ``hint`` is what to do about a damage, by default to repair the cache.
 
     Raises:
         CorruptError: it is none, or was changed after it was written.
     """
-    hint = repair_hint(source)
+    hint = hint or repair_hint(source)
     document = parse_json(line, source, CorruptError, hint)
-    return from_document(Commit, unseal(document, source), source, CorruptError, hint)
+    return from_document(Commit, unseal(document, source, hint), source, CorruptError, hint)
 
 
 def read_commit(layout: Layout, unit: Unit) -> Commit | None:
@@ -108,8 +108,9 @@ def _require_place(commit: Commit, unit: Unit, path: Path) -> None:
 def _compacted(layout: Layout, part: str) -> Iterator[Commit]:
     path = layout.compacted(part)
     if path.is_file():
+        hint = repair_hint(layout.root)
         for line in read_own(path, RECORDS_BYTES).splitlines():
-            commit = parse_commit(line, path)
+            commit = parse_commit(line, path, hint)
             if commit.part != part:
                 raise CorruptError(f"{path} holds the record of {commit.unit}", repair_hint(path))
             yield commit
@@ -118,10 +119,10 @@ def _compacted(layout: Layout, part: str) -> Iterator[Commit]:
 def read_commits(layout: Layout, part: str) -> dict[tuple[int, int], Commit]:
     """All records of a part, by (block, group)."""
     found: dict[tuple[int, int], Commit] = {}
-    folder = layout.commits / part
+    folder, hint = layout.commits / part, repair_hint(layout.root)
     for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
         try:
-            commit = parse_commit(read_own(path), path)
+            commit = parse_commit(read_own(path), path, hint)
         except FileNotFoundError:
             continue  # compacted by another process since the listing
         if (commit.part, commit.unit.stem) != (part, path.stem):

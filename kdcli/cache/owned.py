@@ -68,6 +68,17 @@ def regular_size(path: Path) -> int:
     return status.st_size if stat.S_ISREG(status.st_mode) else -1
 
 
+def stamp_of(path: Path) -> str:
+    """Size, modification time, change time and inode of a file: whoever writes to it, or puts another in its place,
+    changes one of them. Times can be set back, the change time by nobody but the system's clock.
+
+    Raises:
+        OSError: it cannot be looked at, or is not there.
+    """
+    status = os.lstat(path)
+    return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
+
+
 def require_unlinked(root: Path, folders: Iterable[Path]) -> None:
     """Refuse a cache in which a folder, or one above it, is a link.
 

@@ -3,16 +3,17 @@
 import hashlib
 import json
 import math
+import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, TypeVar, final
 
 import numpy as np
-from jaxtyping import UInt8
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from kdcli.cache.owned import read_own_json
+from kdcli.cache.pixels import PIXEL_TOLERANCE, pixel_drift
 from kdcli.console import console
 from kdcli.documents import from_document, shaped
 from kdcli.errors import Advice, CorruptError, IdentityError, NotFoundError, nearest
@@ -29,8 +30,6 @@ AXIS: Final = 2**24
 """Most values along an axis of a row: classes, features, a map's side."""
 ROW_BYTES: Final = 2**28
 """Most bytes of one row and view of an array: a map of 1024 x 256 x 256 in fp32."""
-PIXEL_TOLERANCE = 2
-"""Largest difference, in steps of 1/255, that another version of a library may make to a pixel."""
 
 
 def repair_hint(source: object) -> Advice:
@@ -115,6 +114,18 @@ _FLOATS, _EXACT, _IDS = ("<f2", "<f4"), ("<f4",), ("<u2", "<u4")
 _AT_WILL: Final = {"logp_max", "logp_label"}
 
 
+def arrays_of(kind: str, tap: str = "") -> dict[str, tuple[int, tuple[str, ...]]]:
+    """The arrays of a kind of output: number of axes of a row, and types."""
+    arrays: dict[str, dict[str, tuple[int, tuple[str, ...]]]] = {
+        "logits": {"logits": (1, _FLOATS)},
+        "topk": {"topk_values": (1, _FLOATS), "topk_ids": (1, _IDS)},
+        "stats": {"lse": (1, _EXACT), "logp_max": (0, _EXACT), "logp_label": (0, _EXACT)},
+        "features": {"features": (1, _FLOATS)},
+        "maps": {f"maps/{tap}": (3, _FLOATS)},
+    }
+    return arrays[kind]
+
+
 @final
 class OutputRecord(BaseModel):
     """One kind of output of a teacher in a cache: which arrays, of which views.
@@ -140,7 +151,7 @@ class OutputRecord(BaseModel):
         """Refuse arrays that are not those of the kind: their names become paths, their shapes sizes."""
         if bool(self.tap) != (self.kind == "maps") or bool(self.top_k) != (self.kind == "topk"):
             raise ValueError("kind: maps have a tap and topk a top_k, and no other kind has")
-        declared = self.declared()
+        declared = arrays_of(self.kind, self.tap)
         if not declared.keys() - _AT_WILL <= self.arrays.keys() <= declared.keys():
             raise ValueError(f"arrays: {self.kind} keeps {', '.join(declared)}, not {', '.join(self.arrays)}")
         for name, array in self.arrays.items():
@@ -151,17 +162,6 @@ class OutputRecord(BaseModel):
             if math.prod(shape) * np.dtype(array["dtype"]).itemsize > ROW_BYTES:
                 raise ValueError(f"arrays.{name}: a row of {shape} has more than {ROW_BYTES} bytes")
         return self
-
-    def declared(self) -> dict[str, tuple[int, tuple[str, ...]]]:
-        """The arrays of its kind: number of axes of a row, and types."""
-        arrays: dict[str, dict[str, tuple[int, tuple[str, ...]]]] = {
-            "logits": {"logits": (1, _FLOATS)},
-            "topk": {"topk_values": (1, _FLOATS), "topk_ids": (1, _IDS)},
-            "stats": {"lse": (1, _EXACT), "logp_max": (0, _EXACT), "logp_label": (0, _EXACT)},
-            "features": {"features": (1, _FLOATS)},
-            "maps": {f"maps/{self.tap}": (3, _FLOATS)},
-        }
-        return arrays[self.kind]
 
     @property
     def output(self) -> Output:
@@ -182,6 +182,11 @@ class OutputRecord(BaseModel):
     def views(self, count: int) -> int:
         """How many of a cache's ``count`` views it holds."""
         return 1 if self.eval_only else count
+
+
+def is_name(text: str) -> bool:
+    """Whether a teacher or a tap can have this name."""
+    return re.fullmatch(_NAME, text) is not None
 
 
 def _no_part(name: str) -> str:
@@ -235,6 +240,9 @@ class TeacherRecord(BaseModel):
     outputs: dict[str, OutputRecord] = {}
 
     @model_validator(mode="after")
+    def _require_sound(self) -> Self:
+        return self._require_own_outputs()
+
     def _require_own_outputs(self) -> Self:
         """Refuse outputs under another name, or of other classes, features or temperatures than the teacher's."""
         sizes = {
@@ -255,7 +263,7 @@ class TeacherRecord(BaseModel):
         return self
 
     def keeping(self, outputs: Mapping[str, OutputRecord]) -> "TeacherRecord":
-        """This teacher with these outputs.
+        """The same teacher with these outputs.
 
         Raises:
             ValueError: they are not its own.
@@ -361,41 +369,3 @@ def require_known(names: Iterable[str], known: Collection[str], where: object) -
                 f"no teacher '{name}' in {where}.{nearest(name, known)}",
                 f"Cached teachers: {', '.join(known) or 'none yet'}.",
             )
-
-
-def pixel_drift(old: tuple[int, ...], new: tuple[int, ...]) -> int:
-    """Largest difference between two pixel fingerprints, in steps of 1/255; 255 for unequal sizes."""
-    if len(old) != len(new):
-        return 255
-    if not old:
-        return 0
-    return int(np.abs(np.asarray(old, np.int16) - np.asarray(new, np.int16)).max())
-
-
-def require_same_pixels(recorded: tuple[int, ...], now: tuple[int, ...], where: object) -> None:
-    """Refuse to replay views that this installation draws differently; say a small drift.
-
-    Args:
-        recorded: a few pixels of the views of fixed images, as the cache was made.
-        now: the same, as they are drawn here.
-        where: the cache, for messages.
-
-    Raises:
-        IdentityError: they are more than :data:`PIXEL_TOLERANCE` steps apart.
-    """
-    drift = pixel_drift(recorded, now)
-    if drift > PIXEL_TOLERANCE:
-        raise IdentityError(
-            f"{where}: this installation draws the training views differently",
-            Advice("other-pixels"),
-            [Difference("views.pixels", "recorded pixels", f"up to {drift}/255 apart")],
-        )
-    if drift:
-        console.warn(
-            f"{where}: this installation draws training views up to {drift}/255 apart from the recorded"
-        )
-
-
-def as_pixels(fingerprint: UInt8[np.ndarray, " k"]) -> tuple[int, ...]:
-    """A pixel fingerprint as JSON integers."""
-    return tuple(int(value) for value in fingerprint)

@@ -18,7 +18,8 @@ from kdcli.cache.layout import (
     choose_block_rows,
     planned_manifest,
 )
-from kdcli.cache.provenance import TeacherRecord, as_pixels, require_same_pixels
+from kdcli.cache.pixels import as_pixels, require_same_pixels
+from kdcli.cache.provenance import TeacherRecord
 from kdcli.cache.reader import CacheReader
 from kdcli.console import console
 from kdcli.errors import BadDataError, IdentityError, StorageError, UsageError

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, final
 
 from kdcli.cache.layout import SAMPLES
-from kdcli.cache.provenance import NAME_LETTERS, OutputRecord, TeacherRecord, as_pixels
+from kdcli.cache.pixels import as_pixels
+from kdcli.cache.provenance import NAME_LETTERS, OutputRecord, TeacherRecord
 from kdcli.errors import UsageError
 from kdcli.extract.config import CacheConfig
 from kdcli.extract.outputs import OutputPlan, plan_outputs

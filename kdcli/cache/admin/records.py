@@ -18,11 +18,13 @@ from kdcli.cache.layout import SAMPLES, Layout, Unit
 from kdcli.cache.owned import CHUNK_BYTES, RECORDS_BYTES, read_own
 from kdcli.cache.provenance import OutputRecord, TeacherRecord
 from kdcli.cache.store import KIND_ORDER, Store, in_order, keeping, read_output, read_teacher
-from kdcli.errors import CorruptError, KdError, StorageError
+from kdcli.errors import Advice, CorruptError, KdError, StorageError
 from kdcli.outputs import MAPS
 from kdcli.reading import parse_json
 
 Place = tuple[int, int]
+_NONE = Advice("repair", cache="")
+"""Of errors of which the message alone is told."""
 _STEM = re.compile(r"([0-9]{6,})-([0-9]{4,})")
 
 
@@ -150,7 +152,7 @@ def scan_commits(store: Store, part: str) -> tuple[dict[Place, Commit], list[Dam
 
 
 def _sound(data: bytes, source: Path, part: str) -> Commit:
-    commit = parse_commit(data, source)
+    commit = parse_commit(data, source, _NONE)
     require_own_bytes(data, source)
     if commit.part != part:
         raise CorruptError(f"{source} is the record of {commit.unit}")

@@ -5,6 +5,7 @@ other tools.
 """
 
 import io
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -141,7 +142,7 @@ def plain_dataset(file: Any, name: str, source: object) -> Any:
 
 
 def _beginning(path: Path, size: int) -> bytes:
-    with open(open_own(path), "rb", buffering=0) as file:
+    with os.fdopen(open_own(path), "rb", buffering=0) as file:
         return file.read(size)
 
 
