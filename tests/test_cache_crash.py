@@ -419,7 +419,9 @@ def test_a_wait_says_for_whom_and_ends(
     layout = Layout(small)
     with Claims(layout) as hanging, hanging.alone("t/logits"):
         with (
-            pytest.raises(ClaimedError, match=f"pid {os.getpid()} has rewritten the records of t/logits") as caught,
+            pytest.raises(
+                ClaimedError, match=f"pid {os.getpid()} has rewritten the records of t/logits"
+            ) as caught,
             Claims(layout).alone("t/logits"),
         ):
             pass

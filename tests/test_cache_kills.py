@@ -1,5 +1,5 @@
-"""``kd cache pack --overwrite``, ``rm`` and ``merge``, killed before every single change on disk: the same command again
-ends well, and at no instant is there less than the old or the new."""
+"""``kd cache pack --overwrite``, ``rm`` and ``merge``, killed before every change on disk: the same command again ends
+well, and at no instant is there less than the old or the new."""
 
 import os
 import shutil
@@ -45,7 +45,9 @@ def killed(limit: int, *command: object) -> int:
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal left
-        writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        writes = (
+            event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        )
         if event in CHANGES or writes:
             left -= 1
             if left < 0:
@@ -77,7 +79,9 @@ def schedule(again: Callable[[], None], check: Callable[[int], None], *command: 
 
 @pytest.mark.parametrize("swap", [True, False])
 @pytest.mark.parametrize("name", ["p.h5", "p.zarr", "p.zarr.zip"])
-def test_packing_over_a_packed_cache(place: Path, name: str, swap: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packing_over_a_packed_cache(
+    place: Path, name: str, swap: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if not swap:  # as on a file system that cannot swap two names
         monkeypatch.setattr(moving, "_EXCHANGE", 2**30)
     assert kd("cache", "pack", "a.kd", "--to", name)[0] == 0
@@ -119,13 +123,19 @@ def test_removing(place: Path, what: tuple[str, ...]) -> None:
     def check(limit: int) -> None:
         if limit >= 0:
             return
-        assert {path.name for path in place.iterdir()} == {"a.kd", "b.kd", "c.kd"} | ({"w.kd"} if what else set())
+        assert {path.name for path in place.iterdir()} == {"a.kd", "b.kd", "c.kd"} | (
+            {"w.kd"} if what else set()
+        )
         if what:
             found = audit(place / "w.kd")
             assert found.ok
             assert not found.litter
             assert not list((place / "w.kd/tmp").iterdir())
-            kinds = {f"{name}/{kind}" for name, t in CacheReader(place / "w.kd").teachers.items() for kind in t.outputs}
+            kinds = {
+                f"{name}/{kind}"
+                for name, t in CacheReader(place / "w.kd").teachers.items()
+                for kind in t.outputs
+            }
             assert kinds == {"t/stats", "u/logits", "u/stats"} - ({"t/stats"} if what[1] == "t" else set())
 
     # After the last change of all there is nothing left to ask for.
@@ -133,7 +143,11 @@ def test_removing(place: Path, what: tuple[str, ...]) -> None:
     while code == 9:
         again()
         code = killed(limit, "cache", "rm", "w.kd", *what, "--yes")
-        gone = not (place / "w.kd").exists() and not list(place.glob(".w.kd.*")) if not what else not left(place, what)
+        gone = (
+            not (place / "w.kd").exists() and not list(place.glob(".w.kd.*"))
+            if not what
+            else not left(place, what)
+        )
         found = kd("cache", "rm", "w.kd", *what, "--yes")
         assert found[0] == (0 if not gone else 11 if what else 20), (limit, found)
         check(-1)

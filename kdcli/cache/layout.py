@@ -13,6 +13,7 @@ NAME.kd/
 
 import secrets
 from bisect import bisect_left, bisect_right
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -138,6 +139,10 @@ class Manifest(BaseModel):
             if count > most:
                 raise ValueError(f"{field}: {count} {what}, at most {most} are possible")
         return self
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with some fields changed, checked like any manifest; pydantic's own would keep what is derived."""
+        return type(self)(**{**dict(self), **(update or {})})
 
     @cached_property
     def _starts(self) -> tuple[int, ...]:
@@ -338,7 +343,7 @@ def planned_manifest(**fields: Any) -> Manifest:
         where = "".join(f"{place}: " for place in first["loc"][:1])
         raise UsageError(
             f"no cache can be as this one is to be: {where}{first['msg']}",
-            "Use larger --block-rows, fewer views, or several caches.",
+            "Use larger blocks, fewer views, or several caches.",
         ) from refusal
 
 

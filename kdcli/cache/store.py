@@ -75,7 +75,7 @@ class Store:
                     raise error(
                         f"{layout.output(name, kind)}: arrays.{array}: blocks of {self.manifest.block_rows} rows of "
                         f"{spec.row_bytes} bytes are larger than {CHUNK_BYTES} bytes",
-                        "Use smaller --block-rows.",
+                        "Use smaller blocks.",
                     )
         require_unlinked(layout.root, folders)
 

@@ -40,6 +40,7 @@ _CODECS: Final[dict[Compression, list[dict[str, Any]]]] = {
     "gzip": [{"name": "gzip", "configuration": {"level": GZIP_LEVEL}}],
     "zstd": [{"name": "zstd", "configuration": {"level": ZSTD_LEVEL, "checksum": False}}],
 }
+_GZIP: Final = {"compression": "gzip", "compression_opts": GZIP_LEVEL, "shuffle": True}
 _ZARR = ZarrBackend()
 
 
@@ -118,8 +119,7 @@ class _HDF5File(Container):
 
     def declare(self, extent: ArrayExtent) -> None:
         filters: dict[str, Any] = {"chunks": _chunk_shape(extent), "fletcher32": True}
-        if self.compression == "gzip":
-            filters |= {"compression": "gzip", "compression_opts": GZIP_LEVEL, "shuffle": True}
+        filters |= _GZIP if self.compression == "gzip" else {}
         self._file.create_dataset(
             extent.folder,
             shape=extent.shape,
@@ -359,9 +359,10 @@ def open_container(path: Path) -> Iterator[Container]:
     """
     require_compression(path, "none")
     with _storage(path):
-        if _form(path) is not _ZarrFolder:
+        if _form(path) is _ZarrFolder:
+            path.stat()
+        else:
             require_regular(path)
-        path.stat()
         with _reading(path):
             container = _form(path)(path, False)
         try:

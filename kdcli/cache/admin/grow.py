@@ -100,7 +100,7 @@ def grown(
         "view_set": view_set,
         "data": old.data.model_copy(update=identity),
     }
-    manifest = planned_manifest(**{**dict(old), **changes})  # checked again, as a copy would not be
+    manifest = planned_manifest(**{**dict(old), **changes})
     return Growth(manifest, keys, labels)
 
 
