@@ -17,7 +17,7 @@ from typing import Any, Final, Literal, final, get_args
 
 import numpy as np
 
-from kdcli.cache.admin.zips import PACK_AGAIN, require_plain
+from kdcli.cache.admin.zips import PACK_AGAIN, TEXT_BYTES, require_plain
 from kdcli.cache.arrays import ArrayExtent
 from kdcli.cache.backends.base import checksum
 from kdcli.cache.backends.hdf5 import LIBVER, RefusingFile, plain_dataset
@@ -32,8 +32,6 @@ Compression = Literal["none", "gzip", "zstd"]
 GZIP_LEVEL, ZSTD_LEVEL = 4, 3
 MAX_CHUNK_BYTES = 2**30
 """HDF5 takes chunks below 4 GiB, compressors buffers below 2: larger blocks are cut, or not compressed."""
-TEXT_BYTES: Final = 2**30
-"""Most bytes of kd's own records in a packed cache, each part's by itself."""
 _HDF5, _FOLDER, _ZIP = (".h5", ".hdf5"), (".zarr",), (".zarr.zip",)
 _CODECS: Final[dict[Compression, list[dict[str, Any]]]] = {
     "none": [],

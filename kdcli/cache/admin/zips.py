@@ -3,11 +3,14 @@
 import stat
 import zipfile
 from pathlib import Path
+from typing import Final
 
 from kdcli.errors import Advice, CorruptError
 from kdcli.reading import require_name
 
 PACK_AGAIN = Advice("pack-again")
+TEXT_BYTES: Final = 2**30
+"""Most bytes of kd's own records in a packed cache, each part's by itself."""
 
 
 def require_plain(box: zipfile.ZipFile, path: Path) -> None:
