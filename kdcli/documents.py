@@ -6,7 +6,7 @@ from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any, TypeVar, overload
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import AfterValidator, TypeAdapter, ValidationError
 
 from kdcli.errors import Advice, BadDataError, CorruptError
 
@@ -41,6 +41,20 @@ def to_document(value: Any, *names: str) -> Any:
 def declared(value: Any) -> Any:
     """:func:`to_document` of a dataclass or model field by field, whatever its own ``document()`` makes of itself."""
     return _adapter(type(value)).dump_python(value, mode="json")
+
+
+def shaped(kind: Any) -> AfterValidator:
+    """For a field that holds a document and stays one: refuses what is not like ``kind``, nothing converted."""
+
+    def check(document: Any) -> Any:
+        try:
+            _adapter(kind).validate_json(json.dumps(document, default=str), strict=True)
+        except ValidationError as refusal:
+            first = refusal.errors()[0]
+            raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from refusal
+        return document
+
+    return AfterValidator(check)
 
 
 def from_document(

@@ -193,9 +193,10 @@ def create_json(path: Path, document: Any, tmp: Path) -> bool:
 
 def sizes_in(path: Path) -> dict[Path, int]:
     """Bytes of a file, or of every file in a folder and below; what is gone meanwhile is left out."""
-    found = [Path(folder, name) for folder, _, names in os.walk(path) for name in names]
+    walked = () if path.is_symlink() else os.walk(path)
+    found = [Path(folder, name) for folder, _, names in walked for name in names]
     sizes = {}
-    for file in found or ([] if path.is_dir() else [path]):
+    for file in found or ([] if path.is_dir() and not path.is_symlink() else [path]):
         with suppress(FileNotFoundError):
             sizes[file] = file.lstat().st_size
     return sizes

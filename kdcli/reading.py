@@ -35,6 +35,8 @@ NAME_BYTES: Final = 255
 """Most bytes of a name: what a file system takes."""
 
 _CHUNK: Final = 2**22
+_ODD = (errno.ENXIO, errno.ENODEV, errno.EOPNOTSUPP)
+"""What opening a socket or a device says."""
 _RESTORE = "Restore the file or remove it."
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -46,13 +48,14 @@ _KINDS = {
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
-def open_regular(path: Path, most: int, error: Refusal = BadDataError) -> int:
-    """A descriptor of a regular file, links followed. Never waits, as opening a pipe would.
+def open_regular(path: Path, most: int, error: Refusal = BadDataError, links: bool = True) -> int:
+    """A descriptor of a regular file. Never waits, as opening a pipe would.
 
     Args:
         path: the file.
         most: bytes that it may have.
         error: what to raise.
+        links: whether a link is followed, or refused.
 
     Raises:
         OSError: the operating system refuses.
@@ -60,15 +63,14 @@ def open_regular(path: Path, most: int, error: Refusal = BadDataError) -> int:
     """
     if "\0" in str(path):
         raise error(f"{str(path)!r} is no path", "Give the path of a file.")
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if links else os.O_NOFOLLOW)
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(path, flags)
     except OSError as refusal:
-        if refusal.errno in (
-            errno.ENXIO,
-            errno.ENODEV,
-            errno.EOPNOTSUPP,
-        ):  # what opening a socket or a device says
+        if refusal.errno in _ODD:
             _require_regular(path.stat(), path, most, error)
+        if not links and path.is_symlink():
+            raise error(f"{path} is a link, not a file", "Put the file itself in its place.") from refusal
         raise
     try:
         _require_regular(os.fstat(descriptor), path, most, error)
@@ -107,19 +109,22 @@ def _require_regular(status: os.stat_result, path: Path, most: int | None, error
         )
 
 
-def read_bytes(path: Path, most: int = DOCUMENT_BYTES, error: Refusal = BadDataError) -> bytes:
+def read_bytes(
+    path: Path, most: int = DOCUMENT_BYTES, error: Refusal = BadDataError, links: bool = True
+) -> bytes:
     """The bytes of a regular file.
 
     Args:
         path: the file.
         most: bytes that it may have.
         error: what to raise.
+        links: whether a link is followed, or refused.
 
     Raises:
         OSError: the operating system refuses; within :func:`storage_errors` it gets its code.
         BadDataError, ConfigError, CorruptError: it is no regular file, or larger.
     """
-    descriptor = open_regular(path, most, error)
+    descriptor = open_regular(path, most, error, links)
     try:
         size = os.fstat(descriptor).st_size
         data = os.read(descriptor, size + 1)  # all of a file that does not change meanwhile, in one call

@@ -41,9 +41,9 @@ def manifest_of(
     )
 
 
-def outputs_of(classes: int = 5) -> dict[str, OutputRecord]:
+def outputs_of(classes: int = 5, temperatures: int = 1) -> dict[str, OutputRecord]:
     logits = {"logits": {"row_shape": [classes], "dtype": "<f2"}}
-    stats = {"lse": {"row_shape": [1], "dtype": "<f4"}}
+    stats = {"lse": {"row_shape": [temperatures], "dtype": "<f4"}}
     return {
         "logits": OutputRecord(kind="logits", arrays=logits),
         "stats": OutputRecord(kind="stats", arrays=stats),
@@ -72,7 +72,7 @@ def record_of(name: str = "t", classes: int = 5, weights: str = "w", **changes: 
         "temperatures": (1.0,),
         "pixels": (1, 2, 3),
         "compute": {"batch_size": 8, "device": "cpu"},
-        "outputs": outputs_of(classes),
+        "outputs": outputs_of(classes, len(changes.get("temperatures", (1.0,)))),
     }
     return TeacherRecord(**{**fields, **changes})
 

@@ -93,7 +93,10 @@ def make(root: Path, form: Form, only: Iterable[int] | None = None) -> Manifest:
     with CacheWriter(root, manifest) as writer:
         for name, kinds in form.teachers:
             outputs = {kind: OUTPUTS[kind] for kind in kinds}
-            writer.add_teacher(tools.record_of(name, outputs=outputs))
+            classes = OUTPUTS["logits"].array_specs()["logits"].row_shape[0]
+            writer.add_teacher(
+                tools.record_of(name, classes, num_features=4, temperatures=(1.0, 2.0), outputs=outputs)
+            )
         gaps = np.random.default_rng(form.seed)
         for part in writer.store.parts():
             for unit in writer.missing(part):

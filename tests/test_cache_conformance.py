@@ -206,7 +206,7 @@ def test_a_checked_state_is_not_checked_again_but_a_changed_one_is(cache: Path, 
         ({"architecture": "other"}, "architecture"),
         ({"dtype": "float32"}, "dtype"),
         ({"amp": "bf16"}, "amp"),
-        ({"temperatures": (1.0, 2.0)}, "temperatures"),
+        ({"temperatures": (2.0,)}, "temperatures"),
         ({"class_names": ("x",)}, "class_names"),
         (
             {"declared_preprocess": {**tools.record_of().declared_preprocess, "mean": [1, 0, 0]}},

@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -21,6 +22,7 @@ import pytest
 from crash_tools import Server, Watch, assert_clean, computed, steps
 
 from kdcli.cache import claims as claims_module
+from kdcli.cache.admin.inventory import inspect_cache
 from kdcli.cache.claims import Claims, is_running
 from kdcli.cache.commits import Commit, compact, read_commit, read_commits
 from kdcli.cache.garbage import collect_garbage
@@ -29,7 +31,7 @@ from kdcli.cache.reader import CacheReader
 from kdcli.cache.store import Store
 from kdcli.cache.verify import verify_part
 from kdcli.cache.writer import CacheWriter
-from kdcli.errors import IdentityError, NoSpaceError, StorageError
+from kdcli.errors import ClaimedError, IdentityError, NoSpaceError, StorageError
 from kdcli.files import create_text, scratch_name
 
 BOTH = ("zarr", "hdf5")
@@ -356,6 +358,75 @@ def test_a_process_number_that_was_given_again_is_another_process(small: Path) -
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.fixture
+def stopped(small: Path) -> Iterator[int]:
+    """A process that claimed a unit and the records of a part, and is stopped."""
+    pid = os.fork()
+    if not pid:
+        claims = Claims(Layout(small))
+        claims.acquire(UNIT)
+        claims.acquire(Unit("t/logits", -1, 0))
+        os.kill(os.getpid(), signal.SIGSTOP)
+        os._exit(0)
+    os.waitpid(pid, os.WUNTRACED)
+    yield pid
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+def test_the_claim_of_a_stopped_process_ages_like_all_others(
+    small: Path, stopped: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = Layout(small)
+    assert not Claims(layout).acquire(UNIT)
+    (writer,) = inspect_cache(small).writers
+    assert (writer.pid, writer.alive, writer.host) == (stopped, True, socket.gethostname())
+    assert inspect_cache(small).writers == {writer: 2}
+    old = layout.claim(UNIT).stat().st_mtime - claims_module.STALE_SECONDS - 1
+    os.utime(layout.claim(UNIT), (old, old))
+    assert Claims(layout).acquire(UNIT)
+    monkeypatch.setattr(claims_module, "STALE_SECONDS", 0.2)
+    with Claims(layout).alone("t/logits"):  # waited for, then taken over
+        pass
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+def test_a_running_process_keeps_its_claim_whatever_the_clock_says(
+    small: Path, stopped: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine slept for a day: its writers' hearts have not beaten yet."""
+    layout = Layout(small)
+    os.utime(layout.claim(UNIT), (1, 1))
+    monkeypatch.setattr(claims_module, "is_stopped", lambda _: False)
+    claims, real = Claims(layout), time.monotonic
+    assert not claims.acquire(UNIT)
+    monkeypatch.setattr(time, "monotonic", lambda: real() + claims_module.STALE_SECONDS - 1)
+    assert not claims.acquire(UNIT)
+    monkeypatch.setattr(time, "monotonic", lambda: real() + claims_module.STALE_SECONDS + 1)
+    assert claims.acquire(UNIT), "no heartbeat for as long as it was watched"
+
+
+def test_a_wait_says_for_whom_and_ends(
+    small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A writer that hangs while its heart beats."""
+    monkeypatch.setattr(claims_module, "WORD_SECONDS", 0.05)
+    monkeypatch.setattr(claims_module, "STALE_SECONDS", 0.2)
+    monkeypatch.setattr(claims_module, "HEARTBEAT_SECONDS", 0.02)
+    layout = Layout(small)
+    with Claims(layout) as hanging, hanging.alone("t/logits"):
+        with (
+            pytest.raises(
+                ClaimedError, match=f"pid {os.getpid()} has rewritten the records of t/logits"
+            ) as caught,
+            Claims(layout).alone("t/logits"),
+        ):
+            pass
+        assert "kd cache info" in caught.value.hint
+    assert capsys.readouterr().err.count(f"pid {os.getpid()}, which rewrites the records of t/logits") == 1
 
 
 def test_a_host_of_the_same_name_is_not_this_one(small: Path) -> None:

@@ -191,7 +191,7 @@ def test_other_labels_and_class_names_are_named(tmp_path: Path) -> None:
     [
         (tools.record_of("t", weights="other"), "weights"),
         (
-            tools.record_of("t", outputs={"logits": tools.outputs_of(6)["logits"]}),
+            tools.record_of("t", classes=6, outputs={"logits": tools.outputs_of(6)["logits"]}),
             "keep.logits.arrays.logits",
         ),
     ],
@@ -279,7 +279,8 @@ def test_the_command_says_what_it_did(kd: Kd, tmp_path: Path) -> None:
     done = kd("cache", "merge", "0.kd", "all.kd", "--to", "again.kd")
     assert done.code == 0, done.err
     assert done.out.splitlines()[0].split() == ["part", "units", "of"]
-    kd("cache", "merge", "0.kd", "1.kd", "--to", "all.kd").refused(24, "exists")
+    assert "is this merge already" in kd("cache", "merge", "0.kd", "1.kd", "--to", "all.kd").err
+    kd("cache", "merge", "1.kd", "0.kd", "--to", "all.kd").refused(24, "exists")
     kd("cache", "merge", "0.kd", "--to", "x.kd").refused(2, "two caches")
     kd("cache", "merge", "0.kd", "none.kd", "--to", "x.kd").refused(20, "does not exist")
     shard(tmp_path / "o.kd", 0, 1, (tools.record_of("t", weights="z"),))

@@ -17,6 +17,7 @@ from conftest import Shell
 from test_cache_reader import backend, script
 
 from kdcli.cache import resident, staging
+from kdcli.cache import verify as verifying
 from kdcli.cache.cacheset import CacheSet
 from kdcli.cache.commits import read_commit
 from kdcli.cache.layout import BackendName, Unit, load_manifest
@@ -51,6 +52,58 @@ def copies(folder: Path) -> dict[str, int]:
         for path in folder.rglob("c.*")
         if path.is_file()
     }
+
+
+def changed_in_secret(path: Path, made: Path) -> None:
+    """Change a byte without a new size or time, in the file itself or by another in its place."""
+    before, data = path.stat(), bytearray(path.read_bytes())
+    data[1] ^= 1
+    path.parent.chmod(0o755)
+    made.write_bytes(data)
+    if made != path:
+        made.replace(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+
+
+@pytest.mark.parametrize("made", ["in place", "beside"])
+def test_a_change_that_sets_size_and_time_back_is_seen_once_more(
+    cache: Path, tmp_path: Path, made: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ".cache"))
+    opened = CacheSet.open([cache])
+    opened.require(READS, ROWS, (0, 1))
+    stage(opened, BOTH, tmp_path / "fast")
+    chunk = next(path for path in sorted(cache.rglob("t/logits/c.*")) if path.is_file())
+    changed_in_secret(chunk, chunk if made == "in place" else cache / "tmp/other")
+    with pytest.raises(CorruptError):
+        CacheSet.open([cache]).require(READS, ROWS, (0, 1))
+    staged = CacheSet.open([cache])
+    copy = next(
+        path for path in sorted((tmp_path / "fast").rglob("t/logits/c.*")) if path.name.startswith(chunk.name)
+    )
+    changed_in_secret(copy, copy if made == "in place" else tmp_path / "fast/other")
+    with pytest.raises(CorruptError):  # what is in its place is no copy of the record
+        stage(staged, BOTH, tmp_path / "fast")
+
+
+def test_a_copied_cache_is_checked_once_more_and_served(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ".cache"))
+    CacheSet.open([cache]).require(READS, ROWS, (0, 1))
+    shutil.copytree(cache, tmp_path / "copy.kd")
+    checked: list[str] = []
+    real = verifying.verify_part
+    monkeypatch.setattr(
+        verifying, "verify_part", lambda reader, part: (checked.append(part), real(reader, part))[1]
+    )
+    for expected in (["samples", "t/logits"], []):
+        checked.clear()
+        CacheSet.open([tmp_path / "copy.kd"]).require(READS, ROWS, (0, 1))
+        assert checked == expected
+    CacheSet.open([cache]).require(READS, ROWS, (0, 1))
+    assert checked == []
 
 
 def hide(root: Path) -> None:

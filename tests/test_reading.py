@@ -136,7 +136,7 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
             require_regular(path, error=ConfigError)
     with pytest.raises(BadDataError, match="socket"):
         require_regular(tmp_path / "socket")
-    with pytest.raises(StorageError):  # the system does not even open it
+    with pytest.raises(BadDataError, match="socket"):  # which the system does not even open
         read_json(tmp_path / "socket")
 
 

@@ -15,16 +15,23 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import Final, final
 
 from kdcli.cache.layout import Layout, Unit
+from kdcli.cache.owned import read_own
+from kdcli.console import console
 from kdcli.documents import from_document, to_document
+from kdcli.errors import Advice, ClaimedError
 from kdcli.files import create_text, scratch_name, storage_errors
+from kdcli.reading import parse_json
 from kdcli.runtime import machine
 
 STALE_SECONDS = 600.0
-"""A claim of another host that was not refreshed for this long belongs to a dead writer."""
+"""A claim that was not refreshed for this long belongs to a writer that is dead, or stopped."""
+WORD_SECONDS = 10.0
+"""A wait that lasts longer is told."""
 HEARTBEAT_SECONDS = 30.0
+_CLAIM_BYTES: Final = 2**16
 _ended: set[str] = set()
 """Tokens of this process that hold nothing any more, whatever a disk that became read-only still says."""
 
@@ -46,6 +53,11 @@ def is_running(pid: int, started: str | None = None) -> bool:
         pass
     state, start = _stat(pid)
     return state not in ("Z", "X") and (started is None or start is None or start == started)
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a process of this machine is stopped, as by SIGSTOP or Ctrl-Z: its heartbeat is, too."""
+    return _stat(pid)[0] in ("T", "t")
 
 
 def process_start(pid: int) -> str | None:
@@ -109,8 +121,8 @@ class Owner:
 def read_owner(path: Path) -> Owner:
     """The owner in the file of a claim."""
     try:
-        return from_document(Owner, json.loads(path.read_text(encoding="utf-8")), path)
-    except (OSError, ValueError):
+        return from_document(Owner, parse_json(read_own(path, _CLAIM_BYTES), path), path)
+    except (OSError, ValueError):  # ours are of these kinds, too
         return Owner()
 
 
@@ -162,9 +174,24 @@ class Claims:
 
     @contextmanager
     def alone(self, part: str) -> Iterator[None]:
-        """Wait for the sole right to rewrite the records of ``part``: two at once would undo each other."""
+        """Wait for the sole right to rewrite the records of ``part``: two at once would undo each other.
+
+        Raises:
+            ClaimedError: another writer does not give it back.
+        """
         records = Unit(part, -1, 0)  # no unit of work, but claimed like one
+        began, told = time.monotonic(), False
         while not self.acquire(records):
+            waited = time.monotonic() - began
+            if waited > 2 * STALE_SECONDS:  # a writer that hangs while its heart beats
+                raise ClaimedError(
+                    f"{self._layout.root}: {self.holder(records)} has rewritten the records of {part} for "
+                    f"{waited:.0f} seconds",
+                    Advice("holder", cache=self._layout.root),
+                )
+            if waited > WORD_SECONDS and not told:
+                console.note(f"waiting for {self.holder(records)}, which rewrites the records of {part}")
+                told = True
             wait_a_moment(0.05)
         try:
             yield
@@ -198,13 +225,18 @@ class Claims:
         if owner.token in _ended:
             return True
         near = (owner.host, owner.machine) == (self._owner.host, self._owner.machine)
-        if near and owner.pid is not None:
-            return not is_running(owner.pid, owner.started)
+        running = near and owner.pid is not None and is_running(owner.pid, owner.started)
+        if near and owner.pid is not None and not running:
+            return True
         try:
-            touched = path.stat().st_mtime
+            touched = path.lstat().st_mtime
         except FileNotFoundError:
             return False
-        return self._silence(path, touched) > STALE_SECONDS
+        # A machine that slept for hours has clocks that jump before its writers' hearts beat again: whoever runs on
+        # it has to be seen silent from here.
+        age, seen = self._silence(path, touched)
+        only_seen = running and owner.pid is not None and not is_stopped(owner.pid)
+        return (seen if only_seen else max(age, seen)) > STALE_SECONDS
 
     def _take(self, path: Path) -> bool:
         """Create the file of a claim, in the place of a dead one if there is one."""
@@ -232,12 +264,12 @@ class Claims:
     def _identity(path: Path) -> str:
         """Tells a claim from a later one of the same name; empty when there is none."""
         try:
-            return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+            return hashlib.sha256(read_own(path, _CLAIM_BYTES)).hexdigest()[:16]
         except FileNotFoundError:
             return ""
 
-    def _silence(self, path: Path, touched: float) -> float:
-        """Seconds since a claim was refreshed: its age, or how long it was seen untouched from here.
+    def _silence(self, path: Path, touched: float) -> tuple[float, float]:
+        """Seconds since a claim was refreshed: its age, and how long it was seen untouched from here.
 
         The latter counts when its time lies ahead, because a clock was set back.
         """
@@ -246,7 +278,7 @@ class Claims:
         if last != touched:
             since = now
         self._seen[path] = (touched, since)
-        return max(filesystem_now(self._layout.tmp) - touched, now - since)
+        return filesystem_now(self._layout.tmp) - touched, now - since
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):

@@ -5,6 +5,7 @@ finished part are compacted into one file of JSON lines.
 """
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -12,17 +13,27 @@ from pathlib import Path
 from typing import Annotated, Any, final
 
 import numpy as np
-from annotated_types import Len
+from annotated_types import Interval, Len
 from jaxtyping import Bool
+from pydantic import AfterValidator
 
 from kdcli.cache.arrays import ArrayExtent
-from kdcli.cache.layout import SAMPLES, Layout, Unit
-from kdcli.cache.provenance import repair_hint, seal, unseal
+from kdcli.cache.layout import ROWS, SAMPLES, UNITS, Layout, Unit
+from kdcli.cache.owned import RECORDS_BYTES, read_own, regular_size
+from kdcli.cache.provenance import Text, repair_hint, seal, unseal
 from kdcli.cache.store import Store
 from kdcli.documents import from_document
-from kdcli.errors import CorruptError
+from kdcli.errors import Advice, CorruptError
 from kdcli.files import atomic_write_text, create_json, fsync_folder, make_folder, storage_errors
+from kdcli.reading import parse_json
 from kdcli.types import Difference, differences
+
+
+def _made(document: dict[str, Any]) -> dict[str, Any]:
+    losses = document.get("kl", {})
+    if not isinstance(losses, dict) or not all(type(value) in (int, float) for value in losses.values()):
+        raise ValueError("kl: no numbers by temperature")
+    return document
 
 
 @final
@@ -41,14 +52,14 @@ class Commit:
     cache_id: str
     part: str
     part_id: str
-    block: int
-    group: int
-    keys: str
-    content: str
-    arrays: dict[str, list[Annotated[list[int], Len(2, 2)]]]
-    absent: list[tuple[int, str]] = field(default_factory=list)
-    seconds: float = 0.0
-    made: dict[str, Any] = field(default_factory=dict)
+    block: Annotated[int, Interval(ge=0, lt=UNITS)]
+    group: Annotated[int, Interval(ge=0, lt=UNITS)]
+    keys: Text
+    content: Text
+    arrays: dict[str, list[Annotated[list[Annotated[int, Interval(ge=0, lt=2**63)]], Len(2, 2)]]]
+    absent: list[tuple[Annotated[int, Interval(ge=0, lt=ROWS)], Text]] = field(default_factory=list)
+    seconds: Annotated[float, Interval(ge=0)] = 0.0
+    made: Annotated[dict[str, Any], AfterValidator(_made)] = field(default_factory=dict)
 
     @property
     def unit(self) -> Unit:
@@ -68,25 +79,22 @@ def write_commit(layout: Layout, commit: Commit) -> bool:
     return create_json(path, seal(asdict(commit)), layout.tmp)
 
 
-def parse_commit(text: str, source: Path) -> Commit:
-    """The record in a line of JSON.
+def parse_commit(line: bytes, source: Path, hint: Advice | None = None) -> Commit:
+    """The record in a line of JSON; ``hint`` is what to do about a damage, by default to repair the cache.
 
     Raises:
         CorruptError: it is none, or was changed after it was written.
     """
-    hint = repair_hint(source)
-    try:
-        document = json.loads(text)
-    except ValueError as error:
-        raise CorruptError(f"{source} is no commit record: {error}", hint) from error
-    return from_document(Commit, unseal(document, source), source, CorruptError, hint)
+    hint = hint or repair_hint(source)
+    document = parse_json(line, source, CorruptError, hint)
+    return from_document(Commit, unseal(document, source, hint), source, CorruptError, hint)
 
 
 def read_commit(layout: Layout, unit: Unit) -> Commit | None:
     """The record of one unit, if it is done."""
     path = layout.commit(unit)
     try:
-        commit = parse_commit(path.read_bytes().decode(errors="replace"), path)
+        commit = parse_commit(read_own(path), path)
     except FileNotFoundError:
         return next((commit for commit in _compacted(layout, unit.part) if commit.unit == unit), None)
     _require_place(commit, unit, path)
@@ -100,11 +108,10 @@ def _require_place(commit: Commit, unit: Unit, path: Path) -> None:
 
 def _compacted(layout: Layout, part: str) -> Iterator[Commit]:
     path = layout.compacted(part)
-    if path.is_file():
-        with storage_errors(path):
-            lines = path.read_bytes().splitlines()
-        for line in lines:
-            commit = parse_commit(line.decode(errors="replace"), path)
+    if os.path.lexists(path):
+        hint = repair_hint(layout.root)
+        for line in read_own(path, RECORDS_BYTES).splitlines():
+            commit = parse_commit(line, path, hint)
             if commit.part != part:
                 raise CorruptError(f"{path} holds the record of {commit.unit}", repair_hint(path))
             yield commit
@@ -113,10 +120,10 @@ def _compacted(layout: Layout, part: str) -> Iterator[Commit]:
 def read_commits(layout: Layout, part: str) -> dict[tuple[int, int], Commit]:
     """All records of a part, by (block, group)."""
     found: dict[tuple[int, int], Commit] = {}
-    folder = layout.commits / part
+    folder, hint = layout.commits / part, repair_hint(layout.root)
     for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
         try:
-            commit = parse_commit(path.read_bytes().decode(errors="replace"), path)
+            commit = parse_commit(read_own(path), path, hint)
         except FileNotFoundError:
             continue  # compacted by another process since the listing
         if (commit.part, commit.unit.stem) != (part, path.stem):
@@ -166,7 +173,7 @@ def drop_record(layout: Layout, commit: Commit) -> None:
     if commit in before:
         atomic_write_text(joined, as_lines(other for other in before if other != commit))
     with storage_errors(path), suppress(FileNotFoundError):
-        if parse_commit(path.read_text(encoding="utf-8"), path) == commit:
+        if parse_commit(read_own(path), path) == commit:
             path.unlink()
             fsync_folder(path.parent)
 
@@ -182,6 +189,13 @@ def chunk_files(store: Store, commit: Commit) -> Iterator[tuple[str, int | None,
             yield name, view, store.chunk(commit.part, name, spec, commit.block, view), size, crc
 
 
+def _strange_rows(store: Store, commit: Commit) -> tuple[list[int], list[int]]:
+    """Rows that a record calls absent, and those of them that are of its block."""
+    rows = store.manifest.rows_of(commit.block) if commit.block < store.manifest.blocks else range(0)
+    absent = [row for row, _ in commit.absent]
+    return absent, [row for row in absent if row in rows]
+
+
 def strange_ids(store: Store, commit: Commit, keys: str | None = None) -> list[Difference]:
     """In what a record names another cache, teacher or block than it should.
 
@@ -194,6 +208,7 @@ def strange_ids(store: Store, commit: Commit, keys: str | None = None) -> list[D
         ("cache_id", commit.cache_id, store.manifest.cache_id),
         ("part_id" if commit.part == SAMPLES else "teacher_id", commit.part_id, store.part_id(commit.part)),
         ("keys", commit.keys, commit.keys if keys is None else keys),
+        ("absent", *_strange_rows(store, commit)),
     )
     return [Difference(*pair) for pair in pairs if pair[1] != pair[2]]
 
@@ -215,7 +230,7 @@ def sizes_agree(store: Store, commit: Commit) -> bool:
     rows = store.manifest.block_rows
     try:
         return all(
-            path.stat().st_size == size == store.backend.file_size(rows, specs[name])
+            regular_size(path) == size == store.backend.file_size(rows, specs[name])
             for name, _, path, size, _ in chunk_files(store, commit)
         )
     except (FileNotFoundError, ValueError):  # ValueError: another number of views than the unit has

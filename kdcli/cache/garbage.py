@@ -96,7 +96,7 @@ class _Bin:
         if claims is not None:
             return claims.discard(path)
         with storage_errors(path), suppress(FileNotFoundError):
-            if path.is_dir():
+            if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
                 path.unlink()

@@ -12,19 +12,23 @@ NAME.kd/
 """
 
 import secrets
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, Final, Literal, final
+from typing import Annotated, Any, Final, Literal, Self, final
 
 import numpy as np
 from jaxtyping import Int64
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from kdcli.cache.provenance import seal, unseal
-from kdcli.documents import from_document
-from kdcli.errors import Advice, BadDataError, CacheMissingError, CorruptError, StorageError
-from kdcli.files import write_json
-from kdcli.reading import read_json
+from kdcli.cache.owned import read_own_json
+from kdcli.cache.provenance import Digest, Text, seal, unseal
+from kdcli.documents import from_document, shaped
+from kdcli.errors import Advice, CacheMissingError, CorruptError, StorageError, UsageError
+from kdcli.files import storage_errors, write_json
 
 BackendName = Literal["zarr", "hdf5"]
 FORMAT: Final = 2
@@ -34,6 +38,13 @@ SAMPLES = "samples"
 MAX_BLOCK_ROWS = 4096
 BLOCK_BYTES = 16 * 2**20
 
+ROWS: Final = 2**30
+"""Most rows of a cache. What a manifest says is refused beyond these before anything is looped over or allocated."""
+UNITS: Final = 2**22
+"""Most units of a part: each is a record."""
+CHUNKS: Final = 2**26
+"""Most chunks of an array: each is a file."""
+
 
 @final
 class Segment(BaseModel):
@@ -41,9 +52,9 @@ class Segment(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    rows: int = Field(ge=1)
-    spec: str
-    location: str
+    rows: int = Field(ge=1, le=ROWS)
+    spec: Text
+    location: Text
 
 
 @final
@@ -52,14 +63,39 @@ class DataIdentity(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    keys: str = Field(description="sha256 over the keys in row order")
-    labels: str | None = Field(description="sha256 over the labels in row order; null without labels")
-    class_names: tuple[str, ...] | None
+    keys: Digest = Field(description="sha256 over the keys in row order")
+    labels: Digest | None = Field(description="sha256 over the labels in row order; null without labels")
+    class_names: tuple[Text, ...] | None
+
+    @model_validator(mode="after")
+    def _require_both(self) -> Self:
+        if (self.labels is None) != (self.class_names is None):
+            raise ValueError("labels: there are labels if and only if there are class_names")
+        return self
 
     def gate(self) -> dict[str, Any]:
         """The fields that must be equal for two data sets to be the same."""
         names = None if self.class_names is None else list(self.class_names)
         return {"keys": self.keys, "labels": self.labels, "class_names": names}
+
+
+class _Recipe(BaseModel, extra="allow"):
+    name: Text
+
+
+class _ViewSet(BaseModel, extra="forbid"):
+    train_views: int = Field(ge=0, le=CHUNKS)
+    recipe: _Recipe
+
+
+class _CreatedConfig(BaseModel, extra="allow"):
+    buffer_gb: float = Field(1.0, gt=0)
+
+
+class _Created(BaseModel, extra="allow"):
+    versions: dict[str, Text] = {}
+    config: _CreatedConfig = _CreatedConfig()
+    merged_from: list[str] = []
 
 
 @final
@@ -73,23 +109,55 @@ class Manifest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal[2] = FORMAT
-    cache_id: str = Field(default_factory=lambda: secrets.token_hex(16))
+    cache_id: str = Field(default_factory=lambda: secrets.token_hex(16), pattern="^[0-9a-f]{32}$")
     backend: BackendName = "zarr"
-    block_rows: int = Field(ge=32, multiple_of=32)
-    segments: tuple[Segment, ...] = Field(min_length=1)
-    view_groups: tuple[int, ...] = Field(
-        min_length=1, description="how many views each group has; a task computes one group from one decode"
+    block_rows: int = Field(ge=32, le=2**20, multiple_of=32)
+    segments: tuple[Segment, ...] = Field(min_length=1, max_length=4096)
+    view_groups: tuple[Annotated[int, Field(ge=1, le=CHUNKS)], ...] = Field(
+        min_length=1,
+        max_length=4096,
+        description="how many views each group has; a task computes one group from one decode",
     )
     data: DataIdentity
-    view_set: dict[str, Any]
-    param_names: tuple[str, ...] = Field(min_length=1, description="columns of the stored view parameters")
-    view_pixels: tuple[int, ...] = Field((), description="a few pixels of views of fixed images")
-    created: dict[str, Any]
+    view_set: Annotated[dict[str, Any], shaped(_ViewSet)]
+    param_names: tuple[Text, ...] = Field(
+        min_length=1, max_length=4096, description="columns of the stored view parameters"
+    )
+    view_pixels: tuple[Annotated[int, Field(ge=0, le=255)], ...] = Field(
+        (), description="a few pixels of views of fixed images"
+    )
+    created: Annotated[dict[str, Any], shaped(_Created)]
+
+    @model_validator(mode="after")
+    def _require_bounded(self) -> Self:
+        sizes = (
+            ("segments", "rows", self.rows, ROWS),
+            ("block_rows", "units a part", self.blocks * self.groups, UNITS),
+            ("view_groups", "chunks an array", self.blocks * self.views, CHUNKS),
+        )
+        for field, what, count, most in sizes:
+            if count > most:
+                raise ValueError(f"{field}: {count} {what}, at most {most} are possible")
+        return self
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with some fields changed, checked like any manifest; pydantic's own would keep what is derived."""
+        return type(self)(**{**dict(self), **(update or {})})
+
+    @cached_property
+    def _starts(self) -> tuple[int, ...]:
+        """First row of each segment."""
+        return tuple(accumulate(map(self._span, self.segments[:-1]), initial=0))
+
+    @cached_property
+    def _first_views(self) -> tuple[int, ...]:
+        """First view of each group, and the number of views."""
+        return tuple(accumulate(self.view_groups, initial=0))
 
     @property
     def rows(self) -> int:
         """N: rows of every array, padding between segments included."""
-        return sum(self._span(segment) for segment in self.segments[:-1]) + self.segments[-1].rows
+        return self._starts[-1] + self.segments[-1].rows
 
     @property
     def samples(self) -> int:
@@ -99,7 +167,7 @@ class Manifest(BaseModel):
     @property
     def views(self) -> int:
         """V: view 0 and the training views."""
-        return sum(self.view_groups)
+        return self._first_views[-1]
 
     @property
     def blocks(self) -> int:
@@ -121,8 +189,7 @@ class Manifest(BaseModel):
 
     def segment_rows(self, number: int) -> range:
         """Rows of the samples of one segment."""
-        start = sum(self._span(segment) for segment in self.segments[:number])
-        return range(start, start + self.segments[number].rows)
+        return range(self._starts[number], self._starts[number] + self.segments[number].rows)
 
     def sample_rows(self) -> Int64[np.ndarray, " samples"]:
         """Rows that hold a sample, in order."""
@@ -141,8 +208,7 @@ class Manifest(BaseModel):
 
     def segment_of(self, block: int) -> int:
         """Number of the segment that a block belongs to."""
-        row = block * self.block_rows
-        return max(n for n in range(len(self.segments)) if self.segment_rows(n).start <= row)
+        return bisect_right(self._starts, block * self.block_rows) - 1
 
     def rows_of(self, block: int) -> range:
         """Rows of one block that hold samples."""
@@ -151,17 +217,16 @@ class Manifest(BaseModel):
 
     def views_of(self, group: int, kept: int | None = None) -> range:
         """Views of one group; of an array that keeps only the first ``kept`` views, those it keeps."""
-        start = sum(self.view_groups[:group])
-        stop = start + self.view_groups[group]
+        start, stop = self._first_views[group : group + 2]
         return range(start, stop if kept is None else max(start, min(stop, kept)))
 
     def groups_of(self, kept: int) -> int:
         """Number of groups of an array that keeps the first ``kept`` views."""
-        return sum(1 for group in range(self.groups) if self.views_of(group, kept))
+        return bisect_left(self._first_views[:-1], kept)
 
     def group_of(self, view: int) -> int:
         """The group of a view."""
-        return next(group for group in range(self.groups) if view in self.views_of(group))
+        return bisect_right(self._first_views, view) - 1
 
 
 @final
@@ -249,22 +314,37 @@ def load_manifest(root: Path) -> Manifest:
         CorruptError: the manifest is damaged or of an unknown format.
     """
     layout = Layout(root)
-    if root.is_file():
-        raise StorageError(f"{root} is a file, not a cache folder", Advice("file-for-cache"))
-    if not layout.manifest.is_file():
-        if root.exists():
-            raise CacheMissingError(
-                f"{root} is not a kd cache (no manifest.json)", Advice("folder-for-cache")
-            )
-        raise CacheMissingError(f"cache {root} does not exist", Advice("make", cache=root))
+    with storage_errors(root):
+        if root.is_file():
+            raise StorageError(f"{root} is a file, not a cache folder", Advice("file-for-cache"))
+        if not layout.manifest.is_file():
+            if root.exists():
+                raise CacheMissingError(
+                    f"{root} is not a kd cache (no manifest.json)", Advice("folder-for-cache")
+                )
+            raise CacheMissingError(f"cache {root} does not exist", Advice("make", cache=root))
     restore = "Restore manifest.json, or make the cache again; kd never guesses what a cache is."
-    try:
-        document = read_json(layout.manifest)
-    except BadDataError as error:
-        raise CorruptError(error.message, restore) from error
+    document = read_own_json(layout.manifest, restore)
     _require_format(document, layout.manifest)
     content = unseal(document, layout.manifest, restore)
     return from_document(Manifest, content, layout.manifest, CorruptError, restore)
+
+
+def planned_manifest(**fields: Any) -> Manifest:
+    """The manifest of a cache that is to be made, or to grow.
+
+    Raises:
+        UsageError: more rows, views or units than a cache can have.
+    """
+    try:
+        return Manifest(**fields)
+    except ValidationError as refusal:
+        first = refusal.errors()[0]
+        where = "".join(f"{place}: " for place in first["loc"][:1])
+        raise UsageError(
+            f"no cache can be as this one is to be: {where}{first['msg']}",
+            "Use larger blocks, fewer views, or several caches.",
+        ) from refusal
 
 
 def _require_format(document: Any, path: Path) -> None:

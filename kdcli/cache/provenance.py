@@ -2,28 +2,34 @@
 
 import hashlib
 import json
+import math
+import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, final
+from typing import Annotated, Any, Final, Literal, Self, TypeVar, final
 
 import numpy as np
-from jaxtyping import UInt8
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from kdcli.cache.owned import read_own_json
+from kdcli.cache.pixels import PIXEL_TOLERANCE, pixel_drift
 from kdcli.console import console
-from kdcli.documents import from_document
-from kdcli.errors import Advice, BadDataError, CorruptError, IdentityError, NotFoundError, nearest
+from kdcli.documents import from_document, shaped
+from kdcli.errors import Advice, CorruptError, IdentityError, NotFoundError, nearest
 from kdcli.outputs import STATS, Output
-from kdcli.reading import read_json
 from kdcli.types import AmpName, Difference, FloatName, Preprocess, differences
 
 Record = TypeVar("Record")
-_NAME = r"[A-Za-z0-9_][A-Za-z0-9._-]*"
-Name = Annotated[str, Field(pattern=f"^{_NAME}$")]
-"""Names become paths: none may lead out of the cache."""
-PIXEL_TOLERANCE = 2
-"""Largest difference, in steps of 1/255, that another version of a library may make to a pixel."""
+NAME_LETTERS: Final = 200
+"""Names of teachers and taps become names of files."""
+_NAME = rf"[A-Za-z0-9_][A-Za-z0-9._-]{{0,{NAME_LETTERS - 1}}}"
+Text = Annotated[str, Field(max_length=2**16)]
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+AXIS: Final = 2**24
+"""Most values along an axis of a row: classes, features, a map's side."""
+ROW_BYTES: Final = 2**28
+"""Most bytes of one row and view of an array: a map of 1024 x 256 x 256 in fp32."""
 
 
 def repair_hint(source: object) -> Advice:
@@ -74,10 +80,7 @@ def read_record(kind: type[Record], path: Path) -> Record:
         CorruptError: it is none of this kind, or was changed after it was written.
         StorageError: it cannot be read.
     """
-    try:
-        document = read_json(path)
-    except BadDataError as error:
-        raise CorruptError(error.message, repair_hint(path)) from error
+    document = read_own_json(path, repair_hint(path))
     return from_document(kind, unseal(document, path), path, CorruptError, repair_hint(path))
 
 
@@ -102,6 +105,27 @@ class ArraySpec:
         return float("nan") if kind.kind == "f" else int(np.iinfo(kind).max)
 
 
+class _StoredArray(BaseModel, extra="forbid"):
+    row_shape: tuple[Annotated[int, Field(ge=1, le=AXIS)], ...] = Field(max_length=3)
+    dtype: Literal["<f2", "<f4", "<u2", "<u4"]
+
+
+_FLOATS, _EXACT, _IDS = ("<f2", "<f4"), ("<f4",), ("<u2", "<u4")
+_AT_WILL: Final = {"logp_max", "logp_label"}
+
+
+def arrays_of(kind: str, tap: str = "") -> dict[str, tuple[int, tuple[str, ...]]]:
+    """The arrays of a kind of output: number of axes of a row, and types."""
+    arrays: dict[str, dict[str, tuple[int, tuple[str, ...]]]] = {
+        "logits": {"logits": (1, _FLOATS)},
+        "topk": {"topk_values": (1, _FLOATS), "topk_ids": (1, _IDS)},
+        "stats": {"lse": (1, _EXACT), "logp_max": (0, _EXACT), "logp_label": (0, _EXACT)},
+        "features": {"features": (1, _FLOATS)},
+        "maps": {f"maps/{tap}": (3, _FLOATS)},
+    }
+    return arrays[kind]
+
+
 @final
 class OutputRecord(BaseModel):
     """One kind of output of a teacher in a cache: which arrays, of which views.
@@ -117,10 +141,27 @@ class OutputRecord(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["logits", "topk", "features", "maps", "stats"]
-    top_k: int = 0
+    top_k: int = Field(0, ge=0, le=AXIS)
     tap: Annotated[str, Field(pattern=f"^({_NAME})?$")] = ""
     eval_only: bool = False
-    arrays: dict[Annotated[str, Field(pattern=f"^(maps/)?{_NAME}$")], dict[str, Any]]
+    arrays: dict[str, Annotated[dict[str, Any], shaped(_StoredArray)]]
+
+    @model_validator(mode="after")
+    def _require_own_arrays(self) -> Self:
+        """Refuse arrays that are not those of the kind: their names become paths, their shapes sizes."""
+        if bool(self.tap) != (self.kind == "maps") or bool(self.top_k) != (self.kind == "topk"):
+            raise ValueError("kind: maps have a tap and topk a top_k, and no other kind has")
+        declared = arrays_of(self.kind, self.tap)
+        if not declared.keys() - _AT_WILL <= self.arrays.keys() <= declared.keys():
+            raise ValueError(f"arrays: {self.kind} keeps {', '.join(declared)}, not {', '.join(self.arrays)}")
+        for name, array in self.arrays.items():
+            axes, types = declared[name]
+            shape = list(array["row_shape"])
+            if array["dtype"] not in types or len(shape) != axes or (self.top_k and shape != [self.top_k]):
+                raise ValueError(f"arrays.{name}: {array['dtype']} {shape} is not what {self.name} keeps")
+            if math.prod(shape) * np.dtype(array["dtype"]).itemsize > ROW_BYTES:
+                raise ValueError(f"arrays.{name}: a row of {shape} has more than {ROW_BYTES} bytes")
+        return self
 
     @property
     def output(self) -> Output:
@@ -143,6 +184,35 @@ class OutputRecord(BaseModel):
         return 1 if self.eval_only else count
 
 
+def is_name(text: str) -> bool:
+    """Whether a teacher or a tap can have this name."""
+    return re.fullmatch(_NAME, text) is not None
+
+
+def _no_part(name: str) -> str:
+    if name == "samples":  # as kdcli.cache.layout calls it
+        raise ValueError("'samples' is the name of a part that every cache has")
+    return name
+
+
+def _drawable(document: dict[str, Any]) -> dict[str, Any]:
+    """Refuse a preprocessing that no pixels can be drawn by."""
+    found = Preprocess.from_document(document)
+    if not all(1 <= side <= 2**14 for side in found.size) or min(found.std) <= 0:
+        raise ValueError("size: sides of 1 to 16384 pixels, and std above 0, are possible")
+    if not 0 < found.crop_fraction < 2:  # timm's VOLO have 1.15
+        raise ValueError(f"crop_fraction: {found.crop_fraction} is no share of an image")
+    return document
+
+
+class _Compute(BaseModel, extra="allow"):
+    batch_size: int = Field(ge=1, le=2**24)
+    device: str = Field(max_length=64)
+    threads: int = Field(1, ge=1, le=2**16)
+    tf32: bool = False
+    parents: dict[str, Text] = {}
+
+
 @final
 class TeacherRecord(BaseModel):
     """What a cache knows of a teacher.
@@ -154,20 +224,51 @@ class TeacherRecord(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Name
-    spec: str
-    architecture: str
-    weights: str
+    name: Annotated[str, Field(pattern=f"^{_NAME}$"), AfterValidator(_no_part)]
+    spec: Text
+    architecture: Text
+    weights: Text
     dtype: FloatName
     amp: AmpName
-    declared_preprocess: dict[str, Any]
-    num_classes: int
-    num_features: int
-    class_names: tuple[str, ...] | None
-    temperatures: tuple[float, ...]
-    pixels: tuple[int, ...]
-    compute: dict[str, Any]
+    declared_preprocess: Annotated[dict[str, Any], shaped(Preprocess), AfterValidator(_drawable)]
+    num_classes: int = Field(ge=0, le=AXIS)
+    num_features: int = Field(ge=0, le=AXIS)
+    class_names: tuple[Text, ...] | None
+    temperatures: tuple[Annotated[float, Field(gt=0)], ...] = Field(max_length=1024)
+    pixels: tuple[Annotated[int, Field(ge=0, le=255)], ...]
+    compute: Annotated[dict[str, Any], shaped(_Compute)]
     outputs: dict[str, OutputRecord] = {}
+
+    @model_validator(mode="after")
+    def _require_sound(self) -> Self:
+        return self._require_own_outputs()
+
+    def _require_own_outputs(self) -> Self:
+        """Refuse outputs under another name, or of other classes, features or temperatures than the teacher's."""
+        sizes = {
+            "logits": self.num_classes,
+            "features": self.num_features,
+            "lse": len(self.temperatures),
+        }
+        for kind, output in self.outputs.items():
+            if kind != output.name:
+                raise ValueError(f"outputs.{kind}: it is the record of {output.name}")
+            for array, spec in output.array_specs().items():
+                if array in sizes and spec.row_shape != (sizes[array],):
+                    raise ValueError(
+                        f"outputs.{kind}: rows of {array} have {spec.row_shape[0]} values, not {sizes[array]}"
+                    )
+            if output.top_k > self.num_classes:
+                raise ValueError(f"outputs.{kind}: {output.top_k} of {self.num_classes} classes")
+        return self
+
+    def keeping(self, outputs: Mapping[str, OutputRecord]) -> "TeacherRecord":
+        """The same teacher with these outputs.
+
+        Raises:
+            ValueError: they are not its own.
+        """
+        return self.model_copy(update={"outputs": dict(outputs)})._require_own_outputs()
 
     @property
     def id(self) -> str:
@@ -268,41 +369,3 @@ def require_known(names: Iterable[str], known: Collection[str], where: object) -
                 f"no teacher '{name}' in {where}.{nearest(name, known)}",
                 f"Cached teachers: {', '.join(known) or 'none yet'}.",
             )
-
-
-def pixel_drift(old: tuple[int, ...], new: tuple[int, ...]) -> int:
-    """Largest difference between two pixel fingerprints, in steps of 1/255; 255 for unequal sizes."""
-    if len(old) != len(new):
-        return 255
-    if not old:
-        return 0
-    return int(np.abs(np.asarray(old, np.int16) - np.asarray(new, np.int16)).max())
-
-
-def require_same_pixels(recorded: tuple[int, ...], now: tuple[int, ...], where: object) -> None:
-    """Refuse to replay views that this installation draws differently; say a small drift.
-
-    Args:
-        recorded: a few pixels of the views of fixed images, as the cache was made.
-        now: the same, as they are drawn here.
-        where: the cache, for messages.
-
-    Raises:
-        IdentityError: they are more than :data:`PIXEL_TOLERANCE` steps apart.
-    """
-    drift = pixel_drift(recorded, now)
-    if drift > PIXEL_TOLERANCE:
-        raise IdentityError(
-            f"{where}: this installation draws the training views differently",
-            Advice("other-pixels"),
-            [Difference("views.pixels", "recorded pixels", f"up to {drift}/255 apart")],
-        )
-    if drift:
-        console.warn(
-            f"{where}: this installation draws training views up to {drift}/255 apart from the recorded"
-        )
-
-
-def as_pixels(fingerprint: UInt8[np.ndarray, " k"]) -> tuple[int, ...]:
-    """A pixel fingerprint as JSON integers."""
-    return tuple(int(value) for value in fingerprint)

@@ -1,7 +1,8 @@
 """Bringing the chunks that a run will read nearer: into the page cache, or onto a disk of this node.
 
 DIR/<cache_id>/
-  lock                          held by the one job of the node that copies
+  lock                          held by the one job of the node that copies; it says which
+  stamps                        how each copy was left, a line each
   tmp/                          copies that are not checked yet
   teachers/t/logits/c.3.0.CRC   a copy of c.3.0, named by the recorded checksum
 
@@ -12,6 +13,7 @@ of its name, so the next job brings it; what a job needs and has no copy of is r
 import fcntl
 import os
 import shutil
+import socket
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -27,11 +29,13 @@ from kdcli.cache.arrays import sample_arrays
 from kdcli.cache.cacheset import CacheSet
 from kdcli.cache.layout import SAMPLES
 from kdcli.cache.memory import available_memory
+from kdcli.cache.owned import RECORDS_BYTES, open_own, stamp_of
 from kdcli.cache.provenance import repair_hint
 from kdcli.cache.reader import CacheReader, ChunkFile
 from kdcli.console import console
 from kdcli.errors import Advice, CorruptError, NoSpaceError
 from kdcli.files import available_gb, storage_errors
+from kdcli.reading import read_text
 
 _STREAMS = 4
 """Files read at once: a network disk gives one stream only a part of what it has."""
@@ -112,7 +116,7 @@ def _several(function: Callable[[Item], Result], items: Iterable[Item]) -> Itera
 
 def _read_through(path: Path) -> int:
     buffer, size = memoryview(bytearray(_PIECE)), 0
-    with path.open("rb", buffering=0) as file:
+    with os.fdopen(open_own(path), "rb", buffering=0) as file:
         if "posix_fadvise" in dir(os):  # not on macOS
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
         while count := file.readinto(buffer):
@@ -165,28 +169,30 @@ def stage(cache: CacheSet, needs: Needs, folder: Path) -> int:
 
 
 def _lacking(place: Path, chunks: list[ChunkFile]) -> list[ChunkFile]:
-    """Chunks without a copy as it was left: whatever touches a copy changes its time."""
+    """Chunks without a copy as it was left: whatever touches a copy changes its stamp."""
+    stamps = _read_stamps(place)
     lacking = []
     for chunk in chunks:
         try:
-            copy = (place / chunk.copy_name).stat()
+            stamp = stamp_of(place / chunk.copy_name)
         except FileNotFoundError:
-            lacking.append(chunk)
-            continue
-        if (copy.st_size, copy.st_mtime_ns) != (chunk.size, _stamp(chunk)):
+            stamp = ""
+        if not stamp or stamps.get(chunk.copy_name) != stamp:
             lacking.append(chunk)
     return lacking
 
 
-def _stamp(chunk: ChunkFile) -> int:
-    """Modification time of a copy that nobody touched since it was checked, in nanoseconds."""
-    return chunk.crc % 10**9 * 10**9
+def _read_stamps(place: Path) -> dict[str, str]:
+    """Stamps of the copies that were checked, the later ones count; without them all are made again."""
+    path = place / "stamps"
+    text = read_text(path, RECORDS_BYTES) if path.is_file() else ""
+    return {name: stamp for name, _, stamp in (line.partition("\t") for line in text.split("\n"))}
 
 
 @contextmanager
 def _only_job(place: Path) -> Iterator[None]:
     """Wait until no other job of this node copies the same cache; the kernel frees the lock of a dead one."""
-    with (place / "lock").open("w") as file:
+    with (place / "lock").open("a+") as file:
         waiting = False
         while True:
             try:
@@ -194,9 +200,16 @@ def _only_job(place: Path) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if not waiting:
-                    console.note(f"another job is staging into {place}; waiting for it")
+                    file.seek(0)
+                    holder = "".join(c for c in file.read(200) if c.isprintable()) or "another job"
+                    console.note(
+                        f"{holder} is staging into {place}; waiting for it (or stop it, or stage elsewhere)"
+                    )
                 waiting = True
                 time.sleep(_PATIENCE)
+        file.truncate(0)
+        file.write(f"{socket.gethostname()} pid {os.getpid()}")
+        file.flush()
         yield
 
 
@@ -212,8 +225,10 @@ def _fill(member: CacheReader, place: Path, chunks: list[ChunkFile], recheck: bo
             f"{total / 1e9:.2f} GB of {member.layout.root} are to be staged, and {place} has {free / 1e9:.2f} GB free",
             Advice("small-stage"),
         )
-    with console.progress(len(missing), "chunks", "stage") as bar:
-        for _ in _several(lambda chunk: _copy(member, place, chunk), missing):
+    with console.progress(len(missing), "chunks", "stage") as bar, (place / "stamps").open("a") as stamps:
+        for line in _several(lambda chunk: _copy(member, place, chunk), missing):
+            stamps.write(line)
+            stamps.flush()  # what a killed job copied is not copied again
             bar.advance(1)
     return total
 
@@ -225,7 +240,8 @@ def _drop_damaged(member: CacheReader, place: Path, chunks: list[ChunkFile]) -> 
             copy.unlink()
 
 
-def _copy(member: CacheReader, place: Path, chunk: ChunkFile) -> None:
+def _copy(member: CacheReader, place: Path, chunk: ChunkFile) -> str:
+    """Make a checked copy; its line in the list of stamps."""
     target = place / chunk.copy_name
     temporary = place / "tmp" / os.urandom(8).hex()
     with storage_errors(target):
@@ -235,9 +251,9 @@ def _copy(member: CacheReader, place: Path, chunk: ChunkFile) -> None:
             raise CorruptError(f"{chunk.path}: its bytes are not the recorded ones", repair_hint(chunk.path))
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        os.utime(temporary, ns=(_stamp(chunk), _stamp(chunk)))
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary.replace(target)
+        return f"{chunk.copy_name}\t{stamp_of(target)}\n"
 
 
 def _as_recorded(member: CacheReader, path: Path, chunk: ChunkFile) -> bool:

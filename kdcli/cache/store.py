@@ -1,5 +1,6 @@
 """The files of one cache, whatever its backend: records of teachers, arrays, chunks."""
 
+import os
 from abc import ABC
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,8 +15,9 @@ from kdcli.cache.backends.hdf5 import HDF5Backend
 from kdcli.cache.backends.zarr import ZarrBackend
 from kdcli.cache.keytable import KeyTable, block_digest
 from kdcli.cache.layout import SAMPLES, BackendName, Layout, Manifest
+from kdcli.cache.owned import CHUNK_BYTES, read_own, require_unlinked
 from kdcli.cache.provenance import ArraySpec, OutputRecord, TeacherRecord, read_record, repair_hint, seal
-from kdcli.errors import CorruptError, IdentityError
+from kdcli.errors import CorruptError, IdentityError, StorageError, UsageError
 from kdcli.files import atomic_write_bytes, create_json, make_folder, storage_errors
 from kdcli.outputs import STATS
 from kdcli.types import Difference
@@ -45,7 +47,37 @@ class Store:
     ) -> None:
         self.layout, self.manifest = Layout(root), manifest
         self.backend = BACKENDS[manifest.backend]
+        require_unlinked(root, self._common_folders())
         self.teachers = load_teachers(self.layout) if teachers is None else teachers
+        for record in self.teachers.values():
+            self._require_usable(record, CorruptError)
+
+    def _common_folders(self) -> list[Path]:
+        """Folders that every cache has, or may have."""
+        layout = self.layout
+        claims = [layout.claims / name for name in (SAMPLES, "index", "manifest")]
+        arrays = [self.folder(SAMPLES, name) for name in (*WHOLE_ARRAYS, *sample_arrays(self.manifest))]
+        return [
+            layout.teachers, layout.commits / SAMPLES, layout.verified, layout.tmp, self.data / "teachers",
+            *claims, *arrays,
+        ]  # fmt: skip
+
+    def _require_usable(self, record: TeacherRecord, error: type[CorruptError] | type[UsageError]) -> None:
+        """Refuse a teacher whose folders are links, or whose blocks are larger than any memory."""
+        layout, name, most = self.layout, record.name, CHUNK_BYTES // self.manifest.block_rows
+        folders = [layout.teachers / name]
+        for kind, output in record.outputs.items():
+            part = f"{name}/{kind}"
+            folders += [layout.commits / part, layout.claims / part]
+            for array, spec in output.array_specs().items():
+                folders.append(self.folder(part, array))
+                if spec.row_bytes > most:
+                    raise error(
+                        f"{layout.output(name, kind)}: arrays.{array}: blocks of {self.manifest.block_rows} rows of "
+                        f"{spec.row_bytes} bytes are larger than {CHUNK_BYTES} bytes",
+                        "Use smaller blocks.",
+                    )
+        require_unlinked(layout.root, folders)
 
     @property
     def data(self) -> Path:
@@ -131,8 +163,11 @@ class Store:
         count = -1
         while True:
             try:
-                before, count = count, self.backend.rows_in(path, spec)
-            except FileNotFoundError as error:
+                with storage_errors(path):
+                    before, count = count, self.backend.rows_in(path, spec)
+            except StorageError as error:
+                if not isinstance(error.__cause__, FileNotFoundError):
+                    raise
                 raise CorruptError(f"{path} is missing", repair_hint(path)) from error
             if count < length:
                 raise CorruptError(f"{path} holds {count} values, not {length}", repair_hint(path))
@@ -166,6 +201,7 @@ class Store:
             raise CorruptError(
                 f"{self.layout.root}: its labels are not those of its manifest", repair_hint(self.layout.root)
             )
+        require_classes(labels, self.manifest, self.layout.root)
         return labels
 
     # --- records and metadata --------------------------------------------------------------------
@@ -178,6 +214,7 @@ class Store:
                 outputs of this one.
         """
         path = self.layout.teacher(record.name)
+        self._require_usable(record, UsageError)
         with storage_errors(path):
             make_folder(path.parent)
         create_json(path, seal(record.document()), self.layout.tmp)
@@ -196,7 +233,7 @@ class Store:
                 make_folder(folder)
             for path, content in documents.items():
                 target = self.data / path
-                if not target.is_file() or target.read_bytes() != content:
+                if not target.is_file() or target.is_symlink() or read_own(target) != content:
                     atomic_write_bytes(target, content, self.layout.tmp)
 
 
@@ -229,6 +266,21 @@ class Opened(ABC):
         return self.store.specs(part)
 
 
+def require_classes(labels: Int64[np.ndarray, " n"], manifest: Manifest, source: object) -> None:
+    """Refuse labels that are no class of a cache.
+
+    Raises:
+        CorruptError: naming the first one.
+    """
+    classes = len(manifest.data.class_names or ())
+    wrong = np.flatnonzero((labels < -1) | (labels >= classes))
+    if len(wrong):
+        raise CorruptError(
+            f"{source}: labels/class: row {wrong[0]} is of class {labels[wrong[0]]} of {classes}",
+            "Make the cache again.",
+        )
+
+
 def load_teachers(layout: Layout) -> dict[str, TeacherRecord]:
     """The teachers of a cache, by name, each with the kinds that are kept of it.
 
@@ -237,14 +289,41 @@ def load_teachers(layout: Layout) -> dict[str, TeacherRecord]:
         IdentityError: a folder was renamed.
     """
     found = {}
-    for folder in sorted(layout.teachers.iterdir()) if layout.teachers.is_dir() else ():
-        path = folder / "teacher.json"
-        if not path.is_file():
-            continue  # being made, or being removed
-        record = read_teacher(path)
-        outputs = in_order(read_record(OutputRecord, file) for file in folder.glob("*.json") if file != path)
-        found[record.name] = record.model_copy(update={"outputs": outputs})
+    with storage_errors(layout.teachers):
+        folders = sorted(layout.teachers.iterdir()) if layout.teachers.is_dir() else []
+        require_unlinked(layout.root, folders)
+        for folder in folders:
+            path = folder / "teacher.json"
+            if not os.path.lexists(path):
+                continue  # being made, or being removed
+            record = read_teacher(path)
+            outputs = in_order(read_output(file) for file in folder.glob("*.json") if file != path)
+            found[record.name] = keeping(record, outputs, folder)
     return found
+
+
+def read_output(path: Path) -> OutputRecord:
+    """The record of a kind of output.
+
+    Raises:
+        CorruptError: it was changed after it was written, or is of another kind.
+    """
+    record = read_record(OutputRecord, path)
+    if record.name != path.stem:
+        raise CorruptError(f"{path} is the record of {record.name}", repair_hint(path))
+    return record
+
+
+def keeping(record: TeacherRecord, outputs: dict[str, OutputRecord], source: Path) -> TeacherRecord:
+    """A teacher with the outputs that are recorded beside it.
+
+    Raises:
+        CorruptError: they are not its own.
+    """
+    try:
+        return record.keeping(outputs)
+    except ValueError as refusal:
+        raise CorruptError(f"{source}: {refusal}", repair_hint(source)) from refusal
 
 
 def read_teacher(path: Path) -> TeacherRecord:

@@ -1,22 +1,23 @@
 """Checking bytes against their records, once per part and state.
 
-A part that was checked leaves a stamp: a digest of its files' names, sizes and modification times.
-Whatever touches a file changes the stamp, so the next reader checks again.
+A part that was checked leaves a stamp: a digest of what :func:`~kdcli.cache.owned.stamp_of` says of its files.
+Whatever touches a file through the file system changes the stamp, so the next reader checks again.
 """
 
 import hashlib
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
 from kdcli.cache.commits import chunk_files
 from kdcli.cache.damage import Damage, chunk_damage, summary
+from kdcli.cache.owned import stamp_of
 from kdcli.cache.provenance import repair_hint
 from kdcli.cache.reader import CacheReader
 from kdcli.console import console
-from kdcli.errors import CorruptError
+from kdcli.errors import BadDataError, CorruptError, StorageError
 from kdcli.files import write_json
+from kdcli.reading import read_json
 
 VerifyMode = Literal["never", "once", "always"]
 
@@ -41,8 +42,7 @@ def verify_part(reader: CacheReader, part: str) -> list[Damage]:
 def _state(reader: CacheReader, part: str) -> str:
     digest = hashlib.sha256(reader.manifest.cache_id.encode())
     for array, block, view, path, size, crc in _files(reader, part):
-        stat = path.stat()
-        digest.update(f"{array} {block} {view} {size} {crc} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+        digest.update(f"{array} {block} {view} {size} {crc} {stamp_of(path)}\n".encode())
     return digest.hexdigest()
 
 
@@ -75,8 +75,8 @@ def ensure_verified(reader: CacheReader, part: str, mode: VerifyMode) -> None:
 
 def _stamp_says(path: Path, state: str) -> bool:
     try:
-        return bool(json.loads(path.read_text(encoding="utf-8")).get("state") == state)
-    except (OSError, ValueError, AttributeError):
+        return bool(read_json(path, most=2**16) == {"state": state})
+    except (StorageError, BadDataError):
         return False  # no stamp, or none that can be read: the check simply runs again
 
 

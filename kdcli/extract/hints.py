@@ -101,6 +101,7 @@ HINTS: Final[dict[str, str | Callable[..., str]]] = {
     "command that made it again: what is computed is found again if the teacher is the same.",
     "not-resident": "Leave --resident out, or use --prewarm: rows are then read from the cache as they are needed.",
     "small-stage": "Give --stage a larger disk, or leave it out.",
+    "holder": "Let it finish, or stop it, then run the same command again; kd cache info {cache} shows who holds what.",
     "busy": "Let them finish or stop them first; --force removes it under their hands.",
     "merge": "kd cache merge A B --to ALL",
     "merge-alike": "Merge caches made with the same data, views and --block-rows; kd cache pack and unpack --backend "

@@ -10,8 +10,16 @@ import numpy as np
 from jaxtyping import Int64
 
 from kdcli.cache.keytable import block_digest
-from kdcli.cache.layout import DataIdentity, Layout, Manifest, Segment, choose_block_rows
-from kdcli.cache.provenance import TeacherRecord, as_pixels, require_same_pixels
+from kdcli.cache.layout import (
+    DataIdentity,
+    Layout,
+    Manifest,
+    Segment,
+    choose_block_rows,
+    planned_manifest,
+)
+from kdcli.cache.pixels import as_pixels, require_same_pixels
+from kdcli.cache.provenance import TeacherRecord
 from kdcli.cache.reader import CacheReader
 from kdcli.console import console
 from kdcli.errors import BadDataError, IdentityError, StorageError, UsageError
@@ -147,7 +155,7 @@ def new_manifest(
     block_rows = config.block_rows or choose_block_rows(len(data), largest)
     group = group_size(records, block_rows, config.buffer_gb)
     labelled = data.class_names is not None
-    return Manifest(
+    return planned_manifest(
         backend=config.backend or "zarr",
         block_rows=block_rows,
         segments=(Segment(rows=len(data), spec=str(data.spec), location=data.location),),

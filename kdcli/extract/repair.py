@@ -6,6 +6,7 @@ what their records say, else it is refused; only a unit whose own record is dama
 and the records of teachers say what the cache is; they cannot be made again.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,7 +193,7 @@ def _drop_damaged_records(writer: CacheWriter, found: Audit, lost: set[Unit]) ->
 def _rewrite_compacted(store: Store, part: str, lost: set[Unit]) -> None:
     """Write the compacted records of a part again, without those that are damaged or lost."""
     path = store.layout.compacted(part)
-    if not path.is_file():
+    if not os.path.lexists(path):
         return
     sound = scan_commits(store, part)[0].values()
     keep = [commit for commit in sound if commit.unit not in lost]

@@ -7,7 +7,8 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, final
 
-from kdcli.cache.provenance import TeacherRecord, as_pixels, require_same_pixels
+from kdcli.cache.pixels import as_pixels, require_same_pixels
+from kdcli.cache.provenance import TeacherRecord
 from kdcli.cache.reader import CacheReader
 from kdcli.console import console
 from kdcli.errors import IdentityError, NotFoundError, UsageError

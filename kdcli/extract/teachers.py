@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, final
 
-from kdcli.cache.provenance import OutputRecord, TeacherRecord, as_pixels
+from kdcli.cache.layout import SAMPLES
+from kdcli.cache.pixels import as_pixels
+from kdcli.cache.provenance import NAME_LETTERS, OutputRecord, TeacherRecord
 from kdcli.errors import UsageError
 from kdcli.extract.config import CacheConfig
 from kdcli.extract.outputs import OutputPlan, plan_outputs
@@ -40,6 +42,8 @@ def name_teachers(arguments: Sequence[str]) -> dict[str, str]:
             name, spec = slug(argument), argument
         if not spec:
             raise UsageError(f"--teacher {argument} has no spec", "Give --teacher NAME=SPEC.")
+        if name == SAMPLES or len(name) > NAME_LETTERS:
+            raise UsageError(f"no teacher can be called '{name}'", "Name it: --teacher NAME=SPEC")
         if name in named:
             raise UsageError(f"two teachers are called '{name}'", "Name them: --teacher NAME=SPEC")
         named[name] = spec

@@ -13,7 +13,8 @@ from kdcli.cache.cacheset import CacheSet
 from kdcli.cache.claims import wait_a_moment
 from kdcli.cache.layout import Unit
 from kdcli.cache.matching import class_numbers
-from kdcli.cache.provenance import OutputRecord, TeacherRecord, as_pixels
+from kdcli.cache.pixels import as_pixels
+from kdcli.cache.provenance import OutputRecord, TeacherRecord
 from kdcli.cache.reader import CacheReader
 from kdcli.cache.writer import CacheWriter
 from kdcli.console import console

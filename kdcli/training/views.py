@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from kdcli.cache.cacheset import CacheSet
-from kdcli.cache.provenance import TeacherRecord, as_pixels, require_same_pixels
+from kdcli.cache.pixels import as_pixels, require_same_pixels
+from kdcli.cache.provenance import TeacherRecord
 from kdcli.console import console
 from kdcli.data.views import ViewSet
 from kdcli.errors import UsageError

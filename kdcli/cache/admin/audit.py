@@ -30,6 +30,7 @@ from kdcli.cache.commits import Commit, chunk_files, misfits
 from kdcli.cache.damage import Audit, Damage, Gap, chunk_damage, rows_of
 from kdcli.cache.keytable import KeyTable
 from kdcli.cache.layout import SAMPLES, Layout, Manifest, Unit, load_manifest
+from kdcli.cache.owned import CHUNK_BYTES, read_own
 from kdcli.cache.provenance import require_known
 from kdcli.cache.store import Store
 from kdcli.console import console
@@ -54,7 +55,7 @@ def audit(root: Path, teachers: Collection[str] = ()) -> Audit:
     layout = Layout(root)
     try:
         manifest = load_manifest(root)
-        require_own_bytes(layout.manifest.read_bytes(), layout.manifest)
+        require_own_bytes(read_own(layout.manifest), layout.manifest)
     except CorruptError as error:
         if "this kd reads format" in error.message:
             raise
@@ -74,7 +75,7 @@ class _Auditor:
             path
             for folder in (self._layout.data(manifest.backend), self._layout.commits, self._layout.teachers)
             for path in sorted(folder.rglob("*"))
-            if not path.is_dir()
+            if path.is_symlink() or not path.is_dir()
         ]
         sound, self._damages = scan_teachers(self._layout)
         self._unsound = {damage.part for damage in self._damages}
@@ -144,7 +145,7 @@ class _Auditor:
             if not path.is_file():
                 # A teacher that was added just now has nothing yet that would have to be described.
                 reason = "the file is missing" if any(path.parent.rglob("c.*")) else ""
-            elif path.read_bytes() != content:
+            elif path.is_symlink() or read_own(path) != content:
                 reason = "is not what manifest and records say"
             if reason and not growing:
                 self._damages.append(Damage(self._name(path), reason, "rewrite"))
@@ -233,7 +234,7 @@ class _Auditor:
         if self._manifest.backend == "hdf5" and self._layout.index.is_file():
             from kdcli.cache.hdf5_index import index_of
 
-            if self._layout.index.read_bytes() != index_of(self._store):
+            if read_own(self._layout.index, CHUNK_BYTES) != index_of(self._store):
                 name = self._name(self._layout.index)
                 self._damages.append(Damage(name, "is not what the records say", "rewrite"))
 

@@ -17,25 +17,28 @@ from typing import Any, Final, Literal, final, get_args
 
 import numpy as np
 
+from kdcli.cache.admin.zips import PACK_AGAIN, TEXT_BYTES, require_plain
 from kdcli.cache.arrays import ArrayExtent
 from kdcli.cache.backends.base import checksum
-from kdcli.cache.backends.hdf5 import LIBVER, RefusingFile
+from kdcli.cache.backends.hdf5 import LIBVER, RefusingFile, plain_dataset
 from kdcli.cache.backends.zarr import CRC_BYTES, ZarrBackend, describe
+from kdcli.cache.owned import read_own, require_unlinked
 from kdcli.cache.provenance import ArraySpec
 from kdcli.errors import Advice, BadDataError, CorruptError, KdError, UsageError
 from kdcli.files import storage_errors
+from kdcli.reading import require_regular
 
 Compression = Literal["none", "gzip", "zstd"]
 GZIP_LEVEL, ZSTD_LEVEL = 4, 3
 MAX_CHUNK_BYTES = 2**30
 """HDF5 takes chunks below 4 GiB, compressors buffers below 2: larger blocks are cut, or not compressed."""
-PACK_AGAIN = Advice("pack-again")
 _HDF5, _FOLDER, _ZIP = (".h5", ".hdf5"), (".zarr",), (".zarr.zip",)
 _CODECS: Final[dict[Compression, list[dict[str, Any]]]] = {
     "none": [],
     "gzip": [{"name": "gzip", "configuration": {"level": GZIP_LEVEL}}],
     "zstd": [{"name": "zstd", "configuration": {"level": ZSTD_LEVEL, "checksum": False}}],
 }
+_GZIP: Final = {"compression": "gzip", "compression_opts": GZIP_LEVEL, "shuffle": True}
 _ZARR = ZarrBackend()
 
 
@@ -113,10 +116,8 @@ class _HDF5File(Container):
             self._disk.check()
 
     def declare(self, extent: ArrayExtent) -> None:
-        rows = min(extent.chunk[0], extent.shape[0], MAX_CHUNK_BYTES // max(1, extent.spec.row_bytes))
-        filters: dict[str, Any] = {"chunks": (max(1, rows), *extent.chunk[1:]), "fletcher32": True}
-        if self.compression == "gzip":
-            filters |= {"compression": "gzip", "compression_opts": GZIP_LEVEL, "shuffle": True}
+        filters: dict[str, Any] = {"chunks": _chunk_shape(extent), "fletcher32": True}
+        filters |= _GZIP if self.compression == "gzip" else {}
         self._file.create_dataset(
             extent.folder,
             shape=extent.shape,
@@ -135,10 +136,12 @@ class _HDF5File(Container):
     def read(self, extent: ArrayExtent, block: int, view: int | None) -> np.ndarray:
         rows = _rows(extent, block)
         with _reading(self.path):
-            array = self._file[extent.folder]
+            array = plain_dataset(self._file, extent.folder, self.path)
             if (array.shape, array.dtype) != (extent.shape, np.dtype(extent.spec.dtype)):
                 message = f"{self.path}: {extent.folder} holds {array.dtype} {array.shape}"
                 raise CorruptError(message, PACK_AGAIN)
+            if array.chunks not in (None, _chunk_shape(extent)):  # HDF5 reads whole ones, of any size
+                raise CorruptError(f"{self.path}: {extent.folder} is in chunks of {array.chunks}", PACK_AGAIN)
             found = array[rows if view is None else (rows, view)]
         values = np.full((extent.rows, *extent.spec.row_shape), extent.spec.fill, extent.spec.dtype)
         values[: len(found)] = found
@@ -146,11 +149,25 @@ class _HDF5File(Container):
 
     def text(self, name: str) -> str:
         with _reading(self.path):
-            return bytes(self._file[name][:]).decode()
+            array = plain_dataset(self._file, name, self.path)
+            if array.dtype != np.uint8 or array.ndim != 1 or len(array) > TEXT_BYTES:
+                raise CorruptError(f"{self.path}: {name} holds {array.dtype} {array.shape}", PACK_AGAIN)
+            if array.chunks not in (None, (max(1, len(array)),)):
+                raise CorruptError(f"{self.path}: {name} is in chunks of {array.chunks}", PACK_AGAIN)
+            return bytes(array[:]).decode()
 
     def __contains__(self, name: str) -> bool:
         with _reading(self.path):
-            return name in self._file
+            try:
+                plain_dataset(self._file, name, self.path)
+            except KeyError:
+                return False
+            return True
+
+
+def _chunk_shape(extent: ArrayExtent) -> tuple[int, ...]:
+    rows = min(extent.chunk[0], extent.shape[0], MAX_CHUNK_BYTES // max(1, extent.spec.row_bytes))
+    return (max(1, rows), *extent.chunk[1:])
 
 
 def _rows(extent: ArrayExtent, block: int) -> slice:
@@ -171,7 +188,7 @@ class _ZarrGroup(Container):
         """Write a file of the group."""
 
     @abstractmethod
-    def _get(self, name: str, most: float) -> bytes:
+    def _get(self, name: str, most: int) -> bytes:
         """A file of the group; one of more than ``most`` bytes is refused."""
 
     def close(self) -> None:
@@ -197,16 +214,24 @@ class _ZarrGroup(Container):
     def read(self, extent: ArrayExtent, block: int, view: int | None) -> np.ndarray:
         size, squeezed = extent.rows * extent.spec.row_bytes, extent.part and self.compression != "none"
         with _reading(self.path):
+            self._require_described(extent)
             # What cannot be made smaller grows by a little.
             body = self._body(_chunk(extent, block, view), size + (size // 64 + 1024 if squeezed else 0))
             payload = _expand(body, self.compression, size) if squeezed else body
             return np.frombuffer(payload, extent.spec.dtype).reshape(extent.rows, *extent.spec.row_shape)
 
+    def _require_described(self, extent: ArrayExtent) -> None:
+        """Refuse an array that other tools would read otherwise: of objects, through other codecs, elsewhere."""
+        for name, document in describe([extent], _CODECS[self.compression]).items():
+            if name not in self._described and self._get(name, 2**20) != document:
+                raise CorruptError(f"{self.path}: {name} does not describe what kd packs there", PACK_AGAIN)
+            self._described |= {name}
+
     def text(self, name: str) -> str:
         with _reading(self.path):
-            return self._body(f"{name}/c.0").decode()
+            return self._body(f"{name}/c.0", TEXT_BYTES).decode()
 
-    def _body(self, name: str, most: float = float("inf")) -> bytes:
+    def _body(self, name: str, most: int) -> bytes:
         """A chunk file without its checksum, which has to fit."""
         data = self._get(name, most + CRC_BYTES)
         if checksum(memoryview(data)[:-CRC_BYTES]).to_bytes(CRC_BYTES, "little") != data[-CRC_BYTES:]:
@@ -229,10 +254,9 @@ class _ZarrFolder(_ZarrGroup):
         with path.open("wb") as file:
             file.writelines(pieces)
 
-    def _get(self, name: str, most: float) -> bytes:
-        if (self.path / name).stat().st_size > most:
-            raise CorruptError(f"{self.path}: {name} is larger than its chunk", PACK_AGAIN)
-        return (self.path / name).read_bytes()
+    def _get(self, name: str, most: int) -> bytes:
+        require_unlinked(self.path, [(self.path / name).parent])
+        return read_own(self.path / name, most)
 
     def __contains__(self, name: str) -> bool:
         return (self.path / name).exists()
@@ -249,6 +273,8 @@ class _ZarrZip(_ZarrGroup):
         except zipfile.BadZipFile as error:
             raise BadDataError(f"{path} is no Zarr group", Advice("not-packed")) from error
         self.close = self._zip.close  # type: ignore[method-assign]
+        if not write:
+            require_plain(self._zip, path)
 
     def _put(self, name: str, pieces: list[bytes]) -> None:
         info = zipfile.ZipInfo(name)  # of 1980: the same cache makes the same file
@@ -256,9 +282,9 @@ class _ZarrZip(_ZarrGroup):
         with self._zip.open(info, "w") as file:
             file.writelines(pieces)
 
-    def _get(self, name: str, most: float) -> bytes:
+    def _get(self, name: str, most: int) -> bytes:
         info = self._zip.getinfo(name)
-        if info.compress_type != zipfile.ZIP_STORED or info.file_size > most:
+        if info.file_size > most:
             raise CorruptError(f"{self.path}: {name} is not stored as kd stores it", PACK_AGAIN)
         return self._zip.read(info)
 
@@ -331,7 +357,10 @@ def open_container(path: Path) -> Iterator[Container]:
     """
     require_compression(path, "none")
     with _storage(path):
-        path.stat()
+        if _form(path) is _ZarrFolder:
+            path.stat()
+        else:
+            require_regular(path)
         with _reading(path):
             container = _form(path)(path, False)
         try:

@@ -16,7 +16,7 @@ from jaxtyping import Int64
 
 from kdcli.cache.claims import Claims
 from kdcli.cache.keytable import KeyTable, block_digest
-from kdcli.cache.layout import Manifest, Segment, Unit, load_manifest, write_manifest
+from kdcli.cache.layout import Manifest, Segment, Unit, load_manifest, planned_manifest, write_manifest
 from kdcli.cache.store import Store
 from kdcli.cache.writer import CacheWriter, describe, write_whole_arrays
 from kdcli.errors import ClaimedError
@@ -94,14 +94,13 @@ def grown(
         "keys": keys.digest(),
         "labels": None if labels is None else block_digest(labels.astype("<i8")),
     }
-    manifest = old.model_copy(
-        update={
-            "segments": segments,
-            "view_groups": (*old.view_groups, *groups),
-            "view_set": view_set,
-            "data": old.data.model_copy(update=identity),
-        }
-    )
+    changes = {
+        "segments": segments,
+        "view_groups": (*old.view_groups, *groups),
+        "view_set": view_set,
+        "data": old.data.model_copy(update=identity),
+    }
+    manifest = planned_manifest(**{**dict(old), **changes})
     return Growth(manifest, keys, labels)
 
 

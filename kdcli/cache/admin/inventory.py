@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from kdcli.cache.commits import Commit, read_commits, sizes_agree
+from kdcli.cache.admin.holders import Writer, claim_holders
+from kdcli.cache.commits import Commit, read_commits, sizes_agree, strange_ids
 from kdcli.cache.layout import SAMPLES, Layout, Manifest, load_manifest
 from kdcli.cache.provenance import TeacherRecord
 from kdcli.cache.store import Store
@@ -205,11 +206,11 @@ class PartState:
 
 def done_commits(store: Store, part: str) -> dict[tuple[int, int], Commit]:
     """The units of a part that are done: there is a record, it is this teacher's, and the sizes agree."""
-    owner, units = store.part_id(part), set(store.units_of(part))
+    units = set(store.units_of(part))
     return {
         place: commit
         for place, commit in read_commits(store.layout, part).items()
-        if place in units and commit.part_id == owner and sizes_agree(store, commit)
+        if place in units and not strange_ids(store, commit) and sizes_agree(store, commit)
     }
 
 
@@ -244,7 +245,7 @@ class Dropped:
 @final
 @dataclass(frozen=True, slots=True)
 class CacheInfo:
-    """All there is to say about a cache. ``states`` are by part, the samples first."""
+    """All there is to say about a cache. ``states`` are by part, the samples first; ``writers`` with their claims."""
 
     path: Path
     manifest: Manifest
@@ -252,6 +253,7 @@ class CacheInfo:
     states: dict[str, PartState]
     dropped: tuple[Dropped, ...]
     bytes: int
+    writers: dict[Writer, int]
 
     @property
     def done(self) -> int:
@@ -285,6 +287,14 @@ class CacheInfo:
             "sample_units": self.states[SAMPLES].document(),
             "teachers": {name: self._teacher(record) for name, record in self.teachers.items()},
             "dropped": to_document(self.dropped),
+            "writers": [
+                {
+                    **to_document(writer, "host", "pid", "job", "alive"),
+                    "silent": round(writer.silent, 1),
+                    "units": count,
+                }
+                for writer, count in self.writers.items()
+            ],
         }
 
     def _teacher(self, record: TeacherRecord) -> dict[str, Any]:
@@ -313,4 +323,6 @@ def inspect_cache(root: Path) -> CacheInfo:
             reasons |= state.absent
         keys = store.load_keys() if reasons else None
     dropped = [] if keys is None else [Dropped(row, keys[row], reasons[row]) for row in sorted(reasons)]
-    return CacheInfo(root, store.manifest, dict(store.teachers), states, tuple(dropped), used)
+    return CacheInfo(
+        root, store.manifest, dict(store.teachers), states, tuple(dropped), used, claim_holders(store.layout)
+    )

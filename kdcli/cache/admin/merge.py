@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
 
+from kdcli.cache.admin.audit import audit
 from kdcli.cache.admin.moving import (
     Moved,
     committed,
@@ -22,8 +23,9 @@ from kdcli.cache.admin.moving import (
     units,
 )
 from kdcli.cache.commits import Commit, chunk_files
-from kdcli.cache.layout import Manifest
-from kdcli.cache.provenance import PIXEL_TOLERANCE, TeacherRecord, pixel_drift
+from kdcli.cache.layout import Layout, Manifest
+from kdcli.cache.pixels import PIXEL_TOLERANCE, pixel_drift
+from kdcli.cache.provenance import TeacherRecord
 from kdcli.cache.reader import CacheReader
 from kdcli.cache.store import Store
 from kdcli.console import console
@@ -48,17 +50,21 @@ def merge(inputs: Sequence[Path], target: Path) -> Moved:
         UsageError: fewer than two inputs, or one twice.
         IdentityError: they differ in a field, or in the bytes of a unit that several have.
         CorruptError: bytes of an input are not those that were committed.
-        OutputExistsError: something is at ``target``.
+        OutputExistsError: something is at ``target``, and not what this call made before it was killed.
     """
     if len(inputs) < 2 or len({path.resolve() for path in inputs}) < len(inputs):
         raise UsageError("merging needs two caches or more, each given once", Advice("merge"))
-    require_new(target)
+    if not Layout(target).manifest.is_file():
+        require_new(target)
     readers = [CacheReader(path) for path in inputs]
     for other in readers[1:]:
         _require_same_data(readers[0], other)
     teachers = _joint_teachers(readers)
     first = readers[0]
     manifest = _merged_manifest(readers)
+    if (made := _made_before(readers, manifest, teachers, target)) is not None:
+        return made
+    require_new(target)
     with published(target) as root:
         with storage_errors(target):
             copied = [reader.store.data for reader in readers if not _same_disk(reader, target)]
@@ -68,6 +74,31 @@ def merge(inputs: Sequence[Path], target: Path) -> Moved:
         merged = _Merger(readers, store).run()
         finish_cache(store, merged)
     return Moved(target, manifest.cache_id, manifest.backend, units(store, merged))
+
+
+def _made_before(
+    readers: Sequence[CacheReader], manifest: Manifest, teachers: Sequence[TeacherRecord], target: Path
+) -> Moved | None:
+    """What is at ``target`` if it is this very merge, every byte of it: of a call that was killed when it was done."""
+    if not Layout(target).manifest.is_file():
+        return None
+    there = CacheReader(target)
+    if there.manifest != manifest.model_copy(update={"cache_id": there.manifest.cache_id}):
+        return None
+    if there.teachers != {record.name: record for record in teachers}:
+        return None
+    merger = _Merger(readers, there.store)
+    found = {part: committed(there, part) for part in there.store.parts()}
+    for part, commits in found.items():
+        held = merger.holders(part)
+        if held.keys() != {(commit.block, commit.group) for commit in commits}:
+            return None
+        if not all(commit.same_data(held[commit.block, commit.group][0][1]) for commit in commits):
+            return None
+    if not audit(target).ok:
+        return None
+    console.note(f"{target} is this merge already")
+    return Moved(target, there.manifest.cache_id, there.manifest.backend, units(there.store, found))
 
 
 def _same_disk(reader: CacheReader, target: Path) -> bool:
@@ -147,7 +178,7 @@ class _Merger:
 
     def run(self) -> dict[str, list[Commit]]:
         """The records of all units that any input has."""
-        held = {part: self._holders(part) for part in self._store.parts()}
+        held = {part: self.holders(part) for part in self._store.parts()}
         merged: dict[str, list[Commit]] = {}
         with console.progress(sum(map(len, held.values())), "units", "merge") as bar:
             for part, places in held.items():
@@ -157,7 +188,8 @@ class _Merger:
                     bar.advance(1)
         return merged
 
-    def _holders(self, part: str) -> dict[tuple[int, int], list[tuple[CacheReader, Commit]]]:
+    def holders(self, part: str) -> dict[tuple[int, int], list[tuple[CacheReader, Commit]]]:
+        """Who has each unit of a part, and the records of it."""
         found: dict[tuple[int, int], list[tuple[CacheReader, Commit]]] = {}
         for reader in self._readers:
             if part in reader.store.parts():

@@ -1,5 +1,6 @@
 """What packing, unpacking and merging share: committed units, sound bytes, and results that appear whole."""
 
+import ctypes
 import errno
 import glob
 import os
@@ -9,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Final, final
 
 from kdcli.cache.commits import Commit, as_lines, read_commits
 from kdcli.cache.garbage import is_abandoned
@@ -30,6 +31,10 @@ from kdcli.files import (
     sizes_in,
     storage_errors,
 )
+
+_HERE: Final = -100
+_EXCHANGE: Final = 2
+"""AT_FDCWD and RENAME_EXCHANGE of Linux's renameat2."""
 
 
 @final
@@ -176,31 +181,48 @@ def published(target: Path, overwrite: bool = False) -> Iterator[Path]:
             _sync(temporary)
             _rename(temporary, target, overwrite)
             fsync_folder(target.parent)
+            _sweep(target, ".old")
     finally:
         _remove(temporary)
 
 
 def _rename(temporary: Path, target: Path, overwrite: bool) -> None:
-    old = temporary.with_suffix(".old")
     try:
-        if overwrite and target.exists():
-            target.rename(old)
         if temporary.is_dir():
-            temporary.rename(target)  # refused where a folder is not empty
+            if overwrite and target.exists():
+                _swap(temporary, target)
+            else:
+                temporary.rename(target)  # refused where a folder is not empty
+        elif overwrite:
+            temporary.replace(target)
         else:
             os.link(temporary, target)  # a rename would replace a file without a word
     except OSError as error:
-        if old.exists() and not target.exists():
-            old.rename(target)
         if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
             raise OutputExistsError(f"{target} exists already", "Give another path.") from error
+        raise
+
+
+def _swap(temporary: Path, target: Path) -> None:
+    """Put a folder in the place of another, which then has the temporary name. Where the system cannot do both at
+    once, a kill in between leaves the other under a name of its own until one is in its place again."""
+    libc = ctypes.CDLL(None)
+    names = os.fsencode(temporary), os.fsencode(target)
+    if hasattr(libc, "renameat2") and not libc.renameat2(_HERE, names[0], _HERE, names[1], _EXCHANGE):
+        return
+    old = temporary.with_suffix(".old")
+    target.rename(old)
+    try:
+        temporary.rename(target)
+    except OSError:
+        old.rename(target)
         raise
     _remove(old)
 
 
-def _sweep(target: Path) -> None:
+def _sweep(target: Path, ending: str = ".tmp") -> None:
     """Remove what a killed process left of an earlier try: it may be as large as a whole cache."""
-    for path in target.absolute().parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+    for path in target.absolute().parent.glob(f".{glob.escape(target.name)}.*{ending}"):
         if is_abandoned(path, time.time()):
             _remove(path)
 

@@ -15,7 +15,6 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from kdcli.cache.admin.containers import (
-    PACK_AGAIN,
     Compression,
     Container,
     create,
@@ -34,13 +33,14 @@ from kdcli.cache.admin.moving import (
     start_cache,
     units,
 )
+from kdcli.cache.admin.zips import PACK_AGAIN
 from kdcli.cache.arrays import ArrayExtent, array_extents, whole_extent
 from kdcli.cache.commits import Commit, as_lines, chunk_files, misfits, parse_commit
 from kdcli.cache.keytable import KeyTable, block_digest
 from kdcli.cache.layout import BackendName, Manifest
 from kdcli.cache.provenance import TeacherRecord, require_known, seal, unseal
 from kdcli.cache.reader import CacheReader
-from kdcli.cache.store import BACKENDS, Store
+from kdcli.cache.store import BACKENDS, Store, require_classes
 from kdcli.console import console
 from kdcli.documents import from_document
 from kdcli.errors import (
@@ -50,6 +50,7 @@ from kdcli.errors import (
     KdError,
     OutputExistsError,
 )
+from kdcli.reading import parse_json
 
 RECORDS = "kd/cache.json"
 Extents = dict[tuple[str, str], ArrayExtent]
@@ -215,16 +216,13 @@ def _read_records(box: Container) -> Packed:
     if RECORDS not in box:
         raise BadDataError(f"{box.path} is no packed cache", Advice("not-packed"))
     where = f"{box.path}: {RECORDS}"
-    try:
-        document = json.loads(box.text(RECORDS))
-    except ValueError as error:
-        raise CorruptError(f"{where} is damaged", PACK_AGAIN) from error
+    document = parse_json(box.text(RECORDS), where, CorruptError, PACK_AGAIN)
     version = document.get("packed") if isinstance(document, dict) else None
     if isinstance(version, int) and version > 1:
         raise CorruptError(f"{box.path}: packed in form {version}, this kd reads form 1", Advice("update"))
     records = from_document(Packed, unseal(document, where, PACK_AGAIN), where, CorruptError, PACK_AGAIN)
-    if any(kind != output.name for record in records.teachers for kind, output in record.outputs.items()):
-        raise CorruptError(f"{box.path}: an output has two names", PACK_AGAIN)
+    if len({record.name for record in records.teachers}) < len(records.teachers):
+        raise CorruptError(f"{where}: teachers: two have the same name", PACK_AGAIN)
     box.compression = records.compress
     return records
 
@@ -238,7 +236,7 @@ def _read_commits(box: Container, store: Store, part: str) -> list[Commit]:
     try:
         places = set(store.units_of(part))
         for line in box.text(name).splitlines():
-            commit = parse_commit(line, box.path / name)
+            commit = parse_commit(line.encode(), box.path / name)
             fits = commit.part == part and (commit.block, commit.group) in places
             if (
                 not fits
@@ -268,6 +266,7 @@ def _read_samples(box: Container, manifest: Manifest) -> tuple[KeyTable, np.ndar
     labels = whole("labels/class", manifest.rows)
     if block_digest(labels) != manifest.data.labels:
         raise CorruptError(f"{box.path}: its labels are not those of its manifest", PACK_AGAIN)
+    require_classes(labels, manifest, box.path)
     return keys, labels
 
 

@@ -1,36 +1,20 @@
 """How far the writers of a cache are, from commit records and claims alone: also for a read-only cache."""
 
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
+from kdcli.cache.admin.holders import Writer, claim_holders
 from kdcli.cache.admin.inventory import done_commits, open_store
-from kdcli.cache.claims import Claims, read_owner
 from kdcli.cache.layout import Layout
 from kdcli.cache.store import Store
 from kdcli.console import duration
 
 WINDOW_SECONDS = 600.0
 """The rate is that of the records of this last stretch of time."""
-
-
-@final
-@dataclass(frozen=True, slots=True, order=True)
-class Writer:
-    """A process that holds claims; ``alive`` is what can be known of that from here."""
-
-    host: str
-    pid: int
-    job: str
-    alive: bool
-
-    def __str__(self) -> str:
-        job = f" job {self.job}" if self.job else ""
-        return f"{self.host} pid {self.pid}{job}{'' if self.alive else ' (dead)'}"
 
 
 @final
@@ -130,18 +114,6 @@ def _rate(times: list[float], seconds: list[float]) -> float | None:
         return later / span
     longest = max(seconds, default=0.0)
     return len(recent) / longest if longest else None
-
-
-def claim_holders(layout: Layout, below: str = "") -> dict[Writer, int]:
-    """Who holds claims, and how many: of all parts, or those of one teacher."""
-    judge = Claims(layout)
-    found: Counter[Writer] = Counter()
-    folder = layout.claims / below
-    for path in sorted(folder.rglob("*.json")) if folder.is_dir() else ():
-        owner = read_owner(path)
-        if owner.pid is not None:  # else given back since the listing
-            found[Writer(owner.host, owner.pid, owner.job, alive=not judge.is_dead(path))] += 1
-    return dict(found)
 
 
 def watch(root: Path, every: float) -> Iterator[Progress]:

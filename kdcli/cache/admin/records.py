@@ -5,6 +5,7 @@ rest (``1e-5`` for ``1E-5`` means the same, but nobody wrote it).
 """
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -15,12 +16,16 @@ from kdcli.cache.commits import Commit, parse_commit
 from kdcli.cache.damage import Damage, Remedy, rows_of
 from kdcli.cache.keytable import KeyTable, block_digest
 from kdcli.cache.layout import SAMPLES, Layout, Unit
-from kdcli.cache.provenance import OutputRecord, TeacherRecord, read_record
-from kdcli.cache.store import KIND_ORDER, Store, in_order, read_teacher
-from kdcli.errors import CorruptError, KdError
+from kdcli.cache.owned import CHUNK_BYTES, RECORDS_BYTES, read_own
+from kdcli.cache.provenance import OutputRecord, TeacherRecord
+from kdcli.cache.store import KIND_ORDER, Store, in_order, keeping, read_output, read_teacher
+from kdcli.errors import Advice, CorruptError, KdError, StorageError
 from kdcli.outputs import MAPS
+from kdcli.reading import parse_json
 
 Place = tuple[int, int]
+_NONE = Advice("repair", cache="")
+"""Of errors of which the message alone is told."""
 _STEM = re.compile(r"([0-9]{6,})-([0-9]{4,})")
 
 
@@ -30,11 +35,8 @@ def require_own_bytes(data: bytes, source: Path) -> None:
     Raises:
         CorruptError: see above.
     """
-    try:
-        document = json.loads(data)
-        forms = (json.dumps(document), json.dumps(document, indent=1) + "\n")
-    except (ValueError, RecursionError) as error:
-        raise CorruptError(f"{source} is not JSON: {error}") from error
+    document = parse_json(data, source, CorruptError)
+    forms = (json.dumps(document), json.dumps(document, indent=1) + "\n")
     if data not in (form.encode() for form in forms):
         raise CorruptError(f"{source} was changed after it was written")
 
@@ -51,18 +53,19 @@ def scan_teachers(layout: Layout) -> tuple[dict[str, TeacherRecord], list[Damage
     damages: list[Damage] = []
     for folder in sorted(layout.teachers.iterdir()) if layout.teachers.is_dir() else ():
         path = folder / "teacher.json"
-        if not path.is_file():
+        if not os.path.lexists(path):
             continue
         try:
             record = read_teacher(path)
-            require_own_bytes(path.read_bytes(), path)
+            require_own_bytes(read_own(path), path)
+            outputs, bad = _scan_outputs(layout, folder)
+            damages += bad
+            if not any(damage.remedy == "restore" for damage in bad):
+                found[record.name] = keeping(record, in_order(outputs.values()), path)
+        except StorageError:
+            raise
         except KdError as error:
             damages.append(_restore(layout, path, error.message))
-            continue
-        outputs, bad = _scan_outputs(layout, folder)
-        damages += bad
-        if not any(damage.remedy == "restore" for damage in bad):
-            found[record.name] = record.model_copy(update={"outputs": in_order(outputs.values())})
     return found, damages
 
 
@@ -77,10 +80,10 @@ def _scan_outputs(layout: Layout, folder: Path) -> tuple[dict[str, OutputRecord]
             damages.append(Damage(file, "nothing vouches for this file", "remove"))
             continue
         try:
-            record = read_record(OutputRecord, path)
-            require_own_bytes(path.read_bytes(), path)
-            if record.name != path.stem:
-                raise CorruptError(f"{path} is the record of {record.name}")
+            record = read_output(path)
+            require_own_bytes(read_own(path), path)
+        except StorageError:
+            raise
         except KdError as error:
             damages.append(_restore(layout, path, error.message))
             continue
@@ -135,7 +138,7 @@ def scan_commits(store: Store, part: str) -> tuple[dict[Place, Commit], list[Dam
             damages.append(_damage(store, part, path, "it is of no unit of this cache", None))
             continue
         try:
-            data = path.read_bytes()
+            data = read_own(path)
             commit = _sound(data, path, part)
             if (commit.block, commit.group) != place:
                 raise CorruptError(f"{path} is the record of {commit.unit}")
@@ -150,7 +153,7 @@ def scan_commits(store: Store, part: str) -> tuple[dict[Place, Commit], list[Dam
 
 
 def _sound(data: bytes, source: Path, part: str) -> Commit:
-    commit = parse_commit(data.decode(errors="replace"), source)
+    commit = parse_commit(data, source, _NONE)
     require_own_bytes(data, source)
     if commit.part != part:
         raise CorruptError(f"{source} is the record of {commit.unit}")
@@ -159,13 +162,17 @@ def _sound(data: bytes, source: Path, part: str) -> Commit:
 
 def _scan_compacted(store: Store, part: str, units: set[Place]) -> tuple[dict[Place, Commit], list[Damage]]:
     path = store.layout.compacted(part)
-    if not path.is_file():
+    if not os.path.lexists(path):
         return {}, []
     found: dict[Place, Commit] = {}
     reasons: list[str] = []
-    lines = path.read_bytes().split(b"\n")
-    if lines.pop() != b"":
-        reasons.append("its last line is cut off")
+    try:
+        lines = read_own(path, RECORDS_BYTES).split(b"\n")
+        if lines.pop() != b"":
+            reasons.append("its last line is cut off")
+    except CorruptError as error:
+        lines = []
+        reasons.append(_short(error.message, path))
     for number, line in enumerate(lines, start=1):
         try:
             commit = _sound(line, path, part)
@@ -255,4 +262,4 @@ def _own_fault(store: Store, name: str) -> str:
         if isinstance(error.__cause__, PermissionError):
             raise
         return error.message.removeprefix(f"{path} ")
-    return "" if b"".join(pieces) == path.read_bytes() else "was changed after it was written"
+    return "" if b"".join(pieces) == read_own(path, 2 * CHUNK_BYTES) else "was changed after it was written"

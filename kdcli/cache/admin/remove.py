@@ -4,24 +4,29 @@ So a kill at any instant leaves less than there was, never something that reads 
 call goes on from there.
 """
 
+import glob
 import os
 import shutil
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
+from kdcli.cache.admin.holders import Writer, claim_holders
 from kdcli.cache.admin.inventory import looks_like_cache, open_store
-from kdcli.cache.admin.progress import Writer, claim_holders
 from kdcli.cache.claims import Claims
+from kdcli.cache.garbage import is_abandoned
 from kdcli.cache.layout import Layout
-from kdcli.cache.provenance import require_known
+from kdcli.cache.owned import require_unlinked
+from kdcli.cache.provenance import arrays_of, is_name, require_known
 from kdcli.cache.store import Store
 from kdcli.cache.writer import describe, newest
 from kdcli.documents import to_document
 from kdcli.errors import Advice, ClaimedError, NotFoundError, UsageError, nearest
 from kdcli.files import fsync_folder, scratch_name, sizes_in, storage_errors
+from kdcli.runtime import machine
 
 
 @final
@@ -35,6 +40,7 @@ class Removal:
         files: number of files in them.
         bytes: of these files.
         kept: names in the cache's folder that kd did not make; the folder stays with them.
+        what: ``NAME`` or ``NAME/KIND`` as it was asked for; empty for the whole cache.
     """
 
     root: Path
@@ -43,6 +49,7 @@ class Removal:
     files: int
     bytes: int
     kept: tuple[str, ...] = ()
+    what: str = ""
 
     def document(self) -> dict[str, Any]:
         """As JSON."""
@@ -65,6 +72,8 @@ def plan_cache_removal(root: Path) -> Removal:
         raise UsageError(
             f"{root} is a link to {root.resolve()}", "Give the folder itself, then remove the link."
         )
+    if not os.path.lexists(root) and (graves := _graves(root)):
+        return _planned(root, (), graves)  # a removal that was killed half-way
     if not looks_like_cache(root):
         open_store(root)  # says what it is instead
     layout = Layout(root)
@@ -96,37 +105,60 @@ def plan_output_removal(root: Path, what: str) -> Removal:
     store = open_store(root)
     store.load_keys()
     name, _, kind = what.partition("/")
-    require_known([name], store.teachers, root)
-    kinds = store.teachers[name].outputs
-    if kind and kind not in kinds:
+    kinds = store.teachers[name].outputs if name in store.teachers else {}
+    begun = _begun(store, what)  # by a call that was killed: the records are gone already
+    if not begun:
+        require_known([name], store.teachers, root)
+    if kind and kind not in kinds and not begun:
         raise NotFoundError(
             f"{root} keeps no {kind} of teacher '{name}'.{nearest(kind, kinds)}",
             f"It keeps {', '.join(kinds)}.",
         )
     layout = store.layout
-    if not kind or set(kinds) == {kind}:
+    if not kind or not kinds.keys() - {kind}:
         ordered = [
             layout.teacher(name), layout.teachers / name, layout.commits / name, layout.index,
-            store.data / "teachers" / name, layout.claims / name,
+            store.data / "teachers" / name, layout.claims / name, *begun,
         ]  # fmt: skip
-        return _planned(root, tuple(f"{name}/{each}" for each in kinds), ordered)
+        require_unlinked(root, ordered)
+        return _planned(root, tuple(f"{name}/{each}" for each in kinds) or (what,), ordered, what=what)
     part = f"{name}/{kind}"
-    arrays = [store.folder(part, array) for array in store.specs(part)]
+    arrays = [store.folder(part, array) for array in arrays_of(*kind.split(".", 1))]
     ordered = [
         layout.output(name, kind), layout.compacted(part), layout.commits / part, layout.index, *arrays,
-        layout.claims / part,
+        layout.claims / part, *begun,
     ]  # fmt: skip
-    return _planned(root, (part,), ordered)
+    require_unlinked(root, ordered)
+    return _planned(root, (part,), ordered, what=what)
+
+
+def _begun(store: Store, what: str) -> list[Path]:
+    """What is left in tmp/ of removals of the same that were killed."""
+    if not all(map(is_name, what.split("/"))) or what.count("/") > 1:
+        return []
+    found = store.layout.tmp.glob(f"{_grave_name(what)}-*")
+    return [path for path in found if is_abandoned(path, time.time())]
+
+
+def _grave_name(what: str) -> str:
+    return f"removed-{what.replace('/', '+')}"
+
+
+def _graves(root: Path) -> list[Path]:
+    """What is left beside a cache of removals of it that were killed."""
+    place = root.absolute()
+    found = place.parent.glob(f".{glob.escape(place.name)}.removed.*.tmp")
+    return [path for path in found if is_abandoned(path, time.time())]
 
 
 def _planned(
-    root: Path, parts: tuple[str, ...], ordered: Iterable[Path], kept: Iterable[str] = ()
+    root: Path, parts: tuple[str, ...], ordered: Iterable[Path], kept: Iterable[str] = (), what: str = ""
 ) -> Removal:
     paths = tuple(path for path in ordered if os.path.lexists(path))
     sizes: dict[Path, int] = {}
     for path in paths:
         sizes |= sizes_in(path)
-    return Removal(root, parts, paths, len(sizes), sum(sizes.values()), tuple(kept))
+    return Removal(root, parts, paths, len(sizes), sum(sizes.values()), tuple(kept), what)
 
 
 # --- doing it --------------------------------------------------------------------------------------
@@ -163,11 +195,25 @@ def remove(plan: Removal, force: bool = False) -> Removal:
         if plan.parts:
             _remove_outputs(plan)
         else:
-            for path in plan.paths:
-                _discard(path)
-            if not plan.kept:
-                plan.root.rmdir()
+            _remove_cache(plan)
     return plan
+
+
+def _remove_cache(plan: Removal) -> None:
+    """One rename takes the cache from under its name; where that cannot be, its manifest goes last."""
+    place = plan.root.absolute()
+    if not plan.kept and os.path.lexists(place):
+        with suppress(OSError):  # a mount point, or a parent that is not ours
+            place.rename(place.with_name(f".{place.name}.removed.{scratch_name()}.tmp"))
+    for path in plan.paths:
+        _discard(path)
+    if not plan.kept:
+        with suppress(FileNotFoundError):
+            place.rmdir()
+    for grave in place.parent.glob(f".{glob.escape(place.name)}.removed.{machine()}-{os.getpid()}-*.tmp"):
+        _discard(grave)
+    for grave in _graves(place):
+        _discard(grave)
 
 
 def _discard(path: Path) -> None:
@@ -185,17 +231,18 @@ def _remove_outputs(plan: Removal) -> None:
     Between the first rename and the last there is next to no time; what a kill leaves in tmp/ is litter.
     """
     store = open_store(plan.root)
+    require_unlinked(plan.root, plan.paths)  # nobody put one there since
     had_index = store.layout.index.exists()
     tmp = store.layout.tmp
     tmp.mkdir(exist_ok=True)
-    graves = []
-    for path in plan.paths:
+    grave = tmp / f"{_grave_name(plan.what)}-{scratch_name()}"
+    grave.mkdir()
+    for number, path in enumerate(plan.paths):
         if path.is_file():
             path.unlink(missing_ok=True)
             continue
-        graves.append(tmp / f"removed-{scratch_name()}")
         with suppress(FileNotFoundError):  # a folder within one that went before
-            path.rename(graves[-1])
+            path.rename(grave / str(number))
     _drop_stamps(store, plan.parts)
     _drop_empty_groups(store, plan.parts)
     describe(plan.root)
@@ -205,8 +252,7 @@ def _remove_outputs(plan: Removal) -> None:
         with Claims(store.layout).alone("index"):  # one that was begun before must not come after
             write_index(newest(plan.root))
     fsync_folder(store.layout.root)
-    for grave in graves:
-        _discard(grave)
+    _discard(grave)
 
 
 def _drop_stamps(store: Store, parts: tuple[str, ...]) -> None:

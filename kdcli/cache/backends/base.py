@@ -12,6 +12,7 @@ import numpy as np
 from kdcli.cache.keytable import KeyTable
 from kdcli.cache.layout import BackendName, Manifest
 from kdcli.cache.memory import map_bytes
+from kdcli.cache.owned import regular_size
 from kdcli.cache.provenance import ArraySpec, TeacherRecord, repair_hint
 from kdcli.errors import CorruptError, StorageError
 from kdcli.files import scratch_name, storage_errors
@@ -114,7 +115,9 @@ class Backend(ABC):
             CorruptError: the file is missing or has another size.
         """
         try:
-            size, expected = path.stat().st_size, self.file_size(rows, spec)
+            size, expected = regular_size(path), self.file_size(rows, spec)
+            if size < 0:
+                raise CorruptError(f"{path} is no regular file", repair_hint(path))
             if size != expected:
                 raise CorruptError(f"{path} has {size} bytes, not {expected}", repair_hint(path))
             shape = (rows, *spec.row_shape)
@@ -125,5 +128,7 @@ class Backend(ABC):
         except FileNotFoundError as error:
             raise CorruptError(f"{path} is committed but missing", repair_hint(path)) from error
         except OSError as error:
+            if isinstance(error, StorageError):
+                raise
             raise StorageError(f"{path}: {error.strerror}", "Check its permissions.") from error
         return payload.view(spec.dtype).reshape(shape)

@@ -5,6 +5,7 @@ other tools.
 """
 
 import io
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 from kdcli.cache.backends.base import Backend, Inspection, checksum
 from kdcli.cache.keytable import KeyTable
 from kdcli.cache.layout import BackendName, Manifest
+from kdcli.cache.owned import CHUNK_BYTES, open_own, read_own, regular_size
 from kdcli.cache.provenance import ArraySpec, TeacherRecord, repair_hint
 from kdcli.errors import CorruptError
 from kdcli.files import storage_errors
@@ -23,6 +25,11 @@ DATASET = "data"
 LIBVER = ("v110", "v110")  # one on-disk form whatever newer library writes it
 BROKEN = (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError, IndexError)
 """What h5py raises on a file with damaged headers."""
+HEADER_BYTES = 2**16
+"""Most bytes of what is in a chunk file besides its rows."""
+_FILTERS = {1, 2, 3}
+"""deflate, shuffle, fletcher32: what kd packs with. Others may be anybody's code."""
+_OTHERS = "Make the cache again, or pack it again; kd did not write this."
 ALIGNMENT = 64
 """Rows start at a multiple of this, so that a map of them is aligned."""
 
@@ -76,7 +83,7 @@ class HDF5Backend(Backend):
     def inspect(self, path: Path) -> Inspection:
         """See the base; such a file carries no checksum of its own."""
         with storage_errors(path):
-            data = path.read_bytes()
+            data = read_own(path, CHUNK_BYTES + HEADER_BYTES)
         return Inspection(len(data), checksum(data), sound=True)
 
     def metadata(
@@ -91,16 +98,51 @@ def _dataset(path: Path) -> Iterator[Any]:
     import h5py
 
     try:
+        if regular_size(path) < 0:
+            raise CorruptError(f"{path} is no regular file", repair_hint(path))
         with h5py.File(path, "r") as file:
-            yield file[DATASET]
-    except (FileNotFoundError, CorruptError):
+            yield plain_dataset(file, DATASET, path)
+    except (FileNotFoundError, PermissionError, CorruptError):
         raise
     except BROKEN as error:
         raise CorruptError(f"{path} is no HDF5 file of kd: {error}", repair_hint(path)) from error
 
 
+def plain_dataset(file: Any, name: str, source: object) -> Any:
+    """A data set that lies in this very file as numbers.
+
+    Args:
+        file: open.
+        name: of the data set, with the groups above it.
+        source: for messages.
+
+    Raises:
+        KeyError: there is none.
+        CorruptError: a link leads to it, its rows are in other files, or they are no plain numbers: HDF5 would open
+            what the file names, and make objects of any size.
+    """
+    import h5py
+
+    found = file
+    for part in name.split("/"):
+        # h5py's own `in` and `get` follow links, into other files as well.
+        links = found.id.links if isinstance(found, h5py.Group) else None
+        if links is None or not links.exists(part.encode()):
+            raise KeyError(f"no data set {name}")
+        if links.get_info(part.encode()).type != h5py.h5l.TYPE_HARD:
+            raise CorruptError(f"{source}: {name} is a link to elsewhere", _OTHERS)
+        found = found[part]
+    if not isinstance(found, h5py.Dataset):
+        raise CorruptError(f"{source}: {name} is no data set", _OTHERS)
+    plist = found.id.get_create_plist()
+    filters = {plist.get_filter(number)[0] for number in range(plist.get_nfilters())}
+    if found.is_virtual or found.external or found.dtype.kind not in "fiu" or not filters <= _FILTERS:
+        raise CorruptError(f"{source}: {name} is not stored as kd stores it", _OTHERS)
+    return found
+
+
 def _beginning(path: Path, size: int) -> bytes:
-    with path.open("rb", buffering=0) as file:
+    with os.fdopen(open_own(path), "rb", buffering=0) as file:
         return file.read(size)
 
 

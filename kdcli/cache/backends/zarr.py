@@ -17,6 +17,7 @@ from kdcli.cache.arrays import ArrayExtent, array_extents
 from kdcli.cache.backends.base import Backend, Inspection, checksum
 from kdcli.cache.keytable import KeyTable
 from kdcli.cache.layout import BackendName, Manifest
+from kdcli.cache.owned import CHUNK_BYTES, read_own, regular_size
 from kdcli.cache.provenance import ArraySpec, TeacherRecord
 from kdcli.files import storage_errors
 
@@ -51,12 +52,12 @@ class ZarrBackend(Backend):
 
     def rows_in(self, path: Path, spec: ArraySpec) -> int:
         """See the base."""
-        return (path.stat().st_size - CRC_BYTES) // spec.row_bytes
+        return (regular_size(path) - CRC_BYTES) // spec.row_bytes
 
     def inspect(self, path: Path) -> Inspection:
         """See the base."""
         with storage_errors(path):
-            data = path.read_bytes()
+            data = read_own(path, CHUNK_BYTES + CRC_BYTES)
         stored = int.from_bytes(data[-CRC_BYTES:], "little") if len(data) >= CRC_BYTES else -1
         crc = checksum(memoryview(data)[:-CRC_BYTES])
         return Inspection(len(data), crc, stored == crc)

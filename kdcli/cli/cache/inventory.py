@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdcli.cli.cells import yes
 from kdcli.console import PLAIN_SECONDS, console, duration, size
 from kdcli.errors import IdentityError, UsageError
 
@@ -26,11 +27,11 @@ _DROPPED = 10
 # --- ls --------------------------------------------------------------------------------------------
 
 
-def ls(config: "LsConfig", common: "Common") -> None:
+def ls(config: "LsConfig", common: "Common") -> int | None:
     """List the caches in and below folders.
 
-    Age is the time since something was last written. A cache that cannot be read is listed with the reason.
-    Hidden folders are not searched.
+    Age is the time since something was last written. A cache that cannot be read is listed with the reason; if
+    you named caches and none of them can be read, that is the exit code. Hidden folders are not searched.
 
     \b
     Examples:
@@ -41,14 +42,17 @@ def ls(config: "LsConfig", common: "Common") -> None:
 
     folders = config.paths or (Path(),)
     found = [summarise(path) for path in find_caches(folders)]
+    bad = [entry for entry in found if not isinstance(entry, CacheSummary)]
+    hopeless = len(bad) == len(found) and {entry.path for entry in bad} >= set(folders)
+    code = bad[0].error.exit_code if bad and hopeless else None
     if common.as_json:
         console.document({"caches": [entry.document() for entry in found]})
-        return
+        return code
     if not found:
         console.note(f"no caches in {', '.join(map(str, folders))}")
-    problems = any(not isinstance(entry, CacheSummary) for entry in found)
     header = ["path", "id", "data", "samples", "views", "teachers", "complete", "size", "age"]
-    console.table([*header, *(["problem"] if problems else [])], [_entry(each, problems) for each in found])
+    console.table([*header, *(["problem"] if bad else [])], [_entry(each, bool(bad)) for each in found])
+    return code
 
 
 def _entry(entry: "CacheSummary | Unreadable", problems: bool) -> list[Any]:
@@ -107,6 +111,13 @@ def info(config: "InfoConfig", common: "Common") -> None:
         )
         print()
     console.table(_KINDS, _kinds(found))
+    if found.writers:
+        print()
+        rows = [
+            [w.host, w.pid, w.job or "-", yes(w.alive), duration(w.silent), n]
+            for w, n in found.writers.items()
+        ]
+        console.table(["claims of", "pid", "job", "alive", "silent for", "units"], rows)
     if found.dropped:
         print()
         listed = [[each.row, each.key, each.reason] for each in found.dropped[:_DROPPED]]
