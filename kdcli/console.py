@@ -2,11 +2,12 @@
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol, final
+from typing import TYPE_CHECKING, Any, Final, Protocol, final
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -14,6 +15,43 @@ if TYPE_CHECKING:
 
 PLAIN_SECONDS = 30.0
 """A log that is no terminal gets a progress line at least this often."""
+
+
+_OBEYED: Final = re.compile(
+    # C0, DEL and C1; marks that turn the direction of text; separators of lines; invisible tags; half characters
+    "[\x00-\x1f\x7f-\x9f\xad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\U000e0000-\U000e007f\ud800-\udfff]"
+)
+"""What a terminal, an editor or a page obeys or hides instead of showing it."""
+
+_FORMULAS: Final = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""What a formula begins with in a spreadsheet, in either width."""
+
+
+def shown(text: object, keep: str = "") -> str:
+    """Text as it may be shown: characters that a terminal would obey or hide are written as ``\\x1b``, ``\\u202e``.
+
+    Args:
+        text: whatever is to be shown; names of files, classes and teachers may hold anything.
+        keep: characters to leave as they are, such as a newline where it is meant.
+    """
+
+    def written(found: re.Match[str]) -> str:
+        return found[0] if found[0] in keep else found[0].encode("unicode_escape").decode()
+
+    return _OBEYED.sub(written, str(text))
+
+
+def inert(cell: object) -> object:
+    """A cell of a CSV or TSV file that a spreadsheet takes for text where it is text.
+
+    A text that begins with ``= + - @``, which would be a formula, gets a single quote in front (OWASP); numbers stay
+    numbers. Control characters are escaped as on a terminal.
+    """
+    if not isinstance(cell, str):
+        return cell
+    calculates = cell.lstrip().startswith(_FORMULAS) or cell.startswith(("\t", "\r", "\n"))
+    return f"'{shown(cell)}" if calculates else shown(cell)
 
 
 class Bar(Protocol):
@@ -57,9 +95,8 @@ class RichBar:
 
     def advance(self, amount: int, **facts: object) -> None:
         """See :class:`Bar`."""
-        self._progress.update(
-            self._task, advance=amount, facts=" ".join(f"{name} {value}" for name, value in facts.items())
-        )
+        told = shown(" ".join(f"{name} {value}" for name, value in facts.items()))
+        self._progress.update(self._task, advance=amount, facts=told)
         speed = self._progress.tasks[0].speed
         self._progress.update(self._task, rate=f"{speed:.1f} {self._unit}/s" if speed else "")
 
@@ -97,10 +134,18 @@ class Console:
         """Whether another process of the same run speaks: then neither notes nor warnings are printed."""
         self._warned: set[str] = set()
 
-    def note(self, text: str) -> None:
-        """One line of narration."""
+    def note(self, *lines: str) -> None:
+        """A line of narration, or several."""
         if not self.quiet and not self.silent:
-            print(text, file=sys.stderr, flush=True)
+            for line in lines:
+                print(shown(line), file=sys.stderr)
+            sys.stderr.flush()
+
+    def say(self, *lines: object) -> None:
+        """Lines on stdout."""
+        for line in lines or ("",):
+            print(shown(line))
+        sys.stdout.flush()
 
     def detail(self, text: str) -> None:
         """One line that only ``--verbose`` shows."""
@@ -111,20 +156,21 @@ class Console:
         """One line that the user should see even with ``--quiet``; the same text is printed once."""
         if text not in self._warned and not self.silent:
             self._warned.add(text)
-            print(f"warning: {text}", file=sys.stderr, flush=True)
+            print(f"warning: {shown(text)}", file=sys.stderr, flush=True)
 
     def error(self, message: str, hint: str) -> None:
         """What is wrong and, on a second line, what to do."""
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {shown(message)}", file=sys.stderr)
         if hint:
-            print(f"hint: {hint}", file=sys.stderr)
+            print(f"hint: {shown(hint)}", file=sys.stderr)
         sys.stderr.flush()
 
     def traceback(self, error: Exception) -> None:
         """Where a bug happened."""
         import traceback
 
-        traceback.print_exception(error, file=sys.stderr)
+        text = "".join(traceback.format_exception(error))
+        print(shown(text, keep="\n"), end="", file=sys.stderr)
 
     def document(self, value: Any) -> None:
         """Exactly one JSON document on stdout; of several ranks only the first prints."""
@@ -135,7 +181,7 @@ class Console:
         """An aligned plain table on stdout: the same bytes in a pipe and on a terminal; of ranks the first's."""
         if os.environ.get("RANK", "0") != "0":
             return
-        cells = [[str(cell) for cell in row] for row in (header, *rows)]
+        cells = [[shown(cell) for cell in row] for row in (header, *rows)]
         widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
         for row in cells:
             print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -155,15 +201,15 @@ class Console:
         from rich.progress import Progress as RichProgress
 
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
+            TextColumn("{task.fields[rate]}", markup=False),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[facts]}"),
+            TextColumn("{task.fields[facts]}", markup=False),
         )
         with RichProgress(*columns, console=RichConsole(file=sys.stderr), transient=True) as progress:
-            task = progress.add_task(title, total=total, rate="", facts="")
+            task = progress.add_task(shown(title), total=total, rate="", facts="")
             yield RichBar(progress, task, unit)
 
 

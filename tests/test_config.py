@@ -70,7 +70,7 @@ NAMES = st.from_regex(r"[A-Za-z][A-Za-z0-9 '_=.,@-]{0,12}", fullmatch=True)
 
 
 @given(
-    NAMES, st.lists(NAMES, min_size=1, max_size=3), st.floats(1e-9, 1e3), st.booleans(), st.integers(0, 2**31)
+    NAMES, st.lists(NAMES, min_size=1, max_size=3), st.floats(1e-3, 1e3), st.booleans(), st.integers(0, 2**31)
 )
 def test_the_command_line_of_a_configuration_gives_it_back(
     data: str, teachers: list[str], number: float, flag: bool, seed: int

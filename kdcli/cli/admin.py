@@ -32,7 +32,7 @@ def demo(config: "DemoConfig", common: "Common") -> None:
         if common.as_json:
             console.document({"spec": spec})
         else:
-            print(spec)
+            console.say(spec)
         return
     result = run_demo(config.out)
     if common.as_json:
@@ -59,7 +59,7 @@ def doctor(_config: "NoOptions", common: "Common") -> None:
         return
     for number, (header, rows) in enumerate(_sections(checkup)):
         if number:
-            print()
+            console.say()
         console.table(header, rows)
 
 

@@ -4,7 +4,7 @@ import csv
 import sys
 from typing import TYPE_CHECKING
 
-from kdcli.console import console
+from kdcli.console import console, inert
 from kdcli.errors import IdentityError
 
 if TYPE_CHECKING:
@@ -39,10 +39,11 @@ def audit(config: "AuditConfig", common: "Common") -> int | None:
 
 
 def _print(result: "AuditResult") -> None:
-    writer = csv.writer(sys.stdout, delimiter="\t", lineterminator="\n")  # quotes keys with tabs or newlines
+    writer = csv.writer(sys.stdout, delimiter="\t", lineterminator="\n")
     writer.writerow(["distance", "pixels", "a", "b"])
     writer.writerows(
-        (distance, "equal" if identical else "differ", a, b) for distance, identical, a, b in result.rows()
+        (distance, "equal" if identical else "differ", inert(a), inert(b))
+        for distance, identical, a, b in result.rows()
     )
     sys.stdout.flush()
 

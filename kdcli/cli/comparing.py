@@ -49,8 +49,9 @@ def compare(config: "CompareConfig", common: "Common") -> None:
 def _print(result: "CompareResult") -> None:
     """Shares of images in percent, differences in points."""
     about = result.data
-    print(
-        f"{about['images']} images of {len(about['classes'])} classes; all but entropy in percent or points\n"
+    console.say(
+        f"{about['images']} images of {len(about['classes'])} classes; all but entropy in percent or points",
+        "",
     )
     console.table(
         ["model", "is", "family", "parameters", "accuracy"],
@@ -68,7 +69,7 @@ def _print(result: "CompareResult") -> None:
 
 
 def _print_pairs(result: "CompareResult") -> None:
-    print("\nwhat a teacher knows that a student does not (P3 section 3)")
+    console.say("", "what a teacher knows that a student does not (P3 section 3)")
     rows = []
     for pair in result.pairs:
         given = (pair.given_to_teacher.supervised, pair.given_to_teacher.unsupervised)
@@ -93,7 +94,7 @@ def _print_pairs(result: "CompareResult") -> None:
     console.table([*header, "DP +/-", "unsup. +/-"], rows)
     if result.similarity is not None:
         kind = " (a substitute)" if result.similarity["substitute"] else ""
-        print(f"similarity of classes: {result.similarity['source']}{kind}; see --json or --figures")
+        console.say(f"similarity of classes: {result.similarity['source']}{kind}; see --json or --figures")
 
 
 def _most(classes: Sequence[str]) -> str:
@@ -103,8 +104,9 @@ def _most(classes: Sequence[str]) -> str:
 
 
 def _print_changes(changes: "Sequence[Change]") -> None:
-    print(
-        "\nstudents after a transfer (P3 section 5.1); gain of what the teacher could give, loss of what was right"
+    console.say(
+        "",
+        "students after a transfer (P3 section 5.1); gain of what the teacher could give, loss of what was right",
     )
     staged = any(change.stage > 1 for change in changes)
     rows = []
@@ -133,8 +135,9 @@ def _print_changes(changes: "Sequence[Change]") -> None:
 
 
 def _print_methods(methods: "Sequence[MethodSummary]") -> None:
-    print(
-        "\nmethods: mean of d transf ± population std; success = share of transfers above 0, median over students"
+    console.say(
+        "",
+        "methods: mean of d transf ± population std; success = share of transfers above 0, median over students",
     )
     from kdcli.metrics.transfer_summary import STRENGTHS
 

@@ -93,17 +93,17 @@ def _print_one(method: "Method") -> None:
         _print_wrapped(f"{name:<10}", text)
     own = option_fields(method.Options)
     if own:
-        print("\noptions")
+        console.say("", "options")
         heads = [f"  {field.words[0]} {field.metavar or ''}".rstrip() + "  " for field in own]
         widest = max(map(len, heads))
         for head, field in zip(heads, own, strict=True):
             _print_wrapped(head.ljust(widest), field.help)
-    print(f"\nexample\n  {method.example}")
+    console.say("", "example", f"  {method.example}")
 
 
 def _print_wrapped(head: str, text: str) -> None:
     width = min(get_terminal_size().columns, _WIDTH)
-    print("\n".join(wrap(head + text, width, subsequent_indent=" " * len(head))))
+    console.say(*wrap(head + text, width, subsequent_indent=" " * len(head)))
 
 
 def _needs(method: "Method") -> Iterator[str]:

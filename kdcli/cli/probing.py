@@ -72,7 +72,7 @@ def _print_comparisons(comparisons: "Sequence[Comparison]", baseline: str, sever
     margin = comparisons[0].paired.margin
     over = comparisons[0].over
     pairs = f", paired over {over}" if over else ""
-    print(f"\nminus {baseline}{pairs}; no worse: by at most {margin:g} (TOST), p below 0.05")
+    console.say("", f"minus {baseline}{pairs}; no worse: by at most {margin:g} (TOST), p below 0.05")
     rows = []
     for each in comparisons:
         paired = each.paired
@@ -93,8 +93,9 @@ def _print_comparisons(comparisons: "Sequence[Comparison]", baseline: str, sever
 
 
 def _print_tally(table: "ProbeTable") -> None:
-    print(
-        f"\ntargets on which it is better or worse than {table.baseline} by more than {table.equal_within:g}"
+    console.say(
+        "",
+        f"targets on which it is better or worse than {table.baseline} by more than {table.equal_within:g}",
     )
     rows = [
         [name, kind, *(len(found[verdict]) for verdict in ("better", "equal", "worse"))]

@@ -83,7 +83,7 @@ def _print_ranking(result: "RankResult") -> None:
     )
     if result.whole:
         names = [source.name for source in ranking.sources]
-        print()
+        console.say()
         console.table(
             ["metric/on", *names],
             [[column, *(fraction(row[name]) for name in names)] for column, row in result.table.items()],
@@ -93,19 +93,21 @@ def _print_ranking(result: "RankResult") -> None:
 def _print_evidence(evidence: "Evidence", blank: bool) -> None:
     """One target: a row per column, with intervals. Several: the grids of P2's Tables 2 and 3."""
     if blank:
-        print()
+        console.say()
     names = [target.name for target in evidence.targets]
     top = f"top{evidence.top}_mean"
     if len(names) == 1:
         _print_one(evidence, names[0])
     else:
-        print("Spearman correlation of score and accuracy (P2 Table 2)")
+        console.say("Spearman correlation of score and accuracy (P2 Table 2)")
         _print_grid(evidence, names, "spearman")
-        print(f"\nmean accuracy of the top {evidence.top} over that of the {evidence.top} best (P2 Table 3)")
+        console.say(
+            "", f"mean accuracy of the top {evidence.top} over that of the {evidence.top} best (P2 Table 3)"
+        )
         _print_grid(evidence, names, top)
     schemes = evidence.schemes()
     if len(schemes) > 1:
-        print("\ntest accuracy by weighting (P2 Fig. 1)")
+        console.say("", "test accuracy by weighting (P2 Fig. 1)")
         columns = [*names, *(["mean"] if len(names) > 1 else [])]
         console.table(
             ["weighting", *columns], [_scheme_row(name, row, columns) for name, row in schemes.items()]
@@ -119,7 +121,7 @@ def _scheme_row(name: str, row: Mapping[str, float], columns: Sequence[str]) -> 
 
 def _print_one(evidence: "Evidence", name: str) -> None:
     target = evidence.targets[0]
-    print(
+    console.say(
         f"{name}: single-source students of {len(target.accuracy)} sources; [95 % interval], p by permutation"
     )
     rows: list[list[str]] = []

@@ -31,4 +31,4 @@ def report(config: "ReportConfig", common: "Common") -> None:
         return
     console.note(f"read {', '.join(f'{count} {kind}' for kind, count in result.inputs.items() if count)}")
     for file in result.files:
-        print(file)
+        console.say(file)

@@ -67,7 +67,7 @@ def _print_plan(found: "CachePlan") -> None:
         for array, count in arrays.items()
     ]
     console.table(["part", "array", "size"], rows)
-    print()
+    console.say()
     facts: list[list[object]] = [
         ["images x views", f"{found.rows} x {found.views}"],
         ["tasks to do", found.tasks],

@@ -76,10 +76,10 @@ class StudentOptions:
 
         sweep = Sweep(*resolve_sweep(given, common.sets, common.config, file))
         if common.print_config:
-            import yaml
+            from kdcli.options.resolving import yaml_text
 
             students = {name: config.model_dump(mode="json") for name, config in sweep.students.items()}
-            print(yaml.safe_dump(students, sort_keys=False, allow_unicode=True), end="")
+            print(yaml_text(students), end="")
             raise Finished
         return sweep
 

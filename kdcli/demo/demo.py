@@ -92,7 +92,7 @@ class Log:
 
     def run(self, title: str, command: str, step: Callable[[], Result]) -> Result:
         """Say ``title`` and ``command``, run ``step``, note how long it took."""
-        console.note(f"\n# {title}\n$ {command}")
+        console.note("", f"# {title}", f"$ {command}")
         start = time.perf_counter()
         result = step()
         self.commands.append((title, command, time.perf_counter() - start))

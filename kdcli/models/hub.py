@@ -49,12 +49,13 @@ def download_errors(name: str) -> Iterator[None]:
         ) from error
 
 
-def snapshot(name: str, patterns: Sequence[str]) -> Path:
+def snapshot(name: str, patterns: Sequence[str], called: str = "") -> Path:
     """The folder that holds files of a model of the hub, downloaded where they are not there yet.
 
     Args:
         name: ``ORG/NAME[@REV]``.
         patterns: of the files.
+        called: the model, as the user wrote it; default: ``name``.
 
     Raises:
         NotFoundError: see :func:`download_errors`.
@@ -62,7 +63,7 @@ def snapshot(name: str, patterns: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     repository, _, revision = name.partition("@")
-    with download_errors(name):
+    with download_errors(called or name):
         return Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(patterns)))
 
 

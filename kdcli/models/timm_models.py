@@ -54,7 +54,12 @@ class TimmArchitecture(Architecture):
         if self._folder is not None:
             self._document = read_config(self._folder)
         elif spec.kind == "hf-hub":
-            config = snapshot(spec.name, (CONFIG_FILE,)) / CONFIG_FILE
+            config = snapshot(spec.name, (CONFIG_FILE,), str(spec)) / CONFIG_FILE
+            if not config.exists():
+                raise NotFoundError(
+                    f"'{spec}' on the hub is no timm model: it has no {CONFIG_FILE}",
+                    "kd opens models in timm's layout.",
+                )
             self._document = _read_document(config)
             check_model_config(self._document, config)
         resolved = self._resolve(None)

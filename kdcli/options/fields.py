@@ -1,7 +1,7 @@
 """How an option is declared: once, as a field of a pydantic model. The command line, help and files follow from it."""
 
 from collections.abc import Iterable, Iterator
-from typing import Any, ClassVar, Literal, get_args, get_origin
+from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic.config import JsonDict
@@ -77,13 +77,13 @@ class Options(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _meant(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse what pydantic would convert: true for a number; and a list of nothing where one value is needed."""
+        """Refuse what pydantic would convert: true for a number, a list of nothing for nothing."""
         field = cls.model_fields[str(info.field_name)]
         kinds = set(_kinds(field.annotation))
         several = value if isinstance(value, list | tuple) else (value,)
         if kinds & {int, float} and bool not in kinds and any(isinstance(each, bool) for each in several):
             raise ValueError("must be a number")
-        if not several and (field.is_required() or get_origin(field.annotation) is not tuple):
+        if not several and not field.is_required() and field.default is None:
             raise ValueError("is empty: give a value, or leave it out")
         return value
 

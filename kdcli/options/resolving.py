@@ -8,6 +8,7 @@ from typing import Any, TypeVar, get_args, get_origin
 import yaml
 from pydantic import ValidationError
 
+from kdcli.console import shown
 from kdcli.errors import ConfigError, NotFoundError, StorageError, UsageError, nearest
 from kdcli.files import storage_errors
 from kdcli.options.fields import StepConfig, mark, marked
@@ -166,7 +167,14 @@ def _explain(kind: type[StepConfig], item: Any, origin: Mapping[str, str]) -> st
 
 def to_yaml(config: StepConfig) -> str:
     """The resolved configuration as YAML; fed back with ``--config`` it gives the same run."""
-    text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml_text(config.model_dump(mode="json"))
+
+
+def yaml_text(document: Any) -> str:
+    """A document as YAML that reads back as it was, and that a terminal only shows."""
+    text: str = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
+    if text != shown(text, keep="\n"):
+        text = yaml.safe_dump(document, sort_keys=False)  # all that is not ASCII written as numbers
     return text
 
 

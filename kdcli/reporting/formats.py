@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+from kdcli.console import inert, shown
 from kdcli.errors import BadDataError, OutputExistsError, StorageError
 from kdcli.files import (
     atomic_write_bytes,
@@ -106,7 +107,7 @@ def _write_folder(files: Mapping[str, tuple[str, bytes]], out: Path, kind: Forma
         atomic_write_bytes(out / name, data)
     with storage_errors(out):
         for name in set(old) - set(index):
-            if Path(name).name == name:
+            if Path(name).name == name and name.endswith(f".{kind}"):
                 (out / name).unlink(missing_ok=True)
     write_json(out / INDEX, {"format": kind, "files": index})
     return [out / name for name in files]
@@ -132,14 +133,14 @@ def _csv(table: Table) -> str:
     heads = []
     for column, spread in zip(table.columns, spreads, strict=True):
         heads += [column.title, *([f"{column.title}, half-width"] if spread else [])]
-    writer.writerow(heads)
+    writer.writerow([inert(head) for head in heads])
     for row in table.rows:
         line: list[float | str] = []
         for cell, spread in zip(row, spreads, strict=True):
             line.append("" if cell.value is None else cell.value)
             if spread:
                 line.append("" if cell.spread is None else cell.spread)
-        writer.writerow(line)
+        writer.writerow([inert(value) for value in line])
     return buffer.getvalue()
 
 
@@ -202,11 +203,11 @@ def _list(lines: Sequence[str]) -> str:
 
 
 def _escaped(text: str) -> str:
-    return re.sub(r"([\\|<>*_`\[\]])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\|<>*_`\[\]])", r"\\\1", shown(" ".join(text.split())))
 
 
 def _fenced(line: str) -> str:
     fence = "```"
     while fence in line:
         fence += "`"
-    return f"{fence}sh\n{line}\n{fence}"
+    return f"{fence}sh\n{shown(line)}\n{fence}"

@@ -128,13 +128,13 @@ def _read_if_known(path: Path, material: Material, seen: _Seen) -> None:
 
 def _read_run(folder: Path, material: Material) -> None:
     result = read_json(folder / RESULT) if (folder / RESULT).exists() else {}
+    if result and _kind_of(result) not in ("run", "joint teacher"):
+        raise BadDataError(f"{folder / RESULT} is no result of kd train-student", f"Leave it out. {_KINDS}")
     record = checked("record", read_json(folder / RUN), folder / RUN) if (folder / RUN).exists() else {}
     identity = record.get("identity", {})
     if _kind_of(result) == "joint teacher" or identity.get("step") == "fuse-teachers":
         _read_joint(folder, result, record, material)
         return
-    if result and _kind_of(result) != "run":
-        raise BadDataError(f"{folder / RESULT} is no result of kd train-student", f"Leave it out. {_KINDS}")
     if (folder / RESULT).exists():
         checked("run", result, folder / RESULT)
     material.versions.append(result.get("versions") or record.get("versions") or {})

@@ -4,8 +4,10 @@ import html
 import re
 from typing import final
 
+from kdcli.console import shown
+
 _VOID = frozenset({"meta", "br", "col"})
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffe\uffff\ud800-\udfff]")
+_NO_CHARACTER = re.compile(r"[\ufffe\uffff]")
 
 
 @final
@@ -16,8 +18,8 @@ class Html(str):
 
 
 def clean(text: str) -> str:
-    """``text`` without the characters that no HTML or SVG may hold."""
-    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+    """``text`` without characters that no HTML or SVG may hold; what turns or hides text is written out."""
+    return _NO_CHARACTER.sub("\N{REPLACEMENT CHARACTER}", shown(text, keep="\t\n\r"))
 
 
 def element(tag: str, *children: "Html | str | None", **attributes: str | None) -> Html:

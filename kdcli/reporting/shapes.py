@@ -111,7 +111,7 @@ class _Identity(_Shape):
 
 
 class _Record(_Shape):
-    identity: _Identity = _Identity()
+    identity: _Identity
     versions: dict[str, Any] | None = None
 
 

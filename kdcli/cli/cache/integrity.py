@@ -112,9 +112,9 @@ def _say_audit(found: "Audit", compared: "Sequence[Comparison]", json: bool, err
         console.table(["damaged", "file"], [[str(damage), damage.file] for damage in found.damages])
         return
     state = "complete" if not found.gaps else "incomplete"
-    print(f"{found.root}: sound and {state}: {found.files} files, {size(found.bytes)} of arrays")
+    console.say(f"{found.root}: sound and {state}: {found.files} files, {size(found.bytes)} of arrays")
     if compared:
-        print()
+        console.say()
         rows = [
             [
                 c.teacher,
@@ -133,7 +133,7 @@ def _say_audit(found: "Audit", compared: "Sequence[Comparison]", json: bool, err
 
 def _say_repair(done: "RepairResult") -> None:
     if not done.found:
-        print(f"{done.root}: nothing is damaged")
+        console.say(f"{done.root}: nothing is damaged")
         return
     left = {damage.file for damage in done.left}
     rows = [["left" if damage.file in left else "repaired", str(damage)] for damage in done.found]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdcli.cli.cells import yes
-from kdcli.console import PLAIN_SECONDS, console, duration, size
+from kdcli.console import PLAIN_SECONDS, console, duration, shown, size
 from kdcli.errors import IdentityError, UsageError
 
 if TYPE_CHECKING:
@@ -105,21 +105,21 @@ def info(config: "InfoConfig", common: "Common") -> None:
         return
     console.table(["field", "is"], _facts(found))
     if found.teachers:
-        print()
+        console.say()
         console.table(
             ["teacher", "id", "architecture", "classes", "dtype", "view 0", "spec"], _teachers(found)
         )
-        print()
+        console.say()
     console.table(_KINDS, _kinds(found))
     if found.writers:
-        print()
+        console.say()
         rows = [
             [w.host, w.pid, w.job or "-", yes(w.alive), duration(w.silent), n]
             for w, n in found.writers.items()
         ]
         console.table(["claims of", "pid", "job", "alive", "silent for", "units"], rows)
     if found.dropped:
-        print()
+        console.say()
         listed = [[each.row, each.key, each.reason] for each in found.dropped[:_DROPPED]]
         console.table(["row", "dropped image", "reason"], listed)
     if len(found.dropped) > _DROPPED:
@@ -199,7 +199,7 @@ def _watch(cache: Path, every: float | None, json: bool) -> None:
         elif json:
             console.note(progress.line())
         else:
-            print(progress.line(), flush=True)
+            console.say(progress.line())
 
 
 def _frame(progress: "Progress") -> list[str]:
@@ -217,7 +217,7 @@ def _redraw(lines: list[str], before: int) -> int:
     """Print over the ``before`` lines of the last time; a line that would wrap is cut."""
     columns = shutil.get_terminal_size().columns
     back = f"\x1b[{before}F\x1b[J" if before else ""
-    print(back + "\n".join(line[: columns - 1] for line in lines), flush=True)
+    print(back + "\n".join(shown(line)[: columns - 1] for line in lines), flush=True)
     return len(lines)
 
 
@@ -371,6 +371,6 @@ def _ask(plan: "Removal") -> None:
     facts = f"{plan.files} files, {size(plan.bytes)}"
     if not (sys.stdin and sys.stdin.isatty()):
         raise UsageError(f"nobody is there to confirm removing {what} ({facts})", "Add --yes to remove it.")
-    print(f"Remove {what} ({facts})? Type yes: ", end="", file=sys.stderr, flush=True)
+    print(f"Remove {shown(what)} ({shown(facts)})? Type yes: ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() != "yes":
         raise UsageError("nothing was removed: the answer was not yes", "Type yes, or give --yes.")
