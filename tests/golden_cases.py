@@ -67,6 +67,7 @@ CONFIGS = (
     "compare --cache test.kd",
     "compare big small new=runs/new --cache test.kd --data held-out --after dp,big,small=gen --bins 3 --out o",
     "audit images held-out",
+    "data check images --test held-out --least 5 --write-exclude x.txt --workers 2",
     "audit images --distance 4 --hash-bits 64 --max-pairs 10 --write-exclude x.txt --fail --workers 2",
     "report gen exp",
     "report gen c.kd --format csv --out t --title T --separate --tsne --tsne-images 20 --perplexity 3",
@@ -109,6 +110,7 @@ SHAPES = {
     "compare": "compare --cache test.kd",
     "compare-runs": "compare gen exp new=dp --cache test.kd --data held-out --workers 0 --device cpu",
     "audit": "audit images held-out --workers 0",
+    "data-check": "data check images --test held-out --workers 0",
     "audit-pairs": "audit images few --workers 0 --distance 64",
     "fuse-teachers": "fuse-teachers --cache c.kd --teacher gen --teacher exp --levels L1 --out joint --epochs 1 "
     "--batch-size 8 --device cpu --projection 8",

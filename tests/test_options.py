@@ -60,7 +60,7 @@ LISTS = (
 
 
 def test_every_command_is_made_of_models() -> None:
-    assert len(COMMANDS) == 24
+    assert len(COMMANDS) == 25
     for command in COMMANDS.values():
         assert type(command) is Command
 

@@ -46,8 +46,8 @@ def _summarise(result: "CheckResult", config: "CheckConfig") -> None:
         if side is not None:
             console.note(_described(side))
     notes = len(result.findings) - result.problems
-    verdict = "nothing wrong was found" if not result.problems else f"{result.problems} kinds of problems"
-    console.note(f"{verdict}; {notes} things worth knowing")
+    verdict = "nothing wrong was found" if not result.problems else f"problems of {result.problems} kinds"
+    console.note(f"{verdict}; {notes} kinds of things worth knowing")
     if not result.excluded:
         return
     test = f" --test {quote(config.test)}" if config.test is not None else ""
