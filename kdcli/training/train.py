@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from kdcli.console import console
 from kdcli.data.sources import ImageData
 from kdcli.errors import DeviceError, DivergedError, KdError, UsageError
+from kdcli.files import make_folder, occupied
 from kdcli.geometry import Render
 from kdcli.methods.batch import Batch
 from kdcli.models.student import LABEL_HEAD
@@ -142,11 +143,14 @@ def _run(
             runs = _prepare(left)
             if stop:
                 raise stopped_before_training()
-        with ranks.one_fate():  # all have read what is in OUT before the first one writes there
-            if ranks.first:
-                for run in runs:
-                    begin(run.plan)
-        outcomes |= _train(runs, on_batch, ranks, stop)
+        with ExitStack() as stack:
+            with ranks.one_fate():  # all have read what is in OUT before the first one writes there
+                if ranks.first:
+                    for run in runs:
+                        make_folder(run.plan.config.out)
+                        stack.enter_context(occupied(run.plan.config.out))
+                        begin(run.plan)
+            outcomes |= _train(runs, on_batch, ranks, stop)
     return {name: outcomes[name] for name in configs}
 
 
