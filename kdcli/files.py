@@ -1,6 +1,7 @@
 """Files that are whole or absent, and what the operating system refuses about them."""
 
 import errno
+import fcntl
 import glob
 import json
 import os
@@ -11,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from kdcli.errors import KdError, NoSpaceError, StorageError
+from kdcli.errors import ClaimedError, KdError, NoSpaceError, StorageError
 from kdcli.runtime import machine
 
 
@@ -82,8 +83,9 @@ def make_folder(folder: Path) -> None:
     if folder.is_dir():
         return
     make_folder(folder.parent)
-    folder.mkdir(exist_ok=True)
-    fsync_folder(folder.parent)
+    with storage_errors(folder):
+        folder.mkdir(exist_ok=True)
+        fsync_folder(folder.parent)
 
 
 def atomic_write_bytes(path: Path, data: bytes, tmp: Path | None = None) -> None:
@@ -128,6 +130,61 @@ def _is_dead(unpublished: Path, now: float) -> bool:
         except (ProcessLookupError, OverflowError):
             return True
     return False
+
+
+_held: set[int] = set()
+"""Folders that this process occupies, opened; a process that it forks does not."""
+
+
+def _let_go() -> None:
+    while _held:
+        os.close(_held.pop())
+
+
+os.register_at_fork(after_in_child=_let_go)
+
+
+@contextmanager
+def occupied(folder: Path) -> Iterator[None]:
+    """Keep other processes of kd out of an output folder for the time of the block; a kill ends it, too.
+
+    A file system without locks does not keep anybody out.
+
+    Raises:
+        ClaimedError: another process occupies it.
+    """
+    with storage_errors(folder):
+        descriptor = os.open(folder, os.O_RDONLY)
+    _held.add(descriptor)
+    try:
+        if not _lock(descriptor):
+            raise ClaimedError(
+                f"another process is at work in {folder}",
+                "Wait until it has ended, or choose another folder.",
+            )
+        yield
+    finally:
+        _held.discard(descriptor)
+        os.close(descriptor)
+
+
+def is_occupied(folder: Path) -> bool:
+    """Whether another block of :func:`occupied` holds the folder, of any process."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        return not _lock(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # NFS locks no folders
+        return True
+    return True
 
 
 def holds_files(folder: Path) -> bool:

@@ -214,10 +214,12 @@ def stop_signals() -> Iterator[StopFlag]:
     def interrupt(number: int, frame: "types.FrameType | None") -> None:
         again, flag.interrupted = bool(flag), True
         flag.set()
-        if flag.at_once or flag.seconds() == float("inf"):
+        if callable(outside) and (flag.at_once or flag.seconds() == float("inf")):
             outside(number, frame)
         elif not again and os.environ.get("RANK", "0") == "0":
-            os.write(2, b"\nstopping, what is done is saved first; ^C again ends at once\n")  # print is not reentrant
+            os.write(
+                2, b"\nstopping, what is done is saved first; ^C again ends at once\n"
+            )  # print is not reentrant
 
     before = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
     outside = signal.getsignal(signal.SIGINT)

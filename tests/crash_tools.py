@@ -1,5 +1,6 @@
 """Writers that die: a server that forks them quickly, kills at the k-th step on disk, and what must hold after."""
 
+import errno
 import importlib
 import json
 import os
@@ -52,10 +53,15 @@ class Server:
         """Start a writer with the numpy teachers; it notes in ``log`` what it computes. Its process id."""
         return int(self._ask(start={"root": root, "log": log, **job}))
 
-    def kd(self, *arguments: object, cwd: Path, err: Path, env: dict[str, str] | None = None) -> int:
-        """Start ``kd`` in a process group of its own; stderr is appended to ``err``. Its process id."""
+    def kd(
+        self, *arguments: object, cwd: Path, err: Path, env: dict[str, str] | None = None, **steps: Any
+    ) -> int:
+        """Start ``kd`` in a process group of its own; stderr is appended to ``err``. Its process id.
+
+        ``log`` gets the number of steps on disk in ``cwd``; ``kill_at``, ``fail_at`` and ``error`` see Steps.
+        """
         argv = [str(argument) for argument in arguments]
-        return int(self._ask(start={"argv": argv, "cwd": cwd, "err": err, "env": env or {}}))
+        return int(self._ask(start={"argv": argv, "cwd": cwd, "err": err, "env": env or {}, **steps}))
 
     def wait(self, pid: int, seconds: float = 60.0) -> int:
         """Exit code, negative for a signal."""
@@ -110,35 +116,44 @@ _WRITES = ("os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "os.utim
 
 
 class Steps:
-    """Counts every change of a folder's files, and dies just before the k-th.
+    """Counts every change of a folder's files, and dies just before the k-th, or fails in it and all later ones.
 
     Changes are seen by Python's audit hook, whoever makes them. Just before an fsync to die on, half of the
     file is cut off: a kill in the middle of a write. Nothing is really synced: a kill, unlike a power cut,
-    takes nothing back.
+    takes nothing back. What a disk refuses is what it refuses by ``error``: a full one takes removals and renames.
     """
 
-    def __init__(self, folder: Path, kill_at: int | None) -> None:
+    def __init__(
+        self, folder: Path, kill_at: int | None, fail_at: int | None = None, error: int = errno.ENOSPC
+    ) -> None:
         self.count, self._folder, self._kill_at = 0, str(folder), kill_at
+        self._fail_at, self._error = fail_at, error
         os.fsync = self._fsync  # type: ignore[assignment]
         sys.addaudithook(self._hook)
 
     def _hook(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open":
             path, _, flags = arguments
-            if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) and str(path).startswith(self._folder):
-                self._step()
-        elif event in _WRITES and str(arguments[0]).startswith(self._folder):
-            self._step()
+            if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) and self._inside(path):
+                self._step(takes_space=True)
+        elif event in _WRITES and self._inside(arguments[0]):
+            self._step(takes_space=event in ("os.mkdir", "os.link"))
+
+    def _inside(self, path: object) -> bool:
+        return isinstance(path, str | Path) and str(Path(path).absolute()).startswith(self._folder)
 
     def _fsync(self, descriptor: int) -> None:
         if self.count + 1 == self._kill_at and os.path.isfile(f"/proc/self/fd/{descriptor}"):  # noqa: PTH113
             os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
-        self._step()
+        self._step(takes_space=True)
 
-    def _step(self) -> None:
+    def _step(self, takes_space: bool = False) -> None:
         self.count += 1
         if self.count == self._kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.killpg(os.getpgrp(), signal.SIGKILL)
+        refused = takes_space or self._error == errno.EROFS
+        if refused and self._fail_at is not None and self.count >= self._fail_at:
+            raise OSError(self._error, os.strerror(self._error), self._folder)
 
 
 def _run_fill(job: dict[str, Any]) -> None:
@@ -173,7 +188,13 @@ def _run(job: dict[str, Any]) -> None:
     os.chdir(job["cwd"])
     from kdcli.cli.app import main
 
-    main(job["argv"])
+    if "log" not in job:
+        main(job["argv"])
+    counter = Steps(Path(job["cwd"]), job.get("kill_at"), job.get("fail_at"), job.get("error", errno.ENOSPC))
+    try:
+        main(job["argv"])
+    finally:
+        Path(job["log"]).write_text(str(counter.count))
 
 
 def _wait(pid: int, seconds: float) -> int:

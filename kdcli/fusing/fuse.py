@@ -19,7 +19,7 @@ import torch
 from kdcli.cache.cacheset import CacheSet
 from kdcli.console import console
 from kdcli.errors import UsageError
-from kdcli.files import storage_errors, write_json
+from kdcli.files import make_folder, occupied, storage_errors, write_json
 from kdcli.fusing.config import FuseConfig
 from kdcli.fusing.parents import choose_parents
 from kdcli.fusing.samples import Samples, choose_samples, data_set_names
@@ -154,13 +154,16 @@ def _require_pieces(config: FuseConfig, samples: Samples) -> None:
 
 def _complete(prepared: _Prepared, stop: StopFlag) -> dict[str, Any]:
     config, out = prepared.config, prepared.config.out
-    if config.overwrite and (out / "run.json").is_file():
-        _remove(prepared)
-    result = finished_result(out)
-    if result is None:
-        result = _train(prepared, stop)
-    else:
-        console.note(f"{out} is finished: nothing to train")
+    make_folder(out)
+    with occupied(out):
+        if config.overwrite and (out / "run.json").is_file():
+            _remove(prepared)
+        result = finished_result(out)
+        if result is None:
+            result = _train(prepared, stop)
+        else:
+            forget_checkpoints(out)
+            console.note(f"{out} is finished: nothing to train")
     if config.write_back is not None:
         written = write_back(config, prepared.folder, prepared.samples, stop)
         result = {**result, "written_back": written}
@@ -169,8 +172,6 @@ def _complete(prepared: _Prepared, stop: StopFlag) -> dict[str, Any]:
 
 def _train(prepared: _Prepared, stop: StopFlag) -> dict[str, Any]:
     config, samples, folder, out = prepared.config, prepared.samples, prepared.folder, prepared.config.out
-    with storage_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
     if not (out / "run.json").is_file():  # first of all files: it says whose folder this is
         write_json(out / "run.json", {"identity": prepared.identity, "versions": versions()})
     torch.manual_seed(config.seed)

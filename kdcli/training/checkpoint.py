@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from kdcli.documents import from_document
+from kdcli.errors import BadDataError, KdError
 from kdcli.files import atomic_write_text, fsync_folder, storage_errors, write_json
-from kdcli.reading import read_json
+from kdcli.reading import read_json, require_regular
 from kdcli.training.distributed import Ranks
 from kdcli.training.progress import Progress
 
@@ -39,6 +41,19 @@ class Stateful:
     optimizer: Optimizer
     scaler: torch.amp.GradScaler | None = None
     ranks: Ranks = field(default_factory=Ranks)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _State:
+    """state.json."""
+
+    progress: Progress
+    optimizer: dict[str, dict[str, Any]]
+    scaler: dict[str, Any]
+
+
+_ANEW = "Restore the folder, or start the run anew: --overwrite."
 
 
 def save_checkpoint(folder: Path, stateful: Stateful, progress: Progress) -> Path:
@@ -82,7 +97,7 @@ def _write(folder: Path, tensors: Mapping[str, Tensor], document: Mapping[str, A
 
 def latest_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint in OUT/state, if there is one."""
-    return max(folder.glob("step-*"), default=None) if folder.is_dir() else None
+    return max(folder.glob(f"step-{'[0-9]' * 8}"), default=None) if folder.is_dir() else None
 
 
 def load_checkpoint(place: Path, stateful: Stateful) -> Progress:
@@ -90,17 +105,49 @@ def load_checkpoint(place: Path, stateful: Stateful) -> Progress:
 
     Tensors keep the memory layout of what they replace: with another layout the same sums run in
     another order, and a resumed run would differ in its last bits.
+
+    Raises:
+        BadDataError: it is no checkpoint of this run, or damaged.
+        StorageError: it cannot be read.
     """
-    document = read_json(place / "state.json")
-    with storage_errors(place), safe_open(place / "tensors.safetensors", framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    for name, module in stateful.modules.items():
-        module.load_state_dict(_under(tensors, f"{name}/"))
-    _restore_optimizer(stateful.optimizer, _under(tensors, "optimizer/"), document["optimizer"])
-    if stateful.scaler is not None and document["scaler"]:
-        stateful.scaler.load_state_dict(document["scaler"])
-    _restore_random(_under(tensors, _random_prefix(stateful.ranks.rank)))
-    return Progress(**document["progress"])
+    state = from_document(_State, read_json(place / "state.json"), place / "state.json", hint=_ANEW)
+    file_name = place / "tensors.safetensors"
+    require_regular(file_name)
+    try:
+        with storage_errors(file_name), safe_open(file_name, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        for name, module in stateful.modules.items():
+            _require_alike(module.state_dict(), _under(tensors, f"{name}/"))
+            module.load_state_dict(_under(tensors, f"{name}/"))
+        _restore_optimizer(stateful.optimizer, _under(tensors, "optimizer/"), state.optimizer)
+        if stateful.scaler is not None and state.scaler:
+            stateful.scaler.load_state_dict(state.scaler)
+        _restore_random(_under(tensors, _random_prefix(stateful.ranks.rank)))
+    except KdError:
+        raise
+    # Whatever torch and safetensors raise about what a file holds: it is not what a run like this one saved.
+    except (SafetensorError, ArithmeticError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise BadDataError(
+            f"{place} is no checkpoint of this run, or damaged: {_first(error)}", _ANEW
+        ) from error
+    return state.progress
+
+
+def _require_alike(own: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> None:
+    """Refuse tensors of another shape or type: torch would convert, and repeat, what it can.
+
+    Raises:
+        ValueError: naming the first.
+    """
+    for name, tensor in own.items():
+        if name in stored and (stored[name].shape, stored[name].dtype) != (tensor.shape, tensor.dtype):
+            raise ValueError(
+                f"{name} is {stored[name].dtype} {tuple(stored[name].shape)}, not as in the student"
+            )
+
+
+def _first(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:200]
 
 
 def _capture(stateful: Stateful) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -6,13 +6,21 @@ from typing import TypeVar
 
 from kdcli.console import console
 from kdcli.errors import DivergedError, KdError, OutputExistsError
+from kdcli.files import is_occupied
 from kdcli.training.config import StudentConfig
 from kdcli.training.evaluate import heads_to_test
 from kdcli.training.fit import known_divergence
 from kdcli.training.plan import Plan
 from kdcli.training.resolve import Sources, make_plan
 from kdcli.training.result import TrainResult
-from kdcli.training.rundir import finished_result, read_pins, require_folder, require_same_run
+from kdcli.training.rundir import (
+    finished_result,
+    forget_checkpoints,
+    has_begun,
+    read_pins,
+    require_folder,
+    require_same_run,
+)
 from kdcli.training.tracking import require_trackers
 from kdcli.types import Ranking
 
@@ -55,6 +63,11 @@ def decide(
     try:
         require_same_run(plan)
     except OutputExistsError as error:
+        if not has_begun(config.out) and not is_occupied(config.out):
+            console.note(
+                f"{config.out}: a run of other settings died there before its first checkpoint; this one starts over"
+            )
+            return make_plan(config.model_copy(update={"overwrite": True}), ranking, None, processes, sources)
         if not config.overwrite:
             if name != LONE:
                 error.hint = (
@@ -72,6 +85,7 @@ def known_outcome(name: str, plan: Plan) -> TrainResult | DivergedError | None:
     if plan.config.overwrite:
         return None
     if (stored := finished_result(out)) is not None:
+        forget_checkpoints(out)
         console.note(f"{out} is finished; nothing to do")
         return TrainResult.from_document(stored)
     error = None if name == LONE else known_divergence(out)

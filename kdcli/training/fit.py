@@ -8,7 +8,7 @@ their checkpoints or one was added later: the stream starts where the last of th
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import final
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from kdcli.console import console
+from kdcli.documents import from_document
 from kdcli.errors import DeviceError, DivergedError, KdError, StoppedEarly
 from kdcli.files import storage_errors, write_json
 from kdcli.geometry import Render
@@ -177,12 +178,21 @@ class Lane:
             note_divergence(self._folder, error, self.progress.steps)
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class _Divergence:
+    """diverged.json."""
+
+    steps: int
+    message: str
+    hint: str
+
+
 def note_divergence(folder: Path, error: DivergedError, steps: int) -> None:
     """Leave word beside the checkpoint of a student that it diverged after ``steps`` steps."""
     with storage_errors(folder):
         (folder / "state").mkdir(parents=True, exist_ok=True)
-    document = {"steps": steps, "message": error.message, "hint": error.hint}
-    write_json(folder / "state" / "diverged.json", document)
+    write_json(folder / "state" / "diverged.json", asdict(_Divergence(steps, error.message, error.hint)))
 
 
 def known_divergence(folder: Path) -> DivergedError | None:
@@ -190,11 +200,11 @@ def known_divergence(folder: Path) -> DivergedError | None:
     path = folder / "state" / "diverged.json"
     if not path.is_file():
         return None
-    document = read_json(path)
+    found = from_document(_Divergence, read_json(path), path)
     place = latest_checkpoint(folder / "state")
-    if place is not None and int(place.name.removeprefix("step-")) > document["steps"]:
+    if place is not None and int(place.name.removeprefix("step-")) > found.steps:
         return None
-    return DivergedError(document["message"], document["hint"])
+    return DivergedError(found.message, found.hint)
 
 
 @final

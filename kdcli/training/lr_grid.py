@@ -1,14 +1,15 @@
 """``train_grid``: choose the learning rate on a validation split, then train with it (P1 appendix A's experts)."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 from kdcli.console import console
+from kdcli.documents import from_document, to_document
 from kdcli.errors import DivergedError, OutputExistsError, UsageError
 from kdcli.files import storage_errors, write_json
-from kdcli.reading import read_json
+from kdcli.reading import read_json, require_inside
 from kdcli.training.config import StudentConfig, learning_rates
 from kdcli.training.resolve import Sources
 from kdcli.training.result import TrainResult
@@ -17,6 +18,23 @@ from kdcli.training.scores import MAIN, main_score
 from kdcli.training.train import train_student
 from kdcli.training.validation import ON_TEST
 from kdcli.types import Ranking, differences
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Identity:
+    rates: tuple[float, ...]
+    validation: float | None
+    select: str
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Grid:
+    """grid.json."""
+
+    identity: _Identity
+    diverged: list[float]
 
 
 def train_grid(
@@ -78,10 +96,10 @@ def train_grid(
 def _begin(config: StudentConfig, rates: tuple[float, ...]) -> list[float]:
     """Mark OUT as this grid's; the rates that are known to diverge."""
     place = config.out / GRID
-    identity = {"rates": list(rates), "validation": config.validation, "select": config.select}
+    identity = _Identity(rates, config.validation, config.select)
     if place.is_file() and config.overwrite:
-        for rate in read_json(place)["identity"]["rates"]:
-            folder = _folder(config, rate)
+        for rate in _read(place).identity.rates:
+            folder = require_inside(_folder(config, rate), config.out, place)
             remove_run(folder)
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
@@ -95,16 +113,19 @@ def _begin(config: StudentConfig, rates: tuple[float, ...]) -> list[float]:
             )
         with storage_errors(config.out):
             config.out.mkdir(parents=True, exist_ok=True)
-        write_json(place, {"identity": identity, "diverged": []})
-    document = read_json(place)
-    found = differences(document["identity"], identity)
+        write_json(place, to_document(_Grid(identity, [])))
+    grid = _read(place)
+    found = differences(to_document(grid.identity), to_document(identity))
     if found:
         raise OutputExistsError(
             f"--out {config.out} holds another grid: {'; '.join(map(str, found))}",
             "Choose another --out, or add --overwrite to start anew.",
         )
-    known: list[float] = document["diverged"]
-    return known
+    return grid.diverged
+
+
+def _read(place: Path) -> _Grid:
+    return from_document(_Grid, read_json(place), place)
 
 
 def _judge(
@@ -122,8 +143,8 @@ def _judge(
         except DivergedError as error:
             console.warn(f"learning rate {rate:g} diverged: {error.message}")
             diverged.append(rate)
-            document = read_json(config.out / GRID)
-            write_json(config.out / GRID, {**document, "diverged": diverged})
+            grid = replace(_read(config.out / GRID), diverged=diverged)
+            write_json(config.out / GRID, to_document(grid))
         else:
             found = result.details["validation"]
             scores = {name: found[name] for name in MAIN if name in found}

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
 
+from kdcli.documents import from_document
 from kdcli.runtime import versions
 from kdcli.training.plan import Plan
 from kdcli.training.samplers import stream_sizes
@@ -56,10 +57,14 @@ class TrainResult:
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> "TrainResult":
-        """Undo :meth:`document`."""
-        own = {name: document[name] for name in cls.__dataclass_fields__ if name != "details"}
-        own["history"] = tuple(own["history"])
-        return cls(**own, details={name: value for name, value in document.items() if name not in own})
+        """Undo :meth:`document`.
+
+        Raises:
+            BadDataError: it is no such document.
+        """
+        own = {name: value for name, value in document.items() if name in cls.__dataclass_fields__}
+        details = {name: value for name, value in document.items() if name not in own}
+        return from_document(cls, {**own, "details": details}, "result.json of kd train-student")
 
 
 def result_of(

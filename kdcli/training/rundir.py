@@ -15,15 +15,18 @@ stage-K-TEACHER/    with --sequential: the run of that stage; the files here are
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import yaml
 from safetensors.torch import save
 
+from kdcli.documents import from_document
 from kdcli.errors import OutputExistsError, StorageError
 from kdcli.files import (
     atomic_write_bytes,
@@ -36,16 +39,28 @@ from kdcli.models.declared import WEIGHTS_FILE
 from kdcli.models.export import export_model
 from kdcli.models.student import LABEL_HEAD
 from kdcli.models.timm_models import CONFIG_FILE
-from kdcli.reading import read_json
+from kdcli.reading import read_bytes, read_json, require_inside, require_name
 from kdcli.runtime import versions
 from kdcli.training.plan import Pins, Plan
 from kdcli.training.student import Built
-from kdcli.types import differences
+from kdcli.types import Difference, differences
 
 _FILES = ("result.json", "config.yaml", "ranking.json", "metrics.jsonl", "heads.safetensors")
 GRID = "grid.json"
 _EXPORT = (CONFIG_FILE, WEIGHTS_FILE)
 _MAX_SHOWN = 8
+_WEIGHT_BYTES = 2**40
+_DIGEST = re.compile(r"[0-9a-f]{32,64}")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """run.json."""
+
+    identity: dict[str, Any]
+    versions: dict[str, Any] = field(default_factory=dict)
+    bad_images: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 def require_folder(out: Path) -> None:
@@ -54,6 +69,7 @@ def require_folder(out: Path) -> None:
     Raises:
         StorageError: it is a file, or cannot be written.
         OutputExistsError: it holds something else; kd never removes what it did not make.
+        BadDataError: a folder in it is a link that leads out of it.
     """
     if out.exists() and not out.is_dir():
         raise StorageError(f"--out {out} is a file", "Give a folder; it is created when it is not there.")
@@ -69,6 +85,9 @@ def require_folder(out: Path) -> None:
     with storage_errors(out):
         marked = any((out / marker).is_file() for marker in ("run.json", GRID))
         foreign = out.is_dir() and not marked and holds_files(out)
+        for child in out.iterdir() if out.is_dir() else ():
+            if child.is_symlink() and child.is_dir():
+                require_inside(child, out, out)
     if foreign:
         raise OutputExistsError(
             f"--out {out} is not empty and holds no kd run",
@@ -81,23 +100,36 @@ def finished_result(out: Path) -> dict[str, Any] | None:
     path = out / "result.json"
     if not path.is_file():
         return None
-    document: dict[str, Any] = read_json(path)
-    return document
+    return from_document(dict[str, Any], read_json(path), path)
+
+
+def identity_of(folder: Path) -> dict[str, Any]:
+    """What run.json says that the run in a folder is; empty where there is none.
+
+    Raises:
+        BadDataError: it is no record of a run.
+    """
+    return _record_of(folder).identity
+
+
+def _record_of(folder: Path) -> _Record:
+    marker = folder / "run.json"
+    return from_document(_Record, read_json(marker), marker) if marker.is_file() else _Record({})
+
+
+def _section(kind: type[dict[str, Any]] | type[dict[str, str]], out: Path, name: str) -> dict[str, Any]:
+    """A part of an identity that holds keys and values; empty where the run has none."""
+    found = identity_of(out).get(name)
+    return {} if found is None else from_document(kind, found, f"{out / 'run.json'}: identity.{name}")
 
 
 def read_pins(out: Path) -> Pins:
     """What the run that ``out`` holds keeps to, when teachers or views are added to the cache later."""
-    marker = out / "run.json"
-    if not marker.is_file():
-        return Pins()
-    document = read_json(marker)
-    identity = document.get("identity", {})
-    return Pins(
-        tuple(identity.get("teachers", {})),
-        identity.get("views", {}).get("train_views"),
-        identity,
-        document.get("bad_images", {}),
-    )
+    views = _section(dict[str, Any], out, "views").get("train_views")
+    if views is not None:
+        views = from_document(int, views, f"{out / 'run.json'}: identity.views.train_views")
+    record = _record_of(out)
+    return Pins(tuple(_section(dict[str, str], out, "teachers")), views, record.identity, record.bad_images)
 
 
 def require_same_run(plan: Plan) -> None:
@@ -111,18 +143,12 @@ def require_same_run(plan: Plan) -> None:
 
 def require_same_identity(out: Path, identity: Mapping[str, Any]) -> None:
     """:func:`require_same_run` for a run that is more than one plan."""
-    marker = out / "run.json"
-    if not marker.is_file():
+    if not (out / "run.json").is_file():
         return
     new = json.loads(json.dumps(identity))  # tuples become lists, as in what is read
-    found = differences(read_json(marker).get("identity", {}), new)
+    found = differences(identity_of(out), new)
     if found:
-        if not _saved_something(out):
-            raise OutputExistsError(
-                f"--out {out} holds a run of other {found[0].field.partition('.')[0]} that has saved nothing yet",
-                "If it is not running any more, add --overwrite: nothing is lost. Else choose another --out.",
-            )
-        shown = "; ".join(str(difference) for difference in found[:_MAX_SHOWN])
+        shown = "; ".join(map(_told, found[:_MAX_SHOWN]))
         more = f"; and {len(found) - _MAX_SHOWN} more" if len(found) > _MAX_SHOWN else ""
         raise OutputExistsError(
             f"--out {out} holds another run: {shown}{more}",
@@ -130,16 +156,21 @@ def require_same_identity(out: Path, identity: Mapping[str, Any]) -> None:
         )
 
 
-def _saved_something(out: Path) -> bool:
-    """Whether a run has a checkpoint or a result; stages and rates of a grid are runs of their own."""
-    own = ("result.json", "state/*", "stage-*", "lr-*", "trackers")
-    return any(True for name in own for _ in out.glob(name))
+def _told(difference: Difference) -> str:
+    """A difference as a user reads it: digests say nothing."""
+    head, _, leaf = difference.field.rpartition(".")
+    if not any(_DIGEST.fullmatch(str(value)) for value in (difference.old, difference.new)):
+        return str(difference)
+    if leaf in ("keys", "labels"):
+        return f"{head} has other {'images' if leaf == 'keys' else 'labels'} than then"
+    return f"{difference.field.replace('.', ' ')} is another one"
 
 
-def withdraw(out: Path) -> None:
-    """Take back a run that ended before it saved anything, so that its folder is free for another."""
-    if not _saved_something(out):
-        remove_run(out)
+def has_begun(out: Path) -> bool:
+    """Whether there is anything in a run's folder that would be lost: an epoch, a checkpoint, what comes after."""
+    kept = ("result.json", "heads.safetensors", "export", "state/*", "stage-*", "lr-*", GRID)
+    metrics = out / "metrics.jsonl"
+    return any(any(out.glob(each)) for each in kept) or (metrics.is_file() and metrics.stat().st_size > 0)
 
 
 def begin(plan: Plan, identity: Mapping[str, Any] | None = None) -> None:
@@ -172,8 +203,8 @@ def begin(plan: Plan, identity: Mapping[str, Any] | None = None) -> None:
 
 
 def forget_checkpoints(out: Path) -> None:
-    """Remove the checkpoints of a finished run."""
-    with storage_errors(out):
+    """Remove the checkpoints of a finished run; also those of one that was killed when it had just finished."""
+    with storage_errors(out), suppress(FileNotFoundError):  # every process of a run removes them
         if (out / "state").is_dir():
             shutil.rmtree(out / "state")
 
@@ -186,13 +217,21 @@ def stage_folder(out: Path, number: int, teacher: str) -> Path:
 def _stages(out: Path) -> list[Path]:
     """The folders of a sequence's stages; none of a lone run."""
     marker = out / "run.json"
-    identity = read_json(marker).get("identity", {}) if marker.is_file() else {}
-    names = (identity.get("sequential") or {}).get("teachers", [])
-    return [stage_folder(out, number, name) for number, name in enumerate(names, 1)]
+    names = from_document(list[str], _section(dict[str, Any], out, "sequential").get("teachers", []), marker)
+    return [
+        require_inside(stage_folder(out, number, require_name(name, marker, "teachers")), out, marker)
+        for number, name in enumerate(names, 1)
+    ]
 
 
 def remove_run(out: Path) -> None:
-    """Remove what kd wrote, the marker last: a kill in between leaves a folder that is still kd's."""
+    """Remove what kd wrote, the marker last: a kill in between leaves a folder that is still kd's.
+
+    Raises:
+        BadDataError: its record or a link leads out of it; nothing is removed.
+    """
+    for own in ("state", "export"):
+        require_inside(out / own, out, out)
     for stage in _stages(out):
         remove_run(stage)
         if stage.is_dir() and not any(stage.iterdir()):
@@ -239,5 +278,5 @@ def adopt(out: Path, last: Path, result: Mapping[str, Any]) -> None:
         (out / "export").mkdir(parents=True, exist_ok=True)
         (out / "export" / CONFIG_FILE).unlink(missing_ok=True)
         for name in ("heads.safetensors", f"export/{WEIGHTS_FILE}", f"export/{CONFIG_FILE}"):
-            atomic_write_bytes(out / name, (last / name).read_bytes())
+            atomic_write_bytes(out / name, read_bytes(last / name, _WEIGHT_BYTES))
     write_json(out / "result.json", result)

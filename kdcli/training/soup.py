@@ -15,6 +15,7 @@ import torch
 
 from kdcli.console import console
 from kdcli.data.sources import ImageData, open_data
+from kdcli.documents import from_document
 from kdcli.errors import (
     BadDataError,
     IdentityError,
@@ -37,6 +38,7 @@ from kdcli.runtime import StopFlag, pick_device, stop_signals, versions, worker_
 from kdcli.training.batches import make_loader
 from kdcli.training.classes import Classes
 from kdcli.training.evaluate import Conditions, Exam, Examinee, accuracies, labels_for
+from kdcli.training.rundir import identity_of
 from kdcli.training.samplers import Ticket
 from kdcli.training.soup_config import SoupConfig
 from kdcli.training.start import UNTRAINED
@@ -59,6 +61,30 @@ class Parent:
     folder: Path
     start: str | None
     seed: int | None
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Share:
+    spec: str
+    weights: str
+    share: float
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """soup.json; of a soup that was begun, without a digest of its weights."""
+
+    out: str
+    spec: str
+    parents: tuple[_Share, ...]
+    start: str | None
+    seed: int | None
+    recalibrated: dict[str, Any] | None
+    test: dict[str, Any] | None
+    versions: dict[str, Any]
+    sha256: str = ""
 
 
 def make_soup(recipe: SoupConfig) -> dict[str, Any]:
@@ -132,11 +158,13 @@ def _parent(text: str) -> Parent:
             "Give OUT of kd train-student, or a folder with config.json and model.safetensors.",
         )
     if (folder / SOUP).is_file():
-        record = read_json(folder / SOUP)
-        return Parent(folder, record.get("start"), record.get("seed"))
-    marker = run / "run.json"
-    identity = read_json(marker).get("identity", {}) if marker.is_file() else {}
-    return Parent(folder, _start(identity), identity.get("seed"))
+        record = from_document(_Record, read_json(folder / SOUP), folder / SOUP)
+        return Parent(folder, record.start, record.seed)
+    identity = identity_of(run)
+    seed = identity.get("seed")
+    return Parent(
+        folder, _start(identity), None if seed is None else from_document(int, seed, run / "run.json")
+    )
 
 
 def _start(identity: dict[str, Any]) -> str | None:
@@ -201,6 +229,7 @@ def _begin(
         raise OutputExistsError(f"--out {out} is not empty and holds no soup", "Choose another folder.")
     if (out / SOUP).is_file():
         stored: dict[str, Any] = read_json(out / SOUP)
+        from_document(_Record, stored, out / SOUP)
         found = differences(_identity(stored), _identity(document))
         if found:
             raise OutputExistsError(
@@ -302,7 +331,7 @@ def _tested(recipe: SoupConfig, document: dict[str, Any], stop: StopFlag) -> dic
         return document
     data = _open(recipe, recipe.test)
     known = document["test"]
-    if known is not None and known["data"] == data.location:
+    if known is not None and known.get("data") == data.location:
         return document
     model = open_model(document["spec"])
     labelled = np.flatnonzero(data.labels >= 0)

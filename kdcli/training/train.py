@@ -12,7 +12,8 @@ from torch.utils.data import Dataset
 
 from kdcli.console import console
 from kdcli.data.sources import ImageData
-from kdcli.errors import BadDataError, DeviceError, DivergedError, KdError, UsageError
+from kdcli.errors import DeviceError, DivergedError, KdError, UsageError
+from kdcli.files import make_folder, occupied
 from kdcli.geometry import Render
 from kdcli.methods.batch import Batch
 from kdcli.models.student import LABEL_HEAD
@@ -30,7 +31,7 @@ from kdcli.training.replay import Recording
 from kdcli.training.resident import DeviceFed, bring_near
 from kdcli.training.resolve import Sources
 from kdcli.training.result import TrainResult, result_of
-from kdcli.training.rundir import begin, finish, withdraw
+from kdcli.training.rundir import begin, finish
 from kdcli.training.samplers import order_of
 from kdcli.training.student import Built, build_student
 from kdcli.training.summary import tell, tell_built
@@ -142,16 +143,14 @@ def _run(
             runs = _prepare(left)
             if stop:
                 raise stopped_before_training()
-        with ranks.one_fate():  # all have read what is in OUT before the first one writes there
-            if ranks.first:
-                for run in runs:
-                    begin(run.plan)
-        try:
+        with ExitStack() as stack:
+            with ranks.one_fate():  # all have read what is in OUT before the first one writes there
+                if ranks.first:
+                    for run in runs:
+                        make_folder(run.plan.config.out)
+                        stack.enter_context(occupied(run.plan.config.out))
+                        begin(run.plan)
             outcomes |= _train(runs, on_batch, ranks, stop)
-        except BadDataError:  # an image that cannot be read: what is asked next is another run
-            for run in runs if ranks.first else ():
-                withdraw(run.plan.config.out)
-            raise
     return {name: outcomes[name] for name in configs}
 
 
