@@ -31,6 +31,7 @@ YAML_VALUES: Final = 1_000_000
 NAME_BYTES: Final = 255
 """Most bytes of a name: what a file system takes."""
 
+_CHUNK: Final = 2**22
 _RESTORE = "Restore the file or remove it."
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -104,8 +105,14 @@ def read_bytes(path: Path, most: int = DOCUMENT_BYTES, error: Refusal = BadDataE
         OSError: the operating system refuses; within :func:`storage_errors` it gets its code.
         BadDataError, ConfigError, CorruptError: it is no regular file, or larger.
     """
-    with open(open_regular(path, most, error), "rb") as file:
-        data = file.read(most + 1)
+    descriptor = open_regular(path, most, error)
+    try:
+        size = os.fstat(descriptor).st_size
+        data = os.read(descriptor, size + 1)  # never `most` at once: that much memory is taken first
+        while len(data) <= most and len(data) != size and (more := os.read(descriptor, _CHUNK)):
+            data += more
+    finally:
+        os.close(descriptor)
     if len(data) > most:  # it grew, or its file system tells no sizes
         raise error(f"{path} has more than {most} bytes", "Give the right file, or split it.")
     return data

@@ -1,0 +1,218 @@
+"""What is read from disk is refused or read; nothing waits, grows or escapes."""
+
+import json
+import math
+import os
+import socket
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kdcli.errors import BadDataError, ConfigError, CorruptError, StorageError
+from kdcli.reading import (
+    DEPTH,
+    parse_json,
+    parse_yaml,
+    read_bytes,
+    read_json,
+    read_text,
+    require_inside,
+    require_name,
+    require_regular,
+)
+
+SCALARS = (
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+)
+DOCUMENTS = st.recursive(
+    SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=30
+)
+
+
+@given(DOCUMENTS)
+def test_json_that_python_writes_is_read_as_it_is(document: Any) -> None:
+    assert parse_json(json.dumps(document), "x") == document
+
+
+@given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
+def test_json_is_read_as_python_reads_it_or_refused(data: bytes) -> None:
+    try:
+        expected = json.loads(data.decode())
+        json.dumps(expected, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError):
+        with pytest.raises(BadDataError, match="x is not JSON"):
+            parse_json(data, "x")
+    else:
+        assert parse_json(data, "x") == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "NaN",
+        "[-Infinity]",
+        "1e999",
+        "9" * 5000,
+        '"\\ud800"',
+        "[" * 100_000,
+        "[" * (DEPTH + 1) + "]" * (DEPTH + 1),
+    ],
+)
+def test_json_that_could_not_be_written_again_is_refused(text: str) -> None:
+    with pytest.raises(CorruptError, match=r"^the file"):
+        parse_json(text, "the file", CorruptError)
+
+
+def test_a_pair_of_surrogates_is_a_character() -> None:
+    assert parse_json('"\\ud83d\\ude00"', "x") == "\U0001f600"
+
+
+@given(st.text(max_size=100) | DOCUMENTS.map(lambda document: yaml.safe_dump(document, allow_unicode=True)))
+def test_yaml_is_read_as_pyyaml_reads_it_or_refused(text: str) -> None:
+    try:
+        expected = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError, OverflowError):
+        with pytest.raises(ConfigError, match="x is not YAML"):
+            parse_yaml(text, "x")
+    else:
+        found = parse_yaml(text, "x")
+        assert found == expected or math.isnan(found)
+
+
+BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 20))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        BOMB,
+        "a: &a [*a]",
+        "[" * 100_000,
+        "- " * 100_000 + "x",
+        "a: 2001-99-99",
+        "a: " + "9" * 5000,
+        "!!python/name:os.system",
+        "a: *b",
+    ],
+)
+def test_yaml_that_is_a_trap_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"^the file"):
+        parse_yaml(text, "the file")
+
+
+def test_aliases_are_fine_where_they_are_few() -> None:
+    assert parse_yaml("a: &x {b: 1}\nc: *x", "x") == {"a": {"b": 1}, "c": {"b": 1}}
+
+
+# --- files -------------------------------------------------------------------------------------------
+
+
+def odd_files(folder: Path) -> dict[str, Path]:
+    os.mkfifo(folder / "pipe")
+    (folder / "folder").mkdir()
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(folder / "socket"))
+    (folder / "link").symlink_to("pipe")
+    return {
+        "pipe": folder / "pipe",
+        "folder": folder / "folder",
+        "device": Path("/dev/zero"),
+        "link": folder / "link",
+    }
+
+
+def test_only_regular_files_are_read(tmp_path: Path) -> None:
+    for name, path in odd_files(tmp_path).items():
+        kind = {"link": "pipe"}.get(name, name)
+        with pytest.raises(BadDataError, match=f"is a {kind}, not a file"):
+            read_json(path)
+        with pytest.raises(ConfigError, match=f"is a {kind}, not a file"):
+            require_regular(path, error=ConfigError)
+    with pytest.raises(BadDataError, match="socket"):
+        require_regular(tmp_path / "socket")
+    with pytest.raises(StorageError):  # the system does not even open it
+        read_json(tmp_path / "socket")
+
+
+def test_a_link_to_a_file_is_that_file_and_a_circle_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"\xef\xbb\xbf{}")
+    (tmp_path / "link").symlink_to("file")
+    (tmp_path / "circle").symlink_to("circle")
+    assert read_text(tmp_path / "link") == "{}"
+    with pytest.raises(StorageError, match="circle"):
+        read_json(tmp_path / "circle")
+    with pytest.raises(StorageError, match="nowhere"):
+        read_json(tmp_path / "nowhere")
+
+
+def test_a_file_of_more_bytes_than_allowed_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "huge").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(BadDataError, match="1099511627776 bytes"):
+        read_json(tmp_path / "huge")
+    (tmp_path / "small").write_bytes(b"12345")
+    assert read_bytes(tmp_path / "small", most=5) == b"12345"
+    with pytest.raises(BadDataError, match="at most 4"):
+        read_bytes(tmp_path / "small", most=4)
+
+
+def test_a_small_file_takes_little_memory(tmp_path: Path) -> None:
+    (tmp_path / "small").write_text("{}")
+    tracemalloc.start()
+    try:
+        read_json(tmp_path / "small")
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="a file that tells no size is one of Linux"
+)
+def test_a_file_that_tells_no_size_is_read_whole() -> None:
+    assert read_text(Path("/proc/self/status")).startswith("Name:")
+    with pytest.raises(BadDataError, match="more than 10 bytes"):
+        read_bytes(Path("/proc/self/status"), most=10)
+
+
+# --- names and paths ---------------------------------------------------------------------------------
+
+
+@given(st.text(max_size=300))
+def test_a_name_stays_in_its_folder(name: str) -> None:
+    try:
+        require_name(name, "x", "name")
+    except BadDataError:
+        return
+    assert Path("/folder", name).parent == Path("/folder")
+    assert os.path.normpath(f"/folder/{name}") == f"/folder/{name}"
+    assert name.isprintable()
+    assert len(name.encode()) <= 255
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "a/b", "a\\b", "/", "a\nb", "\x1b[31m", "\u202e", "x" * 256, "\x00"]
+)
+def test_names_that_are_none(name: str) -> None:
+    with pytest.raises(CorruptError, match="x: field: "):
+        require_name(name, "x", "field", CorruptError)
+
+
+def test_links_do_not_lead_out(tmp_path: Path) -> None:
+    inside, outside = tmp_path / "cache", tmp_path / "cache-other"
+    (inside / "a").mkdir(parents=True)
+    outside.mkdir()
+    (inside / "out").symlink_to(outside)
+    (inside / "in").symlink_to(inside / "a")
+    (inside / "circle").symlink_to("circle")
+    assert require_inside(inside / "in" / "new", inside, "x") == inside / "in" / "new"
+    for path in (inside / "out", inside / "out" / "new", inside / "..", outside, Path("/")):
+        with pytest.raises(BadDataError, match="leads out of"):
+            require_inside(path, inside, "x")
+    with pytest.raises((BadDataError, StorageError)):
+        require_inside(inside / "circle" / "new", inside, "x")
