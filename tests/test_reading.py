@@ -5,6 +5,7 @@ import json
 import math
 import os
 import socket
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,25 @@ def test_a_file_of_more_bytes_than_allowed_is_not_read(tmp_path: Path) -> None:
     assert read_bytes(tmp_path / "small", most=5) == b"12345"
     with pytest.raises(BadDataError, match="at most 4"):
         read_bytes(tmp_path / "small", most=4)
+
+
+def test_a_small_file_takes_little_memory(tmp_path: Path) -> None:
+    (tmp_path / "small").write_text("{}")
+    tracemalloc.start()
+    try:
+        read_json(tmp_path / "small")
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="a file that tells no size is one of Linux"
+)
+def test_a_file_that_tells_no_size_is_read_whole() -> None:
+    assert read_text(Path("/proc/self/status")).startswith("Name:")
+    with pytest.raises(BadDataError, match="more than 10 bytes"):
+        read_bytes(Path("/proc/self/status"), most=10)
 
 
 # --- names and paths ---------------------------------------------------------------------------------
