@@ -30,7 +30,7 @@ class Device:
 
 def processor() -> Device:
     """The processor, with the memory of the machine."""
-    flags = _flags_ofprocessor()
+    flags = _flags_of_processor()
     memory = _memory()
     return Device(
         "cpu",
@@ -52,7 +52,7 @@ def _hardware(flags: Mapping[str, str], *names: str) -> Support:
     return "yes" if known.intersection(names) else "emulated"
 
 
-def _flags_ofprocessor() -> dict[str, str]:
+def _flags_of_processor() -> dict[str, str]:
     """The first processor's entry in /proc/cpuinfo; empty where there is none."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

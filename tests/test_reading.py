@@ -238,8 +238,11 @@ OWN = {
     "kdcli/cache/memory.py": "the kernel's files",
     "kdcli/cache/claims.py": "the kernel's files",
     "kdcli/runtime.py": "the kernel's files",
+    "kdcli/devices.py": "the kernel's files",
     "kdcli/workers.py": "the kernel's files",
     "kdcli/models/declared.py": "a constant of its own",
+    "kdcli/cli/completion.py": "files of installed packages",
+    "kdcli/training/rundir.py": "JSON that it wrote in the same line",
     "kdcli/data/embedded.py": "files of installed packages",
     "kdcli/data/glyphs.py": "files of installed packages, and its own keys",
 }

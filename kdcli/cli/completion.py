@@ -44,7 +44,9 @@ def _teachers(given: Given) -> Iterable[str]:
     for cache in caches if isinstance(caches, list | tuple) else (caches,):
         with suppress(OSError):
             records = sorted(Path(cache).glob("teachers/*/teacher.json"))
-            names |= dict.fromkeys(record.parent.name for record in records)
+            names |= dict.fromkeys(
+                record.parent.name for record in records if record.parent.name.isprintable()
+            )
     return names
 
 
