@@ -340,7 +340,7 @@ def test_kill_9_at_any_moment_is_survived(place: Place) -> None:
 
 # --- one of them fails -------------------------------------------------------------------------
 
-HOT = {"hot": {"method": "labels-only", "lr": 1e30, "optimizer": "sgd"}}
+HOT = {"hot": {"method": "labels-only", "lr": 1e20, "optimizer": "sgd"}}
 
 
 def test_a_student_that_diverges_is_given_up_and_the_others_go_on(

@@ -23,7 +23,7 @@ class LearningOptions(AmpOption):
         None, "Images per step; default: the method's.", ge=1, shared=True, le=2**20
     )
     lr: float | None = _optimisation(
-        None, "Peak learning rate (of the heads, where groups differ); default: the method's.", gt=0, le=1e4
+        None, "Peak learning rate (of the heads, where groups differ); default: the method's.", gt=0, le=1e20
     )
     optimizer: str | None = _optimisation(None, "timm optimiser; default: the method's.")
     weight_decay: float | None = _optimisation(None, "Weight decay; default: the method's.", ge=0, le=1e4)

@@ -39,13 +39,12 @@ class _ProbeDocument(BaseModel):
     seed: int | None = Field(None, ge=0, lt=2**63)
     repeats: int | None = Field(None, ge=1, lt=2**31)
     logme_steps: int | None = Field(None, ge=1, lt=2**31)
-    images: str | None = None
+    images: str = ""  # of rankings that name none; given, it has to name some
 
     @field_validator("images")
     @classmethod
-    def _names_images(cls, images: str | None) -> str | None:
-        if images is not None:
-            unpack(images)
+    def _names_images(cls, images: str) -> str:
+        unpack(images)
         return images
 
 

@@ -133,7 +133,7 @@ class StudentConfig(
         None, "Backbone learning rate as a share of --lr.", ge=0, le=1e4
     )
     clip_norm: float | None = _optimisation(
-        None, "Scale the gradient of all parameters down to this norm.", gt=0, le=1e6
+        None, "Scale the gradient of all parameters down to this norm.", gt=0, le=1e20
     )
     ema: float | None = _optimisation(
         None, "Decay of a moving average of the weights; it is tested and exported.", gt=0, lt=1
