@@ -347,7 +347,7 @@ def mutate(path: Path, place: Path, draw: random.Random, victim: Path) -> str:
         path.write_bytes(tensors_header(data, draw, victim))
     elif way == "kind":
         change_kind(path, draw, victim)
-    elif way == "folder" and path.parent != place:
+    elif way == "folder" and place not in (path.parent, path.parent.parent):  # those are named by the user
         move_folder_out(path, victim)
     else:
         way = "bytes"
