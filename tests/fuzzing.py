@@ -387,10 +387,7 @@ def judge(code: int, out: str, err: str, lasting: bool) -> str:
         (lambda: code == HUNG, "it hung"),
         (lambda: "Traceback" in err, "traceback"),
         (lambda: code not in CODES and not (lasting and code in (75, 143)), f"exit {code}"),
-        (
-            lambda: code != 0 and "error:" not in err and '"error"' not in out and "problem" not in out,
-            "nothing said",
-        ),
+        (lambda: code != 0 and not (out + err).strip(), "nothing said"),
         (lambda: SHOWN.search(out + err) is not None, "control characters"),
     )
     return next((reason for holds, reason in checks if holds()), "")
