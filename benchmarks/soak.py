@@ -45,12 +45,6 @@ class Counts:
     failed: list[int] = field(default_factory=list)
 
 
-def records(reader: CacheReader) -> dict[str, Commit]:
-    """Every record of a cache, by unit."""
-    parts = reader.store.parts()
-    return {str(c.unit): c for part in parts for c in read_commits(reader.layout, part).values()}
-
-
 def look(root: Path, seen: dict[str, Commit], counts: Counts) -> dict[str, Commit]:
     """Compare a cache with the records seen before, and its bytes with its records."""
     if not (root / "manifest.json").exists():

@@ -96,6 +96,12 @@ def computed(log: Path) -> Counter[str]:
     return Counter(line for line in lines if not line.startswith("steps "))
 
 
+def records(reader: CacheReader) -> dict[str, Commit]:
+    """Every record of a cache, by unit."""
+    parts = reader.store.parts()
+    return {str(each.unit): each for part in parts for each in read_commits(reader.layout, part).values()}
+
+
 def steps(log: Path) -> int:
     """Steps on disk that the writer took which finished last."""
     return int(log.read_text().split("steps ")[-1].split()[0])
