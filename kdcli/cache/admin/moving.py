@@ -151,8 +151,14 @@ def made_before(there: CacheReader, commits: Mapping[str, list[Commit]]) -> Move
     root = there.layout.root
     if not audit(root).ok:
         return None
-    console.note(f"{root} is what this makes already")
+    say_made_before(root)
     return Moved(root, there.manifest.cache_id, there.manifest.backend, units(there.store, found))
+
+
+def say_made_before(target: Path) -> None:
+    """Tell it, and remove what the call that made it left when it was killed."""
+    _sweep(target)
+    console.note(f"{target} is what this makes already")
 
 
 def start_cache(

@@ -32,6 +32,7 @@ from kdcli.cache.admin.moving import (
     require_sound,
     require_space,
     same_cache,
+    say_made_before,
     start_cache,
     units,
 )
@@ -124,7 +125,7 @@ def pack(
         records = Packed(compress=compression, manifest=reader.manifest, teachers=tuple(chosen))
         if not _is_packed(reader, target, records, commits):
             raise OutputExistsError(f"{target} exists already", Advice("pack-exists"))
-        console.note(f"{target} is what this makes already")
+        say_made_before(target)
         return moved
     if compression == "none":
         require_space(target, _total_bytes(commits))
