@@ -207,13 +207,13 @@ def _do(job: dict[str, Any]) -> None:
         os.dup2(source, target)
     if "argv" not in job:
         _run_fill(job)
-        return
+        return None
     os.environ.update(job["env"])
     os.chdir(job["cwd"])
     from kdcli.cli.app import main
 
     if "log" not in job:
-        return main(job["argv"])
+        main(job["argv"])
     counter = Steps(Path(job["cwd"]), job.get("kill_at"), job.get("fail_at"), job.get("error", errno.ENOSPC))
     try:
         main(job["argv"])

@@ -11,6 +11,7 @@ import re
 import shlex
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -144,7 +145,7 @@ class Site:
     def restore(self) -> None:
         """As it was after the set-up."""
         shutil.rmtree(self.place)
-        shutil.copytree(self._kept, self.place)
+        subprocess.run(["cp", "-a", self._kept, self.place], check=True)
 
     def start(self, command: str, **steps: Any) -> int:
         (self._root / "err").write_text("")
@@ -228,7 +229,12 @@ class Site:
         if code and code != ONCE.get(verb):
             counts.failed.append(f"{verb}: the same command again: {code}: {last(said)}")
             return
-        whole, now = self._whole[verb], self._between(verb, before, counts)
+        self._between(verb, before, counts)
+        self.compare(verb, counts)
+
+    def compare(self, verb: str, counts: Counts) -> None:
+        """What is there against what a quiet run left."""
+        whole, now = self._whole[verb], look_at(self.place)
         lost = whole.files.keys() - now.files.keys()
         wrong = {
             name for name in whole.files.keys() & now.files.keys() if whole.files[name] != now.files[name]
