@@ -1,13 +1,25 @@
-"""Kill writers again and again, and count what is lost: every figure should be 0, but what is computed twice.
+"""Kill what writes, again and again, and count what is lost; give kd wrong input, and count what it does not withstand.
 
     python benchmarks/soak.py [--kills 200] [--writers 4] [--backend zarr|hdf5] [--quick] [--json]
+    python benchmarks/soak.py --verbs 300 [--seed 0] [--json]
+    python benchmarks/soak.py --fuzz 2000 [--seed 0] [--json]
 
-Writers with numpy teachers fill a cache of 19 blocks, each killed by SIGKILL at a random step on disk or at a
+--kills: writers with numpy teachers fill a cache of 19 blocks, each killed by SIGKILL at a random step on disk or at a
 random instant. After each round every committed byte is checked against its record; a finished cache is
 compared with that of an uninterrupted run, and the next one is begun.
+
+--verbs: every command that writes, with its decode processes, killed in the same two ways once or twice and given
+again; after each round of kills each is also given a disk that is full or read-only from a random step on.
+What is there between the kills and in the end is compared with a quiet run's.
+
+--fuzz: documents and options changed at random (tests/fuzzing.py).
+
+Every figure should be 0, but what is computed twice; with --verbs and --fuzz another one is exit code 1.
 """
 
 import argparse
+import errno
+import itertools
 import json
 import os
 import platform
@@ -21,9 +33,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import cache_tools as tools
-from crash_tools import Server, computed
+from crash_tools import Server, computed, records
 
-from kdcli.cache.commits import Commit, read_commits
+from kdcli.cache.commits import Commit
 from kdcli.cache.garbage import collect_garbage
 from kdcli.cache.reader import CacheReader
 from kdcli.cache.verify import verify_part
@@ -43,12 +55,6 @@ class Counts:
     decoded_again: int = 0
     litter: int = 0
     failed: list[int] = field(default_factory=list)
-
-
-def records(reader: CacheReader) -> dict[str, Commit]:
-    """Every record of a cache, by unit."""
-    parts = reader.store.parts()
-    return {str(c.unit): c for part in parts for c in read_commits(reader.layout, part).values()}
 
 
 def look(root: Path, seen: dict[str, Commit], counts: Counts) -> dict[str, Commit]:
@@ -108,26 +114,19 @@ def fill_one(
     counts.caches += 1
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--writers", type=int, default=4)
-    parser.add_argument("--backend", choices=["zarr", "hdf5"], default="zarr")
-    parser.add_argument("--quick", action="store_true", help="40 kills")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    if options.quick:
-        options.kills = min(options.kills, 40)
-    counts, start = Counts(), time.monotonic()
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        Server("h5py", "kdcli.cache.backends.hdf5_index") as server,
-    ):
-        tools.fill(Path(folder) / "whole.kd", NAMES, ROWS, backend=options.backend)
-        expected = tools.payload(Path(folder) / "whole.kd")
+Figures = dict[str, tuple[float, float, str]]
+"""Value, goal and unit by name."""
+
+
+def kill_writers(root: Path, options: argparse.Namespace) -> tuple[Figures, str]:
+    """Figures, and what was done."""
+    counts = Counts()
+    with Server("h5py", "kdcli.cache.backends.hdf5_index") as server:
+        tools.fill(root / "whole.kd", NAMES, ROWS, backend=options.backend)
+        expected = tools.payload(root / "whole.kd")
         while counts.kills < options.kills:
-            fill_one(server, Path(folder) / f"{counts.caches}.kd", expected, options, counts)
-    values = {
+            fill_one(server, root / f"{counts.caches}.kd", expected, options, counts)
+    figures: Figures = {
         "rows_lost": (counts.rows_lost, 0, "rows"),
         "bytes_differing": (counts.bytes_differing, 0, "bytes"),
         "units_recomputed_per_kill": (counts.recomputed / counts.kills, 1, "units"),
@@ -135,20 +134,86 @@ def main() -> None:
         "litter_left": (counts.litter, 0, "paths"),
         "runs_failed": (len(counts.failed), 0, "runs"),
     }
+    return figures, (
+        f"{options.backend}, {counts.kills} kills of {options.writers} writers, "
+        f"{counts.caches} caches of {len(expected)} files"
+    )
+
+
+def kill_verbs(root: Path, options: argparse.Namespace) -> tuple[Figures, str]:
+    """Figures, and what was done."""
+    from verb_schedules import VERBS, site
+    from verb_schedules import Counts as VerbCounts
+
+    counts, draw, disks, told = VerbCounts(), random.Random(options.seed), 0, 0
+    with site(root) as here:
+        for number, verb in enumerate(itertools.cycle(VERBS)):
+            if counts.kills >= options.verbs:
+                break
+            here.killed(verb, draw, counts)
+            if number // len(VERBS) % 3 == 0:
+                disks += 1
+                error = draw.choice((errno.ENOSPC, errno.EROFS, errno.EACCES))
+                here.short_of_disk(verb, draw.randrange(1, here.steps[verb] + 1), counts, error)
+            for line in counts.failed[told:]:
+                print(line, file=sys.stderr, flush=True)
+            told = len(counts.failed)
+    figures: Figures = {
+        "rows_lost": (counts.rows_lost, 0, "rows"),
+        "bytes_lost": (counts.bytes_lost, 0, "bytes"),
+        "bytes_differing": (counts.bytes_differing, 0, "bytes"),
+        "files_outside_touched": (counts.files_outside, 0, "files"),
+        "litter_left": (counts.litter, 0, "paths"),
+        "runs_failed": (len(counts.failed), 0, "runs"),
+    }
+    return figures, f"{counts.kills} kills of {len(VERBS)} commands that write, {disks} refusals of the disk"
+
+
+def fuzz(root: Path, options: argparse.Namespace) -> tuple[Figures, str]:
+    """Figures, and what was done."""
+    from fuzzing import Verdict, campaign
+
+    def tell(verdict: Verdict) -> None:
+        print(f"{verdict.problem}: {verdict.way}; kd {verdict.line}", file=sys.stderr, flush=True)
+
+    found = campaign(root / "fuzz", options.fuzz, options.seed, tell)
+    codes = ", ".join(f"{code}: {count}" for code, count in sorted(found.codes.items()))
+    return {
+        "not_withstood": (len(found.bad), 0, "inputs")
+    }, f"{options.fuzz} wrong inputs, exit codes {codes}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--writers", type=int, default=4)
+    parser.add_argument("--backend", choices=["zarr", "hdf5"], default="zarr")
+    parser.add_argument("--verbs", type=int, default=0, help="kills over all commands that write")
+    parser.add_argument("--fuzz", type=int, default=0, help="wrong inputs")
+    parser.add_argument("--seed", type=int, default=0, help="of --verbs and --fuzz")
+    parser.add_argument("--quick", action="store_true", help="40 kills")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    if options.quick:
+        options.kills = min(options.kills, 40)
+    start, run = time.monotonic(), fuzz if options.fuzz else kill_verbs if options.verbs else kill_writers
+    with tempfile.TemporaryDirectory() as folder:
+        values, done = run(Path(folder), options)
     figures = {
         name: {"value": value, "goal": goal, "higher_is_better": False, "unit": unit}
         for name, (value, goal, unit) in values.items()
     }
-    machine = (
-        f"{platform.machine()}, Python {platform.python_version()}, {options.backend}, {counts.kills} kills of "
-        f"{options.writers} writers, {counts.caches} caches of {len(expected)} files"
-    )
+    machine = f"{platform.machine()}, Python {platform.python_version()}, {done}"
     if options.json:
         print(json.dumps({"figures": figures, "machine": machine}))
-        return
-    print(f"{machine}, {time.monotonic() - start:.0f} s")
-    for name, figure in figures.items():
-        print(f"{name:30} {figure['value']:8.3g}  goal {figure['goal']}")
+    else:
+        print(f"{machine}, {time.monotonic() - start:.0f} s")
+        for name, figure in figures.items():
+            print(f"{name:30} {figure['value']:8.3g}  goal {figure['goal']}")
+    if run is not kill_writers and any(value for value, _, _ in values.values()):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -159,7 +159,7 @@ def occupied(folder: Path) -> Iterator[None]:
     try:
         if not _lock(descriptor):
             raise ClaimedError(
-                f"another process is at work in {folder}",
+                f"{_holder(descriptor)} is at work in {folder}",
                 "Wait until it has ended, or choose another folder.",
             )
         yield
@@ -175,6 +175,17 @@ def is_occupied(folder: Path) -> bool:
         return not _lock(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _holder(descriptor: int) -> str:
+    """Who has locked a folder, where Linux tells it."""
+    with suppress(OSError):
+        inode = str(os.fstat(descriptor).st_ino)
+        for line in Path("/proc/locks").read_text(encoding="utf-8").splitlines():
+            fields = line.split()  # 1: FLOCK ADVISORY WRITE pid major:minor:inode 0 EOF
+            if fields[1] == "FLOCK" and fields[5].rpartition(":")[2] == inode:
+                return f"process {fields[4]}"
+    return "another process"
 
 
 def _lock(descriptor: int) -> bool:

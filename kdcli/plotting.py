@@ -1,5 +1,6 @@
 """How figures of kd look: one set of colours and settings of matplotlib, for files and for pages."""
 
+import io
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
 from kdcli.errors import MissingExtraError
-from kdcli.files import storage_errors
+from kdcli.files import atomic_write_bytes, storage_errors
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -129,8 +130,9 @@ def write_drawings(
                 if figure is None:
                     continue
                 for ending, options in (("svg", {"metadata": {"Date": None}}), ("png", {"dpi": 150})):
-                    path = folder / f"{name}.{ending}"
-                    figure.savefig(path, **options)
+                    path, content = folder / f"{name}.{ending}", io.BytesIO()
+                    figure.savefig(content, format=ending, **options)
+                    atomic_write_bytes(path, content.getvalue())
                     written.append(path)
     return written
 

@@ -1,5 +1,6 @@
 """Writers that die: a server that forks them quickly, kills at the k-th step on disk, and what must hold after."""
 
+import atexit
 import errno
 import importlib
 import json
@@ -7,7 +8,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -96,6 +99,12 @@ def computed(log: Path) -> Counter[str]:
     return Counter(line for line in lines if not line.startswith("steps "))
 
 
+def records(reader: CacheReader) -> dict[str, Commit]:
+    """Every record of a cache, by unit."""
+    parts = reader.store.parts()
+    return {str(each.unit): each for part in parts for each in read_commits(reader.layout, part).values()}
+
+
 def steps(log: Path) -> int:
     """Steps on disk that the writer took which finished last."""
     return int(log.read_text().split("steps ")[-1].split()[0])
@@ -175,7 +184,22 @@ def _run_fill(job: dict[str, Any]) -> None:
 
 
 def _run(job: dict[str, Any]) -> None:
-    """What a fork does; it leaves like any Python program."""
+    """What a fork does; it leaves like any Python program, but frees nothing: that takes longer than most commands."""
+    code: object = 1
+    try:
+        _do(job)
+        code = 0
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        traceback.print_exc()
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
+
+
+def _do(job: dict[str, Any]) -> None:
     os.setsid()
     quiet = os.open(os.devnull, os.O_RDWR)
     err = os.open(job["err"], os.O_WRONLY | os.O_CREAT | os.O_APPEND) if "err" in job else 2
@@ -183,7 +207,7 @@ def _run(job: dict[str, Any]) -> None:
         os.dup2(source, target)
     if "argv" not in job:
         _run_fill(job)
-        sys.exit(0)
+        return None
     os.environ.update(job["env"])
     os.chdir(job["cwd"])
     from kdcli.cli.app import main

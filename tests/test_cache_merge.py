@@ -279,7 +279,7 @@ def test_the_command_says_what_it_did(kd: Kd, tmp_path: Path) -> None:
     done = kd("cache", "merge", "0.kd", "all.kd", "--to", "again.kd")
     assert done.code == 0, done.err
     assert done.out.splitlines()[0].split() == ["part", "units", "of"]
-    assert "is this merge already" in kd("cache", "merge", "0.kd", "1.kd", "--to", "all.kd").err
+    assert "is what this makes already" in kd("cache", "merge", "0.kd", "1.kd", "--to", "all.kd").err
     kd("cache", "merge", "1.kd", "0.kd", "--to", "all.kd").refused(24, "exists")
     kd("cache", "merge", "0.kd", "--to", "x.kd").refused(2, "two caches")
     kd("cache", "merge", "0.kd", "none.kd", "--to", "x.kd").refused(20, "does not exist")

@@ -356,7 +356,7 @@ def test_nothing_is_overwritten_unless_asked_and_only_a_packed_cache(cache: Path
     for to in FILES:
         pack(cache, tmp_path / to)
         with pytest.raises(OutputExistsError, match="exists"):
-            pack(cache, tmp_path / to)
+            pack(cache, tmp_path / to, compress="gzip")
         assert pack(cache, tmp_path / to, ["t"], overwrite=True).parts.keys() == {
             "samples",
             "t/logits",
@@ -374,6 +374,33 @@ def test_nothing_is_overwritten_unless_asked_and_only_a_packed_cache(cache: Path
     with pytest.raises(OutputExistsError):
         unpack(tmp_path / "p.h5", thesis)
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("to", FILES)
+def test_what_was_made_by_the_same_call_is_known_and_nothing_else(
+    cache: Path, tmp_path: Path, to: str
+) -> None:
+    packed, again = tmp_path / to, tmp_path / "again.kd"
+    made = pack(cache, packed)
+    assert pack(cache, packed) == made
+    for backend in ("zarr", "hdf5"):
+        made = unpack(packed, again, backend)
+        before = files_of(again)
+        assert unpack(packed, again, backend) == made
+        assert files_of(again) == before
+        again.rename(tmp_path / backend)
+    unpack(packed, again)
+    chunk = again / "data.zarr/teachers/t/logits/c.1.0.0"
+    flip(chunk, 17)
+    with pytest.raises(OutputExistsError):
+        unpack(packed, again)
+    chunk.unlink()
+    with pytest.raises(CorruptError, match="missing"):
+        unpack(packed, again)
+    if to == "p.zarr":
+        flip(packed / "teachers/t/logits/c.1.0.0", 17)
+        with pytest.raises(OutputExistsError):
+            pack(cache, packed)
 
 
 def test_a_file_that_appears_meanwhile_is_not_replaced(cache: Path, tmp_path: Path, monkeypatch: Any) -> None:
@@ -497,7 +524,8 @@ def test_the_commands_say_what_they_did(kd: Kd, cache: Path) -> None:
 
 def test_the_commands_refuse_with_their_codes(kd: Kd, cache: Path) -> None:
     kd("cache", "pack", cache, "--to", "p.h5")
-    kd("cache", "pack", cache, "--to", "p.h5").refused(24, "exists")
+    assert "is what this makes already" in kd("cache", "pack", cache, "--to", "p.h5").err
+    kd("cache", "pack", cache, "--to", "p.h5", "--compress", "gzip").refused(24, "exists")
     kd("cache", "pack", cache, "--to", "q.h5", "--compress", "zstd").refused(2, "plug-in", "gzip")
     kd("cache", "pack", "none.kd", "--to", "q.h5").refused(20, "does not exist")
     kd("cache", "pack", cache, "--to", "q.h5", "--teacher", "x").refused(11, "no teacher 'x'")

@@ -20,8 +20,9 @@ from kdcli.cache.admin.audit import audit
 from kdcli.cache.admin.records import scan_commits
 from kdcli.cache.commits import as_lines
 from kdcli.cache.damage import Audit, Damage, summary
+from kdcli.cache.garbage import sweep
 from kdcli.cache.keytable import KeyTable, block_digest
-from kdcli.cache.layout import SAMPLES, Unit, load_manifest
+from kdcli.cache.layout import SAMPLES, Layout, Unit, load_manifest
 from kdcli.cache.matching import class_numbers
 from kdcli.cache.mending import Mending
 from kdcli.cache.provenance import require_known
@@ -116,6 +117,7 @@ def repair_cache(root: Path, sources: Sources, accept: bool = False) -> RepairRe
         StoppedEarly: after a signal; what is repaired is kept.
     """
     found = audit(root)
+    sweep(Layout(root))  # of a repair that was killed, even when all was repaired
     if found.ok:
         return RepairResult(root, (), (), {}, accept)
     _require_hope(found)

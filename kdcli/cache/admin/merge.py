@@ -10,15 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
 
-from kdcli.cache.admin.audit import audit
 from kdcli.cache.admin.moving import (
     Moved,
     committed,
     finish_cache,
+    made_before,
     published,
     require_new,
     require_sound,
     require_space,
+    same_cache,
     start_cache,
     units,
 )
@@ -79,26 +80,18 @@ def merge(inputs: Sequence[Path], target: Path) -> Moved:
 def _made_before(
     readers: Sequence[CacheReader], manifest: Manifest, teachers: Sequence[TeacherRecord], target: Path
 ) -> Moved | None:
-    """What is at ``target`` if it is this very merge, every byte of it: of a call that was killed when it was done."""
+    """What is at ``target`` if it is this very merge; its id is one of its own."""
     if not Layout(target).manifest.is_file():
         return None
-    there = CacheReader(target)
-    if there.manifest != manifest.model_copy(update={"cache_id": there.manifest.cache_id}):
-        return None
-    if there.teachers != {record.name: record for record in teachers}:
+    own_id = CacheReader(target).manifest.cache_id
+    there = same_cache(target, manifest.model_copy(update={"cache_id": own_id}), teachers)
+    if there is None:
         return None
     merger = _Merger(readers, there.store)
-    found = {part: committed(there, part) for part in there.store.parts()}
-    for part, commits in found.items():
-        held = merger.holders(part)
-        if held.keys() != {(commit.block, commit.group) for commit in commits}:
-            return None
-        if not all(commit.same_data(held[commit.block, commit.group][0][1]) for commit in commits):
-            return None
-    if not audit(target).ok:
-        return None
-    console.note(f"{target} is this merge already")
-    return Moved(target, there.manifest.cache_id, there.manifest.backend, units(there.store, found))
+    held = {part: merger.holders(part) for part in there.store.parts()}
+    return made_before(
+        there, {part: [found[0][1] for found in places.values()] for part, places in held.items()}
+    )
 
 
 def _same_disk(reader: CacheReader, target: Path) -> bool:

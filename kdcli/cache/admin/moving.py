@@ -6,12 +6,13 @@ import glob
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, final
 
+from kdcli.cache.admin.audit import audit
 from kdcli.cache.commits import Commit, as_lines, read_commits
 from kdcli.cache.garbage import is_abandoned
 from kdcli.cache.keytable import KeyTable
@@ -20,6 +21,7 @@ from kdcli.cache.provenance import TeacherRecord, repair_hint
 from kdcli.cache.reader import CacheReader
 from kdcli.cache.store import Store
 from kdcli.cache.writer import build_skeleton
+from kdcli.console import console
 from kdcli.documents import to_document
 from kdcli.errors import Advice, CorruptError, NoSpaceError, OutputExistsError
 from kdcli.files import (
@@ -126,6 +128,37 @@ def require_new(target: Path) -> None:
     with storage_errors(target):
         if target.exists() and not (target.is_dir() and not any(target.iterdir())):
             raise OutputExistsError(f"{target} exists already", "Give a new or empty folder.")
+
+
+def same_cache(target: Path, manifest: Manifest, teachers: Iterable[TeacherRecord]) -> CacheReader | None:
+    """The cache at ``target`` if it has this manifest and these teachers."""
+    if not Layout(target).manifest.is_file():
+        return None
+    there = CacheReader(target)
+    alike = there.manifest == manifest and there.teachers == {record.name: record for record in teachers}
+    return there if alike else None
+
+
+def made_before(there: CacheReader, commits: Mapping[str, list[Commit]]) -> Moved | None:
+    """What a call made that was killed when it was done: a cache of these very units, every byte as recorded."""
+    found = {part: committed(there, part) for part in there.store.parts()}
+    for part, mine in found.items():
+        theirs = {commit.unit: commit for commit in commits[part]}
+        if theirs.keys() != {commit.unit for commit in mine}:
+            return None
+        if not all(commit.same_data(theirs[commit.unit]) for commit in mine):
+            return None
+    root = there.layout.root
+    if not audit(root).ok:
+        return None
+    say_made_before(root)
+    return Moved(root, there.manifest.cache_id, there.manifest.backend, units(there.store, found))
+
+
+def say_made_before(target: Path) -> None:
+    """Tell it, and remove what the call that made it left when it was killed."""
+    _sweep(target)
+    console.note(f"{target} is what this makes already")
 
 
 def start_cache(

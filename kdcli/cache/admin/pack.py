@@ -6,7 +6,7 @@ records, one a line, with sizes and checksums of Zarr chunks). docs/format.md sp
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, final
@@ -25,11 +25,14 @@ from kdcli.cache.admin.moving import (
     Moved,
     committed,
     finish_cache,
+    made_before,
     parts_of,
     published,
     require_new,
     require_sound,
     require_space,
+    same_cache,
+    say_made_before,
     start_cache,
     units,
 )
@@ -37,7 +40,7 @@ from kdcli.cache.admin.zips import PACK_AGAIN
 from kdcli.cache.arrays import ArrayExtent, array_extents, whole_extent
 from kdcli.cache.commits import Commit, as_lines, chunk_files, misfits, parse_commit
 from kdcli.cache.keytable import KeyTable, block_digest
-from kdcli.cache.layout import BackendName, Manifest
+from kdcli.cache.layout import BackendName, Layout, Manifest
 from kdcli.cache.provenance import TeacherRecord, require_known, seal, unseal
 from kdcli.cache.reader import CacheReader
 from kdcli.cache.store import BACKENDS, Store, require_classes
@@ -55,6 +58,9 @@ from kdcli.reading import parse_json
 RECORDS = "kd/cache.json"
 Extents = dict[tuple[str, str], ArrayExtent]
 """Every array by part and name."""
+Write = Callable[[ArrayExtent, int, int | None, np.ndarray], None]
+Put = Callable[[Path, np.ndarray], list[int]]
+"""What is done with a chunk: size and checksum of its file, written or foreseen."""
 
 
 @final
@@ -105,26 +111,52 @@ def pack(
     Raises:
         UsageError: the ending or compression is none.
         NotFoundError: no such teacher.
-        OutputExistsError: something is at ``target``.
+        OutputExistsError: something is at ``target``, and not what this call made before it was killed.
         CorruptError: bytes of the cache are not those that were committed.
     """
     compression = require_compression(target, compress)
-    _require_free(target, overwrite)
+    if overwrite:
+        _require_ours(target)
     reader = CacheReader(root)
     chosen = _chosen(reader, teachers)
     commits = {part: committed(reader, part) for part in parts_of(chosen)}
+    moved = Moved(target, reader.manifest.cache_id, reader.manifest.backend, units(reader.store, commits))
+    if target.exists() and not overwrite:
+        records = Packed(compress=compression, manifest=reader.manifest, teachers=tuple(chosen))
+        if not _is_packed(reader, target, records, commits):
+            raise OutputExistsError(f"{target} exists already", Advice("pack-exists"))
+        say_made_before(target)
+        return moved
     if compression == "none":
         require_space(target, _total_bytes(commits))
     with published(target, overwrite) as temporary, create(temporary, target, compression) as box:
         _pack_all(reader, box, chosen, commits)
-    return Moved(target, reader.manifest.cache_id, reader.manifest.backend, units(reader.store, commits))
+    return moved
 
 
-def _require_free(target: Path, overwrite: bool) -> None:
+def _is_packed(reader: CacheReader, target: Path, records: Packed, commits: dict[str, list[Commit]]) -> bool:
+    """Whether a packed cache holds just this, every byte: a call made it that was killed when it was done."""
+    store, zarr = reader.store, BACKENDS["zarr"]
+    extents = _extents(records.manifest, reader.keys, records.teachers)
+    try:
+        with open_container(target) as box:
+            if _read_records(box) != records:
+                return False
+            _read_samples(box, records.manifest)
+            for part, found in commits.items():
+                packed = _read_commits(box, store, part)
+                if packed != [_pack_unit(store, commit, extents, lambda *_: None) for commit in found]:
+                    return False
+                for commit in packed:
+                    _unpack_unit(box, store, extents, commit, lambda _, values: zarr.foresee(values))
+    except KdError:
+        return False
+    return True
+
+
+def _require_ours(target: Path) -> None:
     if not target.exists():
         return
-    if not overwrite:
-        raise OutputExistsError(f"{target} exists already", Advice("pack-exists"))
     try:
         with open_container(target) as box:
             ours = RECORDS in box
@@ -155,15 +187,15 @@ def _pack_all(
         for part, found in commits.items():
             packed = []
             for commit in found:
-                packed.append(_pack_unit(store, commit, box, extents))
+                packed.append(_pack_unit(store, commit, extents, box.write))
                 bar.advance(sum(map(len, commit.arrays.values())))
             box.put_text(f"kd/commits/{part}", as_lines(packed))
     records = Packed(compress=box.compression, manifest=manifest, teachers=tuple(teachers))
     box.put_text(RECORDS, json.dumps(seal(records.model_dump(mode="json"))))
 
 
-def _pack_unit(store: Store, commit: Commit, box: Container, extents: Extents) -> Commit:
-    """Write a unit's chunks; its record, with their sizes and checksums as a Zarr cache has them."""
+def _pack_unit(store: Store, commit: Commit, extents: Extents, write: Write) -> Commit:
+    """Check a unit's chunks and give each to ``write``; its record, with sizes and checksums as a Zarr cache has."""
     arrays: dict[str, list[list[int]]] = {name: [] for name in commit.arrays}
     for array, view, path, size, crc in chunk_files(store, commit):
         require_sound(store, path, size, crc, path)
@@ -172,7 +204,7 @@ def _pack_unit(store: Store, commit: Commit, box: Container, extents: Extents) -
         past_end = values[extent.shape[0] - commit.block * extent.rows :]
         if past_end.tobytes() != np.full_like(past_end, extent.spec.fill).tobytes():
             raise CorruptError(f"{path} holds values in rows past the end", "Compute this block again.")
-        box.write(extent, commit.block, view, values)
+        write(extent, commit.block, view, values)
         arrays[array].append(BACKENDS["zarr"].foresee(values))
     return replace(commit, arrays=arrays)
 
@@ -192,10 +224,11 @@ def unpack(packed: Path, target: Path, backend: BackendName | None = None) -> Mo
 
     Raises:
         BadDataError: ``packed`` is no packed cache.
-        OutputExistsError: something is at ``target``.
+        OutputExistsError: something is at ``target``, and not what this call made before it was killed.
         CorruptError: bytes are not those that were packed.
     """
-    require_new(target)
+    if not Layout(target).manifest.is_file():
+        require_new(target)
     with open_container(packed) as box:
         records = _read_records(box)
         manifest = records.manifest
@@ -203,11 +236,19 @@ def unpack(packed: Path, target: Path, backend: BackendName | None = None) -> Mo
             manifest = manifest.model_copy(update={"backend": backend})
         store = Store(target, manifest, {record.name: record for record in records.teachers})
         commits = {part: _read_commits(box, store, part) for part in store.parts()}
-        require_space(target, _total_bytes(commits))
         keys, labels = _read_samples(box, manifest)
+        extents = _extents(manifest, keys, records.teachers)
+        if (there := same_cache(target, manifest, records.teachers)) is not None:
+            foreseen = _unpack_all(
+                box, store, extents, commits, lambda _, values: store.backend.foresee(values)
+            )
+            if (made := made_before(there, foreseen)) is not None:
+                return made
+        require_new(target)
+        require_space(target, _total_bytes(commits))
         with published(target) as root:
             store = start_cache(root, manifest, keys, labels, records.teachers)
-            remade = _unpack_all(box, store, _extents(manifest, keys, records.teachers), commits)
+            remade = _unpack_all(box, store, extents, commits, store.write)
             finish_cache(store, remade)
     return Moved(target, manifest.cache_id, manifest.backend, units(store, remade))
 
@@ -271,19 +312,19 @@ def _read_samples(box: Container, manifest: Manifest) -> tuple[KeyTable, np.ndar
 
 
 def _unpack_all(
-    box: Container, store: Store, extents: Extents, commits: dict[str, list[Commit]]
+    box: Container, store: Store, extents: Extents, commits: dict[str, list[Commit]], put: Put
 ) -> dict[str, list[Commit]]:
     remade: dict[str, list[Commit]] = {part: [] for part in commits}
     with console.progress(_total_chunks(commits), "chunks", "unpack") as bar:
         for part, found in commits.items():
             for commit in found:
-                remade[part].append(_unpack_unit(box, store, extents, commit))
+                remade[part].append(_unpack_unit(box, store, extents, commit, put))
                 bar.advance(sum(map(len, commit.arrays.values())))
     return remade
 
 
-def _unpack_unit(box: Container, store: Store, extents: Extents, commit: Commit) -> Commit:
-    """Write a unit's chunks; its record, with their sizes and checksums in this cache."""
+def _unpack_unit(box: Container, store: Store, extents: Extents, commit: Commit, put: Put) -> Commit:
+    """Check a unit's chunks and give each to ``put``; its record, with their sizes and checksums in this cache."""
     arrays: dict[str, list[list[int]]] = {name: [] for name in commit.arrays}
     for array, view, path, size, crc in chunk_files(store, commit):
         extent = extents[commit.part, array]
@@ -294,5 +335,5 @@ def _unpack_unit(box: Container, store: Store, extents: Extents, commit: Commit)
             raise CorruptError(f"{error.message} ({place})", PACK_AGAIN) from error
         if BACKENDS["zarr"].foresee(values) != [size, crc]:
             raise CorruptError(f"{box.path}: {place} is not what was packed", PACK_AGAIN)
-        arrays[array].append(store.write(path, values))
+        arrays[array].append(put(path, values))
     return replace(commit, arrays=arrays)

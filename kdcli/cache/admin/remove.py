@@ -17,7 +17,7 @@ from typing import Any, final
 from kdcli.cache.admin.holders import Writer, claim_holders
 from kdcli.cache.admin.inventory import looks_like_cache, open_store
 from kdcli.cache.claims import Claims
-from kdcli.cache.garbage import is_abandoned
+from kdcli.cache.garbage import is_abandoned, sweep
 from kdcli.cache.layout import Layout
 from kdcli.cache.owned import require_unlinked
 from kdcli.cache.provenance import arrays_of, is_name, require_known
@@ -253,6 +253,7 @@ def _remove_outputs(plan: Removal) -> None:
             write_index(newest(plan.root))
     fsync_folder(store.layout.root)
     _discard(grave)
+    sweep(store.layout)
 
 
 def _drop_stamps(store: Store, parts: tuple[str, ...]) -> None:
