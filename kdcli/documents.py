@@ -86,5 +86,5 @@ def from_document(
     except ValidationError as refusal:
         first = refusal.errors()[0]
         where = ".".join(map(str, first["loc"])) or "document"
-        raise error(f"{source}: {where}: {first['msg']}", hint) from refusal
+        raise error(f"{source}: {where}: {first['msg'].removeprefix('Value error, ')}", hint) from refusal
     return value

@@ -39,7 +39,11 @@ def storage_error(error: Exception, path: Path | str) -> NoSpaceError | StorageE
     """
     number, where, reason = None, path, str(error)
     if isinstance(error, OSError):
-        number, where, reason = error.errno, error.filename or path, error.strerror or reason
+        number, where, reason = (
+            error.errno,
+            error.filename2 or error.filename or path,
+            error.strerror or reason,
+        )
     if number is None and (found := _TOLD.search(reason)):
         number = int(found[1])
         reason = os.strerror(number)

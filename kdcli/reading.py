@@ -10,7 +10,7 @@ import math
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -196,7 +196,10 @@ def parse_json(
 
 
 class YAMLLoader(yaml.SafeLoader):
-    """PyYAML's safe loader that stops at :data:`DEPTH`: it needs the square of the depth in time."""
+    """PyYAML's safe loader that stops at :data:`DEPTH` (it needs the square of the depth in time).
+
+    It refuses a key that is there twice, of which PyYAML keeps the last, and takes 1e-4 for a number, as YAML 1.2 does.
+    """
 
     _depth = 0
 
@@ -210,6 +213,15 @@ class YAMLLoader(yaml.SafeLoader):
         finally:
             self._depth -= 1
 
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """Keys and values."""
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for number, key in enumerate(keys):
+            if key in keys[:number]:
+                line = node.value[number][0].start_mark.line + 1
+                raise yaml.YAMLError(f"a key may come only once, and '{key}' comes again in line {line}")
+        return super().construct_mapping(node, deep)
+
 
 def _construct_integer(loader: YAMLLoader, node: yaml.ScalarNode) -> int:
     value = int(loader.construct_yaml_int(node))
@@ -221,9 +233,20 @@ def _construct_integer(loader: YAMLLoader, node: yaml.ScalarNode) -> int:
 YAMLLoader.add_constructor("tag:yaml.org,2002:int", _construct_integer)
 
 
+class YAMLDumper(yaml.SafeDumper):
+    """Writes what :class:`YAMLLoader` reads back: a text that it would take for a number, in quotes."""
+
+
+for _kind in (YAMLLoader, YAMLDumper):
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"[-+]?(\.\d+|\d+\.?\d*)[eE][-+]?\d+$", re.ASCII),
+        list("-+.0123456789"),
+    )
+
+
 def read_yaml(
     path: Path,
-    loader: type[YAMLLoader] = YAMLLoader,
     error: Refusal = ConfigError,
     hint: str | Advice = "Correct the file.",
 ) -> Any:
@@ -233,13 +256,12 @@ def read_yaml(
         OSError: the operating system refuses; within :func:`storage_errors` it gets its code.
         BadDataError, ConfigError, CorruptError: it is no regular file, too large, or no YAML.
     """
-    return parse_yaml(read_text(path, YAML_BYTES, error, hint), path, loader, error, hint)
+    return parse_yaml(read_text(path, YAML_BYTES, error, hint), path, error, hint)
 
 
 def parse_yaml(
     text: str,
     source: object,
-    loader: type[YAMLLoader] = YAMLLoader,
     error: Refusal = ConfigError,
     hint: str | Advice = "Correct the file.",
 ) -> Any:
@@ -248,7 +270,6 @@ def parse_yaml(
     Args:
         text: the document.
         source: the file or option, for the message.
-        loader: how its values are made.
         error: what to raise.
         hint: what to do about it.
 
@@ -256,7 +277,7 @@ def parse_yaml(
         BadDataError, ConfigError, CorruptError: naming the source.
     """
     try:
-        reader = loader(text)
+        reader = YAMLLoader(text)
         try:
             node = reader.get_single_node()
             if node is not None and _spelled_out(node, {}) > YAML_VALUES:

@@ -120,3 +120,35 @@ def test_a_printed_configuration_fed_back_is_the_same(tmp_path: Path) -> None:
     config = StudentConfig(**TRAIN, cache=("a.kd",), lr=1e-5, test="t@split=test")
     (tmp_path / "c.yaml").write_text(to_yaml(config))
     assert resolve(StudentConfig, {}, (), tmp_path / "c.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ('epochs: "1"', "epochs"), ("lr: '0.1'", "lr"), ("epochs: true", "epochs"), ("lr: [true]", "lr"),
+        ('temperature: "4"', "temperature"), ("epochs: 1\nepochs: 2", "once"), ("lr: 2001-01-01", "lr"),
+    ],
+)  # fmt: skip
+def test_a_file_gives_numbers_for_numbers_and_every_key_once(tmp_path: Path, text: str, named: str) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump({key: value for key, value in TRAIN.items() if key not in text}) + text)
+    with pytest.raises(ConfigError, match=named):
+        resolve(StudentConfig, {}, (), file)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("1e-4", 1e-4), ("1E-4", 1e-4), ("1.e-4", 1e-4), (".5e-3", 5e-4), ("1.0e-4", 1e-4)]
+)
+def test_a_number_with_an_exponent_is_a_number(tmp_path: Path, text: str, value: float) -> None:
+    file = tmp_path / "run.yaml"  # to YAML 1.1 the first of them are texts
+    file.write_text(f"{yaml.safe_dump(TRAIN)}lr: {text}\n")
+    assert resolve(StudentConfig, {}, (), file).lr == value
+    assert resolve(StudentConfig, TRAIN, [f"lr={text}"]).lr == value
+
+
+@pytest.mark.parametrize("text", ["1e5", "12", "1_0", "true", "4e10", "0x1f", "1e-4"])
+def test_a_text_that_looks_like_a_number_stays_one(tmp_path: Path, text: str) -> None:
+    config = resolve(StudentConfig, {**TRAIN, "student": text})
+    file = tmp_path / "run.yaml"
+    file.write_text(to_yaml(config))
+    assert resolve(StudentConfig, {}, (), file) == config

@@ -476,3 +476,10 @@ def test_samples_follow_from_names_alone(names: list[tuple[str, str, str]]) -> N
         assert list(data.keys) == wanted
         assert data.class_names == tuple(tops)
         assert [tops[label] for label in data.labels] == [key.split("/")[0] for key in wanted]
+
+
+def test_a_labels_csv_that_is_there_and_not_asked_for_is_said(tmp_path: Path) -> None:
+    fill(tmp_path, "1.png", "2.png")
+    (tmp_path / "labels.csv").write_text("key,size,tail\n1.png,big,yes\n2.png,small,no\n")
+    assert "choose its labels with @labels=size|tail" in one(notes_of(tmp_path), "labels.csv is not used")
+    assert notes_of(f"{tmp_path}@labels=size") == []

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
@@ -115,6 +115,7 @@ def test_what_timm_writes_with_arguments_of_its_own_still_opens(tmp_path: Path) 
     ("name", "value"),
     [
         ("layers", [10**9] * 4), ("layers", [1] * 5000), ("drop_rate", "much"), ("drop_rate", True),
+        ("drop_rate", {"a": 1}), ("drop_rate", [0.1]), ("drop_rate", 5), ("drop_path_rate", -0.1),
         ("zero_init_last", "yes"), ("block_reduce_first", 10**12), ("global_pool", ["avg"]),
         ("act_layer", "x" * 1000), ("layers", {"a": 10**7}), ("in_chans", 10**6), ("layers", [1, "b", None, []]),
         ("block", "os.system"), ("base_width", -3), ("num_classes", 10**9),
@@ -254,6 +255,7 @@ PLACES = st.sampled_from(
 
 @settings(max_examples=60, deadline=20_000, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes=st.lists(st.tuples(PLACES, VALUES), min_size=1, max_size=2))
+@example(changes=[(("model_args", "stem_type"), "")])  # a ResNet without a first layer to change
 def test_a_changed_configuration_opens_the_same_weights_or_is_refused(
     whole: Path, tmp_path: Path, changes: list[tuple[tuple[str, ...], Any]]
 ) -> None:

@@ -156,6 +156,11 @@ def test_a_representation_is_needed_and_a_cached_one_whole(
         eval_probe(config(root, **options))
 
 
+def test_a_folder_for_what_is_not_kept_is_refused(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--out is where --protocol fine-tune keeps its networks"):
+        eval_probe(cached(root, out=tmp_path / "o"))
+
+
 def test_unknown_teacher_suggests_the_nearest(root: Path) -> None:
     with pytest.raises(NotFoundError, match="Did you mean 'small'"):
         eval_probe(cached(root, teacher="smal"))

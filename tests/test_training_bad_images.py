@@ -149,10 +149,12 @@ def test_rows_that_the_cache_marks_as_bad_are_left_out_and_the_others_not_looked
     assert same_student(config.out, other.out)
 
 
-def test_other_options_for_a_run_are_told_in_plain_words(place: Place) -> None:
+def test_other_options_for_a_run_with_an_export_are_told_in_plain_words(place: Place) -> None:
     config = place.config("begun", bad_images="drop")
     train_student(config)
-    with pytest.raises(OutputExistsError, match="seed was 0, is 7") as raised:
+    for name in ("result.json", "metrics.jsonl"):
+        (config.out / name).unlink()
+    with pytest.raises(OutputExistsError, match="holds another run: seed was 0, is 7") as raised:
         train_student(config.model_copy(update={"seed": 7}))
     assert "--overwrite" in raised.value.hint
     assert len(raised.value.message) < 200

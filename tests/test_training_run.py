@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import signal
 import subprocess
@@ -349,6 +350,25 @@ def test_a_diverging_run_stops_with_its_last_good_state(place: Place) -> None:
     assert not (config.out / "result.json").exists()
     with pytest.raises(DivergedError):  # the same again: nothing better came of trying
         train_student(config)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_last_step_that_ruins_the_weights_is_noticed_without_a_test(place: Place, optimizer: str) -> None:
+    """The loss of that step is finite: it is of the weights before it."""
+    config = place.config(
+        f"ruined-{optimizer}",
+        lr=1e4,
+        optimizer=optimizer,
+        schedule="constant",
+        warmup=0,
+        epochs=1,
+        batch_size=24,
+    )
+    for _ in range(2):
+        with pytest.raises(DivergedError, match="of the trained student is not finite: nothing is exported"):
+            train_student(config)
+    assert math.isfinite(json.loads((config.out / "metrics.jsonl").read_text().splitlines()[0])["loss"])
+    assert not (config.out / "export").exists()
 
 
 # --- real architectures -----------------------------------------------------------------------

@@ -180,19 +180,15 @@ class Claims:
             ClaimedError: another writer does not give it back.
         """
         records = Unit(part, -1, 0)  # no unit of work, but claimed like one
-        began, told = time.monotonic(), False
+        patience = Patience()
         while not self.acquire(records):
-            waited = time.monotonic() - began
-            if waited > 2 * STALE_SECONDS:  # a writer that hangs while its heart beats
+            if patience.waited > 2 * STALE_SECONDS:  # a writer that hangs while its heart beats
                 raise ClaimedError(
                     f"{self._layout.root}: {self.holder(records)} has rewritten the records of {part} for "
-                    f"{waited:.0f} seconds",
+                    f"{patience.waited:.0f} seconds",
                     Advice("holder", cache=self._layout.root),
                 )
-            if waited > WORD_SECONDS and not told:
-                console.note(f"waiting for {self.holder(records)}, which rewrites the records of {part}")
-                told = True
-            wait_a_moment(0.05)
+            patience.wait(f"{self.holder(records)}, which rewrites the records of {part}", 0.05)
         try:
             yield
         finally:
@@ -290,6 +286,32 @@ class Claims:
                 with suppress(OSError):
                     if self.owns(unit):
                         os.utime(self._layout.claim(unit))
+
+
+@final
+class Patience:
+    """A wait for other writers: pauses between two looks at their claims, and says whom they are of if it lasts."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._told = ""
+
+    @property
+    def waited(self) -> float:
+        """Seconds since the wait began."""
+        return time.monotonic() - self._began
+
+    def wait(self, whom: str, seconds: float = 0.5) -> None:
+        """Pause; each of those who are waited for is told once.
+
+        Args:
+            whom: of :meth:`Claims.holder`, and what they are at.
+            seconds: how long.
+        """
+        if self.waited > WORD_SECONDS and whom != self._told:
+            console.note(f"waiting for {whom}; ^C ends this run, and the same command goes on later")
+            self._told = whom
+        wait_a_moment(seconds)
 
 
 def wait_a_moment(seconds: float = 0.5) -> None:

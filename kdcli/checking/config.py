@@ -21,7 +21,7 @@ class CheckConfig(DataOptions, WorkersOption):
         None, "Data set that models are to be tested on: looks for images and classes of one that the other has.",
         panel="Data",
     )  # fmt: skip
-    least: int = option(10, "Name classes with fewer images than these.", panel="Method", ge=1, le=10**9)
+    least: int = option(10, "Name classes with fewer images than these.", panel="Method", ge=1, le=2**30)
     write_exclude: Path | None = option(
         None, "New file for the keys of DATA that should go: unreadable, duplicates, images of --test; "
         "DATA@without=FILE leaves them out.",

@@ -94,6 +94,10 @@ class FolderSource(ImageSource):
             classes, said = self._classes(keys, walk.prefix, folders)
         if classes is not None:
             require_no_class_lost(walk, keys)
+        elif labels is not None:
+            said.append(
+                f"{self._root}: {LABELS_FILE} is not used: choose its labels with @labels={'|'.join(labels.tasks)}"
+            )
         notes = (*self._notes(folders, walk.prefix), *leftovers(walk, labelled=classes is not None), *said)
         return Listing(table, _class_labels(keys, walk.prefix, classes), classes, notes)
 

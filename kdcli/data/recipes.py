@@ -21,7 +21,6 @@ For glyphs, digits and other images whose mirror image or colour is another clas
 import hashlib
 import json
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -34,7 +33,7 @@ from kdcli.data.policies import AutoAugment, RandAugment
 from kdcli.data.stages import STRICT, Erase, Fill, Jitter, Ratio, Share, Shares, Stage
 from kdcli.errors import ConfigError, NotFoundError, UsageError, nearest
 from kdcli.files import storage_errors
-from kdcli.reading import YAML_BYTES, parse_json, parse_yaml, read_text
+from kdcli.reading import YAML_BYTES, parse_yaml, read_text
 
 CUSTOM = "custom"
 """What a recipe that is none of :data:`RECIPES` is called where a name is needed."""
@@ -178,7 +177,7 @@ def find_recipe(text: str) -> Recipe:
     if text in RECIPES:
         return RECIPES[text]
     if text.lstrip().startswith("{"):
-        return recipe_from(_yaml(text, "the recipe"), "the recipe")
+        return recipe_from(parse_yaml(text, "the recipe"), "the recipe")
     if not text.endswith((".yaml", ".yml")):
         raise UsageError(
             f"unknown view recipe '{text}'.{nearest(text, RECIPES)}",
@@ -189,7 +188,7 @@ def find_recipe(text: str) -> Recipe:
             content = read_text(Path(text), YAML_BYTES, ConfigError, "Correct the file.")
         except FileNotFoundError as error:
             raise NotFoundError(f"there is no recipe file {text}", "Check --recipe.") from error
-    return recipe_from(_yaml(content, text), text)
+    return recipe_from(parse_yaml(content, text), text)
 
 
 def recipe_from(document: Any, where: str) -> Recipe:
@@ -206,12 +205,6 @@ def recipe_from(document: Any, where: str) -> Recipe:
         problems = "; ".join(_explain(item) for item in error.errors())
         keys = ", ".join(field.name for field in fields(Recipe))
         raise ConfigError(f"{where}: {problems}", f"A recipe's keys are {keys}.") from error
-
-
-def _yaml(text: str, where: str) -> Any:
-    with suppress(ConfigError):
-        return parse_json(text, where, ConfigError)  # YAML 1.1 takes JSON's 1e-05 for a text
-    return parse_yaml(text, where)
 
 
 def _explain(item: Any) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, cast, final
 
-from kdcli.cache.claims import wait_a_moment
+from kdcli.cache.claims import Patience
 from kdcli.cache.layout import SAMPLES, Unit
 from kdcli.cache.provenance import TeacherRecord
 from kdcli.cache.writer import CacheWriter, create_cache
@@ -111,9 +111,10 @@ class _Run:
                 ),
                 drop_bad=self._config.bad_images == "drop",
             )
+        patience = Patience()
         while missing and runner is not None:
             if all(self._writer.claims.is_live(unit) for unit in missing):
-                self._wait(missing[0])  # without forking decode processes to find out
+                self._require_wait(missing[0])  # without forking decode processes to find out
             else:
                 runner.run(missing)
                 self._failed.update(runner.failed)
@@ -125,7 +126,9 @@ class _Run:
                     "Run the same command again to go on.",
                 )
             if missing == before:  # others are at the rest
-                wait_a_moment()
+                patience.wait(self._writer.claims.holder(missing[0]))
+            else:
+                patience = Patience()
         if self._failed:
             self._refuse_bad_images()
         for part in self._parts():
@@ -140,20 +143,18 @@ class _Run:
             f"({self._writer.manifest.samples} images, {self._writer.manifest.views} views)"
         )
 
-    def _wait(self, unit: Unit) -> None:
-        holder = self._writer.claims.holder(unit)
+    def _require_wait(self, unit: Unit) -> None:
         if not self._config.wait:
             raise ClaimedError(
-                f"all remaining tasks are claimed by live writers, the first by {holder}",
+                f"all remaining tasks are claimed by live writers, the first by {self._writer.claims.holder(unit)}",
                 "Let them finish, or run without --no-wait.",
             )
-        console.detail(f"waiting for {holder}")
-        wait_a_moment()
 
     def _refuse_bad_images(self) -> None:
         bad = sorted({item for items in self._failed.values() for item in items})
         for row, reason in bad:
-            console.note(f"bad image {self._data.path(row)}: {reason}")
+            path = self._data.path(row)
+            console.note(f"bad image {path}: {reason.removeprefix(f'{path}: ')}")
         manifest = self._writer.manifest
         lost = sum(len(manifest.rows_of(block)) for block in {block for block, _ in self._failed})
         raise BadDataError(

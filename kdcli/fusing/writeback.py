@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int64
 
 from kdcli.cache.cacheset import CacheSet
-from kdcli.cache.claims import wait_a_moment
+from kdcli.cache.claims import Patience
 from kdcli.cache.layout import Unit
 from kdcli.cache.matching import class_numbers
 from kdcli.cache.pixels import as_pixels
@@ -122,10 +122,12 @@ class _Writing:
         with CacheWriter(reader.layout.root, reader.manifest) as writer:
             recorded = writer.add_teacher(record)
             parts = [f"{record.name}/{kind}" for kind in record.outputs]
+            patience = Patience()
             while missing := self._by_place(writer, parts):
-                done = sum(self._try(writer, place, units, stop) for place, units in missing.items())
-                if not done:  # others are at the rest
-                    wait_a_moment()
+                if any([self._try(writer, place, units, stop) for place, units in missing.items()]):
+                    patience = Patience()
+                else:  # others are at the rest
+                    patience.wait(writer.claims.holder(next(iter(missing.values()))[0]))
             for part in parts:
                 writer.finish(part)
         console.note(f"{reader.layout.root}: '{record.name}' keeps {', '.join(recorded.keep)}")

@@ -161,7 +161,8 @@ def require_recorded(
         default = known[name]
         numbers = [each for each in _leaves(default) if isinstance(each, int | float)]
         most = _MOST.get(name, max([_WIDEST, *(_TIMES * abs(number) for number in numbers)]))
-        if reason := _unlike(value, default, most):
+        reason = _no_share(value) if _is_share(name) else _unlike(value, default, most)
+        if reason:
             raise BadDataError(f"{where}: model_args.{name}: {reason}", "Export the model anew.")
 
 
@@ -177,7 +178,9 @@ def _unlike(value: object, default: object, most: float) -> str:
             return f"{leaf:.4g} is out of range, which is up to {most:g}"
     if isinstance(value, bool | int | float | str):
         return "" if default is None or _of_a_kind(value, default) else f"{value!r} is not like {default!r}"
-    if value is None or default is None or not isinstance(default, bool | str):
+    if value is None or default is None or not isinstance(default, bool | str | int | float):
+        return ""
+    if not isinstance(default, bool | str) and isinstance(value, list | tuple):  # a number an axis
         return ""
     return f"{str(value)[:40]} is not like {default!r}"
 
@@ -194,6 +197,11 @@ def _leaves(value: object) -> Iterator[object]:
 
 def _is_share(name: str) -> bool:
     return "drop" in name and (name.endswith(("rate", "dropout")) or name == "drop")
+
+
+def _no_share(value: object) -> str:
+    known = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+    return "" if value is None or known else f"{str(value)[:40]} is no share, from 0 to 1"
 
 
 def refused_arguments(given: Mapping[str, Argument], where: str, error: Exception) -> UsageError:

@@ -132,7 +132,9 @@ def class_names(config: Mapping[str, Any], where: str) -> tuple[str, ...] | None
         BadDataError: they are no texts, one is there twice, or they are not as many as ``num_classes``.
     """
     known = {name: config[name] for name in _Classes.model_fields if name in config}
-    classes = from_document(_Classes, known, where, BadDataError, "Give one name a class, or none.")
+    classes = from_document(
+        _Classes, known, where, BadDataError, "Give the number of classes, and one name a class or none."
+    )
     names, count = classes.label_names, classes.num_classes
     if not names:
         return None
@@ -205,7 +207,11 @@ def check_model_config(document: Mapping[str, Any], where: Path) -> None:
     }
     if "num_classes" in document and document["num_classes"] is None:
         raise BadDataError(f"'{where}': num_classes is null", "Export the model anew.")
-    if len(set(map(str, counts.values()))) > 1:
+    for name, count in counts.items():
+        from_document(
+            _Classes, {"num_classes": count}, f"'{where}': {name}", BadDataError, "Export the model anew."
+        )
+    if len(set(counts.values())) > 1:
         said = ", ".join(f"{name} is {count}" for name, count in counts.items())
         raise BadDataError(f"'{where}' contradicts itself: {said}", "Export the model anew.")
     names = document.get("label_names", inner.get("label_names"))

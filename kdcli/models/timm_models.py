@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from timm.data.config import resolve_data_config
 from timm.models import is_model, resolve_model_input_args
 
-from kdcli.errors import BadDataError, NotFoundError, UsageError
+from kdcli.errors import BadDataError, KdError, NotFoundError, UsageError
 from kdcli.models.architectures import Architecture
 from kdcli.models.arguments import (
     Argument,
@@ -221,7 +221,9 @@ class TimmArchitecture(Architecture):
                 yield
         except SafetensorError as error:
             raise broken_file(self._folder or Path(str(self._spec)), error) from error
-        except RuntimeError as error:
+        except KdError:
+            raise
+        except (RuntimeError, TypeError, AttributeError, KeyError, ValueError, IndexError) as error:
             lines = [line.strip() for line in str(error).splitlines()]
             raise BadDataError(
                 f"the weights of '{self._spec}' do not fit the architecture: {' '.join(lines[:3])[:300]}",

@@ -79,8 +79,8 @@ class Options(BaseModel):
     def _meant(cls, value: Any, info: ValidationInfo) -> Any:
         """Refuse what pydantic would convert: true for a number, a list of nothing for nothing."""
         field = cls.model_fields[str(info.field_name)]
-        kinds = set(_kinds(field.annotation))
-        several = value if isinstance(value, list | tuple) else (value,)
+        kinds = set(kinds_of(field.annotation))
+        several = values_of(value)
         if kinds & {int, float} and bool not in kinds and any(isinstance(each, bool) for each in several):
             raise ValueError("must be a number")
         if not several and not field.is_required() and field.default is None:
@@ -88,11 +88,17 @@ class Options(BaseModel):
         return value
 
 
-def _kinds(annotation: Any) -> Iterator[Any]:
+def values_of(value: Any) -> tuple[Any, ...]:
+    """The values of a list, or the one that is none."""
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
+def kinds_of(annotation: Any) -> Iterator[Any]:
+    """A type, and all that it is made of."""
     inner = get_args(annotation)
     yield annotation
     for each in inner:
-        yield from _kinds(each)
+        yield from kinds_of(each)
 
 
 class StepConfig(Options):

@@ -1,5 +1,6 @@
 """From flags, ``--set``, a file and defaults to a configuration, and back to a command line."""
 
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,8 +12,8 @@ from pydantic import ValidationError
 from kdcli.console import shown
 from kdcli.errors import ConfigError, NotFoundError, StorageError, UsageError, nearest
 from kdcli.files import storage_errors
-from kdcli.options.fields import StepConfig, mark, marked
-from kdcli.reading import YAMLLoader, parse_yaml, read_yaml
+from kdcli.options.fields import StepConfig, kinds_of, mark, marked, values_of
+from kdcli.reading import YAMLDumper, parse_yaml, read_yaml
 from kdcli.runtime import versions
 
 Config = TypeVar("Config", bound=StepConfig)
@@ -72,6 +73,8 @@ def validated(kind: type[Config], layers: Sequence[Layer], problems: list[str]) 
             alone = value is not None and not isinstance(value, list | tuple)
             merged[key] = (value,) if alone and _wants_several(kind, key) else value
             origin[key] = label
+            if label != "--" and _is_quoted_number(kind, key, value):
+                problems.append(f"{label}{key}: {value!r} is a text: write the number without quotes")
     try:
         return kind.model_validate(merged)
     except ValidationError as error:
@@ -93,6 +96,17 @@ def _wants_several(kind: type[StepConfig], key: str) -> bool:
     return str not in kinds and any(get_origin(kind) is tuple for kind in kinds)
 
 
+def _is_quoted_number(kind: type[StepConfig], key: str, value: Any) -> bool:
+    """Whether a file gives a text for a number, which pydantic would convert."""
+    field = kind.every_option().get(key)
+    if field is None or not {int, float} & (kinds := set(kinds_of(field.annotation))) or str in kinds:
+        return False
+    try:
+        return any(math.isfinite(float(each)) for each in values_of(value) if isinstance(each, str))
+    except ValueError:  # no number at all, or several in one text
+        return False
+
+
 def _from_file(kind: type[StepConfig], file: Path | None) -> dict[str, Any]:
     if file is None:
         return {}
@@ -105,7 +119,7 @@ def _from_file(kind: type[StepConfig], file: Path | None) -> dict[str, Any]:
     return document
 
 
-def yaml_of(file: Path, option: str, loader: type[YAMLLoader] = YAMLLoader) -> Any:
+def yaml_of(file: Path, option: str) -> Any:
     """The document in a file that ``option`` names; an empty file is an empty mapping.
 
     Raises:
@@ -115,7 +129,7 @@ def yaml_of(file: Path, option: str, loader: type[YAMLLoader] = YAMLLoader) -> A
     """
     try:
         with storage_errors(file):
-            document = read_yaml(file, loader)
+            document = read_yaml(file)
     except StorageError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             raise NotFoundError(f"there is no configuration file {file}", f"Check {option}.") from error
@@ -172,9 +186,11 @@ def to_yaml(config: StepConfig) -> str:
 
 def yaml_text(document: Any) -> str:
     """A document as YAML that reads back as it was, and that a terminal only shows."""
-    text: str = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
+    text: str = yaml.dump(document, Dumper=YAMLDumper, sort_keys=False, allow_unicode=True)
     if text != shown(text, keep="\n"):
-        text = yaml.safe_dump(document, sort_keys=False)  # all that is not ASCII written as numbers
+        text = yaml.dump(
+            document, Dumper=YAMLDumper, sort_keys=False
+        )  # all that is not ASCII written as numbers
     return text
 
 

@@ -99,6 +99,11 @@ def _require_consistent(config: ProbeConfig) -> None:
             "--protocol fine-tune trains networks, and has no folder to keep them in",
             "Add --out DIR; the same call goes on there after an interruption.",
         )
+    if config.protocol != "fine-tune" and config.out is not None:
+        raise UsageError(
+            "--out is where --protocol fine-tune keeps its networks, and nothing else is kept",
+            "Leave --out out; to keep the figures, write what --json prints to a file.",
+        )
 
 
 def _shared(target: Target, representations: Sequence[Representation], config: ProbeConfig) -> Target:

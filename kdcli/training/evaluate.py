@@ -14,8 +14,9 @@ from kdcli.console import console
 from kdcli.data.drawing import show
 from kdcli.data.sources import ImageData
 from kdcli.data.views import Drawn
-from kdcli.errors import BadDataError, KdError, StoppedEarly
+from kdcli.errors import BadDataError, DivergedError, KdError, StoppedEarly, nearest
 from kdcli.geometry import Render
+from kdcli.models.network import synthetic_image
 from kdcli.models.student import LABEL_HEAD, Student
 from kdcli.models.teacher import normalise
 from kdcli.runtime import StopFlag
@@ -107,7 +108,7 @@ def labels_for(test: ImageData, classes: Classes) -> Labels:
     if unknown:
         more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
         raise BadDataError(
-            f"class '{unknown[0]}'{more} of --test is not in the training data",
+            f"class '{unknown[0]}'{more} of --test is not in the training data.{nearest(unknown[0], names)}",
             "Test on the classes that the student is trained on, e.g. another split of the same data.",
         )
     return _renumber(test.labels, test.class_names, names)
@@ -243,6 +244,30 @@ def predictions(examinees: Sequence[Examinee], data: ImageData, how: Conditions)
 
 
 @torch.inference_mode()
+def require_sound(student: Student, size: tuple[int, int]) -> None:
+    """Refuse a trained student that gives no numbers: the loss of the last step is that of the weights before it.
+
+    Args:
+        student: in eval mode afterwards.
+        size: of its images, height and width.
+
+    Raises:
+        DivergedError: a weight, a feature or a logit is not finite.
+    """
+    student.eval()
+    weights = dict(student.named_parameters())
+    device = next(iter(weights.values())).device
+    output = student(synthetic_image(size).to(device))
+    found = {**weights, "features": output.features, **{f"logits ({n})": v for n, v in output.logits.items()}}
+    wrong = [name for name, values in found.items() if not values.isfinite().all()]
+    if wrong:
+        raise DivergedError(
+            f"'{wrong[0]}' of the trained student is not finite: nothing is exported",
+            "Start anew with a smaller --lr, and --overwrite.",
+        )
+
+
+@torch.inference_mode()
 def _examine(
     examinees: Sequence[Examinee],
     data: ImageData,
@@ -269,7 +294,12 @@ def _examine(
             for number, examinee in enumerate(examinees):
                 images = normalise(seen[Render.of(examinee.preprocess)], examinee.preprocess)
                 output = examinee.student(images, [examinee.head])
-                see(number, output.logits[examinee.head].float(), index)
+                logits = output.logits[examinee.head].float()
+                if not logits.isfinite().all():
+                    console.warn(
+                        f"a student's outputs for images of {data.spec} are not finite: its marks mean nothing"
+                    )
+                see(number, logits, index)
             bar.advance(len(index))
 
 

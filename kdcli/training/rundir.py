@@ -23,7 +23,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, final
 
-import yaml
 from safetensors.torch import save
 
 from kdcli.documents import from_document
@@ -39,6 +38,7 @@ from kdcli.models.declared import WEIGHTS_FILE
 from kdcli.models.export import export_model
 from kdcli.models.student import LABEL_HEAD
 from kdcli.models.timm_models import CONFIG_FILE
+from kdcli.options.resolving import to_yaml
 from kdcli.reading import read_bytes, read_json, require_inside, require_name
 from kdcli.runtime import versions
 from kdcli.training.plan import Pins, Plan
@@ -198,8 +198,7 @@ def begin(plan: Plan, identity: Mapping[str, Any] | None = None) -> None:
         if plan.ranking is not None:
             write_json(out / "ranking.json", asdict(plan.ranking))
             changes["ranking"] = str(out / "ranking.json")
-        document = config.model_copy(update=changes).model_dump(mode="json")
-        atomic_write_text(out / "config.yaml", yaml.safe_dump(document, sort_keys=False))
+        atomic_write_text(out / "config.yaml", to_yaml(config.model_copy(update=changes)))
 
 
 def forget_checkpoints(out: Path) -> None:

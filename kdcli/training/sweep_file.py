@@ -12,16 +12,13 @@ Each of the three may be left out. A student's folder is OUT/NAME; a grid makes 
 
 import itertools
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, final
-
-import yaml
+from typing import Any
 
 from kdcli.errors import ConfigError, UsageError, nearest
 from kdcli.options.fields import marked
 from kdcli.options.resolving import layers_of, only_flags, validated, yaml_of
-from kdcli.reading import YAMLLoader
 from kdcli.training.config import StudentConfig
 
 _SECTIONS = ("students", "grid", "common")
@@ -51,7 +48,7 @@ def resolve_sweep(
         NotFoundError: there is no such file.
     """
     problems: list[str] = []
-    document = _sections(yaml_of(sweep, "--sweep", _UniqueKeys), sweep, problems)
+    document = _sections(yaml_of(sweep, "--sweep"), sweep, problems)
     students = _students(document, sweep, problems)
     layers = layers_of(StudentConfig, flags, sets, file, problems)
     layers.insert(1, (document["common"], f"{sweep}: "))
@@ -79,19 +76,6 @@ def resolve_sweep(
             f"A sweep file holds students: {{NAME: {{OPTION: VALUE}}}} and grid: {{OPTION: [VALUE, ...]}}; {explained}",
         )
     return out, configs
-
-
-@final
-class _UniqueKeys(YAMLLoader):
-    """Refuses a key that is there twice: YAML keeps the last, and a student would be lost without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for number, key in enumerate(keys):
-            if key in keys[:number]:
-                line = node.value[number][0].start_mark.line + 1
-                raise yaml.YAMLError(f"a key may come only once, and '{key}' comes again in line {line}")
-        return super().construct_mapping(node, deep)
 
 
 def _sections(document: Any, sweep: Path, problems: list[str]) -> dict[str, Options]:

@@ -23,7 +23,15 @@ from kdcli.training.config import StudentConfig
 from kdcli.training.decide import LONE, decide, for_each, known_outcome
 from kdcli.training.distributed import Ranks, Together, join_ranks, stopped_before_training
 from kdcli.training.engine import Engine, make_accelerator
-from kdcli.training.evaluate import Conditions, Examinee, Labels, accuracies, heads_to_test, labels_for
+from kdcli.training.evaluate import (
+    Conditions,
+    Examinee,
+    Labels,
+    accuracies,
+    heads_to_test,
+    labels_for,
+    require_sound,
+)
 from kdcli.training.fit import Lane, OwnRandom, Stream, fit
 from kdcli.training.one_stream import require_one_stream
 from kdcli.training.plan import Plan
@@ -299,17 +307,22 @@ def _finish(
     stop: StopFlag,
 ) -> dict[str, TrainResult | DivergedError]:
     """Test and write what was trained; from then on those runs are finished."""
+    started = time.perf_counter()
+    chosen = {}
+    for run, lane in zip(runs, lanes, strict=True):
+        if lane.diverged is None:
+            lane.save()  # testing may be interrupted, and what is kept replaces what goes on
+            lane.engine.finish()
+            if lane.watch is not None:
+                chosen[run.name] = lane.watch.settle(lane.progress.history)
+            try:
+                require_sound(run.built.student, run.built.model.preprocess.size)
+            except DivergedError as error:
+                lane.give_up(error)
     results: dict[str, TrainResult | DivergedError] = {
         lane.name: lane.diverged for lane in lanes if lane.diverged is not None
     }
     done = [(run, lane) for run, lane in zip(runs, lanes, strict=True) if lane.diverged is None]
-    started = time.perf_counter()
-    chosen = {}
-    for run, lane in done:
-        lane.save()  # testing may be interrupted, and what is kept replaces what goes on
-        lane.engine.finish()
-        if lane.watch is not None:
-            chosen[run.name] = lane.watch.settle(lane.progress.history)
     tests = _tests(done, device, workers, ranks, stop)
     seconds = (time.perf_counter() - started) / max(1, len(done))
     for run, lane in done:
