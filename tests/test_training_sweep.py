@@ -340,7 +340,7 @@ def test_kill_9_at_any_moment_is_survived(place: Place) -> None:
 
 # --- one of them fails -------------------------------------------------------------------------
 
-HOT = {"hot": {"method": "labels-only", "lr": 1e30, "optimizer": "sgd"}}
+HOT = {"hot": {"method": "labels-only", "lr": 1e4, "optimizer": "sgd"}}
 
 
 def test_a_student_that_diverges_is_given_up_and_the_others_go_on(
@@ -379,7 +379,7 @@ def test_a_student_that_diverged_is_not_tried_again_but_by_itself(
 def test_a_student_that_diverged_starts_anew_when_it_is_changed(place: Place) -> None:
     sweep(place, "cooled", HOT)
     cooler = {"hot": {**HOT["hot"], "lr": 1e-3}}
-    with pytest.raises(OutputExistsError, match=r"student 'hot': .*lr was 1e\+30, is 0.001"):
+    with pytest.raises(OutputExistsError, match=r"student 'hot': .*lr was 10000.0, is 0.001"):
         sweep(place, "cooled", cooler)
     sweep(place, "cooled", {"hot": {**cooler["hot"], "overwrite": True}})
     require_equal(place, "cooled", cooler, "cooled-lone")
