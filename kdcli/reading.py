@@ -48,12 +48,12 @@ _KINDS = {
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
-def open_regular(path: Path, most: int, error: Refusal = BadDataError, links: bool = True) -> int:
+def open_regular(path: Path, most: int | None, error: Refusal = BadDataError, links: bool = True) -> int:
     """A descriptor of a regular file. Never waits, as opening a pipe would.
 
     Args:
         path: the file.
-        most: bytes that it may have.
+        most: bytes that it may have; None: any number.
         error: what to raise.
         links: whether a link is followed, or refused.
 
@@ -89,12 +89,13 @@ def require_regular(path: Path, most: int | None = None, error: Refusal = BadDat
         error: what to raise.
 
     Raises:
-        StorageError: it cannot be looked at, or is not there.
+        StorageError: it cannot be read, or is not there.
         BadDataError, ConfigError, CorruptError: it is a folder, a pipe, a socket or a device, or too large.
     """
-    with storage_errors(path):
-        status = path.stat()
-    _require_regular(status, path, most, error)
+    with storage_errors(
+        path
+    ):  # opened, as some libraries tell a file that may not be read from one that is not there
+        os.close(open_regular(path, most, error))
 
 
 def _require_regular(status: os.stat_result, path: Path, most: int | None, error: Refusal) -> None:

@@ -390,7 +390,9 @@ def test_without_the_extra_the_samples_are_the_same_and_it_is_named(
     assert here.keys == there.keys
     assert "kdcli[formats]" in one(list(here.notes), "1 images cannot be read by this installation")
     (tmp_path / "cat/b.png").unlink()
-    with pytest.raises(MissingExtraError, match="no image of the class 'cat'") as raised:
+    fill(tmp_path, f"ant/a{ending}", data=saved(kind))
+    fill(tmp_path, "ant/b.png")
+    with pytest.raises(MissingExtraError, match=r"no image of the class 'cat' \(1, such as cat/a") as raised:
         open_data(str(tmp_path))
     assert raised.value.exit_code == 13
     assert "kdcli[formats]" in raised.value.hint

@@ -141,6 +141,20 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
         read_json(tmp_path / "socket")
 
 
+def test_a_file_that_may_not_be_read_is_so_called_before_a_library_sees_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """safetensors says of such a file that it is not there."""
+    (tmp_path / "file").touch()
+
+    def deny(path: object, *_: object) -> int:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("os.open", deny)
+    with pytest.raises(StorageError, match="file: Permission denied"):
+        require_regular(tmp_path / "file")
+
+
 def test_a_link_to_a_file_is_that_file_and_a_circle_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"\xef\xbb\xbf{}")
     (tmp_path / "link").symlink_to("file")

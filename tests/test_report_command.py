@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ from kdcli.comparing.config import CompareConfig
 from kdcli.errors import BadDataError, KdError, NotFoundError, OutputExistsError, StorageError, UsageError
 from kdcli.ranking.documents import ranking_document
 from kdcli.reporting.config import ReportConfig
+from kdcli.reporting.formats import require_place
 from kdcli.reporting.report import report
 from kdcli.reporting.result import ReportResult
 from kdcli.training.train import train_student
@@ -498,3 +500,15 @@ def test_a_browser_asks_for_nothing_and_reports_no_error(tmp_path: Path) -> None
     assert asking != page
     path.write_text(asking.replace("</body>", f'<img src="{address}"></body>'), encoding="utf-8")
     assert browsed(browser, path, tmp_path)[2] == [address]
+
+
+@pytest.mark.parametrize("kind", ["html", "md"])
+def test_a_report_is_never_written_over_a_pipe_or_a_device_nor_waits_for_one(
+    tmp_path: Path, kind: Any
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "device").symlink_to("/dev/null")
+    for name in ("pipe", "device"):
+        with pytest.raises(OutputExistsError, match=f"{name} is no report of kd"):
+            require_place(tmp_path / name, kind)
+    require_place(tmp_path / "new", kind)

@@ -1,6 +1,5 @@
 """What is said about the things in a folder that are no samples, a line a kind; and what is refused because of them."""
 
-from collections import Counter
 from collections.abc import Iterable
 
 from kdcli.data.formats import EXTRA
@@ -82,11 +81,13 @@ def require_no_class_lost(walk: Walk, keys: Iterable[str]) -> None:
             )
     if not walk.unread.kinds:
         return
-    every = Counter(key[len(walk.prefix) :].partition("/")[0] for key in keys)
+    every: dict[str, list[str]] = {}
+    for key in keys:
+        every.setdefault(key[len(walk.prefix) :].partition("/")[0], []).append(key)
     for name, count in walk.unread.tops.items():
-        if count == every[name]:
+        if count == len(every[name]):
             raise MissingExtraError(
                 f"{where}: this installation can read no image of the class '{name}' ({count}, such as "
-                f"{walk.unread.example})",
+                f"{every[name][0]})",
                 EXTRA,
             )

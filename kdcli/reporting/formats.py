@@ -48,9 +48,11 @@ def require_place(out: Path, kind: Format) -> None:
                 f"--out {out} is a folder", f"Give a file, for example {out / default_out(kind)}"
             )
         if out.exists():
-            with storage_errors(out), out.open("rb") as file:
-                head = file.read(_HEAD_BYTES).decode("utf-8", "replace")
-            if GENERATOR not in head and head.strip():
+            head = ""
+            if out.is_file():  # opening a pipe would wait
+                with storage_errors(out), out.open("rb") as file:
+                    head = file.read(_HEAD_BYTES).decode("utf-8", "replace")
+            if not out.is_file() or (GENERATOR not in head and head.strip()):
                 raise OutputExistsError(
                     f"--out {out} is no report of kd", "Choose another file, or remove it."
                 )
