@@ -207,7 +207,7 @@ def _do(job: dict[str, Any]) -> None:
         os.dup2(source, target)
     if "argv" not in job:
         _run_fill(job)
-        return None
+        return
     os.environ.update(job["env"])
     os.chdir(job["cwd"])
     from kdcli.cli.app import main
