@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from multiprocessing import queues
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeVar, final
 
@@ -66,8 +67,8 @@ def worker_death(error: Exception) -> DeviceError | None:
     if found is None:
         return None
     return DeviceError(
-        f"decode process {found['pids']} {found['how']}: somebody killed it, most likely the kernel because memory "
-        "was short",
+        f"decode process {found['pids']} {found['how']}: somebody killed it, most likely the kernel because memory, "
+        "or /dev/shm, was short",
         "Run the same command again, with fewer --workers or a smaller --batch-size; what was saved is kept.",
     )
 
@@ -116,7 +117,7 @@ def _whereabouts() -> str:
     if disk:
         return f"decode process {', '.join(disk)} waits for the disk or file server with the images"
     running = ", ".join(map(str, states)) or str(os.getpid())
-    return f"process {running} is at work on it; ^C stops this run, and the same command goes on"
+    return f"process {running} is at work on it; ^C twice ends this run, and the same command goes on"
 
 
 def _state(pid: int | None) -> str:
@@ -161,7 +162,17 @@ def worker_init(_worker: int = 0) -> None:
     for number in (*STOP_SIGNALS, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     sys.excepthook = _unless_hung_up
+    queues.Queue._on_queue_feeder_error = staticmethod(_end_unless_handed_over)  # type: ignore[attr-defined]
     torch.set_num_threads(1)
+
+
+def _end_unless_handed_over(error: Exception, _batch: object) -> None:
+    """A batch that cannot be handed over, because /dev/shm is full, is lost, and the reader would wait for it for ever:
+    it is told, and the worker's end is noticed."""
+    if not isinstance(error, ConnectionError | EOFError):
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        console.warn(f"decode process {os.getpid()} cannot hand over a batch through /dev/shm: {reason}")
+    os._exit(1)
 
 
 def _unless_hung_up(

@@ -19,6 +19,7 @@ from kdcli.models.declared import WEIGHTS_FILE
 from kdcli.models.spec import Model
 from kdcli.models.student import require_trainable
 from kdcli.models.timm_models import CONFIG_FILE
+from kdcli.reading import read_bytes
 
 
 def export_model(model: Model, directory: Path, class_names: Sequence[str] | None) -> None:
@@ -41,10 +42,15 @@ def export_model(model: Model, directory: Path, class_names: Sequence[str] | Non
         )
     state = model.network.plain.state_dict()
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    content, weights = save(tensors, metadata={"format": "pt"}), directory / WEIGHTS_FILE
     with storage_errors(directory):
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / CONFIG_FILE).unlink(missing_ok=True)
-    atomic_write_bytes(directory / WEIGHTS_FILE, save(tensors, metadata={"format": "pt"}))
+        there = weights.is_file() and weights.stat().st_size == len(content)
+        if (
+            not there or read_bytes(weights, len(content)) != content
+        ):  # else a whole model stays whole all the time
+            (directory / CONFIG_FILE).unlink(missing_ok=True)
+            atomic_write_bytes(weights, content)
     config = _config(model, class_names)
     atomic_write_text(directory / CONFIG_FILE, json.dumps(config, indent=2, allow_nan=False) + "\n")
 
