@@ -65,6 +65,11 @@ _DEAD_SECONDS = 600.0
 """A process of another machine that did not touch its file for this long is dead."""
 
 
+def real_path(path: Path | str) -> Path:
+    """Where a path leads once every link is followed; of links in a circle one of them, where Path.resolve raises."""
+    return Path(os.path.realpath(path))
+
+
 def scratch_name() -> str:
     """A new name for an unpublished file; it tells whose it is, so that what a killed process left is known."""
     return f"{machine()}-{os.getpid()}-{os.urandom(8).hex()}"

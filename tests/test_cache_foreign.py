@@ -24,6 +24,7 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kdcli.cache.admin.inventory import Unreadable, find_caches, summarise
 from kdcli.cache.admin.pack import pack, unpack
 from kdcli.cache.layout import Layout, load_manifest
 from kdcli.cache.provenance import seal
@@ -600,3 +601,10 @@ def test_a_manifest_as_kd_writes_it_is_read(place: Path) -> None:
     assert Layout(place / "c.kd").verified.is_dir()
     for command in COMMANDS:
         assert kd("cache", *COMMANDS[command])[0] == 0, command
+
+
+def test_a_link_that_leads_to_itself_is_listed_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "circle").symlink_to("circle")
+    for folder in (tmp_path / "circle", tmp_path):
+        found = [summarise(path) for path in find_caches([folder])]
+        assert all(isinstance(entry, Unreadable) for entry in found)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -108,7 +109,37 @@ def test_what_timm_writes_with_arguments_of_its_own_still_opens(tmp_path: Path) 
     save_for_hf(network, tmp_path, safe_serialization=True)
     assert json.loads((tmp_path / "config.json").read_text())["model_args"]["dynamic_img_size"] is True
     model = open_model(f"local-dir:{tmp_path}")
-    assert weights_sha256(model.network) == weights_sha256(network)
+    assert weights_sha256(model.network.plain) == weights_sha256(network)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "arguments"),
+    [
+        ("test_resnet", {"output_stride": 16}), ("test_resnet", {"act_layer": "silu"}),
+        ("test_vit", {"act_layer": "silu"}), ("test_vit", {"global_pool": "avg", "fc_norm": False}),
+    ],
+)  # fmt: skip
+def test_the_same_weights_otherwise_used_are_another_model(
+    tmp_path: Path, architecture: str, arguments: dict[str, Any]
+) -> None:
+    torch.manual_seed(0)
+    plain = timm.create_model(architecture, num_classes=2).eval()
+    save_for_hf(plain, tmp_path / "plain", safe_serialization=True)
+    shutil.copytree(tmp_path / "plain", tmp_path / "other")
+    change(tmp_path / "other", lambda document: document.setdefault("model_args", {}).update(arguments))
+    one, other = (open_model(f"local-dir:{tmp_path / name}").network for name in ("plain", "other"))
+    images = torch.randn(2, 3, 160, 160)
+    assert weights_sha256(one.plain) == weights_sha256(other.plain)
+    assert not torch.equal(one.plain.eval()(images), other.plain.eval()(images))
+    assert weights_sha256(one) != weights_sha256(other)
+
+
+def test_what_counts_in_training_only_is_no_other_model(tmp_path: Path) -> None:
+    save_for_hf(timm.create_model("test_vit", num_classes=2), tmp_path / "a", safe_serialization=True)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    change(tmp_path / "b", lambda document: document.setdefault("model_args", {}).update(drop_path_rate=0.3))
+    one, other = (open_model(f"local-dir:{tmp_path / name}").network for name in "ab")
+    assert weights_sha256(one) == weights_sha256(other)
 
 
 @pytest.mark.parametrize(

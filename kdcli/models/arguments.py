@@ -5,7 +5,7 @@ import inspect
 import math
 import typing
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Final
+from typing import Any, Final
 
 from kdcli.errors import BadDataError, ConfigError, UsageError, nearest
 from kdcli.reading import parse_yaml
@@ -126,7 +126,7 @@ def require_arguments(given: Mapping[str, Argument], known: Mapping[str, object]
                 f"--model-arg {name}: a {architecture} has no such argument.{nearest(name, free)}",
                 f"Its arguments: {', '.join(sorted(free))}.",
             )
-        if _is_share(name) and isinstance(value, int | float) and not 0 <= value < 1:
+        if is_share(name) and isinstance(value, int | float) and not 0 <= value < 1:
             raise UsageError(
                 f"--model-arg {name}={value}: the value must be a share, from 0 to below 1",
                 f"E.g. --model-arg {name}=0.1.",
@@ -161,7 +161,7 @@ def require_recorded(
         default = known[name]
         numbers = [each for each in _leaves(default) if isinstance(each, int | float)]
         most = _MOST.get(name, max([_WIDEST, *(_TIMES * abs(number) for number in numbers)]))
-        reason = _no_share(value) if _is_share(name) else _unlike(value, default, most)
+        reason = _no_share(value) if is_share(name) else _unlike(value, default, most)
         if reason:
             raise BadDataError(f"{where}: model_args.{name}: {reason}", "Export the model anew.")
 
@@ -195,7 +195,20 @@ def _leaves(value: object) -> Iterator[object]:
         yield value
 
 
-def _is_share(name: str) -> bool:
+def telling(given: Mapping[str, Any], defaults: Mapping[str, object]) -> dict[str, Any]:
+    """Of the arguments of a network those that say how it computes its outputs, which its weights do not tell.
+
+    Left out are defaults, sizes (they are in the preprocessing), and what counts in training only.
+    """
+    return {
+        name: value
+        for name, value in given.items()
+        if name not in _DECIDED and not is_share(name) and value != defaults.get(name)
+    }
+
+
+def is_share(name: str) -> bool:
+    """Whether an argument is a rate of dropout or of stochastic depth."""
     return "drop" in name and (name.endswith(("rate", "dropout")) or name == "drop")
 
 

@@ -5,9 +5,11 @@ from contextlib import contextmanager
 from typing import Any, final
 
 from jaxtyping import Float
+from timm.models import get_model_args
 from torch import Tensor, nn
 
 from kdcli.errors import UsageError
+from kdcli.models.arguments import known_arguments, telling
 from kdcli.models.network import Classifier
 from kdcli.outputs import MAPS
 
@@ -35,6 +37,11 @@ class TimmClassifier(Classifier):
     def num_classes(self) -> int:
         """See the base."""
         return int(getattr(self.plain, "num_classes", 0) or 0)
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """See the base: what timm would be told to build it again."""
+        return telling(get_model_args(self.plain), known_arguments(type(self.plain)))
 
     @property
     def linear(self) -> bool:
@@ -114,6 +121,11 @@ class TorchvisionClassifier(Classifier):
         last = [name for name, module in plain.named_modules() if isinstance(module, nn.Linear)]
         last = last or [name for name, module in plain.named_modules() if isinstance(module, nn.Conv2d)]
         self._head_name = last[-1]
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """See the base."""
+        return telling(self.arguments, known_arguments(type(self.plain)))
 
     @property
     def head(self) -> nn.Module:

@@ -1,8 +1,10 @@
 """What kd asks of a network, and the digest of its weights."""
 
+import json
 from abc import ABCMeta, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from hashlib import sha256
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -120,9 +122,17 @@ class Classifier(nn.Module, metaclass=ABCMeta):
             self.without = "its logits do not come from the features that its library names"
         return 0 if self.without else features.shape[1]
 
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """How it computes beyond what its library's network of that name and these weights say; JSON's values."""
+        return {}
+
     def digest(self) -> str:
-        """SHA-256 of its weights, see :func:`weights_sha256`."""
-        return weights_sha256(self.plain)
+        """SHA-256 of its weights, see :func:`weights_sha256`, and of its settings, if it has any."""
+        weights, settings = weights_sha256(self.plain), self.settings
+        if not settings:
+            return weights
+        return sha256(f"{weights}\n{json.dumps(settings, sort_keys=True)}".encode()).hexdigest()
 
 
 def _sides(tensor: Tensor) -> str:
@@ -150,8 +160,8 @@ def nearly_equal(one: Tensor, other: Tensor) -> bool:
 def weights_sha256(module: nn.Module) -> str:
     """Digest of a network's state dict: per tensor, in name order, its name, dtype, shape and bytes.
 
-    Independent of device and memory format; a :class:`Classifier` has the digest of its plain network,
-    and one that runs an ONNX file that of the file.
+    Independent of device and memory format; a :class:`Classifier` has the digest of its plain network and its
+    settings, and one that runs an ONNX file that of the file.
     """
     if isinstance(module, Classifier):
         return module.digest()

@@ -5,11 +5,9 @@ A checkpoint of an image classifier gives logits, and as features what its last 
 token, else its mean over places.
 """
 
-import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -23,7 +21,7 @@ from kdcli.models.architectures import Architecture
 from kdcli.models.grammar import ModelSpec, only_a_teacher
 from kdcli.models.hub import snapshot
 from kdcli.models.image_processors import preprocess_of
-from kdcli.models.network import Classifier, nearly_equal, synthetic_image, weights_sha256
+from kdcli.models.network import Classifier, nearly_equal, synthetic_image
 from kdcli.reading import DOCUMENT_BYTES, read_json, require_name, require_regular
 from kdcli.types import Preprocess
 
@@ -340,7 +338,7 @@ class TransformersClassifier(Classifier):
             return 0
         return found["features"].shape[1]
 
-    def digest(self) -> str:
-        """See the base: of its weights and of the configuration, which says how they compute."""
-        settings = json.dumps(self._settings, sort_keys=True)
-        return sha256(f"{weights_sha256(self.plain)}\n{settings}".encode()).hexdigest()
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """See the base: its configuration, which says how the weights compute."""
+        return self._settings

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from kdcli.errors import BadDataError, NotFoundError, StorageError, nearest
-from kdcli.files import storage_errors
+from kdcli.files import real_path, storage_errors
 from kdcli.ranking.config import RankConfig
 from kdcli.ranking.probe import ProbeLabels, labelled_rows
 from kdcli.reading import open_regular
@@ -85,7 +85,7 @@ def _sources(config: RankConfig) -> dict[str, Path]:
     with storage_errors(folder):
         files = {path.stem: path for path in sorted(folder.glob("*.npy"))}
     if config.labels is not None:
-        files = {name: path for name, path in files.items() if path.resolve() != config.labels.resolve()}
+        files = {name: path for name, path in files.items() if real_path(path) != real_path(config.labels)}
     for name in (*config.teacher, *config.exclude):
         if name not in files:
             raise NotFoundError(

@@ -9,6 +9,7 @@ import numpy as np
 
 from kdcli.console import console
 from kdcli.errors import BadDataError, NotFoundError, UsageError
+from kdcli.files import real_path
 from kdcli.ranking.agreement import Estimate, estimate_all
 from kdcli.ranking.config import RankConfig
 from kdcli.ranking.documents import ranking_of, table_of
@@ -136,7 +137,7 @@ def evidence_of_ranking(result: RankResult, config: RankConfig) -> Evidence:
     """
     ranking = result.ranking
     place = config.cache[0] if config.cache else config.features
-    name = Path(place or "target").resolve().stem
+    name = real_path(place or "target").stem
     scores = Scores(
         name, f"{ranking.metric}/{ranking.on}", result.table, ranking.cache_id, result.data
     )  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, final
 from kdcli.cache.admin.inventory import looks_like_cache
 from kdcli.console import console
 from kdcli.errors import BadDataError, NotFoundError, nearest
-from kdcli.files import storage_errors
+from kdcli.files import real_path, storage_errors
 from kdcli.ranking.documents import ranking_of
 from kdcli.reading import parse_json, read_json, read_text, read_yaml
 from kdcli.reporting.material import Compared, Joint, Material, Origin, Ranked, Run
@@ -55,8 +55,8 @@ class _Seen:
     def new(self, path: Path) -> bool:
         """Whether a place is met for the first time."""
         self.met += 1
-        known = path.resolve() in self._places
-        self._places.add(path.resolve())
+        known = real_path(path) in self._places
+        self._places.add(real_path(path))
         return not known
 
 

@@ -15,7 +15,7 @@ from kdcli.cache.provenance import TeacherRecord
 from kdcli.cache.store import Store
 from kdcli.documents import to_document
 from kdcli.errors import Advice, CacheMissingError, KdError, StorageError, nearest
-from kdcli.files import storage_errors
+from kdcli.files import real_path, storage_errors
 
 _FOLDERS = {"manifest.json", "data.zarr", "data.hdf5"}
 
@@ -77,8 +77,8 @@ def find_caches(folders: Iterable[Path]) -> Iterator[Path]:
                 "Give a folder that holds caches, or a cache.",
             )
         for path in _walk(folder):
-            if path.resolve() not in seen:
-                seen.add(path.resolve())
+            if real_path(path) not in seen:
+                seen.add(real_path(path))
                 yield path
 
 

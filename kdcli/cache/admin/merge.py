@@ -31,7 +31,7 @@ from kdcli.cache.reader import CacheReader
 from kdcli.cache.store import Store
 from kdcli.console import console
 from kdcli.errors import Advice, CorruptError, IdentityError, UsageError
-from kdcli.files import sizes_in, storage_errors
+from kdcli.files import real_path, sizes_in, storage_errors
 from kdcli.types import Difference, differences
 
 _NO_LINK = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS)
@@ -53,7 +53,7 @@ def merge(inputs: Sequence[Path], target: Path) -> Moved:
         CorruptError: bytes of an input are not those that were committed.
         OutputExistsError: something is at ``target``, and not what this call made before it was killed.
     """
-    if len(inputs) < 2 or len({path.resolve() for path in inputs}) < len(inputs):
+    if len(inputs) < 2 or len({real_path(path) for path in inputs}) < len(inputs):
         raise UsageError("merging needs two caches or more, each given once", Advice("merge"))
     if not Layout(target).manifest.is_file():
         require_new(target)

@@ -25,7 +25,7 @@ from kdcli.cache.store import Store
 from kdcli.cache.writer import describe, newest
 from kdcli.documents import to_document
 from kdcli.errors import Advice, ClaimedError, NotFoundError, UsageError, nearest
-from kdcli.files import fsync_folder, scratch_name, sizes_in, storage_errors
+from kdcli.files import fsync_folder, real_path, scratch_name, sizes_in, storage_errors
 from kdcli.runtime import machine
 
 
@@ -70,7 +70,7 @@ def plan_cache_removal(root: Path) -> Removal:
     """
     if root.is_symlink():
         raise UsageError(
-            f"{root} is a link to {root.resolve()}", "Give the folder itself, then remove the link."
+            f"{root} is a link to {real_path(root)}", "Give the folder itself, then remove the link."
         )
     if not os.path.lexists(root) and (graves := _graves(root)):
         return _planned(root, (), graves)  # a removal that was killed half-way
