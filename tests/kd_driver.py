@@ -4,6 +4,7 @@ A start of ``kd`` takes seconds, a fork of this process none. Each command has i
 exit code. Used by test_golden.py and side_by_side.py.
 """
 
+import gc
 import json
 import os
 import resource
@@ -157,6 +158,7 @@ def wait(child: int, seconds: float | None) -> int:
 
 def serve() -> None:
     print(json.dumps(str(warm())), flush=True)
+    gc.freeze()  # a collection in a fork would copy every page that holds an object
     for line in sys.stdin:
         job = json.loads(line)
         if not (child := os.fork()):
