@@ -339,6 +339,8 @@ def move_folder_out(path: Path, victim: Path) -> None:
 def mutate(path: Path, place: Path, draw: random.Random, victim: Path) -> str:
     """Change one file below ``place`` in one way; what was done, in a word."""
     data = path.read_bytes()
+    path.unlink()  # it may be shared with the place's origin
+    path.write_bytes(data)
     way = draw.choices(("form", "bytes", "kind", "folder"), (60, 20, 15, 5))[0]
     if way == "form" and path.suffix in FORMS and data:
         text = FORMS[path.suffix](data.decode(), draw, victim)

@@ -5,6 +5,7 @@ An attack is three numbers, so that hypothesis can look for it and anybody can r
 """
 
 import hashlib
+import os
 import random
 import re
 import shlex
@@ -309,6 +310,14 @@ def digest(folder: Path, without: Path | None = None) -> dict[str, str]:
     return found
 
 
+def _copy(source: str, target: str) -> None:
+    """Large files are shared: kd writes none of them in place, and a mutation is of a file of its own."""
+    if os.stat(source).st_size > 4096:  # noqa: PTH116 - once a file of each copy
+        os.link(source, target)
+    else:
+        shutil.copyfile(source, target)
+
+
 class Arena:
     """The place, made once, and a copy of it for each attack. Use as a context."""
 
@@ -343,7 +352,7 @@ class Arena:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
         place, victim = work / "place", work / "victim"
-        shutil.copytree(self.origin, place, symlinks=True)
+        shutil.copytree(self.origin, place, symlinks=True, copy_function=_copy)
         for folder in (victim, place / "victim"):
             folder.mkdir()
             shutil.copy(self.origin / "gen" / "export" / "model.safetensors", folder)
@@ -409,10 +418,12 @@ def campaign(root: Path, count: int, seed: int, told: Callable[[Verdict], None])
     """``count`` attacks, the same for the same seed; ``told`` gets each that kd did not withstand, at once."""
     draw, found = random.Random(seed), Campaign()
     with Arena(root) as arena:
+        origin = digest(arena.origin)
         for _ in range(count):
             verdict = arena.run(Attack(draw.choice(NAMES), draw.randrange(2**10), draw.randrange(2**31)))
             found.codes[verdict.code] += 1
             if verdict.problem:
                 found.bad.append(verdict)
                 told(verdict)
+        assert digest(arena.origin) == origin, "a command wrote into a file in place, through a link"
     return found
