@@ -252,8 +252,8 @@ def _remove_outputs(plan: Removal) -> None:
         with Claims(store.layout).alone("index"):  # one that was begun before must not come after
             write_index(newest(plan.root))
     fsync_folder(store.layout.root)
-    _discard(grave)
     sweep(store.layout)
+    _discard(grave)  # last: as long as it is there, the same command goes on
 
 
 def _drop_stamps(store: Store, parts: tuple[str, ...]) -> None:
