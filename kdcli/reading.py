@@ -10,6 +10,7 @@ import math
 import os
 import re
 import stat
+from collections import Counter
 from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -174,7 +175,7 @@ def read_json(
 def parse_json(
     data: str | bytes, source: object, error: Refusal = BadDataError, hint: str | Advice = _RESTORE
 ) -> Any:
-    """A JSON document whose numbers are finite, whose text can be written again, and that is not nested too deep.
+    """A JSON document: finite numbers, keys that come once, text that can be written again, not nested too deep.
 
     Args:
         data: text, or its bytes in UTF-8.
@@ -187,7 +188,9 @@ def parse_json(
     """
     try:
         text = data.decode() if isinstance(data, bytes) else data
-        document = json.loads(text, parse_constant=_no_number, parse_float=_finite)
+        document = json.loads(
+            text, parse_constant=_no_number, parse_float=_finite, object_pairs_hook=_each_once
+        )
     except (ValueError, RecursionError) as refusal:  # ValueError: also what is no UTF-8, and endless integers
         raise error(f"{source} is not JSON: {_short(refusal)}", hint) from refusal
     _require_bounded(document, source, error, hint)
@@ -318,6 +321,14 @@ def _require_bounded(document: Any, source: object, error: Refusal, hint: str | 
 
 def _parts(value: Any) -> Iterator[Any]:
     yield from value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        (name, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"it has the key {name[:80]!r} more than once")
+    return found
 
 
 def _no_number(name: str) -> float:
