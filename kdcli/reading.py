@@ -11,11 +11,9 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
-
-import yaml
 
 from kdcli.errors import Advice, BadDataError, ConfigError, CorruptError
 from kdcli.files import storage_errors
@@ -24,14 +22,8 @@ Refusal = type[BadDataError] | type[ConfigError] | type[CorruptError]
 
 DOCUMENT_BYTES: Final = 256 * 2**20
 """Most bytes of a document (JSON, YAML, CSV, text): four times a ranking of ten million probe images."""
-YAML_BYTES: Final = 4 * 2**20
-"""YAML is what people write, and slow to read."""
 DEPTH: Final = 64
 """Most levels of lists and mappings in a document; kd's own have fewer than ten."""
-YAML_VALUES: Final = 1_000_000
-"""Most values in a YAML document, aliases spelled out."""
-_BITS: Final = 4096
-"""Of an integer in YAML, which in hexadecimal may have any number of them."""
 NAME_BYTES: Final = 255
 """Most bytes of a name: what a file system takes."""
 
@@ -192,122 +184,11 @@ def parse_json(
             text, parse_constant=_no_number, parse_float=_finite, object_pairs_hook=_each_once
         )
     except (ValueError, RecursionError) as refusal:  # ValueError: also what is no UTF-8, and endless integers
-        raise error(f"{source} is not JSON: {_short(refusal)}", hint) from refusal
+        raise error(f"{source} is not JSON: {short_reason(refusal)}", hint) from refusal
     _require_bounded(document, source, error, hint)
     if "\\u" in text and _SURROGATE.search(json.dumps(document, ensure_ascii=False)):
         raise error(f"{source} is not JSON: it holds half a character (a lone surrogate)", hint)
     return document
-
-
-class YAMLLoader(yaml.SafeLoader):
-    """PyYAML's safe loader that stops at :data:`DEPTH` (it needs the square of the depth in time).
-
-    It refuses a key that is there twice, of which PyYAML keeps the last, and takes 1e-4 for a number, as YAML 1.2 does.
-    """
-
-    _depth = 0
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """One value of the document, with what it holds."""
-        self._depth += 1
-        if self._depth > DEPTH + 1:
-            raise yaml.YAMLError(f"it is nested more than {DEPTH} deep")
-        try:
-            return super().compose_node(parent, index)
-        finally:
-            self._depth -= 1
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """Keys and values."""
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for number, key in enumerate(keys):
-            if key in keys[:number]:
-                line = node.value[number][0].start_mark.line + 1
-                raise yaml.YAMLError(f"a key may come only once, and '{key}' comes again in line {line}")
-        return super().construct_mapping(node, deep)
-
-
-def _construct_integer(loader: YAMLLoader, node: yaml.ScalarNode) -> int:
-    value = int(loader.construct_yaml_int(node))
-    if value.bit_length() > _BITS:
-        raise yaml.YAMLError(f"an integer of {value.bit_length()} bits")
-    return value
-
-
-YAMLLoader.add_constructor("tag:yaml.org,2002:int", _construct_integer)
-
-
-class YAMLDumper(yaml.SafeDumper):
-    """Writes what :class:`YAMLLoader` reads back: a text that it would take for a number, in quotes."""
-
-
-for _kind in (YAMLLoader, YAMLDumper):
-    _kind.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"[-+]?(\.\d+|\d+\.?\d*)[eE][-+]?\d+$", re.ASCII),
-        list("-+.0123456789"),
-    )
-
-
-def read_yaml(
-    path: Path,
-    error: Refusal = ConfigError,
-    hint: str | Advice = "Correct the file.",
-) -> Any:
-    """The YAML document in ``path``; see :func:`parse_yaml`.
-
-    Raises:
-        OSError: the operating system refuses; within :func:`storage_errors` it gets its code.
-        BadDataError, ConfigError, CorruptError: it is no regular file, too large, or no YAML.
-    """
-    return parse_yaml(read_text(path, YAML_BYTES, error, hint), path, error, hint)
-
-
-def parse_yaml(
-    text: str,
-    source: object,
-    error: Refusal = ConfigError,
-    hint: str | Advice = "Correct the file.",
-) -> Any:
-    """A YAML document that is no larger when its aliases are spelled out, and not nested too deep.
-
-    Args:
-        text: the document.
-        source: the file or option, for the message.
-        error: what to raise.
-        hint: what to do about it.
-
-    Raises:
-        BadDataError, ConfigError, CorruptError: naming the source.
-    """
-    try:
-        reader = YAMLLoader(text)
-        try:
-            node = reader.get_single_node()
-            if node is not None and _spelled_out(node, {}) > YAML_VALUES:
-                raise error(f"{source} holds more than {YAML_VALUES} values, aliases spelled out", hint)
-            document = None if node is None else reader.construct_document(node)
-        finally:
-            reader.dispose()
-    except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as refusal:
-        if isinstance(refusal, error):
-            raise
-        raise error(f"{source} is not YAML: {_short(refusal)}", hint) from refusal
-    return document
-
-
-def _spelled_out(node: yaml.Node, known: dict[int, int]) -> int:
-    """Values in a YAML document when every alias is replaced by what it stands for."""
-    if isinstance(node, yaml.ScalarNode):
-        return 1
-    if id(node) in known:
-        return known[id(node)]
-    known[id(node)] = YAML_VALUES + 1  # an alias within what it stands for has no end
-    parts = (
-        node.value if isinstance(node, yaml.SequenceNode) else [part for pair in node.value for part in pair]
-    )
-    known[id(node)] = 1 + sum(_spelled_out(part, known) for part in parts)
-    return known[id(node)]
 
 
 def _require_bounded(document: Any, source: object, error: Refusal, hint: str | Advice) -> None:
@@ -342,7 +223,8 @@ def _finite(text: str) -> float:
     return value
 
 
-def _short(refusal: Exception) -> str:
+def short_reason(refusal: Exception) -> str:
+    """What a parser says, in one line of at most 200 characters."""
     return (
         "it is nested too deep"
         if isinstance(refusal, RecursionError)

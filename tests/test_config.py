@@ -152,3 +152,10 @@ def test_a_text_that_looks_like_a_number_stays_one(tmp_path: Path, text: str) ->
     file = tmp_path / "run.yaml"
     file.write_text(to_yaml(config))
     assert resolve(StudentConfig, {}, (), file) == config
+
+
+@pytest.mark.parametrize("text", ["overwrite: 'yes'", "overwrite: 1", "epochs: '1'", "overwrite: [true]"])
+def test_a_file_gives_each_option_a_value_of_its_kind(tmp_path: Path, text: str) -> None:
+    (tmp_path / "mine.yaml").write_text(f"{text}\n")
+    with pytest.raises(ConfigError, match=text.split(":")[0]):
+        resolve(StudentConfig, {"data": "x", "student": "y", "out": "z"}, file=tmp_path / "mine.yaml")

@@ -4,6 +4,7 @@ import ast
 import json
 import math
 import os
+import re
 import socket
 import tracemalloc
 from pathlib import Path
@@ -19,7 +20,6 @@ from kdcli.errors import BadDataError, ConfigError, CorruptError, StorageError
 from kdcli.reading import (
     DEPTH,
     parse_json,
-    parse_yaml,
     read_bytes,
     read_json,
     read_text,
@@ -27,6 +27,7 @@ from kdcli.reading import (
     require_name,
     require_regular,
 )
+from kdcli.reading_yaml import parse_yaml
 
 SCALARS = (
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
@@ -89,8 +90,13 @@ def test_yaml_is_read_as_pyyaml_reads_it_or_refused(text: str) -> None:
         with pytest.raises(ConfigError, match="x is not YAML"):
             parse_yaml(text, "x")
     else:
-        found = parse_yaml(text, "x")
-        assert found == expected or math.isnan(found)
+        try:
+            found = parse_yaml(text, "x")
+        except ConfigError as refusal:
+            if not re.search("only to YAML|what kind|only once", refusal.message):
+                raise
+        else:
+            assert found == expected or math.isnan(found)
 
 
 BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 20))
@@ -106,12 +112,26 @@ BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9
         "a: 2001-99-99",
         "a: " + "9" * 5000,
         "!!python/name:os.system",
+        "a: !!bool maybe",
+        "a: !!float ''",
+        "a: !!binary MTI=",
+        "a: 010",
+        "a: 1:30",
+        "a: 1:30.5",
+        "a: 0x1F",
+        "a: 0b1",
+        "a: 1_000",
+        "{a: 1, a: 2}",
         "a: *b",
     ],
 )
 def test_yaml_that_is_a_trap_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=r"^the file"):
         parse_yaml(text, "the file")
+
+
+def test_many_keys_are_no_trap() -> None:
+    assert len(parse_yaml("".join(f"k{n}: 1\n" for n in range(20_000)), "x")) == 20_000
 
 
 def test_aliases_are_fine_where_they_are_few() -> None:
@@ -255,6 +275,7 @@ RAW = {
 METHODS = {"read_bytes", "read_text"}
 OWN = {
     "kdcli/reading.py": "the place itself",
+    "kdcli/reading_yaml.py": "its other half",
     "kdcli/documents.py": "JSON that it wrote a line above",
     "kdcli/cache/memory.py": "the kernel's files",
     "kdcli/cache/claims.py": "the kernel's files",

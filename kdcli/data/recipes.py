@@ -33,7 +33,8 @@ from kdcli.data.policies import AutoAugment, RandAugment
 from kdcli.data.stages import STRICT, Erase, Fill, Jitter, Ratio, Share, Shares, Stage
 from kdcli.errors import ConfigError, NotFoundError, UsageError, nearest
 from kdcli.files import storage_errors
-from kdcli.reading import YAML_BYTES, parse_yaml, read_text
+from kdcli.reading import read_text
+from kdcli.reading_yaml import YAML_BYTES, parse_yaml
 
 CUSTOM = "custom"
 """What a recipe that is none of :data:`RECIPES` is called where a name is needed."""

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from kdcli.errors import BadDataError, ConfigError, UsageError, nearest
-from kdcli.reading import parse_yaml
+from kdcli.reading_yaml import parse_yaml
 
 Argument = bool | int | float | str
 

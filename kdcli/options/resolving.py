@@ -13,7 +13,7 @@ from kdcli.console import shown
 from kdcli.errors import ConfigError, NotFoundError, StorageError, UsageError, nearest
 from kdcli.files import storage_errors
 from kdcli.options.fields import StepConfig, kinds_of, mark, marked, values_of
-from kdcli.reading import YAMLDumper, parse_yaml, read_yaml
+from kdcli.reading_yaml import YAMLDumper, parse_yaml, read_yaml
 from kdcli.runtime import versions
 
 Config = TypeVar("Config", bound=StepConfig)
@@ -75,6 +75,8 @@ def validated(kind: type[Config], layers: Sequence[Layer], problems: list[str]) 
             origin[key] = label
             if label != "--" and _is_quoted_number(kind, key, value):
                 problems.append(f"{label}{key}: {value!r} is a text: write the number without quotes")
+            elif label != "--" and _is_converted_switch(kind, key, value):
+                problems.append(f"{label}{key}: {value!r} is no switch: write true or false")
     try:
         return kind.model_validate(merged)
     except ValidationError as error:
@@ -105,6 +107,14 @@ def _is_quoted_number(kind: type[StepConfig], key: str, value: Any) -> bool:
         return any(math.isfinite(float(each)) for each in values_of(value) if isinstance(each, str))
     except ValueError:  # no number at all, or several in one text
         return False
+
+
+def _is_converted_switch(kind: type[StepConfig], key: str, value: Any) -> bool:
+    """Whether a file gives a number or a text for true or false, which pydantic would convert."""
+    field = kind.every_option().get(key)
+    if field is None or bool not in (kinds := set(kinds_of(field.annotation))) or {int, float, str} & kinds:
+        return False
+    return isinstance(value, int | float | str) and not isinstance(value, bool)
 
 
 def _from_file(kind: type[StepConfig], file: Path | None) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from kdcli.probing.config import ProbeConfig
 from kdcli.probing.marks import Marks, mark
 from kdcli.probing.representations import EXPORT, Representation, RunModel
 from kdcli.probing.targets import Target
-from kdcli.reading import read_yaml, require_regular
+from kdcli.reading import require_regular
+from kdcli.reading_yaml import read_yaml
 from kdcli.registry import recorded
 
 OWN = "label"

@@ -15,7 +15,8 @@ from kdcli.errors import BadDataError, NotFoundError
 from kdcli.files import storage_errors
 from kdcli.ranking.documents import weighting_of
 from kdcli.ranking.weights import PAPER_POWER
-from kdcli.reading import read_json, read_yaml
+from kdcli.reading import read_json
+from kdcli.reading_yaml import read_yaml
 from kdcli.registry import METHODS
 
 RESULT = "result.json"

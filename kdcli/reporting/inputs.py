@@ -11,7 +11,8 @@ from kdcli.console import console
 from kdcli.errors import BadDataError, NotFoundError, nearest
 from kdcli.files import real_path, storage_errors
 from kdcli.ranking.documents import ranking_of
-from kdcli.reading import parse_json, read_json, read_text, read_yaml
+from kdcli.reading import parse_json, read_json, read_text
+from kdcli.reading_yaml import read_yaml
 from kdcli.reporting.material import Compared, Joint, Material, Origin, Ranked, Run
 from kdcli.reporting.shapes import checked
 from kdcli.training.rundir import stage_folder
