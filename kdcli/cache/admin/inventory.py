@@ -32,8 +32,8 @@ def looks_like_cache(folder: Path) -> bool:
     return "commits" in names and bool(names & _FOLDERS)
 
 
-def open_store(root: Path) -> Store:
-    """Open a cache to look at it.
+def manifest_at(root: Path) -> Manifest:
+    """What a cache is.
 
     Raises:
         CacheMissingError: it is not there, with the nearest name that is; or it is no cache.
@@ -42,8 +42,18 @@ def open_store(root: Path) -> Store:
     if not os.path.lexists(root):
         message = f"cache {root} does not exist.{_neighbour(root)}"
         raise CacheMissingError(message, Advice("list", folder=root.parent))
+    return load_manifest(root)
+
+
+def open_store(root: Path) -> Store:
+    """Open a cache to look at it.
+
+    Raises:
+        KdError: what :func:`manifest_at` refuses; or records or folders in it are damaged.
+    """
+    manifest = manifest_at(root)
     with storage_errors(root):
-        return Store(root, load_manifest(root))
+        return Store(root, manifest)
 
 
 def _neighbour(path: Path) -> str:
