@@ -11,25 +11,14 @@ from typing import Any, final
 from kdcli.cache.admin.holders import Writer, claim_holders
 from kdcli.cache.commits import Commit, read_commits, sizes_agree, strange_ids
 from kdcli.cache.layout import SAMPLES, Layout, Manifest, load_manifest
+from kdcli.cache.owned import looks_like_cache
 from kdcli.cache.provenance import TeacherRecord
 from kdcli.cache.store import Store
 from kdcli.documents import to_document
 from kdcli.errors import Advice, CacheMissingError, KdError, StorageError, nearest
 from kdcli.files import real_path, storage_errors
 
-_FOLDERS = {"manifest.json", "data.zarr", "data.hdf5"}
-
-
 # --- finding ---------------------------------------------------------------------------------------
-
-
-def looks_like_cache(folder: Path) -> bool:
-    """Whether a folder is a cache, or the remains of one: told by its names, nothing is opened."""
-    try:
-        names = {entry.name for entry in folder.iterdir()}
-    except OSError:
-        return False
-    return "commits" in names and bool(names & _FOLDERS)
 
 
 def manifest_at(root: Path) -> Manifest:
