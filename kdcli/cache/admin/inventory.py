@@ -57,8 +57,8 @@ def _neighbour(path: Path) -> str:
 def find_caches(folders: Iterable[Path]) -> Iterator[Path]:
     """Caches in the given folders and below, each once, in the order of their names.
 
-    Hidden folders and the insides of caches are left out, links are not followed. A folder that cannot be
-    listed is given, too: nobody can say that it is no cache.
+    Hidden folders and the insides of caches are left out, links are not followed. What cannot be looked at
+    is given, too: nobody can say that it is no cache.
 
     Raises:
         CacheMissingError: a given folder is not there.
@@ -76,8 +76,12 @@ def find_caches(folders: Iterable[Path]) -> Iterator[Path]:
                 "Give a folder that holds caches, or a cache.",
             )
         for path in _walk(folder):
-            if real_path(path) not in seen:
-                seen.add(real_path(path))
+            try:
+                place = real_path(path)
+            except PermissionError:  # a link that may not be read, where it lies
+                place = path.absolute()
+            if place not in seen:
+                seen.add(place)
                 yield path
 
 
@@ -91,7 +95,12 @@ def _walk(folder: Path) -> Iterator[Path]:
         yield folder
         return
     for entry in entries:
-        if entry.name.startswith(".") or not entry.is_dir():
+        try:
+            searched = not entry.name.startswith(".") and entry.is_dir()
+        except OSError:
+            yield entry
+            continue
+        if not searched:
             continue
         if not entry.is_symlink():
             yield from _walk(entry)
