@@ -603,6 +603,17 @@ def test_a_manifest_as_kd_writes_it_is_read(place: Path) -> None:
         assert kd("cache", *COMMANDS[command])[0] == 0, command
 
 
+def test_what_cannot_be_looked_at_is_listed_and_the_others_too(place: Path) -> None:
+    expected = {path.name for path in place.iterdir() if (path / "commits").is_dir()}
+    (place / "a-far").symlink_to("x" * 300)  # a longer name than any file can have
+    found = {path.name: summarise(path) for path in find_caches([place])}
+    assert found.keys() == expected | {"a-far"}
+    bad = found["a-far"]
+    assert isinstance(bad, Unreadable)
+    assert "name too long" in bad.error.message
+    assert kd("cache", "ls")[0] == 0
+
+
 def test_a_link_that_leads_to_itself_is_listed_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "circle").symlink_to("circle")
     for folder in (tmp_path / "circle", tmp_path):

@@ -471,8 +471,39 @@ def test_live_writers_are_not_robbed_unless_forced(cache: Path) -> None:
     assert not cache.exists()
 
 
+@pytest.mark.parametrize("manifest", [None, "{}", "hi", '{"format": 2}'])
+@pytest.mark.parametrize("folders", [("data.zarr", "commits"), ("data.hdf5", "teachers", "commits", "tmp")])
+def test_only_a_manifest_of_kd_makes_a_folder_a_cache(
+    tmp_path: Path, manifest: str | None, folders: tuple[str, ...]
+) -> None:
+    for folder in folders:
+        (tmp_path / "p" / folder).mkdir(parents=True)
+    (tmp_path / "p" / folders[0] / "thesis.doc").write_text("x")
+    (tmp_path / ".q.removed.mine.tmp").mkdir()  # like the grave of a removal, but nobody's
+    os.utime(tmp_path / ".q.removed.mine.tmp", (0, 0))
+    if manifest is not None:
+        (tmp_path / "p/manifest.json").write_text(manifest)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(CacheMissingError if manifest is None else CorruptError):
+        remove(plan_cache_removal(tmp_path / "p"), force=True)
+    with pytest.raises(CacheMissingError):
+        remove(plan_cache_removal(tmp_path / "q"))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("place", ["data.zarr/teachers/t", "teachers/t", "commits/t"])
+def test_a_strangers_file_among_those_of_kd_is_named_and_nothing_goes(cache: Path, place: str) -> None:
+    (cache / place / "thesis.doc").write_text("x")
+    for plan in (plan_cache_removal, lambda root: plan_output_removal(root, "t")):
+        with pytest.raises(UsageError, match=f"did not make {cache / place}/thesis.doc"):
+            plan(cache)
+    (cache / place / "thesis.doc").unlink()
+    assert remove(plan_output_removal(cache, "t")).parts
+    assert remove(plan_cache_removal(cache)).kept == ()
+
+
 def test_a_damaged_cache_can_be_removed_and_a_strangers_file_is_kept(cache: Path) -> None:
-    (cache / "manifest.json").write_text("{")
+    (cache / "teachers/t/teacher.json").write_text("{")
     (cache / "notes.txt").write_text("mine")
     assert remove(plan_cache_removal(cache)).kept == ("notes.txt",)
     assert [path.name for path in cache.iterdir()] == ["notes.txt"]

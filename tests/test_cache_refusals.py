@@ -588,3 +588,23 @@ def test_a_half_copied_cache_from_the_shell(kd: Callable[..., Shell], place: Pla
     kd("rank-sources", "--cache", "c.kd", "--json").refused(20, "40 of 40 rows", "kd cache-teachers")
     (place.cache / "manifest.json").unlink()
     kd("rank-sources", "--cache", "c.kd").refused(20, "no manifest.json")
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_nothing_is_made_inside_a_cache(kd: Callable[..., Shell], place: Place, link: bool) -> None:
+    shutil.copytree(place.cache, place.root / "d.kd")
+    (place.root / "link").symlink_to(place.cache / "data.zarr")
+    assert kd("cache", "pack", "c.kd", "--to", "p.zarr.zip").code == 0
+    before = sorted(place.cache.rglob("*"))
+    to = Path("link" if link else "c.kd/data.zarr")
+    own = (place.images, "--teacher", f"t=local-dir:{place.model}", "--workers", 0)
+    train = ("--method", "labels-only", "--student", "test_resnet")
+    for command in (
+        ("cache", "pack", "c.kd", "--to", to / "x.zarr"),
+        ("cache", "unpack", "p.zarr.zip", "--to", to / "new/x.kd"),
+        ("cache", "merge", "c.kd", "d.kd", "--to", to / "x.kd"),
+        ("cache-teachers", *own, "--cache", to / "x.kd"),
+        ("train-student", place.images, *train, "--out", to / "x"),
+    ):
+        kd(*command).refused(2, "inside the cache")
+    assert sorted(place.cache.rglob("*")) == before

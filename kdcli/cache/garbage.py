@@ -24,7 +24,7 @@ from kdcli.cache.store import Store
 from kdcli.files import sizes_in, storage_errors
 from kdcli.runtime import machine
 
-_SCRATCH = re.compile(r"([0-9a-f]{12})-(\d+)-[0-9a-f]{16}")
+SCRATCH = re.compile(r"([0-9a-f]{12})-(\d+)-[0-9a-f]{16}")
 """What :func:`~kdcli.files.scratch_name` makes, wherever it stands in a name."""
 
 
@@ -128,7 +128,7 @@ def _scratch(layout: Layout) -> Iterator[Path]:
 
 def is_abandoned(path: Path, now: float) -> bool:
     """Whether the process that was writing ``path`` is dead: known on its machine, else told by silence."""
-    owner = _SCRATCH.search(path.name)
+    owner = SCRATCH.search(path.name)
     if owner and owner[1] == machine():
         return not is_running(int(owner[2]))
     try:

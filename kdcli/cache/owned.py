@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
-from kdcli.errors import CorruptError
-from kdcli.files import storage_errors
+from kdcli.errors import CorruptError, UsageError
+from kdcli.files import real_path, storage_errors
 from kdcli.reading import DOCUMENT_BYTES, open_regular, parse_json, read_bytes
 
 RECORDS_BYTES: Final = 2**32
@@ -77,6 +77,26 @@ def stamp_of(path: Path) -> str:
     """
     status = os.lstat(path)
     return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
+
+
+def looks_like_cache(folder: Path) -> bool:
+    """Whether a folder is a cache, or the remains of one: told by its names, nothing is opened."""
+    marks = ("manifest.json", "data.zarr", "data.hdf5")
+    return os.path.lexists(folder / "commits") and any(os.path.lexists(folder / mark) for mark in marks)
+
+
+def require_outside_caches(target: Path) -> None:
+    """Refuse to make anything inside a cache.
+
+    Raises:
+        UsageError: a folder above ``target`` is a cache.
+    """
+    place = real_path(target.absolute().parent)
+    for folder in (place, *place.parents):
+        if looks_like_cache(folder):
+            raise UsageError(
+                f"{target} would be inside the cache {folder}", "Give a path outside every cache."
+            )
 
 
 def require_unlinked(root: Path, folders: Iterable[Path]) -> None:

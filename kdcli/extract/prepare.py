@@ -18,6 +18,7 @@ from kdcli.cache.layout import (
     choose_block_rows,
     planned_manifest,
 )
+from kdcli.cache.owned import require_outside_caches
 from kdcli.cache.pixels import as_pixels, require_same_pixels
 from kdcli.cache.provenance import TeacherRecord
 from kdcli.cache.reader import CacheReader
@@ -92,6 +93,7 @@ def prepare(config: CacheConfig) -> Prepared:
     root = config.cache
     if root.is_file():
         raise StorageError(f"{root} is a file, not a cache folder", "Give --cache another path.")
+    require_outside_caches(root)
     # A typo is refused before models are loaded.
     ViewSet.parse(config.views or "eval", recipe=config.recipe or DEFAULT_RECIPE)
     held = CacheReader(root) if Layout(root).manifest.is_file() else None

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, final
 
-from kdcli.cache.admin.inventory import looks_like_cache
+from kdcli.cache.owned import looks_like_cache
 from kdcli.console import console
 from kdcli.errors import BadDataError, NotFoundError, nearest
 from kdcli.files import real_path, storage_errors

@@ -25,6 +25,7 @@ from typing import Any, final
 
 from safetensors.torch import save
 
+from kdcli.cache.owned import require_outside_caches
 from kdcli.documents import from_document
 from kdcli.errors import OutputExistsError, StorageError
 from kdcli.files import (
@@ -68,11 +69,13 @@ def require_folder(out: Path) -> None:
 
     Raises:
         StorageError: it is a file, or cannot be written.
+        UsageError: it is inside a cache.
         OutputExistsError: it holds something else; kd never removes what it did not make.
         BadDataError: a folder in it is a link that leads out of it.
     """
     if out.exists() and not out.is_dir():
         raise StorageError(f"--out {out} is a file", "Give a folder; it is created when it is not there.")
+    require_outside_caches(out)
     place = out
     while not place.exists():
         place = place.parent

@@ -11,29 +11,18 @@ from typing import Any, final
 from kdcli.cache.admin.holders import Writer, claim_holders
 from kdcli.cache.commits import Commit, read_commits, sizes_agree, strange_ids
 from kdcli.cache.layout import SAMPLES, Layout, Manifest, load_manifest
+from kdcli.cache.owned import looks_like_cache
 from kdcli.cache.provenance import TeacherRecord
 from kdcli.cache.store import Store
 from kdcli.documents import to_document
 from kdcli.errors import Advice, CacheMissingError, KdError, StorageError, nearest
 from kdcli.files import real_path, storage_errors
 
-_FOLDERS = {"manifest.json", "data.zarr", "data.hdf5"}
-
-
 # --- finding ---------------------------------------------------------------------------------------
 
 
-def looks_like_cache(folder: Path) -> bool:
-    """Whether a folder is a cache, or the remains of one: told by its names, nothing is opened."""
-    try:
-        names = {entry.name for entry in folder.iterdir()}
-    except OSError:
-        return False
-    return "commits" in names and bool(names & _FOLDERS)
-
-
-def open_store(root: Path) -> Store:
-    """Open a cache to look at it.
+def manifest_at(root: Path) -> Manifest:
+    """What a cache is.
 
     Raises:
         CacheMissingError: it is not there, with the nearest name that is; or it is no cache.
@@ -42,8 +31,18 @@ def open_store(root: Path) -> Store:
     if not os.path.lexists(root):
         message = f"cache {root} does not exist.{_neighbour(root)}"
         raise CacheMissingError(message, Advice("list", folder=root.parent))
+    return load_manifest(root)
+
+
+def open_store(root: Path) -> Store:
+    """Open a cache to look at it.
+
+    Raises:
+        KdError: what :func:`manifest_at` refuses; or records or folders in it are damaged.
+    """
+    manifest = manifest_at(root)
     with storage_errors(root):
-        return Store(root, load_manifest(root))
+        return Store(root, manifest)
 
 
 def _neighbour(path: Path) -> str:
@@ -58,8 +57,8 @@ def _neighbour(path: Path) -> str:
 def find_caches(folders: Iterable[Path]) -> Iterator[Path]:
     """Caches in the given folders and below, each once, in the order of their names.
 
-    Hidden folders and the insides of caches are left out, links are not followed. A folder that cannot be
-    listed is given, too: nobody can say that it is no cache.
+    Hidden folders and the insides of caches are left out, links are not followed. What cannot be looked at
+    is given, too: nobody can say that it is no cache.
 
     Raises:
         CacheMissingError: a given folder is not there.
@@ -77,8 +76,12 @@ def find_caches(folders: Iterable[Path]) -> Iterator[Path]:
                 "Give a folder that holds caches, or a cache.",
             )
         for path in _walk(folder):
-            if real_path(path) not in seen:
-                seen.add(real_path(path))
+            try:
+                place = real_path(path)
+            except PermissionError:  # a link that may not be read, where it lies
+                place = path.absolute()
+            if place not in seen:
+                seen.add(place)
                 yield path
 
 
@@ -92,7 +95,12 @@ def _walk(folder: Path) -> Iterator[Path]:
         yield folder
         return
     for entry in entries:
-        if entry.name.startswith(".") or not entry.is_dir():
+        try:
+            searched = not entry.name.startswith(".") and entry.is_dir()
+        except OSError:
+            yield entry
+            continue
+        if not searched:
             continue
         if not entry.is_symlink():
             yield from _walk(entry)

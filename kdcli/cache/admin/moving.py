@@ -17,6 +17,7 @@ from kdcli.cache.commits import Commit, as_lines, read_commits
 from kdcli.cache.garbage import is_abandoned
 from kdcli.cache.keytable import KeyTable
 from kdcli.cache.layout import SAMPLES, Layout, Manifest
+from kdcli.cache.owned import require_outside_caches
 from kdcli.cache.provenance import TeacherRecord, repair_hint
 from kdcli.cache.reader import CacheReader
 from kdcli.cache.store import Store
@@ -202,8 +203,10 @@ def published(target: Path, overwrite: bool = False) -> Iterator[Path]:
     """A path to write to, renamed to ``target`` when the block ends well, and removed when it does not.
 
     Raises:
+        UsageError: ``target`` is inside a cache.
         OutputExistsError: something appeared at ``target`` meanwhile.
     """
+    require_outside_caches(target)
     temporary = target.with_name(f".{target.name}.{scratch_name()}.tmp")
     try:
         with storage_errors(target):

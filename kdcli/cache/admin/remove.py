@@ -6,6 +6,7 @@ call goes on from there.
 
 import glob
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterable
@@ -15,9 +16,9 @@ from pathlib import Path
 from typing import Any, final
 
 from kdcli.cache.admin.holders import Writer, claim_holders
-from kdcli.cache.admin.inventory import looks_like_cache, open_store
+from kdcli.cache.admin.inventory import manifest_at, open_store
 from kdcli.cache.claims import Claims
-from kdcli.cache.garbage import is_abandoned, sweep
+from kdcli.cache.garbage import SCRATCH, is_abandoned, sweep
 from kdcli.cache.layout import Layout
 from kdcli.cache.owned import require_unlinked
 from kdcli.cache.provenance import arrays_of, is_name, require_known
@@ -27,6 +28,9 @@ from kdcli.documents import to_document
 from kdcli.errors import Advice, ClaimedError, NotFoundError, UsageError, nearest
 from kdcli.files import fsync_folder, real_path, scratch_name, sizes_in, storage_errors
 from kdcli.runtime import machine
+
+_CHUNK = re.compile(r"zarr\.json|c(\.[0-9]+)+(\.h5)?|\..+\.tmp")
+"""Names of the files in ``data.zarr`` and ``data.hdf5``."""
 
 
 @final
@@ -62,11 +66,12 @@ class Removal:
 def plan_cache_removal(root: Path) -> Removal:
     """What :func:`remove` takes for a whole cache.
 
-    A cache that cannot be read any more can be removed, a folder that is none cannot.
+    Whatever else is damaged, its manifest says that it is a cache.
 
     Raises:
-        UsageError: ``root`` is a link.
+        UsageError: ``root`` is a link, or holds files that kd did not make among its own.
         CacheMissingError: there is no cache.
+        CorruptError: its manifest cannot be read.
     """
     if root.is_symlink():
         raise UsageError(
@@ -74,8 +79,7 @@ def plan_cache_removal(root: Path) -> Removal:
         )
     if not os.path.lexists(root) and (graves := _graves(root)):
         return _planned(root, (), graves)  # a removal that was killed half-way
-    if not looks_like_cache(root):
-        open_store(root)  # says what it is instead
+    manifest_at(root)
     layout = Layout(root)
     # Without commits nothing in it is done. The manifest goes last: while it is there, the same command goes on.
     ordered = [
@@ -99,6 +103,7 @@ def plan_output_removal(root: Path, what: str) -> Removal:
         what: ``NAME`` or ``NAME/KIND``. The last kind of a teacher takes the teacher along.
 
     Raises:
+        UsageError: there are files that kd did not make among those of the teacher.
         NotFoundError: the cache has no such teacher, or keeps no such kind of it.
         CorruptError: the cache's keys are damaged: its metadata could not be written again.
     """
@@ -147,7 +152,12 @@ def _grave_name(what: str) -> str:
 def _graves(root: Path) -> list[Path]:
     """What is left beside a cache of removals of it that were killed."""
     place = root.absolute()
-    found = place.parent.glob(f".{glob.escape(place.name)}.removed.*.tmp")
+    start = f".{place.name}.removed."
+    found = [
+        path
+        for path in place.parent.glob(f"{glob.escape(start)}*.tmp")
+        if SCRATCH.fullmatch(path.name.removeprefix(start).removesuffix(".tmp"))
+    ]
     return [path for path in found if is_abandoned(path, time.time())]
 
 
@@ -158,7 +168,28 @@ def _planned(
     sizes: dict[Path, int] = {}
     for path in paths:
         sizes |= sizes_in(path)
+    _require_own(root, sizes)
     return Removal(root, parts, paths, len(sizes), sum(sizes.values()), tuple(kept), what)
+
+
+def _require_own(root: Path, files: Iterable[Path]) -> None:
+    """Refuse to remove what somebody put among the files of kd, told by its name."""
+    inside = (file.relative_to(root) for file in files if file.is_relative_to(root))
+    strays = sorted(file for file in inside if not _is_own(file))
+    if strays:
+        more = f" and {len(strays) - 1} more" if len(strays) > 1 else ""
+        raise UsageError(
+            f"kd did not make {root / strays[0]}{more}: nothing is removed",
+            "Move it out of the cache, then remove the cache again.",
+        )
+
+
+def _is_own(file: Path) -> bool:
+    """Whether a file, below the cache, is called like one of kd in this place."""
+    folder = file.parts[0]
+    if folder.startswith("data."):
+        return _CHUNK.fullmatch(file.name) is not None
+    return folder not in ("teachers", "commits") or file.suffix in (".json", ".jsonl", ".tmp")
 
 
 # --- doing it --------------------------------------------------------------------------------------
