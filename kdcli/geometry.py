@@ -12,7 +12,11 @@ from typing import Final, final, get_args
 from kdcli.errors import UsageError
 from kdcli.types import CropMode, EvalMode, Interpolation, Preprocess
 
-USAGE: Final = "Use own (each model its own), shared or shared:CROP with CROP in (0, 1], or whole."
+LEAST_CROP: Final = 0.05
+"""The least share of an image that is shown; timm's models say 0.875 to 1.15. An image is resized to 1 / share."""
+USAGE: Final = (
+    f"Use own (each model its own), shared or shared:CROP with CROP from {LEAST_CROP} to 1, or whole."
+)
 
 
 @final
@@ -179,7 +183,7 @@ class EvalGeometry:
         """Read ``own``, ``shared``, ``shared:CROP`` (one box for all models) or ``whole`` (the image squeezed).
 
         Raises:
-            UsageError: it is none of these, or CROP is not in (0, 1].
+            UsageError: it is none of these, or CROP is not from :data:`LEAST_CROP` to 1.
         """
         word, colon, number = text.partition(":")
         if text in ("own", "whole", "shared"):
@@ -188,7 +192,7 @@ class EvalGeometry:
             crop = float(number) if word == "shared" and colon else 0.0
         except ValueError:
             crop = 0.0
-        if not 0 < crop <= 1:
+        if not LEAST_CROP <= crop <= 1:
             raise UsageError(f"'{text}' is no evaluation geometry", USAGE)
         return cls("shared", crop)
 

@@ -58,7 +58,7 @@ class Preprocess:
         interpolation: resampling filter.
         mean: per channel, in units of [0, 1] pixels.
         std: per channel, in units of [0, 1] pixels.
-        crop_fraction: timm's crop_pct, in (0, 1]: the input's side is this share of what an image is resized to;
+        crop_fraction: timm's crop_pct, 0.05 to 2: the input's side is this share of what an image is resized to;
             of ``shared``, the square's share of the image's shorter side.
         crop_mode: how an image is fitted to the input. Training views have boxes of their own.
     """

@@ -141,6 +141,19 @@ def test_two_points_of_a_grid_with_one_name_are_refused(tmp_path: Path) -> None:
     )
 
 
+def test_more_students_than_a_sweep_has_are_refused_before_they_are_made(tmp_path: Path) -> None:
+    grid = {
+        "seed": list(range(1000)),
+        "lr": [1, 2, 3],
+        "temperature": [1, 2, 3],
+        "epochs": list(range(1, 1000)),
+    }
+    document = {"students": {name: {"method": "labels-only"} for name in "ab"}, "grid": grid}
+    assert "sweep.yaml: 17982000 students: a sweep has at most 1000" in problems_of(tmp_path, document)
+    most = {"grid": {"seed": list(range(500)), "method": ["labels-only"]}, "students": {"a": {}, "b": {}}}
+    assert len(students_of(tmp_path, most)) == 1000
+
+
 def test_an_option_in_both_places_is_refused(tmp_path: Path) -> None:
     document = {"students": {"a": {"method": "labels-only", "lr": 1}}, "grid": {"lr": [1, 2]}}
     assert "students.a.lr: also in grid" in problems_of(tmp_path, document)

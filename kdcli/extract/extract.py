@@ -5,10 +5,13 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, cast, final
 
 from kdcli.cache.claims import Patience
+from kdcli.cache.commits import read_commits
 from kdcli.cache.layout import SAMPLES, Unit
 from kdcli.cache.provenance import TeacherRecord
 from kdcli.cache.writer import CacheWriter, create_cache
 from kdcli.console import console
+from kdcli.data.spec import ClassSubset
+from kdcli.data.without import lost_classes
 from kdcli.errors import BadDataError, ClaimedError, StoppedEarly
 from kdcli.extract.config import CacheConfig
 from kdcli.extract.costs import CachePlan, places_of, plan_of, task_count
@@ -133,6 +136,7 @@ class _Run:
             self._refuse_bad_images()
         for part in self._parts():
             self._writer.finish(part)
+        self._name_lost_classes()
         return self._result(runner)
 
     def _say_plan(self, missing: Sequence[Unit]) -> None:
@@ -162,6 +166,18 @@ class _Run:
             f"{lost} of {manifest.samples} images",
             "Repair or remove them, or run again with --bad-images drop.",
         )
+
+    def _name_lost_classes(self) -> None:
+        """Say which classes have no image in the cache, whoever dropped them."""
+        rows = {
+            row for commit in read_commits(self._writer.layout, SAMPLES).values() for row, _ in commit.absent
+        }
+        lost = lost_classes(self._data.labels, self._data.class_names, rows) if rows else ()
+        if lost:
+            console.warn(
+                f"all images of class {', '.join(lost)} cannot be read and are left out; restore them and make the "
+                f"cache anew, or leave the class out with DATA@classes={ClassSubset('except', names=lost)}"
+            )
 
     def _result(self, runner: Any) -> CacheResult:
         manifest = self._writer.manifest

@@ -16,6 +16,7 @@ from timm.models import PretrainedCfg
 
 from kdcli.documents import from_document
 from kdcli.errors import BadDataError
+from kdcli.geometry import LEAST_CROP
 from kdcli.models.arguments import is_reserved
 from kdcli.models.grammar import TORCHVISION
 from kdcli.types import CropMode, Interpolation, Preprocess
@@ -60,7 +61,7 @@ class _Pixels(BaseModel):
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos", "random"]
     mean: tuple[_Mean, _Mean, _Mean]
     std: tuple[_Std, _Std, _Std]
-    crop_pct: float = Field(gt=0, lt=2)  # timm's VOLO has 1.15: a crop larger than the image
+    crop_pct: float = Field(ge=LEAST_CROP, lt=2)  # timm's VOLO has 1.15: a crop larger than the image
     crop_mode: CropMode = "center"
 
 
@@ -77,7 +78,7 @@ class _Rest(BaseModel):
     classifier: str | list[str] | None = None
     test_input_size: tuple[Literal[3], _Side, _Side] | None = None
     min_input_size: tuple[Literal[3], _Side, _Side] | None = None
-    test_crop_pct: Annotated[float, Field(gt=0, lt=2)] | None = None
+    test_crop_pct: Annotated[float, Field(ge=LEAST_CROP, lt=2)] | None = None
     pool_size: list[_Side] | None = None
     test_pool_size: list[_Side] | None = None
 

@@ -13,7 +13,7 @@ from safetensors.torch import save
 from timm.models import get_model_args, get_model_input_config
 
 from kdcli.errors import UsageError
-from kdcli.files import atomic_write_bytes, atomic_write_text, storage_errors
+from kdcli.files import atomic_write_bytes, storage_errors
 from kdcli.models.classifiers import TorchvisionClassifier
 from kdcli.models.declared import WEIGHTS_FILE
 from kdcli.models.spec import Model
@@ -34,15 +34,8 @@ def export_model(model: Model, directory: Path, class_names: Sequence[str] | Non
         UsageError: the model is of another kind, or the names are not as many as the classes.
         StorageError, NoSpaceError: writing failed.
     """
-    require_trainable(model)
-    if class_names is not None and len(class_names) != model.num_classes:
-        raise UsageError(
-            f"{len(class_names)} class names for the {model.num_classes} classes of '{model.spec}'",
-            "Give one name per class, or none.",
-        )
-    state = model.network.plain.state_dict()
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-    content, weights = save(tensors, metadata={"format": "pt"}), directory / WEIGHTS_FILE
+    files = export_files(model, class_names)
+    content, weights = files[WEIGHTS_FILE], directory / WEIGHTS_FILE
     with storage_errors(directory):
         directory.mkdir(parents=True, exist_ok=True)
         there = weights.is_file() and weights.stat().st_size == len(content)
@@ -51,8 +44,25 @@ def export_model(model: Model, directory: Path, class_names: Sequence[str] | Non
         ):  # else a whole model stays whole all the time
             (directory / CONFIG_FILE).unlink(missing_ok=True)
             atomic_write_bytes(weights, content)
-    config = _config(model, class_names)
-    atomic_write_text(directory / CONFIG_FILE, json.dumps(config, indent=2, allow_nan=False) + "\n")
+    atomic_write_bytes(directory / CONFIG_FILE, files[CONFIG_FILE])
+
+
+def export_files(model: Model, class_names: Sequence[str] | None) -> dict[str, bytes]:
+    """What :func:`export_model` writes, by name.
+
+    Raises:
+        UsageError: as there.
+    """
+    require_trainable(model)
+    if class_names is not None and len(class_names) != model.num_classes:
+        raise UsageError(
+            f"{len(class_names)} class names for the {model.num_classes} classes of '{model.spec}'",
+            "Give one name per class, or none.",
+        )
+    state = model.network.plain.state_dict()
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    config = json.dumps(_config(model, class_names), indent=2, allow_nan=False) + "\n"
+    return {WEIGHTS_FILE: save(tensors, metadata={"format": "pt"}), CONFIG_FILE: config.encode()}
 
 
 def model_arguments(model: Model) -> dict[str, Any]:

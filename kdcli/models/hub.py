@@ -22,13 +22,22 @@ def download_errors(name: str) -> Iterator[None]:
     Args:
         name: the model, as the user wrote it.
     """
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     _prepare_hub()
     try:
         yield
     except KdError:
         raise
+    except HFValidationError as error:
+        raise NotFoundError(
+            f"'{name}' is no name of a model on the hub: {_first_line(error)}", "It is ORG/NAME[@REV]."
+        ) from error
     except RepositoryNotFoundError as error:
         raise NotFoundError(
             f"the hub has no model '{name}' that you may read",

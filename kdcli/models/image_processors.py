@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Final, final
 
 from kdcli.errors import BadDataError
+from kdcli.geometry import LEAST_CROP
 from kdcli.types import EvalMode, Interpolation, Preprocess
 
 _KNOWN: Final = frozenset(
@@ -62,6 +63,8 @@ def preprocess_of(document: Mapping[str, Any], where: str) -> Preprocess:
         _require_plain(document)
         geometry = _convnext if kind == "ConvNextImageProcessor" else _geometry
         size, crop_mode, fraction = geometry(document)
+        if fraction < LEAST_CROP:
+            raise _Refused(f"crop_size or crop_pct: {fraction:g} of an image")
         return Preprocess(
             size=size,
             interpolation=_filter(document),

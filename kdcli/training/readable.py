@@ -16,6 +16,8 @@ from kdcli.cache.matching import find_places
 from kdcli.console import console
 from kdcli.data.each import look_at_each
 from kdcli.data.sources import ImageData
+from kdcli.data.spec import ClassSubset
+from kdcli.data.without import lost_classes
 from kdcli.errors import BadDataError
 from kdcli.training.sets import OpenData
 
@@ -44,7 +46,7 @@ class Readable:
         """Open a data set.
 
         Raises:
-            BadDataError: no image of it can be read.
+            BadDataError: no image of it, or of one of its classes, can be read.
             KdError: see :func:`~kdcli.data.sources.open_data`.
         """
         data: ImageData = self._opened(spec, **how)
@@ -59,10 +61,17 @@ class Readable:
                 f"none of the {len(data)} images of {spec} can be read, first {reason}",
                 "Look at it: kd data check DATA",
             )
+        rows = [row for row, own in enumerate(data.keys) if own in bad]
+        if lost := lost_classes(data.labels, data.class_names, rows):
+            raise BadDataError(
+                f"{spec}: {len(bad)} of {len(data)} images cannot be read, all of class {', '.join(lost)} among them, "
+                f"first {reason}",
+                f"Restore the images, or leave the class out with DATA@classes={ClassSubset('except', names=lost)}.",
+            )
         console.warn(
             f"{spec}: {len(bad)} of {len(data)} images cannot be read and are left out, such as {reason}"
         )
-        return data.select(np.array([row for row, own in enumerate(data.keys) if own not in bad], np.int64))
+        return data.select(np.setdiff1d(np.arange(len(data)), rows))
 
 
 def unreadable(data: ImageData, workers: int | None, cache: CacheSet | None = None) -> dict[str, str]:

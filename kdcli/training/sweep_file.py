@@ -11,6 +11,7 @@ Each of the three may be left out. A student's folder is OUT/NAME; a grid makes 
 """
 
 import itertools
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,8 @@ from kdcli.training.config import StudentConfig
 _SECTIONS = ("students", "grid", "common")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _SHOWN = 3
+_MOST = 1000
+"""Students of one sweep: all of them are in memory at once."""
 
 Options = dict[str, Any]
 
@@ -103,6 +106,10 @@ def _students(document: Mapping[str, Options], sweep: Path, problems: list[str])
     if not named and not axes:
         if not problems:
             problems.append(f"{sweep} names no student")
+        return {}
+    count = max(1, len(named)) * math.prod(map(len, axes.values()))
+    if count > _MOST:
+        problems.append(f"{sweep}: {count} students: a sweep has at most {_MOST}")
         return {}
     students: dict[str, Options] = {}
     for first, options in (named or {"": {}}).items():
