@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import shlex
 import subprocess
@@ -18,7 +19,7 @@ from pydantic import BaseModel
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from kdcli.cli.app import app
+from kdcli.cli.app import app, main
 from kdcli.cli.completion import complete
 from kdcli.errors import UsageError
 from kdcli.extract.config import CacheConfig
@@ -375,3 +376,32 @@ def test_an_option_of_another_method_is_taken_and_of_none_refused() -> None:
     with pytest.raises(TyperException) as caught:
         parsed(shlex.join(["kd", "train-student", *base, "--thresold", "0.5"]))
     assert "--threshold" in caught.value.format_message()
+
+
+@pytest.mark.parametrize("text", [r"a\0b", r"a\ud800b"])
+@pytest.mark.parametrize(
+    ("command", "key"),
+    [
+        ("train-student", "out"), ("train-student", "cache"), ("train-student", "device"), ("report", "out"),
+        ("cache-teachers", "cache"), ("cache-teachers", "teacher"),
+    ],
+)  # fmt: skip
+def test_what_no_path_can_hold_is_refused_wherever_it_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, key: str, text: str
+) -> None:
+    file, sweep = tmp_path / "c.yaml", tmp_path / "s.yaml"
+    file.write_text(f'{key}: "{text}"\n')
+    sweep.write_text("students: {a: {method: labels-only}}\n")
+    lines = [["--config", str(file)], ["--set", f'{key}="{text}"']]
+    if command == "train-student":
+        lines += [[*line, "--sweep", str(sweep)] for line in lines]
+    flag = json.loads(f'"{text}"'.replace(r"\0", r"\u0000"))
+    for line, code in [*((line, 10) for line in lines), ([f"--{key}", flag], 2)]:
+        with pytest.raises(SystemExit) as ended:
+            main([command, "x", *line])
+        said = capsys.readouterr().err
+        assert ended.value.code == code, said
+        assert "Traceback" not in said
+        if code == 10:  # typer itself refuses such a path on a line
+            assert f"{key} a" in said
+            assert "has a NUL, or half a character" in said

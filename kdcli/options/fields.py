@@ -1,6 +1,8 @@
 """How an option is declared: once, as a field of a pydantic model. The command line, help and files follow from it."""
 
+import os
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
@@ -77,7 +79,7 @@ class Options(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _meant(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse what pydantic would convert: true for a number, a list of nothing for nothing."""
+        """Refuse what pydantic would take: true for a number, a list of nothing for nothing, text that no path has."""
         field = cls.model_fields[str(info.field_name)]
         kinds = set(kinds_of(field.annotation))
         several = values_of(value)
@@ -85,7 +87,17 @@ class Options(BaseModel):
             raise ValueError("must be a number")
         if not several and not field.is_required() and field.default is None:
             raise ValueError("is empty: give a value, or leave it out")
+        if not all(is_possible(each) for each in several if isinstance(each, str | Path)):
+            raise ValueError("has a NUL, or half a character")
         return value
+
+
+def is_possible(value: str | Path) -> bool:
+    """Whether the operating system could call a file so; YAML's escapes can write more."""
+    try:
+        return b"\0" not in os.fsencode(value)
+    except UnicodeEncodeError:
+        return False
 
 
 def values_of(value: Any) -> tuple[Any, ...]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcli.errors import ConfigError, UsageError, nearest
-from kdcli.options.fields import marked
+from kdcli.options.fields import is_possible, marked
 from kdcli.options.resolving import layers_of, only_flags, validated, yaml_of
 from kdcli.training.config import StudentConfig
 
@@ -55,14 +55,17 @@ def resolve_sweep(
     students = _students(document, sweep, problems)
     layers = layers_of(StudentConfig, flags, sets, file, problems)
     layers.insert(1, (document["common"], f"{sweep}: "))
-    out = next((Path(values["out"]) for values, _ in reversed(layers) if "out" in values), None)
-    if out is None:
+    given = next((values["out"] for values, _ in reversed(layers) if "out" in values), None)
+    out = Path(given) if isinstance(given, str | Path) and is_possible(given) else None
+    if given is None:
         problems.append("--out is missing")
     found: dict[str, list[str]] = {}
     configs: dict[str, StudentConfig] = {}
     for name, options in students.items():
         own: list[str] = []
-        folder = {"out": (out or Path()) / name}
+        folder = (
+            {"out": (out or Path()) / name} if out or given is None else {}
+        )  # what is no path is told as it is
         config = validated(StudentConfig, [*layers, (options, f"{sweep}: "), (folder, "--")], own)
         if config is not None:
             configs[name] = config
