@@ -298,6 +298,17 @@ def test_labels_that_are_no_class_and_dropped_rows_of_other_blocks_are_refused(p
     edit(place / "c.kd/manifest.json", lambda old: {**old, "data": {**old["data"], "class_names": ["a"]}})
     with pytest.raises(CorruptError, match="row 1 is of class 1 of 1"):
         CacheReader(place / "c.kd")
+    manifest = place / "c.kd/manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()), indent=1) + "\n")  # as kd writes it
+    code, out, _ = kd("cache", "verify", "c.kd", "--json")
+    (damage,) = json.loads(out)["damages"]
+    assert (code, damage["file"], damage["remedy"]) == (22, "manifest.json", "restore")
+    assert "row 1 is of class 1 of 1" in damage["reason"]
+    edit(
+        place / "c.kd/manifest.json", lambda old: {**old, "data": {**old["data"], "class_names": ["a", "a"]}}
+    )
+    with pytest.raises(CorruptError, match="two classes are called 'a'"):
+        CacheReader(place / "c.kd")
     edit(place / "good.kd/commits/t/logits.jsonl", lambda old: {**old, "absent": [[2**29, "gone"]]}, 0)
     code, out, _ = kd("cache", "info", "good.kd", "--json")
     assert code == 0

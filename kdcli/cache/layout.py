@@ -68,9 +68,13 @@ class DataIdentity(BaseModel):
     class_names: tuple[Text, ...] | None
 
     @model_validator(mode="after")
-    def _require_both(self) -> Self:
+    def _require_consistent(self) -> Self:
         if (self.labels is None) != (self.class_names is None):
             raise ValueError("labels: there are labels if and only if there are class_names")
+        names = self.class_names or ()
+        if len(set(names)) < len(names):  # classes are matched by name
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"class_names: two classes are called '{twice}'")
         return self
 
     def gate(self) -> dict[str, Any]:

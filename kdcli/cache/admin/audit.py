@@ -15,6 +15,7 @@ import numpy as np
 
 from kdcli.cache.admin.grow import GROWTH
 from kdcli.cache.admin.records import (
+    LABELS,
     Place,
     damaged_wholes,
     lost_records,
@@ -127,7 +128,13 @@ class _Auditor:
         with suppress(KdError):  # what is wrong with them is said below
             keys = self._store.load_keys()
         rows = (0, self._manifest.rows - 1)
-        for name, reason in damaged_wholes(self._store, keys).items():
+        damaged = damaged_wholes(self._store, keys)
+        if LABELS not in damaged:
+            try:
+                self._store.load_labels()
+            except CorruptError as error:  # the labels are the manifest's, the classes are not theirs
+                self._damages.append(Damage("manifest.json", error.message, "restore"))
+        for name, reason in damaged.items():
             file = self._name(whole_path(self._store, name))
             self._damages.append(Damage(file, reason, "rewrite", SAMPLES, name, rows=rows))
         self._vouched |= {whole_path(self._store, name) for name in whole_names(self._store)}
