@@ -129,6 +129,18 @@ def test_any_damaged_array_comes_out_as_it_was(cache: Path, how: str) -> None:
     assert state(cache) == before
 
 
+def test_a_folder_in_the_place_of_a_chunk_goes(cache: Path) -> None:
+    before = state(cache)
+    (keys,) = cache.glob("data.*/samples/key_bytes/c.0*")
+    for path in (chunk(cache, "a/logits", "logits", 1, 1), chunk(cache, "samples", "content_crc", 1), keys):
+        assert path.is_file(), path
+        path.unlink()
+        path.mkdir()
+    (path / "x").write_text("x")
+    assert not repaired(cache).left
+    assert state(cache) == before
+
+
 def test_only_what_is_damaged_is_decoded_and_written(cache: Path, decoded: Iterator[list[int]]) -> None:
     damaged = chunk(cache, "a/logits", "logits", 2, 1)
     others = {path: path.stat().st_mtime_ns for path in cache.rglob("c.*") if path.is_file()}

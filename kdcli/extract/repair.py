@@ -7,7 +7,9 @@ and the records of teachers say what the cache is; they cannot be made again.
 """
 
 import os
+import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
@@ -121,6 +123,7 @@ def repair_cache(root: Path, sources: Sources, accept: bool = False) -> RepairRe
     if found.ok:
         return RepairResult(root, (), (), {}, accept)
     _require_hope(found)
+    _clear_folders(found)
     _mend_wholes(root, found.damages, sources)
     units = sorted({d.unit for d in found.damages if d.unit is not None}, key=str)
     changed: dict[Unit, list[Difference]] = {}
@@ -141,6 +144,15 @@ def _require_hope(found: Audit) -> None:
             alone.require_ok()
         except CorruptError as error:
             raise CorruptError(f"{error.message}; it cannot be made again", error.hint) from error
+
+
+def _clear_folders(found: Audit) -> None:
+    """Remove folders that lie where a file is to be written."""
+    for path in {found.root / damage.file for damage in found.damages if damage.remedy != "remove"}:
+        if path.is_dir() and not path.is_symlink():
+            console.note(f"removing {path}: a folder in place of a file")
+            with storage_errors(path):
+                shutil.rmtree(path)
 
 
 # --- units ----------------------------------------------------------------------------------------
@@ -215,8 +227,8 @@ def _tidy(root: Path, found: Audit) -> None:
             path = root / damage.file
             if damage.remedy == "remove":
                 console.note(f"removing {path}: {damage.reason}")
-                with storage_errors(path):
-                    path.unlink(missing_ok=True)
+                with storage_errors(path), suppress(FileNotFoundError, NotADirectoryError):
+                    path.unlink()
             elif damage.remedy == "rewrite" and damage.part and not damage.array:
                 with writer.claims.alone(damage.part):
                     _rewrite_compacted(writer.store, damage.part, set())
