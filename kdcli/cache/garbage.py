@@ -110,8 +110,9 @@ class _Bin:
 
 def _sweep(layout: Layout, bin_: _Bin) -> None:
     with storage_errors(layout.root):
-        now = filesystem_now(layout.tmp)
-        bin_.add([path for path in _scratch(layout) if is_abandoned(path, now)])
+        if scratch := list(_scratch(layout)):  # asking for the time makes a file: a sound cache is left alone
+            now = filesystem_now(layout.tmp)
+            bin_.add([path for path in scratch if is_abandoned(path, now)])
         judge = Claims(layout)
         claimed = [path for path in layout.claims.rglob("*") if path.is_file()]
         bin_.add([path for path in claimed if judge.is_dead(path)], judge)
