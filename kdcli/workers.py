@@ -147,6 +147,8 @@ def _end_workers_at_exit(_pid: int) -> None:
 
 def _end_workers() -> None:
     children = [child for child in multiprocessing.active_children() if child.daemon]
+    if children:  # torch's handler would take their end for a failure, and say so in a traceback
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for child in children:
         child.terminate()
     until = time.monotonic() + _LAST_SECONDS

@@ -147,5 +147,5 @@ def test_a_family_goes_from_cache_to_student_and_back(tmp_path: Path, name: str,
         network = timm.create_model(f"local-dir:{tmp_path / 'run' / 'export'}", pretrained=True).eval()
         # Not to the bit: of pit_ti_distilled_224 the last one differed here, with equal weights; the cause is open.
         torch.testing.assert_close(again.network(images), network(images), rtol=1e-5, atol=1e-6)
-        assert weights_sha256(again.network) == weights_sha256(network)
+        assert weights_sha256(again.network.plain) == weights_sha256(network)
         assert again.network(images).isfinite().all()

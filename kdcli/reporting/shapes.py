@@ -104,7 +104,7 @@ class _Identity(_Shape):
     weights: dict[str, _Number] | None = None
     teachers: dict[str, Any] | list[str] | None = None
     sequential: _Sequence | None = None
-    levels: str | None = None
+    levels: dict[str, Any] | str | None = None
     seed: int | None = None
     spec: _Fusion | None = None
     parents: dict[str, Annotated[list[str], Field(min_length=2)]] | None = None
