@@ -890,7 +890,7 @@ def test_a_sweep_with_a_diverging_student_prints_the_others_and_exits_40(kd: Kd,
     again = kd(*line, "--json")
     assert again.code == 40
     assert again.out.count("\n") == 1
-    assert [student["name"] for student in again.json["students"]] == ["labels-only-lr1e-3"]
+    assert [student["name"] for student in again.json["students"]] == ["labels-only-lr0.001"]
     assert again.json["error"]["code"] == 40
 
 
