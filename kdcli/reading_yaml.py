@@ -20,7 +20,7 @@ class YAMLLoader(yaml.SafeLoader):
     """PyYAML's safe loader that stops at :data:`DEPTH` (it needs the square of the depth in time).
 
     It refuses a key that is there twice, of which PyYAML keeps the last, tags, and numbers that YAML 1.1 reads
-    otherwise than people do (010 is 8, 1:30 is 90); it takes 1e-4 for a number, as YAML 1.2 does.
+    otherwise than people do (010 is 8); it takes 1e-4 for a number and 1:30 for a text, as YAML 1.2 does.
     """
 
     _depth = 0
@@ -52,11 +52,15 @@ class YAMLLoader(yaml.SafeLoader):
         return found
 
 
-def _construct_integer(loader: YAMLLoader, node: yaml.ScalarNode) -> int:
+def _construct_integer(loader: YAMLLoader, node: yaml.ScalarNode) -> int | str:
+    if ":" in node.value:  # to YAML 1.1 1:3 is 63
+        return str(node.value)
     return int(loader.construct_yaml_int(_plain(node, _INTEGER)))
 
 
-def _construct_float(loader: YAMLLoader, node: yaml.ScalarNode) -> float:
+def _construct_float(loader: YAMLLoader, node: yaml.ScalarNode) -> float | str:
+    if ":" in node.value:
+        return str(node.value)
     return float(loader.construct_yaml_float(_plain(node, _FLOAT)))
 
 

@@ -220,8 +220,6 @@ class PairOptions(HeadOptions):
         ratio = given.get("old_new")
         if ratio is None:
             return given
-        if isinstance(ratio, int) and ratio >= 60:  # YAML 1.1 reads 1:3 as the sexagesimal number 63
-            ratio = "{}:{}".format(*divmod(ratio, 60))
         weight = old_new_weight(str(ratio))
         if given.get("generalist_weight") is not None:
             raise ValueError(

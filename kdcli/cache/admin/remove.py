@@ -175,7 +175,8 @@ def _planned(
 def _require_own(root: Path, files: Iterable[Path]) -> None:
     """Refuse to remove what somebody put among the files of kd, told by its name."""
     inside = (file.relative_to(root) for file in files if file.is_relative_to(root))
-    strays = sorted(file for file in inside if not _is_own(file))
+    # What lies at the top is in the plan by its name; a link there goes itself, not what it leads to.
+    strays = sorted(file for file in inside if len(file.parts) > 1 and not _is_own(file))
     if strays:
         more = f" and {len(strays) - 1} more" if len(strays) > 1 else ""
         raise UsageError(
