@@ -36,11 +36,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def narrating() -> None:
-    """A command that a test runs in this process, maybe with --quiet, must not silence the next test."""
+def as_new() -> None:
+    """A command that a test runs in this process must not change the next test: --quiet, warnings told, ^C."""
     from kdcli.console import console
 
     console.quiet = console.verbose = console.silent = False
+    console._warned.clear()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass(frozen=True)

@@ -21,18 +21,12 @@ from kdcli.auditing.hashing import fingerprint
 from kdcli.auditing.matching import COLUMNS, ROWS, Hashes, Search, near_pairs
 from kdcli.auditing.result import AuditResult
 from kdcli.cli.app import main
-from kdcli.console import console
 from kdcli.data.sources import open_data
 from kdcli.errors import BadDataError, NotFoundError, OutputExistsError, UsageError
 
 Kd = Callable[..., Shell]
 COPIES = {0: "jpeg", 1: "small", 2: "both", 3: "equal"}
 """Photos of A that B has a copy of."""
-
-
-@pytest.fixture(autouse=True)
-def _say_every_warning_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(console, "_warned", set())
 
 
 @pytest.fixture(scope="module")

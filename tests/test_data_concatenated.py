@@ -14,7 +14,6 @@ from small_cache import write_cache, write_teachers
 from test_training_run import interrupt, same_student
 
 from kdcli.cache.cacheset import CacheSet
-from kdcli.console import console
 from kdcli.data.sources import open_data
 from kdcli.data.spec import DataSpec
 from kdcli.errors import CacheMissingError, NotFoundError, UsageError
@@ -22,11 +21,6 @@ from kdcli.training.config import StudentConfig
 from kdcli.training.train import train_student
 
 JOINT = "sklearn/digits@split=train,n=20++sklearn/digits@split=test,n=15,seed=3"
-
-
-@pytest.fixture(autouse=True)
-def _say_every_warning_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(console, "_warned", set())
 
 
 # --- grammar and samples ----------------------------------------------------------------------

@@ -80,7 +80,6 @@ def test_without_mnist_the_demo_takes_scikit_learns_digits(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(demo, "find_spec", lambda name: None)
-    monkeypatch.setattr(console, "_warned", set())
     assert demo.pick_task() is demo.DIGITS
     assert "mlxtend" in capsys.readouterr().err
 

@@ -16,7 +16,6 @@ from PIL import Image
 from timm.data import create_transform, resolve_data_config
 
 from kdcli.cache.cacheset import CacheSet
-from kdcli.console import console
 from kdcli.errors import IdentityError, UsageError
 from kdcli.extract.config import CacheConfig
 from kdcli.extract.extract import cache_teachers
@@ -27,11 +26,6 @@ from kdcli.models.spec import open_model
 from kdcli.training.config import StudentConfig
 from kdcli.training.train import train_student
 from kdcli.types import CropMode
-
-
-@pytest.fixture(autouse=True)
-def _say_every_warning_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(console, "_warned", set())
 
 
 def photos() -> list[Path]:

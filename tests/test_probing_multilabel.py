@@ -9,7 +9,6 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
-from kdcli.console import console
 from kdcli.data.multilabel import split_labels
 from kdcli.errors import BadDataError
 from kdcli.metrics.average_precision import average_precisions
@@ -21,11 +20,6 @@ from kdcli.probing.multilabel import (
 )
 from kdcli.probing.protocols import Drawn
 from kdcli.probing.solver import Linear
-
-
-@pytest.fixture(autouse=True)
-def _warn_anew() -> None:
-    console._warned.clear()
 
 
 def test_labels_are_read_from_class_names() -> None:

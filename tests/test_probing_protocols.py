@@ -10,15 +10,9 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
-from kdcli.console import console
 from kdcli.errors import BadDataError
 from kdcli.probing.protocols import Drawn, few_shot_accuracies, report_convergence, report_edge, shot_draws
 from kdcli.probing.solver import C_GRID, Linear
-
-
-@pytest.fixture(autouse=True)
-def _warn_anew() -> None:
-    console._warned.clear()
 
 
 @given(st.lists(st.integers(2, 9), min_size=2, max_size=6), st.integers(1, 7), st.integers(0, 99))

@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from small_cache import write_cache, write_images, write_teachers
 
-from kdcli.console import console
 from kdcli.data.sources import open_data
 from kdcli.errors import BadDataError, IdentityError, NotFoundError, UsageError
 from kdcli.models.export import export_model
@@ -20,11 +19,6 @@ from kdcli.probing.features import model_outputs
 from kdcli.probing.probe import eval_probe, eval_probes
 
 CLASSES = ("ant", "bee", "cow", "dog")
-
-
-@pytest.fixture(autouse=True)
-def _warn_anew() -> None:
-    console._warned.clear()
 
 
 @pytest.fixture(scope="module")

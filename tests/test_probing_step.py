@@ -6,18 +6,12 @@ from typing import Any
 import pytest
 from small_cache import write_cache, write_images, write_teachers
 
-from kdcli.console import console
 from kdcli.errors import BadDataError, CacheMissingError, IdentityError, NotFoundError, UsageError
 from kdcli.models.teacher import TeacherRunner
 from kdcli.probing.config import ProbeConfig
 from kdcli.probing.probe import eval_probe
 
 CLASSES = ("ant", "bee", "cow", "dog")
-
-
-@pytest.fixture(autouse=True)
-def _warn_anew() -> None:
-    console._warned.clear()
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ from training_place import Place, make_place
 
 from kdcli.checking.check import check
 from kdcli.checking.config import CheckConfig
-from kdcli.console import console
 from kdcli.data import each
 from kdcli.errors import BadDataError, OutputExistsError, StoppedEarly
 from kdcli.extract.config import CacheConfig
@@ -19,11 +18,6 @@ from kdcli.training import readable
 from kdcli.training.train import train_student
 
 BAD = ("class0/003.png", "class1/000.png")
-
-
-@pytest.fixture(autouse=True)
-def _say_every_warning_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(console, "_warned", set())
 
 
 @pytest.fixture(scope="module")

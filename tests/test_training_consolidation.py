@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from test_training_run import interrupt, same_student, timeless
 from training_place import STUDENT, Place, make_place
 
-from kdcli.console import console
 from kdcli.errors import BadDataError, CacheMissingError, OutputExistsError, UsageError
 from kdcli.extract.config import CacheConfig
 from kdcli.extract.extract import cache_teachers
@@ -31,11 +30,6 @@ CONTRASTIVE = ("consolidation-crd", "multi-head-crd")
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return make_place(tmp_path_factory.mktemp("p1"))
-
-
-@pytest.fixture(autouse=True)
-def _say_every_warning_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(console, "_warned", set())
 
 
 def config(place: Place, out: str, method: str, **changes: Any) -> StudentConfig:

@@ -21,7 +21,6 @@ from test_training_run import interrupt, same_student
 from torch.nn import functional
 from training_place import Place, make_place
 
-from kdcli.console import console
 from kdcli.errors import (
     DeviceError,
     DivergedError,
@@ -49,11 +48,6 @@ FLAT = replace(
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return make_place(tmp_path_factory.mktemp("engine"))
-
-
-@pytest.fixture(autouse=True)
-def _say_every_warning_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(console, "_warned", set())
 
 
 def states(student: Student) -> dict[str, torch.Tensor]:

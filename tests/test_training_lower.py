@@ -12,7 +12,6 @@ from test_training_run import interrupt, same_student
 from training_place import Place, make_place
 
 from kdcli.cache.cacheset import CacheSet
-from kdcli.console import console
 from kdcli.data.sources import ImageData
 from kdcli.errors import CacheMissingError, IdentityError, UsageError
 from kdcli.extract.config import CacheConfig
@@ -40,11 +39,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     made = make_place(tmp_path_factory.mktemp("lower"))
     keep_maps(made)
     return made
-
-
-@pytest.fixture(autouse=True)
-def _say_every_warning_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(console, "_warned", set())
 
 
 def from_maps(place: Place, out: str, method: str = "labels-only", **changes: Any) -> StudentConfig:

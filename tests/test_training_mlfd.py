@@ -19,7 +19,6 @@ from torch.nn import functional
 from training_place import Place, make_place
 
 from kdcli.cache.cacheset import CacheSet
-from kdcli.console import console
 from kdcli.errors import BadDataError, CacheMissingError, IdentityError, OutputExistsError, UsageError
 from kdcli.extract.config import CacheConfig
 from kdcli.extract.extract import cache_teachers
@@ -50,11 +49,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     made = make_place(tmp_path_factory.mktemp("mlfd"))
     add_teacher(made, "res", NAMES, ("logits", "features", "maps:layer4"))
     return made
-
-
-@pytest.fixture(autouse=True)
-def _say_every_warning_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(console, "_warned", set())
 
 
 def mlfd(place: Place, out: str, **changes: Any) -> StudentConfig:

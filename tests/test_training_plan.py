@@ -7,7 +7,6 @@ import torch
 from conftest import make_folder
 from training_place import STUDENT, Place, make_place
 
-from kdcli.console import console
 from kdcli.errors import (
     BadDataError,
     CacheMissingError,
@@ -32,11 +31,6 @@ from kdcli.types import RankedSource, Ranking
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return make_place(tmp_path_factory.mktemp("plan"))
-
-
-@pytest.fixture(autouse=True)
-def _say_every_warning_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(console, "_warned", set())
 
 
 def with_sources(ranking: Ranking, **changes: Any) -> Ranking:

@@ -17,7 +17,6 @@ import yaml
 from safetensors.torch import load_file
 from training_place import STUDENT, Place, make_place
 
-from kdcli.console import console
 from kdcli.data.sources import open_data
 from kdcli.errors import DivergedError, OutputExistsError, StoppedEarly, StorageError
 from kdcli.extract.config import CacheConfig
@@ -35,11 +34,6 @@ TIMES = ("seconds", "images_per_second")
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return make_place(tmp_path_factory.mktemp("run"))
-
-
-@pytest.fixture(autouse=True)
-def _say_every_warning_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(console, "_warned", set())
 
 
 def timeless(document: Any) -> Any:

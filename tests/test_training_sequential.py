@@ -19,7 +19,6 @@ from test_training_run import interrupt, same_student, timeless
 from training_place import Place, make_place
 
 from kdcli.cache.cacheset import CacheSet
-from kdcli.console import console
 from kdcli.data.sources import open_data
 from kdcli.errors import NotFoundError, OutputExistsError, StoppedEarly, UsageError
 from kdcli.extract.config import CacheConfig
@@ -59,11 +58,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     )
     place.specs["res"] = f"local-dir:{place.root / 'res'}"
     return place
-
-
-@pytest.fixture(autouse=True)
-def _say_every_warning_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(console, "_warned", set())
 
 
 def sequence(place: Place, out: str, order: str = "given", **changes: Any) -> StudentConfig:

@@ -16,7 +16,6 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from training_place import STUDENT, Place, make_place
 
-from kdcli.console import console
 from kdcli.data.sources import open_data
 from kdcli.errors import IdentityError, NotFoundError, OutputExistsError, UsageError
 from kdcli.geometry import Render
@@ -52,11 +51,6 @@ def runs(place: Place) -> list[str]:
         )
         outs.append(train_student(config).out)
     return outs
-
-
-@pytest.fixture(autouse=True)
-def _say_every_warning_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(console, "_warned", set())
 
 
 def recipe(place: Place, out: str, *parents: str, **changes: Any) -> SoupConfig:

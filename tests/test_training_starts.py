@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 from torch import nn
 from training_place import STUDENT, Place, make_place
 
-from kdcli.console import console
 from kdcli.errors import IdentityError, UsageError
 from kdcli.models.export import export_model
 from kdcli.models.spec import open_model
@@ -25,11 +24,6 @@ METHODS = ("labels-only", "distill-nearest", "distill-weighted", "distill-equal"
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return make_place(tmp_path_factory.mktemp("starts"))
-
-
-@pytest.fixture(autouse=True)
-def _say_every_warning_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(console, "_warned", set())
 
 
 def exported(out: Path) -> dict[str, torch.Tensor]:

@@ -16,7 +16,6 @@ import torch
 from test_training_run import same_student, timeless
 from training_place import STUDENT, Place, make_place
 
-from kdcli.console import console
 from kdcli.data.folder import FolderSource
 from kdcli.errors import DeviceError, DivergedError, KdError, OutputExistsError, StoppedEarly, UsageError
 from kdcli.runtime import StopFlag
@@ -44,11 +43,6 @@ DIFFERENT: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return make_place(tmp_path_factory.mktemp("sweep"))
-
-
-@pytest.fixture(autouse=True)
-def _say_every_warning_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(console, "_warned", set())
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,6 @@ from test_training_run import interrupt, same_student
 from test_training_validation import top1
 from training_place import Place, make_place
 
-from kdcli.console import console
 from kdcli.data.sources import open_data
 from kdcli.errors import UsageError
 from kdcli.training.resolve import make_plan
@@ -27,11 +26,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     make_folder(found.root / "others", classes=4, per_class=5, size=28, seed=5)
     keep_maps(found)
     return found
-
-
-@pytest.fixture(autouse=True)
-def _say_every_warning_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(console, "_warned", set())
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:

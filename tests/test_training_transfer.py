@@ -9,7 +9,6 @@ from safetensors.torch import load_file
 from training_place import STUDENT, Place, make_place
 
 from kdcli.cache.cacheset import CacheSet
-from kdcli.console import console
 from kdcli.errors import (
     BadDataError,
     CacheMissingError,
@@ -67,11 +66,6 @@ def kept(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("gen", "turned", "start"):
         add(place, name, cache, views="eval+train:2", recipe="mild")
     return cache
-
-
-@pytest.fixture(autouse=True)
-def _say_every_warning_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(console, "_warned", set())
 
 
 def run_of(place: Place, out: str, method: str, **changes: Any) -> StudentConfig:

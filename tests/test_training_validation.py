@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 from test_training_run import interrupt, same_student, timeless
 from training_place import Place, make_place
 
-from kdcli.console import console
 from kdcli.data.sources import open_data
 from kdcli.errors import BadDataError, DivergedError, OutputExistsError, StoppedEarly, UsageError
 from kdcli.training import lr_grid as grid
@@ -32,11 +31,6 @@ from kdcli.training.train import train_student
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return make_place(tmp_path_factory.mktemp("validation"))
-
-
-@pytest.fixture(autouse=True)
-def _say_every_warning_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(console, "_warned", set())
 
 
 def top1(out: Path, data: str, rows: list[int]) -> float:

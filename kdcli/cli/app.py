@@ -98,7 +98,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored, as behind nohup
         signal.signal(signal.SIGINT, _interrupt_once)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    code = _run(arguments)
+    try:
+        code = _run(arguments)
+    except KeyboardInterrupt:  # while the end was being told
+        code = 130
+    if signal.getsignal(signal.SIGINT) is _interrupt_once:
+        signal.signal(signal.SIGINT, _leaving)
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -129,8 +134,12 @@ def _run(arguments: list[str]) -> int:
 
 def _interrupt_once(_number: int, _frame: "types.FrameType | None") -> None:
     """Who presses ^C presses it twice: the second one would break off the way out, with a traceback."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, _leaving)
     raise KeyboardInterrupt
+
+
+def _leaving(_number: int, _frame: "types.FrameType | None") -> None:
+    """No more ^C: the exit code stands, and what is left to do is short. Unlike SIG_IGN, no process inherits it."""
 
 
 def _report(error: Exception, as_json: bool) -> int:
