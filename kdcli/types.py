@@ -68,7 +68,7 @@ class Preprocess:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     crop_fraction: float
-    crop_mode: EvalMode = "center"
+    crop_mode: EvalMode
 
     def document(self) -> dict[str, Any]:
         """As JSON."""

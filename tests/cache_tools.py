@@ -35,7 +35,7 @@ def manifest_of(
         segments=(Segment(rows=len(keys), spec="x", location="x"),),
         view_groups=(1,) * views,
         data=DataIdentity(keys=keys.digest(), labels=block_digest(labels), class_names=("a", "b")),
-        view_set=VIEWS,
+        view_set={**VIEWS, "train_views": views - 1},
         param_names=PARAMS,
         created={},
     )

@@ -72,7 +72,7 @@ def manifest_of(form: Form) -> tuple[Manifest, KeyTable, np.ndarray | None]:
             labels=None if numbers is None else block_digest(numbers),
             class_names=("a", "b", "ü") if form.labels else None,
         ),
-        view_set=tools.VIEWS,
+        view_set={**tools.VIEWS, "train_views": sum(form.view_groups) - 1},
         param_names=tools.PARAMS,
         created={"at": "now"},
     )

@@ -62,7 +62,7 @@ def test_the_papers_networks_give_logits_and_features_and_take_further_heads(
         width = classifier.check(size, name)
         assert width > 0, classifier.without
         assert classifier.num_classes == 1000
-        preprocess = Preprocess(size, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 0.875)
+        preprocess = Preprocess(size, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 0.875, "center")
         model = Model(classifier, name, name, preprocess, 1000, width, None)
         student = Student(model, {"teacher": 7}).train()
         output = student(torch.empty(2, 3, *size))

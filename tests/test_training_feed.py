@@ -20,7 +20,7 @@ from kdcli.training.replay import Recording, ViewRule
 from kdcli.training.samplers import EpochOrder, Ticket, plain_order
 from kdcli.types import Preprocess
 
-SMALL = Preprocess((16, 16), "bilinear", (0.5,) * 3, (0.5,) * 3, 0.9)
+SMALL = Preprocess((16, 16), "bilinear", (0.5,) * 3, (0.5,) * 3, 0.9, "center")
 VIEWS = ViewSet(2, "mild")
 
 

@@ -25,7 +25,7 @@ from kdcli.training.samplers import Ticket, plain_order
 from kdcli.training.train import train_student
 from kdcli.types import Preprocess
 
-SMALL = Preprocess((16, 16), "bilinear", (0.5,) * 3, (0.5,) * 3, 0.9)
+SMALL = Preprocess((16, 16), "bilinear", (0.5,) * 3, (0.5,) * 3, 0.9, "center")
 RENDER = Render((16, 16), "bilinear")
 
 

@@ -51,7 +51,7 @@ from kdcli.training.train import train_student
 from kdcli.types import Preprocess
 
 CPU = torch.device("cpu")
-SMALL = Preprocess((16, 16), "bilinear", (0.5,) * 3, (0.5,) * 3, 0.9)
+SMALL = Preprocess((16, 16), "bilinear", (0.5,) * 3, (0.5,) * 3, 0.9, "center")
 
 
 @pytest.fixture(scope="module")

@@ -148,6 +148,7 @@ class TorchvisionArchitecture(Architecture):
             mean=tuple(transforms.mean),
             std=tuple(transforms.std),
             crop_fraction=crop / resize,
+            crop_mode="center",
         )
 
     def class_names(self) -> tuple[str, ...] | None:
