@@ -44,7 +44,7 @@ def students_section(runs: Sequence[Run], title: str, name: str) -> Section:
     """
     ordered = sorted(runs, key=_rank)
     table = tabulate(name, ordered, _COLUMNS)
-    groups = _seed_groups(ordered)
+    groups = seed_groups(ordered)
     parts: list[Part] = [*(_groups_parts(groups, name) if groups else []), table]
     tested = test_name(next((run for run in runs if test_name(run)), runs[0]))
     lines = [f"Tested on {tested}."] if tested else []
@@ -184,7 +184,7 @@ def _cost_of(architecture: str, classes: int, size: int | None) -> tuple[int | N
 # --- repeats ----------------------------------------------------------------------------------
 
 
-def _seed_groups(runs: Sequence[Run]) -> dict[str, list[Run]]:
+def seed_groups(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Tested runs that differ in their seed alone, as their names and records say; none where nothing repeats."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
