@@ -72,7 +72,7 @@ def of_seeds(values: Sequence[float]) -> Interval:
 
 
 def of_seed_difference(first: Sequence[float], second: Sequence[float], paired: bool) -> Interval:
-    """t interval of the difference of the means of two sets of two or more runs each.
+    """T interval of the difference of the means of two sets of two or more runs each.
 
     Args:
         first: of the one, a value a run.

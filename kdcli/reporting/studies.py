@@ -48,7 +48,35 @@ def ranking_section(rankings: Sequence[Ranked]) -> Section | None:
     if several:
         parts.append(Notes((f"{len(rankings)} rankings, {len(distinct)} of them with different scores; "
                             f"{len(shown)} are drawn.",)))  # fmt: skip
-    return Section("Ranking", (*parts, tabulate("rankings", rows, columns)))
+    said = Notes((trust(rankings[0]),)) if not several and len(rankings[0].ranking.sources) > 1 else None
+    return Section("Ranking", (*((said,) if said else ()), *parts, tabulate("rankings", rows, columns)))
+
+
+def trust(ranked: Ranked) -> str:
+    """What a ranking says, and how far to trust it, in one sentence or two."""
+    first, *others = ranked.ranking.sources
+    if not others:
+        return ""
+    images = ranked.ranking.probe.get("size")
+    said = (
+        f"The ranking ({ranked.ranking.metric}{f', {images} probe images' if images else ''}) puts {first.name} first "
+        f"of {len(others) + 1} sources"
+    )
+    own = f"{ranked.ranking.metric}/{ranked.ranking.on}"
+    targets = list(((ranked.evidence.get("grid") or {}).get(own) or {}).values())
+    checked = (targets[0].get("spearman") or {}) if len(targets) == 1 else {}
+    if checked.get("value") is not None:
+        ends = (
+            f" (95 % {checked['low']:.2f} to {checked['high']:.2f})" if checked.get("low") is not None else ""
+        )
+        return (
+            f"{said}; checked with students of single sources, the order of the scores agrees with that of their "
+            f"accuracies by a rank correlation of {checked['value']:.2f}{ends}."
+        ).replace("-", "−")
+    return (
+        f"{said}: a guess from the teachers' outputs that nothing here checked; kd rank-sources --against RUNS "
+        "compares it with students of one source each."
+    )
 
 
 def _scores_of(ranked: Ranked) -> tuple[Any, ...]:

@@ -57,7 +57,30 @@ th[aria-sort] { color: var(--ink); }
 th[aria-sort=ascending] button::after { content: "\\2009\\2191"; }
 th[aria-sort=descending] button::after { content: "\\2009\\2193"; }
 figure { margin: 1.25rem 0 0; break-inside: avoid; }
-.scroll svg { display: block; width: 100%; min-width: 30rem; height: auto; margin: .75rem 0; }
+figure > svg { display: block; width: 100%; height: auto; margin: .75rem 0; }
+figure > svg.phone { display: none; }
+.gallery .row { display: grid; grid-template-columns: 9rem 1fr; gap: .25rem 1rem; margin: .5rem 0; }
+.gallery .wide { display: block; margin: 1rem 0 1.4rem; }
+.strip-title { margin: 0; overflow-wrap: anywhere; }
+.strip { display: flex; flex-wrap: wrap; gap: .5rem .6rem; }
+.wide .strip { display: grid; grid-template-columns: repeat(auto-fill, minmax(12.5rem, 1fr)); gap: .9rem 1.2rem; }
+.picture { font-size: .85rem; line-height: 1.4; min-width: 0; break-inside: avoid; }
+.picture img { display: block; width: 4.5rem; height: 4.5rem; object-fit: contain; background: var(--wash); }
+.wide .picture { display: grid; grid-template-columns: 5.5rem 1fr; gap: 0 .6rem; align-content: start; }
+.wide .picture img { width: 5.5rem; height: 5.5rem; grid-row: 1 / 3; }
+.picture img.pixelated { image-rendering: pixelated; }
+.picture p { margin: 0; font-weight: 600; overflow-wrap: anywhere; }
+.picture ul { margin: 0; padding: 0; list-style: none; }
+.row:not(.wide) .picture { max-width: 7rem; }
+.picture li { overflow-wrap: anywhere; }
+.picture .model { color: var(--soft); }
+.picture .model::after { content: ": "; }
+.picture .right, .picture .wrong, .picture .other { display: inline-block; width: 1rem; font-weight: 700; }
+.right { color: var(--s2); } .wrong { color: var(--s1); } .other { color: var(--soft); }
+.legend-of dl { margin: .5rem 0 0; font-size: .9rem; max-width: 48rem; }
+.legend-of dl div { display: grid; grid-template-columns: 11rem 1fr; gap: 0 1rem; padding: .12rem 0; }
+.legend-of dt { color: var(--soft); } .legend-of dd { margin: 0; }
+header ul.notes { margin-bottom: 1rem; }
 .legend {
   display: flex; flex-wrap: wrap; gap: .1rem 1.4rem; margin: 0; padding: 0;
   list-style: none; font-size: .9rem;
@@ -85,14 +108,32 @@ dl.versions { display: grid; grid-template-columns: repeat(auto-fill, minmax(13r
 dl.versions div { display: flex; justify-content: space-between; border-bottom: 1px solid var(--line); }
 dl.versions dt { color: var(--soft); } dl.versions dd { margin: 0; font-variant-numeric: tabular-nums; }
 footer { margin-top: 3rem; font-size: .85rem; }
-@media (max-width: 40rem) { body { padding: 2rem 1rem 3rem; } h1 { font-size: 1.6rem; } }
+@media screen and (max-width: 40rem) {
+  body { padding: 2rem 1rem 3rem; overflow-wrap: anywhere; }
+  h1 { font-size: 1.6rem; }
+  figure > svg.desk { display: none; }
+  figure > svg.phone { display: block; }
+  thead { display: none; }
+  table, tbody, tr, td, tbody th { display: block; }
+  tr { padding: .5rem 0; border-bottom: 1px solid var(--line); }
+  tbody th, td { padding: .1rem 0; border: 0; white-space: normal; }
+  tbody th { font-weight: 600; }
+  td { display: flex; justify-content: space-between; gap: 1rem; text-align: right; }
+  td.number { white-space: normal; }
+  td::before { content: attr(data-label); color: var(--soft); font-size: .9rem; text-align: left; }
+  td[data-value=""] { display: none; }
+  .note, tbody .long { min-width: 0; }
+  .gallery .row, .legend-of dl div { grid-template-columns: 1fr; }
+  .legend-of dl div { padding: .3rem 0; }
+  pre span { white-space: pre-wrap; }
+  dl.versions dd { text-align: right; }
+}
 @media print {
   @page { margin: 16mm 14mm; }
   body { max-width: none; padding: 0; font-size: 10pt; }
   h2 { margin-top: 1.6rem; }
   .scroll { overflow: visible; }
   .screen { display: none; }
-  .scroll svg { min-width: 0; }
   details::details-content { content-visibility: visible; height: auto; }
   summary { list-style: none; }
   table { font-size: 8.5pt; }
