@@ -19,11 +19,11 @@ from kdcli.errors import BadDataError, IdentityError, MissingExtraError, NotFoun
 from kdcli.models.spec import open_model
 from kdcli.models.teacher import TeacherRunner
 from kdcli.outputs import Output
+from kdcli.reporting.budgets import top1_of
 from kdcli.reporting.config import ReportConfig
 from kdcli.reporting.looks import Answers, Look, Thumb
 from kdcli.reporting.material import Run
 from kdcli.reporting.standing import comparable, contenders
-from kdcli.reporting.students import top1_of
 from kdcli.runtime import pick_device
 from kdcli.training.sets import data_identity
 

@@ -64,8 +64,8 @@ def render(document: Document) -> str:
         element(
             "header",
             element("h1", document.title),
-            element("p", document.lead, class_="lead") if document.lead else None,
-            _notes(document.points) if document.points else None,
+            element("p", _tied(document.lead), class_="lead") if document.lead else None,
+            _notes([_tied(line) for line in document.points]) if document.points else None,
             element("p", document.intro, class_="soft") if document.intro else None,
         ),
         element("main", *(_section(section) for section in document.sections)),
@@ -73,6 +73,11 @@ def render(document: Document) -> str:
         element("script", Html(SCRIPT)),
     )
     return f"<!DOCTYPE html>\n{element('html', head, body, lang='en')}\n"
+
+
+def _tied(text: str) -> str:
+    """Text in which no line ends between a number and its percent sign."""
+    return text.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def _section(section: Section) -> Html:
@@ -138,7 +143,7 @@ def _picture(picture: Picture) -> Html:
             "li",
             element("span", _MARKS[each.right], class_=_KINDS[each.right]),
             element("span", each.model, class_="model"),
-            element("span", each.answer),
+            element("span", _tied(each.answer)),
         )
         for each in picture.said
     ]

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 MOST_CLASSES = 12
 """Classes of which images are shown."""
 OF_EACH = 5
-MOST_IN_GROUP = 8
+MOST_IN_GROUP = 6
 MOST_MATRIX = 100
 """Classes of a confusion matrix; more of them leave too few images in a cell to see anything."""
 _MOST_ROWS = 20

@@ -107,12 +107,13 @@ def _picture_sections(
     config: ReportConfig, material: Material, looks: Mapping[str, Look | str | None]
 ) -> list[Section | None]:
     """Images of each class, then right and wrong, for each test set; of the first two with thumbnails."""
-    taught = look_at_taught(config, material.runs, material.caches)
     sections: list[Section | None] = []
     shown = [look for look in looks.values() if isinstance(look, Look)]
-    galleries = [g for look in (taught, *shown[:1]) if look is not None and (g := classes_gallery(look))]
-    if galleries:
-        sections.append(Section("Images", tuple(galleries)))
+    told = any(not each.student for look in shown for each in look.answers.values())
+    first = None if told else look_at_taught(config, material.runs, material.caches)
+    first = first or next(iter(shown), None)
+    if first is not None and (gallery := classes_gallery(first)) is not None:
+        sections.append(Section("Images", (gallery,)))
     for place, (name, look) in enumerate(looks.items(), 1):
         suffix, own = (f" on {name}", f"answers-{place}") if len(looks) > 1 else ("", "answers")
         if isinstance(look, str):

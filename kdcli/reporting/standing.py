@@ -1,10 +1,11 @@
 """Which student is best, by how much, at what budget: only students of one test set and equal budgets are compared."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, final
+from typing import final
 
 import numpy as np
 from jaxtyping import Bool
@@ -16,65 +17,18 @@ from kdcli.metrics.intervals import (
     of_paired,
     of_seed_difference,
     of_seeds,
-    of_share,
 )
+from kdcli.reporting.budgets import Budget, budget_of, interval_of, main_of, tested_on, top1_of
 from kdcli.reporting.material import Run
-from kdcli.reporting.students import main_of, seed_groups, top1_of
 
-EQUAL_WITHIN = 0.05
-"""Numbers of images seen that differ by at most this share of the larger one are an equal budget."""
+_SEED = re.compile(r"(?:^|(?<=[-_/.]))(?:seed|s)?[-_]?\d+$")
 _MANY = 3
 """From so many students on, the best one's accuracy is told to be picked."""
+_MOST_ALONE = 3
+"""Students named where none is called best."""
 
 Right = Mapping[str, Bool[np.ndarray, " n"]]
 """Of runs, by name: which of all test images each gets right; of those alone for which it is known."""
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """What training a student took, whatever it ran on.
-
-    Attributes:
-        images: shown to the student, repeats counted; None where the history does not say.
-        epochs: passes over the data.
-        steps: of the optimiser.
-    """
-
-    images: int | None
-    epochs: int | None
-    steps: int | None
-
-    def equals(self, other: "Budget") -> bool:
-        """Whether both saw as many images, but for a rest of a batch an epoch; unknown ones equal none."""
-        if self.images is None or other.images is None:
-            return False
-        return abs(self.images - other.images) <= EQUAL_WITHIN * max(self.images, other.images)
-
-    def text(self) -> str:
-        """As a person reads it."""
-        known = ((self.epochs, "epoch"), (self.steps, "step"), (self.images, "image"))
-        return ", ".join(
-            f"{value:,} {word}{'' if value == 1 else 's'}{' seen' if word == 'image' else ''}"
-            for value, word in known
-            if value is not None
-        )
-
-
-def budget_of(run: Run) -> Budget:
-    """The budget of a run, by its history: of a sequence that of all its stages."""
-    history = run.history
-    if not history:
-        return Budget(None, None, None)
-    last: dict[Any, int] = {epoch.get("stage"): int(epoch.get("steps") or 0) for epoch in history}
-    steps = sum(last.values())
-    seen = [(epoch.get("images_per_second"), epoch.get("seconds")) for epoch in history]
-    images: int | None = None
-    if all(rate and seconds for rate, seconds in seen):
-        images = round(sum(rate * seconds for rate, seconds in seen))
-    elif steps and run.identity.get("batch_size"):
-        images = steps * int(run.identity["batch_size"])
-    return Budget(images, len(history), steps or None)
 
 
 @final
@@ -122,30 +76,35 @@ def _contender(name: str, runs: Sequence[Run]) -> Contender:
     budgets = [budget_of(run) for run in runs]
     budget = budgets[0] if all(budgets[0].equals(each) for each in budgets[1:]) else Budget(None, None, None)
     if len(runs) > 1:
-        how = f"Student's t over {len(runs)} runs that differ in their seed"
+        how = f"Student's t, over {len(runs)} seeds"
         return Contender(name, tuple(runs), fmean(scores), of_seeds(scores), how, budget)
     interval = interval_of(runs[0])
-    how = f"Wilson, {tested_on(runs[0]):,} test images; other seeds not included" if interval else ""
+    how = f"Wilson's, over {tested_on(runs[0]):,} test images; what another seed would change is not in it"
+    how = how if interval else ""
     return Contender(name, tuple(runs), scores[0], interval, how, budget)
 
 
-def tested_on(run: Run) -> int:
-    """Number of its test images; 0 where it is not recorded."""
-    test = run.identity.get("test")
-    return int(test.get("images") or 0) if isinstance(test, Mapping) else 0
+def seed_groups(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Tested runs that differ in their seed alone, as their names and records say; none where nothing repeats."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        if top1_of(run) is not None:
+            groups.setdefault(_without_seed(run), []).append(run)
+    several = any(len({run.result.get("seed") for run in group}) > 1 for group in groups.values())
+    return groups if several else {}
 
 
-def interval_of(run: Run) -> Interval | None:
-    """Wilson's interval of a run's test accuracy; None without one or without the number of images."""
-    images, accuracy = tested_on(run), top1_of(run)
-    return of_share(round(accuracy * images), images) if images and accuracy is not None else None
+def _without_seed(run: Run) -> str:
+    last = run.name.rpartition("/")[2]
+    stripped = _SEED.sub("", last).rstrip("-_.") or run.method
+    return stripped if stripped == run.method or run.method in stripped else f"{stripped} ({run.method})"
 
 
 # --- what is said -----------------------------------------------------------------------------
 
 
 def standing(runs: Sequence[Run], right: Right, where: str) -> list[str]:
-    """What a reader wants to know first, in sentences; none where nothing was tested.
+    """What a reader wants to know first, in sentences, the verdict first; none where nothing was tested.
 
     Args:
         runs: of one test set.
@@ -157,17 +116,23 @@ def standing(runs: Sequence[Run], right: Right, where: str) -> list[str]:
         return []
     peers = comparable(known)
     if len(peers) < 2:
-        return [_alone(each, where) for each in known[:3]] + _why_no_best(known)
+        alone = [_alone(each, where) for each in known[:_MOST_ALONE]]
+        return [*_why_no_best(known, where), *alone, *_intervals(known[:_MOST_ALONE])]
     best, *others = peers
-    lines = [f"{_name(best)} is the best of {len(peers)} students of equal budget {where}: {_score(best)}."]
     rival = next((each for each in others if each.plain), others[0])
-    lines.append(_difference(best, rival, right))
+    lines = [
+        f"{_name(best)} is the best of {len(peers)} students of equal budget {where}: {_score(best)}.",
+        _difference(best, rival, right),
+    ]
     if rival is not others[0]:
         lines.append(_difference(best, others[0], right))
-    lines.append(f"Budget of {best.name}: {best.budget.text()}; the others' are equal within 5 %.")
+    lines.append(
+        f"Budget of {best.name}: {best.budget.text()}; the others' images seen are equal within 5 %."
+    )
     if len(peers) >= _MANY:
         lines.append("Picked as the best by these very test images, its accuracy is a little too high.")
-    return lines + [_left_out(each, best) for each in known if each not in peers]
+    lines += [_left_out(each, best) for each in known if each not in peers]
+    return lines + _intervals([best])
 
 
 def comparable(known: Sequence[Contender]) -> list[Contender]:
@@ -191,9 +156,17 @@ def _name(one: Contender) -> str:
 def _score(one: Contender) -> str:
     text = f"{100 * one.score:.1f} {one.unit}"
     if one.interval is None:
-        return f"{text} (no interval: the number of test images is not recorded)"
+        return text
     low, high = (100 * end for end in one.interval)
-    return f"{text} (95 % interval {low:.1f} to {high:.1f} %; {one.how})"
+    return f"{text} (95 % interval {low:.1f} to {high:.1f} %)"
+
+
+def _intervals(shown: Sequence[Contender]) -> list[str]:
+    """How the intervals were made, and what they leave out."""
+    found = dict.fromkeys(each.how for each in shown if each.how)
+    if not found:
+        return ["Without intervals: the number of test images is not recorded."]
+    return [f"Intervals of accuracies: {'; '.join(found)}."]
 
 
 def _alone(one: Contender, where: str) -> str:
@@ -201,11 +174,12 @@ def _alone(one: Contender, where: str) -> str:
     return f"{_name(one)} reaches {_score(one)} {where}" + (f", after {budget}." if budget else ".")
 
 
-def _why_no_best(known: Sequence[Contender]) -> list[str]:
+def _why_no_best(known: Sequence[Contender], where: str) -> list[str]:
     if len(known) < 2:
         return []
     return [
-        "Which of them is best is not said: no two had an equal budget. Train them for as many images, with --epochs."
+        f"Which of {len(known)} students is best {where} is not said: no two of them saw as many images in training. "
+        "Train them for equal budgets (--epochs) to compare them."
     ]
 
 
@@ -250,8 +224,8 @@ def difference(one: Contender, other: Contender, right: Right) -> tuple[Interval
         return None
     a, b = one.runs[0], other.runs[0]
     if a.name in right and b.name in right:
-        return of_paired(right[a.name], right[b.name]), "Bonett and Price, image by image"
+        return of_paired(right[a.name], right[b.name]), "Bonett and Price's, image by image"
     counts = [(round((top1_of(run) or 0.0) * tested_on(run)), tested_on(run)) for run in (a, b)]
     if top1_of(a) is None or not all(images for _, images in counts):
         return None
-    return of_difference(*counts), "Newcombe, as if each had its own test images: an upper bound of the width"
+    return of_difference(*counts), "Newcombe's, from the counts: over the same images it is rather narrower"

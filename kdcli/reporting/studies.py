@@ -11,10 +11,11 @@ from kdcli.console import size
 from kdcli.extract.config import CacheConfig
 from kdcli.models.properties import parameters_of
 from kdcli.reporting import charts
+from kdcli.reporting.budgets import top1_of
 from kdcli.reporting.cells import Cell, number, percent, word
 from kdcli.reporting.document import Column, Columns, Command, Notes, Part, Section, Table, tabulate
 from kdcli.reporting.material import Ranked, Run
-from kdcli.reporting.students import line_of, top1_of
+from kdcli.reporting.students import line_of
 
 MOST_RANKINGS = 6
 """Rankings that are drawn; all are in the table."""

@@ -63,7 +63,7 @@ figure > svg.phone { display: none; }
 .gallery .wide { display: block; margin: 1rem 0 1.4rem; }
 .strip-title { margin: 0; overflow-wrap: anywhere; }
 .strip { display: flex; flex-wrap: wrap; gap: .5rem .6rem; }
-.wide .strip { display: grid; grid-template-columns: repeat(auto-fill, minmax(12.5rem, 1fr)); gap: .9rem 1.2rem; }
+.wide .strip { display: grid; grid-template-columns: repeat(auto-fill, minmax(16rem, 1fr)); gap: 1rem 1.2rem; }
 .picture { font-size: .85rem; line-height: 1.4; min-width: 0; break-inside: avoid; }
 .picture img { display: block; width: 4.5rem; height: 4.5rem; object-fit: contain; background: var(--wash); }
 .wide .picture { display: grid; grid-template-columns: 5.5rem 1fr; gap: 0 .6rem; align-content: start; }
@@ -80,7 +80,7 @@ figure > svg.phone { display: none; }
 .legend-of dl { margin: .5rem 0 0; font-size: .9rem; max-width: 48rem; }
 .legend-of dl div { display: grid; grid-template-columns: 11rem 1fr; gap: 0 1rem; padding: .12rem 0; }
 .legend-of dt { color: var(--soft); } .legend-of dd { margin: 0; }
-header ul.notes { margin-bottom: 1rem; }
+header ul.notes { margin-bottom: 1rem; color: var(--ink); }
 .legend {
   display: flex; flex-wrap: wrap; gap: .1rem 1.4rem; margin: 0; padding: 0;
   list-style: none; font-size: .9rem;
