@@ -50,7 +50,7 @@ def budget_of(run: Run) -> Budget:
         return Budget(None, None, None)
     last: dict[Any, int] = {epoch.get("stage"): int(epoch.get("steps") or 0) for epoch in history}
     steps = sum(last.values())
-    seen = [(epoch.get("images_per_second"), epoch.get("seconds")) for epoch in history]
+    seen = [(epoch.get("images_per_second") or 0.0, epoch.get("seconds") or 0.0) for epoch in history]
     images: int | None = None
     if all(rate and seconds for rate, seconds in seen):
         images = round(sum(rate * seconds for rate, seconds in seen))

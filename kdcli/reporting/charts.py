@@ -85,15 +85,9 @@ def accuracies(rows: Sequence[ReportRow], name: str = "accuracies", title: str =
         _named_rows(axes, look, [row.name for row in rows])
         return figure
 
+    intervals = ", 95 % interval" if any(row.interval for row in rows) else ""
     marks = (
-        (
-            Mark(
-                "test accuracy, 95 % interval" if any(row.interval for row in rows) else "test accuracy",
-                0,
-                "o",
-            ),
-            any(row.test_top1 is not None for row in rows),
-        ),
+        (Mark(f"test accuracy{intervals}", 0, "o"), any(row.test_top1 is not None for row in rows)),
         (Mark("few-shot probe, 95 % interval", 1, "-D-"), any(row.probe is not None for row in rows)),
     )
     legend = tuple(mark for mark, shown in marks if shown)

@@ -11,7 +11,7 @@ GLOSSARY: Final[dict[str, str]] = {
     "Architecture": "of the network, as its library calls it",
     "Teachers": "whose outputs it learned from, or how many there are",
     "Test top-1, %": _SHARE,
-    "95 % interval, %": "of test top-1: Wilson's, over the test images; another seed may move it by more",
+    "95 % interval": "of test top-1, %: Wilson's, over the test images; another seed may move it by more",
     "Test accuracy, %": _SHARE,
     "Test top-5, %": "share of the test images whose true class is among the five most probable ones",
     "Test mAP, %": "mean over the labels of the average precision with which each is found",

@@ -67,7 +67,8 @@ class Look:
         own = self.answers[name]
         number = {each: place for place, each in enumerate(self.classes)}
         as_ours = np.array([number.get(each, -2) for each in own.classes], np.int64)
-        return own.known & (as_ours[own.top] == self.labels)
+        right: Bool[np.ndarray, " n"] = own.known & (as_ours[own.top] == self.labels)
+        return right
 
     def judges(self) -> dict[str, Answers]:
         """The models that saw all images and know all their classes: those whose accuracy means something."""

@@ -31,6 +31,8 @@ GENERATOR = "kd report"
 """Content of the page's ``generator``: a page without it is not kd's."""
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 _LONGEST_WORD = 48
+_PHONE_LETTERS = 40
+"""Letters in a line of a phone, about."""
 _MARKS = {True: "✓", False: "✗", None: "·"}
 _KINDS = {True: "right", False: "wrong", None: "other"}
 """Whether a model is right, of its mark."""
@@ -171,13 +173,27 @@ def _table(given: Table) -> Html:
         element("tr", *(_cell(c, cell, b) for c, cell, b in zip(table.columns, row, best, strict=True)))
         for row in table.rows
     ]
-    body = element("table", element("thead", element("tr", *heads)), element("tbody", *lines))
+    body = element(
+        "table",
+        element("thead", element("tr", *heads)),
+        element("tbody", *lines),
+        class_="slim" if _is_slim(table) else None,
+    )
     return Html(
         (element("h3", table.title) if table.title else "")
         + element("div", body, class_="scroll")
         + (_notes(table.notes) if table.notes else "")
         + _legend(table)
     )
+
+
+def _is_slim(table: Table) -> bool:
+    """Whether a table fits a phone as it is; of others a phone shows each row as a list."""
+    widths = [
+        max(len(text) for text in (*column.title.split(), *(row[place].text for row in table.rows)))
+        for place, column in enumerate(table.columns)
+    ]  # fmt: skip
+    return sum(widths) + 2 * len(widths) <= _PHONE_LETTERS
 
 
 def _legend(table: Table) -> Html:

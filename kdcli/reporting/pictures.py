@@ -55,7 +55,9 @@ def classes_gallery(look: Look) -> Gallery | None:
     left = len(present) - len(strips)
     caption = f"Of {look.of}." + (f" {left} more classes are not shown." if left > 0 else "")
     if teachers:
-        caption += " Below each image the cached teachers' most probable class: ✓ right, ✗ wrong, · no class of this data."
+        caption += (
+            " Below each image the teachers' most probable class: ✓ right, ✗ wrong, · no class of this data."
+        )
     return Gallery(tuple(strips), "Images of each class", caption)
 
 
@@ -190,9 +192,9 @@ def _calibration(look: Look, judges: Mapping[str, Answers], name: str) -> list[P
     found = {each: reliability(own.confidence, look.right(each)) for each, own in judges.items()}
     columns = (
         Column("Model", "name"),
-        Column("Right here, %", best="high"),
+        Column("Right here, %"),
         Column("Mean confidence, %"),
-        Column("Calibration error, %", best="low"),
+        Column("Calibration error, %"),
     )
     rows = tuple(
         (

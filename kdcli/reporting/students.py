@@ -144,7 +144,7 @@ _COLUMNS: Columns = {
         ", ".join(_teachers(run)) or None, _few(_teachers(run))
     ),
     Column("Test top-1, %", best="high"): lambda run: percent(_of(run, "test", "top1")),
-    Column("95 % interval, %", "text"): lambda run: _interval(run),
+    Column("95 % interval", "text"): lambda run: _interval(run),
     Column("Test top-5, %", best="high"): lambda run: percent(_of(run, "test", "top5")),
     Column("Test mAP, %", best="high"): lambda run: percent(_of(run, "test", "mAP")),
     Column("Labels right, %", best="high"): lambda run: percent(_of(run, "test", "label_accuracy")),
@@ -174,7 +174,7 @@ def _few(names: Sequence[str]) -> str:
 
 def _interval(run: Run) -> Cell:
     ends = interval_of(run)
-    return word(None if ends is None else f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f}")
+    return word(None if ends is None else f"{100 * ends[0]:.1f}–{100 * ends[1]:.1f}")
 
 
 def _bytes(run: Run) -> float | None:

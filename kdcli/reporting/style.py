@@ -113,15 +113,16 @@ footer { margin-top: 3rem; font-size: .85rem; }
   h1 { font-size: 1.6rem; }
   figure > svg.desk { display: none; }
   figure > svg.phone { display: block; }
-  thead { display: none; }
-  table, tbody, tr, td, tbody th { display: block; }
-  tr { padding: .5rem 0; border-bottom: 1px solid var(--line); }
-  tbody th, td { padding: .1rem 0; border: 0; white-space: normal; }
-  tbody th { font-weight: 600; }
-  td { display: flex; justify-content: space-between; gap: 1rem; text-align: right; }
-  td.number { white-space: normal; }
-  td::before { content: attr(data-label); color: var(--soft); font-size: .9rem; text-align: left; }
-  td[data-value=""] { display: none; }
+  table:not(.slim) {
+    thead { display: none; }
+    &, tbody, tr, tbody th { display: block; }
+    tr { padding: .5rem 0; border-bottom: 1px solid var(--line); }
+    tbody th, td { padding: .1rem 0; border: 0; white-space: normal; }
+    tbody th { font-weight: 600; }
+    td { display: flex; justify-content: space-between; gap: 1rem; text-align: right; }
+    td::before { content: attr(data-label); color: var(--soft); font-size: .9rem; text-align: left; }
+    td[data-value=""] { display: none; }
+  }
   .note, tbody .long { min-width: 0; }
   .gallery .row, .legend-of dl div { grid-template-columns: 1fr; }
   .legend-of dl div { padding: .3rem 0; }
