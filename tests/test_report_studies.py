@@ -110,7 +110,9 @@ def test_the_loss_of_a_sequence_goes_on_from_stage_to_stage(study: Study, tmp_pa
     made(study.root / "sequence", out=tmp_path / "svg", format="svg")
     drawn = (tmp_path / "svg/curves-1.svg").read_text()
     assert ">stage<" not in drawn
-    assert {path.stem for path in (tmp_path / "svg").glob("*.svg")} == {"stages-chart", "curves-1"}
+    assert {path.stem for path in (tmp_path / "svg").glob("*.svg")} == {
+        "stages-chart", "curves-1", "answers-confusion", "answers-reliability",
+    }  # fmt: skip
 
 
 def test_an_unfinished_sequence_says_how_far_all_its_stages_are(study: Study, tmp_path: Path) -> None:
@@ -258,7 +260,7 @@ def test_points_that_would_cover_each_other_stand_side_by_side() -> None:
 def test_the_whole_study_on_one_page_that_needs_nothing_else(study: Study, tmp_path: Path) -> None:
     result = made(study.root, out=tmp_path / "r.html")
     assert result.sections == (
-        "Students", "Ranking", "Stages, one teacher after the other", "Joint teachers", "Probes", "Comparison",
+        "Students", "Images", "Answers", "Ranking", "Stages, one teacher after the other", "Joint teachers", "Probes", "Comparison",
         "Training", "Commands", "Versions",
     )  # fmt: skip
     text = (tmp_path / "r.html").read_text(encoding="utf-8")

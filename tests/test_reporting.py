@@ -76,7 +76,7 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if data.strip():
-            self.text.append((self.open[-1] if self.open else "", data))
+            self.text.append((self.open[-1] if self.open else "", data.replace("\N{NO-BREAK SPACE}", " ")))
 
     def words(self, *tags: str) -> str:
         """All text, or that of some elements."""

@@ -6,6 +6,7 @@ another seed. One over seeds says the reverse.
 
 import math
 from collections.abc import Sequence
+from statistics import fmean, stdev
 
 import numpy as np
 from jaxtyping import Bool
@@ -64,11 +65,12 @@ def of_paired(first: Bool[np.ndarray, " n"], second: Bool[np.ndarray, " n"]) -> 
 
 
 def of_seeds(values: Sequence[float]) -> Interval:
-    """Student's t interval of the mean of two or more independent runs."""
-    from scipy.stats import ttest_1samp
+    """Student's t interval of the mean of two or more independent runs; empty where all are equal."""
+    from scipy.stats import t
 
-    found = ttest_1samp(np.asarray(values, np.float64), 0.0).confidence_interval(LEVEL)
-    return float(found.low), float(found.high)
+    count = len(values)
+    half = float(t.ppf(0.5 + LEVEL / 2, count - 1)) * stdev(values) / math.sqrt(count)
+    return fmean(values) - half, fmean(values) + half
 
 
 def of_seed_difference(first: Sequence[float], second: Sequence[float], paired: bool) -> Interval:
@@ -79,8 +81,15 @@ def of_seed_difference(first: Sequence[float], second: Sequence[float], paired: 
         second: of the other.
         paired: whether the runs belong together one by one, as those of one seed do; else Welch's interval.
     """
-    from scipy.stats import ttest_ind, ttest_rel
+    from scipy.stats import t
 
-    test = ttest_rel(first, second) if paired else ttest_ind(first, second, equal_var=False)
-    found = test.confidence_interval(LEVEL)
-    return float(found.low), float(found.high)
+    if paired:
+        return of_seeds([a - b for a, b in zip(first, second, strict=True)])
+    parts = [(stdev(each) ** 2 / len(each), len(each) - 1) for each in (first, second)]
+    error = sum(part for part, _ in parts)
+    gap = fmean(first) - fmean(second)
+    if error == 0:
+        return gap, gap
+    freedom = error**2 / sum(part**2 / count for part, count in parts)
+    half = float(t.ppf(0.5 + LEVEL / 2, freedom)) * math.sqrt(error)
+    return gap - half, gap + half

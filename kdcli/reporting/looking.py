@@ -59,7 +59,8 @@ def look_at_test(config: ReportConfig, runs: Sequence[Run], caches: Sequence[Pat
         return found
     rows = _drawn(len(found), config)
     data = found.select(rows)
-    console.note(f"looking at {len(data)} of {len(found)} test images again with {len(chosen)} students")
+    who = "1 student" if len(chosen) == 1 else f"{len(chosen)} students"
+    console.note(f"running {who} again on {len(data)} of {len(found)} test images (--test-images)")
     notes: list[str] = []
     answers: dict[str, Answers] = {}
     for run in chosen:
@@ -104,7 +105,8 @@ def _look(
 ) -> Look:
     names = data.class_names
     assert names is not None
-    thumbs = tuple(thumbnail(data.image(row)) for row in range(len(data))) if config.images else ()
+    shown = config.images and config.format == "html"
+    thumbs = tuple(thumbnail(data.image(row)) for row in range(len(data))) if shown else ()
     places = tuple(data.path(row) for row in range(len(data)))
     return Look(of, names, data.labels, places, thumbs, answers, False, notes)
 

@@ -110,7 +110,7 @@ def _picture_sections(
     sections: list[Section | None] = []
     shown = [look for look in looks.values() if isinstance(look, Look)]
     told = any(not each.student for look in shown for each in look.answers.values())
-    first = None if told else look_at_taught(config, material.runs, material.caches)
+    first = None if told or not config.images else look_at_taught(config, material.runs, material.caches)
     first = first or next(iter(shown), None)
     if first is not None and (gallery := classes_gallery(first)) is not None:
         sections.append(Section("Images", (gallery,)))

@@ -1,6 +1,5 @@
 """Which student is best, by how much, at what budget: only students of one test set and equal budgets are compared."""
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -76,8 +75,9 @@ def _contender(name: str, runs: Sequence[Run]) -> Contender:
     budgets = [budget_of(run) for run in runs]
     budget = budgets[0] if all(budgets[0].equals(each) for each in budgets[1:]) else Budget(None, None, None)
     if len(runs) > 1:
-        how = f"Student's t, over {len(runs)} seeds"
-        return Contender(name, tuple(runs), fmean(scores), of_seeds(scores), how, budget)
+        varied = len(set(scores)) > 1  # equal ones do not say how much another seed would change
+        how = f"Student's t, over {len(runs)} seeds" if varied else ""
+        return Contender(name, tuple(runs), fmean(scores), of_seeds(scores) if varied else None, how, budget)
     interval = interval_of(runs[0])
     how = f"Wilson's, over {tested_on(runs[0]):,} test images; what another seed would change is not in it"
     how = how if interval else ""
@@ -165,7 +165,7 @@ def _intervals(shown: Sequence[Contender]) -> list[str]:
     """How the intervals were made, and what they leave out."""
     found = dict.fromkeys(each.how for each in shown if each.how)
     if not found:
-        return ["Without intervals: the number of test images is not recorded."]
+        return []
     return [f"Intervals of accuracies: {'; '.join(found)}."]
 
 
@@ -217,7 +217,7 @@ def difference(one: Contender, other: Contender, right: Right) -> tuple[Interval
             for each, runs in ((first, one.runs), (second, other.runs))
         ]  # fmt: skip
         interval = of_seed_difference(values[0], values[1], paired)
-        if not all(map(math.isfinite, interval)):
+        if interval[0] == interval[1]:
             return None
         return interval, "Student's t over paired seeds" if paired else "Welch's t over the runs of both"
     if len(one.runs) > 1 or len(other.runs) > 1:

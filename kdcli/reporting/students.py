@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from kdcli.metrics.intervals import of_seeds
 from kdcli.models.declared import WEIGHTS_FILE
 from kdcli.models.properties import operations_of, parameters_of
 from kdcli.options.fields import StepConfig
@@ -230,13 +231,11 @@ def _groups_parts(groups: Mapping[str, Sequence[Run]], name: str) -> list[Part]:
 
 
 def _spread_of(name: str, runs: Sequence[Run]) -> Spread:
-    from scipy.stats import t
-
     values = tuple(value for run in runs if (value := top1_of(run)) is not None)
-    count = len(values)
     half = None
-    if count > 1:
-        half = float(t.ppf(0.975, count - 1)) * statistics.stdev(values) / count**0.5
+    if len(values) > 1:
+        low, high = of_seeds(values)
+        half = (high - low) / 2
     return Spread(name, values, statistics.fmean(values), half)
 
 
