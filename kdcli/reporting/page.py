@@ -31,6 +31,7 @@ GENERATOR = "kd report"
 """Content of the page's ``generator``: a page without it is not kd's."""
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 _LONGEST_WORD = 48
+_ONE_LINE = 14  # letters
 _PHONE_LETTERS = 40
 """Letters in a line of a phone, about."""
 _MARKS = {True: "✓", False: "✗", None: "·"}
@@ -226,7 +227,8 @@ def _mean(cell: Cell) -> str:
 
 def _cell(column: Column, cell: Cell, best: str | None) -> Html:
     sort = "" if cell.value is None else f"{cell.value}"
-    kind = f"{column.kind} long" if len(cell.text) > _LONGEST_WORD else column.kind
+    size = " long" if len(cell.text) > _LONGEST_WORD else " tight" if len(cell.text) <= _ONE_LINE else ""
+    kind = f"{column.kind}{size}"
     if column.kind == "name":
         return element("th", cell.text, scope="row", class_=kind, data_value=sort)
     content: Html | str = cell.text

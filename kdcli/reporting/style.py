@@ -40,7 +40,8 @@ th { font-size: .85rem; font-weight: 500; color: var(--soft); vertical-align: bo
 .number { text-align: right; white-space: nowrap; }
 thead th.number { white-space: normal; }
 thead th { max-width: 9rem; }
-.note { color: var(--soft); font-size: .9rem; min-width: 12rem; }
+.tight { white-space: nowrap; }
+.note { color: var(--soft); font-size: .9rem; min-width: 9rem; }
 tbody th {
   vertical-align: baseline; line-height: inherit; font-size: 1rem; font-weight: 400; color: inherit;
   white-space: nowrap;
@@ -135,6 +136,13 @@ footer { margin-top: 3rem; font-size: .85rem; }
   h2 { margin-top: 1.6rem; }
   .scroll { overflow: visible; }
   .screen { display: none; }
+  .legend-of dl { columns: 2; column-gap: 1.5rem; font-size: 7.5pt; line-height: 1.35; max-width: none; }
+  .legend-of dl div { grid-template-columns: 7rem 1fr; gap: 0 .5rem; break-inside: avoid; padding: 0; }
+  .gallery { break-inside: auto; }
+  .gallery .row { grid-template-columns: 5rem 1fr; break-inside: avoid; }
+  .picture { font-size: 7.5pt; }
+  .row:not(.wide) .picture { max-width: 5.8rem; }
+  .wide .strip { grid-template-columns: repeat(3, 1fr); }
   details::details-content { content-visibility: visible; height: auto; }
   summary { list-style: none; }
   table { font-size: 8.5pt; }
