@@ -134,12 +134,13 @@ def test_equal_budgets_are_compared_and_the_others_are_marked(tmp_path: Path) ->
     budgeted(tmp_path / "r/long", 0.95, 30000, method="distill-equal")
     first, *others = said(tmp_path / "r")
     low, high = stats.binomtest(80, 100).proportion_ci(0.95, "wilson")
-    assert first == (
+    assert first.startswith(
         "e (distill-equal) is the best of 2 students of equal budget on the test set: 80.0 % "
         f"(95 % interval {100 * low:.1f} to {100 * high:.1f} %)."
     )
-    assert "20.0 points more than labels-only (labels alone, 60.0 %)" in others[0]
-    assert "Newcombe" in others[0]
+    assert "20.0 points more than labels-only (labels alone, 60.0 %)" in first
+    low, high = (100 * end for end in intervals.of_difference((80, 100), (60, 100)))
+    assert f"95 % interval of the difference {low:+.1f} to {high:+.1f} points (Newcombe" in first
     assert any(
         "long (95.0 %) is not compared: it saw 30,000 images, 9.7 times as many" in each for each in others
     )
@@ -189,12 +190,20 @@ def test_seeds_give_a_paired_t_interval_of_the_difference(tmp_path: Path) -> Non
     for seed in range(3):
         budgeted(tmp_path / f"r/labels-only-{seed}", plain[seed], 3000, seed=seed)
         budgeted(tmp_path / f"r/e-{seed}", taught[seed], 3000, seed=seed, method="distill-equal")
-    first, second, *_ = said(tmp_path / "r")
+    first, *_ = said(tmp_path / "r")
     own = stats.ttest_1samp(taught, 0.0).confidence_interval(0.95)
     assert f"(95 % interval {100 * own.low:.1f} to {100 * own.high:.1f} %)" in first
     both = stats.ttest_rel(taught, plain).confidence_interval(0.95)
-    assert f"{100 * both.low:+.1f} to {100 * both.high:+.1f} points".replace("-", "−") in second
-    assert "paired seeds" in second
+    assert f"{100 * both.low:+.1f} to {100 * both.high:+.1f} points".replace("-", "−") in first
+    assert "paired seeds" in first
+
+
+def test_a_difference_that_may_be_chance_makes_no_best(tmp_path: Path) -> None:
+    budgeted(tmp_path / "r/labels-only", 0.78, 3000)
+    budgeted(tmp_path / "r/e", 0.8, 3000, method="distill-equal")
+    first, *_ = said(tmp_path / "r")
+    assert first.startswith("e (distill-equal) has the highest score of 2 students of equal budget")
+    assert "It includes 0: this test does not tell the two apart." in first
 
 
 # --- images and answers -----------------------------------------------------------------------
@@ -258,6 +267,17 @@ def test_images_that_are_gone_are_told_and_end_nothing(tmp_path: Path) -> None:
         "No pictures: photos-aa cannot be opened any more"
         in page_of(tmp_path / "r", out=tmp_path / "r.html").words()
     )
+
+
+def test_what_a_record_names_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "stranger.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    run = run_folder(tmp_path / "r/a", 0.5)
+    for location in ("stranger:SOURCE/x", "photos ++ stranger:SOURCE/x", "stranger:SOURCE@split=test"):
+        record = json.loads((run / "run.json").read_text())
+        record["identity"]["test"]["location"] = record["identity"]["data"]["location"] = location
+        (run / "run.json").write_text(json.dumps(record))
+        assert "No pictures" in page_of(tmp_path / "r", out=tmp_path / "r.html").words()
 
 
 def test_an_export_that_is_not_the_tested_one_is_told_and_left_out(place: Place, tmp_path: Path) -> None:

@@ -15,10 +15,19 @@ from kdcli.cache.matching import find_places
 from kdcli.comparing.forward import outputs_of
 from kdcli.console import console
 from kdcli.data.sources import ImageData, open_data
-from kdcli.errors import BadDataError, IdentityError, MissingExtraError, NotFoundError, StorageError
+from kdcli.data.spec import DataSpec
+from kdcli.errors import (
+    BadDataError,
+    IdentityError,
+    MissingExtraError,
+    NotFoundError,
+    StorageError,
+    UsageError,
+)
 from kdcli.models.spec import open_model
 from kdcli.models.teacher import TeacherRunner
 from kdcli.outputs import Output
+from kdcli.registry import is_object_path
 from kdcli.reporting.budgets import top1_of
 from kdcli.reporting.config import ReportConfig
 from kdcli.reporting.looks import Answers, Look, Thumb
@@ -157,8 +166,12 @@ def _opened(recorded: Mapping[str, Any], config: ReportConfig) -> ImageData | st
     """The images of a run's record; a sentence where they are not those any more."""
     where = recorded["location"]
     try:
-        data = open_data(where, data_root=config.data_root)
-    except _GONE as error:
+        spec = DataSpec.parse(where)
+        schemes = [each.source.partition("/")[0] for each in spec.members or (spec,)]
+        if any(is_object_path(scheme) for scheme in schemes):  # what a file names is not imported
+            return f"No pictures: {where} is a source of one's own, which a report does not import."
+        data = open_data(spec, data_root=config.data_root)
+    except (*_GONE, UsageError) as error:
         return f"No pictures: {where} cannot be opened any more ({error.message})."
     if data.class_names is None:
         return f"No pictures: {where} has no labels."

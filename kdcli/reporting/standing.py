@@ -120,15 +120,16 @@ def standing(runs: Sequence[Run], right: Right, where: str) -> list[str]:
         return [*_why_no_best(known, where), *alone, *_intervals(known[:_MOST_ALONE])]
     best, *others = peers
     rival = next((each for each in others if each.plain), others[0])
+    gaps = [difference(best, each, right) for each in others]
+    clear = all(gap is not None and gap[0][0] > 0 for gap in gaps)
+    verdict = "is the best" if clear else "has the highest score"
     lines = [
-        f"{_name(best)} is the best of {len(peers)} students of equal budget {where}: {_score(best)}.",
-        _difference(best, rival, right),
+        f"{_name(best)} {verdict} of {len(peers)} students of equal budget {where}: {_score(best)}. "
+        f"{_difference(best, rival, right)}"
     ]
     if rival is not others[0]:
         lines.append(_difference(best, others[0], right))
-    lines.append(
-        f"Budget of {best.name}: {best.budget.text()}; the others' images seen are equal within 5 %."
-    )
+    lines.append(f"Budget of {best.name}: {best.budget.text()}; the others saw as many images within 5 %.")
     if len(peers) >= _MANY:
         lines.append("Picked as the best by these very test images, its accuracy is a little too high.")
     lines += [_left_out(each, best) for each in known if each not in peers]
@@ -202,8 +203,8 @@ def _difference(best: Contender, other: Contender, right: Right) -> str:
         return f"{said}; the runs give no interval of the difference."
     (low, high), how = found
     ends = f"{100 * low:+.1f} to {100 * high:+.1f}".replace("-", "−")
-    close = " It includes 0: these tests do not tell the two apart." if low <= 0 <= high else ""
-    return f"{said} (95 % interval of the difference {ends} points; {how}).{close}"
+    close = " It includes 0: this test does not tell the two apart." if low <= 0 <= high else ""
+    return f"{said}; 95 % interval of the difference {ends} points ({how}).{close}"
 
 
 def difference(one: Contender, other: Contender, right: Right) -> tuple[Interval, str] | None:

@@ -32,7 +32,7 @@ figcaption { max-width: 44rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td {
-  padding: .5rem 1rem .5rem 0; text-align: left; vertical-align: baseline;
+  padding: .5rem .8rem .5rem 0; text-align: left; vertical-align: baseline;
   border-bottom: 1px solid var(--line);
 }
 th:last-child, td:last-child { padding-right: 0; }
@@ -41,7 +41,7 @@ th { font-size: .85rem; font-weight: 500; color: var(--soft); vertical-align: bo
 thead th.number { white-space: normal; }
 thead th { max-width: 9rem; }
 .tight { white-space: nowrap; }
-.note { color: var(--soft); font-size: .9rem; min-width: 9rem; }
+.note { color: var(--soft); font-size: .9rem; min-width: 7rem; }
 tbody th {
   vertical-align: baseline; line-height: inherit; font-size: 1rem; font-weight: 400; color: inherit;
   white-space: nowrap;
