@@ -70,7 +70,8 @@ class Table:
         said, kept = [], []
         for place, column in enumerate(self.columns):
             if column.setting and len(self.rows) > 1 and len({row[place].text for row in self.rows}) == 1:
-                said.append(f"{column.title[0].lower()}{column.title[1:]} {self.rows[0][place].text}")
+                what, _, unit = column.title.partition(", ")
+                said.append(f"{what[0].lower()}{what[1:]} {self.rows[0][place].text} {unit}".rstrip())
             else:
                 kept.append(place)
         if not said:

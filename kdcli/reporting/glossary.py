@@ -44,9 +44,9 @@ GLOSSARY: Final[dict[str, str]] = {
     "Class": "as the data set calls it",
     # rankings, probes
     "Source": "a teacher as a candidate",
-    "Ranking": "the file",
+    "File": "the ranking's",
     "Metric": "how the score is computed: kd metrics NAME tells more",
-    "On": "which outputs of the teacher",
+    "Outputs": "of the teachers, from which the score is computed",
     "Score": "how well the teacher is expected to suit the task: higher is better; only its order has a meaning",
     "Weight": "how much a weighted student listens to it; they add up to 1",
     "Scheme": "how scores became weights",

@@ -184,7 +184,7 @@ def _table(given: Table) -> Html:
         (element("h3", table.title) if table.title else "")
         + element("div", body, class_="scroll")
         + (_notes(table.notes) if table.notes else "")
-        + _legend(table)
+        + _legend(given)
     )
 
 

@@ -30,9 +30,9 @@ def ranking_section(rankings: Sequence[Ranked]) -> Section | None:
     names = _names([ranked.path for ranked in rankings])
     columns: Columns = {
         Column("Source", "name"): lambda row: word(row[2].name),
-        Column("Ranking", "text", setting=True): lambda row: word(row[0]),
+        Column("File", "text", setting=True): lambda row: word(row[0]),
         Column("Metric", "text", setting=True): lambda row: word(row[1].metric),
-        Column("On", "text", setting=True): lambda row: word(row[1].on),
+        Column("Outputs", "text", setting=True): lambda row: word(row[1].on),
         Column("Score"): lambda row: number(row[2].score, 4),
         Column("Weight"): lambda row: number(row[2].weight, 4),
         Column("Scheme", "text", setting=True): lambda row: word(str(row[1].weighting.get("scheme", ""))),
