@@ -184,7 +184,7 @@ def _confusion(look: Look, judges: Mapping[str, Answers], name: str) -> Chart:
         np.add.at(counts, (look.labels[answer >= 0], answer[answer >= 0]), 1)
         whole = np.bincount(look.labels, minlength=size)[:, None]
         matrices[each] = counts / np.maximum(whole, 1)
-    caption = f"Confusion: share of the images of each true class by predicted class; the diagonal is right. {look.of}."
+    caption = f"Confusion in {look.of}: share of each true class's images by predicted class; the diagonal is right."
     return confusion_chart(matrices, look.classes, name, caption)
 
 

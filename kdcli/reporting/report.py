@@ -28,11 +28,12 @@ _MOST_PICTURED = 2
 """Test sets of which images are shown."""
 
 
-def report(config: ReportConfig) -> ReportResult:
+def report(config: ReportConfig, intro: str = "") -> ReportResult:
     """Read the inputs and write the report.
 
     Args:
         config: inputs, format, place.
+        intro: what was done, on what, for a caller that knows; below what was found.
 
     Raises:
         NotFoundError: an input is not there, or nothing is in it.
@@ -48,7 +49,7 @@ def report(config: ReportConfig) -> ReportResult:
     require_place(out, config.format)
     material = read_inputs(config.inputs)
     require_tsne(config, material.caches, material.runs)
-    document = build(config, material)
+    document = replace(build(config, material), intro=intro)
     files = write(document, out, config.format)
     return ReportResult(
         out,
