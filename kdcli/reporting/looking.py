@@ -114,8 +114,12 @@ def _look(
 ) -> Look:
     names = data.class_names
     assert names is not None
-    shown = config.images and config.format == "html"
-    thumbs = tuple(thumbnail(data.image(row)) for row in range(len(data))) if shown else ()
+    thumbs: tuple[Thumb, ...] = ()
+    if config.images and config.format == "html":
+        try:
+            thumbs = tuple(thumbnail(data.image(row)) for row in range(len(data)))
+        except _GONE as error:
+            notes = (*notes, f"No pictures: {error.message}.")
     places = tuple(data.path(row) for row in range(len(data)))
     return Look(of, names, data.labels, places, thumbs, answers, False, notes)
 

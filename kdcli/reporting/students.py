@@ -32,6 +32,7 @@ PANELS = 12
 MOST_PANELS = 48
 MOST_ROWS = 40
 """Names in one chart of accuracies."""
+_TOP = 5  # the true class is always among the five most probable ones of so many
 LOSSES = "Mean over each epoch's steps. Losses of different methods are different sums: compare shapes, not heights."
 _PARTS = {"val": "validation", "test": "test"}
 
@@ -146,7 +147,9 @@ _COLUMNS: Columns = {
     ),
     Column("Test top-1, %", best="high"): lambda run: percent(_of(run, "test", "top1")),
     Column("95 % interval", "text"): lambda run: _interval(run),
-    Column("Test top-5, %", best="high"): lambda run: percent(_of(run, "test", "top5")),
+    Column("Test top-5, %", best="high"): lambda run: percent(
+        _of(run, "test", "top5") if not 0 < _classes(run) <= _TOP else None
+    ),
     Column("Test mAP, %", best="high"): lambda run: percent(_of(run, "test", "mAP")),
     Column("Labels right, %", best="high"): lambda run: percent(_of(run, "test", "label_accuracy")),
     Column("All labels right, %", best="high"): lambda run: percent(_of(run, "test", "exact_match")),
@@ -173,6 +176,13 @@ def _few(names: Sequence[str]) -> str:
     return ", ".join(names) if len(names) < 4 else f"{len(names)} teachers"
 
 
+def _classes(run: Run) -> int:
+    """How many there are; 0 where that is not recorded."""
+    recorded = (run.identity.get("data"), run.identity.get("test"))
+    known = (each for each in recorded if isinstance(each, Mapping) and "classes" in each)
+    return next((int(each["classes"] or 0) for each in known), 0)
+
+
 def _interval(run: Run) -> Cell:
     ends = interval_of(run)
     return word(None if ends is None else f"{100 * ends[0]:.1f}–{100 * ends[1]:.1f}")
@@ -190,12 +200,9 @@ def _bytes(run: Run) -> float | None:
 def _cost(run: Run) -> tuple[int | None, int | None]:
     """Parameters and multiply-adds of its network; None for what no architecture of kd's tells."""
     architecture = architecture_of(run)
-    test, data = run.identity.get("test"), run.identity.get("data")
-    classes = next(
-        (each["classes"] for each in (data, test) if isinstance(each, Mapping) and "classes" in each), None
-    )
+    classes = _classes(run)
     size = run.identity.get("image_size") or run.config.get("image_size")
-    return _cost_of(architecture, int(classes or 0), int(size) if size else None)
+    return _cost_of(architecture, classes, int(size) if size else None)
 
 
 @cache

@@ -17,7 +17,7 @@ STYLE = """
 }
 * { box-sizing: border-box; }
 body {
-  margin: 0 auto; padding: 3.5rem 1.5rem 5rem; max-width: 58rem;
+  margin: 0 auto; padding: 3.5rem 1.5rem 5rem; max-width: 61rem;
   background: var(--ground); color: var(--ink);
   font: 1rem/1.6 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "Liberation Sans", sans-serif;
 }
@@ -67,7 +67,7 @@ figure > svg.phone { display: none; }
 .wide .strip { display: grid; grid-template-columns: repeat(auto-fill, minmax(16rem, 1fr)); gap: 1rem 1.2rem; }
 .picture { font-size: .85rem; line-height: 1.4; min-width: 0; break-inside: avoid; }
 .picture img { display: block; width: 4.5rem; height: 4.5rem; object-fit: contain; background: var(--wash); }
-.wide .picture { display: grid; grid-template-columns: 5.5rem 1fr; gap: 0 .6rem; align-content: start; }
+.wide .picture { display: grid; grid-template: auto 1fr / 5.5rem 1fr; gap: 0 .6rem; }
 .wide .picture img { width: 5.5rem; height: 5.5rem; grid-row: 1 / 3; }
 .picture img.pixelated { image-rendering: pixelated; }
 .picture p { margin: 0; font-weight: 600; overflow-wrap: anywhere; }
