@@ -290,6 +290,29 @@ def test_an_export_that_is_not_the_tested_one_is_told_and_left_out(place: Place,
     assert "Right and wrong" not in words
 
 
+def test_a_sample_is_said_to_be_one_and_pairs_no_interval(place: Place, tmp_path: Path) -> None:
+    words = page_of(place.root / "runs", out=tmp_path / "r.html", test_images=5).words()
+    assert "From 5 of 9 test images" in words
+    assert "image by image" not in words
+    none = page_of(place.root / "runs", out=tmp_path / "r.html", test_images=0).words()
+    assert "Right and wrong" not in none
+    assert "Images of each class" not in none
+
+
+def test_images_that_cannot_be_read_end_nothing(place: Place, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    shutil.copytree(Path(place.test.partition("@")[0]), folder)
+    run = shutil.copytree(place.root / "runs/plain", tmp_path / "r/plain")
+    record = json.loads((run / "run.json").read_text())
+    record["identity"]["test"]["location"] = f"folder/{folder}"
+    (run / "run.json").write_text(json.dumps(record))
+    assert "Right and wrong" in page_of(tmp_path / "r", out=tmp_path / "r.html").words()
+    next(folder.rglob("*.*")).write_bytes(b"no image")
+    words = page_of(tmp_path / "r", out=tmp_path / "r.html").words()
+    assert "plain could not be run again" in words
+    assert "Right and wrong" not in words
+
+
 def test_a_thumbnail_is_small_whatever_the_image() -> None:
     from PIL import Image
 
