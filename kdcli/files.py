@@ -115,15 +115,19 @@ def atomic_write_bytes(path: Path, data: bytes, tmp: Path | None = None) -> None
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            now = temporary.stat().st_mtime
+            if tmp is None:
+                _sweep(path, now=temporary.stat().st_mtime)  # before: what exists already may not be written again
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
         fsync_folder(path.parent)
-        if tmp is None:
-            for other in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-                if _is_dead(other, now):
-                    other.unlink(missing_ok=True)
+
+
+def _sweep(path: Path, now: float) -> None:
+    """Remove what killed processes left of a file that they were writing."""
+    for other in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        if _is_dead(other, now):
+            other.unlink(missing_ok=True)
 
 
 def _is_dead(unpublished: Path, now: float) -> bool:
