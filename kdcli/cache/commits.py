@@ -19,8 +19,8 @@ from pydantic import AfterValidator
 
 from kdcli.cache.arrays import ArrayExtent
 from kdcli.cache.layout import ROWS, SAMPLES, UNITS, Layout, Unit
-from kdcli.cache.owned import RECORDS_BYTES, read_own, regular_size
-from kdcli.cache.provenance import Text, repair_hint, seal, unseal
+from kdcli.cache.owned import RECORDS_BYTES, read_own, regular_size, repair_hint
+from kdcli.cache.provenance import Text, seal, unseal
 from kdcli.cache.store import Store
 from kdcli.documents import from_document
 from kdcli.errors import Advice, CorruptError

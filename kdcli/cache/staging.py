@@ -29,8 +29,7 @@ from kdcli.cache.arrays import sample_arrays
 from kdcli.cache.cacheset import CacheSet
 from kdcli.cache.layout import SAMPLES
 from kdcli.cache.memory import available_memory
-from kdcli.cache.owned import RECORDS_BYTES, open_own, stamp_of
-from kdcli.cache.provenance import repair_hint
+from kdcli.cache.owned import RECORDS_BYTES, open_own, repair_hint, stamp_of
 from kdcli.cache.reader import CacheReader, ChunkFile
 from kdcli.console import console
 from kdcli.errors import Advice, CorruptError, NoSpaceError

@@ -17,8 +17,8 @@ from kdcli.cache.commits import Commit, as_lines, read_commits
 from kdcli.cache.garbage import is_abandoned
 from kdcli.cache.keytable import KeyTable
 from kdcli.cache.layout import SAMPLES, Layout, Manifest
-from kdcli.cache.owned import require_outside_caches
-from kdcli.cache.provenance import TeacherRecord, repair_hint
+from kdcli.cache.owned import repair_hint, require_outside_caches
+from kdcli.cache.provenance import TeacherRecord
 from kdcli.cache.reader import CacheReader
 from kdcli.cache.store import Store
 from kdcli.cache.writer import build_skeleton
