@@ -563,3 +563,26 @@ def test_a_kill_leaves_nothing_that_reads_as_complete(
                 assert not root.exists()
     assert finished
     assert limit > 3
+
+
+_NO_ROOT = "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-dac_override,-dac_read_search"
+
+
+@pytest.mark.parametrize("name", [".", "commits", "data.zarr/teachers/t/logits"])
+def test_a_cache_with_a_folder_that_keeps_its_files_is_not_begun_to_be_removed(
+    whole: Path, tmp_path: Path, name: str
+) -> None:
+    cache = shutil.copytree(whole, tmp_path / "c.kd")
+    (cache / name).chmod(0o555)
+    bound = ["setpriv", *_NO_ROOT] if os.geteuid() == 0 else []
+    if bound and shutil.which("setpriv") is None:
+        pytest.skip("root may write everywhere, and nothing here takes that from it")
+    command = [*bound, sys.executable, "-m", "kdcli", "cache", "rm", str(cache), "--yes"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    (cache / name).chmod(0o755)
+    assert done.returncode == 32, done.stderr
+    assert f"error: {cache / name} may not be written to: nothing was removed" in done.stderr
+    assert {str(path.relative_to(cache)) for path in cache.rglob("*")} == {
+        str(path.relative_to(whole)) for path in whole.rglob("*")
+    }
+    assert [path.name for path in tmp_path.iterdir()] == ["c.kd"]
