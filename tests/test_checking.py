@@ -143,7 +143,10 @@ def test_case_between_two_folders_is_a_problem(tmp_path: Path) -> None:
         (tmp_path / name).mkdir(parents=True)
         picture(number).save(tmp_path / name / "1.png")
     seen = found(run(tmp_path, data=f"{tmp_path}/a", test=f"{tmp_path}/b"))
-    assert seen["classes that differ by case or Unicode form"][1:] == (True, "'Dog' and 'dog'")
+    assert seen["classes that differ by case, Unicode form or invisible characters"][1:] == (
+        True,
+        "'Dog' and 'dog'",
+    )
 
 
 def code_of(*arguments: object) -> int:

@@ -172,7 +172,9 @@ def _against(seen: Looks, test: Looks, shared: Int64[np.ndarray, " k"]) -> Itera
     pairs = alike([*ours, *theirs])
     if pairs:
         example = " and ".join(told_apart(*pairs[0]))
-        yield Finding("classes that differ by case or Unicode form", 0, example, problem=True)
+        yield Finding(
+            "classes that differ by case, Unicode form or invisible characters", 0, example, problem=True
+        )
     for what, here, there in (
         ("of classes that DATA lacks, in --test", theirs, ours),
         ("of classes that --test lacks", ours, theirs),
