@@ -282,8 +282,8 @@ def sizes_in(path: Path) -> dict[Path, int]:
     return sizes
 
 
-def available_gb(path: Path) -> float:
-    """Free space, in GB, on the file system of the nearest existing parent of ``path``."""
+def available_bytes(path: Path) -> int:
+    """Free bytes on the file system of the nearest existing parent of ``path``."""
     while not path.exists():
         path = path.parent
-    return shutil.disk_usage(path).free / 1e9
+    return shutil.disk_usage(path).free
