@@ -10,6 +10,7 @@ import math
 import os
 import re
 import stat
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -238,11 +239,12 @@ def _finite(text: str) -> float:
 
 def short_reason(refusal: Exception) -> str:
     """What a parser says, in one line of at most 200 characters."""
-    return (
-        "it is nested too deep"
-        if isinstance(refusal, RecursionError)
-        else " ".join(str(refusal).split())[:200]
-    )
+    if isinstance(refusal, RecursionError):
+        return "it is nested too deep"
+    text = " ".join(str(refusal).split())
+    if "set_int_max_str_digits" in text:
+        return f"it holds a number of more than {sys.get_int_max_str_digits()} digits"
+    return text[:200]
 
 
 # --- names and paths ---------------------------------------------------------------------------------

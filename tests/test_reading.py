@@ -323,3 +323,9 @@ def test_an_error_names_the_file_that_was_asked_for_and_not_its_temporary_name(t
     path = tmp_path / f"{'x' * 240}.html"
     with pytest.raises(StorageError, match=rf"^{re.escape(str(path))}: File name too long"):
         atomic_write_bytes(path, b"")
+
+
+def test_a_number_without_end_is_told_in_plain_words() -> None:
+    with pytest.raises(BadDataError, match="a number of more than 4300 digits") as caught:
+        parse_json("[" + "9" * 6000 + "]", "x.json")
+    assert "sys." not in str(caught.value)
