@@ -206,7 +206,7 @@ class _ZarrGroup(Container):
         pieces, _ = _ZARR.encode(values)
         if extent.part and self.compression != "none":
             if len(pieces[0]) > MAX_CHUNK_BYTES:
-                raise UsageError(f"{size(len(pieces[0]))} a block of {extent.folder} are too much to compress")
+                raise UsageError(f"blocks of {size(len(pieces[0]))} are too much to compress")
             body = _compress(pieces[0], self.compression)
             pieces = [body, checksum(body).to_bytes(CRC_BYTES, "little")]
         self._put(_chunk(extent, block, view), pieces)
