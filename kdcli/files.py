@@ -119,7 +119,9 @@ def atomic_write_bytes(path: Path, data: bytes, tmp: Path | None = None) -> None
                 file.flush()
                 os.fsync(file.fileno())
             if tmp is None:
-                _sweep(path, now=temporary.stat().st_mtime)  # before: what exists already may not be written again
+                _sweep(
+                    path, now=temporary.stat().st_mtime
+                )  # before: what exists already may not be written again
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
