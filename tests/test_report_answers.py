@@ -169,6 +169,17 @@ def test_no_two_that_are_compared_differ_in_budget_by_more_than_a_twentieth(
     assert bool(peers) == close
 
 
+def test_what_else_two_students_differ_in_is_said(tmp_path: Path) -> None:
+    budgeted(tmp_path / "r/labels-only", 0.6, 3000)
+    run = budgeted(tmp_path / "r/e", 0.8, 3000, method="distill-equal")
+    assert "They differ in" not in said(tmp_path / "r")[0]
+    record = json.loads((run / "run.json").read_text())
+    record["identity"] |= {"student": "resnet18", "init": "pretrained"}
+    (run / "run.json").write_text(json.dumps(record))
+    first = said(tmp_path / "r")[0]
+    assert "They differ in architecture (resnet18, test_resnet), too." in first
+
+
 def test_different_test_sets_are_not_compared(tmp_path: Path) -> None:
     budgeted(tmp_path / "r/a", 0.9, 3000, test="aa")
     budgeted(tmp_path / "r/b", 0.5, 3000, test="bb")

@@ -23,6 +23,8 @@ from kdcli.reporting.material import Run
 _SEED = re.compile(r"(?:^|(?<=[-_/.]))(?:seed|s)?[-_]?\d+$")
 _MANY = 3
 """From so many students on, the best one's accuracy is told to be picked."""
+_SETUP = {"student": "architecture", "init": "start", "image_size": "input size"}
+"""Keys of a run's identity that make two students two networks, with their names."""
 _MOST_ALONE = 3
 """Students named where none is called best."""
 
@@ -199,12 +201,23 @@ def _difference(best: Contender, other: Contender, right: Right) -> str:
     than = f"{other.name} ({'labels alone, ' if other.plain else ''}{100 * other.score:.1f} {other.unit})"
     found = difference(best, other, right)
     said = f"That is {gap:.1f} points more than {than}"
+    apart = _apart(best, other)
     if found is None:
-        return f"{said}; the runs give no interval of the difference."
+        return f"{said}; the runs give no interval of the difference.{apart}"
     (low, high), how = found
     ends = f"{100 * low:+.1f} to {100 * high:+.1f}".replace("-", "−")
     close = " It includes 0: this test does not tell the two apart." if low <= 0 <= high else ""
-    return f"{said}; 95 % interval of the difference {ends} points ({how}).{close}"
+    return f"{said}; 95 % interval of the difference {ends} points ({how}).{close}{apart}"
+
+
+def _apart(one: Contender, other: Contender) -> str:
+    """In what two students differ besides how they learned, as a sentence."""
+    found = []
+    for key, name in _SETUP.items():
+        first, second = (each.runs[0].identity.get(key) for each in (one, other))
+        if first != second and None not in (first, second):
+            found.append(f"{name} ({first}, {second})")
+    return f" They differ in {', '.join(found)}, too." if found else ""
 
 
 def difference(one: Contender, other: Contender, right: Right) -> tuple[Interval, str] | None:
