@@ -143,7 +143,9 @@ class Manifest(BaseModel):
             if count > most:
                 raise ValueError(f"{field}: {count} {what}, at most {most} are possible")
         if (told := self.view_set["train_views"]) != self.views - 1:
-            raise ValueError(f"view_set.train_views: {told}, but view_groups hold {self.views - 1} beside view 0")
+            raise ValueError(
+                f"view_set.train_views: {told}, but view_groups hold {self.views - 1} beside view 0"
+            )
         return self
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
