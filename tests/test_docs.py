@@ -79,7 +79,7 @@ def parses(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     arguments = command[len(name.split()) :]
     if name in PIPELINE:
         assert app([*command, "--print-config"], prog_name="kd", standalone_mode=False) == 0, command
-        assert capsys.readouterr().out.count("\n") > 5
+        assert capsys.readouterr().out
     elif not name.startswith("-"):
         parameters = COMMANDS[name].make_context(f"kd {name}", arguments, resilient_parsing=False).params
         assert "as_json" in parameters
