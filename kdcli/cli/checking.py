@@ -27,17 +27,19 @@ def check(config: "CheckConfig", common: "Common") -> int | None:
     """
     from kdcli.checking.check import check as step
 
-    result = step(config)
+    result = step(config, None if common.as_json else _print)
     if common.as_json:
         console.document(result.document())
-    else:
-        rows = [
-            ("PROBLEM" if each.problem else "note", each.images or "", each.what, each.example)
-            for each in result.findings
-        ]
-        console.table(["", "images", "what", "such as"], rows)
     _summarise(result, config)
     return BadDataError.exit_code if result.problems else None
+
+
+def _print(result: "CheckResult") -> None:
+    rows = [
+        ("PROBLEM" if each.problem else "note", each.images or "", each.what, each.example)
+        for each in result.findings
+    ]
+    console.table(["", "images", "what", "such as"], rows)
 
 
 def _summarise(result: "CheckResult", config: "CheckConfig") -> None:

@@ -1,6 +1,7 @@
 """``kd train-student``: one student, or with ``--sweep`` several."""
 
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 TOPS = ("top1", "top5")
 """Columns where nothing was tested."""
+WORD_SECONDS = 10.0
+"""Standard input may be silent for so long before the user is told what is waited for."""
 
 
 @final
@@ -229,6 +232,21 @@ def _read_rankings(configs: "Mapping[str, StudentConfig]") -> "dict[str, Ranking
     return {name: known[config.ranking] for name, config in configs.items()}
 
 
+def _standard_input(most: int) -> bytes:
+    """What comes on standard input until it ends, as Unix filters read; a long wait is told once."""
+    if sys.stdin is None or sys.stdin.closed:
+        return b""
+    said = "waiting for a ranking on standard input: 'kd rank-sources ... --json | kd train-student ... --ranking -' "
+    said += "gives one, --ranking FILE reads a file, ^D ends the input, ^C this run"
+    word = threading.Timer(WORD_SECONDS, console.warn, [said])
+    word.daemon = True
+    word.start()
+    try:
+        return sys.stdin.buffer.read(most)
+    finally:
+        word.cancel()
+
+
 def _read_ranking(config: "StudentConfig") -> "Ranking | None":
     """The ranking in a file or, for ``-``, on standard input."""
     source = config.ranking
@@ -240,8 +258,9 @@ def _read_ranking(config: "StudentConfig") -> "Ranking | None":
     from kdcli.reading import DOCUMENT_BYTES, read_json
 
     if source == "-":
-        data = b"" if sys.stdin is None or sys.stdin.closed else sys.stdin.buffer.read(DOCUMENT_BYTES + 1)
-        return parse_ranking(data[:DOCUMENT_BYTES], "the ranking on standard input")
+        return parse_ranking(
+            _standard_input(DOCUMENT_BYTES + 1)[:DOCUMENT_BYTES], "the ranking on standard input"
+        )
     path = Path(source)
     if path.is_dir() or not path.exists():
         command = spelled("rank-sources", cache=config.cache or "CACHE", data=config.first_data, json=True)
