@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TEST_PROCESSES ?= auto
 
-.PHONY: demo test quick slow lint check clean
+.PHONY: demo test quick slow lint check docs clean
 
 $(READY): pyproject.toml requirements-oracles.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -36,6 +36,10 @@ lint: $(READY)
 	$(BIN)/lint-imports
 
 check: lint test
+
+# The pages of docs/ as a site in build/site; a link that leads nowhere is an error.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:
 	rm -rf $(VENV) build *.egg-info kd-demo

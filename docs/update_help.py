@@ -14,8 +14,8 @@ sys.path.insert(0, str(ROOT))
 CLI = ROOT / "docs" / "cli.md"
 HEAD = """# Command line
 
-What `kd COMMAND --help` prints, written by `python docs/update_help.py`. The string grammars and the exit codes are in
-the [README](../README.md).
+What `kd COMMAND --help` prints, written by `python docs/update_help.py`. What data and
+model strings may be: [strings.md](strings.md); files of options and exit codes: [shell.md](shell.md).
 """
 
 

@@ -772,7 +772,7 @@ def test_flags_win_over_set_over_file(kd: Kd, tmp_path: Path) -> None:
     file.write_text("train-student:\n  lr: 0.1\n  epochs: 7\n  seed: 3\nrank-sources:\n  metric: cka\n")
     base = ("--config", file, "images", "--student", STUDENT, "--method", "labels-only", "--out", "o")
     printed = kd(
-        "train-student", *base, "--set", "epochs=8", "--set", "lr=0.2", "--lr", 0.3, "--print-config"
+        "train-student", *base, "--set", "epochs=8", "--set", "lr=0.2", "--lr", 0.3, "--print-config", "--all"
     )
     assert printed.code == 0, printed.err
     resolved = yaml.safe_load(printed.out)

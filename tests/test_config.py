@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdcli.auditing.config import AuditConfig
+from kdcli.cli.app import app
 from kdcli.comparing.config import CompareConfig
 from kdcli.errors import ConfigError, NotFoundError, UsageError
 from kdcli.extract.config import CacheConfig
@@ -17,8 +18,10 @@ from kdcli.options.fields import StepConfig
 from kdcli.options.resolving import command_line, resolve, to_yaml
 from kdcli.probing.config import ProbeConfig
 from kdcli.ranking.config import RankConfig
+from kdcli.registry import METHODS
 from kdcli.reporting.config import ReportConfig
 from kdcli.training.config import StudentConfig
+from kdcli.training.presets import PAPERS
 
 TRAIN = {"data": "x", "student": "resnet10t", "method": "labels-only", "out": "o"}
 
@@ -108,8 +111,6 @@ def _parsed(line: str, kind: type) -> object:
     import contextlib
     import io
 
-    from kdcli.cli.app import app
-
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         app([*shlex.split(line)[1:], "--print-config"], standalone_mode=False)
@@ -159,3 +160,46 @@ def test_a_file_gives_each_option_a_value_of_its_kind(tmp_path: Path, text: str)
     (tmp_path / "mine.yaml").write_text(f"{text}\n")
     with pytest.raises(ConfigError, match=text.split(":")[0]):
         resolve(StudentConfig, {"data": "x", "student": "y", "out": "z"}, file=tmp_path / "mine.yaml")
+
+
+def test_only_what_was_chosen_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    line = [
+        "train-student",
+        "d",
+        "--student",
+        "s",
+        "--method",
+        "kl",
+        "--out",
+        "o",
+        "--temperature",
+        "3",
+        "--print-config",
+    ]
+    app(line, standalone_mode=False)
+    chosen = yaml.safe_load(capsys.readouterr().out)
+    assert chosen == {"data": "d", "student": "s", "method": "kl", "out": "o", "temperature": 3.0}
+    app([*line, "--all"], standalone_mode=False)
+    every = yaml.safe_load(capsys.readouterr().out)
+    assert StudentConfig(**every) == StudentConfig(**chosen)
+    assert len(every) > 40
+
+
+@pytest.mark.parametrize(("name", "method"), sorted(PAPERS.items()))
+def test_a_preset_is_a_papers_method_with_its_numbers(name: str, method: str) -> None:
+    given = {"data": "d", "student": "s", "out": "o", "preset": name}
+    config = resolve(StudentConfig, given)
+    assert config.method == method
+    numbers = METHODS.find(method).defaults
+    asked = {
+        key: getattr(config, key) for key in ("epochs", "batch_size", "lr", "optimizer", "schedule", "bn")
+    }
+    assert asked == {key: getattr(numbers, key) for key in asked}
+    assert resolve(StudentConfig, {**given, "lr": 0.5}, ["epochs=3"]).lr == 0.5
+    assert resolve(StudentConfig, {**given, "lr": 0.5}, ["epochs=3"]).epochs == 3
+    assert config.identity() == resolve(StudentConfig, given).model_copy(update={"preset": None}).identity()
+
+
+def test_an_unknown_preset_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"--preset p9: must be one of p1, p2, p3, p4, fast"):
+        resolve(StudentConfig, {"data": "d", "student": "s", "out": "o", "preset": "p9", "method": "kl"})

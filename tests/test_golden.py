@@ -227,7 +227,7 @@ def test_printed_configurations(kd: Driver) -> None:
     """
     found = {}
     for line in cases.CONFIGS:
-        answer = kd.run(*line.split(), "--print-config")
+        answer = kd.run(*line.split(), "--print-config", "--all")
         assert answer.code == 0, f"{line}: {answer.err}"
         found[line] = without_null(yaml.safe_load(answer.out.replace(str(kd.place), "<place>")))
     check("configs", found)

@@ -57,6 +57,8 @@ SETUP = (
     "cache unpack old.zarr --to damaged.kd",
 )
 VERBS = {
+    "distill": f"distill images --test held-out {_TEACHERS.partition(' --views')[0]} {_SMALL} --image-size 32 "
+    f"--epochs 1 --views 1 --batch-size 8 --out o {_CPU}",
     "cache-teachers": f"cache-teachers images --cache new.kd {_TEACHERS} --block-rows 32 --batch-size 8 {_CPU}",
     "hdf5": f"cache-teachers images --cache new.kd {_TEACHERS} --backend hdf5 --block-rows 32 --batch-size 8 {_CPU}",
     "extend": "cache extend again.kd more",
@@ -91,7 +93,17 @@ GROWN = ("metrics.jsonl", "soup.json")
 ONCE = {"rm": 20, "rm-teacher": 11, "audit": 24, "data-check": 24}
 """What refuses to be run again once it came to its end, and how."""
 _WRITTEN = re.compile(rb"Written [-0-9]+ [0-9:]+ UTC")
-_OF_THE_CALL = ("seconds", "images_per_second", "created", "written", "time", "started", "source")
+_OF_THE_CALL = (
+    "seconds",
+    "images_per_second",
+    "created",
+    "written",
+    "time",
+    "started",
+    "source",
+    "cache_id",
+    "caches",
+)
 """What documents say of the call that wrote them: its times, and what it found done already."""
 
 
@@ -306,10 +318,10 @@ class Look:
 
 def look_at(root: Path) -> Look:
     """See :class:`Look`."""
-    caches = [path for path in root.glob("*.kd") if (path / "manifest.json").is_file()]
+    caches = [path for path in root.rglob("*.kd") if (path / "manifest.json").is_file()]
     found = Look({}, {}, {str(path.relative_to(root)) for path in root.rglob("*.tmp")})
     for cache in caches:
-        _look_at_cache(cache, found)
+        _look_at_cache(cache, root, found)
     for path in root.rglob("*"):
         name = str(path.relative_to(root))
         if (
@@ -321,8 +333,8 @@ def look_at(root: Path) -> Look:
     return found
 
 
-def _look_at_cache(cache: Path, found: Look) -> None:
-    name = cache.name
+def _look_at_cache(cache: Path, root: Path, found: Look) -> None:
+    name = str(cache.relative_to(root))
     found.files.update((f"{name}/{chunk}", content) for chunk, content in payload(cache).items())
     try:
         reader = CacheReader(cache)
@@ -330,7 +342,7 @@ def _look_at_cache(cache: Path, found: Look) -> None:
             found.files[f"{name}/{unit}"] = repr((commit.arrays, commit.absent, commit.content)).encode()
             found.rows[f"{name}/{unit}"] = len(reader.manifest.rows_of(commit.block))
         found.litter.update(
-            str(Path(path).relative_to(cache.parent)) for path in collect_garbage(cache, dry_run=True).paths
+            str(Path(path).relative_to(root)) for path in collect_garbage(cache, dry_run=True).paths
         )
     except KdError as error:
         found.files[f"{name}/unreadable"] = str(error).encode()
@@ -346,6 +358,8 @@ def _plain(path: Path) -> bytes:
             return content
     if path.name == "stamps":  # of a stage's copies: files are others in every run
         return "\n".join(sorted({line.split("\t")[0] for line in content.decode().splitlines()})).encode()
+    if path.name == "report.html":  # shows how long the trainings took
+        return b""
     if path.name == "lock":  # says which process has it
         return b""
     return _WRITTEN.sub(b"", content)

@@ -16,6 +16,7 @@ from kdcli.cli import (
     auditing,
     checking,
     comparing,
+    distilling,
     fusing,
     methods,
     probing,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     import types
 
 _PIPELINE: tuple[tuple[str, Source | str, Body], ...] = (
+    ("distill", "kdcli.distilling.config:DistillConfig", distilling.distill),
     ("cache-teachers", "kdcli.extract.config:CacheConfig", teachers.cache_teachers),
     ("rank-sources", "kdcli.ranking.config:RankConfig", ranking.rank_sources),
     ("fuse-teachers", "kdcli.fusing.config:FuseConfig", fusing.fuse_teachers),

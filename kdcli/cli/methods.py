@@ -81,6 +81,8 @@ def _print_table(listed: "list[Method]") -> None:
 
 
 def _print_one(method: "Method") -> None:
+    from kdcli.training.presets import PAPERS
+
     facts = {
         "method": f"{method.name}: {method.summary}",
         "paper": f"{method.paper}, {method.equation}",
@@ -89,6 +91,10 @@ def _print_one(method: "Method") -> None:
     }
     if method.tunes:
         facts["random"] = "a student of random weights takes instead: " + ", ".join(_differing(method))
+    if presets := [name for name, known in PAPERS.items() if known == method.name]:
+        facts["preset"] = (
+            f"--preset {presets[0]} is this method with these defaults, whatever the student starts from"
+        )
     for name, text in facts.items():
         _print_wrapped(f"{name:<10}", text)
     own = option_fields(method.Options)

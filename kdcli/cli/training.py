@@ -79,9 +79,13 @@ class StudentOptions:
 
         sweep = Sweep(*resolve_sweep(given, common.sets, common.config, file))
         if common.print_config:
-            from kdcli.options.resolving import yaml_text
+            from kdcli.options.resolving import to_yaml, yaml_text
+            from kdcli.reading_yaml import parse_yaml
 
-            students = {name: config.model_dump(mode="json") for name, config in sweep.students.items()}
+            students = {
+                name: parse_yaml(to_yaml(config, every=common.every), name)
+                for name, config in sweep.students.items()
+            }
             print(yaml_text(students), end="")
             raise Finished
         return sweep
@@ -89,14 +93,14 @@ class StudentOptions:
 
 def _method_on(arguments: Sequence[str]) -> str | None:
     """The method that a line names: by ``--method``, ``--set method=`` or in the file of ``--config``."""
-    values: dict[str, list[str]] = {"--method": [], "--set": [], "--config": []}
+    values: dict[str, list[str]] = {"--method": [], "--set": [], "--config": [], "--preset": []}
     for word, after in pairwise([*arguments, ""]):
         name, equals, value = word.partition("=")
         if name in values:
             values[name].append(value if equals else after)
     if values["--method"]:
         return values["--method"][-1] or None
-    if not values["--set"] and not values["--config"]:
+    if not values["--set"] and not values["--config"] and not values["--preset"]:
         return None
     from kdcli.errors import KdError
     from kdcli.options.resolving import layers_of
@@ -104,7 +108,8 @@ def _method_on(arguments: Sequence[str]) -> str | None:
 
     file = Path(values["--config"][-1]) if values["--config"] else None
     try:
-        layers = layers_of(StudentConfig, {}, values["--set"], file, [])
+        preset = {"preset": values["--preset"][-1]} if values["--preset"] else {}
+        layers = layers_of(StudentConfig, preset, values["--set"], file, [])
     except KdError:
         return None  # the same happens again where the options are resolved, and is told there
     return next((str(given["method"]) for given, _ in reversed(layers) if given.get("method")), None)

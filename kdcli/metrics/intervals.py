@@ -48,20 +48,29 @@ def of_difference(first: tuple[int, int], second: tuple[int, int]) -> Interval:
 
 
 def of_paired(first: Bool[np.ndarray, " n"], second: Bool[np.ndarray, " n"]) -> Interval:
+    """Interval of the difference of two models' accuracies on the same images; see :func:`of_disagreement`.
+
+    Args:
+        first: on which images the one is right.
+        second: on which the other is.
+    """
+    return of_disagreement(int((first & ~second).sum()), int((~first & second).sum()), len(first))
+
+
+def of_disagreement(won: int, lost: int, images: int) -> Interval:
     """Interval of the difference of two models' accuracies on the same images: Bonett and Price's.
 
     Bonett and Price, JEBS 37 (2012) 479, eq. 8: Wald's, with one image added to either kind of disagreement, which
     holds its level in small samples; of two models that never disagree it is not empty.
 
     Args:
-        first: on which images the one is right.
-        second: on which the other is.
+        won: images that only the one gets right.
+        lost: images that only the other does.
+        images: tested, at least 1.
     """
-    images = len(first)
-    gained = (int((first & ~second).sum()) + 1) / (images + 2)
-    lost = (int((~first & second).sum()) + 1) / (images + 2)
-    half = _Z * math.sqrt((gained + lost - (gained - lost) ** 2) / (images + 2))
-    return max(gained - lost - half, -1.0), min(gained - lost + half, 1.0)
+    gained, failed = (won + 1) / (images + 2), (lost + 1) / (images + 2)
+    half = _Z * math.sqrt((gained + failed - (gained - failed) ** 2) / (images + 2))
+    return max(gained - failed - half, -1.0), min(gained - failed + half, 1.0)
 
 
 def of_seeds(values: Sequence[float]) -> Interval:

@@ -29,7 +29,10 @@ class Common(BaseModel):
     sets: tuple[str, ...] = option(
         (), "Override one option. Repeatable.", panel="Common", metavar="KEY=VALUE", flags=("--set",)
     )
-    print_config: bool = option(False, "Print the resolved options as YAML and exit.", panel="Common")
+    print_config: bool = option(
+        False, "Print as YAML what was chosen of the options, and exit.", panel="Common"
+    )
+    every: bool = option(False, "With --print-config: all options.", panel="Common", flags=("--all",))
     as_json: bool = option(
         False, "Print exactly one JSON document on stdout.", panel="Common", flags=("--json",)
     )

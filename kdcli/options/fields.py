@@ -1,7 +1,7 @@
 """How an option is declared: once, as a field of a pydantic model. The command line, help and files follow from it."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
@@ -126,6 +126,11 @@ class StepConfig(Options):
     def every_option(cls) -> dict[str, FieldInfo]:
         """All options by name: what a file or ``--set`` may hold."""
         return dict(cls.model_fields)
+
+    @classmethod
+    def preset_options(cls, name: str) -> Mapping[str, Any]:
+        """What ``--preset NAME`` stands for, below everything that is given; nothing for a name that is none."""
+        return {}
 
     def items(self) -> Iterable[tuple[str, Any, FieldInfo]]:
         """Name, value and declaration of every option."""

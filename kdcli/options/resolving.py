@@ -56,11 +56,13 @@ def layers_of(
     problems: list[str],
 ) -> list[Layer]:
     """What a command line gives, the later the stronger; texts that are no option are added to ``problems``."""
-    return [
+    layers: list[Layer] = [
         (_from_file(kind, file), f"{file}: "),
         (_from_sets(sets, problems), "--set "),
         ({key: value for key, value in flags.items() if value not in (None, (), [])}, "--"),
     ]
+    name = next((values["preset"] for values, _ in reversed(layers) if values.get("preset")), None)
+    return [(kind.preset_options(name), f"--preset {name}: "), *layers] if isinstance(name, str) else layers
 
 
 def validated(kind: type[Config], layers: Sequence[Layer], problems: list[str]) -> Config | None:
@@ -189,9 +191,16 @@ def _explain(kind: type[StepConfig], item: Any, origin: Mapping[str, str]) -> st
             return f"{name} {value}: {item['msg'][0].lower()}{item['msg'][1:]}"
 
 
-def to_yaml(config: StepConfig) -> str:
-    """The resolved configuration as YAML; fed back with ``--config`` it gives the same run."""
-    return yaml_text(config.model_dump(mode="json"))
+def to_yaml(config: StepConfig, every: bool = True) -> str:
+    """The resolved configuration as YAML; fed back with ``--config`` it gives the same run.
+
+    Args:
+        config: to be written.
+        every: all options; else only those that differ from their default, which another version may have changed.
+    """
+    document = config.model_dump(mode="json")
+    usual = set() if every else {name for name, value, field in config.items() if value == field.default}
+    return yaml_text({name: value for name, value in document.items() if name not in usual})
 
 
 def yaml_text(document: Any) -> str:

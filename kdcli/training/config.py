@@ -35,6 +35,7 @@ from kdcli.options.fields import option
 from kdcli.options.grids import positive_numbers
 from kdcli.options.learning import LearningOptions
 from kdcli.registry import METHODS, is_object_path
+from kdcli.training.presets import PresetName, options_of_preset
 
 _data, _teachers, _student = (partial(option, panel=name) for name in ("Data", "Teachers", "Student"))
 _optimisation, _views, _run = (partial(option, panel=name) for name in ("Optimisation", "Views", "Run"))
@@ -79,6 +80,12 @@ class StudentConfig(
         shared=True,
     )
 
+    preset: PresetName | None = _teachers(
+        None,
+        "A paper's method with its own numbers (p1 .. p4), or fast: a first look; what else is given wins.",
+        mechanical=True,
+        shared=True,
+    )
     method: str = _teachers(..., "What the student learns from; see kd methods.", complete="method")
     teacher: tuple[str, ...] = _teachers(
         (),
@@ -237,6 +244,12 @@ class StudentConfig(
         }
         own = {name: field for name, field in cls.model_fields.items() if name not in ("options", "aside")}
         return {**methods, **own}
+
+    @classmethod
+    def preset_options(cls, name: str) -> Mapping[str, Any]:
+        """See :class:`~kdcli.options.fields.StepConfig`."""
+        known = cls.every_option()
+        return {key: value for key, value in options_of_preset(name).items() if key in known}
 
     def items(self) -> Iterable[tuple[str, Any, FieldInfo]]:
         """Name, value and declaration of every option, the method's after the others."""

@@ -1,0 +1,145 @@
+"""What ``kd distill`` chooses where nothing is given: the split, the method, the sizes. Pure; each says why."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, final
+
+from kdcli.data.folder import SPLIT_NAMES
+from kdcli.data.spec import DataSpec, canonical_split
+from kdcli.distilling.config import DistillConfig
+from kdcli.errors import UsageError
+
+SHARE: Final = "80/20"
+"""Training and test images of each class, in percent, where no test set is given."""
+STEPS_IMAGES: Final = 18_000
+"""Images that a student sees in all (OURS): 60 epochs of 300; fewer than 10 epochs are never trained."""
+MOST_EPOCHS, LEAST_EPOCHS = 60, 10
+FEW_IMAGES: Final = 1000
+"""Below these, batches are of 32, so that an epoch has steps enough."""
+MOST_VIEWS: Final = 8
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Where a student learns and where it is tested.
+
+    Attributes:
+        train, test: data specs; ``test`` is None where nothing can be tested.
+        why: what to say of the choice; empty where the user made it.
+    """
+
+    train: str
+    test: str | None
+    why: str
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """How the student learns.
+
+    Attributes:
+        method: name of the method.
+        why: in one sentence.
+    """
+
+    method: str
+    why: str
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How long and in what portions.
+
+    Attributes:
+        epochs, batch_size: of training.
+        views: training views of each image that are cached.
+    """
+
+    epochs: int
+    batch_size: int
+    views: int
+
+
+def choose_parts(config: DistillConfig, folders: Sequence[str], labelled: bool) -> Parts:
+    """The training and the test images.
+
+    Args:
+        config: ``data`` and ``test`` as they were given.
+        folders: names of the folders in the data's own, if it is one and no split was asked of it.
+        labelled: whether the images have labels.
+
+    Raises:
+        UsageError: a fifth cannot be split off what is several data sets, or a split already.
+    """
+    if config.test is not None:
+        return Parts(config.data, config.test, "")
+    spec = DataSpec.parse(config.data)
+    named = {canonical_split(name): name for name in folders if name.lower() in SPLIT_NAMES}
+    if "train" in named and (other := named.get("test") or named.get("val")):
+        train = with_modifier(config.data, f"split={named['train']}")
+        why = f"the folder has splits: learning from '{named['train']}', tested on '{other}'"
+        return Parts(train, with_modifier(config.data, f"split={other}"), why)
+    if not labelled:
+        return Parts(config.data, None, "no labels, so nothing can be tested: give --test with class folders")
+    if spec.members or spec.split is not None:
+        raise UsageError(
+            f"{config.data} is {'several data sets' if spec.members else 'a split already'}, and no test set is given",
+            "Give --test.",
+        )
+    first, rest = (with_modifier(config.data, f"split={SHARE}:{part}") for part in ("first", "rest"))
+    return Parts(
+        first, rest, f"no --test: {SHARE.partition('/')[2]} % of each class are set aside to test on"
+    )
+
+
+def with_modifier(data: str, modifier: str) -> str:
+    """A data spec with one modifier more, else as it was typed."""
+    return f"{data}{',' if str(DataSpec.parse(data)) != DataSpec.parse(data).source else '@'}{modifier}"
+
+
+def choose_method(class_names: Sequence[str] | None, teachers: Mapping[str, Sequence[str] | None]) -> Choice:
+    """The method, by labels and teachers.
+
+    Args:
+        class_names: of the data; None without labels.
+        teachers: class names of each teacher by its name; None where it does not know them.
+    """
+    count = len(teachers)
+    several = f"{count} teachers" if count > 1 else "one teacher"
+    named = [frozenset(names) for names in teachers.values() if names]
+    alike = len(named) == count and len(set(named)) == 1
+    if class_names is None:
+        if alike or count == 1:
+            return Choice(
+                "kl", f"no labels, {several}: the student learns the teacher's own classes (P3 Eq. 1)"
+            )
+        return Choice("multi-head-kd", f"no labels, {several} of different classes: one head each (P1 Eq. 1)")
+    if alike and named[0] == frozenset(class_names):
+        return Choice("xe-kl", f"labels, {several} of the same classes: labels and KL (P3 Eq. 2)")
+    if count == 1:
+        return Choice(
+            "distill-equal", "labels, one teacher of other classes: labels and its outputs (P2 Eq. 4)"
+        )
+    return Choice(
+        "distill-weighted", f"labels, {several}: labels and all of them, by the ranking (P2 Eq. 4, 5)"
+    )
+
+
+def choose_sizes(config: DistillConfig, images: int) -> Sizes:
+    """Epochs, batch and views, by the number of training images."""
+    epochs = config.epochs or min(MOST_EPOCHS, max(LEAST_EPOCHS, round(STEPS_IMAGES / images)))
+    batch = config.batch_size or (32 if images < FEW_IMAGES else 64)
+    views = config.views or min(MOST_VIEWS, epochs)
+    return Sizes(epochs, min(batch, images), views)
+
+
+def folders_of(spec: DataSpec) -> tuple[str, ...]:
+    """Folders in the folder that a spec is of; nothing for other sources, joined ones and splits."""
+    if spec.members or spec.split is not None or not spec.source.startswith("folder/"):
+        return ()
+    root = Path(spec.source.removeprefix("folder/"))
+    return tuple(sorted(each.name for each in root.iterdir() if each.is_dir())) if root.is_dir() else ()

@@ -1,0 +1,316 @@
+"""``kd distill``: check, cache, rank, train, compare, probe, report; each step is a command of its own.
+
+OUT/distill.json   which job this folder is of
+OUT/exclude.txt    keys of images that are left out: unreadable, copies, images of the test set
+OUT/cache.kd       the teachers' outputs
+OUT/ranking.json   which teacher suits the task, where there are several
+OUT/students.yaml  how the students differ; OUT/students/NAME are their runs
+OUT/compared, OUT/probe.json, OUT/report.html
+
+Killed at any time, the same call goes on: every step finds what it made before.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, final
+
+from kdcli.cache.cacheset import CacheSet
+from kdcli.cache.owned import require_outside_caches
+from kdcli.checking.check import check
+from kdcli.checking.config import CheckConfig
+from kdcli.comparing.compare import compare
+from kdcli.comparing.config import CompareConfig
+from kdcli.console import console
+from kdcli.data.sources import ImageData, open_data
+from kdcli.data.spec import DataSpec
+from kdcli.distilling.choose import (
+    Choice,
+    Parts,
+    Sizes,
+    choose_method,
+    choose_parts,
+    choose_sizes,
+    folders_of,
+    with_modifier,
+)
+from kdcli.distilling.config import DistillConfig
+from kdcli.distilling.result import Against, DistillResult, verdict_of
+from kdcli.distilling.steps import Steps
+from kdcli.errors import OutputExistsError, UsageError
+from kdcli.extract import cache_teachers
+from kdcli.extract.config import CacheConfig
+from kdcli.files import atomic_write_text, holds_files, storage_errors, write_json
+from kdcli.methods.base import Method
+from kdcli.models.spec import ModelSpec, architecture_name
+from kdcli.options.resolving import command_line, spelled, yaml_text
+from kdcli.probing.config import ProbeConfig
+from kdcli.probing.probe import eval_probes
+from kdcli.ranking import rank_sources, ranking_document
+from kdcli.ranking.config import RankConfig
+from kdcli.ranking.documents import ranking_of
+from kdcli.reading import read_json
+from kdcli.registry import METHODS
+from kdcli.reporting.config import ReportConfig
+from kdcli.reporting.report import report
+from kdcli.training.result import TrainResult
+from kdcli.training.sweep import SweepResult, train_sweep
+from kdcli.training.sweep_file import resolve_sweep
+
+BASELINE: Final = "labels-only"
+STUDENT: Final = "distilled"
+_MARKER: Final = "distill.json"
+_SHARED: Final = ("data_root", "download", "exif", "device", "workers")
+
+
+def distill(config: DistillConfig) -> DistillResult:
+    """Make a student of the teachers for some images, and say what that is worth.
+
+    Args:
+        config: images, teachers, student; what is not given is chosen, and said.
+
+    Raises:
+        UsageError: a method that learns from no cached teacher, or no test set and none to be split off.
+        OutputExistsError: the folder holds something else.
+        KdError: as the steps do.
+    """
+    start = time.perf_counter()
+    architecture_name(ModelSpec.parse(config.student))
+    if config.method is not None and not METHODS.find(config.method).needs.kinds:
+        raise UsageError(
+            f"--method {config.method} learns from no cached teacher",
+            f"kd train-student --method {config.method}",
+        )
+    job = _Job(config, Steps())
+    job.begin()
+    data = open_data(config.data, data_root=config.data_root, download=config.download, exif=config.exif)
+    parts = job.check(
+        choose_parts(config, folders_of(DataSpec.parse(config.data)), data.class_names is not None)
+    )
+    train = job.open(parts.train)
+    sizes = choose_sizes(config, len(train))
+    job.cache_teachers(parts, sizes)
+    choice = job.choose(train)
+    job.rank(choice, train)
+    students = job.train(parts, choice, sizes)
+    against = job.compare(parts, students)
+    probes = job.probe(parts, students)
+    page = job.report(f"{choice.method}: {choice.why}.")
+    result = students.students[STUDENT]
+    spec = f"local-dir:{result.out}/export"
+    accuracy = None if result.test is None else next(iter(result.test.values()))
+    return DistillResult(
+        student=spec,
+        method=choice.method,
+        why=choice.why,
+        out=str(config.out.absolute()),
+        accuracy=accuracy,
+        against=against,
+        probes=probes,
+        report=str(page),
+        seconds=time.perf_counter() - start,
+        commands=tuple(job.steps.commands),
+        verdict=job.verdict(against, accuracy),
+    )
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """The steps of one call."""
+
+    config: DistillConfig
+    steps: Steps
+
+    def _path(self, name: str) -> Path:
+        return self.config.out / name
+
+    def open(self, spec: str) -> ImageData:
+        """Open images as all steps do."""
+        return open_data(spec, **self._shared("data_root", "download", "exif"))
+
+    def begin(self) -> None:
+        """Make the folder, or see that it is of this very job."""
+        out, marker = self.config.out, self._path(_MARKER)
+        require_outside_caches(out)
+        identity = {name: value for name, value in self.config.identity().items() if value is not None}
+        if marker.is_file():
+            stored = read_json(marker)
+            if stored != identity:
+                raise OutputExistsError(
+                    f"--out {out} is of another kd distill", "Choose another --out, or remove that folder."
+                )
+            return
+        with storage_errors(out):
+            if out.exists() and (not out.is_dir() or holds_files(out)):
+                raise OutputExistsError(f"--out {out} holds something else", "Choose another --out.")
+            out.mkdir(parents=True, exist_ok=True)
+        write_json(marker, identity)
+
+    # --- data and teachers ------------------------------------------------------------------------
+
+    def check(self, parts: Parts) -> Parts:
+        """Look at every image; what is unreadable, twice there, or in the test set as well is left out."""
+        if parts.why:
+            console.note(parts.why)
+        exclude = self._path("exclude.txt")
+        options = self._shared("data_root", "download", "exif", "workers")
+        config = CheckConfig(data=parts.train, test=parts.test, write_exclude=exclude, **options)
+        if not exclude.exists():
+            found = self.steps.run("Are the images sound?", command_line(config), lambda: check(config))
+            for each in found.findings:
+                console.note(f"{each.images or ''} {each.what}: {each.example}".strip())
+        count = len(exclude.read_text(encoding="utf-8").splitlines())
+        if not count:
+            return parts
+        console.note(f"{count} images are left out: {exclude}")
+        return Parts(with_modifier(parts.train, f"without={exclude}"), parts.test, parts.why)
+
+    def cache_teachers(self, parts: Parts, sizes: Sizes) -> None:
+        """Run all teachers once."""
+        views = f"eval+train:{sizes.views}" if sizes.views else "eval"
+        config = CacheConfig(
+            data=parts.train,
+            cache=self._path("cache.kd"),
+            teacher=self.config.teacher,
+            views=views,
+            bad_images="drop",
+            **self._shared(),
+        )
+        self.steps.run("The teachers run once", command_line(config), lambda: cache_teachers(config))
+
+    def choose(self, train: ImageData) -> Choice:
+        """The method: the given one, or by labels and teachers."""
+        if self.config.method is not None:
+            return Choice(self.config.method, "as given")
+        teachers = CacheSet.open([self._path("cache.kd")]).teachers
+        return choose_method(train.class_names, {name: each.class_names for name, each in teachers.items()})
+
+    def rank(self, choice: Choice, train: ImageData) -> None:
+        """Rank the teachers, where there are several, and keep the ranking."""
+        method: Method = METHODS.find(choice.method)
+        if train.class_names is None or not (method.needs.ranking or len(self.config.teacher) > 1):
+            return
+        config = RankConfig(cache=(self._path("cache.kd"),), seed=self.config.seed)
+        file = self._path("ranking.json")
+        title = "Which teacher suits the task? No forward pass"
+        ranking = self.steps.run(
+            title, f"{command_line(config)} --json > {file}", lambda: rank_sources(config)
+        )
+        write_json(file, ranking_document(ranking))
+
+    # --- students ---------------------------------------------------------------------------------
+
+    def train(self, parts: Parts, choice: Choice, sizes: Sizes) -> SweepResult:
+        """The student, and the same from labels alone, over one stream of images."""
+        method: Method = METHODS.find(choice.method)
+        own: dict[str, Any] = {"method": choice.method}
+        if method.needs.generalist:
+            own["generalist"] = self._teachers()[0]
+        ranking = self._path("ranking.json")
+        if method.ranked and ranking.is_file():
+            own["ranking"] = str(ranking)
+        compared = self.config.baseline and parts.test is not None and choice.method != BASELINE
+        file = self._path("students.yaml")
+        students = {BASELINE: {"method": BASELINE}} if compared else {}
+        with storage_errors(file):
+            atomic_write_text(file, yaml_text({"students": {**students, STUDENT: own}}))
+        options = self._student_options(parts, sizes)
+        console.note("", f"{choice.method}: {choice.why}")
+        out, configs = resolve_sweep(options, (), None, file)
+        rankings = {
+            name: ranking_of(read_json(ranking), ranking) if each.ranking else None
+            for name, each in configs.items()
+        }
+        title = "The student, and the same from labels alone" if compared else "The student"
+        line = spelled("train-student", options.pop("data"), sweep=file, **options)
+        result = self.steps.run(title, line, lambda: train_sweep(out, configs, rankings))
+        if (failure := result.failure()) is not None:
+            raise failure
+        return result
+
+    def _student_options(self, parts: Parts, sizes: Sizes) -> dict[str, Any]:
+        """What all students have in common, as flags of kd train-student."""
+        options = {
+            "data": parts.train,
+            "cache": (self._path("cache.kd"),),
+            "student": self.config.student,
+            "image_size": self.config.image_size,
+            "test": parts.test,
+            "epochs": sizes.epochs,
+            "batch_size": sizes.batch_size,
+            "teacher_view": "same" if sizes.views else "eval",
+            "seed": self.config.seed or None,
+            "bad_images": "drop",
+            "out": self._path("students"),
+            **self._shared(),
+        }
+        return {name: value for name, value in options.items() if value is not None}
+
+    def compare(self, parts: Parts, students: SweepResult) -> Against | None:
+        """The two students image by image."""
+        if parts.test is None or BASELINE not in students.students:
+            return None
+        models = tuple(f"{name}={_export(each)}" for name, each in students.students.items())
+        config = CompareConfig(models=models, data=parts.test, out=self._path("compared"), **self._shared())
+        found = self.steps.run("Image by image", command_line(config), lambda: compare(config))
+        pair = next(each for each in found.pairs if each.student == BASELINE)
+        right = {name: each.accuracy for name, each in found.models.items()}
+        return Against.of(right[STUDENT], right[BASELINE], found.data["images"], pair.positive, pair.negative)
+
+    def probe(self, parts: Parts, students: SweepResult) -> dict[str, float]:
+        """Few-shot accuracy on the students' features, kept beside the command that gave it."""
+        if parts.test is None:
+            return {}
+        models = tuple(f"{name}={_export(each)}" for name, each in students.students.items())
+        config = ProbeConfig(
+            data=parts.train, test=parts.test, model=models, seed=self.config.seed, **self._shared()
+        )
+        file, line = self._path("probe.json"), command_line(config)
+        document = read_json(file) if file.is_file() else None
+        if document is None:
+            step = lambda: eval_probes(config).document()  # noqa: E731
+            document = self.steps.run("What the features are worth", f"{line} --json > {file}", step)
+            write_json(file, document)
+        results = document.get("results") or [document]
+        return {each["representation"]: each["accuracy"]["mean"] for each in results}
+
+    # --- the end ----------------------------------------------------------------------------------
+
+    def report(self, intro: str) -> Path:
+        """All of it as one page, which begins with ``intro``."""
+        names = ("students", "cache.kd", "ranking.json", "compared", "probe.json")
+        inputs = tuple(path for name in names if (path := self._path(name)).exists())
+        page = self._path("report.html")
+        config = ReportConfig(
+            inputs=inputs, out=page, title=f"kd distill {self.config.data}", **self._shared()
+        )
+        self.steps.run("The report", command_line(config), lambda: report(config, intro=intro))
+        return page
+
+    def verdict(self, against: Against | None, accuracy: float | None) -> tuple[str, ...]:
+        """Plain words; where distilling did not help, what the teachers know is looked at first."""
+        if against is None:
+            tested = "not tested" if accuracy is None else f"{100 * accuracy:.1f} % of the test images right"
+            return (f"{self.config.student}: {tested}; no student from labels alone to compare with",)
+        sources = {}
+        if against.low <= 0:
+            config = RankConfig(cache=(self._path("cache.kd"),), metric="linear-probe", seed=self.config.seed)
+            title = "What do the teachers' own features get?"
+            ranking = self.steps.run(title, command_line(config), lambda: rank_sources(config))
+            sources = {source.name: source.score for source in ranking.sources}
+        return verdict_of(against, sources, self.config.student)
+
+    def _teachers(self) -> list[str]:
+        return list(CacheSet.open([self._path("cache.kd")]).teachers)
+
+    def _shared(self, *names: str) -> dict[str, Any]:
+        """Options of all steps, or those named, as they were given."""
+        given = self.config.model_dump(include=set(names or _SHARED))
+        return {
+            name: value for name, value in given.items() if value != DistillConfig.model_fields[name].default
+        }
+
+
+def _export(result: TrainResult) -> str:
+    return f"local-dir:{result.out}/export"

@@ -1,0 +1,101 @@
+"""What ``kd distill`` gives: the student, what it is worth, and the verdict in plain words."""
+
+from dataclasses import dataclass
+from typing import Any, final
+
+from kdcli.documents import declared
+from kdcli.metrics.intervals import of_disagreement
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Against:
+    """The student against the same student from labels alone, on the same test images.
+
+    Attributes:
+        accuracy, baseline: shares of the test images that are right.
+        images: how many there are.
+        won, lost: images that only the student, and only the baseline, gets right.
+        low, high: 95 % interval of the difference in accuracy.
+    """
+
+    accuracy: float
+    baseline: float
+    images: int
+    won: int
+    lost: int
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, accuracy: float, baseline: float, images: int, won: int, lost: int) -> "Against":
+        """From what was counted."""
+        return cls(accuracy, baseline, images, won, lost, *of_disagreement(won, lost, images))
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class DistillResult:
+    """What was made, and how good it is.
+
+    Attributes:
+        student: model spec of the student.
+        method: it learnt by, and ``why`` that.
+        out: folder of everything, absolute.
+        accuracy: share of the test images that are right; None where nothing was tested.
+        against: the same student from labels alone; None where there was none.
+        probes: few-shot accuracy by representation.
+        report: the page.
+        seconds: of this call.
+        commands: title, command and seconds of each step.
+        verdict: lines of plain words.
+    """
+
+    student: str
+    method: str
+    why: str
+    out: str
+    accuracy: float | None
+    against: Against | None
+    probes: dict[str, float]
+    report: str
+    seconds: float
+    commands: tuple[tuple[str, str, float], ...]
+    verdict: tuple[str, ...]
+
+    def document(self) -> dict[str, Any]:
+        """As JSON."""
+        document: dict[str, Any] = declared(self)
+        return document
+
+
+def verdict_of(against: Against, sources: dict[str, float], student_size: str) -> tuple[str, ...]:
+    """Whether distilling helped, and if that cannot be said, why not.
+
+    Args:
+        against: the comparison.
+        sources: cross-validated accuracy of a linear classifier on each teacher's features, by name.
+        student_size: the student's name, as it is called in the sentence.
+    """
+    gain = 100 * (against.accuracy - against.baseline)
+    numbers = (
+        f"{student_size}: {100 * against.accuracy:.1f} % of {against.images} test images right, from labels alone "
+        f"{100 * against.baseline:.1f} %: {gain:+.1f} points (95 % interval {100 * against.low:+.1f} to "
+        f"{100 * against.high:+.1f}; {against.won} images won, {against.lost} lost)"
+    )
+    if against.low > 0:
+        return (numbers, "distilling helped")
+    lines = [numbers]
+    if against.high < 0:
+        lines.append("distilling did harm here: keep the student from labels alone")
+    else:
+        lines.append(
+            f"{against.images} test images cannot tell the two apart: more of them, or several --seed, would"
+        )
+    for name, accuracy in sources.items():
+        if accuracy <= max(against.accuracy, against.baseline):
+            lines.append(
+                f"teacher {name} knows little that the student lacks: a linear classifier on its features gets "
+                f"{100 * accuracy:.1f} %"
+            )
+    return tuple(lines)

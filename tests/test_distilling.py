@@ -1,0 +1,208 @@
+"""kd distill: what it chooses, what it makes, that it goes on, and that its interval holds."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Shell, make_folder
+
+from kdcli.data.sources import open_data
+from kdcli.distilling import distill
+from kdcli.distilling.choose import choose_method, choose_parts, choose_sizes, folders_of, with_modifier
+from kdcli.distilling.config import DistillConfig
+from kdcli.distilling.result import Against, verdict_of
+from kdcli.errors import NotFoundError, OutputExistsError, UsageError
+from kdcli.metrics.intervals import of_disagreement
+
+
+def config(**given: Any) -> DistillConfig:
+    return DistillConfig(**{"data": "photos", "teacher": ("t=x",), "student": "s", **given})
+
+
+# --- what is chosen ---------------------------------------------------------------------------
+
+
+def test_a_given_test_set_is_the_users() -> None:
+    parts = choose_parts(config(test="other"), ("train", "test"), labelled=True)
+    assert (parts.train, parts.test, parts.why) == ("photos", "other", "")
+
+
+@pytest.mark.parametrize(
+    ("folders", "train", "test"),
+    [
+        (("test", "train", "val"), "photos@split=train", "photos@split=test"),
+        (("Training", "valid"), "photos@split=Training", "photos@split=valid"),
+        (("cat", "dog"), "photos@split=80/20:first", "photos@split=80/20:rest"),
+        (("cat", "train"), "photos@split=80/20:first", "photos@split=80/20:rest"),  # trains are a class
+    ],
+)
+def test_splits_are_those_of_the_folder_or_a_fifth(folders: tuple[str, ...], train: str, test: str) -> None:
+    parts = choose_parts(config(), folders, labelled=True)
+    assert (parts.train, parts.test) == (train, test)
+    assert parts.why
+
+
+def test_what_cannot_be_split_is_refused_and_what_has_no_labels_is_not_tested() -> None:
+    for data in ("photos@split=train", "photos++folder/more"):
+        with pytest.raises(UsageError, match="no test set is given"):
+            choose_parts(config(data=data), (), labelled=True)
+    assert choose_parts(config(), (), labelled=False).test is None
+
+
+def test_the_parts_are_disjoint_and_all(tmp_path: Path) -> None:
+    data = str(make_folder(tmp_path / "photos", per_class=10))
+    parts = choose_parts(config(data=data), folders_of(open_data(data).spec), labelled=True)
+    assert parts.test is not None
+    train, test, whole = (set(open_data(spec).keys) for spec in (parts.train, parts.test, data))
+    assert not train & test
+    assert train | test == whole
+    assert len(test) == 6
+
+
+def test_a_modifier_is_added_to_what_was_typed() -> None:
+    assert with_modifier("photos", "n=3") == "photos@n=3"
+    assert with_modifier("photos@shots=2", "n=3") == "photos@shots=2,n=3"
+    assert with_modifier("me@home/photos", "n=3") == "me@home/photos@n=3"
+
+
+@pytest.mark.parametrize(
+    ("names", "teachers", "method"),
+    [
+        (("a", "b"), {"t": ("b", "a")}, "xe-kl"),
+        (("a", "b"), {"t": ("a", "b"), "u": ("a", "b")}, "xe-kl"),
+        (("a", "b"), {"t": ("a", "c")}, "distill-equal"),
+        (("a", "b"), {"t": None}, "distill-equal"),
+        (("a", "b"), {"t": ("a", "b"), "u": None}, "distill-weighted"),
+        (None, {"t": None}, "kl"),
+        (None, {"t": ("a", "b"), "u": ("b", "a")}, "kl"),
+        (None, {"t": ("a", "b"), "u": ("a", "c")}, "multi-head-kd"),
+    ],
+)
+def test_the_method_follows_from_labels_and_teachers(names: Any, teachers: Any, method: str) -> None:
+    assert choose_method(names, teachers).method == method
+
+
+def test_the_sizes_follow_from_the_number_of_images() -> None:
+    few, many = choose_sizes(config(), 300), choose_sizes(config(), 10**6)
+    assert (few.epochs, few.batch_size) == (60, 32)
+    assert (many.epochs, many.batch_size) == (10, 64)
+    assert choose_sizes(config(), 5).batch_size == 5
+    assert choose_sizes(config(epochs=3, views=2, batch_size=7), 300).epochs == 3
+
+
+# --- the verdict ------------------------------------------------------------------------------
+
+
+def test_the_interval_covers_what_it_should() -> None:
+    """Of 4,000 pairs of models whose difference is known, close to 95 % of the intervals hold it."""
+    random = np.random.default_rng(0)
+    for images, first, second in ((60, 0.3, 0.1), (200, 0.1, 0.1), (500, 0.05, 0.02)):
+        draws = random.multinomial(images, (first, second, 1 - first - second), size=4000)
+        ends = np.array([of_disagreement(int(won), int(lost), images) for won, lost, _ in draws])
+        held = ((ends[:, 0] <= first - second) & (first - second <= ends[:, 1])).mean()
+        assert 0.94 <= held <= 0.98, (images, held)
+
+
+def test_the_verdict_says_what_the_numbers_allow() -> None:
+    won = Against.of(0.8, 0.6, 100, 25, 5)
+    assert verdict_of(won, {}, "r")[1:] == ("distilling helped",)
+    even = verdict_of(Against.of(0.62, 0.6, 100, 7, 5), {"t": 0.5}, "r")
+    assert "cannot tell the two apart" in even[1]
+    assert "teacher t knows little" in even[2]
+    assert "cannot tell" not in " ".join(verdict_of(Against.of(0.5, 0.8, 100, 2, 32), {"t": 0.9}, "r"))
+
+
+# --- from the shell ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def made(
+    tmp_path_factory: pytest.TempPathFactory, teachers: dict[str, str]
+) -> tuple[DistillConfig, dict[str, Any]]:
+    root = tmp_path_factory.mktemp("distill")
+    data = make_folder(root / "photos", per_class=10, size=28)
+    shutil.copy(
+        data / "class0" / next(iter(sorted(p.name for p in (data / "class0").iterdir()))),
+        data / "class0" / "again.png",
+    )
+    (data / "class1" / "broken.png").write_bytes(b"no image")
+    given = {name: f"{name}={spec}" for name, spec in teachers.items()}
+    asked = config(
+        data=str(data), teacher=tuple(given.values()), student="test_efficientnet", image_size=32, epochs=2, views=2,
+        batch_size=8, out=root / "out", device="cpu", workers=0,
+    )  # fmt: skip
+    return asked, distill(asked).document()
+
+
+def test_everything_is_made(made: tuple[DistillConfig, dict[str, Any]]) -> None:
+    asked, result = made
+    assert result["method"] == "distill-weighted"
+    assert Path(result["report"]).read_text().startswith("<!DOCTYPE html>")
+    trained = json.loads((asked.out / "students" / "sweep.json").read_text())["students"]
+    accuracy = {each["name"]: each["test"]["top1"] for each in trained}
+    against = result["against"]
+    assert accuracy == {"distilled": against["accuracy"], "labels-only": against["baseline"]}
+    assert against["accuracy"] - against["baseline"] == pytest.approx(
+        (against["won"] - against["lost"]) / against["images"]
+    )
+    assert {each["epochs"] for each in trained} == {2}  # the same budget
+    assert set(result["probes"]) == {"distilled", "labels-only"}
+    titles = [title for title, _, _ in result["commands"]]
+    assert len(titles) == len(set(titles)) >= 7
+    left_out = (asked.out / "exclude.txt").read_text().split()
+    assert {Path(key).name for key in left_out} & {"broken.png"}
+
+
+def test_the_same_call_goes_on_and_another_is_refused(made: tuple[DistillConfig, dict[str, Any]]) -> None:
+    asked, result = made
+    before = (asked.out / "students" / "distilled" / "export" / "model.safetensors").stat().st_mtime_ns
+    again = distill(asked).document()
+    assert (
+        asked.out / "students" / "distilled" / "export" / "model.safetensors"
+    ).stat().st_mtime_ns == before
+    assert {again[name] == result[name] for name in ("against", "probes", "verdict", "method")} == {True}
+    with pytest.raises(OutputExistsError, match="another kd distill"):
+        distill(asked.model_copy(update={"epochs": 3}))
+
+
+def test_every_step_is_a_command_that_runs_alone(
+    made: tuple[DistillConfig, dict[str, Any]], kd: Callable[..., Shell]
+) -> None:
+    _, result = made
+    for title, command, _ in result["commands"]:
+        if "train-student" in command:
+            alone = kd(*command.replace("'", "").split()[1:], "--json")
+            assert alone.code == 0, (title, alone.err)
+            assert "is finished" in alone.err
+
+
+def test_without_labels_nothing_is_tested(tmp_path: Path, teachers: dict[str, str]) -> None:
+    data = make_folder(tmp_path / "photos", per_class=6, size=28)
+    name, spec = next(iter(teachers.items()))
+    asked = config(
+        data=f"{data}@labels=none", teacher=(f"{name}={spec}",), student="test_efficientnet", image_size=32, epochs=1,
+        views=1, out=tmp_path / "out", device="cpu", workers=0,
+    )  # fmt: skip
+    result = distill(asked)
+    assert (result.method, result.accuracy, result.against) == ("kl", None, None)
+
+
+def test_what_is_wrong_is_refused_before_teachers_run(
+    tmp_path: Path, kd: Callable[..., Shell], images: Path
+) -> None:
+    line = ("distill", images, "--teacher", "t=resnet18")
+    kd(*line, "--student", "no-such-net").refused(11, "no-such-net")
+    kd("distill", tmp_path / "nowhere", "--teacher", "t=resnet18", "--student", "resnet18").refused(
+        11, "nowhere"
+    )
+    kd(*line, "--student", "resnet18", "--method", "labels-only").refused(2, "no cached teacher")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    kd(*line, "--student", "resnet18", "--out", "full").refused(24, "holds something else")
+    with pytest.raises(NotFoundError):
+        distill(config(data=str(images), student="no-such-net", out=tmp_path / "o"))
+    assert not (tmp_path / "kd-distill" / "cache.kd").exists()
