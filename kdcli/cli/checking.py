@@ -3,6 +3,7 @@
 from shlex import quote
 from typing import TYPE_CHECKING
 
+from kdcli.cli.showing import show
 from kdcli.console import console
 from kdcli.errors import BadDataError
 
@@ -28,14 +29,7 @@ def check(config: "CheckConfig", common: "Common") -> int | None:
     from kdcli.checking.check import check as step
 
     result = step(config)
-    if common.as_json:
-        console.document(result.document())
-    else:
-        rows = [
-            ("PROBLEM" if each.problem else "note", each.images or "", each.what, each.example)
-            for each in result.findings
-        ]
-        console.table(["", "images", "what", "such as"], rows)
+    show(result, common)
     _summarise(result, config)
     return BadDataError.exit_code if result.problems else None
 

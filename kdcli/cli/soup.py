@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from kdcli.cli.cells import fraction
+from kdcli.cli.showing import show
 from kdcli.console import console
 
 if TYPE_CHECKING:
@@ -21,22 +21,8 @@ def soup(config: "SoupConfig", common: "Common") -> None:
       kd soup runs/from-a runs/from-b runs/from-c --out runs/soup --test photos/@split=test
       kd soup runs/from-a runs/from-b --weights 2,1 --recalibrate-bn photos/@split=train --out runs/soup-bn
     """
-    from kdcli.training.soup import make_soup
+    from kdcli.verbs.steps import soup as step
 
-    document = make_soup(config)
-    console.note(f"the soup opens as {document['spec']}")
-    if common.as_json:
-        console.document(document)
-        return
-    scores = document["test"] or {}
-    tested = [fraction(scores.get(name)) for name in ("top1", "top5")]
-    console.table(
-        ["student", "share", "weights", "top1", "top5"],
-        [
-            *(
-                [each["spec"], f"{each['share']:.4g}", each["weights"][:12], "-", "-"]
-                for each in document["parents"]
-            ),
-            [document["spec"], "soup", document["sha256"][:12], *tested],
-        ],
-    )
+    result = step(config)
+    console.note(f"the soup opens as {result.spec}")
+    show(result, common)

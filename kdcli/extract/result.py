@@ -1,7 +1,8 @@
 """What ``kd cache-teachers`` did, as a value."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from kdcli.cache.layout import Manifest
 from kdcli.cache.provenance import TeacherRecord
 from kdcli.cache.store import stored_bytes
 from kdcli.documents import to_document
+from kdcli.results import Result, Table
 
 
 @final
@@ -26,8 +28,10 @@ class TeacherProgress:
 
 @final
 @dataclass(frozen=True, slots=True)
-class CacheResult:
+class CacheResult(Result):
     """What ``kd cache-teachers`` did. ``bytes`` are those of the named teachers' arrays on disk."""
+
+    bars: ClassVar = ("teacher", "tasks.done")
 
     cache_id: str | None
     rows: int
@@ -52,6 +56,24 @@ class CacheResult:
             **to_document(self, "images_per_second", "bytes"),
         }
         return document | ({"dry_run": True} if self.dry_run else {})
+
+    def records(self) -> list[dict[str, Any]]:
+        """A teacher each."""
+        return [{"teacher": name, **one} for name, one in self.document()["teachers"].items()]
+
+    def tables(self) -> Sequence[Table]:
+        """See :class:`~kdcli.results.Result`."""
+        rows = [
+            [
+                name,
+                part.id[:12],
+                f"{part.done}/{part.total}",
+                part.written,
+                " ".join(f"{array}{tuple(spec['shape'])}" for array, spec in part.arrays.items()),
+            ]
+            for name, part in self.teachers.items()
+        ]
+        return (Table(("teacher", "id", "tasks", "written", "arrays"), rows),)
 
 
 def payload_bytes(manifest: Manifest, record: TeacherRecord) -> dict[str, int]:

@@ -106,29 +106,7 @@ class TimmArchitecture(Architecture):
 
     def preprocess(self, image_size: int | None) -> Preprocess:
         """See the base."""
-        resolved = resolve_data_config(pretrained_cfg=self._config)  # type: ignore[no-untyped-call]
-        interpolation = resolved["interpolation"]
-        if interpolation not in INTERPOLATION:
-            raise BadDataError(
-                f"'{self._spec}' wants the filter '{interpolation}'", "Set a known one in its config."
-            )
-        _, height, width = resolved["input_size"]
-        return Preprocess(
-            size=(image_size, image_size) if image_size else (int(height), int(width)),
-            interpolation=INTERPOLATION[interpolation],
-            mean=_three(resolved["mean"]),
-            std=_three(resolved["std"]),
-            crop_fraction=float(resolved["crop_pct"]),
-            crop_mode=self._crop_mode(resolved["crop_mode"]),
-        )
-
-    def _crop_mode(self, mode: str) -> CropMode:
-        if mode not in get_args(CropMode):
-            raise BadDataError(
-                f"'{self._spec}' wants the crop mode '{mode}'",
-                f"Set a known one in its config: {', '.join(get_args(CropMode))}.",
-            )
-        return cast("CropMode", mode)
+        return _preprocess(self._config, image_size, self._spec)
 
     def class_names(self) -> tuple[str, ...] | None:
         """See the base."""
@@ -280,6 +258,42 @@ def require_width(recorded: object, classifier: Classifier, where: Path) -> None
             f"'{where}': num_features is {str(recorded)[:40]}, but the model it describes has {known[-1]}",
             "Export the model anew.",
         )
+
+
+def preprocess_of(network: torch.nn.Module | None, image_size: int | None = None) -> Preprocess:
+    """How a network that timm made wants its pixels; None: timm's defaults.
+
+    Raises:
+        UsageError: it says nothing of them.
+    """
+    config = {} if network is None else getattr(network, "pretrained_cfg", None)
+    if not isinstance(config, Mapping):
+        raise UsageError(
+            f"{type(network).__name__} does not say how it wants its pixels, as networks of timm do",
+            "Give the side in pixels, or a kdcli.types.Preprocess.",
+        )
+    return _preprocess(config, image_size, "timm's defaults" if network is None else type(network).__name__)
+
+
+def _preprocess(config: Mapping[str, Any], image_size: int | None, what: object) -> Preprocess:
+    resolved = resolve_data_config(pretrained_cfg=config)  # type: ignore[no-untyped-call]
+    interpolation, mode = resolved["interpolation"], resolved["crop_mode"]
+    if interpolation not in INTERPOLATION:
+        raise BadDataError(f"'{what}' wants the filter '{interpolation}'", "Set a known one in its config.")
+    if mode not in get_args(CropMode):
+        raise BadDataError(
+            f"'{what}' wants the crop mode '{mode}'",
+            f"Set a known one in its config: {', '.join(get_args(CropMode))}.",
+        )
+    _, height, width = resolved["input_size"]
+    return Preprocess(
+        size=(image_size, image_size) if image_size else (int(height), int(width)),
+        interpolation=INTERPOLATION[interpolation],
+        mean=_three(resolved["mean"]),
+        std=_three(resolved["std"]),
+        crop_fraction=float(resolved["crop_pct"]),
+        crop_mode=mode,
+    )
 
 
 def _three(values: Any) -> tuple[float, float, float]:

@@ -7,8 +7,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from pydantic import ValidationError
-
+from kdcli.errors import ConfigError
 from kdcli.models.properties import operations_of, parameters_of
 from kdcli.options.fields import StepConfig
 from kdcli.options.resolving import command_line
@@ -299,6 +298,6 @@ def line_of(kind: type[StepConfig], options: Mapping[str, Any]) -> str | None:
     if options.get("method", "") not in ("", *METHODS):  # an object that a file names is not imported
         return None
     try:
-        return command_line(kind.model_validate(options)) if options else None
-    except ValidationError:
+        return command_line(kind(**options)) if options else None
+    except ConfigError:
         return None

@@ -33,11 +33,10 @@ def choose_views(
     """
     if cache is None:
         return ViewRule(ViewSet(0, config.recipe or method.recipe or DEFAULT_RECIPE), None)
-    views = ViewSet.from_document(cache.view_set)
     cached = cache.view_count - 1
     if pinned is not None and pinned <= cached:
         cached = pinned
-    views = replace(views, train_views=cached)
+    views = replace(ViewSet.from_document(cache.view_set), train_views=cached)
     recipe = config.recipe
     if recipe is None and config.teacher_view == method.teacher_view == "eval":
         recipe = method.recipe
@@ -51,14 +50,23 @@ def choose_views(
             f"--recipe {config.recipe}, but the cached views are of recipe {views.recipe}",
             "Leave --recipe out, or take the teachers' clean view for augmented images: --teacher-view eval",
         )
-    for member in cache.members:
-        require_same_pixels(member.manifest.view_pixels, as_pixels(views.pixels()), member.layout.root)
+    require_drawn(cache, views)
     if cached == 0:
         console.warn(
             "the cache has only the eval view: every epoch shows the same pixels; "
             "cache --views eval+train:K, or use --teacher-view eval"
         )
     return ViewRule(views, cached)
+
+
+def require_drawn(cache: CacheSet, views: ViewSet) -> None:
+    """Refuse to replay views that this installation draws differently.
+
+    Raises:
+        IdentityError: this kd draws other pixels than the one that cached them.
+    """
+    for member in cache.members:
+        require_same_pixels(member.manifest.view_pixels, as_pixels(views.pixels()), member.layout.root)
 
 
 def choose_geometry(config: StudentConfig, rule: ViewRule, records: Sequence[TeacherRecord]) -> EvalGeometry:

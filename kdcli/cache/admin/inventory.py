@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 from kdcli.cache.admin.holders import Writer, claim_holders
 from kdcli.cache.commits import Commit, read_commits, sizes_agree, strange_ids
@@ -17,6 +17,7 @@ from kdcli.cache.store import Store
 from kdcli.documents import to_document
 from kdcli.errors import Advice, CacheMissingError, KdError, StorageError, nearest
 from kdcli.files import real_path, storage_errors
+from kdcli.results import Result
 
 # --- finding ---------------------------------------------------------------------------------------
 
@@ -252,8 +253,10 @@ class Dropped:
 
 @final
 @dataclass(frozen=True, slots=True)
-class CacheInfo:
+class CacheInfo(Result):
     """All there is to say about a cache. ``states`` are by part, the samples first; ``writers`` with their claims."""
+
+    bars: ClassVar = ("part", "bytes")
 
     path: Path
     manifest: Manifest
@@ -304,6 +307,10 @@ class CacheInfo:
                 for writer, count in self.writers.items()
             ],
         }
+
+    def records(self) -> list[dict[str, Any]]:
+        """A part each: the samples, and every kind of output of a teacher."""
+        return [{"part": part, **state.document()} for part, state in self.states.items()]
 
     def _teacher(self, record: TeacherRecord) -> dict[str, Any]:
         kinds = {}

@@ -1,0 +1,84 @@
+"""``train_student``: one student, a sequence or a grid of them, or with ``sweep`` several."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+from kdcli.errors import NotFoundError
+from kdcli.options.fields import as_typed
+from kdcli.options.resolving import spelled
+from kdcli.ranking.answer import RankAnswer
+from kdcli.ranking.documents import parse_ranking, ranking_of
+from kdcli.reading import DOCUMENT_BYTES, read_json
+from kdcli.training.config import StudentConfig
+from kdcli.training.lr_grid import train_grid
+from kdcli.training.result import TrainResult
+from kdcli.training.sequential import train_sequence
+from kdcli.training.sweep import SweepResult
+from kdcli.training.sweep import train_sweep as sweep_step
+from kdcli.training.sweep_file import Sweep, resolve_sweep
+from kdcli.training.train import train_student as lone_run
+from kdcli.types import Ranking
+
+
+def train_student(
+    config: StudentConfig, *, ranking: Ranking | RankAnswer | str | Path | None = None
+) -> TrainResult:
+    """Train a student on labels and cached teachers, or go on with it, or give the result of the finished run.
+
+    Args:
+        config: what to train; a method's own options are options of it, see ``kd methods NAME``.
+        ranking: what ``rank_sources`` gave, or a file of it.
+
+    Raises:
+        KdError: see :func:`kdcli.training.train.train_student`.
+    """
+    if isinstance(ranking, str | Path):
+        config, ranking = config.model_copy(update={"ranking": str(ranking)}), None
+    chosen = _read_ranking(config) if ranking is None else ranking
+    step = train_sequence if config.sequential else train_grid if config.lr_grid else lone_run
+    return step(config, ranking=chosen.ranking if isinstance(chosen, RankAnswer) else chosen)
+
+
+def train_sweep(sweep: Sweep | str | Path, **options: Any) -> SweepResult:
+    """Train several students over one stream of images; those that diverged are in the result.
+
+    Args:
+        sweep: the file that ``kd train-student --sweep`` takes.
+        options: of all students, and ``out``, their common folder.
+
+    Raises:
+        KdError: see :func:`kdcli.training.sweep.train_sweep`.
+    """
+    if not isinstance(sweep, Sweep):
+        sweep = Sweep(*resolve_sweep(as_typed(StudentConfig, options), (), None, Path(sweep)))
+    return sweep_step(sweep.out, sweep.students, _read_rankings(sweep.students))
+
+
+def _read_rankings(configs: Mapping[str, StudentConfig]) -> dict[str, Ranking | None]:
+    """The ranking of each student, read once however many name it: standard input can be read only once."""
+    known: dict[str | None, Ranking | None] = {None: None}
+    for config in configs.values():
+        if config.ranking not in known:
+            known[config.ranking] = _read_ranking(config)
+    return {name: known[config.ranking] for name, config in configs.items()}
+
+
+def _read_ranking(config: StudentConfig) -> Ranking | None:
+    """The ranking in a file or, for ``-``, on standard input."""
+    source = config.ranking
+    if source is None:
+        return None
+    if source == "-":
+        data = b"" if sys.stdin is None or sys.stdin.closed else sys.stdin.buffer.read(DOCUMENT_BYTES + 1)
+        return parse_ranking(data[:DOCUMENT_BYTES], "the ranking on standard input")
+    path = Path(source)
+    if path.is_dir() or not path.exists():
+        command = spelled("rank-sources", cache=config.cache or "CACHE", data=config.first_data, json=True)
+        raise NotFoundError(
+            f"--ranking {path} is {'a folder' if path.is_dir() else 'not there'}",
+            f"{command} > {'ranking.json' if path.is_dir() else quote(str(path))}",
+        )
+    return ranking_of(read_json(path), path)
