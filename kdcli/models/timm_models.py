@@ -266,7 +266,8 @@ def preprocess_of(network: torch.nn.Module | None, image_size: int | None = None
     Raises:
         UsageError: it says nothing of them.
     """
-    config = {} if network is None else getattr(network, "pretrained_cfg", None)
+    defaults = {"input_size": (3, 224, 224)}  # an empty configuration is refused
+    config = defaults if network is None else getattr(network, "pretrained_cfg", None)
     if not isinstance(config, Mapping):
         raise UsageError(
             f"{type(network).__name__} does not say how it wants its pixels, as networks of timm do",

@@ -1,7 +1,7 @@
 """``open_cache``: what teachers gave, as arrays."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -33,7 +33,7 @@ def open_cache(*paths: "str | os.PathLike[str]") -> "OpenCache":
 
 
 @final
-class OpenCache(Mapping[str, "Outputs"]):
+class OpenCache:
     """Cached images and what each teacher gave for them; ``cache["gen"].logits``.
 
     Attributes:
@@ -70,8 +70,12 @@ class OpenCache(Mapping[str, "Outputs"]):
     def __iter__(self) -> Iterator[str]:
         return iter(self.caches.teachers)
 
+    def __contains__(self, teacher: object) -> bool:
+        return teacher in self.caches.teachers
+
     def __len__(self) -> int:
-        return len(self.caches.teachers)
+        """Number of images."""
+        return len(self.rows)
 
     def __repr__(self) -> str:
         teachers = ", ".join(f"{name}: {' '.join(self[name])}" for name in self)
@@ -120,7 +124,7 @@ class OpenCache(Mapping[str, "Outputs"]):
 
 
 @final
-class Outputs(Mapping[str, np.ndarray]):
+class Outputs:
     """What one teacher gave: arrays of view 0 by name, a row an image, in the type they are stored in.
 
     Attributes:
@@ -146,8 +150,8 @@ class Outputs(Mapping[str, np.ndarray]):
     def __iter__(self) -> Iterator[str]:
         return iter(self._cache.caches.teachers[self.teacher].array_specs())
 
-    def __len__(self) -> int:
-        return len(self._cache.caches.teachers[self.teacher].array_specs())
+    def __contains__(self, array: object) -> bool:
+        return array in self._cache.caches.teachers[self.teacher].array_specs()
 
     def array(self, name: str, view: int = 0) -> Shaped[np.ndarray, "n ..."]:
         """All rows of an array, of one view.
