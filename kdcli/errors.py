@@ -64,6 +64,10 @@ class KdError(Exception):
         self.message = " ".join(message.split())
         self.hint = " ".join(str(hint).split())
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows: what is wrong and what to do, not where in kd it was found."""
+        return [f"{type(self).__name__}: {self.message}", *([f"hint: {self.hint}"] if self.hint else [])]
+
     def document(self) -> dict[str, Any]:
         """The error as the one JSON document a ``--json`` caller reads."""
         return {"error": {"code": self.exit_code, "message": self.message, "hint": self.hint}}
