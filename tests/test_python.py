@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -301,3 +302,19 @@ def test_a_sweep_is_a_function_too(place: Place, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="Did you mean 'epochs'"):
         kdcli.train_sweep(tmp_path / "s.yaml", data=place.data, student=STUDENT, method="labels-only",
                           out=tmp_path / "x", epohcs=1)  # fmt: skip
+
+
+# --- the page ---------------------------------------------------------------------------------------
+
+
+def test_the_page_names_what_there_is() -> None:
+    page = (Path(__file__).parents[1] / "docs/python.md").read_text(encoding="utf-8")
+    for block in re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
+        compile(block, "docs/python.md", "exec")
+    assert all(hasattr(kdcli, name) for name in re.findall(r"kdcli\.([a-zA-Z]\w*)", page))
+    listed = page.partition("| command | function |")[2].partition("\n\n")[0]
+    named = {
+        name for row in listed.splitlines() for name in re.findall(r"`([a-z_]+)", row.rpartition(" | ")[2])
+    }
+    assert named <= {*VERBS, "train_sweep"}
+    assert named >= {name for name in VERBS if not name.startswith("cache_")}
