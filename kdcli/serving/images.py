@@ -5,14 +5,14 @@ What an item shows is what ``kd train-student`` shows: the same batches are made
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, final
+from typing import Any, Literal, TypeAlias, final
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from kdcli.cache.cacheset import only_location
+from kdcli.cache.cacheset import CacheSet, only_location
 from kdcli.data.sources import open_data
 from kdcli.data.views import ViewSet
 from kdcli.errors import CacheMissingError, KdError, UsageError
@@ -27,9 +27,6 @@ from kdcli.training.samplers import EpochOrder, Ticket
 from kdcli.training.views import require_drawn
 from kdcli.types import Preprocess
 from kdcli.workers import worker_setup
-
-if TYPE_CHECKING:
-    from kdcli.serving.opened import OpenCache
 
 Student: TypeAlias = nn.Module | str | Preprocess | int
 """Whose input images are made for: a network of timm, a model string, a preprocessing, or the side in pixels (then
@@ -46,7 +43,7 @@ class CachedImages(Dataset[Item]):
     training views, or view 0 where there are none; :meth:`set_epoch` says which epoch it is, also to running workers.
 
     Args:
-        cache: the cache.
+        caches: what is cached.
         data: where the images are; None: as the cache recorded.
         student: what images are made for, see :data:`Student`.
         teachers: names, each with the arrays to give; or names only, or one, which give all arrays that are kept of
@@ -59,14 +56,13 @@ class CachedImages(Dataset[Item]):
 
     def __init__(
         self,
-        cache: "OpenCache",
+        caches: CacheSet,
         data: str | None,
         *,
         student: Student,
         teachers: "str | Sequence[str] | dict[str, Sequence[str]] | None" = None,
         teacher_view: Literal["same", "eval"] = "same",
     ) -> None:
-        caches = cache.caches
         self.preprocess = _preprocess(student)
         views = replace(ViewSet.from_document(caches.view_set), train_views=caches.view_count - 1)
         self._rule = ViewRule(views, views.train_views, teacher_view)
@@ -76,8 +72,8 @@ class CachedImages(Dataset[Item]):
                 "Leave teacher_view out.",
             )
         shown = sorted({self._rule.teacher(epoch) for epoch in range(max(1, views.train_views))})
-        reads = _reads(cache, teachers, with_views=shown != [0])
-        self.data = open_data(_location(cache) if data is None else data)
+        reads = _reads(caches, teachers, with_views=shown != [0])
+        self.data = open_data(_location(caches) if data is None else data)
         rows = caches.rows_of(
             self.data, check_content=False
         )  # the feed compares the bytes as it decodes them
@@ -93,7 +89,7 @@ class CachedImages(Dataset[Item]):
             require_drawn(caches, views)
             require_partners(recording, self.data, views, [view for view in shown if view])
         self._feed = Feed(self.data, self._rule, [Render.of(self.preprocess)], recording)
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
 
     @property
     def views(self) -> ViewSet:
@@ -196,18 +192,24 @@ def _preprocess(student: Student) -> Preprocess:
     return preprocess_of(None, student)
 
 
-def _location(cache: "OpenCache") -> str:
-    places = {only_location(member.manifest) for member in cache.caches.members}
+def _location(caches: CacheSet) -> str:
+    places = {only_location(member.manifest) for member in caches.members}
     if len(places) > 1 or None in places:
         raise UsageError("the images of the cache are from several places", "Say where they are: data=...")
     return str(places.pop())
 
 
 def _reads(
-    cache: "OpenCache", teachers: "str | Sequence[str] | dict[str, Sequence[str]] | None", with_views: bool
+    caches: CacheSet, teachers: "str | Sequence[str] | dict[str, Sequence[str]] | None", with_views: bool
 ) -> dict[str, tuple[str, ...]]:
     """The arrays of each teacher; of those that are not told, what is kept of the views that are shown."""
     if isinstance(teachers, dict):
-        return {cache[name].teacher: tuple(arrays) for name, arrays in teachers.items()}
-    names = list(cache) if teachers is None else [teachers] if isinstance(teachers, str) else list(teachers)
-    return {name: tuple(cache[name].of_all_views() if with_views else cache[name]) for name in names}
+        return {name: tuple(arrays) for name, arrays in teachers.items()}
+    names = (
+        list(caches.teachers)
+        if teachers is None
+        else [teachers]
+        if isinstance(teachers, str)
+        else list(teachers)
+    )
+    return {name: tuple(caches.teacher(name).array_specs(with_views)) for name in names}

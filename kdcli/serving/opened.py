@@ -96,7 +96,7 @@ class OpenCache:
         """A map-style data set of torch; see :class:`~kdcli.serving.images.CachedImages`."""
         from kdcli.serving.images import CachedImages
 
-        return CachedImages(self, None if data is None else os.fspath(data), **options)
+        return CachedImages(self.caches, None if data is None else os.fspath(data), **options)
 
     def loader(
         self,
@@ -173,13 +173,8 @@ class Outputs:
             CacheMissingError: the image is not cached, or not this view of it.
         """
         rows = self._cache.rows[[self._cache.row(key)]]
-        names = list(self) if view == 0 else self.of_all_views()
+        names = list(self._cache.caches.teachers[self.teacher].array_specs(of_all_views=view > 0))
         return {name: values[0] for name, values in self._read(names, rows, view).items()}
-
-    def of_all_views(self) -> list[str]:
-        """Names of the arrays that are kept of every view."""
-        outputs = self._cache.caches.teachers[self.teacher].outputs.values()
-        return [name for output in outputs if not output.eval_only for name in output.arrays]
 
     def _read(self, names: list[str], rows: Int64[np.ndarray, " m"], view: int) -> dict[str, np.ndarray]:
         caches = self._cache.caches
