@@ -24,7 +24,7 @@ from kdcli.runtime import worker_count
 from kdcli.training.batches import Feed
 from kdcli.training.replay import Recording, ViewRule, require_partners
 from kdcli.training.samplers import EpochOrder, Ticket
-from kdcli.training.views import require_drawn
+from kdcli.training.views import replayed
 from kdcli.types import Preprocess
 from kdcli.workers import worker_setup
 
@@ -65,7 +65,8 @@ class CachedImages(Dataset[Item]):
     ) -> None:
         self.preprocess = _preprocess(student)
         views = replace(ViewSet.from_document(caches.view_set), train_views=caches.view_count - 1)
-        self._rule = ViewRule(views, views.train_views, teacher_view)
+        eval_only = ViewRule(views, views.train_views, "eval")
+        self._rule = replayed(caches, views) if teacher_view == "same" else eval_only
         if teacher_view == "eval" and views.mixes:
             raise UsageError(
                 f"recipe {views.recipe} mixes images, and with teacher_view='eval' the teachers saw them unmixed",
@@ -86,7 +87,6 @@ class CachedImages(Dataset[Item]):
             self.data, rows = self.data.select(np.flatnonzero(usable)), rows[usable]
         recording = Recording(caches, rows, reads)
         if self._rule.recorded:
-            require_drawn(caches, views)
             require_partners(recording, self.data, views, [view for view in shown if view])
         self._feed = Feed(self.data, self._rule, [Render.of(self.preprocess)], recording)
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]

@@ -50,23 +50,23 @@ def choose_views(
             f"--recipe {config.recipe}, but the cached views are of recipe {views.recipe}",
             "Leave --recipe out, or take the teachers' clean view for augmented images: --teacher-view eval",
         )
-    require_drawn(cache, views)
-    if cached == 0:
-        console.warn(
-            "the cache has only the eval view: every epoch shows the same pixels; "
-            "cache --views eval+train:K, or use --teacher-view eval"
-        )
-    return ViewRule(views, cached)
+    return replayed(cache, views)
 
 
-def require_drawn(cache: CacheSet, views: ViewSet) -> None:
-    """Refuse to replay views that this installation draws differently.
+def replayed(cache: CacheSet, views: ViewSet) -> ViewRule:
+    """The cached views as the teachers saw them, epoch by epoch.
 
     Raises:
         IdentityError: this kd draws other pixels than the one that cached them.
     """
     for member in cache.members:
         require_same_pixels(member.manifest.view_pixels, as_pixels(views.pixels()), member.layout.root)
+    if not views.train_views:
+        console.warn(
+            "the cache has only the eval view: every epoch shows the same pixels; "
+            "cache --views eval+train:K, or use --teacher-view eval"
+        )
+    return ViewRule(views, views.train_views)
 
 
 def choose_geometry(config: StudentConfig, rule: ViewRule, records: Sequence[TeacherRecord]) -> EvalGeometry:
