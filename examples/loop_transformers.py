@@ -34,7 +34,7 @@ class NextViews(transformers.TrainerCallback):
         self.images = images
 
     def on_epoch_begin(self, args, state, control, **_more) -> None:
-        self.images.set_epoch(int(state.epoch or 0))
+        self.images.set_epoch(round(state.epoch or 0))
 
 
 def main(path: Path, teacher: str, side: int, epochs: int) -> None:

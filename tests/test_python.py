@@ -318,3 +318,12 @@ def test_the_page_names_what_there_is() -> None:
     }
     assert named <= {*VERBS, "train_sweep"}
     assert named >= {name for name in VERBS if not name.startswith("cache_")}
+
+
+def test_the_curves_of_a_run_that_is_judged() -> None:
+    from kdcli.training.result import TrainResult
+
+    history = tuple({"epoch": n, "loss": 1 / n, "val_top1": n / 4, "val_top5": 1.0} for n in (1, 2, 3))
+    loss, judged = TrainResult("m", "o", 3, None, history, None, 1.0).plot().axes
+    assert [line.get_ydata().tolist() for line in judged.lines] == [[0.25, 0.5, 0.75]]
+    assert len(loss.lines) == 1

@@ -107,19 +107,17 @@ class TrainResult(Result):
 def _drawn(history: Sequence[Mapping[str, Any]]) -> "Figure":
     require_matplotlib("plot() needs")
     epochs = [epoch["epoch"] for epoch in history]
+    judged = [name for name in (history[0] if history else {}) if name.endswith(("_top1", "_mAP"))]
     with style():
-        figure = figure_of(7, 3)
-        loss, judged = figure.subplots(1, 2)
-        loss.plot(epochs, [epoch["loss"] for epoch in history], color=color_of(0))
-        loss.set(xlabel="epoch", ylabel="loss")
-        names = [name for name in (history[0] if history else {}) if name.endswith(("top1", "mAP"))]
-        for number, name in enumerate(names):
-            judged.plot(epochs, [epoch.get(name) for epoch in history], color=color_of(number), label=name)
-        judged.set(xlabel="epoch", ylabel="validation")
-        if names:
-            legend(judged)
-        else:
-            judged.set_visible(False)
+        figure = figure_of(3.5 if not judged else 7, 3)
+        panels = figure.subplots(1, 2 if judged else 1, squeeze=False)[0]
+        panels[0].plot(epochs, [epoch["loss"] for epoch in history], color=color_of(0))
+        panels[0].set(xlabel="epoch", ylabel="loss")
+        for number, name in enumerate(judged):
+            panels[1].plot(epochs, [epoch.get(name) for epoch in history], color=color_of(number), label=name)
+        if judged:
+            panels[1].set(xlabel="epoch", ylabel="share that is right")
+            legend(panels[1])
     return figure
 
 
