@@ -57,10 +57,10 @@ def cached_rate(root: Path, names: str) -> float:
     return rate
 
 
-def requests(root: Path, manifest_of: Path) -> list[list[BatchRequest]]:
+def requests(root: Path, manifest_of: Path) -> list[BatchRequest]:
     manifest = load_manifest(manifest_of)
     return [
-        [BatchRequest(block, block, 0, range(start, min(start + BATCH, rows.stop)), 1)]
+        BatchRequest(block, block, 0, range(start, min(start + BATCH, rows.stop)), 1)
         for block in range(manifest.blocks)
         for rows in [manifest.rows_of(block)]
         for start in range(rows.start, rows.stop, BATCH)
@@ -78,7 +78,8 @@ def bare_rate(root: Path, sample: Path, names: str) -> tuple[float, float]:
     start, count, kept = time.perf_counter(), 0, []
     loader = torch.utils.data.DataLoader(
         Decoder(data, views, manifest, list(dict.fromkeys(renders))),
-        batch_sampler=requests(root, sample),
+        batch_size=None,
+        sampler=requests(root, sample),
         num_workers=1,
         collate_fn=as_it_is,
         worker_init_fn=worker_init,

@@ -44,6 +44,8 @@ def storage_error(error: Exception, path: Path | str) -> NoSpaceError | StorageE
             error.filename2 or error.filename or path,
             error.strerror or reason,
         )
+    if isinstance(where, str) and _TEMPORARY.fullmatch(Path(where).name):
+        where = path  # the user knows the file, not the name that it has until it is whole
     if number is None and (found := _TOLD.search(reason)):
         number = int(found[1])
         reason = os.strerror(number)
@@ -61,6 +63,7 @@ def storage_error(error: Exception, path: Path | str) -> NoSpaceError | StorageE
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _TOLD = re.compile(r"(?:os error |errno = )(\d+)")
 _UNPUBLISHED = re.compile(r"\..+\.([0-9a-f]{12})-(\d+)-[0-9a-f]{16}\.tmp")
+_TEMPORARY = re.compile(r"\..+\.tmp")
 _DEAD_SECONDS = 600.0
 """A process of another machine that did not touch its file for this long is dead."""
 
@@ -115,15 +118,21 @@ def atomic_write_bytes(path: Path, data: bytes, tmp: Path | None = None) -> None
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            now = temporary.stat().st_mtime
+            if tmp is None:
+                _sweep(
+                    path, now=temporary.stat().st_mtime
+                )  # before: what exists already may not be written again
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
         fsync_folder(path.parent)
-        if tmp is None:
-            for other in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-                if _is_dead(other, now):
-                    other.unlink(missing_ok=True)
+
+
+def _sweep(path: Path, now: float) -> None:
+    """Remove what killed processes left of a file that they were writing."""
+    for other in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        if _is_dead(other, now):
+            other.unlink(missing_ok=True)
 
 
 def _is_dead(unpublished: Path, now: float) -> bool:
@@ -279,8 +288,8 @@ def sizes_in(path: Path) -> dict[Path, int]:
     return sizes
 
 
-def available_gb(path: Path) -> float:
-    """Free space, in GB, on the file system of the nearest existing parent of ``path``."""
+def available_bytes(path: Path) -> int:
+    """Free bytes on the file system of the nearest existing parent of ``path``."""
     while not path.exists():
         path = path.parent
-    return shutil.disk_usage(path).free / 1e9
+    return shutil.disk_usage(path).free

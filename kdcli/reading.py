@@ -10,6 +10,7 @@ import math
 import os
 import re
 import stat
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +32,7 @@ _CHUNK: Final = 2**22
 _ODD = (errno.ENXIO, errno.ENODEV, errno.EOPNOTSUPP)
 """What opening a socket or a device says."""
 _RESTORE = "Restore the file or remove it."
+_REGULAR = "Give a regular file; write what a pipe holds to one first."
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a pipe",
@@ -41,7 +43,13 @@ _KINDS = {
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
-def open_regular(path: Path, most: int | None, error: Refusal = BadDataError, links: bool = True) -> int:
+def open_regular(
+    path: Path,
+    most: int | None,
+    error: Refusal = BadDataError,
+    links: bool = True,
+    hint: str | Advice = _REGULAR,
+) -> int:
     """A descriptor of a regular file. Never waits, as opening a pipe would.
 
     Args:
@@ -49,6 +57,7 @@ def open_regular(path: Path, most: int | None, error: Refusal = BadDataError, li
         most: bytes that it may have; None: any number.
         error: what to raise.
         links: whether a link is followed, or refused.
+        hint: what to do about a folder, a pipe, a socket or a device in its place.
 
     Raises:
         OSError: the operating system refuses.
@@ -61,12 +70,12 @@ def open_regular(path: Path, most: int | None, error: Refusal = BadDataError, li
         descriptor = os.open(path, flags)
     except OSError as refusal:
         if refusal.errno in _ODD:
-            _require_regular(path.stat(), path, most, error)
+            _require_regular(path.stat(), path, most, error, hint)
         if not links and path.is_symlink():
             raise error(f"{path} is a link, not a file", "Put the file itself in its place.") from refusal
         raise
     try:
-        _require_regular(os.fstat(descriptor), path, most, error)
+        _require_regular(os.fstat(descriptor), path, most, error, hint)
     except BaseException:
         os.close(descriptor)
         raise
@@ -91,12 +100,12 @@ def require_regular(path: Path, most: int | None = None, error: Refusal = BadDat
         os.close(open_regular(path, most, error))
 
 
-def _require_regular(status: os.stat_result, path: Path, most: int | None, error: Refusal) -> None:
+def _require_regular(
+    status: os.stat_result, path: Path, most: int | None, error: Refusal, hint: str | Advice
+) -> None:
     kind = _KINDS.get(stat.S_IFMT(status.st_mode))
     if kind is not None:
-        raise error(
-            f"{path} is {kind}, not a file", "Give a regular file; write what a pipe holds to one first."
-        )
+        raise error(f"{path} is {kind}, not a file", hint)
     if most is not None and status.st_size > most:
         raise error(
             f"{path} has {status.st_size} bytes; at most {most} are read", "Give the right file, or split it."
@@ -104,7 +113,11 @@ def _require_regular(status: os.stat_result, path: Path, most: int | None, error
 
 
 def read_bytes(
-    path: Path, most: int = DOCUMENT_BYTES, error: Refusal = BadDataError, links: bool = True
+    path: Path,
+    most: int = DOCUMENT_BYTES,
+    error: Refusal = BadDataError,
+    links: bool = True,
+    hint: str | Advice = _REGULAR,
 ) -> bytes:
     """The bytes of a regular file.
 
@@ -113,12 +126,13 @@ def read_bytes(
         most: bytes that it may have.
         error: what to raise.
         links: whether a link is followed, or refused.
+        hint: see :func:`open_regular`.
 
     Raises:
         OSError: the operating system refuses; within :func:`storage_errors` it gets its code.
         BadDataError, ConfigError, CorruptError: it is no regular file, or larger.
     """
-    descriptor = open_regular(path, most, error, links)
+    descriptor = open_regular(path, most, error, links, hint)
     try:
         size = os.fstat(descriptor).st_size
         data = os.read(descriptor, size + 1)  # all of a file that does not change meanwhile, in one call
@@ -225,11 +239,12 @@ def _finite(text: str) -> float:
 
 def short_reason(refusal: Exception) -> str:
     """What a parser says, in one line of at most 200 characters."""
-    return (
-        "it is nested too deep"
-        if isinstance(refusal, RecursionError)
-        else " ".join(str(refusal).split())[:200]
-    )
+    if isinstance(refusal, RecursionError):
+        return "it is nested too deep"
+    text = " ".join(str(refusal).split())
+    if "set_int_max_str_digits" in text:
+        return f"it holds a number of more than {sys.get_int_max_str_digits()} digits"
+    return text[:200]
 
 
 # --- names and paths ---------------------------------------------------------------------------------

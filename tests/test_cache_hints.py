@@ -9,7 +9,7 @@ import kdcli
 from kdcli.errors import Advice, CorruptError
 from kdcli.extract.hints import HINTS
 
-_COMPUTED = {"restore-manifest", "restore-teacher", "fill-or-partial", "fill"}
+_COMPUTED = {"restore-manifest", "restore-teacher", "restore-output", "fill-or-partial", "fill"}
 """Topics that the storage layer chooses between."""
 
 

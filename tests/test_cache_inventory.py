@@ -1,5 +1,6 @@
 """What there is, how far it is, what differs, and taking it away: on records and a numpy teacher."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -26,6 +27,7 @@ from kdcli.cache.admin.remove import plan_cache_removal, plan_output_removal, re
 from kdcli.cache.claims import Claims
 from kdcli.cache.keytable import KeyTable, block_digest
 from kdcli.cache.layout import BackendName, DataIdentity, Layout, Unit
+from kdcli.cache.provenance import seal, unseal
 from kdcli.cache.reader import CacheReader
 from kdcli.cache.writer import CacheWriter, create_cache
 from kdcli.errors import (
@@ -563,3 +565,39 @@ def test_a_kill_leaves_nothing_that_reads_as_complete(
                 assert not root.exists()
     assert finished
     assert limit > 3
+
+
+_NO_ROOT = "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-dac_override,-dac_read_search"
+
+
+@pytest.mark.parametrize("name", [".", "commits", "data.zarr/teachers/t/logits"])
+def test_a_cache_with_a_folder_that_keeps_its_files_is_not_begun_to_be_removed(
+    whole: Path, tmp_path: Path, name: str
+) -> None:
+    cache = shutil.copytree(whole, tmp_path / "c.kd")
+    (cache / name).chmod(0o555)
+    bound = ["setpriv", *_NO_ROOT] if os.geteuid() == 0 else []
+    if bound and shutil.which("setpriv") is None:
+        pytest.skip("root may write everywhere, and nothing here takes that from it")
+    command = [*bound, sys.executable, "-m", "kdcli", "cache", "rm", str(cache), "--yes"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    (cache / name).chmod(0o755)
+    assert done.returncode == 32, done.stderr
+    assert f"error: {cache / name} may not be written to: nothing was removed" in done.stderr
+    assert {str(path.relative_to(cache)) for path in cache.rglob("*")} == {
+        str(path.relative_to(whole)) for path in whole.rglob("*")
+    }
+    assert [path.name for path in tmp_path.iterdir()] == ["c.kd"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("seconds", 1e308), ("made", {"kl": {"1": 10**4000}}), ("made", {"kl": {"1": -1e308}})],
+)
+def test_a_record_with_numbers_that_no_run_gives_is_refused(cache: Path, field: str, value: Any) -> None:
+    path = cache / "commits/t/logits.jsonl"
+    first, *rest = path.read_text().splitlines()
+    record = {**unseal(json.loads(first), path), field: value}
+    path.write_text("\n".join([json.dumps(seal(record)), *rest]) + "\n")
+    with pytest.raises(CorruptError, match=rf"logits\.jsonl: {field}"):
+        inspect_cache(cache)

@@ -449,8 +449,8 @@ def test_other_endings_and_compressions_are_refused(
 
 
 def test_a_disk_that_is_too_small_is_said_at_once(cache: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("kdcli.cache.admin.moving.available_gb", lambda _: 1e-6)
-    with pytest.raises(NoSpaceError, match="GB are free"):
+    monkeypatch.setattr("kdcli.cache.admin.moving.available_bytes", lambda _: 1000)
+    with pytest.raises(NoSpaceError, match=r"needs .* and 1\.0 kB are free"):
         pack(cache, tmp_path / "p.h5")
     assert [path.name for path in tmp_path.iterdir()] == ["c.kd"]
 
@@ -472,7 +472,7 @@ def test_a_disk_that_fills_up_leaves_nothing_and_is_said(
     tmp_path: Path, small_disk: Path, to: str, monkeypatch: Any
 ) -> None:
     make_wide(tmp_path / "c.kd", 200, monkeypatch)
-    monkeypatch.setattr("kdcli.cache.admin.moving.available_gb", lambda _: 1.0)
+    monkeypatch.setattr("kdcli.cache.admin.moving.available_bytes", lambda _: 10**9)
     with pytest.raises(NoSpaceError):
         pack(tmp_path / "c.kd", small_disk / to)
     pack(tmp_path / "c.kd", tmp_path / to)

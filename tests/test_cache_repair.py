@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
@@ -501,3 +502,52 @@ def test_weights_that_changed_under_their_path_are_refused(
     refused = here("cache", "repair", "c.kd", *moved)
     refused.refused(21, "weights was")
     assert refused.json["error"]["differences"][0]["field"] == "weights"
+
+
+def write_text(path: Path) -> None:
+    path.write_text("hi\n")
+
+
+@pytest.mark.parametrize("put", [write_text, os.mkfifo, Path.mkdir], ids=["text", "pipe", "folder"])
+def test_what_is_none_of_its_files_is_removed(cache: Path, put: Callable[[Path], None]) -> None:
+    before = state(cache)
+    put(cache / "teachers/a/zz.json")
+    (cache / "commits/a/other.jsonl").touch()
+    (cache / "commits/a/topk.jsonl").touch()  # a kind that the teacher has not
+    with pytest.raises(CorruptError, match=r"zz\.json") as caught:
+        CacheSet.open([cache])
+    assert caught.value.hint == f"Repair it: kd cache repair {cache}"
+    assert repair_cache(cache, HERE).left == ()
+    assert audit(cache).ok
+    assert state(cache) == before
+    assert not (cache / "teachers/a/zz.json").exists()
+
+
+def as_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def as_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def edited(path: Path) -> None:
+    path.write_text(path.read_text().replace("a", "b", 1))
+
+
+@pytest.mark.parametrize("spoil", [as_folder, as_pipe, edited])
+@pytest.mark.parametrize("name", ["manifest.json", "teachers/a/teacher.json", "teachers/b/features.json"])
+def test_what_repair_cannot_make_again_nobody_sends_to_repair(
+    cache: Path, name: str, spoil: Callable[[Path], None]
+) -> None:
+    spoil(cache / name)
+    hints = []
+    for use in (lambda: CacheSet.open([cache]), lambda: repair_cache(cache, HERE), audit(cache).require_ok):
+        with pytest.raises(CorruptError, match=Path(name).name) as caught:
+            use()
+        hints.append(caught.value.hint)
+    assert all(hint.startswith("Restore") for hint in hints)
+    if name != "manifest.json":
+        assert len(set(hints)) == 1

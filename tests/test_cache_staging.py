@@ -211,7 +211,7 @@ def test_a_copy_that_was_touched_is_made_again(cache: Path, tmp_path: Path, veri
 def test_without_space_nothing_is_copied(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(staging, "available_gb", lambda _: 1e-6)
+    monkeypatch.setattr(staging, "available_bytes", lambda _: 1000)
     with pytest.raises(NoSpaceError, match="GB free"):
         stage(CacheSet.open([cache]), BOTH, tmp_path / "ssd")
     assert not copies(tmp_path / "ssd")

@@ -143,7 +143,10 @@ def test_case_between_two_folders_is_a_problem(tmp_path: Path) -> None:
         (tmp_path / name).mkdir(parents=True)
         picture(number).save(tmp_path / name / "1.png")
     seen = found(run(tmp_path, data=f"{tmp_path}/a", test=f"{tmp_path}/b"))
-    assert seen["classes that differ by case or Unicode form"][1:] == (True, "'Dog' and 'dog'")
+    assert seen["classes that differ by case, Unicode form or invisible characters"][1:] == (
+        True,
+        "'Dog' and 'dog'",
+    )
 
 
 def code_of(*arguments: object) -> int:
@@ -168,3 +171,19 @@ def test_the_command(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert document["data"]["classes"] == {"cat": 11, "dog": 13, "fox": 1, "wolf": 0}
     assert code_of("data", "check", "sklearn/digits@n=20", "--workers", 0) == 0
     assert code_of("data", "check", place / "nowhere") == 11
+
+
+def test_what_was_found_is_printed_before_the_file_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a/1.png", "a/2\n.png", "b/3.png"):
+        (tmp_path / "d" / name).parent.mkdir(parents=True, exist_ok=True)
+        picture(0).save(tmp_path / "d" / name)
+    out = tmp_path / "bad.txt"
+    with pytest.raises(SystemExit) as ended:
+        main(["data", "check", str(tmp_path / "d"), "--write-exclude", str(out), "--workers", "0"])
+    assert ended.value.code == 12
+    told = capsys.readouterr()
+    assert "PROBLEM" in told.out
+    assert "does not fit on a line" in told.err
+    assert not out.exists()

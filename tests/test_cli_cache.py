@@ -84,6 +84,29 @@ def test_a_rerun_computes_nothing_and_a_new_teacher_runs_alone(
     assert {name: after[name] for name in before} == before
 
 
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="Linux's file that opens and cannot be read")
+def test_what_a_decode_process_cannot_read_is_told_as_such(
+    kd: Kd, images: Path, teachers: dict[str, str]
+) -> None:
+    """Not as a worker's traceback in one line: message, hint and code are those of the error itself."""
+    base = ("--cache", "c.kd", "--workers", 1)
+    make = ("cache-teachers", images, *base, "--teacher", f"a={teachers['a']}")
+    picture = images / "class1" / "003.png"
+    good = picture.read_bytes()
+    for command in (make, ("cache", "repair", "c.kd", "--workers", 1)):
+        picture.unlink()
+        picture.symlink_to("/proc/self/mem")
+        done = kd(*command)
+        assert done.code == 32, done.err
+        told = done.err.splitlines()[-2:]
+        assert told[0] == f"error: {picture}: Input/output error"
+        assert told[1].startswith("hint: Check the path")
+        picture.unlink()
+        picture.write_bytes(good)
+        assert kd(*make).code == 0
+        (images.parent / "c.kd/data.zarr/teachers/a/logits/c.0.0.0").write_bytes(b"no")
+
+
 def test_shards_in_any_order_make_the_same_cache_as_one_run(
     kd: Kd, tmp_path: Path, teachers: dict[str, str]
 ) -> None:

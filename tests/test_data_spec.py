@@ -122,6 +122,7 @@ def test_percent_escapes_stand_for_the_grammars_own_characters() -> None:
         ("x@n=1.5", "whole"),
         ("x@seed=-1", "at least 0"),
         ("x@n=1_0", "whole"),
+        pytest.param(f"x@n={'9' * 5000}", "whole", id="endless"),
         ("x@labelled=0", "(0, 1]"),
         ("x@labelled=1.1", "(0, 1]"),
         ("x@labelled=nan", "(0, 1]"),

@@ -227,16 +227,27 @@ def test_a_folder_of_archives_says_to_unpack_them(tmp_path: Path) -> None:
         ("Dog/a.png", "dog/b.png"),
         (f"{NFC}/a.png", f"{NFD}/b.png"),
         ("STRASSE/a.png", "straße/b.png"),
+        ("b/a.png", "b\u200b/b.png"),
+        ("cat/a.png", "ca\u2060t/b.png"),
     ],
 )
 def test_two_classes_that_look_like_one_are_refused(tmp_path: Path, names: tuple[str, str]) -> None:
     fill(tmp_path / "one", *names)
     fill(tmp_path / "two", f"train/{names[0]}", f"test/{names[1]}")
-    with pytest.raises(BadDataError, match="differ only by case or Unicode form"):
+    with pytest.raises(BadDataError, match="differ only by case, Unicode form or"):
         open_data(str(tmp_path / "one"))
     for split in ("train", "test"):
-        with pytest.raises(BadDataError, match="differ only by case or Unicode form"):
+        with pytest.raises(BadDataError, match="differ only by case, Unicode form or"):
             open_data(f"{tmp_path}/two@split={split}")
+
+
+def test_labels_that_look_like_one_or_hold_a_nul_are_refused(tmp_path: Path) -> None:
+    fill(tmp_path, "1.png", "2.png")
+    for other, said in (("a\x01", "invisible characters"), ("a\ufeff", "invisible"), ("a\0", "holds a NUL")):
+        (tmp_path / "labels.csv").write_text(f"key,label\n1.png,a\n2.png,{other}\n")
+        with pytest.raises(BadDataError, match=said) as caught:
+            open_data(f"{tmp_path}@labels=label")
+        assert caught.value.exit_code == 12
 
 
 def test_letters_may_be_classes(tmp_path: Path) -> None:

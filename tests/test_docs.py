@@ -147,7 +147,7 @@ def test_the_exit_codes_are_those_of_the_errors() -> None:
         for cell in row:
             listed.extend(int(code) for code in cell.split(","))
     assert len(set(listed)) == len(listed)
-    assert set(listed) == {*classes.values(), 0, KdError.exit_code, 130, 141, 143}
+    assert set(listed) == {*classes.values(), 0, KdError.exit_code, 129, 130, 131, 141, 143}
 
 
 def test_the_methods_are_those_of_the_registry() -> None:

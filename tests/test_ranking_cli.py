@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -161,3 +162,26 @@ def test_from_a_new_process(kd: Kd, files: Path) -> None:
     done = kd("rank-sources", "--features", "pets", "--labels", "y.npy", "--json")
     assert (done.code, done.err) == (0, "")
     assert [done.json["cache_id"], done.json["sources"][0]["id"]] == [None, None]
+
+
+def test_a_silent_standard_input_is_told_once_and_read_to_its_end(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from kdcli.cli import training
+
+    class Slow:
+        def read(self, most: int) -> bytes:
+            time.sleep(0.5)
+            return b"[]"[:most]
+
+    class Input:
+        closed, buffer = False, Slow()
+
+    monkeypatch.setattr("sys.stdin", Input())
+    assert training._standard_input(10) == b"[]"
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(training, "WORD_SECONDS", 0.1)
+    assert training._standard_input(10) == b"[]"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "waiting for a ranking on standard input" in line
+    assert "--ranking FILE" in line

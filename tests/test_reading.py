@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 import kdcli
 from kdcli.errors import BadDataError, ConfigError, CorruptError, StorageError
+from kdcli.files import atomic_write_bytes
 from kdcli.reading import (
     DEPTH,
     parse_json,
@@ -315,3 +316,16 @@ def test_nothing_else_reads_documents() -> None:
         if (name := path.relative_to(root).as_posix()) not in OWN and (reads := raw_reads(path))
     }
     assert not found, "\n".join(f"{name}: {', '.join(reads)}" for name, reads in found.items())
+
+
+def test_an_error_names_the_file_that_was_asked_for_and_not_its_temporary_name(tmp_path: Path) -> None:
+    """Long enough for a name, too long for that of its unpublished file."""
+    path = tmp_path / f"{'x' * 240}.html"
+    with pytest.raises(StorageError, match=rf"^{re.escape(str(path))}: File name too long"):
+        atomic_write_bytes(path, b"")
+
+
+def test_a_number_without_end_is_told_in_plain_words() -> None:
+    with pytest.raises(BadDataError, match="a number of more than 4300 digits") as caught:
+        parse_json("[" + "9" * 6000 + "]", "x.json")
+    assert "sys." not in str(caught.value)

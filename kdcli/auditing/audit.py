@@ -1,5 +1,7 @@
 """``kd audit``: images that two data sets share, even resized or encoded again."""
 
+from collections.abc import Callable
+
 import numpy as np
 from jaxtyping import Bool, Int64
 
@@ -15,17 +17,18 @@ from kdcli.errors import BadDataError, UsageError
 from kdcli.runtime import worker_count
 
 
-def audit(config: AuditConfig) -> AuditResult:
+def audit(config: AuditConfig, tell: Callable[[AuditResult], None] | None = None) -> AuditResult:
     """Find near-duplicates between two data sets, or within one.
 
     Args:
         config: the data sets, the hash and the distance.
+        tell: called with what was found before anything is written.
 
     Raises:
         UsageError: a distance at which unrelated images are near.
         NotFoundError: there is no such data set, or no folder for ``--write-exclude``.
         OutputExistsError: ``--write-exclude`` names a file that is there.
-        BadDataError: no image can be compared.
+        BadDataError: no image can be compared, or a key does not fit on a line of ``--write-exclude``.
         StorageError: images cannot be read, or the file cannot be written.
     """
     _require_telling(config)
@@ -57,6 +60,8 @@ def audit(config: AuditConfig) -> AuditResult:
         matches.found,
         tuple(a.keys.select(np.flatnonzero(excluded))),
     )
+    if tell is not None:
+        tell(result)
     if config.write_exclude is not None:
         write_keys(config.write_exclude, result.excluded)
     return result

@@ -19,8 +19,8 @@ from pydantic import AfterValidator
 
 from kdcli.cache.arrays import ArrayExtent
 from kdcli.cache.layout import ROWS, SAMPLES, UNITS, Layout, Unit
-from kdcli.cache.owned import RECORDS_BYTES, read_own, regular_size
-from kdcli.cache.provenance import Text, repair_hint, seal, unseal
+from kdcli.cache.owned import RECORDS_BYTES, read_own, regular_size, repair_hint
+from kdcli.cache.provenance import Text, seal, unseal
 from kdcli.cache.store import Store
 from kdcli.documents import from_document
 from kdcli.errors import Advice, CorruptError
@@ -31,9 +31,17 @@ from kdcli.types import Difference, differences
 
 def _made(document: dict[str, Any]) -> dict[str, Any]:
     losses = document.get("kl", {})
-    if not isinstance(losses, dict) or not all(type(value) in (int, float) for value in losses.values()):
+    if not isinstance(losses, dict) or not all(map(_is_loss, losses.values())):
         raise ValueError("kl: no numbers by temperature")
     return document
+
+
+def _is_loss(value: object) -> bool:
+    return type(value) in (int, float) and abs(value) <= _MOST  # type: ignore[arg-type]
+
+
+_MOST = 1e12
+"""Most seconds that a unit may have taken (thirty thousand years), and most nats that its rounding may cost."""
 
 
 @final
@@ -58,7 +66,7 @@ class Commit:
     content: Text
     arrays: dict[str, list[Annotated[list[Annotated[int, Interval(ge=0, lt=2**63)]], Len(2, 2)]]]
     absent: list[tuple[Annotated[int, Interval(ge=0, lt=ROWS)], Text]] = field(default_factory=list)
-    seconds: Annotated[float, Interval(ge=0)] = 0.0
+    seconds: Annotated[float, Interval(ge=0, le=_MOST)] = 0.0
     made: Annotated[dict[str, Any], AfterValidator(_made)] = field(default_factory=dict)
 
     @property

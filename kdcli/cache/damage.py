@@ -8,13 +8,14 @@ from typing import Any, Literal, final
 from kdcli.cache.backends.base import Inspection
 from kdcli.cache.commits import Commit, chunk_files
 from kdcli.cache.layout import Manifest, Unit
-from kdcli.cache.provenance import repair_hint
+from kdcli.cache.owned import repair_hint
 from kdcli.cache.store import Store
 from kdcli.documents import to_document
 from kdcli.errors import Advice, CorruptError, KdError
 
 Remedy = Literal["recompute", "rewrite", "remove", "restore"]
 """What repair does: run the teacher again, write what follows from the rest, take the file out, nothing."""
+_RESTORE = {"manifest.json": "restore-manifest", "teacher.json": "restore-teacher"}
 
 
 @final
@@ -112,9 +113,9 @@ class Audit:
         """
         if self.damages:
             hopeless = all(damage.remedy == "restore" for damage in self.damages)
-            restore = Advice("restore-teacher" if self.cache_id else "restore-manifest")
+            topic = _RESTORE.get(Path(self.damages[0].file).name, "restore-output")
             raise CorruptError(
-                f"{self.root}: {summary(self.damages)}", restore if hopeless else repair_hint(self.root)
+                f"{self.root}: {summary(self.damages)}", Advice(topic) if hopeless else repair_hint(self.root)
             )
 
     def document(self) -> dict[str, Any]:

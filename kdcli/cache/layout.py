@@ -11,6 +11,7 @@ NAME.kd/
   tmp/               everything that is not published yet
 """
 
+import os
 import secrets
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
@@ -143,7 +144,9 @@ class Manifest(BaseModel):
             if count > most:
                 raise ValueError(f"{field}: {count} {what}, at most {most} are possible")
         if (told := self.view_set["train_views"]) != self.views - 1:
-            raise ValueError(f"view_set.train_views: {told}, but view_groups hold {self.views - 1} beside view 0")
+            raise ValueError(
+                f"view_set.train_views: {told}, but view_groups hold {self.views - 1} beside view 0"
+            )
         return self
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
@@ -323,7 +326,7 @@ def load_manifest(root: Path) -> Manifest:
     with storage_errors(root):
         if root.is_file():
             raise StorageError(f"{root} is a file, not a cache folder", Advice("file-for-cache"))
-        if not layout.manifest.is_file():
+        if not os.path.lexists(layout.manifest):
             if root.exists():
                 raise CacheMissingError(
                     f"{root} is not a kd cache (no manifest.json)", Advice("folder-for-cache")

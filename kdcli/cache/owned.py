@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
-from kdcli.errors import CorruptError, UsageError
+from kdcli.errors import Advice, CorruptError, UsageError
 from kdcli.files import real_path, storage_errors
 from kdcli.reading import DOCUMENT_BYTES, open_regular, parse_json, read_bytes
 
@@ -20,8 +20,20 @@ CHUNK_BYTES: Final = 2**34
 """Most bytes of a chunk; kd aims at 16 MB."""
 
 
-def read_own(path: Path, most: int = DOCUMENT_BYTES) -> bytes:
+def repair_hint(source: object) -> Advice:
+    """To repair the cache that ``source``, a file or the cache itself, is in."""
+    folders = [source, *source.parents] if isinstance(source, Path) else []
+    root = next((folder for folder in folders if (folder / "manifest.json").is_file()), "CACHE")
+    return Advice("repair", cache=root)
+
+
+def read_own(path: Path, most: int = DOCUMENT_BYTES, hint: str | Advice = "") -> bytes:
     """The bytes of a file of a cache.
+
+    Args:
+        path: the file.
+        most: bytes that it may have.
+        hint: what to do about what is no file; default: repair the cache.
 
     Raises:
         FileNotFoundError: it is not there.
@@ -30,7 +42,7 @@ def read_own(path: Path, most: int = DOCUMENT_BYTES) -> bytes:
     """
     try:
         with storage_errors(path):
-            return read_bytes(path, most, CorruptError, links=False)
+            return read_bytes(path, most, CorruptError, links=False, hint=hint or repair_hint(path))
     except OSError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             raise error.__cause__ from error
@@ -44,7 +56,7 @@ def open_own(path: Path) -> int:
         OSError: the operating system refuses.
         CorruptError: it is no regular file, or too large.
     """
-    return open_regular(path, CHUNK_BYTES, CorruptError, links=False)
+    return open_regular(path, CHUNK_BYTES, CorruptError, links=False, hint=repair_hint(path))
 
 
 def read_own_json(path: Path, hint: Any) -> Any:
@@ -55,7 +67,7 @@ def read_own_json(path: Path, hint: Any) -> Any:
         CorruptError: it is no regular file, or no such document.
     """
     with storage_errors(path):
-        return parse_json(read_own(path), path, CorruptError, hint)
+        return parse_json(read_own(path, hint=hint), path, CorruptError, hint)
 
 
 def regular_size(path: Path) -> int:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final, Literal, Self, TypeVar, final
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from kdcli.cache.owned import read_own_json
+from kdcli.cache.owned import read_own_json, repair_hint
 from kdcli.cache.pixels import PIXEL_TOLERANCE, pixel_drift
 from kdcli.console import console
 from kdcli.documents import from_document, shaped
@@ -31,13 +31,6 @@ AXIS: Final = 2**24
 """Most values along an axis of a row: classes, features, a map's side."""
 ROW_BYTES: Final = 2**28
 """Most bytes of one row and view of an array: a map of 1024 x 256 x 256 in fp32."""
-
-
-def repair_hint(source: object) -> Advice:
-    """To repair the cache that ``source``, a file or the cache itself, is in."""
-    folders = [source, *source.parents] if isinstance(source, Path) else []
-    root = next((folder for folder in folders if (folder / "manifest.json").is_file()), "CACHE")
-    return Advice("repair", cache=root)
 
 
 def canonical_sha256(document: Mapping[str, Any]) -> str:
@@ -74,15 +67,20 @@ def unseal(document: Any, source: object, hint: str | Advice = "") -> dict[str, 
     return content
 
 
-def read_record(kind: type[Record], path: Path) -> Record:
+def read_record(kind: type[Record], path: Path, hint: Advice) -> Record:
     """The sealed record in a file.
+
+    Args:
+        kind: what it is of.
+        path: the file.
+        hint: what to do about a damage.
 
     Raises:
         CorruptError: it is none of this kind, or was changed after it was written.
         StorageError: it cannot be read.
     """
-    document = read_own_json(path, repair_hint(path))
-    return from_document(kind, unseal(document, path), path, CorruptError, repair_hint(path))
+    content = unseal(read_own_json(path, hint), path, hint)
+    return from_document(kind, content, path, CorruptError, hint)
 
 
 @final

@@ -11,7 +11,7 @@ from kdcli.cache.cacheset import CacheSet
 from kdcli.cache.memory import SharedBytes, available_memory
 from kdcli.cache.provenance import ArraySpec
 from kdcli.cache.staging import Needs
-from kdcli.console import console
+from kdcli.console import console, size
 from kdcli.errors import Advice, DeviceError
 
 _ALIGNMENT: Final = 64
@@ -66,7 +66,7 @@ def require_room(needed: int, free: int, what: str) -> None:
     """
     if needed > free:
         raise DeviceError(
-            f"resident: {needed / 1e9:.2f} GB do not fit into the {free / 1e9:.2f} GB of {what} that are free",
+            f"resident: {size(needed)} do not fit into the {size(free)} of {what} that are free",
             Advice("not-resident"),
         )
 
@@ -103,7 +103,7 @@ class ResidentRows:
                     begin = first + start * table.spec.row_bytes
                     everything[begin : begin + values.nbytes] = values.reshape(-1).view(np.uint8)
             del everything  # a map that is looked at cannot be closed
-        console.note(f"resident: {end / 1e9:.3f} GB of {len(rows)} rows held in memory")
+        console.note(f"resident: {size(end)} of {len(rows)} rows held in memory")
 
     def gather(
         self, teacher: str, array: str, rows: Int64[np.ndarray, " b"], view: int | Int64[np.ndarray, " b"]

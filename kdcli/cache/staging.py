@@ -29,12 +29,11 @@ from kdcli.cache.arrays import sample_arrays
 from kdcli.cache.cacheset import CacheSet
 from kdcli.cache.layout import SAMPLES
 from kdcli.cache.memory import available_memory
-from kdcli.cache.owned import RECORDS_BYTES, open_own, stamp_of
-from kdcli.cache.provenance import repair_hint
+from kdcli.cache.owned import RECORDS_BYTES, open_own, repair_hint, stamp_of
 from kdcli.cache.reader import CacheReader, ChunkFile
-from kdcli.console import console
+from kdcli.console import console, size
 from kdcli.errors import Advice, CorruptError, NoSpaceError
-from kdcli.files import available_gb, storage_errors
+from kdcli.files import available_bytes, storage_errors
 from kdcli.reading import read_text
 
 _STREAMS = 4
@@ -92,16 +91,16 @@ def prewarm(cache: CacheSet, needs: Needs) -> int:
         total = sum(path.stat().st_size for path in paths)
         if total > available_memory():
             console.warn(
-                f"prewarm: {total / 1e9:.2f} GB do not fit into the {available_memory() / 1e9:.2f} GB of memory "
+                f"prewarm: {size(total)} do not fit into the {size(available_memory())} of memory "
                 "that are available; the kernel will drop a part again"
             )
         started = time.perf_counter()
         with console.progress(max(1, total // 10**6), "MB", "prewarm") as bar:
-            for size in _several(_read_through, paths):
-                bar.advance(size // 10**6)
+            for count in _several(_read_through, paths):
+                bar.advance(count // 10**6)
     seconds = max(time.perf_counter() - started, 1e-9)
-    rate = f"{seconds:.1f} s ({total / 1e9 / seconds:.2f} GB/s)"
-    console.note(f"prewarm: {total / 1e9:.3f} GB in {len(paths)} files read in {rate}")
+    rate = f"{seconds:.1f} s ({size(int(total / seconds))}/s)"
+    console.note(f"prewarm: {size(total)} in {len(paths)} files read in {rate}")
     return total
 
 
@@ -161,7 +160,7 @@ def stage(cache: CacheSet, needs: Needs, folder: Path) -> int:
     cache.verify = "never"
     seconds = max(time.perf_counter() - started, 1e-9)
     console.note(
-        f"staged in {folder}: {copied / 1e9:.3f} GB copied in {seconds:.1f} s ({copied / 1e9 / seconds:.2f} GB/s)"
+        f"staged in {folder}: {size(copied)} copied in {seconds:.1f} s ({size(int(copied / seconds))}/s)"
         if copied
         else f"staged in {folder} already"
     )
@@ -219,10 +218,10 @@ def _fill(member: CacheReader, place: Path, chunks: list[ChunkFile], recheck: bo
     if recheck:
         _drop_damaged(member, place, chunks)
     missing = _lacking(place, chunks)
-    total, free = sum(chunk.size for chunk in missing), available_gb(place) * 1e9
+    total, free = sum(chunk.size for chunk in missing), available_bytes(place)
     if total > free:
         raise NoSpaceError(
-            f"{total / 1e9:.2f} GB of {member.layout.root} are to be staged, and {place} has {free / 1e9:.2f} GB free",
+            f"{size(total)} of {member.layout.root} are to be staged, and {place} has {size(free)} free",
             Advice("small-stage"),
         )
     with console.progress(len(missing), "chunks", "stage") as bar, (place / "stamps").open("a") as stamps:

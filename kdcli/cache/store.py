@@ -15,11 +15,11 @@ from kdcli.cache.backends.hdf5 import HDF5Backend
 from kdcli.cache.backends.zarr import ZarrBackend
 from kdcli.cache.keytable import KeyTable, block_digest
 from kdcli.cache.layout import SAMPLES, BackendName, Layout, Manifest
-from kdcli.cache.owned import CHUNK_BYTES, read_own, require_unlinked
-from kdcli.cache.provenance import ArraySpec, OutputRecord, TeacherRecord, read_record, repair_hint, seal
-from kdcli.errors import CorruptError, IdentityError, StorageError, UsageError
+from kdcli.cache.owned import CHUNK_BYTES, read_own, repair_hint, require_unlinked
+from kdcli.cache.provenance import ArraySpec, OutputRecord, TeacherRecord, read_record, seal
+from kdcli.errors import Advice, CorruptError, IdentityError, StorageError, UsageError
 from kdcli.files import atomic_write_bytes, create_json, make_folder, storage_errors
-from kdcli.outputs import STATS
+from kdcli.outputs import MAPS, STATS
 from kdcli.types import Difference
 
 BACKENDS: dict[BackendName, Backend] = {"zarr": ZarrBackend(), "hdf5": HDF5Backend()}
@@ -302,15 +302,23 @@ def load_teachers(layout: Layout) -> dict[str, TeacherRecord]:
     return found
 
 
+def names_output(stem: str) -> bool:
+    """Whether a record or a file of commits that is called so may be one of a kind of output."""
+    return stem in KIND_ORDER or stem.startswith(MAPS)
+
+
 def read_output(path: Path) -> OutputRecord:
     """The record of a kind of output.
 
     Raises:
         CorruptError: it was changed after it was written, or is of another kind.
     """
-    record = read_record(OutputRecord, path)
+    if not names_output(path.stem):
+        raise CorruptError(f"{path} is no record of an output of a teacher", repair_hint(path))
+    hint = Advice("restore-output")
+    record = read_record(OutputRecord, path, hint)
     if record.name != path.stem:
-        raise CorruptError(f"{path} is the record of {record.name}", repair_hint(path))
+        raise CorruptError(f"{path} is the record of {record.name}", hint)
     return record
 
 
@@ -323,7 +331,7 @@ def keeping(record: TeacherRecord, outputs: dict[str, OutputRecord], source: Pat
     try:
         return record.keeping(outputs)
     except ValueError as refusal:
-        raise CorruptError(f"{source}: {refusal}", repair_hint(source)) from refusal
+        raise CorruptError(f"{source}: {refusal}", Advice("restore-teacher")) from refusal
 
 
 def read_teacher(path: Path) -> TeacherRecord:
@@ -333,7 +341,7 @@ def read_teacher(path: Path) -> TeacherRecord:
         CorruptError: it was changed after it was written.
         IdentityError: its folder was renamed.
     """
-    record = read_record(TeacherRecord, path)
+    record = read_record(TeacherRecord, path, Advice("restore-teacher"))
     if record.name != path.parent.name:
         difference = Difference("name", record.name, path.parent.name)
         raise IdentityError(f"{path.parent} was renamed", f"Rename it back to '{record.name}'.", [difference])

@@ -11,8 +11,7 @@ from typing import Literal
 
 from kdcli.cache.commits import chunk_files
 from kdcli.cache.damage import Damage, chunk_damage, summary
-from kdcli.cache.owned import stamp_of
-from kdcli.cache.provenance import repair_hint
+from kdcli.cache.owned import repair_hint, stamp_of
 from kdcli.cache.reader import CacheReader
 from kdcli.console import console
 from kdcli.errors import BadDataError, CorruptError, StorageError

@@ -1,6 +1,6 @@
 """``kd data check``: bad files, duplicates, what a test set shares with its training set, classes, sizes, colours."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 import numpy as np
@@ -18,13 +18,15 @@ EXTREME: Final = 4
 USUAL_MODES: Final = frozenset({"RGB", "L"})
 
 
-def check(config: CheckConfig) -> CheckResult:
+def check(config: CheckConfig, tell: Callable[[CheckResult], None] | None = None) -> CheckResult:
     """Look at every image of a data set, and of what models are to be tested on.
 
     Args:
         config: the data sets.
+        tell: called with what was found before anything is written.
 
     Raises:
+        BadDataError: a key does not fit on a line of ``--write-exclude``.
         NotFoundError: there is no such data set, or no folder for ``--write-exclude``.
         OutputExistsError: ``--write-exclude`` names a file that is there.
         KdError: see :func:`~kdcli.data.sources.open_data`.
@@ -51,6 +53,8 @@ def check(config: CheckConfig) -> CheckResult:
     )
     excluded = tuple(data.keys.select(gone.astype(np.int64)))
     result = CheckResult(_side(seen), None if test is None else _side(test), tuple(findings), excluded)
+    if tell is not None:
+        tell(result)
     if config.write_exclude is not None:
         write_keys(config.write_exclude, excluded)
     return result
@@ -172,7 +176,9 @@ def _against(seen: Looks, test: Looks, shared: Int64[np.ndarray, " k"]) -> Itera
     pairs = alike([*ours, *theirs])
     if pairs:
         example = " and ".join(told_apart(*pairs[0]))
-        yield Finding("classes that differ by case or Unicode form", 0, example, problem=True)
+        yield Finding(
+            "classes that differ by case, Unicode form or invisible characters", 0, example, problem=True
+        )
     for what, here, there in (
         ("of classes that DATA lacks, in --test", theirs, ours),
         ("of classes that --test lacks", ours, theirs),

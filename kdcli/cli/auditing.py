@@ -29,11 +29,9 @@ def audit(config: "AuditConfig", common: "Common") -> int | None:
     """
     from kdcli.auditing.audit import audit as step
 
-    result = step(config)
+    result = step(config, None if common.as_json else _print)
     if common.as_json:
         console.document(result.document())
-    else:
-        _print(result)
     _summarise(result)
     return IdentityError.exit_code if config.fail and result.found else None
 

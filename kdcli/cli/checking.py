@@ -3,9 +3,9 @@
 from shlex import quote
 from typing import TYPE_CHECKING
 
-from kdcli.cli.showing import show
 from kdcli.console import console
 from kdcli.errors import BadDataError
+from kdcli.results import say
 
 if TYPE_CHECKING:
     from kdcli.checking.config import CheckConfig
@@ -28,8 +28,9 @@ def check(config: "CheckConfig", common: "Common") -> int | None:
     """
     from kdcli.checking.check import check as step
 
-    result = step(config)
-    show(result, common)
+    result = step(config, None if common.as_json else lambda found: say(found.tables()))
+    if common.as_json:
+        console.document(result.document())
     _summarise(result, config)
     return BadDataError.exit_code if result.problems else None
 

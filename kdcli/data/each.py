@@ -9,7 +9,7 @@ from kdcli.console import console
 from kdcli.data.sources import ImageData
 from kdcli.errors import BadDataError, KdError
 from kdcli.runtime import worker_count
-from kdcli.workers import Watched, worker_setup
+from kdcli.workers import Handing, Watched, worker_setup
 
 Seen = TypeVar("Seen")
 Look = Callable[[ImageData, int], Seen]
@@ -30,7 +30,7 @@ def look_at_each(data: ImageData, look: Look[Seen], workers: int | None) -> Iter
     """
     processes = worker_count(workers)
     loader: DataLoader[Seen | KdError] = DataLoader(
-        _Looks(data, look),
+        Handing(_Looks(data, look)),
         batch_size=BATCH,
         num_workers=processes,
         worker_init_fn=worker_setup(processes),
@@ -46,8 +46,8 @@ def look_at_each(data: ImageData, look: Look[Seen], workers: int | None) -> Iter
 
 
 @final
-class _Looks(Dataset[Seen | KdError], Generic[Seen]):
-    """By row; an error is handed over, as one raised in a worker would arrive without its hint."""
+class _Looks(Dataset[Seen], Generic[Seen]):
+    """By row."""
 
     def __init__(self, data: ImageData, look: Look[Seen]) -> None:
         self._data, self._look = data, look
@@ -55,11 +55,8 @@ class _Looks(Dataset[Seen | KdError], Generic[Seen]):
     def __len__(self) -> int:
         return len(self._data)
 
-    def __getitem__(self, row: int) -> Seen | KdError:
-        try:
-            return self._look(self._data, row)
-        except KdError as error:
-            return error
+    def __getitem__(self, row: int) -> Seen:
+        return self._look(self._data, row)
 
 
 def _as_list(batch: list[Seen | KdError]) -> list[Seen | KdError]:

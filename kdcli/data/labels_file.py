@@ -66,8 +66,8 @@ class LabelsFile:
             The labels, the classes' names in plain string order, and what is to be said about them, a line each.
 
         Raises:
-            BadDataError: a row has too many values, a key comes twice, two classes differ only by case or Unicode
-                form, no key matches, or a class has images only under keys that are written otherwise.
+            BadDataError: a row has too many values, a key comes twice, two classes look the same, a class holds a
+                NUL, no key matches, or a class has images only under keys that are written otherwise.
         """
         pairs, stripped = self._pairs(task)
         table = KeyTable.from_strings(key for key, _ in pairs)
@@ -135,16 +135,18 @@ class LabelsFile:
 
 
 def require_distinct(classes: Sequence[str], where: str) -> None:
-    """Refuse class names that differ only by case or Unicode form: one class would become two.
+    """Refuse class names that differ only by case, Unicode form or invisible characters: one class would become two.
 
     Raises:
-        BadDataError: naming the first two.
+        BadDataError: naming the first two, or one with a NUL, which is no text.
     """
+    if nul := next((name for name in classes if "\0" in name), None):
+        raise BadDataError(f"{where}: the class {nul!r} holds a NUL character", "Write it without.")
     if pairs := alike(classes):
         one, other = told_apart(*pairs[0])
         more = f", and {len(pairs) - 1} more such pairs" if len(pairs) > 1 else ""
         raise BadDataError(
-            f"{where}: the classes {one} and {other} differ only by case or Unicode form{more}",
+            f"{where}: the classes {one} and {other} differ only by case, Unicode form or invisible characters{more}",
             "If they are one class, write it alike everywhere; if not, rename one of them.",
         )
 

@@ -49,8 +49,8 @@ def leftovers(walk: Walk, labelled: bool) -> list[str]:
     if walk.alike:
         one, other = told_apart(*walk.alike[0])
         lines.append(
-            f"{where}: {len(walk.alike)} pairs of names differ only by case or Unicode form, such as {one} and "
-            f"{other}: rename one, as not every disk keeps both"
+            f"{where}: {len(walk.alike)} pairs of names differ only by case, Unicode form or invisible characters, "
+            f"such as {one} and {other}: rename one, as not every disk keeps both"
         )
     return lines
 

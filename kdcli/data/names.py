@@ -1,4 +1,4 @@
-"""Names that people take for one: they differ only by case or by how Unicode spells them."""
+"""Names that people take for one: they differ only by case, by how Unicode spells them, or by what nobody sees."""
 
 import unicodedata
 from collections.abc import Iterable, Mapping
@@ -8,8 +8,15 @@ _FORMS: Final = {"NFC": "composed, NFC", "NFD": "decomposed, NFD"}
 
 
 def folded(name: str) -> str:
-    """What two names that look alike have in common: composed, and without case."""
-    return name.casefold() if name.isascii() else unicodedata.normalize("NFC", name.casefold())
+    """What two names that look alike have in common: composed, without case, without what is not seen."""
+    if name.isascii() and name.isprintable():
+        return name.casefold()
+    return unicodedata.normalize("NFC", "".join(filter(_is_seen, name)).casefold())
+
+
+def _is_seen(character: str) -> bool:
+    """Neither a control nor a format character (zero-width, joiners, marks of direction), nor a variation selector."""
+    return unicodedata.category(character) not in ("Cc", "Cf") and not "\ufe00" <= character <= "\ufe0f"
 
 
 def alike(names: Iterable[str]) -> list[tuple[str, str]]:

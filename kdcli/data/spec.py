@@ -286,7 +286,7 @@ def require_option(key: str, options: Collection[str], text: str) -> None:
 
 def _whole(key: str, least: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
-        if not (text.isascii() and text.isdigit()) or int(text) < least:
+        if not re.fullmatch("[0-9]{1,19}", text) or int(text) < least:
             raise UsageError(f"{key}={text} is not a whole number of at least {least}", _EXAMPLE)
         return int(text)
 

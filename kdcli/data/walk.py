@@ -66,7 +66,7 @@ class Walk:
         system: folders of systems.
         archives: files that may hold images.
         unread: samples that this installation cannot read, by their format.
-        alike: pairs of names in one folder that differ only by case or Unicode form.
+        alike: pairs of names in one folder that look the same: see :func:`~kdcli.data.names.alike`.
         hollow: folders at the top without a sample.
     """
 

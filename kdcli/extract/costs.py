@@ -14,7 +14,7 @@ from kdcli.documents import to_document
 from kdcli.errors import NoSpaceError
 from kdcli.extract.config import CacheConfig
 from kdcli.extract.prepare import Prepared, prepare
-from kdcli.files import available_gb
+from kdcli.files import available_bytes
 from kdcli.results import Result, Table
 
 if TYPE_CHECKING:
@@ -187,4 +187,4 @@ def plan_cache(config: CacheConfig, measured: bool = False) -> CachePlan:
 
 def free_bytes(root: Path) -> int:
     """Bytes free where ``root`` is or would be."""
-    return int(available_gb(root.absolute()) * 1e9)
+    return available_bytes(root.absolute())

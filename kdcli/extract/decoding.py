@@ -1,20 +1,21 @@
 """Decode processes: which rows belong together, and what becomes of their images."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from kdcli.cache.backends.base import checksum
 from kdcli.cache.layout import SAMPLES, Manifest, Unit
 from kdcli.cache.writer import CacheWriter
 from kdcli.data.views import Drawer, ViewSet
-from kdcli.errors import BadDataError
+from kdcli.errors import BadDataError, KdError
 from kdcli.geometry import Render
 from kdcli.runtime import StopFlag
+from kdcli.workers import Handing, Watched, worker_setup
 
 if TYPE_CHECKING:
     from kdcli.data.joined import Images
@@ -80,9 +81,8 @@ class Decoder(Dataset[Decoded]):
     def __init__(self, data: "Images", views: ViewSet, manifest: Manifest, renders: Sequence[Render]) -> None:
         self._data, self._views, self._manifest, self._renders = data, views, manifest, tuple(renders)
 
-    def __getitems__(self, requests: list[BatchRequest]) -> Decoded:
-        """Decode the one request of a batch; a bad image is recorded and drawn black."""
-        (request,) = requests
+    def __getitem__(self, request: BatchRequest) -> Decoded:
+        """Decode a batch; a bad image is recorded and drawn black."""
         views, count = self._manifest.views_of(request.group), len(request.rows)
         pool = self._manifest.segment_rows(self._manifest.segment_of(request.block))
         drawer = Drawer(self._data, self._views, self._renders, pool)
@@ -118,20 +118,46 @@ class Decoder(Dataset[Decoded]):
             tuple(bad),
         )
 
-    def __getitem__(self, request: BatchRequest) -> Decoded:
-        return self.__getitems__([request])
-
 
 _NO_PARAMS = np.iinfo(np.int32).max
 
 
-def as_it_is(decoded: Any) -> Any:
-    """What the loader makes a batch of: nothing, it is one already."""
+def decoded_batches(
+    decoder: Decoder, order: Iterable[BatchRequest], processes: int, pinned: bool = False
+) -> Iterator[Decoded]:
+    """Batches, decoded ahead.
+
+    Args:
+        decoder: of the images.
+        order: what is wanted; asked ahead as well.
+        processes: decode processes.
+        pinned: into memory from where a GPU copies without waiting.
+
+    Raises:
+        DeviceError: a decode process was killed.
+        KdError: an image is not bad but cannot be reached (I/O, permission).
+    """
+    loader: DataLoader[Decoded | KdError] = DataLoader(
+        Handing(decoder),
+        batch_size=None,
+        sampler=order,
+        num_workers=processes,
+        collate_fn=_as_it_is,
+        worker_init_fn=worker_setup(processes),
+        pin_memory=pinned,
+    )
+    for decoded in Watched(loader):
+        if isinstance(decoded, KdError):
+            raise decoded
+        yield decoded
+
+
+def _as_it_is(decoded: Any) -> Any:
     return decoded
 
 
 @final
-class TaskQueue(Sampler[list[BatchRequest]]):
+class TaskQueue(Sampler[BatchRequest]):
     """Claims one task after the other, as the loader asks for more; never waits.
 
     It must not wait: the loader asks ahead, and a process that waited here would hold finished
@@ -161,7 +187,7 @@ class TaskQueue(Sampler[list[BatchRequest]]):
             self._places.setdefault((unit.block, unit.group, batch_size), []).append(unit)
         self.tasks: dict[int, Task] = {}
 
-    def __iter__(self) -> Iterator[list[BatchRequest]]:
+    def __iter__(self) -> Iterator[BatchRequest]:
         for number, ((block, group, batch_size), units) in enumerate(sorted(self._places.items())):
             if self._stop:
                 return
@@ -173,7 +199,7 @@ class TaskQueue(Sampler[list[BatchRequest]]):
             views = self._views_to_draw(claimed)
             for start in range(rows.start, rows.stop, batch_size):
                 inside = range(start, min(start + batch_size, rows.stop))
-                yield [BatchRequest(number, block, group, inside, views)]
+                yield BatchRequest(number, block, group, inside, views)
 
     def _views_to_draw(self, units: Sequence[Unit]) -> int:
         store, manifest = self._writer.store, self._writer.manifest

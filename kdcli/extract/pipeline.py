@@ -8,26 +8,24 @@ Whichever of decoding, forward and writing the loop waits for most is named on t
 import threading
 import time
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
-from torch.utils.data import DataLoader
 
 from kdcli.cache.layout import SAMPLES, Unit
 from kdcli.cache.writer import CacheWriter, content_digest
 from kdcli.console import Bar, console
 from kdcli.data.views import ViewSet
 from kdcli.errors import IdentityError
-from kdcli.extract.decoding import Decoded, Decoder, Task, TaskQueue, as_it_is
+from kdcli.extract.decoding import Decoded, Decoder, Task, TaskQueue, decoded_batches
 from kdcli.extract.outputs import OutputPlan, compression_error
 from kdcli.geometry import Render
 from kdcli.models.teacher import TeacherRunner
 from kdcli.runtime import StopFlag, pick_device, versions
 from kdcli.types import Difference
-from kdcli.workers import Watched, worker_setup
 
 if TYPE_CHECKING:
     from kdcli.cache.provenance import TeacherRecord
@@ -166,21 +164,14 @@ class TaskRunner:
         """What the loop waits for most: decode, forward or write."""
         return max(self._waited, key=lambda name: self._waited[name])
 
-    def _loader(self, queue: TaskQueue) -> DataLoader[Decoded]:
+    def _batches(self, queue: TaskQueue) -> Iterator[Decoded]:
         renders = list(dict.fromkeys(worker.render for worker in self._workers.values()))
         decoder = Decoder(self._data, self._views, self._writer.manifest, renders)
-        return DataLoader(
-            decoder,
-            batch_sampler=queue,
-            num_workers=self._resources.processes,
-            collate_fn=as_it_is,
-            worker_init_fn=worker_setup(self._resources.processes),
-            pin_memory=self._resources.pinned,
-        )
+        return decoded_batches(decoder, queue, self._resources.processes, self._resources.pinned)
 
     def _consume(self, queue: TaskQueue, executor: ThreadPoolExecutor, bar: Bar) -> None:
         pending: deque[Future[None]] = deque()
-        batches = iter(Watched(self._loader(queue)))
+        batches = self._batches(queue)
         while True:
             before = time.monotonic()
             decoded = next(batches, None)

@@ -124,7 +124,7 @@ def repair_cache(root: Path, sources: Sources, accept: bool = False) -> RepairRe
     if found.ok:
         return RepairResult(root, (), (), {}, accept)
     _require_hope(found)
-    _clear_folders(found)
+    _clear_way(found)
     _mend_wholes(root, found.damages, sources)
     units = sorted({d.unit for d in found.damages if d.unit is not None}, key=str)
     changed: dict[Unit, list[Difference]] = {}
@@ -147,13 +147,18 @@ def _require_hope(found: Audit) -> None:
             raise CorruptError(f"{error.message}; it cannot be made again", error.hint) from error
 
 
-def _clear_folders(found: Audit) -> None:
-    """Remove folders that lie where a file is to be written."""
-    for path in {found.root / damage.file for damage in found.damages if damage.remedy != "remove"}:
-        if path.is_dir() and not path.is_symlink():
-            console.note(f"removing {path}: a folder in place of a file")
-            with storage_errors(path):
-                shutil.rmtree(path)
+def _clear_way(found: Audit) -> None:
+    """Remove folders that lie where a file is to be written, and what lies among records and is none: nothing can open
+    the cache before."""
+    records = Layout(found.root).teachers
+    for path, damage in {found.root / damage.file: damage for damage in found.damages}.items():
+        folder = path.is_dir() and not path.is_symlink()
+        stray = damage.remedy == "remove" and path.parent.parent == records
+        if not stray and (damage.remedy == "remove" or not folder):
+            continue
+        console.note(f"removing {path}: {damage.reason if stray else 'a folder in place of a file'}")
+        with storage_errors(path):
+            shutil.rmtree(path) if folder else path.unlink(missing_ok=True)
 
 
 # --- units ----------------------------------------------------------------------------------------
@@ -226,7 +231,7 @@ def _tidy(root: Path, found: Audit) -> None:
     with CacheWriter(root, load_manifest(root)) as writer:
         for damage in found.damages:
             path = root / damage.file
-            if damage.remedy == "remove":
+            if damage.remedy == "remove" and os.path.lexists(path):
                 console.note(f"removing {path}: {damage.reason}")
                 with storage_errors(path), suppress(FileNotFoundError, NotADirectoryError):
                     path.unlink()

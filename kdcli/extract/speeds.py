@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
-from torch.utils.data import DataLoader
 
 from kdcli.cache.layout import Manifest
 from kdcli.console import console, duration
-from kdcli.extract.decoding import BatchRequest, Decoded, Decoder, as_it_is
+from kdcli.extract.decoding import BatchRequest, Decoded, Decoder, decoded_batches
 from kdcli.files import storage_errors
 from kdcli.runtime import worker_count
-from kdcli.workers import Watched, worker_setup
 
 if TYPE_CHECKING:
     from kdcli.extract.pipeline import Worker
@@ -107,16 +105,9 @@ def _decode_rate(prepared: "Prepared", workers: Mapping[str, "Worker"]) -> tuple
     manifest, processes = prepared.manifest, worker_count(prepared.config.workers)
     renders = list(dict.fromkeys(worker.render for worker in workers.values()))
     size = min((worker.batch_size for worker in workers.values()), default=64)
-    requests = [[request] for request in _requests(manifest, size)]
-    loader: DataLoader[Decoded] = DataLoader(
-        Decoder(prepared.data, prepared.views, manifest, renders),
-        batch_sampler=requests,
-        num_workers=processes,
-        collate_fn=as_it_is,
-        worker_init_fn=worker_setup(processes),
-    )
+    decoder = Decoder(prepared.data, prepared.views, manifest, renders)
     kept: list[Decoded] = []
-    iterator = iter(Watched(loader))
+    iterator = decoded_batches(decoder, list(_requests(manifest, size)), processes)
     kept.append(next(iterator))  # starting processes is no part of a rate
     start, count = time.perf_counter(), 0
     for decoded in iterator:

@@ -18,11 +18,10 @@ from kdcli.outputs import Output
 from kdcli.probing.config import ProbeConfig
 from kdcli.runtime import pick_device, worker_count
 from kdcli.types import Preprocess
-from kdcli.workers import Watched, worker_setup
+from kdcli.workers import Handing, Watched, worker_setup
 
 ArrayName = Literal["features", "logits"]
-Rendered = UInt8[np.ndarray, "h w 3"] | KdError
-"""A picture, or why there is none: an exception raised in a worker would arrive without its hint."""
+Rendered = UInt8[np.ndarray, "h w 3"]
 
 
 @final
@@ -41,11 +40,7 @@ class EvalImages(Dataset[Rendered]):
         return len(self._data)
 
     def __getitem__(self, row: int) -> Rendered:
-        try:
-            image = self._data.image(row)
-        except KdError as error:
-            return error
-        return show(image, self._render)
+        return show(self._data.image(row), self._render)
 
 
 def model_outputs(
@@ -68,7 +63,7 @@ def model_outputs(
     runner = TeacherRunner(model, pick_device(config.device), "off", (Output(array),))
     workers = worker_count(config.workers)
     loader = DataLoader(
-        EvalImages(data, model.preprocess),
+        Handing(EvalImages(data, model.preprocess)),
         batch_size=config.batch_size,
         num_workers=workers,
         worker_init_fn=worker_setup(workers),
@@ -87,7 +82,7 @@ def model_outputs(
     return found
 
 
-def _stack(samples: list[Rendered]) -> torch.Tensor | KdError:
+def _stack(samples: list[Rendered | KdError]) -> torch.Tensor | KdError:
     pictures = []
     for sample in samples:
         if isinstance(sample, KdError):

@@ -12,7 +12,7 @@ from torch import Tensor
 from kdcli.cache.cacheset import CacheSet
 from kdcli.cache.resident import Table, copy_rows, hold, require_room, slots_of, tables_of
 from kdcli.cache.staging import Needs, prewarm
-from kdcli.console import console
+from kdcli.console import console, size
 from kdcli.errors import DeviceError, KdError
 from kdcli.methods.batch import Batch
 from kdcli.training.batches import Loader
@@ -64,16 +64,16 @@ class DeviceRows:
         tables = [
             table for table in tables_of(cache, needs) if table.array in self._reads.get(table.teacher, ())
         ]
-        size = sum(len(rows) * table.spec.row_bytes for table in tables)
+        held = sum(len(rows) * table.spec.row_bytes for table in tables)
         if device.type == "cuda":
-            require_room(size, torch.cuda.mem_get_info(device)[0], "device memory")
+            require_room(held, torch.cuda.mem_get_info(device)[0], "device memory")
         slots = slots_of(int(cache.offsets[-1]), rows)[recording.rows]
         self._slots = torch.from_numpy(slots).to(device)
         self._specs = {(table.teacher, table.array): table.spec for table in tables}
         self._tables = {
             (table.teacher, table.array, table.view): _upload(cache, table, rows, device) for table in tables
         }
-        console.note(f"resident: {size / 1e9:.3f} GB of {len(rows)} rows held on {device}")
+        console.note(f"resident: {size(held)} of {len(rows)} rows held on {device}")
 
     def outputs(self, positions: Int64[Tensor, " b"], view: int) -> dict[str, dict[str, Tensor]]:
         """What :meth:`Recording.outputs` gives, gathered on the device.

@@ -1,31 +1,36 @@
-"""``train_student``: one student, a sequence or a grid of them, or with ``sweep`` several."""
+"""``train_student``: one student, a sequence or a grid of them, or with ``sweep`` several.
+
+Torch is imported when rankings have been read: one that is missing is told before.
+"""
 
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from shlex import quote
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
+from kdcli.console import console
 from kdcli.errors import NotFoundError
 from kdcli.options.fields import as_typed
 from kdcli.options.resolving import spelled
-from kdcli.ranking.answer import RankAnswer
-from kdcli.ranking.documents import parse_ranking, ranking_of
 from kdcli.reading import DOCUMENT_BYTES, read_json
 from kdcli.training.config import StudentConfig
-from kdcli.training.lr_grid import train_grid
-from kdcli.training.result import TrainResult
-from kdcli.training.sequential import train_sequence
-from kdcli.training.sweep import SweepResult
-from kdcli.training.sweep import train_sweep as sweep_step
 from kdcli.training.sweep_file import Sweep, resolve_sweep
-from kdcli.training.train import train_student as lone_run
 from kdcli.types import Ranking
+
+if TYPE_CHECKING:
+    from kdcli.ranking.answer import RankAnswer
+    from kdcli.training.result import TrainResult
+    from kdcli.training.sweep import SweepResult
+
+WORD_SECONDS: Final = 10.0
+"""Standard input may be silent for so long before the user is told what is waited for."""
 
 
 def train_student(
-    config: StudentConfig, *, ranking: Ranking | RankAnswer | str | Path | None = None
-) -> TrainResult:
+    config: StudentConfig, *, ranking: "Ranking | RankAnswer | str | Path | None" = None
+) -> "TrainResult":
     """Train a student on labels and cached teachers, or go on with it, or give the result of the finished run.
 
     Args:
@@ -38,11 +43,16 @@ def train_student(
     if isinstance(ranking, str | Path):
         config, ranking = config.model_copy(update={"ranking": str(ranking)}), None
     chosen = _read_ranking(config) if ranking is None else ranking
+    from kdcli.ranking.answer import RankAnswer
+    from kdcli.training.lr_grid import train_grid
+    from kdcli.training.sequential import train_sequence
+    from kdcli.training.train import train_student as lone_run
+
     step = train_sequence if config.sequential else train_grid if config.lr_grid else lone_run
     return step(config, ranking=chosen.ranking if isinstance(chosen, RankAnswer) else chosen)
 
 
-def train_sweep(sweep: Sweep | str | Path, **options: Any) -> SweepResult:
+def train_sweep(sweep: Sweep | str | Path, **options: Any) -> "SweepResult":
     """Train several students over one stream of images; those that diverged are in the result.
 
     Args:
@@ -54,7 +64,10 @@ def train_sweep(sweep: Sweep | str | Path, **options: Any) -> SweepResult:
     """
     if not isinstance(sweep, Sweep):
         sweep = Sweep(*resolve_sweep(as_typed(StudentConfig, options), (), None, Path(sweep)))
-    return sweep_step(sweep.out, sweep.students, _read_rankings(sweep.students))
+    rankings = _read_rankings(sweep.students)
+    from kdcli.training.sweep import train_sweep as step
+
+    return step(sweep.out, sweep.students, rankings)
 
 
 def _read_rankings(configs: Mapping[str, StudentConfig]) -> dict[str, Ranking | None]:
@@ -66,14 +79,32 @@ def _read_rankings(configs: Mapping[str, StudentConfig]) -> dict[str, Ranking | 
     return {name: known[config.ranking] for name, config in configs.items()}
 
 
+def _standard_input(most: int) -> bytes:
+    """What comes on standard input until it ends, as Unix filters read; a long wait is told once."""
+    if sys.stdin is None or sys.stdin.closed:
+        return b""
+    said = "waiting for a ranking on standard input: 'kd rank-sources ... --json | kd train-student ... --ranking -' "
+    said += "gives one, --ranking FILE reads a file, ^D ends the input, ^C this run"
+    word = threading.Timer(WORD_SECONDS, console.warn, [said])
+    word.daemon = True
+    word.start()
+    try:
+        return sys.stdin.buffer.read(most)
+    finally:
+        word.cancel()
+
+
 def _read_ranking(config: StudentConfig) -> Ranking | None:
     """The ranking in a file or, for ``-``, on standard input."""
     source = config.ranking
     if source is None:
         return None
+    from kdcli.ranking.documents import parse_ranking, ranking_of
+
     if source == "-":
-        data = b"" if sys.stdin is None or sys.stdin.closed else sys.stdin.buffer.read(DOCUMENT_BYTES + 1)
-        return parse_ranking(data[:DOCUMENT_BYTES], "the ranking on standard input")
+        return parse_ranking(
+            _standard_input(DOCUMENT_BYTES + 1)[:DOCUMENT_BYTES], "the ranking on standard input"
+        )
     path = Path(source)
     if path.is_dir() or not path.exists():
         command = spelled("rank-sources", cache=config.cache or "CACHE", data=config.first_data, json=True)

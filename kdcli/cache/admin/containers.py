@@ -24,6 +24,7 @@ from kdcli.cache.backends.hdf5 import LIBVER, RefusingFile, plain_dataset
 from kdcli.cache.backends.zarr import CRC_BYTES, ZarrBackend, describe
 from kdcli.cache.owned import read_own, require_unlinked
 from kdcli.cache.provenance import ArraySpec
+from kdcli.console import size
 from kdcli.errors import Advice, BadDataError, CorruptError, KdError, UsageError
 from kdcli.files import storage_errors
 from kdcli.reading import require_regular
@@ -205,8 +206,7 @@ class _ZarrGroup(Container):
         pieces, _ = _ZARR.encode(values)
         if extent.part and self.compression != "none":
             if len(pieces[0]) > MAX_CHUNK_BYTES:
-                size = f"{len(pieces[0]) / 1e9:.1f} GB"
-                raise UsageError(f"blocks of {extent.folder} have {size}, too much to compress")
+                raise UsageError(f"blocks of {size(len(pieces[0]))} are too much to compress")
             body = _compress(pieces[0], self.compression)
             pieces = [body, checksum(body).to_bytes(CRC_BYTES, "little")]
         self._put(_chunk(extent, block, view), pieces)

@@ -17,17 +17,17 @@ from kdcli.cache.commits import Commit, as_lines, read_commits
 from kdcli.cache.garbage import is_abandoned
 from kdcli.cache.keytable import KeyTable
 from kdcli.cache.layout import SAMPLES, Layout, Manifest
-from kdcli.cache.owned import require_outside_caches
-from kdcli.cache.provenance import TeacherRecord, repair_hint
+from kdcli.cache.owned import repair_hint, require_outside_caches
+from kdcli.cache.provenance import TeacherRecord
 from kdcli.cache.reader import CacheReader
 from kdcli.cache.store import Store
 from kdcli.cache.writer import build_skeleton
-from kdcli.console import console
+from kdcli.console import console, size
 from kdcli.documents import to_document
 from kdcli.errors import Advice, CorruptError, NoSpaceError, OutputExistsError
 from kdcli.files import (
     atomic_write_text,
-    available_gb,
+    available_bytes,
     fsync_folder,
     make_folder,
     scratch_name,
@@ -114,10 +114,10 @@ def require_space(path: Path, needed: int) -> None:
     Raises:
         NoSpaceError: fewer bytes than ``needed`` are free where ``path`` will be.
     """
-    free = available_gb(path.absolute().parent)
-    if needed / 1e9 > free:
+    free = available_bytes(path.absolute().parent)
+    if needed > free:
         raise NoSpaceError(
-            f"{path} needs {needed / 1e9:.1f} GB, and {free:.1f} GB are free there",
+            f"{path} needs {size(needed)}, and {size(free)} are free there",
             "Free some space, or give a path on another file system.",
         )
 

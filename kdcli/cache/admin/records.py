@@ -7,6 +7,7 @@ rest (``1e-5`` for ``1E-5`` means the same, but nobody wrote it).
 import json
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,10 @@ from kdcli.cache.commits import Commit, parse_commit
 from kdcli.cache.damage import Damage, Remedy, rows_of
 from kdcli.cache.keytable import KeyTable, block_digest
 from kdcli.cache.layout import SAMPLES, Layout, Unit
-from kdcli.cache.owned import CHUNK_BYTES, RECORDS_BYTES, read_own
+from kdcli.cache.owned import CHUNK_BYTES, RECORDS_BYTES, read_own, regular_size
 from kdcli.cache.provenance import OutputRecord, TeacherRecord
-from kdcli.cache.store import KIND_ORDER, Store, in_order, keeping, read_output, read_teacher
+from kdcli.cache.store import Store, in_order, keeping, names_output, read_output, read_teacher
 from kdcli.errors import Advice, CorruptError, KdError, StorageError
-from kdcli.outputs import MAPS
 from kdcli.reading import parse_json
 
 Place = tuple[int, int]
@@ -75,7 +75,7 @@ def _scan_outputs(layout: Layout, folder: Path) -> tuple[dict[str, OutputRecord]
     for path in sorted(folder.glob("*.json")):
         if path.name == "teacher.json":
             continue
-        if path.stem not in KIND_ORDER and not path.stem.startswith(MAPS):
+        if not names_output(path.stem):
             file = str(path.relative_to(layout.root))
             damages.append(Damage(file, "nothing vouches for this file", "remove"))
             continue
@@ -98,18 +98,34 @@ def lost_records(layout: Layout, teachers: dict[str, TeacherRecord], unsound: se
         name = folder.name
         if not folder.is_dir() or name == SAMPLES or name in unsound:
             continue
-        kinds = {path.stem for path in folder.glob("*.jsonl")} | {
-            path.name for path in folder.iterdir() if path.is_dir() and any(path.glob("*.json"))
-        }
+        kinds = _committed_kinds(folder)
         if kinds and name not in teachers:
-            damages.append(_restore(layout, layout.teacher(name), "the record is missing"))
+            damages.append(_lost(layout, layout.teacher(name), min(kinds.values())))
             continue
         known = teachers[name].outputs if name in teachers else {}
         damages += [
-            _restore(layout, layout.output(name, kind), "the record is missing")
-            for kind in sorted(kinds - known.keys())
+            _lost(layout, layout.output(name, kind), path)
+            for kind, path in sorted(kinds.items())
+            if kind not in known
         ]
     return damages
+
+
+def _committed_kinds(folder: Path) -> dict[str, Path]:
+    """Kinds of output of which a teacher's folder holds commits, and a file with them. Others' files and empty ones,
+    which kd does not write, tell nothing."""
+    files = [(path.stem, path) for path in folder.glob("*.jsonl")]
+    files += [(path.parent.name, path) for path in folder.glob("*/*.json")]
+    found = {}
+    for kind, path in files:
+        with suppress(FileNotFoundError):  # compacted since the listing
+            if names_output(kind) and regular_size(path) > 0:
+                found[kind] = path
+    return found
+
+
+def _lost(layout: Layout, record: Path, commits: Path) -> Damage:
+    return _restore(layout, record, f"the record is missing, and {commits.relative_to(layout.root)} is of it")
 
 
 def _restore(layout: Layout, path: Path, reason: str) -> Damage:

@@ -25,7 +25,7 @@ from kdcli.cache.provenance import arrays_of, is_name, require_known
 from kdcli.cache.store import Store
 from kdcli.cache.writer import describe, newest
 from kdcli.documents import to_document
-from kdcli.errors import Advice, ClaimedError, NotFoundError, UsageError, nearest
+from kdcli.errors import Advice, ClaimedError, NotFoundError, StorageError, UsageError, nearest
 from kdcli.files import fsync_folder, real_path, scratch_name, sizes_in, storage_errors
 from kdcli.results import Result
 from kdcli.runtime import machine
@@ -225,11 +225,23 @@ def remove(plan: Removal, force: bool = False) -> Removal:
     if not force:
         require_no_writers(plan)
     with storage_errors(plan.root):
+        _require_removable(plan)
         if plan.parts:
             _remove_outputs(plan)
         else:
             _remove_cache(plan)
     return plan
+
+
+def _require_removable(plan: Removal) -> None:
+    """Refuse before anything is touched where a folder does not let its files go."""
+    trees = [path for path in plan.paths if not path.is_symlink()]
+    for folder in [plan.root, *(Path(place) for tree in trees for place, *_ in os.walk(tree))]:
+        if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+            raise StorageError(
+                f"{folder} may not be written to: nothing was removed",
+                "Make it writable (chmod u+w), then run the same command again.",
+            )
 
 
 def _remove_cache(plan: Removal) -> None:
@@ -243,10 +255,15 @@ def _remove_cache(plan: Removal) -> None:
     if not plan.kept:
         with suppress(FileNotFoundError):
             place.rmdir()
-    for grave in place.parent.glob(f".{glob.escape(place.name)}.removed.{machine()}-{os.getpid()}-*.tmp"):
-        _discard(grave)
-    for grave in _graves(place):
-        _discard(grave)
+    own = place.parent.glob(f".{glob.escape(place.name)}.removed.{machine()}-{os.getpid()}-*.tmp")
+    for grave in (*own, *_graves(place)):
+        try:
+            _discard(grave)
+        except OSError as error:
+            raise StorageError(
+                f"{error.filename}: {error.strerror}; the rest of {plan.root} lies in {grave}",
+                "Make what lies there removable; the same command goes on.",
+            ) from error
 
 
 def _discard(path: Path) -> None:

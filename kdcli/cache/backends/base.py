@@ -12,8 +12,8 @@ import numpy as np
 from kdcli.cache.keytable import KeyTable
 from kdcli.cache.layout import BackendName, Manifest
 from kdcli.cache.memory import map_bytes
-from kdcli.cache.owned import regular_size
-from kdcli.cache.provenance import ArraySpec, TeacherRecord, repair_hint
+from kdcli.cache.owned import regular_size, repair_hint
+from kdcli.cache.provenance import ArraySpec, TeacherRecord
 from kdcli.errors import CorruptError, StorageError
 from kdcli.files import scratch_name, storage_errors
 

@@ -16,8 +16,8 @@ import numpy as np
 from kdcli.cache.backends.base import Backend, Inspection, checksum
 from kdcli.cache.keytable import KeyTable
 from kdcli.cache.layout import BackendName, Manifest
-from kdcli.cache.owned import CHUNK_BYTES, open_own, read_own, regular_size
-from kdcli.cache.provenance import ArraySpec, TeacherRecord, repair_hint
+from kdcli.cache.owned import CHUNK_BYTES, open_own, read_own, regular_size, repair_hint
+from kdcli.cache.provenance import ArraySpec, TeacherRecord
 from kdcli.errors import CorruptError
 from kdcli.files import storage_errors
 
