@@ -28,7 +28,7 @@ from kdcli.cache.owned import read_own_json
 from kdcli.cache.provenance import Digest, Text, seal, unseal
 from kdcli.documents import from_document, shaped
 from kdcli.errors import Advice, CacheMissingError, CorruptError, StorageError, UsageError
-from kdcli.files import storage_errors, write_json
+from kdcli.files import beside, storage_errors, write_json
 
 BackendName = Literal["zarr", "hdf5"]
 FORMAT: Final = 2
@@ -143,7 +143,9 @@ class Manifest(BaseModel):
             if count > most:
                 raise ValueError(f"{field}: {count} {what}, at most {most} are possible")
         if (told := self.view_set["train_views"]) != self.views - 1:
-            raise ValueError(f"view_set.train_views: {told}, but view_groups hold {self.views - 1} beside view 0")
+            raise ValueError(
+                f"view_set.train_views: {told}, but view_groups hold {self.views - 1} beside view 0"
+            )
         return self
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
@@ -328,7 +330,9 @@ def load_manifest(root: Path) -> Manifest:
                 raise CacheMissingError(
                     f"{root} is not a kd cache (no manifest.json)", Advice("folder-for-cache")
                 )
-            raise CacheMissingError(f"cache {root} does not exist", Advice("make", cache=root))
+            raise CacheMissingError(
+                f"cache {root} does not exist.{beside(root, folders=True)}", Advice("make", cache=root)
+            )
     restore = "Restore manifest.json, or make the cache again; kd never guesses what a cache is."
     document = read_own_json(layout.manifest, restore)
     _require_format(document, layout.manifest)

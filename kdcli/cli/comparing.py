@@ -23,7 +23,7 @@ def compare(config: "CompareConfig", common: "Common") -> None:
     \b
     Examples:
       kd compare --cache test.kd
-      kd compare big small resnet=runs/resnet --cache test.kd --data photos@split=test
+      kd compare big small resnet=runs/resnet --cache test.kd --test photos@split=test
       kd compare runs/ --cache test.kd --out compared --figures figures
       kd compare big small --cache test.kd --after dp,big,small=local-dir:runs/dp/export --json
     """

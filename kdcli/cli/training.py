@@ -229,19 +229,11 @@ def _read_ranking(config: "StudentConfig") -> "Ranking | None":
     source = config.ranking
     if source is None:
         return None
-    from kdcli.errors import NotFoundError
-    from kdcli.options.resolving import spelled
-    from kdcli.ranking.documents import parse_ranking, ranking_of
+    from kdcli.ranking.documents import parse_ranking, ranking_of, require_ranking
     from kdcli.reading import DOCUMENT_BYTES, read_json
 
     if source == "-":
         data = b"" if sys.stdin is None or sys.stdin.closed else sys.stdin.buffer.read(DOCUMENT_BYTES + 1)
         return parse_ranking(data[:DOCUMENT_BYTES], "the ranking on standard input")
-    path = Path(source)
-    if path.is_dir() or not path.exists():
-        command = spelled("rank-sources", cache=config.cache or "CACHE", data=config.first_data, json=True)
-        raise NotFoundError(
-            f"--ranking {path} is {'a folder' if path.is_dir() else 'not there'}",
-            f"{command} > {'ranking.json' if path.is_dir() else quote(str(path))}",
-        )
-    return ranking_of(read_json(path), path)
+    require_ranking(source, config.cache or ("CACHE",), config.first_data)
+    return ranking_of(read_json(Path(source)), Path(source))

@@ -27,7 +27,7 @@ from kdcli.data.leftovers import leftovers, require_no_class_lost
 from kdcli.data.spec import JOIN, canonical_split
 from kdcli.data.walk import Walk, image_folders
 from kdcli.errors import BadDataError, NotFoundError, UsageError, nearest
-from kdcli.files import storage_errors
+from kdcli.files import beside, storage_errors
 from kdcli.reading import read_bytes
 from kdcli.registry import SOURCES
 
@@ -247,9 +247,10 @@ def find_folder(text: str, data_root: Path | None) -> Path:
             f"Known: {', '.join(embedded_names())}; torch/NAME, hfds/NAME, or a folder.",
         )
     where = f" below {data_root} or {Path.cwd()}" if data_root else f" below {Path.cwd()}"
+    near = [beside(root / rest) for root in roots] + [nearest(rest, embedded_names())]
     raise NotFoundError(
         f"there is no folder '{rest}'{'' if Path(rest).is_absolute() else where}."
-        + nearest(rest, (*embedded_names(), *(f"{known}/{rest.partition('/')[2]}" for known in SOURCES))),
+        + next(filter(None, near), ""),
         f"Behind {JOIN}, a folder is written folder/PATH."
         if JOIN in rest
         else "Check the path, give --data-root, or use an embedded set such as sklearn/digits.",

@@ -194,14 +194,34 @@ def given_on(fields: "Mapping[str, OptionField]", values: Given) -> dict[str, An
     return given
 
 
-def group(name: str, help: str, commands: Sequence[Any]) -> TyperGroup:
-    """Commands under a name."""
+@final
+class Group(TyperGroup):
+    """Commands under a name; the name alone is a question, and answered."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As typer does; without a word, as if help were asked for."""
+        return super().parse_args(ctx, args or ["--help"])
+
+
+def group(name: str, help: str, start: Sequence[str], commands: Sequence[Any]) -> Group:
+    """Commands under a name.
+
+    Args:
+        name: theirs.
+        help: what they are for.
+        start: the lines that most people need first.
+        commands: they.
+    """
     named = {command.name: command for command in commands}
-    return TyperGroup(name=name, help=help, commands=named, no_args_is_help=True, rich_markup_mode=None)
+    return Group(name=name, help=help, commands=named, epilog=_epilog(start), rich_markup_mode=None)
 
 
-def program(name: str, help: str, version: str, commands: Sequence[Any]) -> TyperGroup:
-    """The whole command line, with ``--version``, ``-h`` and what installs completion."""
+def _epilog(start: Sequence[str]) -> str:
+    return "\n".join(["\b", "Start:", *(f"  {line}" for line in start)])
+
+
+def program(name: str, help: str, version: str, start: Sequence[str], commands: Sequence[Any]) -> Group:
+    """The whole command line, with ``--version``, ``-h`` and what installs completion; see :func:`group`."""
 
     def print_version(wanted: bool) -> None:
         if wanted:
@@ -217,12 +237,12 @@ def program(name: str, help: str, version: str, commands: Sequence[Any]) -> Type
 
     settings = {"help_option_names": ["-h", "--help"], "max_content_width": WIDTH}
     app = typer.Typer(
-        name=name, help=help, no_args_is_help=True, rich_markup_mode=None, context_settings=settings,
-        pretty_exceptions_enable=False,
+        name=name, help=help, epilog=_epilog(start), rich_markup_mode=None, context_settings=settings,
+        pretty_exceptions_enable=False, cls=Group,
     )  # fmt: skip
     app.callback()(root)
     made = typer.main.get_command(app)
-    assert isinstance(made, TyperGroup)
+    assert isinstance(made, Group)
     for command in commands:
         made.add_command(command)
     return made
