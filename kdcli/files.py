@@ -87,6 +87,12 @@ def beside(path: Path, folders: bool = False) -> str:
     return nearest(wrong.name, names, "" if wrong.parent == Path() else f"{wrong.parent}/")
 
 
+def bytes_in(path: Path) -> int:
+    """Bytes of a file, or of all files below a folder."""
+    files = [path] if path.is_file() else path.rglob("*")
+    return sum(each.stat().st_size for each in files if each.is_file())
+
+
 def scratch_name() -> str:
     """A new name for an unpublished file; it tells whose it is, so that what a killed process left is known."""
     return f"{machine()}-{os.getpid()}-{os.urandom(8).hex()}"

@@ -3,11 +3,14 @@
 The steps refuse the same, by the same functions; this only saves the seconds that importing torch takes.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from kdcli.errors import NotFoundError
+from kdcli.files import beside
 from kdcli.options.command import Command, OptionField
 
 Given = Mapping[str, list[str]]
@@ -73,6 +76,14 @@ def _look_for_cache(text: str, given: Given) -> None:
         load_manifest(Path(text))
 
 
+def _look_for_anything(text: str, given: Given) -> None:
+    path = Path(text)
+    if not os.path.lexists(path):
+        raise NotFoundError(
+            f"{path} does not exist.{beside(path)}", "Check the path; --help says what is read."
+        )
+
+
 def _look_for_ranking(text: str, given: Given) -> None:
     from kdcli.ranking.documents import require_ranking
 
@@ -90,6 +101,7 @@ def _look_at_out(text: str, given: Given) -> None:
 _LOOKS: Mapping[Any, Callable[[str, Given], None]] = {
     "data": _look_for_data,
     "cache": _look_for_cache,
+    "anything": _look_for_anything,
     "ranking": _look_for_ranking,
     "free": _look_at_out,
 }

@@ -1,12 +1,15 @@
 """``kd cache-teachers``, and ``kd cache plan``, which takes the same options."""
 
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from kdcli.console import console, duration, size
+from kdcli.files import bytes_in
 
 if TYPE_CHECKING:
     from kdcli.extract.config import CacheConfig, PlanConfig
     from kdcli.extract.costs import CachePlan
+    from kdcli.extract.result import TeacherProgress
     from kdcli.options.common import Common
 
 
@@ -18,6 +21,7 @@ def cache_teachers(config: "CacheConfig", common: "Common") -> None:
       kd cache-teachers photos/ --cache photos.kd --teacher resnet50.a1_in1k
       kd cache-teachers photos/@split=train --cache train.kd --teacher gen=local-dir:weights --views eval+train:8
     """
+    from kdcli.cache.admin.progress import percent
     from kdcli.extract.extract import cache_teachers as step
 
     result = step(config)
@@ -25,16 +29,31 @@ def cache_teachers(config: "CacheConfig", common: "Common") -> None:
         console.document(result.document())
         return
     rows = [
-        [
-            name,
-            part.id[:12],
-            f"{part.done}/{part.total}",
-            part.written,
-            " ".join(f"{array}{tuple(spec['shape'])}" for array, spec in part.arrays.items()),
-        ]
+        [name, percent(part.done, part.total), percent(part.written, part.total), _kept(part)]
         for name, part in result.teachers.items()
     ]
-    console.table(["teacher", "id", "tasks", "written", "arrays"], rows)
+    console.table(["teacher", "complete", "in this run", "kept of every view of an image"], rows)
+    images = f"{result.rows} images" + (f" x {result.views} views" if result.views > 1 else "")
+    if result.dry_run:
+        console.note(f"{config.cache} would hold {size(result.bytes)} of {images}; nothing was written")
+        return
+    made = f"{config.cache}: {size(bytes_in(config.cache))}, {images}, {len(rows)} teachers"
+    data, cache = quote(config.data or "DATA"), quote(str(config.cache))
+    student = (
+        f"kd train-student {data} --cache {cache} --method distill-equal --student ARCH --out runs/first"
+    )
+    rank = [f"kd rank-sources --cache {cache}"] if len(rows) > 1 else []
+    console.finished(made, *rank, student)
+
+
+def _kept(part: "TeacherProgress") -> str:
+    """Shapes without the axes of images and views; single numbers are statistics of the logits."""
+    kept = [
+        f"{name} {'x'.join(map(str, spec['shape'][2:]))} {spec['dtype']}"
+        for name, spec in part.arrays.items()
+        if len(spec["shape"]) > 2
+    ]
+    return ", ".join(kept) or "-"
 
 
 def plan(config: "PlanConfig", common: "Common") -> None:

@@ -9,7 +9,8 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any, final
 
 from kdcli.cli.cells import change, fraction
-from kdcli.console import console
+from kdcli.console import console, duration, size
+from kdcli.files import bytes_in
 from kdcli.options.command import Finished, configure, option_fields
 
 if TYPE_CHECKING:
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
     from kdcli.options.common import Common
     from kdcli.training.config import StudentConfig
     from kdcli.types import Ranking
-
-TOPS = ("top1", "top5")
-"""Columns where nothing was tested."""
 
 
 @final
@@ -132,28 +130,48 @@ def train_student(config: "StudentConfig | Sweep", common: "Common") -> None:
 
     step = train_sequence if config.sequential else train_grid if config.lr_grid else lone_run
     result = step(config, ranking=chosen).document()
-    export = quote(f"local-dir:{result['out']}/export")
-    console.note(f"the student can be a teacher: kd cache-teachers ... --teacher NAME={export}")
     if common.as_json:
         console.document(result)
         return
     tests = result.get("tests") or {"": result["test"] or {}}
     several = bool(result.get("tests"))
-    names = tuple(next(iter(tests.values()))) or TOPS
+    judged = _validation(result)
+    names = tuple(next(iter(tests.values())))
     rows = [
         [
             result["method"],
             *([name] if several else []),
             result["epochs"],
             *_shown(scores, names),
-            f"{result['seconds']:.1f}",
-            result["out"],
+            *_shown(judged, tuple(judged)),
         ]
         for name, scores in tests.items()
     ]
-    set_column = ["set"] if several else []
-    console.table(["method", *set_column, "epochs", *names, "seconds", "out"], rows)
+    header = ["method", *(["set"] if several else []), "epochs"]
+    console.table([*header, *(f"test {name}" for name in names), *judged], rows)
     _print_stages(result.get("stages") or [])
+    if not names and not judged:
+        console.note("the student was not tested: --test DATA, or --validation SHARE, says how good it is")
+    _finish(config, Path(result["out"]))
+
+
+def _finish(config: "StudentConfig", out: Path) -> None:
+    """What there is now, and what to do with it, in paths as they were given."""
+    place = quote(str(config.out))
+    test = config.test if isinstance(config.test, str) else None
+    probe = f"kd eval-probe {quote(config.first_data)} --test {quote(test or 'TEST')} --model {place}"
+    console.finished(
+        f"{config.out}: {size(bytes_in(out))}, the student is {config.out}/export",
+        f"kd report {place}",
+        probe,
+        f"kd cache-teachers DATA --cache NEW.kd --teacher student=local-dir:{place}/export",
+    )
+
+
+def _validation(result: Mapping[str, Any]) -> dict[str, float]:
+    """Scores on the images that were set aside, by what a table calls them."""
+    found = result.get("validation") or {}
+    return {f"validation {name}": value for name, value in found.items() if name not in ("images", "epoch")}
 
 
 def _shown(scores: Mapping[str, float], names: Sequence[str]) -> list[str]:
@@ -192,14 +210,15 @@ def _train_sweep(sweep: Sweep, common: "Common") -> None:
     result = step(sweep.out, sweep.students, rankings)
     failure = result.failure()
     if not common.as_json:
-        names = next((tuple(one.test) for one in result.students.values() if one.test), TOPS)
+        scores = {name: one.test or _validation(one.document()) for name, one in result.students.items()}
+        names = next((tuple(each) for each in scores.values() if each), ())
         rows = [
             [
                 name,
                 one.method,
                 one.details["student"],
-                *_shown(one.test or {}, names),
-                f"{one.seconds:.1f}",
+                *_shown(scores[name], names),
+                duration(one.seconds),
                 one.out,
             ]
             for name, one in result.students.items()
@@ -208,7 +227,11 @@ def _train_sweep(sweep: Sweep, common: "Common") -> None:
             config = sweep.students[name]
             lost = ["diverged", *["-"] * len(names)]
             rows.append([name, config.method, config.student, *lost, str(config.out.absolute())])
-        console.table(["name", "method", "student", *names, "seconds", "out"], rows)
+        console.table(["name", "method", "student", *names, "time", "out"], rows)
+        console.finished(
+            f"{sweep.out}: {size(bytes_in(sweep.out))}, {len(result.students)} students",
+            f"kd report {quote(str(sweep.out))}",
+        )
     elif failure is None:
         console.document(result.document())
     if failure is not None:
