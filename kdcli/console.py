@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from html import escape
+from shutil import get_terminal_size
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any, Final, Protocol, final
 
 if TYPE_CHECKING:
@@ -230,6 +232,11 @@ class Console:
         self.note(f"{made}, in {duration(time.monotonic() - self._began)}")
         for number, command in enumerate(commands):
             self.note(f"next: {command}" if not number else f"      {command}")
+
+    def legend(self, **meanings: str) -> None:
+        """What columns of the table above mean, for whoever reads it and does not know; ``_`` stands for a blank."""
+        text = "; ".join(f"{name.replace('_', ' ')}: {meaning}" for name, meaning in meanings.items())
+        self.note(*wrap(text, get_terminal_size().columns, break_on_hyphens=False))
 
     def say(self, *lines: object) -> None:
         """Lines on stdout."""

@@ -35,20 +35,24 @@ def check(config: "CheckConfig", common: "Common") -> int | None:
             ("PROBLEM" if each.problem else "note", each.images or "", each.what, each.example)
             for each in result.findings
         ]
-        console.table(["", "images", "what", "such as"], rows)
-    _summarise(result, config)
+        if rows:
+            console.table(["", "images", "what", "such as"], rows)
+    _summarise(result, config, common.as_json)
     return BadDataError.exit_code if result.problems else None
 
 
-def _summarise(result: "CheckResult", config: "CheckConfig") -> None:
+def _summarise(result: "CheckResult", config: "CheckConfig", as_json: bool) -> None:
     """Sizes, the verdict and the next command, on stderr."""
     for side in (result.data, result.test):
         if side is not None:
             console.note(_described(side))
     notes = len(result.findings) - result.problems
-    verdict = "nothing wrong was found" if not result.problems else f"problems of {result.problems} kinds"
-    console.note(f"{verdict}; {notes} kinds of things worth knowing")
+    verdict = "nothing wrong was found" if not result.problems else f"{result.problems} kinds of problems"
+    console.note(f"{verdict}{f'; {notes} things worth knowing' if notes else ''}")
     if not result.excluded:
+        if not result.problems and not as_json:
+            cache = f"kd cache-teachers {quote(config.data)} --cache NEW.kd --teacher SPEC"
+            console.finished(f"{config.data} was looked at", cache)
         return
     test = f" --test {quote(config.test)}" if config.test is not None else ""
     if config.write_exclude is None:

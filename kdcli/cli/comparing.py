@@ -1,10 +1,12 @@
 """``kd compare``: models against each other, and students before and after they were distilled."""
 
 from collections.abc import Sequence
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from kdcli.cli.cells import points, signed_points
-from kdcli.console import console
+from kdcli.console import console, size
+from kdcli.files import bytes_in
 
 if TYPE_CHECKING:
     from kdcli.comparing.config import CompareConfig
@@ -39,8 +41,31 @@ def compare(config: "CompareConfig", common: "Common") -> None:
             console.note(f"wrote {path}")
     if common.as_json:
         console.document(result.document())
-    else:
-        _print(result)
+        return
+    _print(result)
+    if config.out is not None:
+        console.finished(f"{config.out}: {size(bytes_in(config.out))}", f"kd report {quote(str(config.out))}")
+
+
+_PAIRS = {
+    "d_acc": "accuracy of the teacher minus the student's, in points",
+    "rho+": "images that only the teacher gets right, in percent",
+    "rho-": "those that only the student gets right",
+    "chance": "rho+ of a teacher that guesses",
+    "indep.": "rho+ of a teacher as accurate as this one whose errors fall anywhere",
+    "entropy": "of rho+ over the classes, in nats: 0 is one class",
+    "top_10_%_in": "classes that hold the first tenth of rho+",
+    "DP_+/-": "percent of rho+ and rho- that data partitioning by labels gives to the teacher",
+    "unsup._+/-": "the same without labels",
+}
+_CHANGES = {
+    "d_acc": "accuracy of the teacher minus the student's before, in points",
+    "d_transf": "accuracy after minus before",
+    "d_rho+,_d_rho-": "what that did to the images that only the teacher, or only the student, got right",
+    "gain": "percent of what only the teacher got right that the student now gets right",
+    "loss": "percent of what the student got right that it now gets wrong",
+    "both_wrong": "percent of what both got wrong that the student now gets right",
+}
 
 
 # --- tables -----------------------------------------------------------------------------------
@@ -92,6 +117,7 @@ def _print_pairs(result: "CompareResult") -> None:
         )
     header = ["teacher", "student", "d acc", "rho+", "rho-", "chance", "indep.", "entropy", "top 10 % in"]
     console.table([*header, "DP +/-", "unsup. +/-"], rows)
+    console.legend(**_PAIRS)
     if result.similarity is not None:
         kind = " (a substitute)" if result.similarity["substitute"] else ""
         console.say(f"similarity of classes: {result.similarity['source']}{kind}; see --json or --figures")
@@ -132,6 +158,7 @@ def _print_changes(changes: "Sequence[Change]") -> None:
         )
     header = ["method", *(["stage"] if staged else []), "teacher", "student", "after", "d acc", "d transf"]
     console.table([*header, "d rho+", "d rho-", "gain", "loss", "both wrong"], rows)
+    console.legend(**_CHANGES)
 
 
 def _print_methods(methods: "Sequence[MethodSummary]") -> None:

@@ -1,9 +1,11 @@
 """``kd fuse-teachers``."""
 
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from kdcli.cli.cells import fraction
-from kdcli.console import console
+from kdcli.console import console, size
+from kdcli.files import bytes_in
 
 if TYPE_CHECKING:
     from kdcli.fusing.config import FuseConfig
@@ -39,4 +41,11 @@ def fuse_teachers(config: "FuseConfig", common: "Common") -> None:
         for name, one in result["joint"].items()
         for head, spec in one["teachers"].items()
     ]
-    console.table(["joint teacher", "head", "epoch", "val", "test", "spec"], rows)
+    console.table(["joint teacher", "head", "epoch", "validation top1", "test top1", "spec"], rows)
+    cache = quote(str(config.cache[0]))
+    teach = f"kd train-student DATA --cache {cache} --teacher {config.write_back}"
+    console.finished(
+        f"{config.out}: {size(bytes_in(config.out))}, {len(rows)} joint teachers",
+        *([f"{teach} --method distill-equal --student ARCH --out runs/joint"] if config.write_back else []),
+        f"kd report {quote(str(config.out))}",
+    )

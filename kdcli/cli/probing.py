@@ -27,14 +27,27 @@ def eval_probe(config: "ProbeConfig", common: "Common") -> None:
       kd eval-probe photos/@split=train --test photos/@split=test --model runs/a --protocol logistic --shots all
       kd eval-probe --test photos/@split=test --model runs/a --head label
     """
-    from kdcli.options.resolving import created_by
+    from kdcli.options.resolving import command_line, created_by
     from kdcli.probing.probe import eval_probes
 
     table = eval_probes(config)
     if common.as_json:
         console.document({**table.document(), "created": created_by(config)})
-    else:
-        _print(table)
+        return
+    _print(table)
+    console.finished(
+        f"{len(table.results)} representations probed",
+        f"{command_line(config)} --json > probe.json && kd report probe.json",
+    )
+
+
+_COLUMNS = {
+    "shots": "labelled images of each class that the probe learns from",
+    "draws": "how often they were drawn",
+    "+-95%": "half of the 95 % interval of the mean over the draws",
+    "std": "deviation over the draws",
+    "per-class": "mean of the accuracies of the classes",
+}
 
 
 # --- tables -----------------------------------------------------------------------------------
@@ -63,6 +76,7 @@ def _print(table: "ProbeTable") -> None:
             for result in table.results
         ],
     )
+    console.legend(**_COLUMNS)
     if table.comparisons:
         _print_comparisons(table.comparisons, table.baseline, several)
         _print_tally(table)

@@ -41,6 +41,23 @@ def rank_sources(config: "RankConfig", common: "Common") -> None:
         _print_ranking(result)
     if evidence is not None:
         _print_evidence(evidence, blank=result is not None)
+    if result is not None and config.cache:
+        _finish(config, result)
+
+
+def _finish(config: "RankConfig", result: "RankResult") -> None:
+    from kdcli.options.resolving import command_line, spelled
+
+    ranking, cache = "ranking.json", {"cache": config.cache}
+    train = spelled(
+        "train-student", config.data or "DATA", **cache, ranking=ranking, method="distill-weighted"
+    )
+    best = max(result.ranking.sources, key=lambda source: source.score)
+    console.finished(
+        f"{len(result.ranking.sources)} sources ranked, {best.name} first",
+        f"{command_line(config)} --json > {ranking}",
+        f"{train} --student ARCH --out runs/weighted",
+    )
 
 
 def _run(config: "RankConfig") -> "tuple[RankResult | None, Evidence | None]":

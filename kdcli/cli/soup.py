@@ -1,9 +1,11 @@
 """``kd soup``."""
 
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from kdcli.cli.cells import fraction
-from kdcli.console import console
+from kdcli.console import console, size
+from kdcli.files import bytes_in
 
 if TYPE_CHECKING:
     from kdcli.options.common import Common
@@ -24,19 +26,22 @@ def soup(config: "SoupConfig", common: "Common") -> None:
     from kdcli.training.soup import make_soup
 
     document = make_soup(config)
-    console.note(f"the soup opens as {document['spec']}")
     if common.as_json:
         console.document(document)
         return
     scores = document["test"] or {}
-    tested = [fraction(scores.get(name)) for name in ("top1", "top5")]
     console.table(
-        ["student", "share", "weights", "top1", "top5"],
+        ["student", "share", "weights", *(f"test {name}" for name in scores)],
         [
             *(
-                [each["spec"], f"{each['share']:.4g}", each["weights"][:12], "-", "-"]
+                [each["spec"], f"{each['share']:.4g}", each["weights"][:12], *["-"] * len(scores)]
                 for each in document["parents"]
             ),
-            [document["spec"], "soup", document["sha256"][:12], *tested],
+            [document["spec"], "soup", document["sha256"][:12], *map(fraction, scores.values())],
         ],
+    )
+    out, test = quote(str(config.out)), quote(config.test or "TEST")
+    console.finished(
+        f"{config.out}: {size(bytes_in(config.out))}",
+        f"kd eval-probe DATA --test {test} --model local-dir:{out}",
     )

@@ -47,11 +47,11 @@ def cache_teachers(config: "CacheConfig", common: "Common") -> None:
 
 
 def _kept(part: "TeacherProgress") -> str:
-    """Shapes without the axes of images and views; single numbers are statistics of the logits."""
+    """Shapes without the axes of images and views, and without the statistics that are kept with logits."""
     kept = [
         f"{name} {'x'.join(map(str, spec['shape'][2:]))} {spec['dtype']}"
         for name, spec in part.arrays.items()
-        if len(spec["shape"]) > 2
+        if len(spec["shape"]) > 2 and name != "lse"
     ]
     return ", ".join(kept) or "-"
 

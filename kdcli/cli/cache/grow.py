@@ -32,8 +32,6 @@ def extend(config: "ExtendConfig", common: "Common") -> None:
     result = extend_cache(config.cache, images, config.views, config.dry_run)
     if not result.is_new:
         console.note(f"{config.cache} holds all of this: nothing to add")
-    elif result.fill is not None:
-        console.note(f"fill it in: {result.fill}")
     if common.as_json:
         console.document(result.document())
         return
@@ -45,3 +43,5 @@ def extend(config: "ExtendConfig", common: "Common") -> None:
             ["teachers' bytes", "", f"+{size(result.bytes)}"],
         ],
     )
+    if result.is_new and result.fill is not None:
+        console.finished(f"{config.cache} has room for {size(result.bytes)} more", result.fill)

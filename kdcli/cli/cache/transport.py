@@ -1,8 +1,9 @@
 """``kd cache``: pack, unpack, merge."""
 
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from kdcli.console import console
+from kdcli.console import console, size
 
 if TYPE_CHECKING:
     from kdcli.cache.admin.config import MergeConfig, PackConfig, UnpackConfig
@@ -62,10 +63,12 @@ def _say(done: "Moved", json: bool, more: dict[str, Any] | None = None) -> None:
     document = {**done.document(), **(more or {})}
     if json:
         console.document(document)
-    else:
-        console.table(
-            ["part", "units", "of"], [[part, count, total] for part, (count, total) in done.parts.items()]
-        )
-    console.note(f"{done.path}: {document['bytes'] / 1e6:,.1f} MB")
+        return
+    console.table(
+        ["part", "done", "of"], [[part, count, total] for part, (count, total) in done.parts.items()]
+    )
+    console.legend(part="an output of a teacher", of="blocks of images")
+    then = f"kd cache {'unpack' if more else 'info'} {quote(str(done.path))}{' --to CACHE' if more else ''}"
+    console.finished(f"{done.path}: {size(document['bytes'])}", then)
     if not done.complete:
         console.note("Not complete: kd cache-teachers with the cache's own options fills what is missing.")
