@@ -171,7 +171,7 @@ def bar_columns(width: int) -> "tuple[ProgressColumn, ...]":
         TextColumn(
             "{task.fields[facts]}",
             markup=False,
-            table_column=Column(ratio=2, no_wrap=True, overflow="ellipsis"),
+            table_column=Column(ratio=3, no_wrap=True, overflow="ellipsis"),
         ),
     )
 
@@ -191,6 +191,11 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60}m{whole % 60:02d}s"
     return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+def counted(count: int, things: str) -> str:
+    """A number of things, one of them as one: ``3 images``, ``1 image``."""
+    return f"{count} {things.removesuffix('s') if count == 1 else things}"
 
 
 def size(count: int) -> str:

@@ -4,7 +4,7 @@ from shlex import quote
 from typing import TYPE_CHECKING
 
 from kdcli.cli.cells import fraction
-from kdcli.console import console, size
+from kdcli.console import console, counted, size
 from kdcli.files import bytes_in
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def fuse_teachers(config: "FuseConfig", common: "Common") -> None:
     cache = quote(str(config.cache[0]))
     teach = f"kd train-student DATA --cache {cache} --teacher {config.write_back}"
     console.finished(
-        f"{config.out}: {size(bytes_in(config.out))}, {len(rows)} joint teachers",
+        f"{config.out}: {size(bytes_in(config.out))}, {counted(len(rows), 'joint teachers')}",
         *([f"{teach} --method distill-equal --student ARCH --out runs/joint"] if config.write_back else []),
         f"kd report {quote(str(config.out))}",
     )

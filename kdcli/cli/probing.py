@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kdcli.cli.cells import change, fraction
-from kdcli.console import console
+from kdcli.console import console, counted
 
 if TYPE_CHECKING:
     from kdcli.options.common import Common
@@ -36,7 +36,7 @@ def eval_probe(config: "ProbeConfig", common: "Common") -> None:
         return
     _print(table)
     console.finished(
-        f"{len(table.results)} representations probed",
+        f"{counted(len(table.results), 'representations')} probed",
         f"{command_line(config)} --json > probe.json && kd report probe.json",
     )
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kdcli.cli.cells import fraction
-from kdcli.console import console
+from kdcli.console import console, counted
 
 if TYPE_CHECKING:
     from kdcli.options.common import Common
@@ -54,7 +54,7 @@ def _finish(config: "RankConfig", result: "RankResult") -> None:
     )
     best = max(result.ranking.sources, key=lambda source: source.score)
     console.finished(
-        f"{len(result.ranking.sources)} sources ranked, {best.name} first",
+        f"{counted(len(result.ranking.sources), 'sources')} ranked, {best.name} first",
         f"{command_line(config)} --json > {ranking}",
         f"{train} --student ARCH --out runs/weighted",
     )

@@ -3,7 +3,7 @@
 from shlex import quote
 from typing import TYPE_CHECKING
 
-from kdcli.console import console, duration, size
+from kdcli.console import console, counted, duration, size
 from kdcli.files import bytes_in
 
 if TYPE_CHECKING:
@@ -33,11 +33,11 @@ def cache_teachers(config: "CacheConfig", common: "Common") -> None:
         for name, part in result.teachers.items()
     ]
     console.table(["teacher", "complete", "in this run", "kept of every view of an image"], rows)
-    images = f"{result.rows} images" + (f" x {result.views} views" if result.views > 1 else "")
+    images = counted(result.rows, "images") + (f" x {result.views} views" if result.views > 1 else "")
     if result.dry_run:
         console.note(f"{config.cache} would hold {size(result.bytes)} of {images}; nothing was written")
         return
-    made = f"{config.cache}: {size(bytes_in(config.cache))}, {images}, {len(rows)} teachers"
+    made = f"{config.cache}: {size(bytes_in(config.cache))}, {images}, {counted(len(rows), 'teachers')}"
     data, cache = quote(config.data or "DATA"), quote(str(config.cache))
     student = (
         f"kd train-student {data} --cache {cache} --method distill-equal --student ARCH --out runs/first"

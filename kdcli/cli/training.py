@@ -9,7 +9,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any, final
 
 from kdcli.cli.cells import change, fraction
-from kdcli.console import console, duration, size
+from kdcli.console import console, counted, duration, size
 from kdcli.files import bytes_in
 from kdcli.options.command import Finished, configure, option_fields
 
@@ -229,7 +229,7 @@ def _train_sweep(sweep: Sweep, common: "Common") -> None:
             rows.append([name, config.method, config.student, *lost, str(config.out.absolute())])
         console.table(["name", "method", "student", *names, "time", "out"], rows)
         console.finished(
-            f"{sweep.out}: {size(bytes_in(sweep.out))}, {len(result.students)} students",
+            f"{sweep.out}: {size(bytes_in(sweep.out))}, {counted(len(result.students), 'students')}",
             f"kd report {quote(str(sweep.out))}",
         )
     elif failure is None:

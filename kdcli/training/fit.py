@@ -324,7 +324,8 @@ def _judged(lanes: Sequence[Lane]) -> dict[str, float]:
     """The best of the students' last scores on the images set aside; nothing before the first epoch's end."""
     last = [lane.progress.history[-1] for lane in lanes if lane.progress.history]
     found = {name: [each[f"{VAL}_{name}"] for each in last if f"{VAL}_{name}" in each] for name in MAIN}
-    return {f"validation {name}": max(scores) for name, scores in found.items() if scores}
+    short = {"top1": "val acc", "mAP": "val mAP"}
+    return {short[name]: max(scores) for name, scores in found.items() if scores}
 
 
 def _shown(values: Mapping[str, Mapping[str, float]]) -> Mapping[str, float]:
