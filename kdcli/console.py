@@ -195,7 +195,8 @@ def duration(seconds: float) -> str:
 
 def counted(count: int, things: str) -> str:
     """A number of things, one of them as one: ``3 images``, ``1 image``."""
-    return f"{count} {things.removesuffix('s') if count == 1 else things}"
+    one = things.removesuffix("es") if things.endswith("sses") else things.removesuffix("s")
+    return f"{count} {one if count == 1 else things}"
 
 
 def size(count: int) -> str:

@@ -3,7 +3,7 @@
 from shlex import quote
 from typing import TYPE_CHECKING
 
-from kdcli.console import console
+from kdcli.console import console, counted
 from kdcli.errors import BadDataError
 
 if TYPE_CHECKING:
@@ -66,10 +66,12 @@ def _summarise(result: "CheckResult", config: "CheckConfig", as_json: bool) -> N
 
 def _described(side: "Side") -> str:
     counts = sorted(side.classes.values())
-    classes = f", {len(counts)} classes of {counts[0]} to {counts[-1]}" if counts else ", no labels"
+    classes = (
+        f", {counted(len(counts), 'classes')} of {counts[0]} to {counts[-1]}" if counts else ", no labels"
+    )
     if side.width is None or side.height is None:
-        return f"{side.spec}: {side.images} images{classes}"
+        return f"{side.spec}: {counted(side.images, 'images')}{classes}"
     sides = zip(("least", "median", "largest"), side.width, side.height, strict=True)
     sizes = ", ".join(f"{name} {width:g} x {height:g}" for name, width, height in sides)
     modes = ", ".join(f"{mode} {count}" for mode, count in side.modes.items())
-    return f"{side.spec}: {side.images} images{classes}; width x height: {sizes}; {modes}"
+    return f"{side.spec}: {counted(side.images, 'images')}{classes}; width x height: {sizes}; {modes}"
