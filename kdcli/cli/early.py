@@ -12,6 +12,7 @@ from typing import Any
 from kdcli.errors import NotFoundError
 from kdcli.files import beside
 from kdcli.options.command import Command, OptionField
+from kdcli.options.fields import is_possible
 
 Given = Mapping[str, list[str]]
 """The words of a line, by field."""
@@ -32,7 +33,7 @@ def refuse_early(command: Command, arguments: Sequence[str]) -> None:
     given = _given(fields, arguments)
     for field in fields:
         if (look := _LOOKS.get(field.mark("there"))) is not None:
-            for word in given.get(field.name, ()):
+            for word in filter(is_possible, given.get(field.name, ())):
                 look(word, given)
 
 

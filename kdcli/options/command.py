@@ -202,6 +202,12 @@ class Group(TyperGroup):
         """As typer does; without a word, as if help were asked for."""
         return super().parse_args(ctx, args or ["--help"])
 
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """The lines to start with, as they are typed."""
+        with formatter.section("Start"):
+            for line in (self.epilog or "").splitlines():
+                formatter.write(f"{'':{formatter.current_indent}}{line}\n")
+
 
 def group(name: str, help: str, start: Sequence[str], commands: Sequence[Any]) -> Group:
     """Commands under a name.
@@ -213,11 +219,7 @@ def group(name: str, help: str, start: Sequence[str], commands: Sequence[Any]) -
         commands: they.
     """
     named = {command.name: command for command in commands}
-    return Group(name=name, help=help, commands=named, epilog=_epilog(start), rich_markup_mode=None)
-
-
-def _epilog(start: Sequence[str]) -> str:
-    return "\n".join(["\b", "Start:", *(f"  {line}" for line in start)])
+    return Group(name=name, help=help, commands=named, epilog="\n".join(start), rich_markup_mode=None)
 
 
 def program(name: str, help: str, version: str, start: Sequence[str], commands: Sequence[Any]) -> Group:
@@ -237,7 +239,7 @@ def program(name: str, help: str, version: str, start: Sequence[str], commands: 
 
     settings = {"help_option_names": ["-h", "--help"], "max_content_width": WIDTH}
     app = typer.Typer(
-        name=name, help=help, epilog=_epilog(start), rich_markup_mode=None, context_settings=settings,
+        name=name, help=help, epilog="\n".join(start), rich_markup_mode=None, context_settings=settings,
         pretty_exceptions_enable=False, cls=Group,
     )  # fmt: skip
     app.callback()(root)
