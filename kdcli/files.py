@@ -81,7 +81,7 @@ def beside(path: Path, folders: bool = False) -> str:
     while not os.path.lexists(wrong.parent):
         wrong = wrong.parent
     try:
-        names = [each.name for each in os.scandir(wrong.parent) if each.is_dir() or not folders]
+        names = sorted(each.name for each in os.scandir(wrong.parent) if each.is_dir() or not folders)
     except OSError:  # no permission, or a file: then nothing is suggested
         return ""
     return nearest(wrong.name, names, "" if wrong.parent == Path() else f"{wrong.parent}/")

@@ -154,6 +154,14 @@ class Command(TyperCommand):
         arguments = (each.argument for each in self._fields.values() if each.mark("positional"))
         return ["[OPTIONS]", *arguments]
 
+    def format_help_text(self, ctx: Any, formatter: Any) -> None:
+        """As typer does; examples that are wider than the screen go on in the next line, as a shell takes them."""
+        whole = self.help or ""
+        width = formatter.width - 2
+        self.help = "\n".join(piece for line in whole.splitlines() for piece in _continued(line, width))
+        super().format_help_text(ctx, formatter)
+        self.help = whole
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """The options by panel, all with one left column."""
         from kdcli.options.fields import PANELS
@@ -170,6 +178,19 @@ class Command(TyperCommand):
             if rows:
                 with formatter.section(title):
                     formatter.write_dl([(name.ljust(widest), text) for name, text in rows], widest)
+
+
+def _continued(line: str, width: int) -> Iterator[str]:
+    """A line of an example in pieces that fit, all but the last with a backslash; other lines are left as they are."""
+    start = len(line) - len(line.lstrip())
+    while start and len(line) > width:
+        cut = max(line.rfind(" --", 0, width - 1), start)
+        cut = cut if cut > start else line.rfind(" ", 0, width - 1)
+        if cut <= start:
+            break
+        yield f"{line[:cut]} \\"
+        line = f"{'':{start + 4}}{line[cut:].lstrip()}"
+    yield line
 
 
 def option_fields(kind: "type[BaseModel]", visible: bool = True) -> "list[OptionField]":
