@@ -210,10 +210,10 @@ class StoppedEarly(KdError):
     exit_code = 75
 
 
-def nearest(word: str, choices: Iterable[str]) -> str:
-    """``" Did you mean 'x'?"`` for the closest of ``choices``, or an empty string."""
+def nearest(word: str, choices: Iterable[str], before: str = "") -> str:
+    """``" Did you mean 'x'?"`` for the closest of ``choices``, with ``before`` in front of it, or an empty string."""
     from difflib import get_close_matches
 
     lowered = {choice.lower(): choice for choice in choices}
     found = get_close_matches(word.lower(), lowered, n=1, cutoff=0.5)
-    return f" Did you mean '{lowered[found[0]]}'?" if found else ""
+    return f" Did you mean '{before}{lowered[found[0]]}'?" if found else ""

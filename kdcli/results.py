@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
@@ -17,11 +17,19 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table for people, on a terminal and in a notebook; numbers are texts, as rounded as they should be read."""
+    """A table for people, on a terminal and in a notebook; numbers are texts, as rounded as they should be read.
+
+    Attributes:
+        header: names of the columns.
+        rows: their cells.
+        title: a line above.
+        legend: what columns mean, by name.
+    """
 
     header: Sequence[str]
     rows: Sequence[Sequence[object]]
     title: str = ""
+    legend: Mapping[str, str] = field(default_factory=dict)
 
 
 class Result(ABC):
@@ -120,12 +128,14 @@ def say(tables: Sequence[Table]) -> None:
         if table.title:
             console.say(table.title)
         console.table(table.header, table.rows)
+        if table.legend:
+            console.legend(**table.legend)
 
 
 def _html(table: Table) -> str:
-    def line(cells: Sequence[object], kind: str) -> str:
-        return f"<tr>{''.join(f'<{kind}>{escape(shown(cell))}</{kind}>' for cell in cells)}</tr>"
-
+    heads = [(escape(shown(name)), table.legend.get(name)) for name in table.header]
+    head = "".join(f'<th title="{escape(said or "")}">{name}</th>' for name, said in heads)
     caption = f"<caption>{escape(shown(table.title))}</caption>" if table.title else ""
-    body = "".join(line(row, "td") for row in table.rows)
-    return f"<table>{caption}<thead>{line(table.header, 'th')}</thead><tbody>{body}</tbody></table>"
+    rows = ("".join(f"<td>{escape(shown(cell))}</td>" for cell in row) for row in table.rows)
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

@@ -95,4 +95,4 @@ class CheckResult(Result):
             ("PROBLEM" if each.problem else "note", each.images or "", each.what, each.example)
             for each in self.findings
         ]
-        return (Table(("", "images", "what", "such as"), rows),)
+        return (Table(("", "images", "what", "such as"), rows),) if rows else ()

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from kdcli.cli.showing import show
+from kdcli.console import console, counted
 
 if TYPE_CHECKING:
     from kdcli.options.common import Common
@@ -24,6 +25,13 @@ def eval_probe(config: "ProbeConfig", common: "Common") -> None:
       kd eval-probe photos/@split=train --test photos/@split=test --model runs/a --protocol logistic --shots all
       kd eval-probe --test photos/@split=test --model runs/a --head label
     """
+    from kdcli.options.resolving import command_line
     from kdcli.probing.probe import eval_probes
 
-    show(eval_probes(config), common)
+    table = eval_probes(config)
+    show(table, common)
+    if not common.as_json:
+        console.finished(
+            f"{counted(len(table.results), 'representations')} probed",
+            f"{command_line(config)} --json > probe.json && kd report probe.json",
+        )

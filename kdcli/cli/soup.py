@@ -1,9 +1,11 @@
 """``kd soup``."""
 
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from kdcli.cli.showing import show
-from kdcli.console import console
+from kdcli.console import console, size
+from kdcli.files import bytes_in
 
 if TYPE_CHECKING:
     from kdcli.options.common import Common
@@ -24,5 +26,10 @@ def soup(config: "SoupConfig", common: "Common") -> None:
     from kdcli.verbs.steps import soup as step
 
     result = step(config)
-    console.note(f"the soup opens as {result.spec}")
     show(result, common)
+    if not common.as_json:
+        out, test = quote(str(config.out)), quote(config.test or "TEST")
+        console.finished(
+            f"{config.out}: {size(bytes_in(config.out))}",
+            f"kd eval-probe DATA --test {test} --model local-dir:{out}",
+        )

@@ -1,8 +1,11 @@
 """``kd cache-teachers``, and ``kd cache plan``, which takes the same options."""
 
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from kdcli.cli.showing import show
+from kdcli.console import console, counted, size
+from kdcli.files import bytes_in
 
 if TYPE_CHECKING:
     from kdcli.extract.config import CacheConfig, PlanConfig
@@ -19,7 +22,22 @@ def cache_teachers(config: "CacheConfig", common: "Common") -> None:
     """
     from kdcli.extract.extract import cache_teachers as step
 
-    show(step(config), common)
+    result = step(config)
+    show(result, common)
+    if common.as_json:
+        return
+    images = counted(result.rows, "images") + (f" x {result.views} views" if result.views > 1 else "")
+    if result.dry_run:
+        console.note(f"{config.cache} would hold {size(result.bytes)} of {images}; nothing was written")
+        return
+    teachers = counted(len(result.teachers), "teachers")
+    made = f"{config.cache}: {size(bytes_in(config.cache))}, {images}, {teachers}"
+    data, cache = quote(config.data or "DATA"), quote(str(config.cache))
+    student = (
+        f"kd train-student {data} --cache {cache} --method distill-equal --student ARCH --out runs/first"
+    )
+    rank = [f"kd rank-sources --cache {cache}"] if len(result.teachers) > 1 else []
+    console.finished(made, *rank, student)
 
 
 def plan(config: "PlanConfig", common: "Common") -> None:

@@ -7,7 +7,8 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any, final
 
 from kdcli.cli.showing import show
-from kdcli.console import console
+from kdcli.console import console, counted, size
+from kdcli.files import bytes_in
 from kdcli.options.command import Finished, configure, option_fields
 
 if TYPE_CHECKING:
@@ -110,13 +111,33 @@ def train_student(config: "StudentConfig | Sweep", common: "Common") -> None:
 
     if isinstance(config, Sweep):
         swept = train_sweep(config)
-        if (failure := swept.failure()) is None:
-            show(swept, common)
-            return
+        failure = swept.failure()
         if not common.as_json:
             say(swept.tables())
-        raise failure
+            made = f"{config.out}: {size(bytes_in(config.out))}, {counted(len(swept.students), 'students')}"
+            console.finished(made, f"kd report {quote(str(config.out))}")
+        elif failure is None:
+            console.document(swept.document())
+        if failure is not None:
+            raise failure
+        return
     result = step(config)
-    export = quote(f"local-dir:{result.out}/export")
-    console.note(f"the student can be a teacher: kd cache-teachers ... --teacher NAME={export}")
     show(result, common)
+    if common.as_json:
+        return
+    if not result.tested:
+        console.note("the student was not tested: --test DATA, or --validation SHARE, says how good it is")
+    _finish(config, Path(result.out))
+
+
+def _finish(config: "StudentConfig", out: Path) -> None:
+    """What there is now, and what to do with it, in paths as they were given."""
+    place = quote(str(config.out))
+    test = config.test if isinstance(config.test, str) else None
+    probe = f"kd eval-probe {quote(config.first_data)} --test {quote(test or 'TEST')} --model {place}"
+    console.finished(
+        f"{config.out}: {size(bytes_in(out))}, the student is {config.out}/export",
+        f"kd report {place}",
+        probe,
+        f"kd cache-teachers DATA --cache NEW.kd --teacher student=local-dir:{place}/export",
+    )

@@ -269,6 +269,28 @@ class CompareResult(Result):
 # --- tables -----------------------------------------------------------------------------------
 
 
+_PAIRS = {
+    "d acc": "accuracy of the teacher minus the student's, in points",
+    "rho+": "images that only the teacher gets right, in percent",
+    "rho-": "those that only the student gets right",
+    "chance": "rho+ of a teacher that guesses",
+    "indep.": "rho+ of a teacher as accurate as this one whose errors fall anywhere",
+    "entropy": "of rho+ over the classes, in nats: 0 is one class",
+    "top 10 % in": "classes that hold the first tenth of rho+",
+    "DP +/-": "percent of rho+ and rho- that data partitioning by labels gives to the teacher",
+    "unsup. +/-": "the same without labels",
+}
+_CHANGES = {
+    "d acc": "accuracy of the teacher minus the student's before, in points",
+    "d transf": "accuracy after minus before",
+    "d rho+": "what that did to the images that only the teacher got right",
+    "d rho-": "and to those that only the student got right",
+    "gain": "percent of what only the teacher got right that the student now gets right",
+    "loss": "percent of what the student got right that it now gets wrong",
+    "both wrong": "percent of what both got wrong that the student now gets right",
+}
+
+
 def _models(result: CompareResult) -> Table:
     rows = [
         [m.name, m.architecture, m.family, _count(m.parameters), points(m.accuracy)]
@@ -307,7 +329,7 @@ def _pairs(result: CompareResult) -> Table:
             ]
         )
     header = ["teacher", "student", "d acc", "rho+", "rho-", "chance", "indep.", "entropy", "top 10 % in"]
-    return Table([*header, "DP +/-", "unsup. +/-"], rows, title)
+    return Table([*header, "DP +/-", "unsup. +/-"], rows, title, _PAIRS)
 
 
 def _most(classes: Sequence[str]) -> str:
@@ -341,7 +363,7 @@ def _changes(changes: Sequence[Change]) -> Table:
             ]
         )
     header = ["method", *(["stage"] if staged else []), "teacher", "student", "after", "d acc", "d transf"]
-    return Table([*header, "d rho+", "d rho-", "gain", "loss", "both wrong"], rows, title)
+    return Table([*header, "d rho+", "d rho-", "gain", "loss", "both wrong"], rows, title, _CHANGES)
 
 
 def _methods(methods: Sequence[MethodSummary]) -> Table:

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, final
 
 import numpy as np
 
+from kdcli.cache.admin.progress import percent
 from kdcli.cache.arrays import output_extents
 from kdcli.cache.layout import Manifest
 from kdcli.cache.provenance import TeacherRecord
@@ -64,16 +65,20 @@ class CacheResult(Result):
     def tables(self) -> Sequence[Table]:
         """See :class:`~kdcli.results.Result`."""
         rows = [
-            [
-                name,
-                part.id[:12],
-                f"{part.done}/{part.total}",
-                part.written,
-                " ".join(f"{array}{tuple(spec['shape'])}" for array, spec in part.arrays.items()),
-            ]
+            [name, percent(part.done, part.total), percent(part.written, part.total), _kept(part)]
             for name, part in self.teachers.items()
         ]
-        return (Table(("teacher", "id", "tasks", "written", "arrays"), rows),)
+        return (Table(("teacher", "complete", "in this run", "kept of every view of an image"), rows),)
+
+
+def _kept(part: TeacherProgress) -> str:
+    """Shapes without the axes of images and views, and without the statistics that are kept with logits."""
+    kept = [
+        f"{name} {'x'.join(map(str, spec['shape'][2:]))} {spec['dtype']}"
+        for name, spec in part.arrays.items()
+        if len(spec["shape"]) > 2 and name != "lse"
+    ]
+    return ", ".join(kept) or "-"
 
 
 def payload_bytes(manifest: Manifest, record: TeacherRecord) -> dict[str, int]:

@@ -12,6 +12,7 @@ from timm.data.config import resolve_data_config
 from timm.models import is_model, resolve_model_input_args
 
 from kdcli.errors import BadDataError, KdError, NotFoundError, UsageError
+from kdcli.files import beside
 from kdcli.models.architectures import Architecture
 from kdcli.models.arguments import (
     Argument,
@@ -212,7 +213,10 @@ class TimmArchitecture(Architecture):
 def read_config(folder: Path) -> dict[str, Any]:
     """The config.json of a ``local-dir:``; says what is wrong with it before timm looks for something else to load."""
     if not folder.is_dir():
-        raise NotFoundError(f"there is no model folder '{folder}'", f"Check the path; {_EXPORTS}")
+        raise NotFoundError(
+            f"there is no model folder '{folder}'.{beside(folder, folders=True)}",
+            f"Check the path; {_EXPORTS}",
+        )
     config = folder / CONFIG_FILE
     if not config.exists():
         inside = folder / "export"

@@ -32,6 +32,7 @@ _OWN = (
     "shared",
     "inner",
     "first",
+    "there",
 )
 
 
@@ -46,8 +47,9 @@ def option(default: Any, help: str, *, panel: Panel, **marks: Any) -> Any:
             values in one word, between commas), ``hidden``, ``metavar``, ``flags`` (other spellings, such as ``-q``;
             a long one replaces the field's name), ``complete`` (who completes its values, see
             kdcli.cli.completion), ``shared`` (equal for all students of a sweep), ``inner`` (no option by
-            itself, but a group of them), ``first`` (listed before the own options of a model that inherits it); the
-            rest is pydantic's, such as ``ge``.
+            itself, but a group of them), ``there`` (what the path must be: ``data``, ``cache``, ``ranking``,
+            ``anything``, or a ``free`` folder; refused early, see kdcli.cli.early), ``first`` (listed before the own
+            options of a model that inherits it); the rest is pydantic's, such as ``ge``.
     """
     extra: JsonDict = {"panel": panel, **{name: marks.pop(name) for name in _OWN if name in marks}}
     return Field(default, description=help, json_schema_extra=extra, **marks)

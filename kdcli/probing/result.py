@@ -200,6 +200,15 @@ def _pairs(
 # --- tables -------------------------------------------------------------------------------------
 
 
+_COLUMNS = {
+    "shots": "labelled images of each class that the probe learns from",
+    "draws": "how often they were drawn",
+    "+-95%": "half of the 95 % interval of the mean over the draws",
+    "std": "deviation over the draws",
+    "per-class": "mean of the accuracies of the classes",
+}
+
+
 def _results(results: Sequence[ProbeResult], several: bool) -> Table:
     score = "mAP" if results[0].metric == "mAP" else "accuracy"
     columns = ["representation", *(["target"] if several else []), "shots", "classes", "draws"]
@@ -218,7 +227,7 @@ def _results(results: Sequence[ProbeResult], several: bool) -> Table:
         ]
         for result in results
     ]
-    return Table([*columns, score, "+-95%", "std", "top5", "per-class"], rows)
+    return Table([*columns, score, "+-95%", "std", "top5", "per-class"], rows, legend=_COLUMNS)
 
 
 def _comparisons(comparisons: Sequence[Comparison], baseline: str, several: bool) -> Table:

@@ -16,8 +16,6 @@ from kdcli.training.validation import ON_TEST
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-TOPS = ("top1", "top5")
-"""Columns where nothing was tested."""
 TEST_SELECTED = (
     "the epoch was chosen on the test data: its accuracy is too high to compare with that of other runs"
 )
@@ -65,6 +63,19 @@ class TrainResult(Result):
             **self.details,
         }
 
+    @property
+    def validated(self) -> dict[str, float]:
+        """Scores on the images that were set aside, by what a table calls them."""
+        found = self.details.get("validation") or {}
+        return {
+            f"validation {name}": value for name, value in found.items() if name not in ("images", "epoch")
+        }
+
+    @property
+    def tested(self) -> bool:
+        """Whether anything says how good the student is."""
+        return bool(self.test or self.validated)
+
     def records(self) -> Sequence[Mapping[str, Any]]:
         """An epoch each."""
         return self.history
@@ -72,21 +83,20 @@ class TrainResult(Result):
     def tables(self) -> Sequence[Table]:
         """See :class:`~kdcli.results.Result`."""
         tests: Mapping[str, Mapping[str, float]] = self.details.get("tests") or {"": self.test or {}}
-        several = bool(self.details.get("tests"))
-        names = tuple(next(iter(tests.values()))) or TOPS
+        several, judged = bool(self.details.get("tests")), self.validated
+        names = tuple(next(iter(tests.values())))
         rows = [
             [
                 self.method,
                 *([name] if several else []),
                 self.epochs,
                 *(fraction(scores.get(name)) for name in names),
-                f"{self.seconds:.1f}",
-                self.out,
+                *map(fraction, judged.values()),
             ]
             for name, scores in tests.items()
         ]
-        header = ["method", *(["set"] if several else []), "epochs", *names, "seconds", "out"]
-        return (Table(header, rows), *_stages(self.details.get("stages") or ()))
+        header = ["method", *(["set"] if several else []), "epochs", *(f"test {name}" for name in names)]
+        return (Table([*header, *judged], rows), *_stages(self.details.get("stages") or ()))
 
     def plot(self) -> "Figure":
         """Loss and, where epochs are judged, accuracies by epoch."""

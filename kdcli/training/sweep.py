@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, ClassVar, final
 
 from kdcli.cells import fraction
+from kdcli.console import duration
 from kdcli.errors import DivergedError, OutputExistsError, StorageError
 from kdcli.files import write_json
 from kdcli.results import Result, Table
 from kdcli.training.config import StudentConfig
-from kdcli.training.result import TOPS, TrainResult
+from kdcli.training.result import TrainResult
 from kdcli.training.scores import main_score
 from kdcli.training.train import train_students
 from kdcli.types import Ranking
@@ -52,14 +53,15 @@ class SweepResult(Result):
 
     def tables(self) -> Sequence[Table]:
         """See :class:`~kdcli.results.Result`."""
-        names = next((tuple(one.test) for one in self.students.values() if one.test), TOPS)
+        scores = {name: one.test or one.validated for name, one in self.students.items()}
+        names = next((tuple(each) for each in scores.values() if each), ())
         rows = [
             [
                 name,
                 one.method,
                 one.details["student"],
-                *(fraction((one.test or {}).get(score)) for score in names),
-                f"{one.seconds:.1f}",
+                *(fraction(scores[name].get(score)) for score in names),
+                duration(one.seconds),
                 one.out,
             ]
             for name, one in self.students.items()
@@ -67,7 +69,7 @@ class SweepResult(Result):
         lost = [
             [name, "diverged", "-", *["-"] * len(names), "-", f"{self.out}/{name}"] for name in self.diverged
         ]
-        return (Table(["name", "method", "student", *names, "seconds", "out"], [*rows, *lost]),)
+        return (Table(["name", "method", "student", *names, "time", "out"], [*rows, *lost]),)
 
     def failure(self) -> DivergedError | None:
         """What to raise when all is done; None where no student diverged."""

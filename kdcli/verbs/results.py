@@ -54,7 +54,7 @@ class FuseResult(Result):
             ]
             for one in self.records()
         ]
-        return (Table(("joint teacher", "head", "epoch", "val", "test", "spec"), rows),)
+        return (Table(("joint teacher", "head", "epoch", "validation top1", "test top1", "spec"), rows),)
 
 
 @final
@@ -85,13 +85,14 @@ class SoupResult(Result):
 
     def tables(self) -> Sequence[Table]:
         """See :class:`~kdcli.results.Result`."""
-        scores = self.soup["test"] or {}
+        test = self.soup["test"] or {}
+        scores = {name: value for name, value in test.items() if name not in ("data", "images")}
         parents = [
-            [each["spec"], f"{each['share']:.4g}", each["weights"][:12], "-", "-"] for each in self.records()
+            [each["spec"], f"{each['share']:.4g}", each["weights"][:12], *["-"] * len(scores)]
+            for each in self.records()
         ]
-        tested = [fraction(scores.get(name)) for name in ("top1", "top5")]
-        rows = [*parents, [self.spec, "soup", self.soup["sha256"][:12], *tested]]
-        return (Table(("student", "share", "weights", "top1", "top5"), rows),)
+        rows = [*parents, [self.spec, "soup", self.soup["sha256"][:12], *map(fraction, scores.values())]]
+        return (Table(("student", "share", "weights", *(f"test {name}" for name in scores)), rows),)
 
 
 @final

@@ -7,13 +7,10 @@ import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Any, Final
 
 from kdcli.console import console
-from kdcli.errors import NotFoundError
 from kdcli.options.fields import as_typed
-from kdcli.options.resolving import spelled
 from kdcli.reading import DOCUMENT_BYTES, read_json
 from kdcli.training.config import StudentConfig
 from kdcli.training.sweep_file import Sweep, resolve_sweep
@@ -99,17 +96,11 @@ def _read_ranking(config: StudentConfig) -> Ranking | None:
     source = config.ranking
     if source is None:
         return None
-    from kdcli.ranking.documents import parse_ranking, ranking_of
+    from kdcli.ranking.documents import parse_ranking, ranking_of, require_ranking
 
     if source == "-":
         return parse_ranking(
             _standard_input(DOCUMENT_BYTES + 1)[:DOCUMENT_BYTES], "the ranking on standard input"
         )
-    path = Path(source)
-    if path.is_dir() or not path.exists():
-        command = spelled("rank-sources", cache=config.cache or "CACHE", data=config.first_data, json=True)
-        raise NotFoundError(
-            f"--ranking {path} is {'a folder' if path.is_dir() else 'not there'}",
-            f"{command} > {'ranking.json' if path.is_dir() else quote(str(path))}",
-        )
-    return ranking_of(read_json(path), path)
+    require_ranking(source, config.cache or ("CACHE",), config.first_data)
+    return ranking_of(read_json(Path(source)), Path(source))

@@ -41,6 +41,9 @@ _EXCHANGE: Final = 2
 """AT_FDCWD and RENAME_EXCHANGE of Linux's renameat2."""
 
 
+_LEGEND = {"part": "an output of a teacher", "of": "blocks of images"}
+
+
 @final
 @dataclass(frozen=True, slots=True)
 class Moved(Result):
@@ -72,7 +75,8 @@ class Moved(Result):
 
     def tables(self) -> Sequence[Table]:
         """See :class:`~kdcli.results.Result`."""
-        return (Table(("part", "units", "of"), [(part, *counts) for part, counts in self.parts.items()]),)
+        rows = [(part, *counts) for part, counts in self.parts.items()]
+        return (Table(("part", "done", "of"), rows, legend=_LEGEND),)
 
 
 def committed(reader: CacheReader, part: str) -> list[Commit]:

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from kdcli.cli.showing import show
-from kdcli.console import console
+from kdcli.console import console, size
 
 if TYPE_CHECKING:
     from kdcli.cache.admin.config import ExtendConfig
@@ -27,6 +27,6 @@ def extend(config: "ExtendConfig", common: "Common") -> None:
     result = cache_extend(config)
     if not result.is_new:
         console.note(f"{config.cache} holds all of this: nothing to add")
-    elif result.fill is not None:
-        console.note(f"fill it in: {result.fill}")
     show(result, common)
+    if result.is_new and result.fill is not None and not common.as_json:
+        console.finished(f"{config.cache} has room for {size(result.bytes)} more", result.fill)

@@ -111,6 +111,11 @@ def info(config: "InfoConfig", common: "Common") -> None:
         )
         console.say()
     console.table(_KINDS, _kinds(found))
+    console.legend(
+        units="blocks of images that are done",
+        absent="images that could not be read",
+        KL="divergence, in nats, between the softmax as stored in fewer digits and the teacher's own",
+    )
     if found.writers:
         console.say()
         rows = [
@@ -166,7 +171,7 @@ def _teachers(found: "CacheInfo") -> list[list[Any]]:
     ]
 
 
-_KINDS = ["teacher", "kind", "units", "size", "seconds", "absent", "KL (nats)", "arrays"]
+_KINDS = ["teacher", "kind", "units", "size", "seconds", "absent", "KL", "arrays"]
 
 
 def _kinds(found: "CacheInfo") -> list[list[Any]]:

@@ -1,8 +1,9 @@
 """``kd cache``: pack, unpack, merge."""
 
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from kdcli.console import console
+from kdcli.console import console, size
 from kdcli.results import say
 
 if TYPE_CHECKING:
@@ -62,8 +63,9 @@ def _say(done: "Moved", json: bool, more: dict[str, Any] | None = None) -> None:
     document = {**done.document(), **(more or {})}
     if json:
         console.document(document)
-    else:
-        say(done.tables())
-    console.note(f"{done.path}: {document['bytes'] / 1e6:,.1f} MB")
+        return
+    say(done.tables())
+    then = f"kd cache {'unpack' if more else 'info'} {quote(str(done.path))}{' --to CACHE' if more else ''}"
+    console.finished(f"{done.path}: {size(document['bytes'])}", then)
     if not done.complete:
         console.note("Not complete: kd cache-teachers with the cache's own options fills what is missing.")
