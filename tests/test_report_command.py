@@ -115,6 +115,8 @@ def test_a_whole_study_on_one_page(place: Place, tmp_path: Path) -> None:
     }  # fmt: skip
     assert result.sections == (
         "Students",
+        "Images",
+        "Answers",
         "Ranking",
         "Comparison",
         "Training",
@@ -142,7 +144,7 @@ def test_nothing_is_loaded_from_anywhere(place: Place, tmp_path: Path) -> None:
     text = (tmp_path / "r.html").read_text(encoding="utf-8")
     names = ("src", "href", "xlink:href", "srcset", "action", "data", "poster")
     loaded = [value or "" for _, each in page.elements for name, value in each.items() if name in names]
-    assert all(value.startswith("#") for value in loaded)
+    assert all(value.startswith(("#", "data:image/jpeg;base64,")) for value in loaded)
     assert "http:" not in text
     assert "https:" not in text
     assert "@import" not in text
@@ -158,7 +160,7 @@ def test_an_unfinished_run_says_how_far_it_is(tmp_path: Path) -> None:
         file.write('{"epoch": 3, "lo')  # being written
     words = page_of(tmp_path / "runs", out=tmp_path / "r.html").words()
     assert "not finished: epoch 2 of 2" in words
-    assert "done reaches 50.0 %" in words
+    assert "done (labels-only) reaches 50.0 %" in words
 
 
 def test_a_sweep_gives_its_runs_and_what_diverged(tmp_path: Path) -> None:
@@ -168,7 +170,7 @@ def test_a_sweep_gives_its_runs_and_what_diverged(tmp_path: Path) -> None:
     for given in (tmp_path / "sweep", tmp_path / "sweep/sweep.json"):
         words = page_of(given, out=tmp_path / "r.html").words()
         assert "sweep/b diverged: the loss is NaN in epoch 2" in words
-        assert "a reaches 50.0 %" in words
+        assert "a (labels-only) reaches 50.0 %" in words
 
 
 def test_one_run_named_three_ways_is_one_run(tmp_path: Path) -> None:

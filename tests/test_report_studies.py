@@ -9,13 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 from report_study import Study, kd, make_study
+from test_report_answers import overflows
 from test_report_command import VERSIONS, made, page_of, run_folder
 from test_reporting import Page
 
 from kdcli.errors import BadDataError
 from kdcli.ranking.documents import parse_ranking
 from kdcli.reporting.classes import MOST_EXTREMES
+from kdcli.reporting.config import ReportConfig
+from kdcli.reporting.inputs import read_inputs
 from kdcli.reporting.matrices import side_by_side
+from kdcli.reporting.report import build
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +114,9 @@ def test_the_loss_of_a_sequence_goes_on_from_stage_to_stage(study: Study, tmp_pa
     made(study.root / "sequence", out=tmp_path / "svg", format="svg")
     drawn = (tmp_path / "svg/curves-1.svg").read_text()
     assert ">stage<" not in drawn
-    assert {path.stem for path in (tmp_path / "svg").glob("*.svg")} == {"stages-chart", "curves-1"}
+    assert {path.stem for path in (tmp_path / "svg").glob("*.svg")} == {
+        "stages-chart", "curves-1", "answers-confusion", "answers-reliability",
+    }  # fmt: skip
 
 
 def test_an_unfinished_sequence_says_how_far_all_its_stages_are(study: Study, tmp_path: Path) -> None:
@@ -258,8 +264,8 @@ def test_points_that_would_cover_each_other_stand_side_by_side() -> None:
 def test_the_whole_study_on_one_page_that_needs_nothing_else(study: Study, tmp_path: Path) -> None:
     result = made(study.root, out=tmp_path / "r.html")
     assert result.sections == (
-        "Students", "Ranking", "Stages, one teacher after the other", "Joint teachers", "Probes", "Comparison",
-        "Training", "Commands", "Versions",
+        "Students", "Images", "Answers", "Ranking", "Stages, one teacher after the other", "Joint teachers",
+        "Probes", "Comparison", "Training", "Commands", "Versions",
     )  # fmt: skip
     text = (tmp_path / "r.html").read_text(encoding="utf-8")
     page = Page(text)
@@ -267,6 +273,14 @@ def test_the_whole_study_on_one_page_that_needs_nothing_else(study: Study, tmp_p
     assert "https:" not in text
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
+    config = ReportConfig(inputs=(study.root,))
+    document = build(config, read_inputs(config.inputs))
+    lacking = [
+        column.title for _, table in document.tables() for column in table.columns if not column.legend
+    ]
+    assert lacking == []
+    if (browser := shutil.which("chromium") or shutil.which("google-chrome")) is not None:
+        assert overflows(browser, tmp_path / "r.html", tmp_path) == ["fits", "fits"]
 
 
 def test_a_result_of_neither_kind_is_still_refused(tmp_path: Path) -> None:

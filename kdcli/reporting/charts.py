@@ -77,13 +77,17 @@ def accuracies(rows: Sequence[ReportRow], name: str = "accuracies", title: str =
                 axes.plot(
                     mean, place + 0.13, "D", color=look.series[1], markersize=5, markerfacecolor=look.ground
                 )
+            if row.interval is not None:
+                ends = [100 * end for end in row.interval]
+                axes.plot(ends, [place - aside] * 2, color=look.series[0], linewidth=1.4)
             if row.test_top1 is not None:
                 axes.plot(100 * row.test_top1, place - aside, "o", color=look.series[0], markersize=6.5)
         _named_rows(axes, look, [row.name for row in rows])
         return figure
 
+    intervals = ", 95 % interval" if any(row.interval for row in rows) else ""
     marks = (
-        (Mark("test accuracy", 0, "o"), any(row.test_top1 is not None for row in rows)),
+        (Mark(f"test accuracy{intervals}", 0, "o"), any(row.test_top1 is not None for row in rows)),
         (Mark("few-shot probe, 95 % interval", 1, "-D-"), any(row.probe is not None for row in rows)),
     )
     legend = tuple(mark for mark, shown in marks if shown)

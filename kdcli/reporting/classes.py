@@ -98,7 +98,9 @@ def _extremes(others: Sequence[Probe], baseline: Probe, name: str) -> Table:
     columns: Columns = {
         Column("Class", "name"): lambda row: word(row[1]),
         Column("Representation", "text", setting=True): lambda row: word(str(row[0]["representation"])),
-        Column(f"{baseline['representation']}, %"): lambda row: percent(before[row[1]]),
+        Column(f"{baseline['representation']}, %", about="accuracy with the baseline"): lambda row: percent(
+            before[row[1]]
+        ),
         Column("Accuracy, %"): lambda row: percent(row[0]["per_class"][row[1]]),
         Column("Change, points"): lambda row: points(row[0]["per_class"][row[1]] - before[row[1]]),
     }
@@ -119,7 +121,11 @@ def _whole(probes: Sequence[Probe], name: str, title: str) -> Table:
         head if heads.count(head) == 1 else f"{head} ({probe['from']})"
         for head, probe in zip(heads, probes, strict=True)
     ]
-    columns = (Column("Class", "name"), *(Column(f"{head}, %") for head in heads), Column("Spread, points"))
+    columns = (
+        Column("Class", "name"),
+        *(Column(f"{head}, %", about=f"accuracy with {head}") for head in heads),
+        Column("Spread, points"),
+    )
     values = {each: [probe["per_class"].get(each) for probe in probes] for each in _classes(probes)}
     rows = [
         (word(each), *(percent(value) for value in row), number(_spread(row), 1, 0.01))

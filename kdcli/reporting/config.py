@@ -33,6 +33,11 @@ class ReportConfig(DataOptions, SeedOption, ForwardOptions, VerifyOption):
         False, "Tables of their own for results of other protocols or test data, which are refused otherwise.",
         panel="Output",
     )  # fmt: skip
+    images: bool = option(True, "Show thumbnails of images; --no-images for private data.", panel="Output")
+    test_images: int = option(
+        200, "Test images that the best students are run on again, for pictures, classes, calibration; 0: none.",
+        panel="Output", ge=0, le=10**6,
+    )  # fmt: skip
     tsne: bool = option(
         False, "Compute t-SNE of the cached teachers' features, and with --data of the exports'.",
         panel="Output",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, final
 
 from kdcli.plotting import Look
 from kdcli.reporting.cells import Cell
+from kdcli.reporting.glossary import GLOSSARY
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,12 +22,19 @@ class Column:
         kind: how it is set: the row's name, a number, a word, or a remark.
         best: which of its numbers is marked; None marks none.
         setting: how a row was made. One that is the same in all rows becomes a note below the table.
+        about: what it says, where the glossary does not know its title.
     """
 
     title: str
     kind: Literal["name", "number", "text", "note"] = "number"
     best: Literal["high", "low"] | None = None
     setting: bool = False
+    about: str = ""
+
+    @property
+    def legend(self) -> str:
+        """What it says, in a line."""
+        return self.about or GLOSSARY.get(self.title, "")
 
 
 @final
@@ -62,7 +70,8 @@ class Table:
         said, kept = [], []
         for place, column in enumerate(self.columns):
             if column.setting and len(self.rows) > 1 and len({row[place].text for row in self.rows}) == 1:
-                said.append(f"{column.title[0].lower()}{column.title[1:]} {self.rows[0][place].text}")
+                what, _, unit = column.title.partition(", ")
+                said.append(f"{what[0].lower()}{what[1:]} {self.rows[0][place].text} {unit}".rstrip())
             else:
                 kept.append(place)
         if not said:
@@ -163,7 +172,55 @@ class Fold:
     parts: "tuple[Part, ...]"
 
 
-Part = Table | Chart | Notes | Commands | Facts | Fold
+@final
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a model said of an image: its answer with the probability, and whether that is right (None: unknown)."""
+
+    model: str
+    answer: str
+    right: bool | None
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A thumbnail.
+
+    Attributes:
+        jpeg: its bytes.
+        truth: true class; empty where the strip says it.
+        place: what a person calls the image.
+        said: by the models.
+        pixelated: whether it is a small image that is shown enlarged.
+    """
+
+    jpeg: bytes
+    truth: str
+    place: str
+    said: tuple[Said, ...] = ()
+    pixelated: bool = False
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Gallery:
+    """Pictures in strips, each with its title.
+
+    Attributes:
+        strips: title and pictures.
+        title: above; empty where the section's own says it.
+        caption: below.
+        wide: whether each strip has lines of its own below its title, instead of standing beside it.
+    """
+
+    strips: tuple[tuple[str, tuple[Picture, ...]], ...]
+    title: str = ""
+    caption: str = ""
+    wide: bool = False
+
+
+Part = Table | Chart | Notes | Commands | Facts | Fold | Gallery
 
 
 @final
@@ -185,12 +242,14 @@ class Document:
         lead: what was found, in sentences.
         intro: what was done, on what.
         sections: in order; none is empty.
+        points: more of what was found, a line each.
     """
 
     title: str
     lead: str
     intro: str
     sections: tuple[Section, ...]
+    points: tuple[str, ...] = ()
 
     def tables(self) -> Iterator[tuple[Section, Table]]:
         """All tables with their section."""

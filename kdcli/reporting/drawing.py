@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from kdcli.plotting import LIGHT, Look, style
 from kdcli.reporting.document import Chart, Mark
-from kdcli.reporting.markup import Html, element
+from kdcli.reporting.markup import Html, element, join
 from kdcli.reporting.style import SERIES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-WIDE, NARROW = 9.77, 7.1  # inches: 880 and 640 CSS pixels
+WIDE, NARROW, PHONE = 9.77, 7.1, 3.9  # inches: 880, 640 and 350 CSS pixels
 _PLACEHOLDERS = Look(
     "#0a0001", "#0a0002", "#0a0003", "#0a0004", tuple(f"#0b000{index}" for index in range(SERIES))
 )
@@ -44,9 +44,33 @@ _DOTS_PER_INCH = 150
 
 
 def inline(chart: Chart) -> Html:
-    """A chart as a part of a page; its legend is the page's."""
-    document = _drawn(chart, _PLACEHOLDERS, lambda figure, buffer: _save_svg(figure, buffer))
-    return _inline(document.decode(), chart.name, chart.label)
+    """A chart as a part of a page, for wide screens and paper, and for phones; its legend is the page's."""
+
+    def narrow(figure: "Figure", buffer: io.BytesIO) -> None:
+        _narrow(figure)
+        _save_svg(figure, buffer)
+
+    wide = _drawn(chart, _PLACEHOLDERS, _save_svg).decode()
+    phone = _drawn(chart, _PLACEHOLDERS, narrow).decode()
+    return join(
+        _inline(wide, chart.name, chart.label, "desk"),
+        _inline(phone, f"{chart.name}-phone", chart.label, "phone"),
+    )
+
+
+def _narrow(figure: "Figure") -> None:
+    """Make a figure as narrow as a phone, its text as large as before; panels stand below each other."""
+    panels = [axes for axes in figure.axes if axes.get_subplotspec() is not None]
+    width, height = figure.get_size_inches()
+    spec = panels[0].get_subplotspec() if panels else None
+    grid = None if spec is None else spec.get_gridspec()
+    shared = any(axes.get_shared_y_axes().joined(panels[0], axes) for axes in panels[1:])
+    if grid is not None and grid.ncols > 1 and not shared:
+        below = figure.add_gridspec(len(panels), 1)
+        for place, axes in enumerate(panels):
+            axes.set_subplotspec(below[place])
+        height = height / grid.nrows * len(panels)
+    figure.set_size_inches(min(width, PHONE), height)
 
 
 def as_file(chart: Chart, kind: Literal["svg", "png"]) -> bytes:
@@ -126,7 +150,7 @@ def _key(mark: Mark) -> Html:
             )  # fmt: skip
 
 
-def _inline(document: str, name: str, label: str) -> Html:
+def _inline(document: str, name: str, label: str, kind: str) -> Html:
     """SVG file of matplotlib as a part of a page: own ids, the page's colours and fonts, nothing external."""
     view = document.partition('viewBox="')[2].partition('"')[0]
     body = document[document.index('<g id="figure_1">') : document.rindex("</svg>")]
@@ -137,4 +161,4 @@ def _inline(document: str, name: str, label: str) -> Html:
     body = re.sub(r"url\(#", f"url(#{name}-", body)
     body = re.sub(r"#0[ab]000\d", lambda color: f"var(--{_VARIABLES.get(color[0], 'ink')})", body)
     width = f"max-width: {float(view.split()[2]) * _PIXELS / 16:.4g}rem"
-    return element("svg", Html(body), viewBox=view, style=width, role="img", aria_label=label)
+    return element("svg", Html(body), viewBox=view, style=width, role="img", aria_label=label, class_=kind)

@@ -158,7 +158,8 @@ def _charts(document: Document, kind: Literal["svg", "png"]) -> dict[str, tuple[
 
 def markdown(document: Document) -> str:
     """Everything but the charts."""
-    blocks = [_MARK, f"# {_escaped(document.title)}", _escaped(document.lead), _escaped(document.intro)]
+    blocks = [_MARK, f"# {_escaped(document.title)}", _escaped(document.lead)]
+    blocks += [_list(document.points), _escaped(document.intro)]
     for section in document.sections:
         body = [block for part in section.parts for block in _blocks(part)]
         if body:

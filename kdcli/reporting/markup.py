@@ -6,7 +6,7 @@ from typing import final
 
 from kdcli.console import shown
 
-_VOID = frozenset({"meta", "br", "col"})
+_VOID = frozenset({"meta", "br", "col", "img"})
 _NO_CHARACTER = re.compile(r"[\ufffe\uffff]")
 
 

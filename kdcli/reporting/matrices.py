@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Matrix = Float[np.ndarray, "r c"]
 MOST_NAMED = 32
 """Classes whose names fit beside a matrix."""
+_MOST_NAMED_BESIDE = 12  # beside one of several
 
 
 def heat(axes: "Axes", values: Matrix, color: str) -> None:
@@ -74,7 +75,8 @@ def flips_chart(names: Sequence[str], shares: Matrix, name: str, caption: str) -
 def confusion_chart(matrices: Mapping[str, Matrix], classes: Sequence[str], name: str, caption: str) -> Chart:
     """Share of the images of each true class (row) by predicted class (column), a panel per model."""
     lines, columns = shape_of(len(matrices))
-    named = len(classes) <= MOST_NAMED and len(matrices) == 1
+    most = MOST_NAMED if len(matrices) == 1 else _MOST_NAMED_BESIDE
+    named = len(classes) <= most
 
     def draw(look: Look) -> "Figure":
         width = NARROW if columns == 1 else WIDE

@@ -1,5 +1,6 @@
 """A document as one HTML page that needs nothing else: no server, no network."""
 
+import base64
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -15,8 +16,10 @@ from kdcli.reporting.document import (
     Document,
     Facts,
     Fold,
+    Gallery,
     Notes,
     Part,
+    Picture,
     Section,
     Table,
 )
@@ -26,8 +29,14 @@ from kdcli.reporting.style import SCRIPT, STYLE
 
 GENERATOR = "kd report"
 """Content of the page's ``generator``: a page without it is not kd's."""
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 _LONGEST_WORD = 48
+_ONE_LINE = 14  # letters
+_PHONE_LETTERS = 40
+"""Letters in a line of a phone, about."""
+_MARKS = {True: "✓", False: "✗", None: "·"}
+_KINDS = {True: "right", False: "wrong", None: "other"}
+"""Whether a model is right, of its mark."""
 
 
 def write_page(document: Document, path: Path) -> None:
@@ -58,7 +67,8 @@ def render(document: Document) -> str:
         element(
             "header",
             element("h1", document.title),
-            element("p", document.lead, class_="lead") if document.lead else None,
+            element("p", _tied(document.lead), class_="lead") if document.lead else None,
+            _notes([_tied(line) for line in document.points]) if document.points else None,
             element("p", document.intro, class_="soft") if document.intro else None,
         ),
         element("main", *(_section(section) for section in document.sections)),
@@ -66,6 +76,11 @@ def render(document: Document) -> str:
         element("script", Html(SCRIPT)),
     )
     return f"<!DOCTYPE html>\n{element('html', head, body, lang='en')}\n"
+
+
+def _tied(text: str) -> str:
+    """Text in which no line ends between a number and its percent sign."""
+    return text.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def _section(section: Section) -> Html:
@@ -85,6 +100,8 @@ def _part(part: Part) -> Html:
         case Facts():
             pairs = (element("div", element("dt", name), element("dd", value)) for name, value in part.pairs)
             return element("dl", *pairs, class_="versions")
+        case Gallery():
+            return _gallery(part)
         case Fold():
             return element("details", element("summary", part.summary), *(_part(each) for each in part.parts))
 
@@ -98,9 +115,49 @@ def _chart(chart: Chart) -> Html:
         "figure",
         element("h3", chart.title) if chart.title else None,
         legend(chart.legend) if chart.legend else None,
-        element("div", inline(chart), class_="scroll"),
+        inline(chart),
         element("figcaption", chart.caption) if chart.caption else None,
     )
+
+
+def _gallery(gallery: Gallery) -> Html:
+    strips = [
+        element(
+            "div",
+            element("p", title, class_="strip-title"),
+            element("div", *(_picture(each) for each in pictures), class_="strip"),
+            class_="row wide" if gallery.wide else "row",
+        )
+        for title, pictures in gallery.strips
+    ]
+    return element(
+        "figure",
+        element("h3", gallery.title) if gallery.title else None,
+        *strips,
+        element("figcaption", gallery.caption) if gallery.caption else None,
+        class_="gallery",
+    )
+
+
+def _picture(picture: Picture) -> Html:
+    source = f"data:image/jpeg;base64,{base64.b64encode(picture.jpeg).decode()}"
+    lines = [
+        element(
+            "li",
+            element("span", _MARKS[each.right], class_=_KINDS[each.right]),
+            element("span", each.model, class_="model"),
+            element("span", _tied(each.answer)),
+        )
+        for each in picture.said
+    ]
+    return element(
+        "div",
+        element("img", src=source, alt=picture.truth or picture.place, title=picture.place,
+                class_="pixelated" if picture.pixelated else None),
+        element("p", picture.truth) if picture.truth else None,
+        element("ul", *lines) if lines else None,
+        class_="picture",
+    )  # fmt: skip
 
 
 # --- tables -----------------------------------------------------------------------------------
@@ -117,11 +174,38 @@ def _table(given: Table) -> Html:
         element("tr", *(_cell(c, cell, b) for c, cell, b in zip(table.columns, row, best, strict=True)))
         for row in table.rows
     ]
-    body = element("table", element("thead", element("tr", *heads)), element("tbody", *lines))
+    body = element(
+        "table",
+        element("thead", element("tr", *heads)),
+        element("tbody", *lines),
+        class_="slim" if _is_slim(table) else None,
+    )
     return Html(
         (element("h3", table.title) if table.title else "")
         + element("div", body, class_="scroll")
         + (_notes(table.notes) if table.notes else "")
+        + _legend(given)
+    )
+
+
+def _is_slim(table: Table) -> bool:
+    """Whether a table fits a phone as it is; of others a phone shows each row as a list."""
+    widths = [
+        max(len(text) for text in (*column.title.split(), *(row[place].text for row in table.rows)))
+        for place, column in enumerate(table.columns)
+    ]  # fmt: skip
+    return sum(widths) + 2 * len(widths) <= _PHONE_LETTERS
+
+
+def _legend(table: Table) -> Html:
+    """What each column says; one whose title says all of it is left out."""
+    pairs = [
+        element("div", element("dt", column.title), element("dd", column.legend))
+        for column in table.columns
+        if column.legend
+    ]
+    return element(
+        "details", element("summary", "What the columns say"), element("dl", *pairs), class_="legend-of"
     )
 
 
@@ -143,14 +227,15 @@ def _mean(cell: Cell) -> str:
 
 def _cell(column: Column, cell: Cell, best: str | None) -> Html:
     sort = "" if cell.value is None else f"{cell.value}"
-    kind = f"{column.kind} long" if len(cell.text) > _LONGEST_WORD else column.kind
+    size = " long" if len(cell.text) > _LONGEST_WORD else " tight" if len(cell.text) <= _ONE_LINE else ""
+    kind = f"{column.kind}{size}"
     if column.kind == "name":
         return element("th", cell.text, scope="row", class_=kind, data_value=sort)
     content: Html | str = cell.text
     # Equal as shown is equal: nobody should wonder why one of two 91.2 is better.
     if best is not None and cell.value is not None and _mean(cell) == best:
         content = element("span", cell.text, class_="best", title="best of the column")
-    return element("td", content, class_=kind, data_value=sort)
+    return element("td", content, class_=kind, data_value=sort, data_label=column.title)
 
 
 # --- commands ---------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """The students of a report: table, accuracies, cost, curves, and the commands that made them."""
 
-import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -8,29 +7,33 @@ from functools import cache
 from typing import Any
 
 from kdcli.errors import ConfigError
+from kdcli.metrics.intervals import of_seeds
+from kdcli.models.declared import WEIGHTS_FILE
 from kdcli.models.properties import operations_of, parameters_of
 from kdcli.options.fields import StepConfig
 from kdcli.options.resolving import command_line
 from kdcli.registry import METHODS
 from kdcli.reporting import charts
+from kdcli.reporting.budgets import budget_of, interval_of, main_of, top1_of
 from kdcli.reporting.cells import Cell, number, percent, word
 from kdcli.reporting.charts import Costed, Spread
 from kdcli.reporting.curves import accuracy_curves, training_curves
 from kdcli.reporting.document import Chart, Column, Columns, Command, Fold, Notes, Part, Section, tabulate
 from kdcli.reporting.material import Run
 from kdcli.reporting.protocols import test_name
+from kdcli.reporting.standing import comparable, contenders, seed_groups
 from kdcli.reporting.values import ReportRow
 from kdcli.training.config import StudentConfig
-from kdcli.training.scores import MAIN, main_score
+from kdcli.training.scores import MAIN
 
 PANELS = 12
 """Curves in one chart."""
 MOST_PANELS = 48
 MOST_ROWS = 40
 """Names in one chart of accuracies."""
+_TOP = 5  # the true class is always among the five most probable ones of so many
 LOSSES = "Mean over each epoch's steps. Losses of different methods are different sums: compare shapes, not heights."
 _PARTS = {"val": "validation", "test": "test"}
-_SEED = re.compile(r"(?:^|(?<=[-_/.]))(?:seed|s)?[-_]?\d+$")
 
 
 def students_section(runs: Sequence[Run], title: str, name: str) -> Section:
@@ -42,8 +45,12 @@ def students_section(runs: Sequence[Run], title: str, name: str) -> Section:
         name: of its files, different for each section.
     """
     ordered = sorted(runs, key=_rank)
-    table = tabulate(name, ordered, _COLUMNS)
-    groups = _seed_groups(ordered)
+    remarks = _remarks(ordered)
+    columns: Columns = {
+        (column if not remarks else replace(column, best=None)): cell for column, cell in _COLUMNS.items()
+    } | {Column("Note", "note"): lambda run: word(_note(run) or remarks.get(run.name))}
+    table = tabulate(name, ordered, columns)
+    groups = seed_groups(ordered)
     parts: list[Part] = [*(_groups_parts(groups, name) if groups else []), table]
     tested = test_name(next((run for run in runs if test_name(run)), runs[0]))
     lines = [f"Tested on {tested}."] if tested else []
@@ -52,7 +59,10 @@ def students_section(runs: Sequence[Run], title: str, name: str) -> Section:
         parts.append(Notes(tuple(lines)))
     known = [run for run in ordered if top1_of(run) is not None]
     if len(known) > 1 and not groups:
-        rows = [ReportRow(run.name, run.method, top1_of(run)) for run in known[:MOST_ROWS]]
+        rows = [
+            ReportRow(run.name, run.method, top1_of(run), interval=interval_of(run))
+            for run in known[:MOST_ROWS]
+        ]
         left = len(known) - len(rows)
         parts.append(charts.accuracies(rows, f"{name}-accuracies"))
         if left:
@@ -68,6 +78,21 @@ def students_section(runs: Sequence[Run], title: str, name: str) -> Section:
     if cost is not None:
         parts.append(cost)
     return Section(title, tuple(parts))
+
+
+def _remarks(runs: Sequence[Run]) -> dict[str, str]:
+    """Which of several tested runs may not be compared with the others, and why; then no best one is marked."""
+    tested = [run for run in runs if main_of(run) is not None]
+    if len(tested) < 2:
+        return {}
+    fair = {run.name for each in comparable(contenders(tested)) for run in each.runs}
+    return {
+        run.name: "epoch chosen on the test set: not compared"
+        if run.result.get("selection") == "test"
+        else "other budget: not compared"
+        for run in tested
+        if run.name not in fair
+    }
 
 
 def _warnings(runs: Sequence[Run]) -> list[str]:
@@ -86,18 +111,6 @@ def _rank(run: Run) -> float:
     """Best first, untested ones last."""
     accuracy = main_of(run)
     return 1.0 if accuracy is None else -accuracy
-
-
-def main_of(run: Run) -> float | None:
-    """Accuracy on the (first) test set, or mean average precision where images have several labels."""
-    test = run.result.get("test")
-    return main_score(test) if isinstance(test, Mapping) and set(MAIN) & set(test) else None
-
-
-def top1_of(run: Run) -> float | None:
-    """Accuracy on the (first) test set."""
-    test = run.result.get("test")
-    return float(test["top1"]) if isinstance(test, Mapping) and "top1" in test else None
 
 
 def architecture_of(run: Run) -> str:
@@ -132,7 +145,10 @@ _COLUMNS: Columns = {
         ", ".join(_teachers(run)) or None, _few(_teachers(run))
     ),
     Column("Test top-1, %", best="high"): lambda run: percent(_of(run, "test", "top1")),
-    Column("Test top-5, %", best="high"): lambda run: percent(_of(run, "test", "top5")),
+    Column("95 % interval", "text"): lambda run: _interval(run),
+    Column("Test top-5, %", best="high"): lambda run: percent(
+        _of(run, "test", "top5") if not 0 < _classes(run) <= _TOP else None
+    ),
     Column("Test mAP, %", best="high"): lambda run: percent(_of(run, "test", "mAP")),
     Column("Labels right, %", best="high"): lambda run: percent(_of(run, "test", "label_accuracy")),
     Column("All labels right, %", best="high"): lambda run: percent(_of(run, "test", "exact_match")),
@@ -140,11 +156,11 @@ _COLUMNS: Columns = {
     Column("Validation top-1, %"): lambda run: percent(_of(run, "validation", "top1")),
     Column("Parameters, M", setting=True): lambda run: number(_cost(run)[0], 2, 1e6),
     Column("Multiply-adds, M", setting=True): lambda run: number(_cost(run)[1], 1, 1e6),
-    Column("Images", setting=True): lambda run: number(_of(run, "images"), 0),
+    Column("Size, MB", setting=True): lambda run: number(_bytes(run), 2, 1e6),
+    Column("Images seen", setting=True): lambda run: number(budget_of(run).images, 0),
     Column("Epochs", setting=True): lambda run: number(_of(run, "epochs"), 0),
     Column("Seed", setting=True): lambda run: number(_of(run, "seed"), 0),
     Column("Training, s"): lambda run: number(_of(run, "seconds")),
-    Column("Note", "note"): lambda run: word(_note(run)),
 }
 
 
@@ -159,15 +175,33 @@ def _few(names: Sequence[str]) -> str:
     return ", ".join(names) if len(names) < 4 else f"{len(names)} teachers"
 
 
+def _classes(run: Run) -> int:
+    """How many there are; 0 where that is not recorded."""
+    recorded = (run.identity.get("data"), run.identity.get("test"))
+    known = (each for each in recorded if isinstance(each, Mapping) and "classes" in each)
+    return next((int(each["classes"] or 0) for each in known), 0)
+
+
+def _interval(run: Run) -> Cell:
+    ends = interval_of(run)
+    return word(None if ends is None else f"{100 * ends[0]:.1f}–{100 * ends[1]:.1f}")
+
+
+def _bytes(run: Run) -> float | None:
+    """Of the exported weights; of an export that is gone, four for each parameter."""
+    weights = None if run.folder is None else run.folder / "export" / WEIGHTS_FILE
+    if weights is not None and weights.is_file():
+        return weights.stat().st_size
+    parameters = _cost(run)[0]
+    return None if parameters is None else 4 * parameters
+
+
 def _cost(run: Run) -> tuple[int | None, int | None]:
     """Parameters and multiply-adds of its network; None for what no architecture of kd's tells."""
     architecture = architecture_of(run)
-    test, data = run.identity.get("test"), run.identity.get("data")
-    classes = next(
-        (each["classes"] for each in (data, test) if isinstance(each, Mapping) and "classes" in each), None
-    )
+    classes = _classes(run)
     size = run.identity.get("image_size") or run.config.get("image_size")
-    return _cost_of(architecture, int(classes or 0), int(size) if size else None)
+    return _cost_of(architecture, classes, int(size) if size else None)
 
 
 @cache
@@ -181,22 +215,6 @@ def _cost_of(architecture: str, classes: int, size: int | None) -> tuple[int | N
 
 
 # --- repeats ----------------------------------------------------------------------------------
-
-
-def _seed_groups(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Tested runs that differ in their seed alone, as their names and records say; none where nothing repeats."""
-    groups: dict[str, list[Run]] = {}
-    for run in runs:
-        if top1_of(run) is not None:
-            groups.setdefault(_without_seed(run), []).append(run)
-    several = any(len({run.result.get("seed") for run in group}) > 1 for group in groups.values())
-    return groups if several else {}
-
-
-def _without_seed(run: Run) -> str:
-    last = run.name.rpartition("/")[2]
-    stripped = _SEED.sub("", last).rstrip("-_.") or run.method
-    return stripped if stripped == run.method or run.method in stripped else f"{stripped} ({run.method})"
 
 
 def _groups_parts(groups: Mapping[str, Sequence[Run]], name: str) -> list[Part]:
@@ -219,13 +237,11 @@ def _groups_parts(groups: Mapping[str, Sequence[Run]], name: str) -> list[Part]:
 
 
 def _spread_of(name: str, runs: Sequence[Run]) -> Spread:
-    from scipy.stats import t
-
     values = tuple(value for run in runs if (value := top1_of(run)) is not None)
-    count = len(values)
     half = None
-    if count > 1:
-        half = float(t.ppf(0.975, count - 1)) * statistics.stdev(values) / count**0.5
+    if len(values) > 1:
+        low, high = of_seeds(values)
+        half = (high - low) / 2
     return Spread(name, values, statistics.fmean(values), half)
 
 

@@ -11,10 +11,11 @@ from kdcli.console import size
 from kdcli.extract.config import CacheConfig
 from kdcli.models.properties import parameters_of
 from kdcli.reporting import charts
+from kdcli.reporting.budgets import top1_of
 from kdcli.reporting.cells import Cell, number, percent, word
 from kdcli.reporting.document import Column, Columns, Command, Notes, Part, Section, Table, tabulate
 from kdcli.reporting.material import Ranked, Run
-from kdcli.reporting.students import line_of, top1_of
+from kdcli.reporting.students import line_of
 
 MOST_RANKINGS = 6
 """Rankings that are drawn; all are in the table."""
@@ -29,9 +30,9 @@ def ranking_section(rankings: Sequence[Ranked]) -> Section | None:
     names = _names([ranked.path for ranked in rankings])
     columns: Columns = {
         Column("Source", "name"): lambda row: word(row[2].name),
-        Column("Ranking", "text", setting=True): lambda row: word(row[0]),
+        Column("File", "text", setting=True): lambda row: word(row[0]),
         Column("Metric", "text", setting=True): lambda row: word(row[1].metric),
-        Column("On", "text", setting=True): lambda row: word(row[1].on),
+        Column("Outputs", "text", setting=True): lambda row: word(row[1].on),
         Column("Score"): lambda row: number(row[2].score, 4),
         Column("Weight"): lambda row: number(row[2].weight, 4),
         Column("Scheme", "text", setting=True): lambda row: word(str(row[1].weighting.get("scheme", ""))),
@@ -48,7 +49,35 @@ def ranking_section(rankings: Sequence[Ranked]) -> Section | None:
     if several:
         parts.append(Notes((f"{len(rankings)} rankings, {len(distinct)} of them with different scores; "
                             f"{len(shown)} are drawn.",)))  # fmt: skip
-    return Section("Ranking", (*parts, tabulate("rankings", rows, columns)))
+    said = Notes((trust(rankings[0]),)) if not several and len(rankings[0].ranking.sources) > 1 else None
+    return Section("Ranking", (*((said,) if said else ()), *parts, tabulate("rankings", rows, columns)))
+
+
+def trust(ranked: Ranked) -> str:
+    """What a ranking says, and how far to trust it, in one sentence or two."""
+    first, *others = ranked.ranking.sources
+    if not others:
+        return ""
+    images = ranked.ranking.probe.get("size")
+    said = (
+        f"The ranking ({ranked.ranking.metric}{f', {images} probe images' if images else ''}) puts {first.name} first "
+        f"of {len(others) + 1} sources"
+    )
+    own = f"{ranked.ranking.metric}/{ranked.ranking.on}"
+    targets = list(((ranked.evidence.get("grid") or {}).get(own) or {}).values())
+    checked = (targets[0].get("spearman") or {}) if len(targets) == 1 else {}
+    if checked.get("value") is not None:
+        ends = (
+            f" (95 % {checked['low']:.2f} to {checked['high']:.2f})" if checked.get("low") is not None else ""
+        )
+        return (
+            f"{said}; checked with students of single sources, the order of the scores agrees with that of their "
+            f"accuracies by a rank correlation of {checked['value']:.2f}{ends}."
+        ).replace("-", "−")
+    return (
+        f"{said}: a guess from the teachers' outputs that nothing here checked; kd rank-sources --against RUNS "
+        "compares it with students of one source each."
+    )
 
 
 def _scores_of(ranked: Ranked) -> tuple[Any, ...]:

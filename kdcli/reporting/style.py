@@ -17,7 +17,7 @@ STYLE = """
 }
 * { box-sizing: border-box; }
 body {
-  margin: 0 auto; padding: 3.5rem 1.5rem 5rem; max-width: 58rem;
+  margin: 0 auto; padding: 3.5rem 1.5rem 5rem; max-width: 61rem;
   background: var(--ground); color: var(--ink);
   font: 1rem/1.6 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "Liberation Sans", sans-serif;
 }
@@ -32,7 +32,7 @@ figcaption { max-width: 44rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td {
-  padding: .5rem 1rem .5rem 0; text-align: left; vertical-align: baseline;
+  padding: .5rem .8rem .5rem 0; text-align: left; vertical-align: baseline;
   border-bottom: 1px solid var(--line);
 }
 th:last-child, td:last-child { padding-right: 0; }
@@ -40,7 +40,8 @@ th { font-size: .85rem; font-weight: 500; color: var(--soft); vertical-align: bo
 .number { text-align: right; white-space: nowrap; }
 thead th.number { white-space: normal; }
 thead th { max-width: 9rem; }
-.note { color: var(--soft); font-size: .9rem; min-width: 12rem; }
+.tight { white-space: nowrap; }
+.note { color: var(--soft); font-size: .9rem; min-width: 7rem; }
 tbody th {
   vertical-align: baseline; line-height: inherit; font-size: 1rem; font-weight: 400; color: inherit;
   white-space: nowrap;
@@ -57,7 +58,30 @@ th[aria-sort] { color: var(--ink); }
 th[aria-sort=ascending] button::after { content: "\\2009\\2191"; }
 th[aria-sort=descending] button::after { content: "\\2009\\2193"; }
 figure { margin: 1.25rem 0 0; break-inside: avoid; }
-.scroll svg { display: block; width: 100%; min-width: 30rem; height: auto; margin: .75rem 0; }
+figure > svg { display: block; width: 100%; height: auto; margin: .75rem 0; }
+figure > svg.phone { display: none; }
+.gallery .row { display: grid; grid-template-columns: 9rem 1fr; gap: .25rem 1rem; margin: .5rem 0; }
+.gallery .wide { display: block; margin: 1rem 0 1.4rem; }
+.strip-title { margin: 0; overflow-wrap: anywhere; }
+.strip { display: flex; flex-wrap: wrap; gap: .5rem .6rem; }
+.wide .strip { display: grid; grid-template-columns: repeat(auto-fill, minmax(16rem, 1fr)); gap: 1rem 1.2rem; }
+.picture { font-size: .85rem; line-height: 1.4; min-width: 0; break-inside: avoid; }
+.picture img { display: block; width: 4.5rem; height: 4.5rem; object-fit: contain; background: var(--wash); }
+.wide .picture { display: grid; grid-template: auto 1fr / 5.5rem 1fr; gap: 0 .6rem; }
+.wide .picture img { width: 5.5rem; height: 5.5rem; grid-row: 1 / 3; }
+.picture img.pixelated { image-rendering: pixelated; }
+.picture p { margin: 0; font-weight: 600; overflow-wrap: anywhere; }
+.picture ul { margin: 0; padding: 0; list-style: none; }
+.row:not(.wide) .picture { max-width: 7rem; }
+.picture li { overflow-wrap: anywhere; }
+.picture .model { color: var(--soft); }
+.picture .model::after { content: ": "; }
+.picture .right, .picture .wrong, .picture .other { display: inline-block; width: 1rem; font-weight: 700; }
+.right { color: var(--s2); } .wrong { color: var(--s1); } .other { color: var(--soft); }
+.legend-of dl { margin: .5rem 0 0; font-size: .9rem; max-width: 48rem; }
+.legend-of dl div { display: grid; grid-template-columns: 11rem 1fr; gap: 0 1rem; padding: .12rem 0; }
+.legend-of dt { color: var(--soft); } .legend-of dd { margin: 0; }
+header ul.notes { margin-bottom: 1rem; color: var(--ink); }
 .legend {
   display: flex; flex-wrap: wrap; gap: .1rem 1.4rem; margin: 0; padding: 0;
   list-style: none; font-size: .9rem;
@@ -85,14 +109,40 @@ dl.versions { display: grid; grid-template-columns: repeat(auto-fill, minmax(13r
 dl.versions div { display: flex; justify-content: space-between; border-bottom: 1px solid var(--line); }
 dl.versions dt { color: var(--soft); } dl.versions dd { margin: 0; font-variant-numeric: tabular-nums; }
 footer { margin-top: 3rem; font-size: .85rem; }
-@media (max-width: 40rem) { body { padding: 2rem 1rem 3rem; } h1 { font-size: 1.6rem; } }
+@media screen and (max-width: 40rem) {
+  body { padding: 2rem 1rem 3rem; overflow-wrap: anywhere; }
+  h1 { font-size: 1.6rem; }
+  figure > svg.desk { display: none; }
+  figure > svg.phone { display: block; }
+  table:not(.slim) {
+    thead { display: none; }
+    &, tbody, tr, tbody th { display: block; }
+    tr { padding: .5rem 0; border-bottom: 1px solid var(--line); }
+    tbody th, td { padding: .1rem 0; border: 0; white-space: normal; }
+    tbody th { font-weight: 600; }
+    td { display: flex; justify-content: space-between; gap: 1rem; text-align: right; }
+    td::before { content: attr(data-label); color: var(--soft); font-size: .9rem; text-align: left; }
+    td[data-value=""] { display: none; }
+  }
+  .note, tbody .long { min-width: 0; }
+  .gallery .row, .legend-of dl div { grid-template-columns: 1fr; }
+  .legend-of dl div { padding: .3rem 0; }
+  pre span { white-space: pre-wrap; }
+  dl.versions dd { text-align: right; }
+}
 @media print {
   @page { margin: 16mm 14mm; }
   body { max-width: none; padding: 0; font-size: 10pt; }
   h2 { margin-top: 1.6rem; }
   .scroll { overflow: visible; }
   .screen { display: none; }
-  .scroll svg { min-width: 0; }
+  .legend-of dl { columns: 2; column-gap: 1.5rem; font-size: 7.5pt; line-height: 1.35; max-width: none; }
+  .legend-of dl div { grid-template-columns: 7rem 1fr; gap: 0 .5rem; break-inside: avoid; padding: 0; }
+  .gallery { break-inside: auto; }
+  .gallery .row { grid-template-columns: 5rem 1fr; break-inside: avoid; }
+  .picture { font-size: 7.5pt; }
+  .row:not(.wide) .picture { max-width: 5.8rem; }
+  .wide .strip { grid-template-columns: repeat(3, 1fr); }
   details::details-content { content-visibility: visible; height: auto; }
   summary { list-style: none; }
   table { font-size: 8.5pt; }

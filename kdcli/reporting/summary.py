@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from kdcli.methods.base import method_names
 from kdcli.plotting import require_matplotlib
 from kdcli.reporting import charts
 from kdcli.reporting.cells import Cell, number, percent, word
@@ -41,7 +40,7 @@ def write_report(report: Report, path: Path) -> None:
 
 def document_of(report: Report) -> Document:
     """The report in sections; what is empty is left out."""
-    sentences = (_ranking_finding(report), _accuracy_finding(report), _cost_finding(report))
+    sentences = (_ranking_finding(report), _cost_finding(report))
     sections = (
         ("Students", _students(report)),
         ("Ranking", _ranking(report)),
@@ -72,18 +71,6 @@ def _ranking_finding(report: Report) -> str:
     among = f" of {count} sources" if count > 1 else ""
     score = f", with a score of {first.score:.3f}" if math.isfinite(first.score) else ""
     return f"The ranking puts {first.name} first{among}{score}."
-
-
-def _accuracy_finding(report: Report) -> str:
-    tested = [(row.test_top1, row.name) for row in report.rows if _real(row.test_top1)]
-    if not tested:
-        return ""
-    best, name = max(tested, key=lambda pair: pair[0])
-    sentence = f"The best student on the test set is {name} with {100 * best:.1f} %"
-    plain = [row for row in report.rows if row.method in method_names("only_labels") and _real(row.test_top1)]
-    if plain and plain[0].name != name:
-        sentence += f"; labels alone give {100 * (plain[0].test_top1 or 0.0):.1f} %"
-    return f"{sentence}."
 
 
 def _cost_finding(report: Report) -> str:

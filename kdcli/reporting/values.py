@@ -20,6 +20,7 @@ class ReportRow:
         seconds: what training it took.
         live_seconds: what it would have taken with live teachers.
         note: one line about this row.
+        interval: ends of the 95 % interval of ``test_top1``, fractions.
     """
 
     name: str
@@ -29,6 +30,7 @@ class ReportRow:
     seconds: float | None = None
     live_seconds: float | None = None
     note: str = ""
+    interval: tuple[float, float] | None = None
 
 
 @final
