@@ -32,7 +32,7 @@ def help_of(command: str) -> str:
 
 def commands(group: str = "kd") -> list[str]:
     """``kd`` and each of its commands, in the order of ``kd --help``; those of a group follow it."""
-    listed = help_of(group).partition("\nCommands:\n")[2]
+    listed = help_of(group).partition("\nCommands:\n")[2].partition("\n\n")[0]
     names = re.findall(r"^  (\S+)", listed, re.MULTILINE)
     return [group, *(command for name in names for command in commands(f"{group} {name}"))]
 

@@ -1,8 +1,12 @@
 """kd: expensive teachers run once, their outputs are cached, students are served from the cache.
 
-The four steps and their configurations can be imported from here:
+Every command is a function here. It takes its options as keywords, or its configuration, and gives a value:
 
-    from kdcli import CacheConfig, cache_teachers
+    import kdcli
+
+    kdcli.cache_teachers("photos", cache="photos.kd", teacher="resnet50.a1_in1k")
+    ranking = kdcli.rank_sources(cache="photos.kd")
+    ranking.to_pandas()
 """
 
 from importlib import import_module
@@ -10,24 +14,61 @@ from typing import TYPE_CHECKING, Any
 
 from kdcli._version import __version__ as __version__
 from kdcli.errors import Advice
+from kdcli.verbs.verb import Verb
 
 if TYPE_CHECKING:
-    from kdcli.cache.cacheset import CacheSet as CacheSet
+    from kdcli.auditing.result import AuditResult
+    from kdcli.cache.admin.diff import CacheDiff
+    from kdcli.cache.admin.inventory import CacheInfo
+    from kdcli.cache.admin.moving import Moved
+    from kdcli.cache.admin.remove import Removal
+    from kdcli.checking.result import CheckResult
+    from kdcli.comparing.result import CompareResult
     from kdcli.data.sources import open_data as open_data
-    from kdcli.extract import CacheResult as CacheResult
-    from kdcli.extract import cache_teachers as cache_teachers
+    from kdcli.demo.result import DemoResult
     from kdcli.extract.config import CacheConfig as CacheConfig
+    from kdcli.extract.costs import CachePlan
+    from kdcli.extract.extend import ExtendResult
+    from kdcli.extract.repair import RepairResult
+    from kdcli.extract.result import CacheResult
     from kdcli.models.spec import open_model as open_model
     from kdcli.probing.config import ProbeConfig as ProbeConfig
-    from kdcli.probing.probe import eval_probe as eval_probe
-    from kdcli.probing.probe import eval_probes as eval_probes
-    from kdcli.probing.result import ProbeResult as ProbeResult
-    from kdcli.ranking import rank_sources as rank_sources
+    from kdcli.probing.result import ProbeTable
+    from kdcli.ranking.answer import RankAnswer
     from kdcli.ranking.config import RankConfig as RankConfig
+    from kdcli.reporting.result import ReportResult
+    from kdcli.serving.opened import open_cache as open_cache
     from kdcli.training.config import StudentConfig as StudentConfig
-    from kdcli.training.result import TrainResult as TrainResult
-    from kdcli.training.train import train_student as train_student
-    from kdcli.types import Ranking as Ranking
+    from kdcli.training.result import TrainResult
+    from kdcli.verbs.results import FuseResult, Listed, SoupResult
+    from kdcli.verbs.training import train_sweep as train_sweep
+
+# --- the commands: a line each ------------------------------------------------------------------
+# fmt: off
+cache_teachers: "Verb[CacheResult]" = Verb("cache_teachers", "extract.config:CacheConfig", "extract.extract:cache_teachers")
+rank_sources: "Verb[RankAnswer]" = Verb("rank_sources", "ranking.config:RankConfig", "ranking.answer:rank_sources")
+fuse_teachers: "Verb[FuseResult]" = Verb("fuse_teachers", "fusing.config:FuseConfig", "verbs.steps:fuse_teachers")
+train_student: "Verb[TrainResult]" = Verb("train_student", "training.config:StudentConfig", "verbs.training:train_student")
+soup: "Verb[SoupResult]" = Verb("soup", "training.soup_config:SoupConfig", "verbs.steps:soup")
+eval_probe: "Verb[ProbeTable]" = Verb("eval_probe", "probing.config:ProbeConfig", "probing.probe:eval_probes")
+compare: "Verb[CompareResult]" = Verb("compare", "comparing.config:CompareConfig", "verbs.steps:compare")
+audit: "Verb[AuditResult]" = Verb("audit", "auditing.config:AuditConfig", "auditing.audit:audit")
+report: "Verb[ReportResult]" = Verb("report", "reporting.config:ReportConfig", "reporting.report:report")
+check_data: "Verb[CheckResult]" = Verb("check_data", "checking.config:CheckConfig", "checking.check:check")
+run_demo: "Verb[DemoResult]" = Verb("run_demo", "demo.config:DemoConfig", "verbs.steps:run_demo")
+cache_ls: "Verb[Listed]" = Verb("cache_ls", "cache.admin.config:LsConfig", "verbs.caches:cache_ls")
+cache_info: "Verb[CacheInfo]" = Verb("cache_info", "cache.admin.config:InfoConfig", "verbs.caches:cache_info")
+cache_diff: "Verb[CacheDiff]" = Verb("cache_diff", "cache.admin.config:DiffConfig", "verbs.caches:cache_diff")
+cache_gc: "Verb[Listed]" = Verb("cache_gc", "cache.admin.config:GcConfig", "verbs.caches:cache_gc")
+cache_rm: "Verb[Removal]" = Verb("cache_rm", "cache.admin.config:RmConfig", "verbs.caches:cache_rm")
+cache_verify: "Verb[Listed]" = Verb("cache_verify", "cache.admin.config:VerifyConfig", "verbs.caches:cache_verify")
+cache_repair: "Verb[RepairResult]" = Verb("cache_repair", "cache.admin.config:RepairConfig", "verbs.caches:cache_repair")
+cache_plan: "Verb[CachePlan]" = Verb("cache_plan", "extract.config:PlanConfig", "verbs.caches:cache_plan")
+cache_extend: "Verb[ExtendResult]" = Verb("cache_extend", "cache.admin.config:ExtendConfig", "verbs.caches:cache_extend")
+cache_pack: "Verb[Moved]" = Verb("cache_pack", "cache.admin.config:PackConfig", "verbs.caches:cache_pack")
+cache_unpack: "Verb[Moved]" = Verb("cache_unpack", "cache.admin.config:UnpackConfig", "verbs.caches:cache_unpack")
+cache_merge: "Verb[Moved]" = Verb("cache_merge", "cache.admin.config:MergeConfig", "verbs.caches:cache_merge")
+# fmt: on
 
 
 def _words(advice: Advice) -> str:
@@ -38,30 +79,24 @@ def _words(advice: Advice) -> str:
 Advice.words = _words
 
 _HOMES = {
-    "CacheSet": "kdcli.cache.cacheset",
-    "CacheResult": "kdcli.extract",
-    "cache_teachers": "kdcli.extract",
     "CacheConfig": "kdcli.extract.config",
     "ProbeConfig": "kdcli.probing.config",
     "RankConfig": "kdcli.ranking.config",
     "StudentConfig": "kdcli.training.config",
+    "open_cache": "kdcli.serving.opened",
     "open_data": "kdcli.data.sources",
     "open_model": "kdcli.models.spec",
-    "ProbeResult": "kdcli.probing.result",
-    "eval_probe": "kdcli.probing.probe",
-    "eval_probes": "kdcli.probing.probe",
-    "rank_sources": "kdcli.ranking",
-    "TrainResult": "kdcli.training.train",
-    "train_student": "kdcli.training.train",
-    "Ranking": "kdcli.types",
+    "train_sweep": "kdcli.verbs.training",
 }
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used: ``kd --help`` must not wait for torch."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'kdcli' has no attribute '{name}'")
-    return getattr(import_module(_HOMES[name]), name)
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    from kdcli.errors import nearest
+
+    raise AttributeError(f"module 'kdcli' has no attribute '{name}'.{nearest(name, __dir__())}")
 
 
 def __dir__() -> list[str]:

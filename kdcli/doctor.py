@@ -17,6 +17,7 @@ from kdcli._version import __version__
 from kdcli.devices import Device, graphics, processor
 from kdcli.documents import declared
 from kdcli.errors import KdError
+from kdcli.results import Result
 from kdcli.runtime import parse_shard, processor_count, worker_count
 
 PACKAGES = (
@@ -87,7 +88,7 @@ class Problem:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Checkup:
+class Checkup(Result):
     """All that ``kd doctor`` shows.
 
     Attributes:

@@ -64,6 +64,10 @@ class KdError(Exception):
         self.message = " ".join(message.split())
         self.hint = " ".join(str(hint).split())
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows: what is wrong and what to do, not where in kd it was found."""
+        return [f"{type(self).__name__}: {self.message}", *([f"hint: {self.hint}"] if self.hint else [])]
+
     def document(self) -> dict[str, Any]:
         """The error as the one JSON document a ``--json`` caller reads."""
         return {"error": {"code": self.exit_code, "message": self.message, "hint": self.hint}}
@@ -206,10 +210,10 @@ class StoppedEarly(KdError):
     exit_code = 75
 
 
-def nearest(word: str, choices: Iterable[str]) -> str:
-    """``" Did you mean 'x'?"`` for the closest of ``choices``, or an empty string."""
+def nearest(word: str, choices: Iterable[str], before: str = "") -> str:
+    """``" Did you mean 'x'?"`` for the closest of ``choices``, with ``before`` in front of it, or an empty string."""
     from difflib import get_close_matches
 
     lowered = {choice.lower(): choice for choice in choices}
     found = get_close_matches(word.lower(), lowered, n=1, cutoff=0.5)
-    return f" Did you mean '{lowered[found[0]]}'?" if found else ""
+    return f" Did you mean '{before}{lowered[found[0]]}'?" if found else ""

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from kdcli.errors import ClaimedError, KdError, NoSpaceError, StorageError
+from kdcli.errors import ClaimedError, KdError, NoSpaceError, StorageError, nearest
 from kdcli.runtime import machine
 
 
@@ -71,6 +71,29 @@ _DEAD_SECONDS = 600.0
 def real_path(path: Path | str) -> Path:
     """Where a path leads once every link is followed; of links in a circle one of them, where Path.resolve raises."""
     return Path(os.path.realpath(path))
+
+
+def beside(path: Path, folders: bool = False) -> str:
+    """``" Did you mean 'x'?"`` with what lies where a path goes wrong, or an empty string.
+
+    Args:
+        path: what is not there.
+        folders: whether only a folder can be meant.
+    """
+    wrong = path
+    while not os.path.lexists(wrong.parent):
+        wrong = wrong.parent
+    try:
+        names = sorted(each.name for each in os.scandir(wrong.parent) if each.is_dir() or not folders)
+    except OSError:  # no permission, or a file: then nothing is suggested
+        return ""
+    return nearest(wrong.name, names, "" if wrong.parent == Path() else f"{wrong.parent}/")
+
+
+def bytes_in(path: Path) -> int:
+    """Bytes of a file, or of all files below a folder."""
+    files = [path] if path.is_file() else path.rglob("*")
+    return sum(each.stat().st_size for each in files if each.is_file())
 
 
 def scratch_name() -> str:

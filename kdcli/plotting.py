@@ -4,6 +4,7 @@ import io
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
@@ -138,10 +139,22 @@ def write_drawings(
 
 
 def figure_of(width: float, height: float) -> "Figure":
-    """An empty figure; sizes in inches."""
+    """An empty figure, which a notebook shows without more; sizes in inches."""
+    return _figure_class()(figsize=(width, height), layout="constrained")
+
+
+@cache
+def _figure_class() -> "type[Figure]":
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained")
+    @final
+    class Drawing(Figure):
+        def _repr_png_(self) -> bytes:
+            content = io.BytesIO()
+            self.savefig(content, format="png", dpi=100)
+            return content.getvalue()
+
+    return Drawing
 
 
 def legend(axes: "Axes", **options: Any) -> None:

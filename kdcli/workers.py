@@ -11,12 +11,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import queues
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar, final
-
-from torch.utils.data import Dataset
+from typing import TYPE_CHECKING, Self, TypeVar, final
 
 from kdcli.console import console
-from kdcli.errors import DeviceError, KdError
+from kdcli.errors import DeviceError
 from kdcli.runtime import STOP_SIGNALS
 
 if TYPE_CHECKING:
@@ -61,27 +59,6 @@ class Watched(Iterable[Item]):
             if known is None:
                 raise
             raise known from error
-
-
-@final
-class Handing(Dataset[Item | KdError]):
-    """A data set whose errors are items: torch makes one text of what a worker raises, without its hint and code.
-
-    Args:
-        items: the data set; it needs a length only where its loader draws an order.
-    """
-
-    def __init__(self, items: Dataset[Item]) -> None:
-        self._items = items
-
-    def __len__(self) -> int:
-        return len(self._items)  # type: ignore[arg-type]
-
-    def __getitem__(self, index: Any) -> Item | KdError:
-        try:
-            return self._items[index]
-        except KdError as error:
-            return error
 
 
 def worker_death(error: Exception) -> DeviceError | None:

@@ -302,7 +302,7 @@ READING = (
         "compare",
         (
             "compare --cache place/test.kd --json > compare/cached.json",
-            "compare gen exp start=place/start --cache place/test.kd --data held-out --device cpu --workers 0 "
+            "compare gen exp start=place/start --cache place/test.kd --test held-out --device cpu --workers 0 "
             "--out compare/out --json > compare/all.json",
         ),
     ),

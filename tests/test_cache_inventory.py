@@ -110,11 +110,11 @@ def test_caches_are_found_below_folders_each_once_and_not_within_one_another(
 
 
 def test_what_is_no_folder_is_refused(tmp_path: Path, cache: Path) -> None:
-    with pytest.raises(CacheMissingError, match=r"c\.kdd does not exist\. Did you mean 'c\.kd'"):
+    with pytest.raises(CacheMissingError, match=r"c\.kdd does not exist\. Did you mean '.*/c\.kd'"):
         list(find_caches([tmp_path / "c.kdd"]))
     with pytest.raises(StorageError, match="is a file"):
         list(find_caches([cache / "manifest.json"]))
-    with pytest.raises(CacheMissingError, match=r"Did you mean 'c\.kd'"):
+    with pytest.raises(CacheMissingError, match=r"Did you mean '.*/c\.kd'"):
         open_store(tmp_path / "c.k")
 
 

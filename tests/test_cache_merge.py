@@ -278,7 +278,7 @@ def test_the_command_says_what_it_did(kd: Kd, tmp_path: Path) -> None:
     assert done.json["cache_id"] == load_manifest(tmp_path / "all.kd").cache_id
     done = kd("cache", "merge", "0.kd", "all.kd", "--to", "again.kd")
     assert done.code == 0, done.err
-    assert done.out.splitlines()[0].split() == ["part", "units", "of"]
+    assert done.out.splitlines()[0].split() == ["part", "done", "of"]
     assert "is what this makes already" in kd("cache", "merge", "0.kd", "1.kd", "--to", "all.kd").err
     kd("cache", "merge", "1.kd", "0.kd", "--to", "all.kd").refused(24, "exists")
     kd("cache", "merge", "0.kd", "--to", "x.kd").refused(2, "two caches")

@@ -516,7 +516,7 @@ def test_the_commands_say_what_they_did(kd: Kd, cache: Path) -> None:
     done = kd("cache", "unpack", "p.zarr", "--to", "u.kd", "--backend", "hdf5")
     assert done.code == 0, done.err
     assert done.out.splitlines() == [
-        "part      units  of", "samples   8      8", "t/logits  8      8", "t/stats   8      8",
+        "part      done  of", "samples   8     8", "t/logits  8     8", "t/stats   8     8",
     ]  # fmt: skip
     assert load_manifest(cache.parent / "u.kd").backend == "hdf5"
     assert kd("cache", "unpack", "p.zarr", "--to", "v.kd", "--json").json["cache_id"] == document["cache_id"]

@@ -138,7 +138,7 @@ def test_cached_teachers_against_a_loop_over_what_the_cache_holds(place: Place) 
 
 def test_models_that_are_run_answer_as_the_cache_says_and_are_counted(place: Place) -> None:
     cached = place.compare(cache=(place.cache,))
-    run = place.compare(f"a={place.spec('a')}", f"b={place.spec('b')}", data=place.data)
+    run = place.compare(f"a={place.spec('a')}", f"b={place.spec('b')}", test=place.data)
     assert [pair.given_to_teacher.supervised for pair in run.pairs] == [
         pair.given_to_teacher.supervised for pair in cached.pairs
     ]
@@ -181,10 +181,10 @@ def test_families_and_sizes() -> None:
 def test_a_run_says_itself_what_it_was_and_who_taught_it(place: Place, tmp_path: Path) -> None:
     teacher = CacheSet.open([place.cache]).teacher("a")
     run_of(place, tmp_path / "runs/kl-a-b", "c", place.spec("b"), {"other-name": teacher.id})
-    result = place.compare(str(tmp_path / "runs"), cache=(place.cache,), data=place.data)
+    result = place.compare(str(tmp_path / "runs"), cache=(place.cache,), test=place.data)
     (change,) = result.changes
     assert (change.method, change.teachers, change.student, change.after) == ("kl", ("a",), "b", "kl-a-b")
-    whole = place.compare("a", "b", f"c={place.spec('c')}", cache=(place.cache,), data=place.data)
+    whole = place.compare("a", "b", f"c={place.spec('c')}", cache=(place.cache,), test=place.data)
     accuracy = {name: model.accuracy for name, model in whole.models.items()}
     assert change.delta_transf == pytest.approx(accuracy["c"] - accuracy["b"])
     assert {name: model.base for name, model in result.models.items()} == {
@@ -193,7 +193,7 @@ def test_a_run_says_itself_what_it_was_and_who_taught_it(place: Place, tmp_path:
         "a": True,
     }
     assert {(pair.teacher, pair.student) for pair in result.pairs} == {("a", "b"), ("b", "a")}
-    explicit = place.compare(cache=(place.cache,), data=place.data, after=(f"kl,a,b={place.spec('c')}",))
+    explicit = place.compare(cache=(place.cache,), test=place.data, after=(f"kl,a,b={place.spec('c')}",))
     assert explicit.changes[0].counts == change.counts
     (method,) = result.methods
     assert method.success_rate_median == float(accuracy["c"] > accuracy["b"])
@@ -206,7 +206,7 @@ def test_stages_count_against_the_student_before_the_first(place: Place, tmp_pat
     shutil.copy(
         first / "result.json", runs / "seq/result.json"
     )  # of the sequence, whose student the last stage is
-    result = place.compare("a", "b", str(runs), cache=(place.cache,), data=place.data)
+    result = place.compare("a", "b", str(runs), cache=(place.cache,), test=place.data)
     one, two = result.changes
     assert [(c.stage, c.teachers, c.student, c.origin) for c in (one, two)] == [
         (1, ("a",), "b", "b"), (2, ("a", "b"), "b", one.after),
@@ -220,7 +220,7 @@ def test_stages_count_against_the_student_before_the_first(place: Place, tmp_pat
 
 def test_continued_training_is_a_transfer_without_a_teacher(place: Place, tmp_path: Path) -> None:
     run_of(place, tmp_path / "xe", "c", place.spec("b"), {}, "labels-only")
-    (change,) = place.compare("a", "b", str(tmp_path / "xe"), cache=(place.cache,), data=place.data).changes
+    (change,) = place.compare("a", "b", str(tmp_path / "xe"), cache=(place.cache,), test=place.data).changes
     assert (change.method, change.teachers, change.delta_acc, change.strength) == (
         "labels-only",
         (),
@@ -286,7 +286,7 @@ def test_refusals(place: Place, here: Callable[..., Shell], tmp_path: Path) -> N
     np.save(tmp_path / "s.npy", np.eye(4))
     np.save(tmp_path / "n.npy", np.full((3, 3), np.nan))
     cached = ("--cache", place.cache)
-    data = ("--data", place.data, "--workers", 0)
+    data = ("--test", place.data, "--workers", 0)
     run_of(place, tmp_path / "orphan", "c", place.spec("b"), {"big": "?"})
     for arguments, code, words in (
         ((), 2, ("no model to compare",)),
@@ -296,8 +296,8 @@ def test_refusals(place: Place, here: Callable[..., Shell], tmp_path: Path) -> N
         ((tmp_path / "other", place.root / "a", *data), 12, ("does not know the class 'class2'",)),
         (("a", tmp_path / "other", *cached), 12, ("different label spaces", "only 'other' knows 'classX'")),
         (("a", tmp_path / "nan", *cached), 12, ("'nan' gives logits that are NaN",)),
-        ((place.root / "a", place.root / "b"), 2, ("has to be run over images", "--data DATA")),
-        (("a", "b", *cached, "--data", f"{place.data}@labels=none"), 12, ("has no labels",)),
+        ((place.root / "a", place.root / "b"), 2, ("has to be run over images", "--test DATA")),
+        (("a", "b", *cached, "--test", f"{place.data}@labels=none"), 12, ("has no labels",)),
         (("a", "b", *cached, "--teacher", "c"), 11, ("--teacher c",)),
         (("a", "b", *cached, "--teacher", "a", "--student", "a"), 2, ("no pair of two models",)),
         (("a", "b", *cached, "--class-similarity", "s.npy"), 12, ("similarities of 4 classes",)),

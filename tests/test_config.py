@@ -95,7 +95,7 @@ def test_the_command_line_of_a_configuration_gives_it_back(
     "config",
     [
         ProbeConfig(test="t's", model="m", head="label"),
-        CompareConfig(models=("a b", "b"), cache=("c d.kd",), data="x", teacher=("t", "u"), equal_within=0.5),
+        CompareConfig(models=("a b", "b"), cache=("c d.kd",), test="x", teacher=("t", "u"), equal_within=0.5),
         FuseConfig(cache=("a.kd", "b"), teacher=("t", "u"), out="o", map_channels=(5, 7), lr=0.25, seed=3),
         AuditConfig(data="x", other="x y", fail=True),
         ReportConfig(inputs=("runs", "a b.json"), data="x", tsne=True, title="a 'title'"),

@@ -15,8 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from rich.console import Console as RichConsole
+from rich.progress import Progress
 
-from kdcli.console import Console, inert, shown
+from kdcli.console import Console, RichBar, bar_columns, counted, inert, shown
 from kdcli.errors import BadDataError
 from kdcli.options.resolving import yaml_text
 from kdcli.reporting.cells import number, word
@@ -110,6 +112,80 @@ def test_a_page_turns_nothing_around() -> None:
     page = element("p", f"<script>{EVIL}", title=EVIL)
     assert not OBEYED.search(page.replace("\r", ""))
     assert "<script>" not in page
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_a_bar_keeps_bar_count_and_time_left_and_cuts_facts_from_the_right(width: int) -> None:
+    screen = RichConsole(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+    clock = iter(range(100))
+    progress = Progress(*bar_columns(width), console=screen, expand=True, get_time=lambda: float(next(clock)))
+    bar = RichBar(progress, progress.add_task("training", total=45_600, facts=""), "steps")
+    for _ in range(10):
+        bar.advance(2_280, "waiting for images: add --workers", loss="0.6931", val_acc="81.2 %", epoch="3/20")
+    screen.print(progress.get_renderable())
+    (line,) = screen.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert len(line) == width
+    assert re.match(r"training ━{3,}", line)
+    assert " 22800/45600 " in line
+    assert re.search(r" \d:\d\d:\d\d ", line)
+    told = line.partition("steps/s")[2].strip()
+    whole = "loss 0.6931  val acc 81.2 %  epoch 3/20  waiting for images: add --workers"
+    assert whole.startswith(told.rstrip("… "))
+    assert (told == whole) is (width == 200)
+
+
+def test_a_bar_that_knows_images_a_second_tells_no_other_rate() -> None:
+    screen = RichConsole(file=io.StringIO(), width=60, force_terminal=True, color_system=None)
+    progress = Progress(*bar_columns(60), console=screen, expand=True)
+    bar = RichBar(progress, progress.add_task("training", total=900, facts=""), "steps")
+    for _ in range(3):
+        bar.advance(150, loss="0.6931", val_acc="81.2 %", **{"images/s": "512"})
+    screen.print(progress.get_renderable())
+    assert "450/900 " in screen.file.getvalue()  # type: ignore[attr-defined]
+    assert "loss 0.6931  val acc 81.2" in screen.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_notebook_gets_a_bar_of_its_own(tmp_path: Path) -> None:
+    """In a real kernel: one output, drawn again in place, and no lines on stderr."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    cell = nbformat.v4.new_code_cell(
+        "from kdcli.console import console\n"
+        "with console.progress(40, 'images', '<b>cache') as bar:\n"
+        "    for _ in range(4):\n"
+        "        bar.advance(10, 'waiting for the disk', written='3 MB')"
+    )
+    notebook = nbformat.v4.new_notebook(cells=[cell])
+    NotebookClient(
+        notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
+    ).execute()
+    (output,) = notebook.cells[0].outputs
+    assert '<progress value="40" max="40">' in output.data["text/html"]
+    assert "&lt;b&gt;cache" in output.data["text/html"]
+    assert "40/40" in output.data["text/html"]
+    assert "written 3 MB, waiting for the disk" in output.data["text/html"]
+
+
+def test_the_end_of_a_command_goes_to_stderr_and_not_to_the_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console()
+    console.finished("a.kd: 3.4 MB", "kd one", "kd other")
+    console.legend(rho_plus="share of images")
+    out, err = capsys.readouterr()
+    assert not out
+    assert err == "a.kd: 3.4 MB, in 0s\nnext: kd one\n      kd other\nrho plus: share of images\n"
+    console.quiet = True
+    console.finished("a.kd", "kd one")
+    console.legend(a="b")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("count", "things", "text"),
+    [(1, "images", "1 image"), (2, "images", "2 images"), (1, "classes", "1 class"), (0, "tests", "0 tests")],
+)
+def test_one_is_one(count: int, things: str, text: str) -> None:
+    assert counted(count, things) == text
 
 
 def on_a_terminal(*arguments: str, cwd: Path) -> str:

@@ -13,6 +13,7 @@ from small_cache import write_cache, write_images, write_teachers
 from kdcli.cache.cacheset import CacheSet
 from kdcli.errors import (
     BadDataError,
+    ConfigError,
     DeviceError,
     DivergedError,
     IdentityError,
@@ -174,9 +175,9 @@ def test_the_loss_is_each_image_by_its_own_head(place: Path, tmp_path: Path) -> 
 
 
 def test_selection_on_the_test_set_is_only_by_request_and_marked(place: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="best-on-test needs --test"):
+    with pytest.raises(ConfigError, match="best-on-test needs --test"):
         config(place, tmp_path / "n", "a", select="best-on-test")
-    with pytest.raises(ValueError, match="best needs --validation"):
+    with pytest.raises(ConfigError, match="best needs --validation"):
         config(place, tmp_path / "n", "a", select="best")
     marked = config(place, tmp_path / "m", "a", select="best-on-test", test=(place / "t.kd",), epochs=8)
     result = fuse_teachers(marked)["joint"]["m"]

@@ -168,7 +168,7 @@ def run(*words: str, source: Any = None) -> Any:
         found.append((config, common))
 
     path = f"{__name__}:Toy"
-    program("kd", "Toys.", "0", [Command("toy", source or path, body, complete)])(
+    program("kd", "Toys.", "0", ["kd toy"], [Command("toy", source or path, body, complete)])(
         ["toy", *words], prog_name="kd", standalone_mode=False
     )
     return found[0] if found else None
@@ -398,7 +398,7 @@ def test_what_no_path_can_hold_is_refused_wherever_it_is_written(
     flag = json.loads(f'"{text}"'.replace(r"\0", r"\u0000"))
     for line, code in [*((line, 10) for line in lines), ([f"--{key}", flag], 2)]:
         with pytest.raises(SystemExit) as ended:
-            main([command, "x", *line])
+            main([command, str(tmp_path), *line])
         said = capsys.readouterr().err
         assert ended.value.code == code, said
         assert "Traceback" not in said

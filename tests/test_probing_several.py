@@ -87,7 +87,7 @@ def test_one_call_gives_what_single_calls_give_and_pairs_it(
         "unmarked": 1,
     }
     document = table.document()
-    assert list(document) == ["baseline", "results", "comparisons", "equal_within", "tally"]
+    assert list(document) == ["baseline", "results", "comparisons", "equal_within", "tally", "created"]
     assert list(document["results"][0]["per_class"]) == list(CLASSES)
 
 

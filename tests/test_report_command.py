@@ -39,7 +39,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
         train_student(place.config(f"runs/{name}", method, test=place.test))
     options: Any = {"workers": 0, "device": "cpu", "out": place.root / "compared"}
     gen, new = place.specs["gen"], f"local-dir:{place.root / 'runs/equal/export'}"
-    compare(CompareConfig(models=(f"gen={gen}", f"plain={place.root / 'runs/plain'}"), data=place.data,
+    compare(CompareConfig(models=(f"gen={gen}", f"plain={place.root / 'runs/plain'}"), test=place.data,
                           after=(f"equal,gen,plain={new}",), **options))  # fmt: skip
     (place.root / "ranking.json").write_text(json.dumps(ranking_document(place.ranking())))
     return place

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from kdcli.errors import MissingExtraError, StorageError
-from kdcli.reporting import Report, ReportRow, write_report
+from kdcli.reporting.summary import write_report
+from kdcli.reporting.values import Report, ReportRow
 from kdcli.types import RankedSource, Ranking
 
 VOID = {"meta", "br", "hr", "link", "img", "input", "col"}

@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from pydantic import ValidationError
 from safetensors.torch import load_file
 from test_training_run import interrupt, same_student, timeless
 from training_place import STUDENT, Place, make_place
 
-from kdcli.errors import BadDataError, CacheMissingError, OutputExistsError, UsageError
+from kdcli.errors import BadDataError, CacheMissingError, ConfigError, OutputExistsError, UsageError
 from kdcli.extract.config import CacheConfig
 from kdcli.extract.extract import cache_teachers
 from kdcli.options.resolving import resolve
@@ -171,7 +170,7 @@ def test_old_new_is_lambda_0_of_a_sum_of_2(place: Place, ratio: str, expected: f
 
 
 def test_old_new_beside_the_weight_is_refused(place: Place) -> None:
-    with pytest.raises(ValidationError, match="both set lambda_0"):
+    with pytest.raises(ConfigError, match="both set lambda_0"):
         make_plan(config(place, "x", "consolidation", old_new="1:3", generalist_weight=0.5))
 
 

@@ -553,16 +553,21 @@ def test_a_compiled_student_learns_what_the_plain_one_does(
     )  # it is not the run's identity
 
 
-@pytest.mark.parametrize(("waited", "computed", "bound"), [(0.3, 0.1, "batches"), (0.1, 0.3, "compute")])
-def test_the_display_names_what_bounds_a_step(waited: float, computed: float, bound: str) -> None:
+@pytest.mark.parametrize(("waited", "computed", "waits"), [(0.3, 0.1, True), (0.1, 0.3, False)])
+def test_the_display_says_what_steps_wait_for_and_how_good_the_student_is(
+    waited: float, computed: float, waits: bool
+) -> None:
     meter = Meter()
     meter.add(32, 60.0, computed)  # workers start: forgotten after a while
     for _ in range(60):
         meter.add(32, waited, computed)
-    facts = meter.facts({"loss": 1.0, "label": 0.5}, "2/3")
-    assert facts["bound by"].startswith(bound)
-    assert facts["images/s"] == "80"
-    assert facts["label"] == "0.5000"
+    assert (meter.said == "waiting for images 75% of the time: add --workers") is waits
+    assert waits or not meter.said
+    facts = meter.facts({"loss": 1.0, "label": 0.5}, {"val acc": 0.812}, "2/3")
+    assert facts == {
+        "loss": "1.0000", "val acc": "81.2 %", "epoch": "2/3", "images/s": "80.0", "label": "0.5000"
+    }  # fmt: skip
+    assert next(iter(facts)) == "loss"  # a narrow display cuts from the right
 
 
 def test_a_log_gets_a_line_with_rate_bound_and_parts(
@@ -572,5 +577,5 @@ def test_a_log_gets_a_line_with_rate_bound_and_parts(
     train_student(place.config("told", "distill-equal", epochs=1))
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("training: ")]
     assert len(lines) == 3
-    for word in ("steps/s", "left", "images/s", "bound by", "loss", "distill/gen", "label"):
+    for word in ("steps/s", "left", "images/s", "epoch 1/1", "loss", "distill/gen", "label"):
         assert word in lines[-1]

@@ -15,7 +15,7 @@ from training_place import Place, make_place
 
 from kdcli.console import console
 from kdcli.data.sources import open_data
-from kdcli.errors import BadDataError, UsageError
+from kdcli.errors import BadDataError, ConfigError, UsageError
 from kdcli.methods.base import find_method, method_names
 from kdcli.methods.batch import Batch, Mixed
 from kdcli.methods.consolidation import BesideLabels, Consolidation
@@ -275,7 +275,7 @@ def test_what_has_no_labels_to_separate_is_refused(place: Place, capsys: pytest.
         make_plan_and_heads(
             config(place, "x", data=f"{place.data}@labels=tags,classes=except:warm|big|odd+warm|big")
         )
-    with pytest.raises(ValueError, match="--sequential compares classes"):
+    with pytest.raises(ConfigError, match="--sequential compares classes"):
         config(place, "x", "xe-kl", sequential="given")
     console._warned.clear()
     make_plan(config(place, "x", data=place.data, test=None))

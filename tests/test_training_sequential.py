@@ -415,7 +415,7 @@ def test_the_command_prints_the_run_and_its_stages(kd: Callable[..., Shell], pla
     done = kd(*arguments)
     assert done.code == 0, done.err
     lines = done.out.splitlines()
-    assert lines[0].split()[:3] == ["method", "epochs", "top1"]
+    assert lines[0].split()[:4] == ["method", "epochs", "test", "top1"]
     assert lines[2].split()[:3] == ["stage", "teacher", "teacher_top1"]
     assert len(lines) == 5
     document = kd(*arguments, "--json").json

@@ -80,7 +80,7 @@ VERBS = {
     "soup": f"soup tuned other --out o --recalibrate-bn images --test held-out {_CPU}",
     "fuse-teachers": "fuse-teachers --cache c.kd --teacher gen --teacher exp --levels L1 --out o --epochs 2 "
     "--batch-size 8 --projection 8 --write-back joint --device cpu",
-    "compare": f"compare gen tuned --cache test.kd --data held-out --out o --figures f {_CPU}",
+    "compare": f"compare gen tuned --cache test.kd --test held-out --out o --figures f {_CPU}",
     "report": "report gen tuned --out o",
     "report-csv": "report gen tuned --format csv --out o",
     "audit": "audit images held-out --write-exclude x.txt --workers 1",

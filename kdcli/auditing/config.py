@@ -18,7 +18,7 @@ class AuditConfig(DataOptions, WorkersOption):
 
     data: str = option(
         ..., "Data set to look for near-duplicates of; a bare path is a folder.",
-        panel="Data", positional=True, metavar="DATA_A",
+        panel="Data", positional=True, metavar="DATA_A", there="data",
     )  # fmt: skip
     other: str | None = option(
         None, "Data set to look for them in; default: DATA_A itself.",

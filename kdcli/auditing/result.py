@@ -1,12 +1,13 @@
 """What ``kd audit`` found, as a value and as JSON."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, final
 
 from kdcli.auditing.matching import Pairs
 from kdcli.cache.keytable import KeyTable
+from kdcli.results import Result, Table
 
 
 @final
@@ -47,7 +48,7 @@ class Side:
 
 @final
 @dataclass(frozen=True, slots=True, eq=False)
-class AuditResult:
+class AuditResult(Result):
     """Near-duplicates between two data sets, or within one.
 
     Attributes:
@@ -81,6 +82,20 @@ class AuditResult:
             for distance, identical, a, b in zip(*(each.tolist() for each in columns), strict=True)
         ]
 
+    def records(self) -> list[dict[str, Any]]:
+        """A pair each."""
+        return [
+            {"distance": distance, "identical": identical, "a": a, "b": b}
+            for distance, identical, a, b in self.rows()
+        ]
+
+    def tables(self) -> Sequence[Table]:
+        """See :class:`~kdcli.results.Result`."""
+        rows = [
+            (distance, "equal" if identical else "differ", a, b) for distance, identical, a, b in self.rows()
+        ]
+        return (Table(("distance", "pixels", "a", "b"), rows),)
+
     def document(self) -> dict[str, Any]:
         """As JSON."""
         return {
@@ -96,9 +111,6 @@ class AuditResult:
             "same_samples": self.same,
             "found": self.found,
             "complete": self.found == len(self.pairs),
-            "pairs": [
-                {"distance": distance, "identical": identical, "a": a, "b": b}
-                for distance, identical, a, b in self.rows()
-            ],
+            "pairs": self.records(),
             "excluded": list(self.excluded),
         }

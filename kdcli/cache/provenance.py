@@ -306,9 +306,10 @@ class TeacherRecord(BaseModel):
         """The record as JSON, without its outputs: they have files of their own."""
         return self.model_dump(mode="json", exclude={"outputs"})
 
-    def array_specs(self) -> dict[str, ArraySpec]:
-        """The arrays it keeps."""
-        return {name: spec for output in self.outputs.values() for name, spec in output.array_specs().items()}
+    def array_specs(self, of_all_views: bool = False) -> dict[str, ArraySpec]:
+        """The arrays it keeps; or only those that it keeps of every view."""
+        outputs = [each for each in self.outputs.values() if not (of_all_views and each.eval_only)]
+        return {name: spec for output in outputs for name, spec in output.array_specs().items()}
 
     def output_of(self, array: str) -> OutputRecord | None:
         """The kind that an array belongs to; None when it is not kept."""

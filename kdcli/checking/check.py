@@ -9,6 +9,7 @@ from jaxtyping import Int64
 from kdcli.checking.config import CheckConfig
 from kdcli.checking.looking import Looks, look_at_all
 from kdcli.checking.result import CheckResult, Finding, Side
+from kdcli.console import counted
 from kdcli.data.names import alike, told_apart
 from kdcli.data.sources import ImageData, open_data
 from kdcli.data.without import lost_classes, require_new, write_keys
@@ -137,17 +138,24 @@ def _odd(seen: Looks) -> Iterator[Finding]:
 def _small(data: ImageData, least: int) -> Iterator[Finding]:
     """Classes with few images, or none."""
     counts = _counts(data)
+    if len(counts) == 1:
+        yield Finding(
+            "of one class alone", sum(counts.values()), "labels that tell nothing apart", problem=False
+        )
     small = sorted((count, name) for name, count in counts.items() if 0 < count < least)
     if small:
         count, name = small[0]
-        said = f"{len(small)} classes, such as '{name}' with {count}"
+        said = f"{counted(len(small), 'classes')}, such as '{name}' with {count}"
         yield Finding(
             f"in classes of fewer than {least}", sum(count for count, _ in small), said, problem=False
         )
     empty = [name for name, count in counts.items() if not count]
     if empty:
         yield Finding(
-            "classes without images", 0, f"{len(empty)} classes, such as '{empty[0]}'", problem=False
+            "classes without images",
+            0,
+            f"{counted(len(empty), 'classes')}, such as '{empty[0]}'",
+            problem=False,
         )
     bare = np.flatnonzero(data.labels < 0)
     if counts and len(bare):

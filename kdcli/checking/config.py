@@ -15,11 +15,11 @@ class CheckConfig(DataOptions, WorkersOption):
 
     data: str = option(
         ..., "Data set to check: SOURCE[@key=value,...]; a bare path is a folder.",
-        panel="Data", positional=True, metavar="DATA",
+        panel="Data", positional=True, metavar="DATA", there="data",
     )  # fmt: skip
     test: str | None = option(
         None, "Data set that models are to be tested on: looks for images and classes of one that the other has.",
-        panel="Data",
+        panel="Data", there="data",
     )  # fmt: skip
     least: int = option(10, "Name classes with fewer images than these.", panel="Method", ge=1, le=2**30)
     write_exclude: Path | None = option(

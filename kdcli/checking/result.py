@@ -1,10 +1,11 @@
 """What ``kd data check`` found, as a value and as JSON."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 from kdcli.documents import declared
+from kdcli.results import Result, Table
 
 
 @final
@@ -56,7 +57,7 @@ class Side:
 
 @final
 @dataclass(frozen=True, slots=True)
-class CheckResult:
+class CheckResult(Result):
     """What was found.
 
     Attributes:
@@ -66,6 +67,8 @@ class CheckResult:
         excluded: keys of ``data`` that should go: unreadable, copies of an earlier image, images of ``test``, and all
             of equal images in different classes.
     """
+
+    bars: ClassVar = ("what", "images")
 
     data: Side
     test: Side | None
@@ -80,3 +83,16 @@ class CheckResult:
     def document(self) -> dict[str, Any]:
         """As JSON."""
         return {**declared(self), "problems": self.problems}
+
+    def records(self) -> list[dict[str, Any]]:
+        """A finding each."""
+        found: list[dict[str, Any]] = self.document()["findings"]
+        return found
+
+    def tables(self) -> Sequence[Table]:
+        """See :class:`~kdcli.results.Result`."""
+        rows = [
+            ("PROBLEM" if each.problem else "note", each.images or "", each.what, each.example)
+            for each in self.findings
+        ]
+        return (Table(("", "images", "what", "such as"), rows),) if rows else ()

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from kdcli.cli.cells import short, yes
+from kdcli.cells import short, yes
 from kdcli.console import console
 
 if TYPE_CHECKING:

@@ -28,10 +28,11 @@ from kdcli.cli import (
 )
 from kdcli.cli.cache import grow, integrity, inventory, transport
 from kdcli.cli.completion import complete
+from kdcli.cli.early import refuse_early
 from kdcli.console import console
 from kdcli.errors import DeviceError, KdError, UsageError
 from kdcli.files import storage_error
-from kdcli.options.command import Body, Command, Source, group, program
+from kdcli.options.command import Body, Command, Group, Source, group, program
 from kdcli.runtime import calm_openmp
 from kdcli.workers import worker_death
 
@@ -76,13 +77,26 @@ app = program(
     "Distil image models: teachers run once, their outputs are cached, students learn from the cache.",
     __version__,
     [
+        "kd distill photos/ --teacher SPEC --student ARCH",
+        "kd demo      the whole job on real images, in minutes",
+        "kd doctor    what kd finds here, and what is missing",
+    ],
+    [
         *(Command(*each, complete) for each in _PIPELINE),
         group(
-            "data", "Look at data sets before they are used.", [Command(*each, complete) for each in _DATA]
+            "data",
+            "Look at data sets before they are used.",
+            [
+                "kd data check photos/",
+                "kd data check photos@split=train --test photos@split=test",
+                "kd data check photos/ --write-exclude bad.txt",
+            ],
+            [Command(*each, complete) for each in _DATA],
         ),
         group(
             "cache",
             "Look at caches, check, grow, move and remove them.",
+            ["kd cache ls", "kd cache info train.kd", "kd cache verify train.kd"],
             [Command(*each, complete) for each in _CACHE],
         ),
     ],
@@ -116,6 +130,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def _run(arguments: list[str]) -> int:
     try:
+        if (command := _command_of(arguments)) is not None:
+            refuse_early(*command)
         outcome = app(arguments, prog_name="kd", standalone_mode=False)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -132,6 +148,14 @@ def _run(arguments: list[str]) -> int:
     if outcome == 130:  # what typer makes of a KeyboardInterrupt
         console.error("interrupted", "The same command goes on from what was saved.")
     return outcome if isinstance(outcome, int) else 0
+
+
+def _command_of(arguments: Sequence[str]) -> tuple[Command, Sequence[str]] | None:
+    """The command that a line names, and what follows; None where it names none."""
+    found: object = app
+    while isinstance(found, Group) and arguments:
+        found, arguments = found.commands.get(arguments[0]), arguments[1:]
+    return (found, arguments) if isinstance(found, Command) else None
 
 
 def _interrupt_once(_number: int, _frame: "types.FrameType | None") -> None:

@@ -37,11 +37,11 @@ def audit(config: "AuditConfig", common: "Common") -> int | None:
 
 
 def _print(result: "AuditResult") -> None:
+    (table,) = result.tables()
     writer = csv.writer(sys.stdout, delimiter="\t", lineterminator="\n")
-    writer.writerow(["distance", "pixels", "a", "b"])
+    writer.writerow(table.header)
     writer.writerows(
-        (distance, "equal" if identical else "differ", inert(a), inert(b))
-        for distance, identical, a, b in result.rows()
+        (distance, pixels, inert(str(a)), inert(str(b))) for distance, pixels, a, b in table.rows
     )
     sys.stdout.flush()
 

@@ -3,8 +3,9 @@
 from shlex import quote
 from typing import TYPE_CHECKING
 
-from kdcli.console import console
+from kdcli.console import console, counted
 from kdcli.errors import BadDataError
+from kdcli.results import say
 
 if TYPE_CHECKING:
     from kdcli.checking.config import CheckConfig
@@ -27,30 +28,25 @@ def check(config: "CheckConfig", common: "Common") -> int | None:
     """
     from kdcli.checking.check import check as step
 
-    result = step(config, None if common.as_json else _print)
+    result = step(config, None if common.as_json else lambda found: say(found.tables()))
     if common.as_json:
         console.document(result.document())
-    _summarise(result, config)
+    _summarise(result, config, common.as_json)
     return BadDataError.exit_code if result.problems else None
 
 
-def _print(result: "CheckResult") -> None:
-    rows = [
-        ("PROBLEM" if each.problem else "note", each.images or "", each.what, each.example)
-        for each in result.findings
-    ]
-    console.table(["", "images", "what", "such as"], rows)
-
-
-def _summarise(result: "CheckResult", config: "CheckConfig") -> None:
+def _summarise(result: "CheckResult", config: "CheckConfig", as_json: bool) -> None:
     """Sizes, the verdict and the next command, on stderr."""
     for side in (result.data, result.test):
         if side is not None:
             console.note(_described(side))
     notes = len(result.findings) - result.problems
-    verdict = "nothing wrong was found" if not result.problems else f"problems of {result.problems} kinds"
-    console.note(f"{verdict}; {notes} kinds of things worth knowing")
+    verdict = "nothing wrong was found" if not result.problems else f"{result.problems} kinds of problems"
+    console.note(f"{verdict}{f'; {notes} things worth knowing' if notes else ''}")
     if not result.excluded:
+        if not result.problems and not as_json:
+            cache = f"kd cache-teachers {quote(config.data)} --cache NEW.kd --teacher SPEC"
+            console.finished(f"{config.data} was looked at", cache)
         return
     test = f" --test {quote(config.test)}" if config.test is not None else ""
     if config.write_exclude is None:
@@ -64,10 +60,12 @@ def _summarise(result: "CheckResult", config: "CheckConfig") -> None:
 
 def _described(side: "Side") -> str:
     counts = sorted(side.classes.values())
-    classes = f", {len(counts)} classes of {counts[0]} to {counts[-1]}" if counts else ", no labels"
+    classes = (
+        f", {counted(len(counts), 'classes')} of {counts[0]} to {counts[-1]}" if counts else ", no labels"
+    )
     if side.width is None or side.height is None:
-        return f"{side.spec}: {side.images} images{classes}"
+        return f"{side.spec}: {counted(side.images, 'images')}{classes}"
     sides = zip(("least", "median", "largest"), side.width, side.height, strict=True)
     sizes = ", ".join(f"{name} {width:g} x {height:g}" for name, width, height in sides)
     modes = ", ".join(f"{mode} {count}" for mode, count in side.modes.items())
-    return f"{side.spec}: {side.images} images{classes}; width x height: {sizes}; {modes}"
+    return f"{side.spec}: {counted(side.images, 'images')}{classes}; width x height: {sizes}; {modes}"

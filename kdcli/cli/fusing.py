@@ -1,9 +1,11 @@
 """``kd fuse-teachers``."""
 
+from shlex import quote
 from typing import TYPE_CHECKING
 
-from kdcli.cli.cells import fraction
-from kdcli.console import console
+from kdcli.cli.showing import show
+from kdcli.console import console, counted, size
+from kdcli.files import bytes_in
 
 if TYPE_CHECKING:
     from kdcli.fusing.config import FuseConfig
@@ -20,23 +22,16 @@ def fuse_teachers(config: "FuseConfig", common: "Common") -> None:
       kd fuse-teachers --cache a.kd --cache b.kd --teacher t1 --teacher t2 --levels L2 --out joint --write-back joint
       kd fuse-teachers --cache a.kd --teacher t1 --teacher t2 --levels L1 --out joint
     """
-    from kdcli.fusing.fuse import fuse_teachers as step
+    from kdcli.verbs.steps import fuse_teachers as step
 
     result = step(config)
+    show(result, common)
     if common.as_json:
-        console.document(result)
         return
-    rows = [
-        [
-            name,
-            head,
-            one["select"]["epoch"],
-            fraction(one["metrics"].get(f"val_top1/{head}")),
-            fraction(one["metrics"].get(f"test_top1/{head}"))
-            + (" (selected on it)" if one["select"]["on_test"] else ""),
-            spec,
-        ]
-        for name, one in result["joint"].items()
-        for head, spec in one["teachers"].items()
-    ]
-    console.table(["joint teacher", "head", "epoch", "val", "test", "spec"], rows)
+    cache = quote(str(config.cache[0]))
+    teach = f"kd train-student DATA --cache {cache} --teacher {config.write_back}"
+    console.finished(
+        f"{config.out}: {size(bytes_in(config.out))}, {counted(len(result.records()), 'joint teachers')}",
+        *([f"{teach} --method distill-equal --student ARCH --out runs/joint"] if config.write_back else []),
+        f"kd report {quote(str(config.out))}",
+    )

@@ -1,8 +1,10 @@
 """``kd report``: one page of results."""
 
+from shlex import quote
 from typing import TYPE_CHECKING
 
-from kdcli.console import console
+from kdcli.console import console, size
+from kdcli.files import bytes_in
 
 if TYPE_CHECKING:
     from kdcli.options.common import Common
@@ -32,3 +34,5 @@ def report(config: "ReportConfig", common: "Common") -> None:
     console.note(f"read {', '.join(f'{count} {kind}' for kind, count in result.inputs.items() if count)}")
     for file in result.files:
         console.say(file)
+    look = [f"open {quote(str(result.out))} in a browser"] if config.format == "html" else []
+    console.finished(f"{result.out}: {size(bytes_in(result.out))}", *look)

@@ -1,9 +1,11 @@
 """``kd soup``."""
 
+from shlex import quote
 from typing import TYPE_CHECKING
 
-from kdcli.cli.cells import fraction
-from kdcli.console import console
+from kdcli.cli.showing import show
+from kdcli.console import console, size
+from kdcli.files import bytes_in
 
 if TYPE_CHECKING:
     from kdcli.options.common import Common
@@ -21,22 +23,13 @@ def soup(config: "SoupConfig", common: "Common") -> None:
       kd soup runs/from-a runs/from-b runs/from-c --out runs/soup --test photos/@split=test
       kd soup runs/from-a runs/from-b --weights 2,1 --recalibrate-bn photos/@split=train --out runs/soup-bn
     """
-    from kdcli.training.soup import make_soup
+    from kdcli.verbs.steps import soup as step
 
-    document = make_soup(config)
-    console.note(f"the soup opens as {document['spec']}")
-    if common.as_json:
-        console.document(document)
-        return
-    scores = document["test"] or {}
-    tested = [fraction(scores.get(name)) for name in ("top1", "top5")]
-    console.table(
-        ["student", "share", "weights", "top1", "top5"],
-        [
-            *(
-                [each["spec"], f"{each['share']:.4g}", each["weights"][:12], "-", "-"]
-                for each in document["parents"]
-            ),
-            [document["spec"], "soup", document["sha256"][:12], *tested],
-        ],
-    )
+    result = step(config)
+    show(result, common)
+    if not common.as_json:
+        out, test = quote(str(config.out)), quote(config.test or "TEST")
+        console.finished(
+            f"{config.out}: {size(bytes_in(config.out))}",
+            f"kd eval-probe DATA --test {test} --model local-dir:{out}",
+        )

@@ -1,12 +1,14 @@
 """``kd cache-teachers``, and ``kd cache plan``, which takes the same options."""
 
+from shlex import quote
 from typing import TYPE_CHECKING
 
-from kdcli.console import console, duration, size
+from kdcli.cli.showing import show
+from kdcli.console import console, counted, size
+from kdcli.files import bytes_in
 
 if TYPE_CHECKING:
     from kdcli.extract.config import CacheConfig, PlanConfig
-    from kdcli.extract.costs import CachePlan
     from kdcli.options.common import Common
 
 
@@ -21,20 +23,21 @@ def cache_teachers(config: "CacheConfig", common: "Common") -> None:
     from kdcli.extract.extract import cache_teachers as step
 
     result = step(config)
+    show(result, common)
     if common.as_json:
-        console.document(result.document())
         return
-    rows = [
-        [
-            name,
-            part.id[:12],
-            f"{part.done}/{part.total}",
-            part.written,
-            " ".join(f"{array}{tuple(spec['shape'])}" for array, spec in part.arrays.items()),
-        ]
-        for name, part in result.teachers.items()
-    ]
-    console.table(["teacher", "id", "tasks", "written", "arrays"], rows)
+    images = counted(result.rows, "images") + (f" x {result.views} views" if result.views > 1 else "")
+    if result.dry_run:
+        console.note(f"{config.cache} would hold {size(result.bytes)} of {images}; nothing was written")
+        return
+    teachers = counted(len(result.teachers), "teachers")
+    made = f"{config.cache}: {size(bytes_in(config.cache))}, {images}, {teachers}"
+    data, cache = quote(config.data or "DATA"), quote(str(config.cache))
+    student = (
+        f"kd train-student {data} --cache {cache} --method distill-equal --student ARCH --out runs/first"
+    )
+    rank = [f"kd rank-sources --cache {cache}"] if len(result.teachers) > 1 else []
+    console.finished(made, *rank, student)
 
 
 def plan(config: "PlanConfig", common: "Common") -> None:
@@ -53,37 +56,5 @@ def plan(config: "PlanConfig", common: "Common") -> None:
     from kdcli.extract.costs import plan_cache
 
     found = plan_cache(config.step, measured=config.measure)
-    if common.as_json:
-        console.document(found.document())
-    else:
-        _print_plan(found)
+    show(found, common)
     found.require_space(config.cache)
-
-
-def _print_plan(found: "CachePlan") -> None:
-    rows = [
-        [teacher, array, size(count)]
-        for teacher, arrays in found.arrays.items()
-        for array, count in arrays.items()
-    ]
-    console.table(["part", "array", "size"], rows)
-    console.say()
-    facts: list[list[object]] = [
-        ["images x views", f"{found.rows} x {found.views}"],
-        ["tasks to do", found.tasks],
-        ["size when complete", size(found.bytes)],
-        ["still to be written", size(found.bytes_missing)],
-        ["free there", size(found.bytes_free)],
-    ]
-    if (speed := found.measured) is not None:
-        forward: list[list[object]] = [
-            [f"forward {name}", f"{rate:.1f} views/s"] for name, rate in speed.forward.items()
-        ]
-        facts += [
-            ["decode", f"{speed.decode:.1f} views/s"],
-            *forward,
-            ["write", f"{speed.write_mb:.0f} MB/s = {speed.write:.1f} views/s"],
-            ["bound by", speed.bound],
-            ["time", duration(speed.hours * 3600)],
-        ]
-    console.table(["plan", ""], facts)

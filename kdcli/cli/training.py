@@ -1,16 +1,14 @@
 """``kd train-student``: one student, or with ``--sweep`` several."""
 
-import sys
-import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any, final
 
-from kdcli.cli.cells import change, fraction
-from kdcli.console import console
+from kdcli.cli.showing import show
+from kdcli.console import console, counted, size
+from kdcli.files import bytes_in
 from kdcli.options.command import Finished, configure, option_fields
 
 if TYPE_CHECKING:
@@ -18,26 +16,7 @@ if TYPE_CHECKING:
 
     from kdcli.options.common import Common
     from kdcli.training.config import StudentConfig
-    from kdcli.types import Ranking
-
-TOPS = ("top1", "top5")
-"""Columns where nothing was tested."""
-WORD_SECONDS = 10.0
-"""Standard input may be silent for so long before the user is told what is waited for."""
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Sweep:
-    """Several students.
-
-    Attributes:
-        out: their common folder.
-        students: the configuration of each by its name.
-    """
-
-    out: Path
-    students: "Mapping[str, StudentConfig]"
+    from kdcli.training.sweep_file import Sweep
 
 
 @final
@@ -75,7 +54,7 @@ class StudentOptions:
         given = dict(given)
         if (file := given.pop("sweep", None)) is None:
             return configure(StudentConfig, given, common)
-        from kdcli.training.sweep_file import resolve_sweep
+        from kdcli.training.sweep_file import Sweep, resolve_sweep
 
         sweep = Sweep(*resolve_sweep(given, common.sets, common.config, file))
         if common.print_config:
@@ -130,142 +109,40 @@ def train_student(config: "StudentConfig | Sweep", common: "Common") -> None:
       kd train-student cars=cars/@split=train food=food/@split=train --method multi-task --test cars=cars/@split=test \\
           --student mobilenetv3_small_100 --out runs/b
     """
+    from kdcli.results import say
+    from kdcli.training.sweep_file import Sweep
+    from kdcli.verbs.training import train_student as step
+    from kdcli.verbs.training import train_sweep
+
     if isinstance(config, Sweep):
-        _train_sweep(config, common)
+        swept = train_sweep(config)
+        failure = swept.failure()
+        if not common.as_json:
+            say(swept.tables())
+            made = f"{config.out}: {size(bytes_in(config.out))}, {counted(len(swept.students), 'students')}"
+            console.finished(made, f"kd report {quote(str(config.out))}")
+        elif failure is None:
+            console.document(swept.document())
+        if failure is not None:
+            raise failure
         return
-    chosen = _read_ranking(config)
-    from kdcli.training.lr_grid import train_grid
-    from kdcli.training.sequential import train_sequence
-    from kdcli.training.train import train_student as lone_run
-
-    step = train_sequence if config.sequential else train_grid if config.lr_grid else lone_run
-    result = step(config, ranking=chosen).document()
-    export = quote(f"local-dir:{result['out']}/export")
-    console.note(f"the student can be a teacher: kd cache-teachers ... --teacher NAME={export}")
+    result = step(config)
+    show(result, common)
     if common.as_json:
-        console.document(result)
         return
-    tests = result.get("tests") or {"": result["test"] or {}}
-    several = bool(result.get("tests"))
-    names = tuple(next(iter(tests.values()))) or TOPS
-    rows = [
-        [
-            result["method"],
-            *([name] if several else []),
-            result["epochs"],
-            *_shown(scores, names),
-            f"{result['seconds']:.1f}",
-            result["out"],
-        ]
-        for name, scores in tests.items()
-    ]
-    set_column = ["set"] if several else []
-    console.table(["method", *set_column, "epochs", *names, "seconds", "out"], rows)
-    _print_stages(result.get("stages") or [])
+    if not result.tested:
+        console.note("the student was not tested: --test DATA, or --validation SHARE, says how good it is")
+    _finish(config, Path(result.out))
 
 
-def _shown(scores: Mapping[str, float], names: Sequence[str]) -> list[str]:
-    return [fraction(scores.get(name)) for name in names]
-
-
-def _print_stages(stages: Sequence[Mapping[str, Any]]) -> None:
-    """The table of a sequence's stages; nothing where there are none that were tested."""
-    columns = ("top1", "delta", "delta_previous", "gain", "gain_previous", "loss", "loss_previous")
-    rows = [
-        [
-            stage["stage"],
-            stage["teacher"],
-            fraction(stage["teacher_top1"]),
-            *((change if name.startswith("delta") else fraction)(stage[name]) for name in columns),
-        ]
-        for stage in stages
-        if "top1" in stage
-    ]
-    if rows:
-        console.table(["stage", "teacher", "teacher_top1", *columns], rows)
-
-
-# --- several ----------------------------------------------------------------------------------
-
-
-def _train_sweep(sweep: Sweep, common: "Common") -> None:
-    """Train the students and print the leaderboard.
-
-    Raises:
-        DivergedError: after the table, where a student was given up.
-    """
-    rankings = _read_rankings(sweep.students)
-    from kdcli.training.sweep import train_sweep as step
-
-    result = step(sweep.out, sweep.students, rankings)
-    failure = result.failure()
-    if not common.as_json:
-        names = next((tuple(one.test) for one in result.students.values() if one.test), TOPS)
-        rows = [
-            [
-                name,
-                one.method,
-                one.details["student"],
-                *_shown(one.test or {}, names),
-                f"{one.seconds:.1f}",
-                one.out,
-            ]
-            for name, one in result.students.items()
-        ]
-        for name in result.diverged:
-            config = sweep.students[name]
-            lost = ["diverged", *["-"] * len(names)]
-            rows.append([name, config.method, config.student, *lost, str(config.out.absolute())])
-        console.table(["name", "method", "student", *names, "seconds", "out"], rows)
-    elif failure is None:
-        console.document(result.document())
-    if failure is not None:
-        raise failure
-
-
-def _read_rankings(configs: "Mapping[str, StudentConfig]") -> "dict[str, Ranking | None]":
-    """The ranking of each student, read once however many name it: standard input can be read only once."""
-    known: dict[str | None, Ranking | None] = {None: None}
-    for config in configs.values():
-        if config.ranking not in known:
-            known[config.ranking] = _read_ranking(config)
-    return {name: known[config.ranking] for name, config in configs.items()}
-
-
-def _standard_input(most: int) -> bytes:
-    """What comes on standard input until it ends, as Unix filters read; a long wait is told once."""
-    if sys.stdin is None or sys.stdin.closed:
-        return b""
-    said = "waiting for a ranking on standard input: 'kd rank-sources ... --json | kd train-student ... --ranking -' "
-    said += "gives one, --ranking FILE reads a file, ^D ends the input, ^C this run"
-    word = threading.Timer(WORD_SECONDS, console.warn, [said])
-    word.daemon = True
-    word.start()
-    try:
-        return sys.stdin.buffer.read(most)
-    finally:
-        word.cancel()
-
-
-def _read_ranking(config: "StudentConfig") -> "Ranking | None":
-    """The ranking in a file or, for ``-``, on standard input."""
-    source = config.ranking
-    if source is None:
-        return None
-    from kdcli.errors import NotFoundError
-    from kdcli.options.resolving import spelled
-    from kdcli.ranking.documents import parse_ranking, ranking_of
-    from kdcli.reading import DOCUMENT_BYTES, read_json
-
-    if source == "-":
-        return parse_ranking(
-            _standard_input(DOCUMENT_BYTES + 1)[:DOCUMENT_BYTES], "the ranking on standard input"
-        )
-    path = Path(source)
-    if path.is_dir() or not path.exists():
-        command = spelled("rank-sources", cache=config.cache or "CACHE", data=config.first_data, json=True)
-        raise NotFoundError(
-            f"--ranking {path} is {'a folder' if path.is_dir() else 'not there'}",
-            f"{command} > {'ranking.json' if path.is_dir() else quote(str(path))}",
-        )
-    return ranking_of(read_json(path), path)
+def _finish(config: "StudentConfig", out: Path) -> None:
+    """What there is now, and what to do with it, in paths as they were given."""
+    place = quote(str(config.out))
+    test = config.test if isinstance(config.test, str) else None
+    probe = f"kd eval-probe {quote(config.first_data)} --test {quote(test or 'TEST')} --model {place}"
+    console.finished(
+        f"{config.out}: {size(bytes_in(out))}, the student is {config.out}/export",
+        f"kd report {place}",
+        probe,
+        f"kd cache-teachers DATA --cache NEW.kd --teacher student=local-dir:{place}/export",
+    )

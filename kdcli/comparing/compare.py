@@ -83,7 +83,7 @@ def compare(config: CompareConfig) -> CompareResult:
             "Name other models, or leave one of them out.",
         )
     result = CompareResult(
-        data=_about(config.data if config.data is not None else _location(caches), images),
+        data=_about(config.test if config.test is not None else _location(caches), images),
         models=models,
         pairs=pairs,
         changes=changes,
@@ -124,18 +124,18 @@ def _location(caches: CacheSet | None) -> str | None:
 def _labelled(config: CompareConfig, caches: CacheSet | None, field: Field) -> Labelled:
     """The labelled images that every cached teacher has seen, in the order of the data."""
     run = [name for name, each in field.candidates.items() if each.record is None]
-    spec = config.data if config.data is not None else _location(caches) if run else None
+    spec = config.test if config.test is not None else _location(caches) if run else None
     if run and spec is None:
         raise UsageError(
             f"'{run[0]}' has to be run over images, and none are named",
-            "Name them: --data DATA" + ("" if caches is None else ", the images of the caches together."),
+            "Name them: --test DATA" + ("" if caches is None else ", the images of the caches together."),
         )
     if spec is None:
         assert caches is not None  # a model that is not run is cached
         rows, labels, names = np.flatnonzero(caches.labels >= 0), caches.labels, caches.class_names
         if not len(rows):
             raise BadDataError(
-                "the cache holds no labels to compare with", "Name the same images with labels: --data DATA"
+                "the cache holds no labels to compare with", "Name the same images with labels: --test DATA"
             )
         found: Labelled = rows, labels[rows], names, None
     else:
@@ -147,7 +147,7 @@ def _named(config: CompareConfig, spec: str, caches: CacheSet | None, run: bool)
     data = open_data(spec, data_root=config.data_root, download=config.download, exif=config.exif)
     labelled = np.flatnonzero(data.labels >= 0)
     if not len(labelled):
-        raise BadDataError(f"{spec} has no labels to compare with", "Name labelled data with --data.")
+        raise BadDataError(f"{spec} has no labels to compare with", "Name labelled data with --test.")
     if len(labelled) < len(data):
         console.note(f"{len(data) - len(labelled)} of {len(data)} images have no label: left out")
         data = data.select(labelled)

@@ -17,8 +17,8 @@ class CompareConfig(CachesOption, DataOptions, PartialOption, ForwardOptions, Ve
         (), "Cached teacher, run of kd train-student, folder of runs, or model spec; default: all cached.",
         panel="Data", positional=True, metavar="[NAME=]MODEL", complete="teacher",
     )  # fmt: skip
-    data: str | None = option(
-        None, "Labelled images to compare on; default: all that the cache holds.", panel="Data"
+    test: str | None = option(
+        None, "Labelled images to compare on; default: all that the cache holds.", panel="Data", there="data"
     )
     teacher: tuple[str, ...] = option(
         (), "Model that is a teacher in the pairs; default: all. Repeatable.",

@@ -106,7 +106,7 @@ def read_field(config: CompareConfig, caches: CacheSet | None) -> Field:
         only = next(iter(found.candidates), None)
         raise UsageError(
             "there is no model to compare" if only is None else f"'{only}' is the only model",
-            "A comparison takes two: kd compare A B --data DATA, or --cache CACHE with two teachers.",
+            "A comparison takes two: kd compare A B --test DATA, or --cache CACHE with two teachers.",
         )
     return found
 

@@ -1,13 +1,15 @@
 """What a comparison gives."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, ClassVar, final
 
+from kdcli.cells import points, signed_points
 from kdcli.documents import declared
 from kdcli.metrics.flips import Transfer
-from kdcli.metrics.transfer_summary import Bin, Mean, Strength
+from kdcli.metrics.transfer_summary import STRENGTHS, Bin, Mean, Strength
 from kdcli.models.properties import Family
+from kdcli.results import Result, Table
 
 
 @final
@@ -210,7 +212,7 @@ class MethodSummary:
 
 @final
 @dataclass(frozen=True, slots=True)
-class CompareResult:
+class CompareResult(Result):
     """What ``kd compare`` prints.
 
     Attributes:
@@ -223,6 +225,8 @@ class CompareResult:
         equal_within: difference in accuracy up to which a teacher counts as equal.
         created: the command and the versions that made it.
     """
+
+    bars: ClassVar = ("name", "accuracy")
 
     data: Mapping[str, Any]
     models: Mapping[str, ModelFacts]
@@ -245,3 +249,152 @@ class CompareResult:
             "equal_within": self.equal_within,
             "created": dict(self.created),
         }
+
+    def records(self) -> list[dict[str, Any]]:
+        """A model each."""
+        return [declared(model) for model in self.models.values()]
+
+    def tables(self) -> Sequence[Table]:
+        """Shares of images in percent, differences in points."""
+        found = [_models(self)]
+        if self.pairs:
+            found.append(_pairs(self))
+        if self.changes:
+            found.append(_changes(self.changes))
+        if self.methods:
+            found.append(_methods(self.methods))
+        return found
+
+
+# --- tables -----------------------------------------------------------------------------------
+
+
+_PAIRS = {
+    "d acc": "accuracy of the teacher minus the student's, in points",
+    "rho+": "images that only the teacher gets right, in percent",
+    "rho-": "those that only the student gets right",
+    "chance": "rho+ of a teacher that guesses",
+    "indep.": "rho+ of a teacher as accurate as this one whose errors fall anywhere",
+    "entropy": "of rho+ over the classes, in nats: 0 is one class",
+    "top 10 % in": "classes that hold the first tenth of rho+",
+    "DP +/-": "percent of rho+ and rho- that data partitioning by labels gives to the teacher",
+    "unsup. +/-": "the same without labels",
+}
+_CHANGES = {
+    "d acc": "accuracy of the teacher minus the student's before, in points",
+    "d transf": "accuracy after minus before",
+    "d rho+": "what that did to the images that only the teacher got right",
+    "d rho-": "and to those that only the student got right",
+    "gain": "percent of what only the teacher got right that the student now gets right",
+    "loss": "percent of what the student got right that it now gets wrong",
+    "both wrong": "percent of what both got wrong that the student now gets right",
+}
+
+
+def _models(result: CompareResult) -> Table:
+    rows = [
+        [m.name, m.architecture, m.family, _count(m.parameters), points(m.accuracy)]
+        for m in result.models.values()
+    ]
+    about = result.data
+    title = (
+        f"{about['images']} images of {len(about['classes'])} classes; all but entropy in percent or points"
+    )
+    return Table(("model", "is", "family", "parameters", "accuracy"), rows, title)
+
+
+def _pairs(result: CompareResult) -> Table:
+    title = "what a teacher knows that a student does not (P3 section 3)"
+    if result.similarity is not None:
+        kind = " (a substitute)" if result.similarity["substitute"] else ""
+        title += f"; similarity of classes: {result.similarity['source']}{kind}, see --json or --figures"
+    rows = []
+    for pair in result.pairs:
+        given = (pair.given_to_teacher.supervised, pair.given_to_teacher.unsupervised)
+        rows.append(
+            [
+                pair.teacher,
+                pair.student,
+                signed_points(pair.delta_acc),
+                points(pair.rho_pos),
+                points(pair.rho_neg),
+                points(pair.chance_rho_pos),
+                points(pair.independent_rho_pos),
+                "-" if pair.entropy is None else f"{pair.entropy:.2f}",
+                _most(pair.top[2].classes),
+                *(
+                    "-" if each is None else f"{points(each.positive, 0)}/{points(each.negative, 0)}"
+                    for each in given
+                ),
+            ]
+        )
+    header = ["teacher", "student", "d acc", "rho+", "rho-", "chance", "indep.", "entropy", "top 10 % in"]
+    return Table([*header, "DP +/-", "unsup. +/-"], rows, title, _PAIRS)
+
+
+def _most(classes: Sequence[str]) -> str:
+    return (
+        "-" if not classes else classes[0] if len(classes) == 1 else f"{classes[0]}, {len(classes) - 1} more"
+    )
+
+
+def _changes(changes: Sequence[Change]) -> Table:
+    title = "students after a transfer (P3 section 5.1); gain of what the teacher could give, loss of what was right"
+    staged = any(change.stage > 1 for change in changes)
+    rows = []
+    for change in changes:
+        rows.append(
+            [
+                change.method,
+                *([str(change.stage)] if staged else []),
+                "+".join(change.teachers) or "-",
+                change.student,
+                change.after,
+                signed_points(change.delta_acc),
+                signed_points(change.delta_transf),
+                *(
+                    (signed_points(change.delta_rho_pos), signed_points(change.delta_rho_neg))
+                    if change.teachers
+                    else ("-", "-")
+                ),
+                points(change.gain, 1),
+                points(change.loss, 1),
+                points(change.both_wrong_now_right if change.teachers else None, 1),
+            ]
+        )
+    header = ["method", *(["stage"] if staged else []), "teacher", "student", "after", "d acc", "d transf"]
+    return Table([*header, "d rho+", "d rho-", "gain", "loss", "both wrong"], rows, title, _CHANGES)
+
+
+def _methods(methods: Sequence[MethodSummary]) -> Table:
+    title = "methods: mean of d transf ± population std; success = share of transfers above 0, median over students"
+    rows = []
+    for method in methods:
+        whole = method.whole
+        split = [
+            method.by_strength[name].delta_transf if name in method.by_strength else None
+            for name in STRENGTHS
+        ]
+        rows.append(
+            [
+                method.method,
+                str(whole.delta_transf.count),
+                points(method.success_rate_median, 1),
+                _mean(whole.delta_transf),
+                *(_mean(each) for each in split),
+                _mean(whole.gain, 1),
+                _mean(whole.loss, 1),
+            ]
+        )
+    return Table(["method", "pairs", "success", "all", *STRENGTHS, "gain", "loss"], rows, title)
+
+
+def _mean(mean: Mean | None, digits: int = 2) -> str:
+    if mean is None or mean.mean is None or mean.std is None:
+        return "-"
+    sign = "+" if digits == 2 else ""
+    return f"{100 * mean.mean:{sign}.{digits}f} ± {100 * mean.std:.{digits}f}"
+
+
+def _count(parameters: int | None) -> str:
+    return "-" if parameters is None else f"{parameters:,}"

@@ -64,7 +64,7 @@ def one_space(data: tuple[str, ...] | None, models: Mapping[str, Classes]) -> Sp
             raise BadDataError(f"'{name}' has no classifier, so it predicts no class", "Leave it out.")
     known = {name: classes.names for name, classes in models.items() if classes.names is not None}
     if data is None:
-        raise BadDataError("the images have no class names", "Name labelled data with --data.")
+        raise BadDataError("the images have no class names", "Name labelled data with --test.")
     reference = next(iter(known), None)
     names = data if reference is None else _in_order(data, known[reference], reference)
     columns = {}

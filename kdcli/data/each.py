@@ -8,8 +8,9 @@ from torch.utils.data import DataLoader, Dataset
 from kdcli.console import console
 from kdcli.data.sources import ImageData
 from kdcli.errors import BadDataError, KdError
+from kdcli.handing import Handing
 from kdcli.runtime import worker_count
-from kdcli.workers import Handing, Watched, worker_setup
+from kdcli.workers import Watched, worker_setup
 
 Seen = TypeVar("Seen")
 Look = Callable[[ImageData, int], Seen]

@@ -13,6 +13,7 @@ import errno
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from shlex import quote
 from typing import final
 
 import numpy as np
@@ -21,18 +22,19 @@ from jaxtyping import Int64
 from kdcli.cache.keytable import KeyTable
 from kdcli.data.base import ImageSource, Listing, SourceKind, pick_split, pick_task
 from kdcli.data.decode import bad_image
-from kdcli.data.formats import ARCHIVES, EXTENSIONS, IMAGE_BYTES
+from kdcli.data.formats import ARCHIVES, EXTENSIONS, FRAMES, IMAGE_BYTES, VIDEOS
 from kdcli.data.labels_file import LABELS_FILE, LabelsFile, require_distinct
 from kdcli.data.leftovers import leftovers, require_no_class_lost
 from kdcli.data.spec import JOIN, canonical_split
 from kdcli.data.walk import Walk, image_folders
 from kdcli.errors import BadDataError, NotFoundError, UsageError, nearest
-from kdcli.files import storage_errors
+from kdcli.files import beside, storage_errors
 from kdcli.reading import read_bytes
 from kdcli.registry import SOURCES
 
 SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "test", "testing")
 CLASS_TASK = "class"
+_TARS = (".tar", ".tgz", ".tar.gz", ".tar.zst")
 
 
 @final
@@ -66,9 +68,7 @@ class FolderSource(ImageSource):
         if not root.is_dir():
             raise BadDataError(
                 f"{root} is a file, not a folder of images",
-                f"Unpack it, then give the folder of its images: {root.parent}/..."
-                if root.name.lower().endswith(ARCHIVES)
-                else f"Give its folder: {root.parent}",
+                _opened(root) or f"Give its folder: {root.parent}",
             )
         return cls(root)
 
@@ -109,14 +109,15 @@ class FolderSource(ImageSource):
                 (walk.strange, "images of kinds that kd does not read"),
                 (walk.nameless, "images whose names lack an ending such as .jpg"),
                 (walk.archives, "archives, which are not looked into"),
+                (walk.videos, "videos"),
             )
             if len(tally)
         ]
         return BadDataError(
             f"there are no images in {self._root / walk.prefix}{', but ' if instead else ''}{', '.join(instead)}",
-            "Unpack the archives to CLASS/NAME.jpg first, for example with tar -xf or unzip."
-            if walk.archives.kinds
-            else f"Images are files that end in {', '.join(sorted(EXTENSIONS))}, hidden ones left out.",
+            _opened(self._root / (walk.archives.example or walk.videos.example))
+            or "Give the folder that holds CLASS/NAME.jpg, or NAME.jpg without classes; "
+            f"{', '.join(each[1:] for each in sorted(EXTENSIONS))} are read, hidden files are not.",
         )
 
     def _labels_file(self) -> LabelsFile | None:
@@ -138,9 +139,10 @@ class FolderSource(ImageSource):
         kinds = {canonical_split(name) for name in split_like}
         nested = any(image_folders(self._root / name) for name in split_like)
         if split_like and (len(split_like) == len(folders) or len(kinds) > 1 or nested):
+            first = min(split_like, key=lambda name: canonical_split(name) != "train")
             raise UsageError(
                 f"{self._root} holds splits ({', '.join(split_like)}), not classes",
-                f"Say which: {self._root}@split={split_like[0]}",
+                f"Say which: {self._root}@split={first}",
             )
         return ""
 
@@ -215,6 +217,22 @@ class FolderSource(ImageSource):
         return str(self._root / key)
 
 
+def _opened(file: Path) -> str:
+    """How to get at the images in a file; nothing of a kind that holds none."""
+    name = file.name.lower()
+    if name.endswith(VIDEOS):
+        return FRAMES.format(quote(str(file)))
+    if not name.endswith(ARCHIVES):
+        return ""
+    place = quote(str(file.parent / file.name.partition(".")[0]))
+    tool = (
+        f"unzip {quote(str(file))} -d {place}"
+        if name.endswith(".zip")
+        else f"mkdir -p {place} && tar -xf {quote(str(file))} -C {place}"
+    )
+    return f"Unpack it, then give that folder: {tool if name.endswith(('.zip', *_TARS)) else place}"
+
+
 def _class_labels(keys: list[str], prefix: str, classes: tuple[str, ...] | None) -> Int64[np.ndarray, " n"]:
     if classes is None:
         return np.full(len(keys), -1)
@@ -247,9 +265,10 @@ def find_folder(text: str, data_root: Path | None) -> Path:
             f"Known: {', '.join(embedded_names())}; torch/NAME, hfds/NAME, or a folder.",
         )
     where = f" below {data_root} or {Path.cwd()}" if data_root else f" below {Path.cwd()}"
+    near = [beside(root / rest) for root in roots] + [nearest(rest, embedded_names())]
     raise NotFoundError(
         f"there is no folder '{rest}'{'' if Path(rest).is_absolute() else where}."
-        + nearest(rest, (*embedded_names(), *(f"{known}/{rest.partition('/')[2]}" for known in SOURCES))),
+        + next(filter(None, near), ""),
         f"Behind {JOIN}, a folder is written folder/PATH."
         if JOIN in rest
         else "Check the path, give --data-root, or use an embedded set such as sklearn/digits.",

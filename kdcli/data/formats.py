@@ -59,6 +59,9 @@ ARCHIVES: Final = (
     ".tfrecord",
 )
 """Endings of files that may hold images, and are not looked into."""
+VIDEOS: Final = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
+"""Endings of files whose frames are images that somebody has to take out first."""
+FRAMES: Final = "Take its frames out first, for example one a second: ffmpeg -i {} -vf fps=1 FRAMES/%06d.jpg"
 
 _BRANDS: Final = {
     **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "HEIC"),

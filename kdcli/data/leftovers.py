@@ -36,6 +36,10 @@ def leftovers(walk: Walk, labelled: bool) -> list[str]:
             f"{where}: {len(walk.nameless)} images whose names have no ending are left out, such as "
             f"{walk.nameless.example}: {_NAME}"
         )
+    if walk.videos.kinds:
+        lines.append(
+            f"{where}: {len(walk.videos)} videos are left out, such as {walk.videos.example}: take their frames out"
+        )
     if walk.system.kinds:
         lines.append(
             f"{where}: {len(walk.system)} folders of the system are left out ({listed(walk.system.kinds)}), such as "

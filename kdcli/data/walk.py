@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, final
 
-from kdcli.data.formats import ARCHIVES, EXTENSIONS, HEAD_BYTES, STRANGE, format_of, lacking
+from kdcli.data.formats import ARCHIVES, EXTENSIONS, HEAD_BYTES, STRANGE, VIDEOS, format_of, lacking
 from kdcli.data.names import alike
 from kdcli.errors import BadDataError
 from kdcli.reading import open_regular
@@ -65,6 +65,7 @@ class Walk:
         nameless: images by their first bytes, whose names have no ending.
         system: folders of systems.
         archives: files that may hold images.
+        videos: files that hold frames.
         unread: samples that this installation cannot read, by their format.
         alike: pairs of names in one folder that look the same: see :func:`~kdcli.data.names.alike`.
         hollow: folders at the top without a sample.
@@ -76,6 +77,7 @@ class Walk:
     nameless: Tally = field(default_factory=Tally)
     system: Tally = field(default_factory=Tally)
     archives: Tally = field(default_factory=Tally)
+    videos: Tally = field(default_factory=Tally)
     unread: Tally = field(default_factory=Tally)
     alike: list[tuple[str, str]] = field(default_factory=list)
     hollow: list[str] = field(default_factory=list)
@@ -146,6 +148,8 @@ class Walk:
             self.strange.add(ending, prefix + name, top)
         elif name.lower().endswith(ARCHIVES):
             self.archives.add(ending, prefix + name, top)
+        elif ending in VIDEOS:
+            self.videos.add(ending, prefix + name, top)
         elif not ending and (kind := _sniffed(entry.path)) is not None:
             self.nameless.add(kind, prefix + name, top)
 

@@ -24,7 +24,8 @@ from kdcli.probing import ProbeResult, eval_probe
 from kdcli.probing.config import ProbeConfig
 from kdcli.ranking import rank_sources, ranking_document
 from kdcli.ranking.config import RankConfig
-from kdcli.reporting import Report, ReportRow, write_report
+from kdcli.reporting.summary import write_report
+from kdcli.reporting.values import Report, ReportRow
 from kdcli.runtime import versions
 from kdcli.training.config import StudentConfig
 from kdcli.training.result import TrainResult

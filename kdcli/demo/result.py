@@ -7,13 +7,14 @@ from typing import Any, final
 from kdcli.console import console, duration
 from kdcli.demo.live import Live
 from kdcli.ranking import ranking_document
-from kdcli.reporting import ReportRow
+from kdcli.reporting.values import ReportRow
+from kdcli.results import Result
 from kdcli.types import Ranking
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class DemoResult:
+class DemoResult(Result):
     """What the demo found."""
 
     report: Path

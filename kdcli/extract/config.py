@@ -25,7 +25,7 @@ class CacheOptions(DataOptions, BadImagesOption, AmpOption, DeviceOption, Worker
 
     data: str | None = option(
         None, "Data set: SOURCE[@key=value,...]; a bare path is a folder. Default: what the cache recorded.",
-        panel="Data", positional=True,
+        panel="Data", positional=True, there="data",
     )  # fmt: skip
     cache: Path = option(..., "Cache folder; created when it is not there.", panel="Data")
     teacher: tuple[str, ...] = option(

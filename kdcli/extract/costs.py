@@ -1,6 +1,6 @@
 """What a run of cache-teachers would cost, to the byte; speeds.py adds the hours."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -9,12 +9,13 @@ from kdcli.cache.arrays import WHOLE_ARRAYS, array_extents
 from kdcli.cache.layout import SAMPLES, Manifest, Unit
 from kdcli.cache.store import Store, stored_bytes
 from kdcli.cache.writer import CacheWriter
-from kdcli.console import size
+from kdcli.console import duration, size
 from kdcli.documents import to_document
 from kdcli.errors import NoSpaceError
 from kdcli.extract.config import CacheConfig
 from kdcli.extract.prepare import Prepared, prepare
 from kdcli.files import available_bytes
+from kdcli.results import Result, Table
 
 if TYPE_CHECKING:
     from kdcli.cache.provenance import TeacherRecord
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 @final
 @dataclass(frozen=True, slots=True)
-class CachePlan:
+class CachePlan(Result):
     """What there is to do.
 
     Attributes:
@@ -63,6 +64,33 @@ class CachePlan:
             self, "rows", "views", "block_rows", "tasks", "images", "arrays", "bytes", "bytes_missing", "bytes_free",
             "fits", "measured",
         )  # fmt: skip
+
+    def tables(self) -> Sequence[Table]:
+        """See :class:`~kdcli.results.Result`."""
+        rows = [
+            [teacher, array, size(count)]
+            for teacher, arrays in self.arrays.items()
+            for array, count in arrays.items()
+        ]
+        facts: list[list[object]] = [
+            ["images x views", f"{self.rows} x {self.views}"],
+            ["tasks to do", self.tasks],
+            ["size when complete", size(self.bytes)],
+            ["still to be written", size(self.bytes_missing)],
+            ["free there", size(self.bytes_free)],
+        ]
+        if (speed := self.measured) is not None:
+            forward: list[list[object]] = [
+                [f"forward {name}", f"{rate:.1f} views/s"] for name, rate in speed.forward.items()
+            ]
+            facts += [
+                ["decode", f"{speed.decode:.1f} views/s"],
+                *forward,
+                ["write", f"{speed.write_mb:.0f} MB/s = {speed.write:.1f} views/s"],
+                ["bound by", speed.bound],
+                ["time", duration(speed.hours * 3600)],
+            ]
+        return (Table(("part", "array", "size"), rows), Table(("plan", ""), facts))
 
     def require_space(self, root: Path) -> None:
         """Refuse to begin what cannot be finished.

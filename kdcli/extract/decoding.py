@@ -14,8 +14,9 @@ from kdcli.cache.writer import CacheWriter
 from kdcli.data.views import Drawer, ViewSet
 from kdcli.errors import BadDataError, KdError
 from kdcli.geometry import Render
+from kdcli.handing import Handing
 from kdcli.runtime import StopFlag
-from kdcli.workers import Handing, Watched, worker_setup
+from kdcli.workers import Watched, worker_setup
 
 if TYPE_CHECKING:
     from kdcli.data.joined import Images

@@ -1,5 +1,6 @@
 """``kd cache extend``: room for more views and more images in a cache, without rewriting what it holds."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,19 +16,20 @@ from kdcli.cache.layout import Manifest
 from kdcli.cache.matching import class_numbers, require_unchanged
 from kdcli.cache.reader import CacheReader
 from kdcli.cache.store import Store
-from kdcli.console import console
+from kdcli.console import console, size
 from kdcli.data.sources import ImageData
 from kdcli.data.views import ViewSet
 from kdcli.errors import IdentityError, UsageError
 from kdcli.extract.config import CacheConfig
 from kdcli.extract.prepare import group_size, split_views
 from kdcli.extract.result import payload_bytes
+from kdcli.results import Result, Table
 from kdcli.types import Difference
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class ExtendResult:
+class ExtendResult(Result):
     """What ``kd cache extend`` did.
 
     Attributes:
@@ -65,6 +67,15 @@ class ExtendResult:
             "fill": self.fill,
         }
         return document | ({"dry_run": True} if self.dry_run else {})
+
+    def tables(self) -> Sequence[Table]:
+        """See :class:`~kdcli.results.Result`."""
+        rows = (
+            ["images", *self.images],
+            ["views", *self.views],
+            ["teachers' bytes", "", f"+{size(self.bytes)}"],
+        )
+        return (Table(("", "before", "after"), rows),)
 
 
 def extend_cache(

@@ -140,11 +140,12 @@ class _Run:
         return self._result(runner)
 
     def _say_plan(self, missing: Sequence[Unit]) -> None:
-        tasks = {(unit.block, unit.group) for unit in missing}
+        manifest, places = self._writer.manifest, {(unit.block, unit.group) for unit in missing}
+        count = sum(len(manifest.rows_of(block)) * len(manifest.views_of(group)) for block, group in places)
         names = [name for name in self._records if any(unit.teacher == name for unit in missing)]
         console.note(
-            f"cache {self._writer.layout.root}: {len(tasks)} tasks to do for {', '.join(names) or 'the samples'} "
-            f"({self._writer.manifest.samples} images, {self._writer.manifest.views} views)"
+            f"cache {self._writer.layout.root}: {count} of {manifest.samples * manifest.views} views of "
+            f"{manifest.samples} images to run through {', '.join(names) or 'no teacher: only to be looked at'}"
         )
 
     def _require_wait(self, unit: Unit) -> None:

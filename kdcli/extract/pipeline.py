@@ -5,6 +5,7 @@
 Whichever of decoding, forward and writing the loop waits for most is named on the display.
 """
 
+import os
 import threading
 import time
 from collections import deque
@@ -17,7 +18,7 @@ import numpy as np
 
 from kdcli.cache.layout import SAMPLES, Unit
 from kdcli.cache.writer import CacheWriter, content_digest
-from kdcli.console import Bar, console
+from kdcli.console import Bar, console, size
 from kdcli.data.views import ViewSet
 from kdcli.errors import IdentityError
 from kdcli.extract.decoding import Decoded, Decoder, Task, TaskQueue, decoded_batches
@@ -134,7 +135,7 @@ class TaskRunner:
         self._resources, self._drop_bad = resources, drop_bad
         self.written: dict[str, set[tuple[int, int]]] = {name: set() for name in (SAMPLES, *workers)}
         self.failed: dict[tuple[int, int], list[tuple[int, str]]] = {}
-        self.images = 0
+        self.images = self.bytes = 0
         self.seconds = 0.0
         self._waited = {"decode": 0.0, "forward": 0.0, "write": 0.0}
         self._compression: dict[str, dict[str, dict[str, float]]] = {}
@@ -160,9 +161,15 @@ class TaskRunner:
                     self._writer.claims.release(task.units)
                 self.seconds += time.monotonic() - start
 
-    def bound(self) -> str:
-        """What the loop waits for most: decode, forward or write."""
-        return max(self._waited, key=lambda name: self._waited[name])
+    def said(self) -> str:
+        """What the loop waits for most, in words."""
+        most = max(self._waited, key=lambda name: self._waited[name])
+        spare = self._resources.processes < (os.cpu_count() or 1)
+        return {
+            "decode": "waiting for image decoding" + (": add --workers" if spare else ""),
+            "forward": "waiting for the teachers",
+            "write": "waiting for the disk",
+        }[most]
 
     def _batches(self, queue: TaskQueue) -> Iterator[Decoded]:
         renders = list(dict.fromkeys(worker.render for worker in self._workers.values()))
@@ -185,7 +192,7 @@ class TaskRunner:
                 break  # not begun, or out of time: its claim is released, another run computes it
             self._compute(task, decoded)
             amount = len(decoded.request.rows) * decoded.params.shape[1]
-            bar.advance(amount, bound=self.bound(), writing=len(pending))
+            bar.advance(amount, self.said(), written=size(self.bytes))
             self._settle(pending, WRITERS)
             if task.done == len(task.rows):
                 self._settle(pending, WRITERS - 1)
@@ -250,8 +257,9 @@ class TaskRunner:
         self._compression[teacher] = errors
         for kind, by_temperature in errors.items():
             costs = ", ".join(f"{nats:.2g} nats at T = {t}" for t, nats in by_temperature.items())
-            console.note(
-                f"teacher '{teacher}': KL of its {kind} as stored against its own, first batch: {costs}"
+            console.detail(
+                f"teacher '{teacher}': storing its {kind} in fewer digits changes its softmax by a KL divergence of "
+                f"{costs} (mean of the first batch)"
             )
 
     @staticmethod
@@ -283,6 +291,7 @@ class TaskRunner:
                 if self._writer.publish(unit, arrays, content, task.bad, self._made(unit), seconds):
                     with self._lock:
                         self.written[unit.teacher].add((unit.block, unit.group))
+                        self.bytes += sum(values.nbytes for values in arrays.values())
         finally:
             self._writer.claims.release(task.units)
 

@@ -91,7 +91,7 @@ def prepare(config: CacheConfig) -> Prepared:
 
     specs = name_teachers(config.teacher)
     root = config.cache
-    if root.is_file():
+    if root.exists() and not root.is_dir():
         raise StorageError(f"{root} is a file, not a cache folder", "Give --cache another path.")
     require_outside_caches(root)
     # A typo is refused before models are loaded.

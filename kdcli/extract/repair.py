@@ -37,6 +37,7 @@ from kdcli.errors import ClaimedError, CorruptError, IdentityError, KdError, Not
 from kdcli.extract.rerun import Sources, as_it_ran, open_images, open_views, open_workers
 from kdcli.files import atomic_write_text, storage_errors
 from kdcli.registry import recorded
+from kdcli.results import Result
 from kdcli.runtime import stop_signals, worker_count
 from kdcli.types import Difference
 
@@ -48,7 +49,7 @@ Value = TypeVar("Value")
 
 @final
 @dataclass(frozen=True, slots=True)
-class RepairResult:
+class RepairResult(Result):
     """What a repair did.
 
     Attributes:

@@ -1,15 +1,18 @@
 """What ``kd cache-teachers`` did, as a value."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 
+from kdcli.cache.admin.progress import percent
 from kdcli.cache.arrays import output_extents
 from kdcli.cache.layout import Manifest
 from kdcli.cache.provenance import TeacherRecord
 from kdcli.cache.store import stored_bytes
 from kdcli.documents import to_document
+from kdcli.results import Result, Table
 
 
 @final
@@ -26,8 +29,10 @@ class TeacherProgress:
 
 @final
 @dataclass(frozen=True, slots=True)
-class CacheResult:
+class CacheResult(Result):
     """What ``kd cache-teachers`` did. ``bytes`` are those of the named teachers' arrays on disk."""
+
+    bars: ClassVar = ("teacher", "tasks.done")
 
     cache_id: str | None
     rows: int
@@ -52,6 +57,28 @@ class CacheResult:
             **to_document(self, "images_per_second", "bytes"),
         }
         return document | ({"dry_run": True} if self.dry_run else {})
+
+    def records(self) -> list[dict[str, Any]]:
+        """A teacher each."""
+        return [{"teacher": name, **one} for name, one in self.document()["teachers"].items()]
+
+    def tables(self) -> Sequence[Table]:
+        """See :class:`~kdcli.results.Result`."""
+        rows = [
+            [name, percent(part.done, part.total), percent(part.written, part.total), _kept(part)]
+            for name, part in self.teachers.items()
+        ]
+        return (Table(("teacher", "complete", "in this run", "kept of every view of an image"), rows),)
+
+
+def _kept(part: TeacherProgress) -> str:
+    """Shapes without the axes of images and views, and without the statistics that are kept with logits."""
+    kept = [
+        f"{name} {'x'.join(map(str, spec['shape'][2:]))} {spec['dtype']}"
+        for name, spec in part.arrays.items()
+        if len(spec["shape"]) > 2 and name != "lse"
+    ]
+    return ", ".join(kept) or "-"
 
 
 def payload_bytes(manifest: Manifest, record: TeacherRecord) -> dict[str, int]:

@@ -18,11 +18,16 @@ class FuseConfig(SeedOption, DeviceOption, VerifyOption, OverwriteOption, Learni
     command: ClassVar[str] = "fuse-teachers"
 
     cache: tuple[Path, ...] = option(
-        ..., "Cache of a data set with labels. Repeatable.", panel="Data", min_length=1, mechanical=True
+        ...,
+        "Cache of a data set with labels. Repeatable.",
+        panel="Data",
+        min_length=1,
+        mechanical=True,
+        there="cache",
     )
     test: tuple[Path, ...] = option(
         (), "Cache of test images, one for each --cache and in that order. Repeatable.",
-        panel="Data", mechanical=True,
+        panel="Data", mechanical=True, there="cache",
     )  # fmt: skip
     validation: float | None = option(
         None, "Share of the labelled images to set aside and judge every epoch on.",
@@ -76,7 +81,7 @@ class FuseConfig(SeedOption, DeviceOption, VerifyOption, OverwriteOption, Learni
         "last", "Epoch to keep. best: by --validation. best-on-test: as P4 did, and marked so.",
         panel="Optimisation",
     )  # fmt: skip
-    out: Path = option(..., "Output folder.", panel="Output", metavar="DIR", mechanical=True)
+    out: Path = option(..., "Output folder.", panel="Output", metavar="DIR", mechanical=True, there="free")
     write_back: str | None = option(
         None, "Keep its outputs in every cache, as the teacher NAME.",
         panel="Output", metavar="NAME", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", mechanical=True,

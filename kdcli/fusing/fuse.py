@@ -32,7 +32,8 @@ from kdcli.models.fused_folder import DESCRIPTION, WEIGHTS, Ancestor, FusedFolde
 from kdcli.models.fused_network import joint_spec
 from kdcli.options.resolving import created_by
 from kdcli.runtime import StopFlag, stop_signals, versions
-from kdcli.training.rundir import finished_result, forget_checkpoints, require_folder, require_same_identity
+from kdcli.training.out import require_folder
+from kdcli.training.rundir import finished_result, forget_checkpoints, require_same_identity
 from kdcli.training.settings import resolve_device
 from kdcli.training.student import draw_xavier
 

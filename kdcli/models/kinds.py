@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kdcli.errors import NotFoundError, UsageError, nearest
+from kdcli.files import beside
 from kdcli.models.grammar import TORCHVISION, TRANSFORMERS, Location, ModelKind, forms
 
 _CONVERT = (
@@ -33,6 +34,8 @@ def unknown_architecture(name: str, where: str) -> NotFoundError:
     """
     from timm import list_models
 
+    if _expanded(where).is_dir():
+        return _a_folder(where)
     context = "" if name == where else f" in '{where}'"
     return NotFoundError(f"unknown model '{name}'{context}.{nearest(name, list_models())}", forms())
 
@@ -83,11 +86,15 @@ def known_torchvision(name: str, text: str) -> str:
     raise NotFoundError(f"unknown torchvision model '{short}'{context}.{suggestion}", forms())
 
 
+def _a_folder(text: str) -> NotFoundError:
+    return NotFoundError(f"'{text}' is a folder, not a model name", f"Write local-dir:{text}.")
+
+
 def _not_a_name(name: str, text: str) -> NotFoundError | UsageError:
     if not text:
         return UsageError("the model string is empty", forms())
     if _expanded(text).is_dir():
-        return NotFoundError(f"'{text}' is a folder, not a model name", f"Write local-dir:{text}.")
+        return _a_folder(text)
     if name.endswith(".onnx"):
         return NotFoundError(f"'{text}' is a file, not a model name", f"Write onnx:{text}.")
     if name.endswith(".safetensors"):
@@ -96,7 +103,7 @@ def _not_a_name(name: str, text: str) -> NotFoundError | UsageError:
         )
     if ":" not in name and name.count("/") == 1:
         return NotFoundError(
-            f"'{text}' is no model name: it needs its source",
+            f"'{text}' is no model name: it needs its source.{beside(_expanded(text))}",
             f"Write hf-hub:{text} for the hub, or local-dir:{text} for a folder.",
         )
     return NotFoundError(f"unknown model '{text}'", forms())

@@ -12,6 +12,7 @@ from timm.data.config import resolve_data_config
 from timm.models import is_model, resolve_model_input_args
 
 from kdcli.errors import BadDataError, KdError, NotFoundError, UsageError
+from kdcli.files import beside
 from kdcli.models.architectures import Architecture
 from kdcli.models.arguments import (
     Argument,
@@ -106,29 +107,7 @@ class TimmArchitecture(Architecture):
 
     def preprocess(self, image_size: int | None) -> Preprocess:
         """See the base."""
-        resolved = resolve_data_config(pretrained_cfg=self._config)  # type: ignore[no-untyped-call]
-        interpolation = resolved["interpolation"]
-        if interpolation not in INTERPOLATION:
-            raise BadDataError(
-                f"'{self._spec}' wants the filter '{interpolation}'", "Set a known one in its config."
-            )
-        _, height, width = resolved["input_size"]
-        return Preprocess(
-            size=(image_size, image_size) if image_size else (int(height), int(width)),
-            interpolation=INTERPOLATION[interpolation],
-            mean=_three(resolved["mean"]),
-            std=_three(resolved["std"]),
-            crop_fraction=float(resolved["crop_pct"]),
-            crop_mode=self._crop_mode(resolved["crop_mode"]),
-        )
-
-    def _crop_mode(self, mode: str) -> CropMode:
-        if mode not in get_args(CropMode):
-            raise BadDataError(
-                f"'{self._spec}' wants the crop mode '{mode}'",
-                f"Set a known one in its config: {', '.join(get_args(CropMode))}.",
-            )
-        return cast("CropMode", mode)
+        return _preprocess(self._config, image_size, self._spec)
 
     def class_names(self) -> tuple[str, ...] | None:
         """See the base."""
@@ -234,7 +213,10 @@ class TimmArchitecture(Architecture):
 def read_config(folder: Path) -> dict[str, Any]:
     """The config.json of a ``local-dir:``; says what is wrong with it before timm looks for something else to load."""
     if not folder.is_dir():
-        raise NotFoundError(f"there is no model folder '{folder}'", f"Check the path; {_EXPORTS}")
+        raise NotFoundError(
+            f"there is no model folder '{folder}'.{beside(folder, folders=True)}",
+            f"Check the path; {_EXPORTS}",
+        )
     config = folder / CONFIG_FILE
     if not config.exists():
         inside = folder / "export"
@@ -280,6 +262,43 @@ def require_width(recorded: object, classifier: Classifier, where: Path) -> None
             f"'{where}': num_features is {str(recorded)[:40]}, but the model it describes has {known[-1]}",
             "Export the model anew.",
         )
+
+
+def preprocess_of(network: torch.nn.Module | None, image_size: int | None = None) -> Preprocess:
+    """How a network that timm made wants its pixels; None: timm's defaults.
+
+    Raises:
+        UsageError: it says nothing of them.
+    """
+    defaults = {"input_size": (3, 224, 224)}  # an empty configuration is refused
+    config = defaults if network is None else getattr(network, "pretrained_cfg", None)
+    if not isinstance(config, Mapping):
+        raise UsageError(
+            f"{type(network).__name__} does not say how it wants its pixels, as networks of timm do",
+            "Give the side in pixels, or a kdcli.types.Preprocess.",
+        )
+    return _preprocess(config, image_size, "timm's defaults" if network is None else type(network).__name__)
+
+
+def _preprocess(config: Mapping[str, Any], image_size: int | None, what: object) -> Preprocess:
+    resolved = resolve_data_config(pretrained_cfg=config)  # type: ignore[no-untyped-call]
+    interpolation, mode = resolved["interpolation"], resolved["crop_mode"]
+    if interpolation not in INTERPOLATION:
+        raise BadDataError(f"'{what}' wants the filter '{interpolation}'", "Set a known one in its config.")
+    if mode not in get_args(CropMode):
+        raise BadDataError(
+            f"'{what}' wants the crop mode '{mode}'",
+            f"Set a known one in its config: {', '.join(get_args(CropMode))}.",
+        )
+    _, height, width = resolved["input_size"]
+    return Preprocess(
+        size=(image_size, image_size) if image_size else (int(height), int(width)),
+        interpolation=INTERPOLATION[interpolation],
+        mean=_three(resolved["mean"]),
+        std=_three(resolved["std"]),
+        crop_fraction=float(resolved["crop_pct"]),
+        crop_mode=mode,
+    )
 
 
 def _three(values: Any) -> tuple[float, float, float]:

@@ -154,6 +154,14 @@ class Command(TyperCommand):
         arguments = (each.argument for each in self._fields.values() if each.mark("positional"))
         return ["[OPTIONS]", *arguments]
 
+    def format_help_text(self, ctx: Any, formatter: Any) -> None:
+        """As typer does; examples that are wider than the screen go on in the next line, as a shell takes them."""
+        whole = self.help or ""
+        width = formatter.width - 2
+        self.help = "\n".join(piece for line in whole.splitlines() for piece in _continued(line, width))
+        super().format_help_text(ctx, formatter)
+        self.help = whole
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """The options by panel, all with one left column."""
         from kdcli.options.fields import PANELS
@@ -170,6 +178,19 @@ class Command(TyperCommand):
             if rows:
                 with formatter.section(title):
                     formatter.write_dl([(name.ljust(widest), text) for name, text in rows], widest)
+
+
+def _continued(line: str, width: int) -> Iterator[str]:
+    """A line of an example in pieces that fit, all but the last with a backslash; other lines are left as they are."""
+    start = len(line) - len(line.lstrip())
+    while start and len(line) > width:
+        cut = max(line.rfind(" --", 0, width - 1), start)
+        cut = cut if cut > start else line.rfind(" ", 0, width - 1)
+        if cut <= start:
+            break
+        yield f"{line[:cut]} \\"
+        line = f"{'':{start + 4}}{line[cut:].lstrip()}"
+    yield line
 
 
 def option_fields(kind: "type[BaseModel]", visible: bool = True) -> "list[OptionField]":
@@ -194,14 +215,36 @@ def given_on(fields: "Mapping[str, OptionField]", values: Given) -> dict[str, An
     return given
 
 
-def group(name: str, help: str, commands: Sequence[Any]) -> TyperGroup:
-    """Commands under a name."""
+@final
+class Group(TyperGroup):
+    """Commands under a name; the name alone is a question, and answered."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As typer does; without a word, as if help were asked for."""
+        return super().parse_args(ctx, args or ["--help"])
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """The lines to start with, as they are typed."""
+        with formatter.section("Start"):
+            for line in (self.epilog or "").splitlines():
+                formatter.write(f"{'':{formatter.current_indent}}{line}\n")
+
+
+def group(name: str, help: str, start: Sequence[str], commands: Sequence[Any]) -> Group:
+    """Commands under a name.
+
+    Args:
+        name: theirs.
+        help: what they are for.
+        start: the lines that most people need first.
+        commands: they.
+    """
     named = {command.name: command for command in commands}
-    return TyperGroup(name=name, help=help, commands=named, no_args_is_help=True, rich_markup_mode=None)
+    return Group(name=name, help=help, commands=named, epilog="\n".join(start), rich_markup_mode=None)
 
 
-def program(name: str, help: str, version: str, commands: Sequence[Any]) -> TyperGroup:
-    """The whole command line, with ``--version``, ``-h`` and what installs completion."""
+def program(name: str, help: str, version: str, start: Sequence[str], commands: Sequence[Any]) -> Group:
+    """The whole command line, with ``--version``, ``-h`` and what installs completion; see :func:`group`."""
 
     def print_version(wanted: bool) -> None:
         if wanted:
@@ -217,12 +260,12 @@ def program(name: str, help: str, version: str, commands: Sequence[Any]) -> Type
 
     settings = {"help_option_names": ["-h", "--help"], "max_content_width": WIDTH}
     app = typer.Typer(
-        name=name, help=help, no_args_is_help=True, rich_markup_mode=None, context_settings=settings,
-        pretty_exceptions_enable=False,
+        name=name, help=help, epilog="\n".join(start), rich_markup_mode=None, context_settings=settings,
+        pretty_exceptions_enable=False, cls=Group,
     )  # fmt: skip
     app.callback()(root)
     made = typer.main.get_command(app)
-    assert isinstance(made, TyperGroup)
+    assert isinstance(made, Group)
     for command in commands:
         made.add_command(command)
     return made

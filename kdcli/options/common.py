@@ -50,7 +50,9 @@ class NoOptions(StepConfig):
 class CachesOption(StepConfig):
     """Abstract: caches to read."""
 
-    cache: tuple[Path, ...] = option((), "Cache folder. Repeatable.", panel="Data", first=True, shared=True)
+    cache: tuple[Path, ...] = option(
+        (), "Cache folder. Repeatable.", panel="Data", first=True, shared=True, there="cache"
+    )
 
 
 class OneCache(StepConfig):

@@ -1,13 +1,16 @@
 """How an option is declared: once, as a field of a pydantic model. The command line, help and files follow from it."""
 
+import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
+
+from kdcli.errors import ConfigError, nearest
 
 Mechanical: JsonDict = {"mechanical": True}
 """Mark of a field that does not change results; all others are part of a run's identity."""
@@ -29,6 +32,7 @@ _OWN = (
     "shared",
     "inner",
     "first",
+    "there",
 )
 
 
@@ -43,8 +47,9 @@ def option(default: Any, help: str, *, panel: Panel, **marks: Any) -> Any:
             values in one word, between commas), ``hidden``, ``metavar``, ``flags`` (other spellings, such as ``-q``;
             a long one replaces the field's name), ``complete`` (who completes its values, see
             kdcli.cli.completion), ``shared`` (equal for all students of a sweep), ``inner`` (no option by
-            itself, but a group of them), ``first`` (listed before the own options of a model that inherits it); the
-            rest is pydantic's, such as ``ge``.
+            itself, but a group of them), ``there`` (what the path must be: ``data``, ``cache``, ``ranking``,
+            ``anything``, or a ``free`` folder; refused early, see kdcli.cli.early), ``first`` (listed before the own
+            options of a model that inherits it); the rest is pydantic's, such as ``ge``.
     """
     extra: JsonDict = {"panel": panel, **{name: marks.pop(name) for name in _OWN if name in marks}}
     return Field(default, description=help, json_schema_extra=extra, **marks)
@@ -116,11 +121,23 @@ def kinds_of(annotation: Any) -> Iterator[Any]:
 class StepConfig(Options):
     """Base of all step configurations: immutable, unknown keys refused.
 
+    Values may be given as one would type them: a lone one for several, a path as text or as a path, what the command
+    line separates by commas likewise, ``NAME=VALUE`` pairs as a mapping.
+
     Attributes:
         command: the command that takes it, as typed after ``kd``; also its section in a ``--config`` file.
+
+    Raises:
+        ConfigError: all that is wrong, with the nearest name of what is unknown.
     """
 
     command: ClassVar[str] = ""
+
+    def __init__(self, /, **options: Any) -> None:
+        problems: list[str] = []
+        _fill(self, [(as_typed(type(self), options), "")], problems)
+        if problems:
+            raise ConfigError("; ".join(problems), f"kd {self.command} --help explains every option.")
 
     @classmethod
     def every_option(cls) -> dict[str, FieldInfo]:
@@ -144,3 +161,129 @@ class StepConfig(Options):
             if mark(type(self), name, "mechanical"):
                 document.pop(name, None)
         return document
+
+
+# --- from what was given ------------------------------------------------------------------------
+
+Config = TypeVar("Config", bound=StepConfig)
+Layer = tuple[Mapping[str, Any], str]
+"""Options from one place, and how a message calls that place: ``--`` a command line, nothing a call in Python."""
+
+
+def validated(kind: type[Config], layers: Sequence[Layer], problems: list[str]) -> Config | None:
+    """The configuration that the layers make; None, with all that is wrong added to ``problems``."""
+    made = kind.__new__(kind)
+    return made if _fill(made, layers, problems) else None
+
+
+def _fill(made: StepConfig, layers: Sequence[Layer], problems: list[str]) -> bool:
+    """Whether the layers, the later the stronger, are valid; all that is wrong is added to ``problems``."""
+    kind = type(made)
+    origin: dict[str, str] = {}
+    merged: dict[str, Any] = {}
+    for values, label in layers:
+        for raw, value in values.items():
+            key = raw.replace("-", "_")
+            alone = value is not None and not isinstance(value, list | tuple)
+            merged[key] = (value,) if alone and _wants_several(kind, key) else value
+            origin[key] = label
+            if label != "--" and _is_quoted_number(kind, key, value):
+                problems.append(f"{label}{key}: {value!r} is a text: write the number without quotes")
+            elif label != "--" and _is_converted_switch(kind, key, value):
+                problems.append(f"{label}{key}: {value!r} is no switch: write true or false")
+    try:
+        BaseModel.__init__(made, **merged)
+    except ValidationError as error:
+        last = layers[-1][1]
+        problems += [_explain(kind, item, origin, last) for item in error.errors()]
+        return False
+    return True
+
+
+def as_typed(kind: type[StepConfig], options: Mapping[str, Any]) -> dict[str, Any]:
+    """What a call in Python gives, as the fields take it."""
+    return {key: _plain(kind, key, value) for key, value in options.items()}
+
+
+def _plain(kind: type[StepConfig], key: str, value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return tuple(map(_item, value))
+    if not isinstance(value, str | Mapping) or (field := _field(kind, key)) is None:
+        return _item(value)
+    if isinstance(value, str):
+        words = marked(field, "comma") and str in kinds_of(field.annotation)
+        return [word.strip() for word in value.split(",") if word.strip()] if words else value
+    several = any(get_origin(each) is tuple for each in kinds_of(field.annotation))
+    return tuple(f"{name}={_item(each)}" for name, each in value.items()) if several else value
+
+
+def _item(value: Any) -> Any:
+    """A path as text, and a number of numpy as one of Python."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value.item() if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0 else value
+
+
+def _field(kind: type[StepConfig], key: str) -> FieldInfo | None:
+    return kind.model_fields.get(key) or kind.every_option().get(key)
+
+
+def _wants_several(kind: type[StepConfig], key: str) -> bool:
+    """Whether a field holds several values, so that a lone one in a file stands for a list of one."""
+    field = _field(kind, key)
+    if field is None or get_origin(field.annotation) is tuple:
+        return field is not None
+    kinds = get_args(field.annotation)
+    return str not in kinds and any(get_origin(kind) is tuple for kind in kinds)
+
+
+def _is_quoted_number(kind: type[StepConfig], key: str, value: Any) -> bool:
+    """Whether a file gives a text for a number, which pydantic would convert."""
+    field = kind.every_option().get(key)
+    if field is None or not {int, float} & (kinds := set(kinds_of(field.annotation))) or str in kinds:
+        return False
+    try:
+        return any(math.isfinite(float(each)) for each in values_of(value) if isinstance(each, str))
+    except ValueError:  # no number at all, or several in one text
+        return False
+
+
+def _is_converted_switch(kind: type[StepConfig], key: str, value: Any) -> bool:
+    """Whether a file gives a number or a text for true or false, which pydantic would convert."""
+    field = kind.every_option().get(key)
+    if field is None or bool not in (kinds := set(kinds_of(field.annotation))) or {int, float, str} & kinds:
+        return False
+    return isinstance(value, int | float | str) and not isinstance(value, bool)
+
+
+def _explain(kind: type[StepConfig], item: Any, origin: Mapping[str, str], last: str) -> str:
+    """One validation error in the user's terms, with the nearest name where that helps.
+
+    ``last`` is what a message calls the strongest layer, which is to give what is missing.
+    """
+    place = [str(part) for part in item["loc"]]
+    if place and place[0] in kind.model_fields and mark(kind, place[0], "inner"):
+        place = place[1:]  # options are flat for whoever types them
+    key = place[0] if place else ""
+    label = origin.get(key, last)
+    name = f"{label}{key.replace('_', '-') if label == '--' else key}"
+    given = item.get("input")
+    value = ",".join(map(str, given)) if isinstance(given, list | tuple) else given  # as it is typed
+    match item["type"]:
+        case "missing" if last != "--":
+            return f"{key} is missing"
+        case "missing":
+            positional = key in kind.model_fields and mark(kind, key, "positional")
+            return f"{key.upper()} is missing" if positional else f"--{key.replace('_', '-')} is missing"
+        case "extra_forbidden":
+            return f"{label}{key}: unknown key.{nearest(key, kind.every_option())}"
+        case "literal_error":
+            allowed = item["ctx"]["expected"]
+            choices = [choice.strip("' ") for choice in allowed.replace(" or ", ",").split(",")]
+            return f"{name} {value}: must be one of {', '.join(choices)}.{nearest(str(value), choices)}"
+        case "value_error" if not key or str(item["ctx"]["error"]).startswith("--"):  # the message names them
+            return str(item["ctx"]["error"])
+        case "value_error":
+            return f"{name} {value}: {item['ctx']['error']}"
+        case _:
+            return f"{name} {value}: {item['msg'][0].lower()}{item['msg'][1:]}"

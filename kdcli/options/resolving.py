@@ -1,22 +1,18 @@
 """From flags, ``--set``, a file and defaults to a configuration, and back to a command line."""
 
-import math
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
 from kdcli.console import shown
-from kdcli.errors import ConfigError, NotFoundError, StorageError, UsageError, nearest
+from kdcli.errors import ConfigError, NotFoundError, StorageError, UsageError
 from kdcli.files import storage_errors
-from kdcli.options.fields import StepConfig, kinds_of, mark, marked, values_of
+from kdcli.options.fields import Config, Layer, StepConfig, marked, validated
 from kdcli.reading_yaml import YAMLDumper, parse_yaml, read_yaml
 from kdcli.runtime import versions
-
-Config = TypeVar("Config", bound=StepConfig)
 
 
 def resolve(
@@ -44,10 +40,6 @@ def resolve(
     raise failure("; ".join(problems), f"kd {kind.command} --help explains every option.")
 
 
-Layer = tuple[Mapping[str, Any], str]
-"""Options from one place, and how a message calls that place."""
-
-
 def layers_of(
     kind: type[StepConfig],
     flags: Mapping[str, Any],
@@ -65,58 +57,9 @@ def layers_of(
     return [(kind.preset_options(name), f"--preset {name}: "), *layers] if isinstance(name, str) else layers
 
 
-def validated(kind: type[Config], layers: Sequence[Layer], problems: list[str]) -> Config | None:
-    """The configuration that the layers make; None, with all that is wrong added to ``problems``."""
-    origin: dict[str, str] = {}
-    merged: dict[str, Any] = {}
-    for values, label in layers:
-        for raw, value in values.items():
-            key = raw.replace("-", "_")
-            alone = value is not None and not isinstance(value, list | tuple)
-            merged[key] = (value,) if alone and _wants_several(kind, key) else value
-            origin[key] = label
-            if label != "--" and _is_quoted_number(kind, key, value):
-                problems.append(f"{label}{key}: {value!r} is a text: write the number without quotes")
-            elif label != "--" and _is_converted_switch(kind, key, value):
-                problems.append(f"{label}{key}: {value!r} is no switch: write true or false")
-    try:
-        return kind.model_validate(merged)
-    except ValidationError as error:
-        problems += [_explain(kind, item, origin) for item in error.errors()]
-        return None
-
-
 def only_flags(problems: Sequence[str]) -> bool:
     """Whether everything that is wrong came from flags."""
     return all(text.startswith("--") and not text.startswith("--set") for text in problems)
-
-
-def _wants_several(kind: type[StepConfig], key: str) -> bool:
-    """Whether a field holds several values, so that a lone one in a file stands for a list of one."""
-    field = kind.model_fields.get(key) or kind.every_option().get(key)
-    if field is None or get_origin(field.annotation) is tuple:
-        return field is not None
-    kinds = get_args(field.annotation)
-    return str not in kinds and any(get_origin(kind) is tuple for kind in kinds)
-
-
-def _is_quoted_number(kind: type[StepConfig], key: str, value: Any) -> bool:
-    """Whether a file gives a text for a number, which pydantic would convert."""
-    field = kind.every_option().get(key)
-    if field is None or not {int, float} & (kinds := set(kinds_of(field.annotation))) or str in kinds:
-        return False
-    try:
-        return any(math.isfinite(float(each)) for each in values_of(value) if isinstance(each, str))
-    except ValueError:  # no number at all, or several in one text
-        return False
-
-
-def _is_converted_switch(kind: type[StepConfig], key: str, value: Any) -> bool:
-    """Whether a file gives a number or a text for true or false, which pydantic would convert."""
-    field = kind.every_option().get(key)
-    if field is None or bool not in (kinds := set(kinds_of(field.annotation))) or {int, float, str} & kinds:
-        return False
-    return isinstance(value, int | float | str) and not isinstance(value, bool)
 
 
 def _from_file(kind: type[StepConfig], file: Path | None) -> dict[str, Any]:
@@ -161,34 +104,6 @@ def _from_sets(sets: Sequence[str], problems: list[str]) -> dict[str, Any]:
         except ConfigError as error:
             problems.append(error.message)
     return values
-
-
-def _explain(kind: type[StepConfig], item: Any, origin: Mapping[str, str]) -> str:
-    """One validation error in the user's terms, with the nearest name where that helps."""
-    place = [str(part) for part in item["loc"]]
-    if place and place[0] in kind.model_fields and mark(kind, place[0], "inner"):
-        place = place[1:]  # options are flat for whoever types them
-    key = place[0] if place else ""
-    label = origin.get(key, "--")
-    name = f"{label}{key.replace('_', '-') if label == '--' else key}"
-    given = item.get("input")
-    value = ",".join(map(str, given)) if isinstance(given, list | tuple) else given  # as it is typed
-    match item["type"]:
-        case "missing":
-            positional = key in kind.model_fields and mark(kind, key, "positional")
-            return f"{key.upper()} is missing" if positional else f"--{key.replace('_', '-')} is missing"
-        case "extra_forbidden":
-            return f"{label}{key}: unknown key.{nearest(key, kind.every_option())}"
-        case "literal_error":
-            allowed = item["ctx"]["expected"]
-            choices = [choice.strip("' ") for choice in allowed.replace(" or ", ",").split(",")]
-            return f"{name} {value}: must be one of {', '.join(choices)}.{nearest(str(value), choices)}"
-        case "value_error" if not key or str(item["ctx"]["error"]).startswith("--"):  # the message names them
-            return str(item["ctx"]["error"])
-        case "value_error":
-            return f"{name} {value}: {item['ctx']['error']}"
-        case _:
-            return f"{name} {value}: {item['msg'][0].lower()}{item['msg'][1:]}"
 
 
 def to_yaml(config: StepConfig, every: bool = True) -> str:

@@ -30,11 +30,12 @@ class ProbeConfig(CachesOption, DataOptions, MultiLabelOption, SeedOption, Forwa
 
     data: str | tuple[str, ...] = option(
         ..., "Data set the shots are drawn from; several as NAME=DATA each. None with --head.",
-        panel="Data", positional=True,
+        panel="Data", positional=True, there="data",
     )  # fmt: skip
     test: str | tuple[str, ...] = option(
-        ..., "Data set to test on; of several DATA: NAME=DATA. Repeatable.", panel="Data", metavar="DATA"
-    )
+        ..., "Data set to test on; of several DATA: NAME=DATA. Repeatable.",
+        panel="Data", metavar="DATA", there="data",
+    )  # fmt: skip
     related: tuple[str, ...] = option(
         (), "Target near what the representations learned (P1). Repeatable.", panel="Data", metavar="NAME"
     )

@@ -12,13 +12,14 @@ from kdcli.data.drawing import show
 from kdcli.data.sources import ImageData
 from kdcli.errors import KdError
 from kdcli.geometry import Render
+from kdcli.handing import Handing
 from kdcli.models.spec import Model
 from kdcli.models.teacher import TeacherRunner
 from kdcli.outputs import Output
 from kdcli.probing.config import ProbeConfig
 from kdcli.runtime import pick_device, worker_count
 from kdcli.types import Preprocess
-from kdcli.workers import Handing, Watched, worker_setup
+from kdcli.workers import Watched, worker_setup
 
 ArrayName = Literal["features", "logits"]
 Rendered = UInt8[np.ndarray, "h w 3"]

@@ -1,7 +1,7 @@
 """``kd eval-probe``: representations times targets, all on the same draws."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, final
 
 import numpy as np
@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float64, Int64
 from kdcli.console import console
 from kdcli.errors import UsageError
 from kdcli.metrics.checks import check_columns_vary, check_finite
+from kdcli.options.resolving import created_by
 from kdcli.probing.config import ProbeConfig
 from kdcli.probing.head import find_head, head_marks
 from kdcli.probing.marks import class_accuracies
@@ -78,7 +79,8 @@ def eval_probes(config: ProbeConfig) -> ProbeTable:
         chosen = [each["C"] for each in result.chosen if "C" in each]
         report_edge(f"{result.representation}, {result.target}", chosen, config.c_grid)
     report_convergence(sum(fits for _, fits, _ in results), sum(stopped for *_, stopped in results))
-    return tabulate([result for result, *_ in results], baseline, config.margin, config.equal_within)
+    table = tabulate([result for result, *_ in results], baseline, config.margin, config.equal_within)
+    return replace(table, created=created_by(config))
 
 
 def _require_consistent(config: ProbeConfig) -> None:

@@ -35,8 +35,9 @@ class RankConfig(CachesOption, DataRootOption, PartialOption, SeedOption, Verify
         panel="Data", metavar="FILE",
     )  # fmt: skip
     data: str | None = option(
-        None, "Rank on this part of the cached data, with its labels; default: all of it.", panel="Data"
-    )
+        None, "Rank on this part of the cached data, with its labels; default: all of it.",
+        panel="Data", there="data",
+    )  # fmt: skip
     teacher: tuple[str, ...] = option(
         (), "Cached teacher to rank; default: all. Repeatable.",
         panel="Teachers", metavar="NAME", complete="teacher",

@@ -4,15 +4,40 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
+from shlex import quote
 from typing import Any, Literal, NoReturn, final
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from kdcli.cache.fingerprints import unpack
 from kdcli.documents import from_document
-from kdcli.errors import BadDataError, KdError
+from kdcli.errors import BadDataError, KdError, NotFoundError
+from kdcli.files import beside
+from kdcli.options.resolving import spelled
 from kdcli.reading import parse_json
 from kdcli.types import RankedSource, Ranking
+
+
+def require_ranking(source: str, caches: Sequence[object], data: object) -> None:
+    """Refuse a ``--ranking`` that is no file; ``-`` is standard input.
+
+    Args:
+        source: its value.
+        caches: that a ranking would be made from.
+        data: that it would be made on.
+
+    Raises:
+        NotFoundError: with the command that makes it.
+    """
+    path = Path(source)
+    if source == "-" or (path.exists() and not path.is_dir()):
+        return
+    command = spelled("rank-sources", cache=tuple(caches), data=data, json=True)
+    raise NotFoundError(
+        f"--ranking {path} is {'a folder' if path.is_dir() else 'not there'}.{'' if path.is_dir() else beside(path)}",
+        f"{command} > {'ranking.json' if path.is_dir() else quote(str(path))}",
+    )
 
 
 def ranking_document(ranking: Ranking) -> dict[str, Any]:

@@ -15,9 +15,11 @@ class ReportConfig(DataOptions, SeedOption, ForwardOptions, VerifyOption):
 
     inputs: tuple[Path, ...] = option(
         ..., "Runs, sweeps, joint teachers, caches, comparisons, --json documents, or folders of these.",
-        panel="Data", positional=True, metavar="RUN_OR_RESULT", min_length=1,
+        panel="Data", positional=True, metavar="RUN_OR_RESULT", min_length=1, there="anything",
     )  # fmt: skip
-    data: str | None = option(None, "Labelled images for --tsne of the runs' exports.", panel="Data")
+    data: str | None = option(
+        None, "Labelled images for --tsne of the runs' exports.", panel="Data", there="data"
+    )
     format: Literal["html", "md", "csv", "svg", "png"] = option(
         "html", "html: one page. md: one file of tables. csv, svg, png: a folder of tables or charts.",
         panel="Output",

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any, final
 
 from kdcli.documents import declared
+from kdcli.results import Result
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class ReportResult:
+class ReportResult(Result):
     """What ``kd report`` wrote.
 
     Attributes:

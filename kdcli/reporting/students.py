@@ -6,8 +6,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from pydantic import ValidationError
-
+from kdcli.errors import ConfigError
 from kdcli.metrics.intervals import of_seeds
 from kdcli.models.declared import WEIGHTS_FILE
 from kdcli.models.properties import operations_of, parameters_of
@@ -315,6 +314,6 @@ def line_of(kind: type[StepConfig], options: Mapping[str, Any]) -> str | None:
     if options.get("method", "") not in ("", *METHODS):  # an object that a file names is not imported
         return None
     try:
-        return command_line(kind.model_validate(options)) if options else None
-    except ValidationError:
+        return command_line(kind(**options)) if options else None
+    except ConfigError:
         return None

@@ -67,9 +67,13 @@ class StudentConfig(
         "Data set to train on: SOURCE[@key=value,...]; several as NAME=DATA each.",
         positional=True,
         shared=True,
+        there="data",
     )
     test: str | tuple[str, ...] | None = _data(
-        None, "Data set to test on after training; of several DATA: NAME=DATA, repeatable.", shared=True
+        None,
+        "Data set to test on after training; of several DATA: NAME=DATA, repeatable.",
+        shared=True,
+        there="data",
     )
     validation: float | None = _data(
         None,
@@ -93,7 +97,9 @@ class StudentConfig(
         complete="teacher",
         metavar="NAME",
     )
-    ranking: str | None = _teachers(None, "Ranking JSON of kd rank-sources; - reads standard input.")
+    ranking: str | None = _teachers(
+        None, "Ranking JSON of kd rank-sources; - reads standard input.", there="ranking"
+    )
     teacher_view: Literal["same", "eval"] | None = _teachers(
         None,
         "same: teachers saw the student's view; eval: the clean view 0. Default: the method's (P2, P4: eval).",
@@ -161,7 +167,7 @@ class StudentConfig(
     )
     data_seed: int = _views(0, "Seed of order and views.", ge=0, shared=True, lt=2**32)
 
-    out: Path = _run(..., "Output folder of the run.", mechanical=True)
+    out: Path = _run(..., "Output folder of the run.", mechanical=True, there="free")
     stage: Path | None = _run(
         None,
         "Copy what is read of the cache to this local disk first.",

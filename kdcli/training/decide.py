@@ -10,6 +10,7 @@ from kdcli.files import is_occupied
 from kdcli.training.config import StudentConfig
 from kdcli.training.evaluate import heads_to_test
 from kdcli.training.fit import known_divergence
+from kdcli.training.out import require_folder
 from kdcli.training.plan import Plan
 from kdcli.training.resolve import Sources, make_plan
 from kdcli.training.result import TrainResult
@@ -18,7 +19,6 @@ from kdcli.training.rundir import (
     forget_checkpoints,
     has_begun,
     read_pins,
-    require_folder,
     require_same_run,
 )
 from kdcli.training.tracking import require_trackers

@@ -34,8 +34,9 @@ from kdcli.training.engine import Engine, memory_errors
 from kdcli.training.progress import Meter, Progress
 from kdcli.training.replay import ViewRule
 from kdcli.training.samplers import Order
+from kdcli.training.scores import MAIN
 from kdcli.training.tracking import track_epoch
-from kdcli.training.validation import Watch
+from kdcli.training.validation import VAL, Watch
 
 CHECKPOINT_SECONDS = 10.0
 """An epoch's end is saved unless the last checkpoint is younger: epochs of a second cost more to save than to run.
@@ -274,7 +275,8 @@ def fit(lanes: Sequence[Lane], stream: Stream, stop: StopFlag) -> None:
                 values = _step(here, batch, waited)
                 meter.add(here[0].engine.images, waited, time.perf_counter() - arrived)
                 at, step = at + 1, step + 1
-                bar.advance(1, **meter.facts(_shown(values), f"{epoch + 1}/{stream.epochs}"))
+                facts = meter.facts(_shown(values), _judged(lanes), f"{epoch + 1}/{stream.epochs}")
+                bar.advance(1, meter.said, **facts)
                 if stop and step < size:
                     _stop(lanes, here[0], stop)
             for lane in left:
@@ -316,6 +318,14 @@ def _step(here: Sequence[Lane], batch: Batch, waited: float) -> dict[str, dict[s
                 error.hint = f"{error.hint}, or fewer students in a sweep than these {len(here)}"
             raise
     return values
+
+
+def _judged(lanes: Sequence[Lane]) -> dict[str, float]:
+    """The best of the students' last scores on the images set aside; nothing before the first epoch's end."""
+    last = [lane.progress.history[-1] for lane in lanes if lane.progress.history]
+    found = {name: [each[f"{VAL}_{name}"] for each in last if f"{VAL}_{name}" in each] for name in MAIN}
+    short = {"top1": "val acc", "mAP": "val mAP"}
+    return {short[name]: max(scores) for name, scores in found.items() if scores}
 
 
 def _shown(values: Mapping[str, Mapping[str, float]]) -> Mapping[str, float]:

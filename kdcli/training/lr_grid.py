@@ -11,9 +11,10 @@ from kdcli.errors import DivergedError, OutputExistsError, UsageError
 from kdcli.files import storage_errors, write_json
 from kdcli.reading import read_json, require_inside
 from kdcli.training.config import StudentConfig, learning_rates
+from kdcli.training.out import GRID, require_folder
 from kdcli.training.resolve import Sources
 from kdcli.training.result import TrainResult
-from kdcli.training.rundir import GRID, remove_run, require_folder
+from kdcli.training.rundir import remove_run
 from kdcli.training.scores import MAIN, main_score
 from kdcli.training.train import train_student
 from kdcli.training.validation import ON_TEST

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, final
 
+from kdcli.console import per_second
+
 WINDOW = 50
 """Steps that are looked back on: the first wait, for workers to start, is soon forgotten."""
 
@@ -86,14 +88,25 @@ class Meter:
         seconds = sum(waited + computed for _, waited, computed in self._steps)
         return sum(images for images, _, _ in self._steps) / seconds if seconds else 0.0
 
-    def facts(self, values: Mapping[str, float], epoch: str) -> dict[str, str]:
-        """What a progress display shows besides how far the run is.
+    @property
+    def said(self) -> str:
+        """What the steps wait for, in words; nothing while they do not wait."""
+        share = self.waiting
+        return f"waiting for images {share:.0%} of the time: add --workers" if share > 0.5 else ""
+
+    def facts(self, values: Mapping[str, float], scores: Mapping[str, float], epoch: str) -> dict[str, str]:
+        """What a progress display shows besides how far the run is, the most important first.
 
         Args:
             values: the loss and its parts in the last step.
+            scores: what the last finished epoch was judged with, as fractions.
             epoch: which one, of how many.
         """
-        share = self.waiting
-        bound = f"batches ({share:.0%} waiting)" if share > 0.5 else f"compute ({1 - share:.0%})"
-        parts = {name: f"{value:.4f}" for name, value in values.items()}
-        return {"images/s": f"{self.images_per_second:.0f}", "bound by": bound, "epoch": epoch, **parts}
+        (first, loss), *parts = values.items() or [("loss", float("nan"))]
+        return {
+            first: f"{loss:.4f}",
+            **{name: f"{100 * value:.1f} %" for name, value in scores.items()},
+            "epoch": epoch,
+            "images/s": per_second(self.images_per_second),
+            **{name: f"{value:.4f}" for name, value in parts},
+        }

@@ -2,13 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
+from kdcli.cells import change, fraction
 from kdcli.documents import from_document
+from kdcli.plotting import color_of, figure_of, legend, require_matplotlib, style
+from kdcli.results import Result, Table
 from kdcli.runtime import versions
 from kdcli.training.plan import Plan
 from kdcli.training.samplers import stream_sizes
 from kdcli.training.validation import ON_TEST
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 TEST_SELECTED = (
     "the epoch was chosen on the test data: its accuracy is too high to compare with that of other runs"
@@ -17,7 +23,7 @@ TEST_SELECTED = (
 
 @final
 @dataclass(frozen=True, slots=True)
-class TrainResult:
+class TrainResult(Result):
     """What a run gave.
 
     Attributes:
@@ -32,6 +38,8 @@ class TrainResult:
         seconds: training and testing, over all resumes.
         details: what else result.json records: weights, start, seeds, versions.
     """
+
+    bars: ClassVar = ("epoch", "loss")
 
     method: str
     out: str
@@ -55,6 +63,45 @@ class TrainResult:
             **self.details,
         }
 
+    @property
+    def validated(self) -> dict[str, float]:
+        """Scores on the images that were set aside, by what a table calls them."""
+        found = self.details.get("validation") or {}
+        return {
+            f"validation {name}": value for name, value in found.items() if name not in ("images", "epoch")
+        }
+
+    @property
+    def tested(self) -> bool:
+        """Whether anything says how good the student is."""
+        return bool(self.test or self.validated)
+
+    def records(self) -> Sequence[Mapping[str, Any]]:
+        """An epoch each."""
+        return self.history
+
+    def tables(self) -> Sequence[Table]:
+        """See :class:`~kdcli.results.Result`."""
+        tests: Mapping[str, Mapping[str, float]] = self.details.get("tests") or {"": self.test or {}}
+        several, judged = bool(self.details.get("tests")), self.validated
+        names = tuple(next(iter(tests.values())))
+        rows = [
+            [
+                self.method,
+                *([name] if several else []),
+                self.epochs,
+                *(fraction(scores.get(name)) for name in names),
+                *map(fraction, judged.values()),
+            ]
+            for name, scores in tests.items()
+        ]
+        header = ["method", *(["set"] if several else []), "epochs", *(f"test {name}" for name in names)]
+        return (Table([*header, *judged], rows), *_stages(self.details.get("stages") or ()))
+
+    def plot(self) -> "Figure":
+        """Loss and, where epochs are judged, accuracies by epoch."""
+        return _drawn(self.history)
+
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> "TrainResult":
         """Undo :meth:`document`.
@@ -65,6 +112,39 @@ class TrainResult:
         own = {name: value for name, value in document.items() if name in cls.__dataclass_fields__}
         details = {name: value for name, value in document.items() if name not in own}
         return from_document(cls, {**own, "details": details}, "result.json of kd train-student")
+
+
+def _drawn(history: Sequence[Mapping[str, Any]]) -> "Figure":
+    require_matplotlib("plot() needs")
+    epochs = [epoch["epoch"] for epoch in history]
+    judged = [name for name in (history[0] if history else {}) if name.endswith(("_top1", "_mAP"))]
+    with style():
+        figure = figure_of(3.5 if not judged else 7, 3)
+        panels = figure.subplots(1, 2 if judged else 1, squeeze=False)[0]
+        panels[0].plot(epochs, [epoch["loss"] for epoch in history], color=color_of(0))
+        panels[0].set(xlabel="epoch", ylabel="loss")
+        for number, name in enumerate(judged):
+            panels[1].plot(epochs, [epoch.get(name) for epoch in history], color=color_of(number), label=name)
+        if judged:
+            panels[1].set(xlabel="epoch", ylabel="share that is right")
+            legend(panels[1])
+    return figure
+
+
+def _stages(stages: Sequence[Mapping[str, Any]]) -> tuple[Table, ...]:
+    """The table of a sequence's stages; none where there are none that were tested."""
+    columns = ("top1", "delta", "delta_previous", "gain", "gain_previous", "loss", "loss_previous")
+    rows = [
+        [
+            stage["stage"],
+            stage["teacher"],
+            fraction(stage["teacher_top1"]),
+            *((change if name.startswith("delta") else fraction)(stage[name]) for name in columns),
+        ]
+        for stage in stages
+        if "top1" in stage
+    ]
+    return (Table(["stage", "teacher", "teacher_top1", *columns], rows),) if rows else ()
 
 
 def result_of(

@@ -14,7 +14,6 @@ stage-K-TEACHER/    with --sequential: the run of that stage; the files here are
 """
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -25,13 +24,11 @@ from typing import Any, final
 
 from safetensors.torch import save
 
-from kdcli.cache.owned import require_outside_caches
 from kdcli.documents import from_document
-from kdcli.errors import OutputExistsError, StorageError
+from kdcli.errors import OutputExistsError
 from kdcli.files import (
     atomic_write_bytes,
     atomic_write_text,
-    holds_files,
     storage_errors,
     write_json,
 )
@@ -42,12 +39,12 @@ from kdcli.models.timm_models import CONFIG_FILE
 from kdcli.options.resolving import to_yaml
 from kdcli.reading import read_bytes, read_json, require_inside, require_name
 from kdcli.runtime import versions
+from kdcli.training.out import GRID
 from kdcli.training.plan import Pins, Plan
 from kdcli.training.student import Built
 from kdcli.types import Difference, differences
 
 _FILES = ("result.json", "config.yaml", "ranking.json", "metrics.jsonl", "heads.safetensors")
-GRID = "grid.json"
 _EXPORT = (CONFIG_FILE, WEIGHTS_FILE)
 _MAX_SHOWN = 8
 _WEIGHT_BYTES = 2**40
@@ -62,40 +59,6 @@ class _Record:
     identity: dict[str, Any]
     versions: dict[str, Any] = field(default_factory=dict)
     bad_images: dict[str, dict[str, str]] = field(default_factory=dict)
-
-
-def require_folder(out: Path) -> None:
-    """Refuse an output that is no place for a run, before anything is opened.
-
-    Raises:
-        StorageError: it is a file, or cannot be written.
-        UsageError: it is inside a cache.
-        OutputExistsError: it holds something else; kd never removes what it did not make.
-        BadDataError: a folder in it is a link that leads out of it.
-    """
-    if out.exists() and not out.is_dir():
-        raise StorageError(f"--out {out} is a file", "Give a folder; it is created when it is not there.")
-    require_outside_caches(out)
-    place = out
-    while not place.exists():
-        place = place.parent
-    if not place.is_dir():
-        raise StorageError(f"--out {out} cannot be a folder: {place} is a file", "Choose another --out.")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise StorageError(
-            f"--out {out} cannot be written: no permission in {place}", "Choose another --out."
-        )
-    with storage_errors(out):
-        marked = any((out / marker).is_file() for marker in ("run.json", GRID))
-        foreign = out.is_dir() and not marked and holds_files(out)
-        for child in out.iterdir() if out.is_dir() else ():
-            if child.is_symlink() and child.is_dir():
-                require_inside(child, out, out)
-    if foreign:
-        raise OutputExistsError(
-            f"--out {out} is not empty and holds no kd run",
-            "Choose another folder; kd removes only its own files.",
-        )
 
 
 def finished_result(out: Path) -> dict[str, Any] | None:

@@ -15,13 +15,13 @@ from kdcli.training.gains import (
     measure_stages,
     teachers_on_test,
 )
+from kdcli.training.out import require_folder
 from kdcli.training.resolve import Sources
 from kdcli.training.result import TrainResult
 from kdcli.training.rundir import (
     adopt,
     begin,
     finished_result,
-    require_folder,
     require_same_identity,
     stage_folder,
 )

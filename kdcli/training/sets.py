@@ -210,7 +210,7 @@ def require_classes(data: ImageData, name: str) -> None:
     if not len(present):
         raise BadDataError(
             f"{name} has no labels, and this method learns from labels",
-            "Use data with labels, or a method that needs none; see kd methods.",
+            "Put the images into one folder a class (CLASS/NAME.jpg), or use a method that needs no labels: kd methods",
         )
     if len(present) == 1:
         only = data.class_names[present[0]] if data.class_names is not None else str(present[0])

@@ -26,5 +26,7 @@ class SoupConfig(DataOptions, ForwardOptions):
         None, "Estimate BatchNorm's running statistics on these images instead of averaging them.",
         panel="Student", metavar="DATA",
     )  # fmt: skip
-    test: str | None = option(None, "Data set to test the soup on.", panel="Data", metavar="DATA")
+    test: str | None = option(
+        None, "Data set to test the soup on.", panel="Data", metavar="DATA", there="data"
+    )
     out: Path = option(..., "Folder of the soup, an export like OUT/export.", panel="Output", metavar="DIR")

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from kdcli.console import console
+from kdcli.console import console, counted
 from kdcli.data.sizes import Sizes, far_apart, sample_sizes, tell_geometry
 from kdcli.methods.cells import source_sizes
 from kdcli.training.plan import Plan
@@ -49,7 +49,7 @@ def _lines(plan: Plan) -> list[str]:
         f"student {config.student}, started from {plan.init}; {len(plan.data)} images of {config.first_data}",
         *_streams(plan),
         f"{plan.method.name}: {numbers.optimizer}, lr {numbers.lr:g} (backbone {backbone_lr:g}), "
-        f"weight decay {numbers.weight_decay:g}, {numbers.schedule}, {numbers.epochs} epochs "
+        f"weight decay {numbers.weight_decay:g}, {numbers.schedule}, {counted(numbers.epochs, 'epochs')} "
         f"of batches of {numbers.batch_size}{each}, BatchNorm {numbers.bn}{_extras(plan)}",
     ]
     if plan.labels.separator is not None:

@@ -4,13 +4,16 @@ OUT/NAME/       each student's own run, as ``kd train-student --out OUT/NAME`` w
 OUT/sweep.json  the results of all, best first
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, ClassVar, final
 
+from kdcli.cells import fraction
+from kdcli.console import duration
 from kdcli.errors import DivergedError, OutputExistsError, StorageError
 from kdcli.files import write_json
+from kdcli.results import Result, Table
 from kdcli.training.config import StudentConfig
 from kdcli.training.result import TrainResult
 from kdcli.training.scores import main_score
@@ -20,7 +23,7 @@ from kdcli.types import Ranking
 
 @final
 @dataclass(frozen=True, slots=True)
-class SweepResult:
+class SweepResult(Result):
     """What a sweep gave.
 
     Attributes:
@@ -28,6 +31,8 @@ class SweepResult:
         students: results by name, the highest top-1 test accuracy first; untested ones last, in the given order.
         diverged: those that were given up, and why.
     """
+
+    bars: ClassVar = ("name", "test.top1")
 
     out: str
     students: Mapping[str, TrainResult]
@@ -40,6 +45,31 @@ class SweepResult:
             "students": [{"name": name, **result.document()} for name, result in self.students.items()],
             "diverged": [{"name": name, "message": error.message} for name, error in self.diverged.items()],
         }
+
+    def records(self) -> list[dict[str, Any]]:
+        """A student each, without its epochs."""
+        rows = [dict(one) for one in self.document()["students"]]
+        return [{key: value for key, value in one.items() if key != "history"} for one in rows]
+
+    def tables(self) -> Sequence[Table]:
+        """See :class:`~kdcli.results.Result`."""
+        scores = {name: one.test or one.validated for name, one in self.students.items()}
+        names = next((tuple(each) for each in scores.values() if each), ())
+        rows = [
+            [
+                name,
+                one.method,
+                one.details["student"],
+                *(fraction(scores[name].get(score)) for score in names),
+                duration(one.seconds),
+                one.out,
+            ]
+            for name, one in self.students.items()
+        ]
+        lost = [
+            [name, "diverged", "-", *["-"] * len(names), "-", f"{self.out}/{name}"] for name in self.diverged
+        ]
+        return (Table(["name", "method", "student", *names, "time", "out"], [*rows, *lost]),)
 
     def failure(self) -> DivergedError | None:
         """What to raise when all is done; None where no student diverged."""

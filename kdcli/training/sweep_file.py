@@ -14,12 +14,13 @@ import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 from kdcli.errors import ConfigError, UsageError, nearest
-from kdcli.options.fields import is_possible, marked
-from kdcli.options.resolving import layers_of, only_flags, validated, yaml_of
+from kdcli.options.fields import is_possible, marked, validated
+from kdcli.options.resolving import layers_of, only_flags, yaml_of
 from kdcli.training.config import StudentConfig
 
 _SECTIONS = ("students", "grid", "common")
@@ -29,6 +30,20 @@ _MOST = 1000
 """Students of one sweep: all of them are in memory at once."""
 
 Options = dict[str, Any]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """Several students.
+
+    Attributes:
+        out: their common folder.
+        students: the configuration of each by its name.
+    """
+
+    out: Path
+    students: Mapping[str, StudentConfig]
 
 
 def resolve_sweep(

@@ -33,11 +33,10 @@ def choose_views(
     """
     if cache is None:
         return ViewRule(ViewSet(0, config.recipe or method.recipe or DEFAULT_RECIPE), None)
-    views = ViewSet.from_document(cache.view_set)
     cached = cache.view_count - 1
     if pinned is not None and pinned <= cached:
         cached = pinned
-    views = replace(views, train_views=cached)
+    views = replace(ViewSet.from_document(cache.view_set), train_views=cached)
     recipe = config.recipe
     if recipe is None and config.teacher_view == method.teacher_view == "eval":
         recipe = method.recipe
@@ -51,14 +50,23 @@ def choose_views(
             f"--recipe {config.recipe}, but the cached views are of recipe {views.recipe}",
             "Leave --recipe out, or take the teachers' clean view for augmented images: --teacher-view eval",
         )
+    return replayed(cache, views)
+
+
+def replayed(cache: CacheSet, views: ViewSet) -> ViewRule:
+    """The cached views as the teachers saw them, epoch by epoch.
+
+    Raises:
+        IdentityError: this kd draws other pixels than the one that cached them.
+    """
     for member in cache.members:
         require_same_pixels(member.manifest.view_pixels, as_pixels(views.pixels()), member.layout.root)
-    if cached == 0:
+    if not views.train_views:
         console.warn(
             "the cache has only the eval view: every epoch shows the same pixels; "
             "cache --views eval+train:K, or use --teacher-view eval"
         )
-    return ViewRule(views, cached)
+    return ViewRule(views, views.train_views)
 
 
 def choose_geometry(config: StudentConfig, rule: ViewRule, records: Sequence[TeacherRecord]) -> EvalGeometry:

@@ -18,6 +18,7 @@ from kdcli.cache.commits import chunk_files
 from kdcli.cache.layout import SAMPLES, Manifest
 from kdcli.cache.reader import CacheReader
 from kdcli.documents import to_document
+from kdcli.results import Result
 from kdcli.types import Difference, differences
 
 FIRST = 5
@@ -130,7 +131,7 @@ class TeacherDiff:
 
 @final
 @dataclass(frozen=True, slots=True)
-class CacheDiff:
+class CacheDiff(Result):
     """Everything in which two caches differ; ``storage`` does not count."""
 
     a: Path

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 from kdcli.cache.admin.holders import Writer, claim_holders
 from kdcli.cache.commits import Commit, read_commits, sizes_agree, strange_ids
@@ -15,8 +15,9 @@ from kdcli.cache.owned import looks_like_cache
 from kdcli.cache.provenance import TeacherRecord
 from kdcli.cache.store import Store
 from kdcli.documents import to_document
-from kdcli.errors import Advice, CacheMissingError, KdError, StorageError, nearest
-from kdcli.files import real_path, storage_errors
+from kdcli.errors import Advice, CacheMissingError, KdError, StorageError
+from kdcli.files import beside, real_path, storage_errors
+from kdcli.results import Result
 
 # --- finding ---------------------------------------------------------------------------------------
 
@@ -29,7 +30,7 @@ def manifest_at(root: Path) -> Manifest:
         KdError: what :func:`~kdcli.cache.layout.load_manifest` refuses.
     """
     if not os.path.lexists(root):
-        message = f"cache {root} does not exist.{_neighbour(root)}"
+        message = f"cache {root} does not exist.{beside(root, folders=True)}"
         raise CacheMissingError(message, Advice("list", folder=root.parent))
     return load_manifest(root)
 
@@ -43,15 +44,6 @@ def open_store(root: Path) -> Store:
     manifest = manifest_at(root)
     with storage_errors(root):
         return Store(root, manifest)
-
-
-def _neighbour(path: Path) -> str:
-    """A suggestion from the folder that ``path`` should be in."""
-    try:
-        names = [entry.name for entry in path.absolute().parent.iterdir() if entry.is_dir()]
-    except OSError:
-        return ""
-    return nearest(path.name, names)
 
 
 def find_caches(folders: Iterable[Path]) -> Iterator[Path]:
@@ -72,7 +64,7 @@ def find_caches(folders: Iterable[Path]) -> Iterator[Path]:
             )
         if not os.path.lexists(folder):
             raise CacheMissingError(
-                f"{folder} does not exist.{_neighbour(folder)}",
+                f"{folder} does not exist.{beside(folder, folders=True)}",
                 "Give a folder that holds caches, or a cache.",
             )
         for path in _walk(folder):
@@ -252,8 +244,10 @@ class Dropped:
 
 @final
 @dataclass(frozen=True, slots=True)
-class CacheInfo:
+class CacheInfo(Result):
     """All there is to say about a cache. ``states`` are by part, the samples first; ``writers`` with their claims."""
+
+    bars: ClassVar = ("part", "bytes")
 
     path: Path
     manifest: Manifest
@@ -304,6 +298,10 @@ class CacheInfo:
                 for writer, count in self.writers.items()
             ],
         }
+
+    def records(self) -> list[dict[str, Any]]:
+        """A part each: the samples, and every kind of output of a teacher."""
+        return [{"part": part, **state.document()} for part, state in self.states.items()]
 
     def _teacher(self, record: TeacherRecord) -> dict[str, Any]:
         kinds = {}

@@ -6,7 +6,7 @@ import glob
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,15 +34,19 @@ from kdcli.files import (
     sizes_in,
     storage_errors,
 )
+from kdcli.results import Result, Table
 
 _HERE: Final = -100
 _EXCHANGE: Final = 2
 """AT_FDCWD and RENAME_EXCHANGE of Linux's renameat2."""
 
 
+_LEGEND = {"part": "an output of a teacher", "of": "blocks of images"}
+
+
 @final
 @dataclass(frozen=True, slots=True)
-class Moved:
+class Moved(Result):
     """What was packed, unpacked or merged.
 
     Attributes:
@@ -68,6 +72,11 @@ class Moved:
             "complete": self.complete,
             "parts": {part: {"done": done, "total": total} for part, (done, total) in self.parts.items()},
         }
+
+    def tables(self) -> Sequence[Table]:
+        """See :class:`~kdcli.results.Result`."""
+        rows = [(part, *counts) for part, counts in self.parts.items()]
+        return (Table(("part", "done", "of"), rows, legend=_LEGEND),)
 
 
 def committed(reader: CacheReader, part: str) -> list[Commit]:

@@ -27,6 +27,7 @@ from kdcli.cache.writer import describe, newest
 from kdcli.documents import to_document
 from kdcli.errors import Advice, ClaimedError, NotFoundError, StorageError, UsageError, nearest
 from kdcli.files import fsync_folder, real_path, scratch_name, sizes_in, storage_errors
+from kdcli.results import Result
 from kdcli.runtime import machine
 
 _CHUNK = re.compile(r"zarr\.json|c(\.[0-9]+)+(\.h5)?|\..+\.tmp")
@@ -35,7 +36,7 @@ _CHUNK = re.compile(r"zarr\.json|c(\.[0-9]+)+(\.h5)?|\..+\.tmp")
 
 @final
 @dataclass(frozen=True, slots=True)
-class Removal:
+class Removal(Result):
     """What is removed, or was: a cache, or the parts of a teacher in it.
 
     Attributes:

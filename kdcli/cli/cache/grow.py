@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from kdcli.cli.showing import show
 from kdcli.console import console, size
 
 if TYPE_CHECKING:
@@ -21,27 +22,11 @@ def extend(config: "ExtendConfig", common: "Common") -> None:
       kd cache extend train.kd --views eval+train:16
       kd cache extend train.kd new-photos/
     """
-    from kdcli.data.sources import open_data
-    from kdcli.extract.extend import extend_cache
+    from kdcli.verbs.caches import cache_extend
 
-    images = None
-    if config.data is not None:
-        images = open_data(
-            config.data, data_root=config.data_root, download=config.download, exif=config.exif
-        )
-    result = extend_cache(config.cache, images, config.views, config.dry_run)
+    result = cache_extend(config)
     if not result.is_new:
         console.note(f"{config.cache} holds all of this: nothing to add")
-    elif result.fill is not None:
-        console.note(f"fill it in: {result.fill}")
-    if common.as_json:
-        console.document(result.document())
-        return
-    console.table(
-        ["", "before", "after"],
-        [
-            ["images", *result.images],
-            ["views", *result.views],
-            ["teachers' bytes", "", f"+{size(result.bytes)}"],
-        ],
-    )
+    show(result, common)
+    if result.is_new and result.fill is not None and not common.as_json:
+        console.finished(f"{config.cache} has room for {size(result.bytes)} more", result.fill)

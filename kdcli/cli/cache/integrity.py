@@ -65,13 +65,9 @@ def repair(config: "RepairConfig", common: "Common") -> int | None:
       kd cache repair food.kd
       kd cache repair food.kd --data /new/place/food --teacher resnet50=local-dir:/new/resnet50
     """
-    from kdcli.extract.repair import repair_cache
-    from kdcli.extract.rerun import Sources
-    from kdcli.extract.teachers import name_teachers
+    from kdcli.verbs.caches import cache_repair
 
-    specs = name_teachers(config.teacher)
-    sources = Sources(config.data, specs, config.data_root, config.device, config.workers)
-    done = repair_cache(config.cache, sources, config.accept)
+    done = cache_repair(config)
     refusal = done.refusal
     if common.as_json:
         console.document(done.document())

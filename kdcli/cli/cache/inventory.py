@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdcli.cli.cells import yes
+from kdcli.cells import yes
 from kdcli.console import PLAIN_SECONDS, console, duration, shown, size
 from kdcli.errors import IdentityError, UsageError
 
@@ -111,6 +111,11 @@ def info(config: "InfoConfig", common: "Common") -> None:
         )
         console.say()
     console.table(_KINDS, _kinds(found))
+    console.legend(
+        units="blocks of images that are done",
+        absent="images that could not be read",
+        KL="divergence, in nats, between the softmax as stored in fewer digits and the teacher's own",
+    )
     if found.writers:
         console.say()
         rows = [
@@ -166,7 +171,7 @@ def _teachers(found: "CacheInfo") -> list[list[Any]]:
     ]
 
 
-_KINDS = ["teacher", "kind", "units", "size", "seconds", "absent", "KL (nats)", "arrays"]
+_KINDS = ["teacher", "kind", "units", "size", "seconds", "absent", "KL", "arrays"]
 
 
 def _kinds(found: "CacheInfo") -> list[list[Any]]:
@@ -301,30 +306,18 @@ def gc(config: "GcConfig", common: "Common") -> None:
       kd cache gc train.kd --dry-run
       kd cache gc caches/*.kd
     """
-    from kdcli.cache.admin.inventory import open_store
-    from kdcli.cache.garbage import collect_garbage
+    from kdcli.verbs.caches import cache_gc
 
-    for cache in config.caches:
-        open_store(cache)  # all names are right before the first file goes
-    reports = {cache: collect_garbage(cache, dry_run=config.dry_run) for cache in config.caches}
+    found = cache_gc(config)
     if common.as_json:
-        listed = [
-            {
-                "path": str(cache),
-                "files": found.files,
-                "bytes": found.bytes,
-                "paths": list(map(str, found.paths)),
-            }
-            for cache, found in reports.items()
-        ]
-        console.document({"dry_run": config.dry_run, "caches": listed})
+        console.document(found.document())
         return
     header = [
         "path",
         "would remove" if config.dry_run else "removed",
         "would free" if config.dry_run else "freed",
     ]
-    console.table(header, [[path, found.files, size(found.bytes)] for path, found in reports.items()])
+    console.table(header, [[one["path"], one["files"], size(one["bytes"])] for one in found.entries])
 
 
 # --- rm --------------------------------------------------------------------------------------------
@@ -343,12 +336,10 @@ def rm(config: "RmConfig", common: "Common") -> None:
       kd cache rm train.kd --teacher resnet50 --yes
       kd cache rm train.kd --teacher resnet50/maps.layer3 --yes
     """
-    from kdcli.cache.admin.remove import plan_cache_removal, plan_output_removal, remove, require_no_writers
+    from kdcli.cache.admin.remove import remove
+    from kdcli.verbs.caches import removal
 
-    cache, teacher = config.cache, config.teacher
-    plan = plan_cache_removal(cache) if teacher is None else plan_output_removal(cache, teacher)
-    if not config.force:
-        require_no_writers(plan)
+    cache, plan = config.cache, removal(config)
     if not config.yes:
         _ask(plan)
     done = remove(plan, config.force)

@@ -1,8 +1,10 @@
 """``kd cache``: pack, unpack, merge."""
 
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from kdcli.console import console
+from kdcli.console import console, size
+from kdcli.results import say
 
 if TYPE_CHECKING:
     from kdcli.cache.admin.config import MergeConfig, PackConfig, UnpackConfig
@@ -21,10 +23,9 @@ def pack(config: "PackConfig", common: "Common") -> None:
       kd cache pack food.kd --to food.h5
       kd cache pack food.kd --to food.zarr --compress zstd --teacher resnet50
     """
-    from kdcli.cache.admin import pack as packing
+    from kdcli.verbs.caches import cache_pack
 
-    done = packing.pack(config.cache, config.to, config.teacher, config.compress, config.overwrite)
-    _say(done, common.as_json, {"compress": config.compress})
+    _say(cache_pack(config), common.as_json, {"compress": config.compress})
 
 
 def unpack(config: "UnpackConfig", common: "Common") -> None:
@@ -37,9 +38,9 @@ def unpack(config: "UnpackConfig", common: "Common") -> None:
       kd cache unpack food.h5 --to food.kd
       kd cache unpack food.zarr.zip --to food.kd --backend hdf5
     """
-    from kdcli.cache.admin import pack as packing
+    from kdcli.verbs.caches import cache_unpack
 
-    _say(packing.unpack(config.packed, config.to, config.backend), common.as_json)
+    _say(cache_unpack(config), common.as_json)
 
 
 def merge(config: "MergeConfig", common: "Common") -> None:
@@ -53,19 +54,18 @@ def merge(config: "MergeConfig", common: "Common") -> None:
     Examples:
       kd cache merge shard0.kd shard1.kd --to food.kd
     """
-    from kdcli.cache.admin import merge as merging
+    from kdcli.verbs.caches import cache_merge
 
-    _say(merging.merge(config.caches, config.to), common.as_json)
+    _say(cache_merge(config), common.as_json)
 
 
 def _say(done: "Moved", json: bool, more: dict[str, Any] | None = None) -> None:
     document = {**done.document(), **(more or {})}
     if json:
         console.document(document)
-    else:
-        console.table(
-            ["part", "units", "of"], [[part, count, total] for part, (count, total) in done.parts.items()]
-        )
-    console.note(f"{done.path}: {document['bytes'] / 1e6:,.1f} MB")
+        return
+    say(done.tables())
+    then = f"kd cache {'unpack' if more else 'info'} {quote(str(done.path))}{' --to CACHE' if more else ''}"
+    console.finished(f"{done.path}: {size(document['bytes'])}", then)
     if not done.complete:
         console.note("Not complete: kd cache-teachers with the cache's own options fills what is missing.")
