@@ -106,7 +106,7 @@ class Result(ABC):
 
     def _repr_html_(self) -> str:
         """The tables, for notebooks; names are text and never markup."""
-        return "".join(map(_html, self.tables()))
+        return "".join(map(_html, self.tables())) or f"<p>{type(self).__name__}: nothing to list</p>"
 
 
 def flat(record: Mapping[str, Any], before: str = "") -> dict[str, Any]:
