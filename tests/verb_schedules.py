@@ -350,10 +350,11 @@ def _look_at_cache(cache: Path, root: Path, found: Look) -> None:
 
 def _plain(path: Path) -> bytes:
     content = path.read_bytes()
-    if path.suffix in (".json", ".jsonl"):
-        parts = content.splitlines() if path.suffix == ".jsonl" else [content]
+    if path.suffix == ".jsonl":  # the last line may be torn: it is written anew
+        return json.dumps(list(map(_of_any_call, _whole_lines(content))), sort_keys=True).encode()
+    if path.suffix == ".json":
         try:
-            return json.dumps([_of_any_call(json.loads(part)) for part in parts], sort_keys=True).encode()
+            return json.dumps(_of_any_call(json.loads(content)), sort_keys=True).encode()
         except ValueError:
             return content
     if path.name == "stamps":  # of a stage's copies: files are others in every run
@@ -363,6 +364,15 @@ def _plain(path: Path) -> bytes:
     if path.name == "lock":  # says which process has it
         return b""
     return _WRITTEN.sub(b"", content)
+
+
+def _whole_lines(content: bytes) -> Iterator[Any]:
+    """The documents of a log, up to a line that is none."""
+    for line in content.splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:
+            return
 
 
 def _begins(now: bytes | None, whole: bytes) -> bool:
