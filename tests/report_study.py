@@ -63,7 +63,7 @@ def make_study(root: Path) -> Study:
         "--draws 3 --related two",
         "ranking": f"kd rank-sources --cache {place.cache} --seed 1",
         "compared": f"kd compare gen={place.specs['gen']} seq=local-dir:{results / 'sequence/export'} "
-        f"--data {place.test} --out {results / 'compared'} --device cpu --workers 0",
+        f"--test {place.test} --out {results / 'compared'} --device cpu --workers 0",
     }  # fmt: skip
     for name, line in typed.items():
         printed = kd(f"{line} --json --quiet")
