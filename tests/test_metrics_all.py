@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import pdist
 from scipy.stats import ortho_group, spearmanr
@@ -239,6 +239,7 @@ OFFSET_FREE = [
 @pytest.mark.parametrize("name", OFFSET_FREE)
 @pytest.mark.parametrize("offset", [1e4, -3e4])
 @given(st.integers(0, 10_000))
+@example(4512)  # rows that tie: a bit decides which optimum a mixture finds
 @settings(deadline=None, max_examples=5)
 def test_a_large_common_offset_of_fp16_features_changes_nothing(name: str, offset: float, seed: int) -> None:
     rng, labels = np.random.default_rng(seed), labels_of(36)
