@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from kdcli.comparing.result import CompareResult
     from kdcli.data.sources import open_data as open_data
     from kdcli.demo.result import DemoResult
+    from kdcli.distilling.result import DistillResult
     from kdcli.extract.config import CacheConfig as CacheConfig
     from kdcli.extract.costs import CachePlan
     from kdcli.extract.extend import ExtendResult
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
 # --- the commands: a line each ------------------------------------------------------------------
 # fmt: off
+distill: "Verb[DistillResult]" = Verb("distill", "distilling.config:DistillConfig", "distilling.distill:distill")
 cache_teachers: "Verb[CacheResult]" = Verb("cache_teachers", "extract.config:CacheConfig", "extract.extract:cache_teachers")
 rank_sources: "Verb[RankAnswer]" = Verb("rank_sources", "ranking.config:RankConfig", "ranking.answer:rank_sources")
 fuse_teachers: "Verb[FuseResult]" = Verb("fuse_teachers", "fusing.config:FuseConfig", "verbs.steps:fuse_teachers")

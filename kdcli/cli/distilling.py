@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from kdcli.console import console, duration
+from kdcli.console import console
 
 if TYPE_CHECKING:
     from kdcli.distilling.config import DistillConfig
@@ -30,9 +30,9 @@ def distill(config: "DistillConfig", common: "Common") -> None:
         return
     console.note("")
     console.say(*result.verdict)
-    console.note(
-        f"made in {duration(result.seconds)}: the student {result.student}, the report {result.report}",
-        f"next: open {result.report}",
-        f"next: python -c \"import timm; timm.create_model('{result.student}', pretrained=True)\"",
-        f"next: kd distill ... --teacher {result.student} makes it a teacher",
+    console.finished(
+        f"made the student {result.student} and the report {result.report}",
+        f"open {result.report}",
+        f"python -c \"import timm; timm.create_model('{result.student}', pretrained=True)\"",
+        f"kd distill IMAGES --teacher {result.student} ... (it can be a teacher, too)",
     )

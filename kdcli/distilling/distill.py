@@ -252,7 +252,7 @@ class _Job:
         if parts.test is None or BASELINE not in students.students:
             return None
         models = tuple(f"{name}={_export(each)}" for name, each in students.students.items())
-        config = CompareConfig(models=models, data=parts.test, out=self._path("compared"), **self._shared())
+        config = CompareConfig(models=models, test=parts.test, out=self._path("compared"), **self._shared())
         found = self.steps.run("Image by image", command_line(config), lambda: compare(config))
         pair = next(each for each in found.pairs if each.student == BASELINE)
         right = {name: each.accuracy for name, each in found.models.items()}

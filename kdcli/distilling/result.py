@@ -1,10 +1,11 @@
 """What ``kd distill`` gives: the student, what it is worth, and the verdict in plain words."""
 
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 from kdcli.documents import declared
 from kdcli.metrics.intervals import of_disagreement
+from kdcli.results import Result, Table
 
 
 @final
@@ -35,7 +36,7 @@ class Against:
 
 @final
 @dataclass(frozen=True, slots=True)
-class DistillResult:
+class DistillResult(Result):
     """What was made, and how good it is.
 
     Attributes:
@@ -50,6 +51,8 @@ class DistillResult:
         commands: title, command and seconds of each step.
         verdict: lines of plain words.
     """
+
+    bars: ClassVar[tuple[str, ...]] = ("representation", "accuracy")
 
     student: str
     method: str
@@ -67,6 +70,15 @@ class DistillResult:
         """As JSON."""
         document: dict[str, Any] = declared(self)
         return document
+
+    def records(self) -> tuple[dict[str, Any], ...]:
+        """Few-shot accuracy, a representation a row."""
+        return tuple({"representation": name, "accuracy": value} for name, value in self.probes.items())
+
+    def tables(self) -> tuple[Table, ...]:
+        """The verdict, and what was made."""
+        made = [("student", self.student), ("method", f"{self.method}: {self.why}"), ("report", self.report)]
+        return (Table(("verdict",), [(line,) for line in self.verdict]), Table(("made", "is"), made))
 
 
 def verdict_of(against: Against, sources: dict[str, float], student_size: str) -> tuple[str, ...]:

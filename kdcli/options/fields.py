@@ -135,7 +135,7 @@ class StepConfig(Options):
 
     def __init__(self, /, **options: Any) -> None:
         problems: list[str] = []
-        _fill(self, [(as_typed(type(self), options), "")], problems)
+        _fill(self, with_preset(type(self), [(as_typed(type(self), options), "")]), problems)
         if problems:
             raise ConfigError("; ".join(problems), f"kd {self.command} --help explains every option.")
 
@@ -168,6 +168,12 @@ class StepConfig(Options):
 Config = TypeVar("Config", bound=StepConfig)
 Layer = tuple[Mapping[str, Any], str]
 """Options from one place, and how a message calls that place: ``--`` a command line, nothing a call in Python."""
+
+
+def with_preset(kind: type[StepConfig], layers: list[Layer]) -> list[Layer]:
+    """The layers, and below them the preset that the last of them names."""
+    name = next((values["preset"] for values, _ in reversed(layers) if values.get("preset")), None)
+    return [(kind.preset_options(name), f"--preset {name}: "), *layers] if isinstance(name, str) else layers
 
 
 def validated(kind: type[Config], layers: Sequence[Layer], problems: list[str]) -> Config | None:

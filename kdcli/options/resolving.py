@@ -10,7 +10,7 @@ import yaml
 from kdcli.console import shown
 from kdcli.errors import ConfigError, NotFoundError, StorageError, UsageError
 from kdcli.files import storage_errors
-from kdcli.options.fields import Config, Layer, StepConfig, marked, validated
+from kdcli.options.fields import Config, Layer, StepConfig, marked, validated, with_preset
 from kdcli.reading_yaml import YAMLDumper, parse_yaml, read_yaml
 from kdcli.runtime import versions
 
@@ -53,8 +53,7 @@ def layers_of(
         (_from_sets(sets, problems), "--set "),
         ({key: value for key, value in flags.items() if value not in (None, (), [])}, "--"),
     ]
-    name = next((values["preset"] for values, _ in reversed(layers) if values.get("preset")), None)
-    return [(kind.preset_options(name), f"--preset {name}: "), *layers] if isinstance(name, str) else layers
+    return with_preset(kind, layers)
 
 
 def only_flags(problems: Sequence[str]) -> bool:
