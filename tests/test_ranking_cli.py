@@ -167,7 +167,7 @@ def test_from_a_new_process(kd: Kd, files: Path) -> None:
 def test_a_silent_standard_input_is_told_once_and_read_to_its_end(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from kdcli.cli import training
+    from kdcli.verbs import training
 
     class Slow:
         def read(self, most: int) -> bytes:

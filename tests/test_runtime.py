@@ -12,7 +12,7 @@ from kdcli.errors import KdError, OutputExistsError, StorageError, UsageError
 from kdcli.files import atomic_write_text, holds_files, write_json
 from kdcli.reading import read_json
 from kdcli.runtime import parse_shard, stop_signals
-from kdcli.training.rundir import require_folder
+from kdcli.training.out import require_folder
 
 
 @pytest.mark.parametrize("count", [1, 3, 7])

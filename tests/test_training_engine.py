@@ -22,6 +22,7 @@ from torch.nn import functional
 from training_place import Place, make_place
 
 from kdcli.errors import (
+    ConfigError,
     DeviceError,
     DivergedError,
     MissingExtraError,
@@ -274,7 +275,7 @@ def test_milestones_are_shares_of_the_training() -> None:
 
 @pytest.mark.parametrize("milestones", [(0.8, 0.5), (0.5, 0.5), (0.0, 0.5), (1.5,)])
 def test_milestones_out_of_order_or_range_are_refused(place: Place, milestones: tuple[float, ...]) -> None:
-    with pytest.raises(ValueError, match="each after the last"):
+    with pytest.raises(ConfigError, match="each after the last"):
         place.config("milestones", schedule="step", milestones=milestones)
 
 

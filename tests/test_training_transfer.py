@@ -263,7 +263,7 @@ REFUSALS: list[Refusal] = [
     ("dp", {"frozen_teacher": "gen", "frozen": "live"}, UsageError, "--frozen live", "Leave one"),
     ("dp", {"teacher_view": "eval"}, CacheMissingError, "cannot run live", "start="),
     ("dp", {"teacher_view": "eval", "frozen": "live"}, UsageError, "--teacher-view eval", "start="),
-    ("dp", {"data": "{data}@labels=none"}, BadDataError, "has no labels", "needs none"),
+    ("dp", {"data": "{data}@labels=none"}, BadDataError, "has no labels", "needs no labels"),
     ("dp", {"data": "{data}@labelled=0.5"}, BadDataError, "have no label", "dp-unsup"),
     ("mcl", {"ema": 0.9}, UsageError, "--ema 0.9", "--mcl-tau"),
     ("kl", {"cache": ()}, UsageError, "no --cache", "cache-teachers"),

@@ -49,7 +49,7 @@ from kdcli.probing.probe import eval_probes
 from kdcli.ranking import rank_sources, ranking_document
 from kdcli.ranking.config import RankConfig
 from kdcli.ranking.documents import ranking_of
-from kdcli.reading import read_json
+from kdcli.reading import read_json, read_text
 from kdcli.registry import METHODS
 from kdcli.reporting.config import ReportConfig
 from kdcli.reporting.report import report
@@ -160,7 +160,7 @@ class _Job:
             found = self.steps.run("Are the images sound?", command_line(config), lambda: check(config))
             for each in found.findings:
                 console.note(f"{each.images or ''} {each.what}: {each.example}".strip())
-        count = len(exclude.read_text(encoding="utf-8").splitlines())
+        count = len(read_text(exclude).splitlines())
         if not count:
             return parts
         console.note(f"{count} images are left out: {exclude}")

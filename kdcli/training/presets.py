@@ -5,10 +5,12 @@ A preset is the lowest layer of options: a file, ``--set`` and flags win over it
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
-from kdcli.methods.base import Method
 from kdcli.registry import METHODS
+
+if TYPE_CHECKING:
+    from kdcli.methods.base import Method
 
 PresetName = Literal["p1", "p2", "p3", "p4", "fast"]
 
