@@ -200,9 +200,25 @@ def test_what_is_wrong_is_refused_before_teachers_run(
         11, "nowhere"
     )
     kd(*line, "--student", "resnet18", "--method", "labels-only").refused(2, "no cached teacher")
+    kd("distill", "--teacher", "t=resnet18").refused(2, "IMAGES is missing", "--student is missing")
+    make_folder(tmp_path / "one", classes=1)
+    kd("distill", "one", *line[2:], "--student", "test_efficientnet").refused(12, "one class only")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
     kd(*line, "--student", "resnet18", "--out", "full").refused(24, "holds something else")
     with pytest.raises(NotFoundError):
         distill(config(data=str(images), student="no-such-net", out=tmp_path / "o"))
     assert not (tmp_path / "kd-distill" / "cache.kd").exists()
+
+
+def test_a_class_of_one_training_image_is_not_probed(tmp_path: Path, teachers: dict[str, str]) -> None:
+    data = make_folder(tmp_path / "photos", per_class=2, size=28)
+    name, spec = next(iter(teachers.items()))
+    asked = config(
+        data=str(data), teacher=(f"{name}={spec}",), student="test_efficientnet", image_size=32, epochs=1, views=1,
+        out=tmp_path / "out", device="cpu", workers=0,
+    )  # fmt: skip
+    result = distill(asked)
+    assert result.probes == {}
+    assert result.against is not None
+    assert result.against.images == 3

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, final
 
+import numpy as np
+
 from kdcli.cache.cacheset import CacheSet
 from kdcli.cache.owned import require_outside_caches
 from kdcli.checking.check import check
@@ -37,7 +39,7 @@ from kdcli.distilling.choose import (
 from kdcli.distilling.config import DistillConfig
 from kdcli.distilling.result import Against, DistillResult, verdict_of
 from kdcli.distilling.steps import Steps
-from kdcli.errors import OutputExistsError, UsageError
+from kdcli.errors import BadDataError, OutputExistsError, UsageError
 from kdcli.extract import cache_teachers
 from kdcli.extract.config import CacheConfig
 from kdcli.files import atomic_write_text, holds_files, storage_errors, write_json
@@ -82,11 +84,15 @@ def distill(config: DistillConfig) -> DistillResult:
             f"kd train-student --method {config.method}",
         )
     job = _Job(config, Steps())
+    data = job.open(config.data)
+    if data.class_names is not None and len(data.class_names) < 2:
+        raise BadDataError(
+            f"{config.data} has one class only: '{data.class_names[0]}'",
+            "Give a folder with two class folders or more; or IMAGES@labels=none, to learn the teacher's own classes.",
+        )
+    parts = choose_parts(config, folders_of(DataSpec.parse(config.data)), data.class_names is not None)
     job.begin()
-    data = open_data(config.data, data_root=config.data_root, download=config.download, exif=config.exif)
-    parts = job.check(
-        choose_parts(config, folders_of(DataSpec.parse(config.data)), data.class_names is not None)
-    )
+    parts = job.check(parts)
     train = job.open(parts.train)
     sizes = choose_sizes(config, len(train))
     job.cache_teachers(parts, sizes)
@@ -94,7 +100,7 @@ def distill(config: DistillConfig) -> DistillResult:
     job.rank(choice, train)
     students = job.train(parts, choice, sizes)
     against = job.compare(parts, students)
-    probes = job.probe(parts, students)
+    probes = job.probe(parts, train, students)
     page = job.report(f"{choice.method}: {choice.why}.")
     result = students.students[STUDENT]
     spec = f"local-dir:{result.out}/export"
@@ -110,7 +116,7 @@ def distill(config: DistillConfig) -> DistillResult:
         report=str(page),
         seconds=time.perf_counter() - start,
         commands=tuple(job.steps.commands),
-        verdict=job.verdict(against, accuracy),
+        verdict=job.verdict(against, accuracy, train),
     )
 
 
@@ -258,9 +264,12 @@ class _Job:
         right = {name: each.accuracy for name, each in found.models.items()}
         return Against.of(right[STUDENT], right[BASELINE], found.data["images"], pair.positive, pair.negative)
 
-    def probe(self, parts: Parts, students: SweepResult) -> dict[str, float]:
+    def probe(self, parts: Parts, train: ImageData, students: SweepResult) -> dict[str, float]:
         """Few-shot accuracy on the students' features, kept beside the command that gave it."""
         if parts.test is None:
+            return {}
+        if _smallest(train) < 2:
+            console.warn("a class has one training image: features are not probed, which takes two")
             return {}
         models = tuple(f"{name}={_export(each)}" for name, each in students.students.items())
         config = ProbeConfig(
@@ -288,13 +297,13 @@ class _Job:
         self.steps.run("The report", command_line(config), lambda: report(config, intro=intro))
         return page
 
-    def verdict(self, against: Against | None, accuracy: float | None) -> tuple[str, ...]:
+    def verdict(self, against: Against | None, accuracy: float | None, train: ImageData) -> tuple[str, ...]:
         """Plain words; where distilling did not help, what the teachers know is looked at first."""
         if against is None:
             tested = "not tested" if accuracy is None else f"{100 * accuracy:.1f} % of the test images right"
             return (f"{self.config.student}: {tested}; no student from labels alone to compare with",)
         sources = {}
-        if against.low <= 0:
+        if against.low <= 0 and _smallest(train) >= 2:
             config = RankConfig(cache=(self._path("cache.kd"),), metric="linear-probe", seed=self.config.seed)
             title = "What do the teachers' own features get?"
             ranking = self.steps.run(title, command_line(config), lambda: rank_sources(config))
@@ -310,6 +319,11 @@ class _Job:
         return {
             name: value for name, value in given.items() if value != DistillConfig.model_fields[name].default
         }
+
+
+def _smallest(data: ImageData) -> int:
+    """Labelled images of the class that has fewest."""
+    return int(np.unique(data.labels[data.labels >= 0], return_counts=True)[1].min())
 
 
 def _export(result: TrainResult) -> str:

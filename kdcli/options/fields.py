@@ -280,7 +280,8 @@ def _explain(kind: type[StepConfig], item: Any, origin: Mapping[str, str], last:
             return f"{key} is missing"
         case "missing":
             positional = key in kind.model_fields and mark(kind, key, "positional")
-            return f"{key.upper()} is missing" if positional else f"--{key.replace('_', '-')} is missing"
+            shown = str((mark(kind, key, "metavar") if positional else None) or key).upper()
+            return f"{shown} is missing" if positional else f"--{key.replace('_', '-')} is missing"
         case "extra_forbidden":
             return f"{label}{key}: unknown key.{nearest(key, kind.every_option())}"
         case "literal_error":
