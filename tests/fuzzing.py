@@ -308,6 +308,8 @@ def digest(folder: Path, without: Path | None = None) -> dict[str, str]:
             continue
         kind = "link" if path.is_symlink() else "file" if path.is_file() else "folder"
         name = str(path.relative_to(folder))
+        if kind == "file" and path.stat().st_size > 2**27:  # a sparse one of a mutation
+            kind = f"{path.stat().st_size} bytes"
         found[name] = hashlib.sha256(path.read_bytes()).hexdigest() if kind == "file" else kind
     return found
 

@@ -156,7 +156,7 @@ def test_classes_are_matched_by_their_names(place: Place, tmp_path: Path) -> Non
         for tensor in (model.network.head.weight, model.network.head.bias):
             tensor.copy_(tensor[order].clone())
     export_model(model, tmp_path / "p", [NAMES[number] for number in order])
-    for options in ({"data": place.data}, {"cache": (place.cache,)}):
+    for options in ({"test": place.data}, {"cache": (place.cache,)}):
         result = place.compare(
             "a" if "cache" in options else place.spec("a"), f"p=local-dir:{tmp_path / 'p'}", **options
         )
@@ -237,7 +237,7 @@ def test_what_is_kept_is_not_run_again_unless_the_model_changed(place: Place, tm
     shutil.copytree(place.root / "c", tmp_path / "c")
     models, options = (
         (f"c=local-dir:{tmp_path / 'c'}", place.spec("b")),
-        {"data": place.data, "out": tmp_path / "o"},
+        {"test": place.data, "out": tmp_path / "o"},
     )
     first = place.compare(*models, **options)
     again = place.compare(*models, **options)
@@ -249,7 +249,7 @@ def test_what_is_kept_is_not_run_again_unless_the_model_changed(place: Place, tm
     export(tmp_path / "c", "test_vit", 9)
     changed = place.compare(*models, **options)
     assert {name: model.source for name, model in changed.models.items()} == {"c": "forward", "b": "kept"}
-    fewer = place.compare(*models, **options | {"data": f"{place.data}@n=9"})
+    fewer = place.compare(*models, **options | {"test": f"{place.data}@n=9"})
     assert {model.source for model in fewer.models.values()} == {"forward"}
 
 

@@ -71,7 +71,7 @@ def test_runs_are_repeatable_and_the_seed_matters(root: Path) -> None:
 def test_the_grid_of_c_reaches_the_solver(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     everything = eval_probe(cached(root))
     assert eval_probe(cached(root, c_grid="10,1,0.1,0.01")) == everything
-    eval_probe(cached(root, shots=1, c_grid="0.3"))
+    eval_probe(cached(root, shots=1, c_grid=(0.3,)))
     assert "C = 1" not in capsys.readouterr().err
     eval_probe(cached(root, shots=1))
     assert "C = 1, no cross-validation" in capsys.readouterr().err

@@ -133,7 +133,7 @@ def test_without_matplotlib_plot_exits_13_before_anything_is_done(
     [
         ((), 2, ("--cache is missing", "--features DIR")),
         (("c.kd",), 2, ("unexpected argument c.kd", "--cache PATH")),
-        (("--plot", "figs", "--cache", "c.kd"), 2, ("--plot needs --against",)),
+        (("--plot", "figs", "--cache", "c.kd"), 20, ("c.kd does not exist",)),
         (("--ranking", "pets.json"), 2, ("--ranking needs --against",)),
         (("--ranking", "none.json", "--against", "."), 11, ("none.json is not there",)),
         (("--features", "pets", "--labels", "y.npy", "--against", "x"), 11, ("--against x holds no result",)),

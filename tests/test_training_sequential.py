@@ -414,7 +414,7 @@ def test_the_command_prints_the_run_and_its_stages(kd: Callable[..., Shell], pla
     )  # fmt: skip
     done = kd(*arguments)
     assert done.code == 0, done.err
-    lines = done.out.splitlines()
+    lines = [line for line in done.out.splitlines() if line]
     assert lines[0].split()[:4] == ["method", "epochs", "test", "top1"]
     assert lines[2].split()[:3] == ["stage", "teacher", "teacher_top1"]
     assert len(lines) == 5

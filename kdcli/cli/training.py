@@ -62,7 +62,7 @@ class StudentOptions:
             from kdcli.reading_yaml import parse_yaml
 
             students = {
-                name: parse_yaml(to_yaml(config, every=common.every), name)
+                name: parse_yaml(to_yaml(config, every=common.all_options), name)
                 for name, config in sweep.students.items()
             }
             print(yaml_text(students), end="")

@@ -97,7 +97,7 @@ def configure(kind: "type[Config]", given: Given, common: "Common") -> "Config":
 
     config = resolve(kind, given, common.sets, common.config)
     if common.print_config:
-        print(to_yaml(config, every=common.every), end="")
+        print(to_yaml(config, every=common.all_options), end="")
         raise Finished
     return config
 
@@ -130,7 +130,7 @@ class Command(TyperCommand):
                 for field in option_fields(kind, visible):
                     known.setdefault(field.name, field)
         if not any(kind.model_fields for kind in shown):  # nothing that a file could hold
-            for name in ("config", "sets", "print_config", "every"):
+            for name in ("config", "sets", "print_config", "all_options"):
                 del known[name]
         return known
 

@@ -32,7 +32,7 @@ class Common(BaseModel):
     print_config: bool = option(
         False, "Print as YAML what was chosen of the options, and exit.", panel="Common"
     )
-    every: bool = option(False, "With --print-config: all options.", panel="Common", flags=("--all",))
+    all_options: bool = option(False, "With --print-config: all options.", panel="Common", flags=("--all",))
     as_json: bool = option(
         False, "Print exactly one JSON document on stdout.", panel="Common", flags=("--json",)
     )
