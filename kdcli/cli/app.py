@@ -32,7 +32,8 @@ from kdcli.cli.early import refuse_early
 from kdcli.console import console
 from kdcli.errors import DeviceError, KdError, UsageError
 from kdcli.files import storage_error
-from kdcli.options.command import Body, Command, Group, Source, group, program
+from kdcli.options.command import Body, Command, Source
+from kdcli.options.program import Group, group, program
 from kdcli.runtime import calm_openmp
 from kdcli.workers import worker_death
 

