@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from kdcli.cells import short, yes
-from kdcli.console import console
+from kdcli.console import console, counted
 
 if TYPE_CHECKING:
     from kdcli.demo.config import DemoConfig
@@ -61,6 +61,12 @@ def doctor(_config: "NoOptions", common: "Common") -> None:
         if number:
             console.say()
         console.table(header, rows)
+    then = "kd demo" if checkup.extras["demo"].installed else checkup.extras["demo"].command
+    console.finished(
+        f"{counted(len(checkup.problems), 'problems')} found",
+        then,
+        "kd distill IMAGES --teacher SPEC --student ARCH",
+    )
 
 
 def _sections(checkup: "Checkup") -> list[tuple[list[str], list[list[Any]]]]:

@@ -2,9 +2,10 @@
 
 import csv
 import sys
+from shlex import quote
 from typing import TYPE_CHECKING
 
-from kdcli.console import console, inert
+from kdcli.console import console, counted, inert
 from kdcli.errors import IdentityError
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ def audit(config: "AuditConfig", common: "Common") -> int | None:
     if common.as_json:
         console.document(result.document())
     _summarise(result)
+    if result.found and not common.as_json:
+        console.finished(f"{counted(result.found, 'pairs')} found", _next(config))
     return IdentityError.exit_code if config.fail and result.found else None
 
 
@@ -44,6 +47,17 @@ def _print(result: "AuditResult") -> None:
         (distance, pixels, inert(str(a)), inert(str(b))) for distance, pixels, a, b in table.rows
     )
     sys.stdout.flush()
+
+
+def _next(config: "AuditConfig") -> str:
+    """The command that leaves the duplicates out."""
+    from kdcli.data.spec import with_modifier
+    from kdcli.options.resolving import command_line
+
+    if config.write_exclude is None:
+        return f"{command_line(config)} --write-exclude seen.txt"
+    rest = quote(with_modifier(config.data, f"without={config.write_exclude}"))
+    return f"kd cache-teachers {rest} --cache CACHE --teacher SPEC"
 
 
 def _summarise(result: "AuditResult") -> None:

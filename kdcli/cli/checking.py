@@ -37,6 +37,8 @@ def check(config: "CheckConfig", common: "Common") -> int | None:
 
 def _summarise(result: "CheckResult", config: "CheckConfig", as_json: bool) -> None:
     """Sizes, the verdict and the next command, on stderr."""
+    from kdcli.data.spec import with_modifier
+
     for side in (result.data, result.test):
         if side is not None:
             console.note(_described(side))
@@ -53,8 +55,7 @@ def _summarise(result: "CheckResult", config: "CheckConfig", as_json: bool) -> N
         then = f"kd data check {quote(config.data)}{test} --write-exclude FILE"
         console.note(f"next: {then} lists the {len(result.excluded)} images that should go")
     else:
-        joint = "," if "@" in config.data else "@"
-        spec = quote(f"{config.data}{joint}without={config.write_exclude}")
+        spec = quote(with_modifier(config.data, f"without={config.write_exclude}"))
         console.note(f"next: kd data check {spec}{test}")
 
 

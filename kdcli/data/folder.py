@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from kdcli.cache.keytable import KeyTable
+from kdcli.console import counted
 from kdcli.data.base import ImageSource, Listing, SourceKind, pick_split, pick_task
 from kdcli.data.decode import bad_image
 from kdcli.data.formats import ARCHIVES, EXTENSIONS, FRAMES, IMAGE_BYTES, VIDEOS
@@ -104,12 +105,12 @@ class FolderSource(ImageSource):
     def _nothing(self, walk: Walk) -> BadDataError:
         """The error for a folder without images, with what it has instead."""
         instead = [
-            f"{len(tally)} {what} ({tally.example})"
-            for tally, what in (
-                (walk.strange, "images of kinds that kd does not read"),
-                (walk.nameless, "images whose names lack an ending such as .jpg"),
-                (walk.archives, "archives, which are not looked into"),
-                (walk.videos, "videos"),
+            f"{counted(len(tally), things)}{which} ({tally.example})"
+            for tally, things, which in (
+                (walk.strange, "images", " of kinds that kd does not read"),
+                (walk.nameless, "images", " without an ending such as .jpg in the name"),
+                (walk.archives, "archives", " that kd does not look into"),
+                (walk.videos, "videos", ""),
             )
             if len(tally)
         ]

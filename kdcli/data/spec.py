@@ -218,6 +218,11 @@ class DataSpec:
         return f"{self.source}@{','.join(items)}" if items else self.source
 
 
+def with_modifier(data: str, modifier: str) -> str:
+    """A data spec with one modifier more, else as it was typed."""
+    return f"{data}{',' if str(DataSpec.parse(data)) != DataSpec.parse(data).source else '@'}{modifier}"
+
+
 def _different(parts: list[str]) -> list[str]:
     for number, part in enumerate(parts):
         if part in parts[:number]:

@@ -5,28 +5,28 @@ Nothing is precomputed. What a former run finished in the same folder is found a
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any, final
 
-from kdcli.console import console
+from kdcli.console import console, duration
 from kdcli.demo.live import Live, LiveTeachers
-from kdcli.demo.result import DemoResult
+from kdcli.demo.result import DemoResult, DemoRow
 from kdcli.demo.weights import export_pretrained_weights
 from kdcli.distilling.steps import Steps
 from kdcli.extract import CacheResult, cache_teachers
 from kdcli.extract.config import CacheConfig
 from kdcli.files import storage_errors, write_json
 from kdcli.options.resolving import command_line
-from kdcli.probing import ProbeResult, eval_probe
+from kdcli.probing import ProbeResult, eval_probes
 from kdcli.probing.config import ProbeConfig
 from kdcli.ranking import rank_sources, ranking_document
 from kdcli.ranking.config import RankConfig
-from kdcli.reporting.summary import write_report
-from kdcli.reporting.values import Report, ReportRow
-from kdcli.runtime import versions
+from kdcli.reporting.config import ReportConfig
+from kdcli.reporting.report import report
 from kdcli.training.config import StudentConfig
 from kdcli.training.result import TrainResult
 from kdcli.training.train import train_student
@@ -109,24 +109,14 @@ def run_demo(folder: Path) -> DemoResult:
     teachers = job.make_teachers()
     cached = job.cache_teachers(teachers)
     ranking = job.rank_sources()
-    students = [job.train(method, ranking) for method in STUDENTS]
-    probes = [job.probe(method) for method in STUDENTS]
-    live = job.measure_live(teachers, ranking, students[STUDENTS.index("distill-weighted")])
-    rows = tuple(_row(*parts, live) for parts in zip(STUDENTS, students, probes, strict=True))
-    points = [(source.name, source.score, job.train_single(source.name)) for source in ranking.sources]
-    report = Report(
-        title="kd demo",
-        intro=_intro(job.task, cached),
-        commands=[*job.log.commands],
-        ranking=ranking,
-        rows=rows,
-        histories={row.name: list(student.history) for row, student in zip(rows, students, strict=True)},
-        score_points=points,
-        versions=versions(),
-        notes=_notes(live, cached),
-    )
-    write_report(report, folder / "report.html")
-    return DemoResult(folder / "report.html", ranking, rows, live, time.perf_counter() - start)
+    students = {method: job.train(method, ranking) for method in STUDENTS}
+    for source in ranking.sources:
+        job.train_single(source.name)
+    probes = job.probe()
+    live = job.measure_live(teachers, ranking, students["distill-weighted"])
+    rows = tuple(_row(name, each, probes[name], live) for name, each in students.items())
+    page = job.report(f"{_intro(job.task, cached)} {_cost(rows, live)}")
+    return DemoResult(page, ranking, rows, live, time.perf_counter() - start)
 
 
 @final
@@ -226,23 +216,37 @@ class _Job:
             f"A student: {method}", command_line(config), lambda: train_student(config, ranking=chosen)
         )
 
-    def train_single(self, teacher: str) -> float:
-        """Accuracy of a student of one source alone: what the ranking should predict."""
+    def train_single(self, teacher: str) -> None:
+        """A student of one source alone, trained half as long: what the ranking should predict."""
         config = self._config("distill-equal", f"single-{teacher}", teacher=(teacher,), epochs=3)
         title = f"A student of {teacher} alone"
-        result = self.log.run(title, command_line(config), lambda: train_student(config))
-        return (result.test or {})["top1"]
+        self.log.run(title, command_line(config), lambda: train_student(config))
 
-    def probe(self, method: str) -> ProbeResult:
-        """Few-shot accuracy of a student's features."""
-        model = (f"local-dir:{self.folder / 'students' / method / 'export'}",)
-        config = ProbeConfig(data=self.task.train, test=self.task.test, model=model, draws=20)
-        return self.log.run(f"Few-shot probe: {method}", command_line(config), lambda: eval_probe(config))
+    def probe(self) -> dict[str, ProbeResult]:
+        """Few-shot accuracy of the students' features, by method; kept beside the command that gave it."""
+        models = tuple(f"{each}=local-dir:{self.folder / 'students' / each / 'export'}" for each in STUDENTS)
+        config = ProbeConfig(data=self.task.train, test=self.task.test, model=models, draws=20)
+        file = self.folder / "probes.json"
+        title, line = "What the features are worth", f"{command_line(config)} --json > {file}"
+        table = self.log.run(title, line, lambda: eval_probes(config))
+        write_json(file, table.document())
+        return {each.representation: each for each in table.results}
+
+    def report(self, intro: str) -> Path:
+        """All of it as one page, which begins with ``intro``."""
+        names = ("students", "target.kd", "ranking.json", "probes.json")
+        page = self.folder / "report.html"
+        inputs = tuple(self.folder / name for name in names)
+        config = ReportConfig(inputs=inputs, out=page, title="kd demo")
+        self.log.run("The report", command_line(config), lambda: report(config, intro=intro))
+        return page
 
     def measure_live(self, teachers: dict[str, str], ranking: Ranking, cached: TrainResult) -> Live:
         """One epoch of the weighted student with the teachers' forward inside the loop, through a callback."""
         run_teachers = LiveTeachers(teachers)
-        config = self._config("distill-weighted", "live", epochs=1, overwrite=True, test=None)
+        config = self._config(
+            "distill-weighted", "live", epochs=1, overwrite=True, test=None, out=self.folder / "live"
+        )
         result = self.log.run(
             "What live teachers would cost: one epoch with their forward in the loop (library callback)",
             "train_student(config, on_batch=run_teachers)",
@@ -252,32 +256,30 @@ class _Job:
         return Live(result.history[0]["seconds"], usual, run_teachers.seconds_per_image())
 
 
-def _row(method: str, trained: TrainResult, probed: ProbeResult, live: Live) -> ReportRow:
-    summary = probed.accuracy
-    return ReportRow(
-        name=method,
+def _row(method: str, trained: TrainResult, probed: ProbeResult, live: Live) -> DemoRow:
+    return DemoRow(
         method=method,
         test_top1=None if trained.test is None else trained.test["top1"],
-        probe=(summary.mean, summary.ci95 or 0.0),
+        probe=(probed.accuracy.mean, probed.accuracy.ci95 or 0.0),
         seconds=trained.seconds,
         live_seconds=live.seconds_for(trained) if trained.details["weights"] else None,
-        note="no label is used: it has no classifier for the task" if method == "consolidation" else "",
     )
 
 
 def _intro(task: Task, cached: CacheResult) -> str:
     return (
         f"{len(cached.teachers)} teachers ran once over {cached.rows} images ({cached.views} views of each, "
-        f"{cached.bytes / 1e6:.0f} MB of outputs). The ranking and every student below were made from that cache, "
-        f"with {task.labelled} labelled images. Nothing here is precomputed: the numbers are this machine's."
+        f"{cached.bytes / 1e6:.0f} MB of outputs). The ranking and every student were made from that cache, with "
+        f"{task.labelled} labelled images; labels-only takes as many steps as the others, all of them over these. "
+        "Nothing here is precomputed: the numbers are this machine's."
     )
 
 
-def _notes(live: Live, cached: CacheResult) -> list[str]:
-    return [
-        f"An epoch with all teachers live took {live.epoch_seconds:.1f} s, from the cache "
-        f"{live.cached_epoch_seconds:.1f} s ({live.ratio:.1f} times). Caching itself ran the teachers once "
-        f"over {cached.views} views.",
-        "labels-only gets as many steps as the others: its epochs hold only the labelled images.",
-        "Score against accuracy: one student per source alone, trained half as long.",
-    ]
+def _cost(rows: Sequence[DemoRow], live: Live) -> str:
+    known = [(row.seconds, row.live_seconds) for row in rows if row.live_seconds is not None]
+    cached, alive = (sum(column) for column in zip(*known, strict=True))
+    return (
+        f"The {len(known)} students of teachers took {duration(cached)} from the cache; with live teachers they would "
+        f"have taken {duration(alive)}: an epoch with all teachers in the loop took {live.epoch_seconds:.1f} s, from "
+        f"the cache {live.cached_epoch_seconds:.1f} s ({live.ratio:.1f} times)."
+    )

@@ -7,9 +7,28 @@ from typing import Any, final
 from kdcli.console import console, duration
 from kdcli.demo.live import Live
 from kdcli.ranking import ranking_document
-from kdcli.reporting.values import ReportRow
 from kdcli.results import Result
 from kdcli.types import Ranking
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class DemoRow:
+    """One student.
+
+    Attributes:
+        method: that it learnt by.
+        test_top1: share of the test images that are right; None of a student without a classifier for them.
+        probe: few-shot accuracy of its features: mean and half-width of the 95 % interval, fractions.
+        seconds: that training took.
+        live_seconds: that training would have taken with live teachers; None of a student without teachers.
+    """
+
+    method: str
+    test_top1: float | None
+    probe: tuple[float, float]
+    seconds: float
+    live_seconds: float | None
 
 
 @final
@@ -19,7 +38,7 @@ class DemoResult(Result):
 
     report: Path
     ranking: Ranking
-    rows: tuple[ReportRow, ...]
+    rows: tuple[DemoRow, ...]
     live: Live
     seconds: float
 
@@ -32,7 +51,7 @@ class DemoResult(Result):
                 {
                     "method": row.method,
                     "test_top1": row.test_top1,
-                    "probe": None if row.probe is None else {"mean": row.probe[0], "ci95": row.probe[1]},
+                    "probe": {"mean": row.probe[0], "ci95": row.probe[1]},
                     "seconds": row.seconds,
                     "live_seconds": row.live_seconds,
                 }
@@ -54,9 +73,9 @@ def say(result: DemoResult) -> None:
         ["student", "test accuracy", "5-shot probe", "seconds", "with live teachers"],
         [
             [
-                row.name,
+                row.method,
                 "-" if row.test_top1 is None else f"{row.test_top1:.3f}",
-                "-" if row.probe is None else f"{row.probe[0]:.3f} +- {row.probe[1]:.3f}",
+                f"{row.probe[0]:.3f} +- {row.probe[1]:.3f}",
                 f"{row.seconds:.1f}",
                 "-" if row.live_seconds is None else f"{row.live_seconds:.1f}",
             ]

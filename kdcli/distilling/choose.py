@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Final, final
 
 from kdcli.data.folder import SPLIT_NAMES
-from kdcli.data.spec import DataSpec, canonical_split
+from kdcli.data.spec import DataSpec, canonical_split, with_modifier
 from kdcli.distilling.config import DistillConfig
 from kdcli.errors import UsageError
+from kdcli.training.presets import options_of_preset
 
 SHARE: Final = "80/20"
 """Training and test images of each class, in percent, where no test set is given."""
@@ -18,6 +19,8 @@ MOST_EPOCHS, LEAST_EPOCHS = 60, 10
 FEW_IMAGES: Final = 1000
 """Below these, batches are of 32, so that an epoch has steps enough."""
 MOST_VIEWS: Final = 8
+MOST_ANSWERED: Final = 2000
+"""Test images that the teachers answer, too, so that the report can show it."""
 
 
 @final
@@ -96,11 +99,6 @@ def choose_parts(config: DistillConfig, folders: Sequence[str], labelled: bool) 
     )
 
 
-def with_modifier(data: str, modifier: str) -> str:
-    """A data spec with one modifier more, else as it was typed."""
-    return f"{data}{',' if str(DataSpec.parse(data)) != DataSpec.parse(data).source else '@'}{modifier}"
-
-
 def choose_method(class_names: Sequence[str] | None, teachers: Mapping[str, Sequence[str] | None]) -> Choice:
     """The method, by labels and teachers.
 
@@ -130,9 +128,11 @@ def choose_method(class_names: Sequence[str] | None, teachers: Mapping[str, Sequ
 
 
 def choose_sizes(config: DistillConfig, images: int) -> Sizes:
-    """Epochs, batch and views, by the number of training images."""
-    epochs = config.epochs or min(MOST_EPOCHS, max(LEAST_EPOCHS, round(STEPS_IMAGES / images)))
-    batch = config.batch_size or (32 if images < FEW_IMAGES else 64)
+    """Epochs, batch and views: those given, else the preset's, else by the number of training images."""
+    preset = options_of_preset(config.preset) if config.preset else {}
+    usual = min(MOST_EPOCHS, max(LEAST_EPOCHS, round(STEPS_IMAGES / images)))
+    epochs = config.epochs or preset.get("epochs") or usual
+    batch = config.batch_size or preset.get("batch_size") or (32 if images < FEW_IMAGES else 64)
     views = config.views or min(MOST_VIEWS, epochs)
     return Sizes(epochs, min(batch, images), views)
 

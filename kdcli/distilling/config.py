@@ -9,6 +9,7 @@ from kdcli.errors import nearest
 from kdcli.options.common import DataOptions, DeviceOption, SeedOption, WorkersOption
 from kdcli.options.fields import option
 from kdcli.registry import METHODS, is_object_path
+from kdcli.training.presets import PAPERS, PresetName
 
 
 @final
@@ -36,6 +37,9 @@ class DistillConfig(DataOptions, SeedOption, DeviceOption, WorkersOption):
         None, "What the student learns from, see kd methods; default: by labels and teachers.",
         panel="Teachers", complete="method",
     )  # fmt: skip
+    preset: PresetName | None = option(
+        None, "p1, p2, p3, p4: that paper's method with its own numbers; fast: a first look.", panel="Teachers"
+    )  # fmt: skip
     student: str = option(..., "Model spec of the student.", panel="Student", complete="student")
     image_size: int | None = option(
         None, "Input size of the student in pixels; default: its own.", panel="Student", ge=8, le=4096
@@ -52,6 +56,11 @@ class DistillConfig(DataOptions, SeedOption, DeviceOption, WorkersOption):
     out: Path = option(
         Path("kd-distill"), "Folder of all that is made.", panel="Output", metavar="DIR", mechanical=True
     )
+
+    @property
+    def chosen_method(self) -> str | None:
+        """The method that was asked for by its name or by a paper's preset."""
+        return self.method or PAPERS.get(self.preset or "")
 
     @field_validator("method")
     @classmethod

@@ -2,7 +2,7 @@
 
 OUT/distill.json   which job this folder is of
 OUT/exclude.txt    keys of images that are left out: unreadable, copies, images of the test set
-OUT/cache.kd       the teachers' outputs
+OUT/cache.kd       the teachers' outputs; OUT/test.kd those of the test images, for the report
 OUT/ranking.json   which teacher suits the task, where there are several
 OUT/students.yaml  how the students differ; OUT/students/NAME are their runs
 OUT/compared, OUT/probe.json, OUT/report.html
@@ -25,8 +25,9 @@ from kdcli.comparing.compare import compare
 from kdcli.comparing.config import CompareConfig
 from kdcli.console import console
 from kdcli.data.sources import ImageData, open_data
-from kdcli.data.spec import DataSpec
+from kdcli.data.spec import DataSpec, with_modifier
 from kdcli.distilling.choose import (
+    MOST_ANSWERED,
     Choice,
     Parts,
     Sizes,
@@ -34,7 +35,6 @@ from kdcli.distilling.choose import (
     choose_parts,
     choose_sizes,
     folders_of,
-    with_modifier,
 )
 from kdcli.distilling.config import DistillConfig
 from kdcli.distilling.result import Against, DistillResult, verdict_of
@@ -55,6 +55,7 @@ from kdcli.reading import read_json, read_text
 from kdcli.registry import METHODS
 from kdcli.reporting.config import ReportConfig
 from kdcli.reporting.report import report
+from kdcli.training.presets import PAPERS
 from kdcli.training.result import TrainResult
 from kdcli.training.sweep import SweepResult, train_sweep
 from kdcli.training.sweep_file import resolve_sweep
@@ -78,10 +79,9 @@ def distill(config: DistillConfig) -> DistillResult:
     """
     start = time.perf_counter()
     architecture_name(ModelSpec.parse(config.student))
-    if config.method is not None and not METHODS.find(config.method).needs.kinds:
+    if (asked := config.chosen_method) is not None and not METHODS.find(asked).needs.kinds:
         raise UsageError(
-            f"--method {config.method} learns from no cached teacher",
-            f"kd train-student --method {config.method}",
+            f"--method {asked} learns from no cached teacher", f"kd train-student --method {asked}"
         )
     job = _Job(config, Steps())
     data = job.open(config.data)
@@ -95,7 +95,10 @@ def distill(config: DistillConfig) -> DistillResult:
     parts = job.check(parts)
     train = job.open(parts.train)
     sizes = choose_sizes(config, len(train))
-    job.cache_teachers(parts, sizes)
+    views = f"eval+train:{sizes.views}" if sizes.views else "eval"
+    job.cache_teachers("The teachers run once", parts.train, "cache.kd", views)
+    if parts.test is not None and len(job.open(parts.test)) <= MOST_ANSWERED:
+        job.cache_teachers("What they say of the test images, for the report", parts.test, "test.kd", "eval")
     choice = job.choose(train)
     job.rank(choice, train)
     students = job.train(parts, choice, sizes)
@@ -172,23 +175,22 @@ class _Job:
         console.note(f"{count} images are left out: {exclude}")
         return Parts(with_modifier(parts.train, f"without={exclude}"), parts.test, parts.why)
 
-    def cache_teachers(self, parts: Parts, sizes: Sizes) -> None:
-        """Run all teachers once."""
-        views = f"eval+train:{sizes.views}" if sizes.views else "eval"
+    def cache_teachers(self, title: str, data: str, cache: str, views: str) -> None:
+        """Run all teachers once over some images."""
         config = CacheConfig(
-            data=parts.train,
-            cache=self._path("cache.kd"),
+            data=data,
+            cache=self._path(cache),
             teacher=self.config.teacher,
             views=views,
             bad_images="drop",
             **self._shared(),
         )
-        self.steps.run("The teachers run once", command_line(config), lambda: cache_teachers(config))
+        self.steps.run(title, command_line(config), lambda: cache_teachers(config))
 
     def choose(self, train: ImageData) -> Choice:
         """The method: the given one, or by labels and teachers."""
-        if self.config.method is not None:
-            return Choice(self.config.method, "as given")
+        if (asked := self.config.chosen_method) is not None:
+            return Choice(asked, "as given" if self.config.method else f"--preset {self.config.preset}")
         teachers = CacheSet.open([self._path("cache.kd")]).teachers
         return choose_method(train.class_names, {name: each.class_names for name, each in teachers.items()})
 
@@ -211,6 +213,8 @@ class _Job:
         """The student, and the same from labels alone, over one stream of images."""
         method: Method = METHODS.find(choice.method)
         own: dict[str, Any] = {"method": choice.method}
+        if self.config.preset in PAPERS:
+            own["preset"] = self.config.preset
         if method.needs.generalist:
             own["generalist"] = self._teachers()[0]
         ranking = self._path("ranking.json")
@@ -247,6 +251,7 @@ class _Job:
             "batch_size": sizes.batch_size,
             "teacher_view": "same" if sizes.views else "eval",
             "seed": self.config.seed or None,
+            "preset": "fast" if self.config.preset == "fast" else None,
             "bad_images": "drop",
             "out": self._path("students"),
             **self._shared(),
@@ -288,7 +293,7 @@ class _Job:
 
     def report(self, intro: str) -> Path:
         """All of it as one page, which begins with ``intro``."""
-        names = ("students", "cache.kd", "ranking.json", "compared", "probe.json")
+        names = ("students", "cache.kd", "test.kd", "ranking.json", "compared", "probe.json")
         inputs = tuple(path for name in names if (path := self._path(name)).exists())
         page = self._path("report.html")
         config = ReportConfig(

@@ -109,7 +109,12 @@ def _ranking(result: RankResult) -> list[Table]:
         [s.name, fraction(s.score), *([fraction(std[s.name])] if std else []), fraction(s.weight)]
         for s in ranking.sources
     ]
-    tables = [Table(["source", ranking.metric, *(["std"] if std else []), "weight"], rows)]
+    about = {
+        ranking.metric: "score, higher is better",
+        **({"std": "of the score over repeats"} if std else {}),
+    }
+    about["weight"] = "of the source in distill-weighted, by its score"
+    tables = [Table(["source", *about], rows, legend=about)]
     if result.whole:
         names = [source.name for source in ranking.sources]
         rows = [[column, *(fraction(row[name]) for name in names)] for column, row in result.table.items()]
@@ -150,7 +155,13 @@ def _one(evidence: Evidence, name: str) -> Table:
         rows.append([column, *(_estimate(cells[name][statistic]) for statistic in statistics)])
     students = len(evidence.targets[0].accuracy)
     title = f"{name}: single-source students of {students} sources; [95 % interval], p by permutation"
-    return Table(["metric/on", *statistics], rows, title)
+    top = f"top{evidence.top}"
+    about = {
+        "spearman": "rank correlation of score and accuracy (also kendall; pearson: linear), 1 is best",
+        f"{top}_mean": f"mean accuracy of the {evidence.top} sources ranked first over that of the {evidence.top} best",
+        f"{top}_best": "accuracy of the best of them over the best of all",
+    }
+    return Table(["metric/on", *statistics], rows, title, about)
 
 
 def _grid(evidence: Evidence, names: Sequence[str], statistic: str, title: str) -> Table:

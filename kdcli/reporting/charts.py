@@ -10,7 +10,6 @@ from kdcli.reporting.document import Chart, Mark
 from kdcli.reporting.drawing import NARROW, WIDE
 from kdcli.reporting.markup import clean
 from kdcli.reporting.style import SERIES
-from kdcli.reporting.values import ReportRow
 from kdcli.types import Ranking
 
 if TYPE_CHECKING:
@@ -63,35 +62,33 @@ def _ranking_caption(ranking: Ranking) -> str:
     return f"{ranking.metric.upper()} of the {what} with the labels of the task{probe}; beside it the weight{weights}."
 
 
-def accuracies(rows: Sequence[ReportRow], name: str = "accuracies", title: str = "") -> Chart:
-    """Test accuracy and few-shot probe of each student, in the table's order."""
+@final
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """A student's accuracy on the test set, and the ends of its 95 % interval if it is known; fractions."""
+
+    name: str
+    accuracy: float
+    interval: tuple[float, float] | None = None
+
+
+def accuracies(rows: Sequence[Reached], name: str = "accuracies") -> Chart:
+    """Test accuracy of each student, in the table's order."""
 
     def draw(look: Look) -> "Figure":
         figure = figure_of(NARROW, 0.75 + 0.34 * len(rows))
         axes = figure.subplots()
-        aside = 0.13 if any(row.probe is not None for row in rows) else 0.0
         for place, row in enumerate(rows):
-            if row.probe is not None:
-                mean, half = (100 * value for value in row.probe)
-                axes.plot([mean - half, mean + half], [place + 0.13] * 2, color=look.series[1], linewidth=1.4)
-                axes.plot(
-                    mean, place + 0.13, "D", color=look.series[1], markersize=5, markerfacecolor=look.ground
-                )
             if row.interval is not None:
                 ends = [100 * end for end in row.interval]
-                axes.plot(ends, [place - aside] * 2, color=look.series[0], linewidth=1.4)
-            if row.test_top1 is not None:
-                axes.plot(100 * row.test_top1, place - aside, "o", color=look.series[0], markersize=6.5)
+                axes.plot(ends, [place] * 2, color=look.series[0], linewidth=1.4)
+            axes.plot(100 * row.accuracy, place, "o", color=look.series[0], markersize=6.5)
         _named_rows(axes, look, [row.name for row in rows])
         return figure
 
     intervals = ", 95 % interval" if any(row.interval for row in rows) else ""
-    marks = (
-        (Mark(f"test accuracy{intervals}", 0, "o"), any(row.test_top1 is not None for row in rows)),
-        (Mark("few-shot probe, 95 % interval", 1, "-D-"), any(row.probe is not None for row in rows)),
-    )
-    legend = tuple(mark for mark, shown in marks if shown)
-    return Chart(name, f"Accuracy of {len(rows)} students", draw, legend=legend, title=title)
+    legend = (Mark(f"test accuracy{intervals}", 0, "o"),)
+    return Chart(name, f"Accuracy of {len(rows)} students", draw, legend=legend)
 
 
 @final

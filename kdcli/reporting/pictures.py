@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int64
 
 from kdcli.metrics.calibration import BINS, Reliability, reliability
+from kdcli.models.wordnet import readable
 from kdcli.plotting import Look as Colors
 from kdcli.plotting import figure_of
 from kdcli.reporting.cells import number, percent, word
@@ -51,7 +52,7 @@ def classes_gallery(look: Look) -> Gallery | None:
     for label in present[:MOST_CLASSES]:
         rows = np.flatnonzero(look.labels == label)
         pictures = tuple(_picture(look, int(row), teachers, "") for row in rows[:OF_EACH])
-        strips.append((look.classes[label], pictures))
+        strips.append((readable(look.classes[label]), pictures))
     left = len(present) - len(strips)
     caption = f"Of {look.of}." + (f" {left} more classes are not shown." if left > 0 else "")
     if teachers:
@@ -103,7 +104,9 @@ def _picture(look: Look, row: int, models: Sequence[str], truth: str) -> Picture
         if own.known[row]:
             answer = own.classes[own.top[row]]
             right = look.classes[look.labels[row]] == answer if answer in look.classes else None
-            said.append(Said(short(model), f"{short(answer)} {100 * own.confidence[row]:.0f} %", right))
+            said.append(
+                Said(short(model), f"{short(readable(answer))} {100 * own.confidence[row]:.0f} %", right)
+            )
     thumb = look.thumbs[row]
     return Picture(thumb.jpeg, truth, look.places[row], tuple(said), thumb.enlarged)
 
@@ -134,7 +137,7 @@ def _right_and_wrong(look: Look) -> Gallery | None:
         if "ight" in title.split(",")[0] and not chosen[~right].any() and len(ordered) > MOST_IN_GROUP:
             ordered = _spread(ordered)
         pictures = tuple(
-            _picture(look, int(row), models, f"true: {short(look.classes[look.labels[row]])}")
+            _picture(look, int(row), models, f"true: {short(readable(look.classes[look.labels[row]]))}")
             for row in ordered[:MOST_IN_GROUP]
         )
         if pictures:
@@ -165,7 +168,7 @@ def _by_class(look: Look, judges: Mapping[str, Answers], name: str) -> Part:
     for label in np.unique(look.labels[look.labels >= 0]):
         chosen = look.labels == label
         shares = [percent(float(right[chosen].mean())) for right in rights.values()]
-        rows.append((word(look.classes[label]), number(int(chosen.sum()), 0), *shares))
+        rows.append((word(readable(look.classes[label])), number(int(chosen.sum()), 0), *shares))
     note = "Accuracies of few images move much by chance."
     folded = len(rows) > _MOST_ROWS
     table = Table(f"{name}-classes", columns, tuple(rows), "" if folded else "Accuracy by class", (note,))
@@ -185,7 +188,7 @@ def _confusion(look: Look, judges: Mapping[str, Answers], name: str) -> Chart:
         whole = np.bincount(look.labels, minlength=size)[:, None]
         matrices[each] = counts / np.maximum(whole, 1)
     caption = f"Confusion in {look.of}: share of each true class's images by predicted class; the diagonal is right."
-    return confusion_chart(matrices, look.classes, name, caption)
+    return confusion_chart(matrices, tuple(map(readable, look.classes)), name, caption)
 
 
 def _calibration(look: Look, judges: Mapping[str, Answers], name: str) -> list[Part]:

@@ -22,7 +22,6 @@ from kdcli.reporting.document import Chart, Column, Columns, Command, Fold, Note
 from kdcli.reporting.material import Run
 from kdcli.reporting.protocols import test_name
 from kdcli.reporting.standing import comparable, contenders, seed_groups
-from kdcli.reporting.values import ReportRow
 from kdcli.training.config import StudentConfig
 from kdcli.training.scores import MAIN
 
@@ -59,10 +58,7 @@ def students_section(runs: Sequence[Run], title: str, name: str) -> Section:
         parts.append(Notes(tuple(lines)))
     known = [run for run in ordered if top1_of(run) is not None]
     if len(known) > 1 and not groups:
-        rows = [
-            ReportRow(run.name, run.method, top1_of(run), interval=interval_of(run))
-            for run in known[:MOST_ROWS]
-        ]
+        rows = [charts.Reached(run.name, top1_of(run) or 0.0, interval_of(run)) for run in known[:MOST_ROWS]]
         left = len(known) - len(rows)
         parts.append(charts.accuracies(rows, f"{name}-accuracies"))
         if left:

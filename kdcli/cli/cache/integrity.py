@@ -1,9 +1,10 @@
 """``kd cache``: verify, repair."""
 
 from collections.abc import Sequence
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from kdcli.console import console, size
+from kdcli.console import console, counted, size
 from kdcli.errors import IdentityError, KdError
 
 if TYPE_CHECKING:
@@ -125,6 +126,9 @@ def _say_audit(found: "Audit", compared: "Sequence[Comparison]", json: bool, err
         ]
         header = ["teacher", "kind", "view", "rows", "largest difference", "of the row", "allowed"]
         console.table(header, rows)
+    cache = quote(str(found.root))
+    then = f"kd cache info {cache}" if found.gaps else f"kd rank-sources --cache {cache}"
+    console.finished(f"{found.files} files were read", then)
 
 
 def _say_repair(done: "RepairResult") -> None:
@@ -134,3 +138,7 @@ def _say_repair(done: "RepairResult") -> None:
     left = {damage.file for damage in done.left}
     rows = [["left" if damage.file in left else "repaired", str(damage)] for damage in done.found]
     console.table(["", "damage"], rows)
+    if not left:
+        console.finished(
+            f"{counted(len(rows), 'damages')} repaired", f"kd cache verify {quote(str(done.root))}"
+        )

@@ -4,10 +4,11 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from kdcli.cells import yes
-from kdcli.console import PLAIN_SECONDS, console, duration, shown, size
+from kdcli.console import PLAIN_SECONDS, console, counted, duration, shown, size
 from kdcli.errors import IdentityError, UsageError
 
 if TYPE_CHECKING:
@@ -52,6 +53,9 @@ def ls(config: "LsConfig", common: "Common") -> int | None:
         console.note(f"no caches in {', '.join(map(str, folders))}")
     header = ["path", "id", "data", "samples", "views", "teachers", "complete", "size", "age"]
     console.table([*header, *(["problem"] if bad else [])], [_entry(each, bool(bad)) for each in found])
+    good = next((entry for entry in found if isinstance(entry, CacheSummary)), None)
+    if good is not None:
+        console.finished(counted(len(found), "caches"), f"kd cache info {quote(str(good.path))}")
     return code
 
 
@@ -318,6 +322,12 @@ def gc(config: "GcConfig", common: "Common") -> None:
         "would free" if config.dry_run else "freed",
     ]
     console.table(header, [[one["path"], one["files"], size(one["bytes"])] for one in found.entries])
+    paths = " ".join(quote(str(one["path"])) for one in found.entries)
+    freed = size(sum(one["bytes"] for one in found.entries))
+    if config.dry_run:
+        console.finished(f"{freed} would be free", f"kd cache gc {paths}")
+    else:
+        console.finished(f"{freed} freed", f"kd cache info {quote(str(found.entries[0]['path']))}")
 
 
 # --- rm --------------------------------------------------------------------------------------------
@@ -350,6 +360,8 @@ def rm(config: "RmConfig", common: "Common") -> None:
         return
     what = ", ".join(done.parts) or "all"
     console.table(["path", "removed", "files", "freed"], [[cache, what, done.files, size(done.bytes)]])
+    left = f"kd cache info {quote(str(cache))}" if done.parts else "kd cache ls"
+    console.finished(f"{size(done.bytes)} freed", left)
 
 
 def _ask(plan: "Removal") -> None:
