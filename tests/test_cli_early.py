@@ -23,6 +23,10 @@ _CASES = [
     (("train-student", "data/myset", *_STUDENT[:-1], "data"), 24, "holds no kd run"),
     (("cache-teachers", "data/myset.zip", "--cache", "c.kd", "--teacher", "resnet10t"), 12, "unzip"),
     (("eval-probe", "data/myset", "--test", "data/myse", "--model", "x"), 11, "Did you mean 'data/myset'?"),
+    (("distill", "data/myse", "--teacher", "resnet10t", "--student", "resnet10t"), 11, "Did you mean 'data/myset'?"),
+    (("distill", "data/myset", "--teacher", "local-dir:expor", "--student", "resnet10t"), 11, "Did you mean 'export'?"),
+    (("cache-teachers", "data/myset", "--cache", "n.kd", "--teacher", "a=local-dir:expor"), 11, "Did you mean 'export'?"),
+    (("train-student", "data/myset", "--student", "local-dir:data", *_STUDENT[2:]), 11, "it has no config.json"),
     (("rank-sources", "--cache", "c.kd"), 20, "c.kd does not exist"),
     (("compare", "--cache", "c.kd", "--test", "data/myset"), 20, "c.kd does not exist"),
     (("fuse-teachers", "--cache", "c.kd", "--teacher", "a", "--teacher", "b", "--out", "o"), 20, "does not exist"),
@@ -40,6 +44,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.new("RGB", (8, 8)).save(root / "data/myset" / name / "a.png")
     (root / "data/myset.zip").write_bytes(b"PK")
     (root / "ranking.json").write_text("{}")
+    (root / "export").mkdir()
     return root
 
 

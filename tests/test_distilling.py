@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 from conftest import Shell, make_folder
 
+from kdcli.cache.cacheset import CacheSet
 from kdcli.data.sources import open_data
-from kdcli.distilling import distill
-from kdcli.distilling.choose import choose_method, choose_parts, choose_sizes, folders_of, with_modifier
+from kdcli.data.spec import with_modifier
+from kdcli.distilling.choose import choose_method, choose_parts, choose_sizes, folders_of
 from kdcli.distilling.config import DistillConfig
+from kdcli.distilling.distill import distill
 from kdcli.distilling.result import Against, verdict_of
-from kdcli.errors import NotFoundError, OutputExistsError, UsageError
+from kdcli.errors import KdError, NotFoundError, OutputExistsError, UsageError
 from kdcli.metrics.intervals import of_disagreement
+from kdcli.reading_yaml import read_yaml
 
 
 def config(**given: Any) -> DistillConfig:
@@ -92,6 +95,8 @@ def test_the_sizes_follow_from_the_number_of_images() -> None:
     assert (many.epochs, many.batch_size) == (10, 64)
     assert choose_sizes(config(), 5).batch_size == 5
     assert choose_sizes(config(epochs=3, views=2, batch_size=7), 300).epochs == 3
+    assert choose_sizes(config(preset="fast"), 300).epochs == 5
+    assert choose_sizes(config(preset="fast", epochs=7), 300).epochs == 7
 
 
 # --- the verdict ------------------------------------------------------------------------------
@@ -153,6 +158,10 @@ def test_everything_is_made(made: tuple[DistillConfig, dict[str, Any]]) -> None:
     assert set(result["probes"]) == {"distilled", "labels-only"}
     titles = [title for title, _, _ in result["commands"]]
     assert len(titles) == len(set(titles)) >= 7
+    tested = open_data(
+        next(line for _, line, _ in result["commands"] if "compare" in line).split("--test ")[1].split()[0]
+    )
+    assert set(CacheSet.open([asked.out / "test.kd"]).members[0].keys) == set(tested.keys)
     left_out = (asked.out / "exclude.txt").read_text().split()
     assert {Path(key).name for key in left_out} & {"broken.png"}
 
@@ -191,11 +200,28 @@ def test_without_labels_nothing_is_tested(tmp_path: Path, teachers: dict[str, st
     assert (result.method, result.accuracy, result.against) == ("kl", None, None)
 
 
+def test_a_preset_brings_its_method_and_numbers(tmp_path: Path, teachers: dict[str, str]) -> None:
+    data = make_folder(tmp_path / "photos", per_class=5, size=28)
+    name, spec = next(iter(teachers.items()))
+    asked = config(
+        data=str(data), teacher=(f"{name}={spec}",), student="test_efficientnet", image_size=32, epochs=1, views=1,
+        preset="p1", out=tmp_path / "out", device="cpu", workers=0,
+    )  # fmt: skip
+    assert distill(asked).method == "consolidation"
+    kept = read_yaml(tmp_path / "out" / "students" / "distilled" / "config.yaml")
+    assert (kept["optimizer"], kept["lr"]) == ("momentum", 0.01)  # P1's, where --method alone takes others
+    assert kept["epochs"] == 1
+
+
 def test_what_is_wrong_is_refused_before_teachers_run(
     tmp_path: Path, kd: Callable[..., Shell], images: Path
 ) -> None:
     line = ("distill", images, "--teacher", "t=resnet18")
     kd(*line, "--student", "no-such-net").refused(11, "no-such-net")
+    kd("distill", images, "--teacher", "t=local-dir:gone", "--student", "resnet18").refused(
+        11, "no model folder 'gone'"
+    )
+    kd("distill", images, "--teacher", "t=resnet81", "--student", "resnet18").refused(11, "resnet81")
     kd("distill", tmp_path / "nowhere", "--teacher", "t=resnet18", "--student", "resnet18").refused(
         11, "nowhere"
     )
@@ -206,9 +232,23 @@ def test_what_is_wrong_is_refused_before_teachers_run(
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
     kd(*line, "--student", "resnet18", "--out", "full").refused(24, "holds something else")
+    assert not (tmp_path / "kd-distill").exists()
     with pytest.raises(NotFoundError):
         distill(config(data=str(images), student="no-such-net", out=tmp_path / "o"))
-    assert not (tmp_path / "kd-distill" / "cache.kd").exists()
+
+
+def test_what_stopped_before_the_teachers_ran_leaves_the_folder_to_another_call(
+    tmp_path: Path, teachers: dict[str, str]
+) -> None:
+    """A teacher whose weights are not here is noticed late: the corrected call must not be refused."""
+    data = make_folder(tmp_path / "photos", per_class=5, size=28)
+    shared = dict(data=str(data), student="test_efficientnet", image_size=32, epochs=1, views=1, out=tmp_path / "out",
+                  device="cpu", workers=0)  # fmt: skip
+    with pytest.raises(KdError):
+        distill(config(**shared, teacher=("t=hf-hub:no/such",)))
+    assert (tmp_path / "out" / "distill.json").is_file()
+    name, spec = next(iter(teachers.items()))
+    assert distill(config(**shared, teacher=(f"{name}={spec}",))).method == "distill-equal"
 
 
 def test_a_class_of_one_training_image_is_not_probed(tmp_path: Path, teachers: dict[str, str]) -> None:

@@ -99,9 +99,19 @@ def _look_at_out(text: str, given: Given) -> None:
         require_folder(Path(text))
 
 
+def _look_for_model(text: str, given: Given) -> None:
+    from kdcli.models.folder import require_model_folder
+
+    named, equals, spec = text.partition("=")
+    folder = (spec if equals and named.replace("-", "_").isidentifier() else text).partition("local-dir:")
+    if not folder[0] and folder[2]:
+        require_model_folder(Path(folder[2]))
+
+
 _LOOKS: Mapping[Any, Callable[[str, Given], None]] = {
     "data": _look_for_data,
     "cache": _look_for_cache,
+    "model": _look_for_model,
     "anything": _look_for_anything,
     "ranking": _look_for_ranking,
     "free": _look_at_out,

@@ -20,14 +20,15 @@ class DistillConfig(DataOptions, SeedOption, DeviceOption, WorkersOption):
 
     data: str = option(
         ..., "Images to learn from: a folder, or SOURCE[@key=value,...].",
-        panel="Data", positional=True, metavar="IMAGES",
+        panel="Data", positional=True, metavar="IMAGES", there="data",
     )  # fmt: skip
     test: str | None = option(
-        None, "Images to test on; default: a split called so, else a fifth of each class.", panel="Data"
-    )
+        None, "Images to test on; default: a split called so, else a fifth of each class.",
+        panel="Data", there="data",
+    )  # fmt: skip
     teacher: tuple[str, ...] = option(
         ..., "A teacher: a model spec. Repeatable.",
-        panel="Teachers", metavar="[NAME=]SPEC", min_length=1, complete="model",
+        panel="Teachers", metavar="[NAME=]SPEC", min_length=1, complete="model", there="model",
     )  # fmt: skip
     views: int | None = option(
         None, "Training views of each image that the teachers see; default: by how many images there are.",
@@ -40,7 +41,9 @@ class DistillConfig(DataOptions, SeedOption, DeviceOption, WorkersOption):
     preset: PresetName | None = option(
         None, "p1, p2, p3, p4: that paper's method with its own numbers; fast: a first look.", panel="Teachers"
     )  # fmt: skip
-    student: str = option(..., "Model spec of the student.", panel="Student", complete="student")
+    student: str = option(
+        ..., "Model spec of the student.", panel="Student", complete="student", there="model"
+    )
     image_size: int | None = option(
         None, "Input size of the student in pixels; default: its own.", panel="Student", ge=8, le=4096
     )

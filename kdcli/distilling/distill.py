@@ -42,6 +42,7 @@ from kdcli.distilling.steps import Steps
 from kdcli.errors import BadDataError, OutputExistsError, UsageError
 from kdcli.extract import cache_teachers
 from kdcli.extract.config import CacheConfig
+from kdcli.extract.teachers import name_teachers
 from kdcli.files import atomic_write_text, holds_files, storage_errors, write_json
 from kdcli.methods.base import Method
 from kdcli.models.spec import ModelSpec, architecture_name
@@ -79,6 +80,8 @@ def distill(config: DistillConfig) -> DistillResult:
     """
     start = time.perf_counter()
     architecture_name(ModelSpec.parse(config.student))
+    for spec in name_teachers(config.teacher).values():
+        ModelSpec.parse(spec)
     if (asked := config.chosen_method) is not None and not METHODS.find(asked).needs.kinds:
         raise UsageError(
             f"--method {asked} learns from no cached teacher", f"kd train-student --method {asked}"
@@ -144,11 +147,14 @@ class _Job:
         require_outside_caches(out)
         identity = {name: value for name, value in self.config.identity().items() if value is not None}
         if marker.is_file():
-            stored = read_json(marker)
-            if stored != identity:
+            if read_json(marker) == identity:
+                return
+            if any(self._path(name).exists() for name in ("cache.kd", "students")):
                 raise OutputExistsError(
                     f"--out {out} is of another kd distill", "Choose another --out, or remove that folder."
                 )
+            self._path("exclude.txt").unlink(missing_ok=True)  # all that there is when a teacher was mistyped
+            write_json(marker, identity)
             return
         with storage_errors(out):
             if out.exists() and (not out.is_dir() or holds_files(out)):

@@ -30,7 +30,7 @@ class CacheOptions(DataOptions, BadImagesOption, AmpOption, DeviceOption, Worker
     cache: Path = option(..., "Cache folder; created when it is not there.", panel="Data")
     teacher: tuple[str, ...] = option(
         ..., "A teacher: a model spec. Repeatable.",
-        panel="Teachers", metavar="[NAME=]SPEC", min_length=1, complete="model",
+        panel="Teachers", metavar="[NAME=]SPEC", min_length=1, complete="model", there="model",
     )  # fmt: skip
     keep: tuple[str, ...] = option(
         ("logits", "features"),

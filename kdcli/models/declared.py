@@ -18,6 +18,7 @@ from kdcli.documents import from_document
 from kdcli.errors import BadDataError
 from kdcli.geometry import LEAST_CROP
 from kdcli.models.arguments import is_reserved
+from kdcli.models.folder import WEIGHTS_FILE
 from kdcli.models.grammar import TORCHVISION
 from kdcli.types import CropMode, Interpolation, Preprocess
 
@@ -27,9 +28,6 @@ EXAMPLE: Final = (
 )
 DEFAULT: Final[Mapping[str, Any]] = json.loads(EXAMPLE)
 """timm's own defaults."""
-
-WEIGHTS_FILE: Final = "model.safetensors"
-"""The weights of a model folder."""
 
 INTERPOLATION: dict[str, Interpolation] = {
     "nearest": "nearest",

@@ -15,10 +15,9 @@ from timm.models import get_model_args, get_model_input_config
 from kdcli.errors import UsageError
 from kdcli.files import atomic_write_bytes, storage_errors
 from kdcli.models.classifiers import TorchvisionClassifier
-from kdcli.models.declared import WEIGHTS_FILE
+from kdcli.models.folder import CONFIG_FILE, WEIGHTS_FILE
 from kdcli.models.spec import Model
 from kdcli.models.student import require_trainable
-from kdcli.models.timm_models import CONFIG_FILE
 from kdcli.reading import read_bytes
 
 

@@ -12,7 +12,6 @@ from timm.data.config import resolve_data_config
 from timm.models import is_model, resolve_model_input_args
 
 from kdcli.errors import BadDataError, KdError, NotFoundError, UsageError
-from kdcli.files import beside
 from kdcli.models.architectures import Architecture
 from kdcli.models.arguments import (
     Argument,
@@ -22,7 +21,8 @@ from kdcli.models.arguments import (
     require_recorded,
 )
 from kdcli.models.classifiers import TimmClassifier
-from kdcli.models.declared import INTERPOLATION, WEIGHTS_FILE, check_model_config
+from kdcli.models.declared import INTERPOLATION, check_model_config
+from kdcli.models.folder import CONFIG_FILE, WEIGHTS_FILE, require_model_folder
 from kdcli.models.grammar import ModelSpec
 from kdcli.models.hub import download_errors, snapshot
 from kdcli.models.kinds import unknown_architecture
@@ -30,9 +30,6 @@ from kdcli.models.network import Classifier
 from kdcli.models.weights import broken_file, read_shapes, refuse_differences, require_no_larger
 from kdcli.reading import read_json
 from kdcli.types import CropMode, Preprocess
-
-CONFIG_FILE = "config.json"
-_EXPORTS = "kd train-student writes OUT/export."
 
 
 @final
@@ -212,16 +209,8 @@ class TimmArchitecture(Architecture):
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The config.json of a ``local-dir:``; says what is wrong with it before timm looks for something else to load."""
-    if not folder.is_dir():
-        raise NotFoundError(
-            f"there is no model folder '{folder}'.{beside(folder, folders=True)}",
-            f"Check the path; {_EXPORTS}",
-        )
+    require_model_folder(folder)
     config = folder / CONFIG_FILE
-    if not config.exists():
-        inside = folder / "export"
-        hint = f"Write local-dir:{inside}." if (inside / CONFIG_FILE).is_file() else _EXPORTS
-        raise NotFoundError(f"'{folder}' is no model folder: it has no {CONFIG_FILE}", hint)
     document = _read_document(config)
     if "model_type" in document and "architecture" not in document:
         raise BadDataError(

@@ -18,12 +18,13 @@ from kdcli.models.arguments import (
     require_recorded,
 )
 from kdcli.models.classifiers import TorchvisionClassifier
-from kdcli.models.declared import WEIGHTS_FILE, declared_preprocess
+from kdcli.models.declared import declared_preprocess
+from kdcli.models.folder import CONFIG_FILE, WEIGHTS_FILE
 from kdcli.models.grammar import TORCHVISION, ModelSpec
 from kdcli.models.hub import download_errors
 from kdcli.models.kinds import known_torchvision
 from kdcli.models.network import Classifier, first_line
-from kdcli.models.timm_models import CONFIG_FILE, require_width
+from kdcli.models.timm_models import require_width
 from kdcli.models.weights import load_strictly, read_shapes, require_no_larger
 from kdcli.types import Interpolation, Preprocess
 

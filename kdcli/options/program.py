@@ -8,6 +8,8 @@ from typer.core import TyperGroup
 
 from kdcli.options.command import WIDTH, Finished
 
+_LONGEST = 200  # characters of a summary
+
 
 @final
 class Group(TyperGroup):
@@ -16,6 +18,17 @@ class Group(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """As typer does; without a word, as if help were asked for."""
         return super().parse_args(ctx, args or ["--help"])
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """All of each summary: in a narrow terminal it is wrapped, where click would cut it."""
+        known = ((name, self.get_command(ctx, name)) for name in self.list_commands(ctx))
+        rows = [
+            (name, each.get_short_help_str(limit=_LONGEST))
+            for name, each in known
+            if each and not each.hidden
+        ]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         """The lines to start with, as they are typed."""

@@ -42,7 +42,7 @@ class ProbeConfig(CachesOption, DataOptions, MultiLabelOption, SeedOption, Forwa
     unrelated: tuple[str, ...] = option((), "Target far from it. Repeatable.", panel="Data", metavar="NAME")
     model: tuple[str, ...] = option(
         (), "Model spec, run of kd train-student or folder of runs; its forward is run. Repeatable.",
-        panel="Teachers", metavar="[NAME=]SPEC", complete="model",
+        panel="Teachers", metavar="[NAME=]SPEC", complete="model", there="model",
     )  # fmt: skip
     teacher: tuple[str, ...] = option(
         (), "Cached teacher to probe, without a forward. Repeatable.",

@@ -8,7 +8,7 @@ from typing import Any
 
 from kdcli.errors import ConfigError
 from kdcli.metrics.intervals import of_seeds
-from kdcli.models.declared import WEIGHTS_FILE
+from kdcli.models.folder import WEIGHTS_FILE
 from kdcli.models.properties import operations_of, parameters_of
 from kdcli.options.fields import StepConfig
 from kdcli.options.resolving import command_line

@@ -111,7 +111,7 @@ class StudentConfig(
         metavar="ORDER",
     )
 
-    student: str = _student(..., "Model spec of the student.", complete="student")
+    student: str = _student(..., "Model spec of the student.", complete="student", there="model")
     init: str | None = _student(
         None,
         "pretrained, random, xavier, nearest-source or a SPEC to start from; default: pretrained for local-dir:, "

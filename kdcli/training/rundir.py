@@ -32,10 +32,9 @@ from kdcli.files import (
     storage_errors,
     write_json,
 )
-from kdcli.models.declared import WEIGHTS_FILE
 from kdcli.models.export import export_model
+from kdcli.models.folder import CONFIG_FILE, WEIGHTS_FILE
 from kdcli.models.student import LABEL_HEAD
-from kdcli.models.timm_models import CONFIG_FILE
 from kdcli.options.resolving import to_yaml
 from kdcli.reading import read_bytes, read_json, require_inside, require_name
 from kdcli.runtime import versions

@@ -28,11 +28,11 @@ from kdcli.errors import (
 from kdcli.files import holds_files, storage_errors, write_json
 from kdcli.geometry import Render
 from kdcli.models.export import export_model
+from kdcli.models.folder import CONFIG_FILE
 from kdcli.models.soup import average, batchnorms, require_same_kind
 from kdcli.models.spec import Model, open_model, weights_sha256
 from kdcli.models.student import LABEL_HEAD, Student, require_trainable
 from kdcli.models.teacher import normalise
-from kdcli.models.timm_models import CONFIG_FILE
 from kdcli.reading import read_json
 from kdcli.runtime import StopFlag, pick_device, stop_signals, versions, worker_count
 from kdcli.training.batches import make_loader
