@@ -7,7 +7,7 @@ RUN python -m venv /opt/kd
 ENV PATH=/opt/kd/bin:$PATH
 COPY pyproject.toml README.md LICENSE ./
 COPY kdcli ./kdcli
-RUN pip install --no-cache-dir '.[report]'
+RUN pip install --no-cache-dir .
 
 FROM python:3.12-slim
 COPY --from=build /opt/kd /opt/kd

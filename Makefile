@@ -10,7 +10,7 @@ TEST_PROCESSES ?= auto
 $(READY): pyproject.toml requirements-oracles.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[demo,report,bench,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[demo,bench,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements-oracles.txt
 	touch $(READY)
 

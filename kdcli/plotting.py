@@ -8,7 +8,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
-from kdcli.errors import MissingExtraError
 from kdcli.files import atomic_write_bytes, storage_errors
 
 if TYPE_CHECKING:
@@ -46,23 +45,6 @@ class Look:
 
 LIGHT = Look(INK, SOFT, LINE, GROUND, SERIES)
 """On white paper."""
-
-
-def require_matplotlib(what: str) -> None:
-    """Refuse before anything is computed.
-
-    Args:
-        what: needs it: an option, or what it makes.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError(
-            f"{what} the package matplotlib, which is not installed", "pip install 'kdcli[report]'"
-        ) from error
 
 
 @contextmanager

@@ -80,12 +80,10 @@ class Result(ABC):
         """A bar a record.
 
         Raises:
-            MissingExtraError: matplotlib is not installed.
             UsageError: there is nothing to draw.
         """
-        from kdcli.plotting import color_of, figure_of, require_matplotlib, style
+        from kdcli.plotting import color_of, figure_of, style
 
-        require_matplotlib("plot() needs")
         rows = [row for row in map(flat, self.records()) if self.bars and row.get(self.bars[1]) is not None]
         if not rows:
             raise UsageError(f"{type(self).__name__} has nothing to draw", "Look at its to_pandas().")

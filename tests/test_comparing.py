@@ -256,7 +256,6 @@ def test_what_is_kept_is_not_run_again_unless_the_model_changed(place: Place, tm
 def test_json_is_one_document_and_the_table_is_on_stdout(
     place: Place, here: Callable[..., Shell], tmp_path: Path
 ) -> None:
-    pytest.importorskip("matplotlib")
     teacher = CacheSet.open([place.cache]).teacher("a")
     run_of(place, tmp_path / "runs/kl", "c", place.spec("b"), {"a": teacher.id})
     call = ("compare", "a", "b", tmp_path / "runs", "--cache", place.cache, "--workers", 0, "--out", "o")
@@ -326,17 +325,6 @@ def test_caches_with_different_rows_are_refused_with_the_command(place: Place, t
     with pytest.raises(CacheMissingError) as error:
         place.compare("a", "c", cache=(place.cache, tmp_path / "d.kd"))
     assert "kd cache-teachers" in error.value.hint
-
-
-def test_without_matplotlib_figures_exit_13_before_anything_is_done(
-    place: Place, here: Callable[..., Shell], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import sys
-
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    done = here("compare", "--cache", place.cache, "--figures", "figs")
-    done.refused(13, "--figures needs the package matplotlib", "kdcli[report]")
-    assert not Path("figs").exists()
 
 
 def test_a_csv_of_similarities_names_its_order(place: Place, tmp_path: Path) -> None:

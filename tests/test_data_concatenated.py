@@ -1,6 +1,5 @@
 """``A++B``: one data set of the images of several, for a cache and for a student."""
 
-import importlib.util
 import pickle
 import subprocess
 import sys
@@ -108,8 +107,7 @@ def teachers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def proxies(folder: Path) -> tuple[str, str]:
     make_folder(folder / "a", per_class=5, size=28)
-    glyphs = "glyphs/greek" if importlib.util.find_spec("matplotlib") else "sklearn/digits"
-    return f"folder/{folder / 'a'}", f"{glyphs}@n=13"
+    return f"folder/{folder / 'a'}", "glyphs/greek@n=13"
 
 
 def student(cache: tuple[Path, ...], data: str, out: Path) -> StudentConfig:

@@ -207,7 +207,10 @@ def test_a_preset_brings_its_method_and_numbers(tmp_path: Path, teachers: dict[s
         data=str(data), teacher=(f"{name}={spec}",), student="test_efficientnet", image_size=32, epochs=1, views=1,
         preset="p1", out=tmp_path / "out", device="cpu", workers=0,
     )  # fmt: skip
-    assert distill(asked).method == "consolidation"
+    result = distill(asked)
+    assert (result.method, result.against) == ("consolidation", None)  # no classifier of the images' classes
+    assert set(result.probes) == {"distilled", "labels-only"}
+    assert "few-shot probe" in result.verdict[0]
     kept = read_yaml(tmp_path / "out" / "students" / "distilled" / "config.yaml")
     assert (kept["optimizer"], kept["lr"]) == ("momentum", 0.01)  # P1's, where --method alone takes others
     assert kept["epochs"] == 1

@@ -198,7 +198,7 @@ def test_each_extra_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -
     declared = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
     groups = declared["project"]["optional-dependencies"]
     extras = examine().extras
-    assert {"report", "demo", "datasets", "bench", "dev"} <= set(extras)
+    assert {"demo", "datasets", "bench", "dev"} <= set(extras)
     assert set(groups) == set(extras)
     for name, extra in extras.items():
         assert extra.command == f"pip install 'kdcli[{name}]'"
@@ -207,15 +207,15 @@ def test_each_extra_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -
 
     real = metadata.version
 
-    def without_matplotlib(name: str) -> str:
-        if name == "matplotlib":
+    def without_mlxtend(name: str) -> str:
+        if name == "mlxtend":
             raise metadata.PackageNotFoundError(name)
         return real(name)
 
-    monkeypatch.setattr(metadata, "version", without_matplotlib)
+    monkeypatch.setattr(metadata, "version", without_mlxtend)
     missing = examine().extras
-    assert not missing["report"].installed
-    assert missing["report"].packages == {"matplotlib": None}
+    assert not missing["demo"].installed
+    assert missing["demo"].packages["mlxtend"] is None
 
 
 def test_the_document_is_json_and_complete() -> None:

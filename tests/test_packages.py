@@ -113,7 +113,7 @@ def test_it_runs_where_nothing_of_kd_is(built: tuple[Path, Path], tmp_path: Path
 def test_extras_are_packages_that_code_uses() -> None:
     code = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "kdcli").rglob("*.py"))
     imported = {
-        "transformers": "transformers", "onnx": "onnxruntime", "report": "matplotlib", "demo": "mlxtend",
+        "transformers": "transformers", "onnx": "onnxruntime", "demo": "mlxtend",
         "datasets": "datasets", "formats": "pillow_heif", "notebook": "pandas",
     }  # fmt: skip
     by_accelerate = {"tensorboard", "wandb", "mlflow"}  # by their names in --tracker

@@ -1,7 +1,6 @@
 """``kd rank-sources`` from the shell: tables, documents, figures and refusals. No cache is needed for most of it."""
 
 import json
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -115,17 +114,6 @@ def test_figures_without_enough_students_are_left_out_and_said(here: Kd, files: 
     assert sorted(path.stem for path in Path("figs").glob("*.svg")) == ["fig3-accuracies", "fig4-scores"]
     assert "no fig1-schemes" in done.err
     assert "no fig6-power" in done.err
-
-
-def test_without_matplotlib_plot_exits_13_before_anything_is_done(
-    here: Kd, files: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_target(files, "pets", 0)
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    done = here("rank-sources", "--ranking", "pets.json", "--against", "runs", "--plot", "figs")
-    done.refused(13, "--plot needs the package matplotlib", "kdcli[report]")
-    assert done.out == ""
-    assert not Path("figs").exists()
 
 
 @pytest.mark.parametrize(

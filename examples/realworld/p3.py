@@ -5,7 +5,7 @@
     python examples/realworld/p3.py FOLDER --table    the tables of what is there, nothing is trained
     python examples/realworld/p3.py FOLDER --tiny     few images, networks and epochs: to see that it runs
 
-Needs kd with its report extra, pip install 'kdcli[report]', and Fashion-MNIST below --data-root (default: data):
+Needs kd and Fashion-MNIST below --data-root (default: data):
 
     apt install dataset-fashion-mnist
     mkdir -p data/FashionMNIST/raw; cd data/FashionMNIST/raw

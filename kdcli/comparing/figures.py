@@ -22,7 +22,6 @@ from kdcli.plotting import (
     jitter,
     legend,
     mark_of,
-    require_matplotlib,
     short,
     write_drawings,
 )
@@ -42,10 +41,8 @@ def write_figures(result: CompareResult, folder: Path) -> list[Path]:
         The files, an SVG and a PNG of each figure.
 
     Raises:
-        MissingExtraError: matplotlib is not installed.
         StorageError, NoSpaceError: a file cannot be written.
     """
-    require_matplotlib("--figures needs")
     from kdcli.comparing.transfers import gains_figure, rates_figure, stages_figure, students_figure
 
     drawings: dict[str, Callable[[CompareResult], Figure | None]] = {

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from kdcli.cache.keytable import KeyTable
 from kdcli.data.base import ImageSource, Listing, SourceKind, pick_split, pick_task
 from kdcli.data.philox import below, words
-from kdcli.errors import BadDataError, MissingExtraError
+from kdcli.errors import BadDataError
 from kdcli.reading import read_bytes
 
 VARIANTS = 8
@@ -57,9 +57,6 @@ class GlyphSource(ImageSource):
 
     Args:
         script: one of :data:`SCRIPTS`.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
     """
 
     def __init__(self, script: str) -> None:
@@ -115,12 +112,8 @@ class GlyphSource(ImageSource):
 
 
 def _font_folder() -> Path:
-    try:
-        import matplotlib as mpl
-    except ImportError as error:
-        raise MissingExtraError(
-            "glyphs/ needs matplotlib's fonts, and matplotlib is not installed", "pip install 'kdcli[demo]'"
-        ) from error
+    import matplotlib as mpl
+
     return Path(mpl.get_data_path()) / "fonts" / "ttf"
 
 

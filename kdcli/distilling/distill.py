@@ -56,6 +56,7 @@ from kdcli.reading import read_json, read_text
 from kdcli.registry import METHODS
 from kdcli.reporting.config import ReportConfig
 from kdcli.reporting.report import report
+from kdcli.training.config import StudentConfig
 from kdcli.training.presets import PAPERS
 from kdcli.training.result import TrainResult
 from kdcli.training.sweep import SweepResult, train_sweep
@@ -64,6 +65,8 @@ from kdcli.training.sweep_file import resolve_sweep
 BASELINE: Final = "labels-only"
 STUDENT: Final = "distilled"
 _MARKER: Final = "distill.json"
+_BOTH: Final = ("method", "epochs", "batch_size")
+"""Options of a paper's preset that are chosen elsewhere: epochs and batches are those of both students."""
 _SHARED: Final = ("data_root", "download", "exif", "device", "workers")
 
 
@@ -122,7 +125,7 @@ def distill(config: DistillConfig) -> DistillResult:
         report=str(page),
         seconds=time.perf_counter() - start,
         commands=tuple(job.steps.commands),
-        verdict=job.verdict(against, accuracy, train),
+        verdict=job.verdict(against, accuracy, probes, train),
     )
 
 
@@ -219,8 +222,11 @@ class _Job:
         """The student, and the same from labels alone, over one stream of images."""
         method: Method = METHODS.find(choice.method)
         own: dict[str, Any] = {"method": choice.method}
-        if self.config.preset in PAPERS:
-            own["preset"] = self.config.preset
+        if (
+            self.config.preset is not None and self.config.preset in PAPERS
+        ):  # its own numbers; the baseline has those that suit it
+            paper = StudentConfig.preset_options(self.config.preset)
+            own |= {name: value for name, value in paper.items() if name not in _BOTH}
         if method.needs.generalist:
             own["generalist"] = self._teachers()[0]
         ranking = self._path("ranking.json")
@@ -268,6 +274,9 @@ class _Job:
         """The two students image by image."""
         if parts.test is None or BASELINE not in students.students:
             return None
+        if students.students[STUDENT].test is None:
+            console.note("the student has no classifier of these classes: only its features can be compared")
+            return None
         models = tuple(f"{name}={_export(each)}" for name, each in students.students.items())
         config = CompareConfig(models=models, test=parts.test, out=self._path("compared"), **self._shared())
         found = self.steps.run("Image by image", command_line(config), lambda: compare(config))
@@ -308,8 +317,15 @@ class _Job:
         self.steps.run("The report", command_line(config), lambda: report(config, intro=intro))
         return page
 
-    def verdict(self, against: Against | None, accuracy: float | None, train: ImageData) -> tuple[str, ...]:
+    def verdict(
+        self, against: Against | None, accuracy: float | None, probes: dict[str, float], train: ImageData
+    ) -> tuple[str, ...]:
         """Plain words; where distilling did not help, what the teachers know is looked at first."""
+        if against is None and {STUDENT, BASELINE} <= probes.keys():
+            return (
+                f"{self.config.student}: a few-shot probe of its features gets {100 * probes[STUDENT]:.1f} % of the "
+                f"test images right, of the same from labels alone {100 * probes[BASELINE]:.1f} %",
+            )
         if against is None:
             tested = "not tested" if accuracy is None else f"{100 * accuracy:.1f} % of the test images right"
             return (f"{self.config.student}: {tested}; no student from labels alone to compare with",)

@@ -8,7 +8,6 @@ from kdcli.cells import fraction
 from kdcli.console import console
 from kdcli.errors import UsageError
 from kdcli.options.resolving import created_by
-from kdcli.plotting import require_matplotlib
 from kdcli.ranking.agreement import Estimate
 from kdcli.ranking.config import RankConfig
 from kdcli.ranking.evidence import Evidence, evidence_of_files, evidence_of_ranking
@@ -83,10 +82,8 @@ def rank_sources(config: RankConfig) -> RankAnswer:
     Raises:
         KdError: see :func:`kdcli.ranking.rank.rank`.
     """
-    if config.plot is not None:
-        if not config.against:
-            raise UsageError("--plot needs --against", "Name the students' results: --against runs/")
-        require_matplotlib("--plot needs")
+    if config.plot is not None and not config.against:
+        raise UsageError("--plot needs --against", "Name the students' results: --against runs/")
     result, evidence = None, None
     if config.ranking:
         evidence = evidence_of_files(config)

@@ -16,7 +16,6 @@ from kdcli.plotting import (
     SOFT,
     figure_of,
     jitter,
-    require_matplotlib,
     short,
     write_drawings,
 )
@@ -42,10 +41,8 @@ def write_plots(evidence: Evidence, folder: Path) -> list[Path]:
         The files, an SVG and a PNG of each figure.
 
     Raises:
-        MissingExtraError: matplotlib is not installed.
         StorageError, NoSpaceError: a file cannot be written.
     """
-    require_matplotlib("--plot needs")
     drawings: dict[str, Callable[[Evidence], Figure | None]] = {
         "fig1-schemes": schemes_figure,
         "fig3-accuracies": accuracies_figure,

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from kdcli.plotting import require_matplotlib
 from kdcli.reporting.comparisons import comparison_sections
 from kdcli.reporting.config import ReportConfig
 from kdcli.reporting.document import Document, Notes, Section
@@ -40,12 +39,9 @@ def report(config: ReportConfig, intro: str = "") -> ReportResult:
         BadDataError: an input is of no known kind, or several protocols are in one table.
         UsageError: ``--tsne`` without images.
         OutputExistsError: the place holds something else.
-        MissingExtraError: matplotlib is not installed.
         StorageError, NoSpaceError: something cannot be read or written.
     """
     out = config.out or default_out(config.format)
-    if config.format in ("html", "svg", "png"):
-        require_matplotlib("the report's charts need")
     require_place(out, config.format)
     material = read_inputs(config.inputs)
     require_tsne(config, material.caches, material.runs)

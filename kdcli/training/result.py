@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from kdcli.cells import change, fraction
 from kdcli.documents import from_document
-from kdcli.plotting import color_of, figure_of, legend, require_matplotlib, style
+from kdcli.plotting import color_of, figure_of, legend, style
 from kdcli.results import Result, Table
 from kdcli.runtime import versions
 from kdcli.training.plan import Plan
@@ -115,7 +115,6 @@ class TrainResult(Result):
 
 
 def _drawn(history: Sequence[Mapping[str, Any]]) -> "Figure":
-    require_matplotlib("plot() needs")
     epochs = [epoch["epoch"] for epoch in history]
     judged = [name for name in (history[0] if history else {}) if name.endswith(("_top1", "_mAP"))]
     with style():

@@ -10,7 +10,6 @@ from kdcli.demo.demo import run_demo as demo_step
 from kdcli.demo.result import DemoResult
 from kdcli.fusing.config import FuseConfig
 from kdcli.fusing.fuse import fuse_teachers as fuse
-from kdcli.plotting import require_matplotlib
 from kdcli.training.soup import make_soup
 from kdcli.training.soup_config import SoupConfig
 from kdcli.verbs.results import FuseResult, SoupResult
@@ -28,8 +27,6 @@ def soup(config: SoupConfig) -> SoupResult:
 
 def compare(config: CompareConfig) -> CompareResult:
     """Compare what models know: flips, gains and losses; see :func:`kdcli.comparing.compare.compare`."""
-    if config.figures is not None:
-        require_matplotlib("--figures needs")
     result = compare_step(config)
     if config.figures is not None:
         for path in write_figures(result, config.figures):
