@@ -109,7 +109,7 @@ def test_info_prints_facts_and_kinds(kd: Kd, caches: Path) -> None:
     assert "data x, 100 samples, from x" in lines
     assert "blocks 4 of 32 rows" in lines
     assert any(
-        line.startswith("t logits 8/8 2.6 kB") and line.endswith("logits f2[100, 2, 5]") for line in lines
+        line.startswith("t logits 8/8 2.6 kB") and line.endswith("logits 2x5 float16") for line in lines
     )
     document = kd("cache", "info", "whole.kd", "--json").json
     assert list(document["teachers"]["u"]["kinds"]) == ["logits", "stats"]

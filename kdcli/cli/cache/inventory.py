@@ -119,6 +119,7 @@ def info(config: "InfoConfig", common: "Common") -> None:
         units="blocks of images that are done",
         absent="images that could not be read",
         KL="divergence, in nats, between the softmax as stored in fewer digits and the teacher's own",
+        kept_of_an_image="views x values, and how they are stored",
     )
     if found.writers:
         console.say()
@@ -175,7 +176,8 @@ def _teachers(found: "CacheInfo") -> list[list[Any]]:
     ]
 
 
-_KINDS = ["teacher", "kind", "units", "size", "seconds", "absent", "KL", "arrays"]
+_DTYPES = {"f2": "float16", "f4": "float32", "i2": "int16", "i4": "int32", "u2": "uint16", "u1": "uint8"}
+_KINDS = ["teacher", "kind", "units", "size", "seconds", "absent", "KL", "kept of an image"]
 
 
 def _kinds(found: "CacheInfo") -> list[list[Any]]:
@@ -183,7 +185,10 @@ def _kinds(found: "CacheInfo") -> list[list[Any]]:
     for part, state in found.states.items():
         teacher, _, kind = part.partition("/")
         arrays = found.shapes(part) if kind else {}
-        texts = (f"{name} {dtype}{shape}".replace(" [", "[") for name, (shape, dtype) in arrays.items())
+        texts = (
+            f"{name} {'x'.join(map(str, shape[1:]))} {_DTYPES.get(dtype, dtype)}"
+            for name, (shape, dtype) in arrays.items()
+        )
         losses = (f"{value:.2g} (T={t})" for t, value in state.compression.items())
         cells = [
             teacher,
