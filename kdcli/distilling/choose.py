@@ -1,9 +1,9 @@
 """What ``kd distill`` chooses where nothing is given: the split, the method, the sizes. Pure; each says why."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, final
+from typing import Any, Final, final
 
 from kdcli.data.folder import SPLIT_NAMES
 from kdcli.data.spec import DataSpec, canonical_split, with_modifier
@@ -19,6 +19,8 @@ MOST_EPOCHS, LEAST_EPOCHS = 60, 10
 FEW_IMAGES: Final = 1000
 """Below these, batches are of 32, so that an epoch has steps enough."""
 MOST_VIEWS: Final = 8
+LABEL_WEIGHT: Final = 0.1
+"""Of distill-equal and distill-weighted, where P2 has 0.8 (OURS): measured in docs/distill.md."""
 MOST_ANSWERED: Final = 2000
 """Test images that the teachers answer, too, so that the report can show it."""
 
@@ -46,10 +48,12 @@ class Choice:
     Attributes:
         method: name of the method.
         why: in one sentence.
+        options: of the method, where not its own defaults are taken.
     """
 
     method: str
     why: str
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @final
@@ -119,12 +123,10 @@ def choose_method(class_names: Sequence[str] | None, teachers: Mapping[str, Sequ
     if alike and named[0] == frozenset(class_names):
         return Choice("xe-kl", f"labels, {several} of the same classes: labels and KL (P3 Eq. 2)")
     if count == 1:
-        return Choice(
-            "distill-equal", "labels, one teacher of other classes: labels and its outputs (P2 Eq. 4)"
-        )
-    return Choice(
-        "distill-weighted", f"labels, {several}: labels and all of them, by the ranking (P2 Eq. 4, 5)"
-    )
+        why = "labels, one teacher of other classes: labels and its outputs (P2 Eq. 4)"
+        return Choice("distill-equal", why, {"label_weight": LABEL_WEIGHT})
+    why = f"labels, {several}: labels and all of them, by the ranking (P2 Eq. 4, 5)"
+    return Choice("distill-weighted", why, {"label_weight": LABEL_WEIGHT})
 
 
 def choose_sizes(config: DistillConfig, images: int) -> Sizes:

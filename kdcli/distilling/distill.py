@@ -221,7 +221,7 @@ class _Job:
     def train(self, parts: Parts, choice: Choice, sizes: Sizes) -> SweepResult:
         """The student, and the same from labels alone, over one stream of images."""
         method: Method = METHODS.find(choice.method)
-        own: dict[str, Any] = {"method": choice.method}
+        own: dict[str, Any] = {"method": choice.method, **choice.options}
         if (
             self.config.preset is not None and self.config.preset in PAPERS
         ):  # its own numbers; the baseline has those that suit it
