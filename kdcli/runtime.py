@@ -234,6 +234,29 @@ def stop_signals() -> Iterator[StopFlag]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        if flag:
+            _late.append(flag)
+
+
+_late: list[StopFlag] = []
+
+
+@contextmanager
+def step_of_a_job() -> Iterator[None]:
+    """For one of several steps: a signal that came too late to cut the step short ends the job after it.
+
+    Raises:
+        StoppedEarly: the step is complete, and a signal arrived in it.
+    """
+    _late.clear()
+    yield
+    if _late:
+        stopped = StoppedEarly(
+            "stopped by a signal; what is done is kept", "Run the same command again to go on."
+        )
+        if any(flag.interrupted for flag in _late):
+            stopped.exit_code = 128 + signal.SIGINT
+        raise stopped
 
 
 # --- machine and versions ---------------------------------------------------------------------

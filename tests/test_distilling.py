@@ -1,7 +1,9 @@
 """kd distill: what it chooses, what it makes, that it goes on, and that its interval holds."""
 
 import json
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,13 +15,15 @@ from conftest import Shell, make_folder
 from kdcli.cache.cacheset import CacheSet
 from kdcli.data.sources import open_data
 from kdcli.data.spec import with_modifier
-from kdcli.distilling.choose import choose_method, choose_parts, choose_sizes, folders_of
+from kdcli.distilling.choose import choose_method, choose_sizes, given_parts, set_aside
 from kdcli.distilling.config import DistillConfig
 from kdcli.distilling.distill import distill
 from kdcli.distilling.result import Against, verdict_of
-from kdcli.errors import KdError, NotFoundError, OutputExistsError, UsageError
+from kdcli.distilling.steps import Steps
+from kdcli.errors import KdError, NotFoundError, OutputExistsError, StoppedEarly, UsageError
 from kdcli.metrics.intervals import of_disagreement
 from kdcli.reading_yaml import read_yaml
+from kdcli.runtime import stop_signals
 
 
 def config(**given: Any) -> DistillConfig:
@@ -30,7 +34,8 @@ def config(**given: Any) -> DistillConfig:
 
 
 def test_a_given_test_set_is_the_users() -> None:
-    parts = choose_parts(config(test="other"), ("train", "test"), labelled=True)
+    parts = given_parts(config(test="other"), ("train", "test"))
+    assert parts is not None
     assert (parts.train, parts.test, parts.why) == ("photos", "other", "")
 
 
@@ -44,7 +49,7 @@ def test_a_given_test_set_is_the_users() -> None:
     ],
 )
 def test_splits_are_those_of_the_folder_or_a_fifth(folders: tuple[str, ...], train: str, test: str) -> None:
-    parts = choose_parts(config(), folders, labelled=True)
+    parts = given_parts(config(), folders) or set_aside(config(), labelled=True)
     assert (parts.train, parts.test) == (train, test)
     assert parts.why
 
@@ -52,13 +57,13 @@ def test_splits_are_those_of_the_folder_or_a_fifth(folders: tuple[str, ...], tra
 def test_what_cannot_be_split_is_refused_and_what_has_no_labels_is_not_tested() -> None:
     for data in ("photos@split=train", "photos++folder/more"):
         with pytest.raises(UsageError, match="no test set is given"):
-            choose_parts(config(data=data), (), labelled=True)
-    assert choose_parts(config(), (), labelled=False).test is None
+            set_aside(config(data=data), labelled=True)
+    assert set_aside(config(), labelled=False).test is None
 
 
 def test_the_parts_are_disjoint_and_all(tmp_path: Path) -> None:
     data = str(make_folder(tmp_path / "photos", per_class=10))
-    parts = choose_parts(config(data=data), folders_of(open_data(data).spec), labelled=True)
+    parts = set_aside(config(data=data), labelled=True)
     assert parts.test is not None
     train, test, whole = (set(open_data(spec).keys) for spec in (parts.train, parts.test, data))
     assert not train & test
@@ -114,11 +119,16 @@ def test_the_interval_covers_what_it_should() -> None:
 
 def test_the_verdict_says_what_the_numbers_allow() -> None:
     won = Against.of(0.8, 0.6, 100, 25, 5)
-    assert verdict_of(won, {}, "r")[1:] == ("distilling helped",)
-    even = verdict_of(Against.of(0.62, 0.6, 100, 7, 5), {"t": 0.5}, "r")
-    assert "cannot tell the two apart" in even[1]
-    assert "teacher t knows little" in even[2]
-    assert "cannot tell" not in " ".join(verdict_of(Against.of(0.5, 0.8, 100, 2, 32), {"t": 0.9}, "r"))
+    assert verdict_of(won, {}, "r", 4)[1:] == ("distilling helped",)
+    assert "by guessing 25.0 %" in verdict_of(won, {}, "r", 4)[0]
+    even = verdict_of(Against.of(0.62, 0.6, 100, 7, 5), {"t": 0.5}, "r", 4)
+    assert "no gain is shown" in even[1]
+    assert "t 50.0 %" in even[2]
+    assert "knows little" in even[3]
+    short = verdict_of(Against.of(0.22, 0.22, 72, 5, 5), {"t": 0.69, "u": 0.2}, "r", 12)
+    assert "t 69.0 %, u 20.0 %" in short[2]
+    assert "--epochs" in short[3]
+    assert "no gain" not in " ".join(verdict_of(Against.of(0.5, 0.8, 100, 2, 32), {"t": 0.9}, "r", 4))
 
 
 # --- from the shell ---------------------------------------------------------------------------
@@ -238,6 +248,63 @@ def test_what_is_wrong_is_refused_before_teachers_run(
     assert not (tmp_path / "kd-distill").exists()
     with pytest.raises(NotFoundError):
         distill(config(data=str(images), student="no-such-net", out=tmp_path / "o"))
+
+
+def test_what_cannot_end_well_is_refused_before_teachers_run(
+    tmp_path: Path, kd: Callable[..., Shell], teachers: dict[str, str]
+) -> None:
+    data = make_folder(tmp_path / "photos", per_class=5, size=28)
+    make_folder(tmp_path / "four", classes=4, per_class=3, size=28)
+    name, spec = next(iter(teachers.items()))
+    line = ("--teacher", f"{name}={spec}", "--student", "test_efficientnet")
+    kd("distill", data, *line, "--test", "four").refused(12, "class3", "not in the training data")
+    named = tmp_path / "named"
+    shutil.copytree(spec.removeprefix("local-dir:"), named)
+    document = json.loads((named / "config.json").read_text())
+    document["pretrained_cfg"]["label_names"] = [f"kind{number}" for number in range(document["num_classes"])]
+    (named / "config.json").write_text(json.dumps(document))
+    kd("distill", data, "--teacher", "local-dir:named", *line[2:], "--preset", "p4").refused(
+        12, "mlfd needs teachers of the images' own 3 classes"
+    )
+    (tmp_path / "deep").mkdir()
+    shutil.copytree(data, tmp_path / "deep" / "photos")
+    kd("distill", "deep", *line).refused(12, "Did you mean deep/photos? It has 3 folders.")
+    assert not (tmp_path / "kd-distill").exists()
+
+
+def test_a_folder_with_splits_and_joined_data_are_taken(tmp_path: Path, teachers: dict[str, str]) -> None:
+    for split in ("train", "test"):
+        make_folder(tmp_path / "both" / split, per_class=4, size=28, seed=len(split))
+    name, spec = next(iter(teachers.items()))
+    shared = dict(teacher=(f"{name}={spec}",), student="test_efficientnet", image_size=32, epochs=1, views=1,
+                  device="cpu", workers=0)  # fmt: skip
+    result = distill(config(data=str(tmp_path / "both"), out=tmp_path / "out", **shared))
+    assert result.against is not None
+    assert result.against.images == 12
+    joined = (
+        f"{tmp_path / 'both'}@split=train++folder/{make_folder(tmp_path / 'more', per_class=4, size=28, seed=9)}"
+    )
+    result = distill(
+        config(data=joined, test=f"{tmp_path / 'both'}@split=test", out=tmp_path / "joined", **shared)
+    )
+    assert result.accuracy is not None
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_that_a_step_outlives_ends_the_job(number: signal.Signals, code: int) -> None:
+    """The only block of a small cache is the last one: the step ends well, and the next must not begin."""
+
+    def step() -> None:
+        with stop_signals() as stop:
+            os.kill(os.getpid(), number)
+            assert stop
+
+    steps = Steps()
+    with pytest.raises(StoppedEarly) as caught:
+        steps.run("one", "kd one", step)
+    assert caught.value.exit_code == code
+    assert [title for title, _, _ in steps.commands] == []
+    steps.run("two", "kd two", lambda: None)  # the next job is not stopped by it
 
 
 def test_what_stopped_before_the_teachers_ran_leaves_the_folder_to_another_call(

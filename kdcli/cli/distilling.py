@@ -34,5 +34,5 @@ def distill(config: "DistillConfig", common: "Common") -> None:
         f"made the student {result.student} and the report {result.report}",
         f"open {result.report}",
         f"python -c \"import timm; timm.create_model('{result.student}', pretrained=True)\"",
-        f"kd distill IMAGES --teacher {result.student} ... (it can be a teacher, too)",
+        f"kd cache-teachers IMAGES --cache NEW.kd --teacher student={result.student}",
     )

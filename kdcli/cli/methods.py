@@ -122,7 +122,7 @@ def _needs(method: "Method") -> Iterator[str]:
         "--ranking": needs.ranking,
         "--generalist": needs.generalist,
         "several data sets": needs.sets,
-        "teachers of the same classes": needs.classes,
+        "teachers of the same classes": needs.classes or needs.same,
         "the student as it was": needs.frozen,
     }
     yield from (text for text, needed in wanted.items() if needed)

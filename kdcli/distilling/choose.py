@@ -8,7 +8,7 @@ from typing import Any, Final, final
 from kdcli.data.folder import SPLIT_NAMES
 from kdcli.data.spec import DataSpec, canonical_split, with_modifier
 from kdcli.distilling.config import DistillConfig
-from kdcli.errors import UsageError
+from kdcli.errors import BadDataError, UsageError
 from kdcli.training.presets import options_of_preset
 
 SHARE: Final = "80/20"
@@ -71,27 +71,37 @@ class Sizes:
     views: int
 
 
-def choose_parts(config: DistillConfig, folders: Sequence[str], labelled: bool) -> Parts:
-    """The training and the test images.
+def given_parts(config: DistillConfig, folders: Sequence[str]) -> Parts | None:
+    """The training and the test images where the user, or a folder with splits, says them.
 
     Args:
         config: ``data`` and ``test`` as they were given.
         folders: names of the folders in the data's own, if it is one and no split was asked of it.
-        labelled: whether the images have labels.
-
-    Raises:
-        UsageError: a fifth cannot be split off what is several data sets, or a split already.
     """
     if config.test is not None:
         return Parts(config.data, config.test, "")
-    spec = DataSpec.parse(config.data)
     named = {canonical_split(name): name for name in folders if name.lower() in SPLIT_NAMES}
     if "train" in named and (other := named.get("test") or named.get("val")):
         train = with_modifier(config.data, f"split={named['train']}")
         why = f"the folder has splits: learning from '{named['train']}', tested on '{other}'"
         return Parts(train, with_modifier(config.data, f"split={other}"), why)
+    return None
+
+
+def set_aside(config: DistillConfig, labelled: bool) -> Parts:
+    """A part of the images to test on.
+
+    Args:
+        config: the data.
+        labelled: whether the images have labels.
+
+    Raises:
+        UsageError: a fifth cannot be split off what is several data sets, or a split already.
+    """
+    spec = DataSpec.parse(config.data)
     if not labelled:
-        return Parts(config.data, None, "no labels, so nothing can be tested: give --test with class folders")
+        why = "no labels, so nothing can be tested: give --test with class folders"
+        return Parts(config.data, None, f"{why}{_beside(spec)}")
     if spec.members or spec.split is not None:
         raise UsageError(
             f"{config.data} is {'several data sets' if spec.members else 'a split already'}, and no test set is given",
@@ -101,6 +111,26 @@ def choose_parts(config: DistillConfig, folders: Sequence[str], labelled: bool) 
     return Parts(
         first, rest, f"no --test: {SHARE.partition('/')[2]} % of each class are set aside to test on"
     )
+
+
+def _beside(spec: DataSpec) -> str:
+    """That a folder without classes is a class itself, as far as its neighbours say so."""
+    folder = Path(spec.source.removeprefix("folder/"))
+    if spec.members or not spec.source.startswith("folder/") or not folder.is_dir():
+        return ""
+    count = sum(each.is_dir() for each in folder.parent.iterdir())
+    return f"; {folder.parent} has {count} folders: is each a class?" if count > 1 else ""
+
+
+def one_class_too_few(data: str, name: str, folders: Sequence[str]) -> BadDataError:
+    """The error for images of one class; it names the folder below, where that has the classes."""
+    hint = "Give a folder with two class folders or more; or IMAGES@labels=none, to learn the teacher's own classes."
+    if list(folders) == [name]:
+        below = Path(DataSpec.parse(data).source.removeprefix("folder/")) / name
+        inside = sum(each.is_dir() for each in below.iterdir())
+        if inside > 1:
+            hint = f"Did you mean {below}? It has {inside} folders."
+    return BadDataError(f"{data} has one class only: '{name}'", hint)
 
 
 def choose_method(class_names: Sequence[str] | None, teachers: Mapping[str, Sequence[str] | None]) -> Choice:

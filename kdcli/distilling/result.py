@@ -1,11 +1,14 @@
 """What ``kd distill`` gives: the student, what it is worth, and the verdict in plain words."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, Final, final
 
 from kdcli.documents import declared
 from kdcli.metrics.intervals import of_disagreement
 from kdcli.results import Result, Table
+
+_CLEARLY: Final = 0.05
+"""Accuracy by which a teacher's features have to be better than a student for the teacher to know more."""
 
 
 @final
@@ -81,33 +84,37 @@ class DistillResult(Result):
         return (Table(("verdict",), [(line,) for line in self.verdict]), Table(("made", "is"), made))
 
 
-def verdict_of(against: Against, sources: dict[str, float], student_size: str) -> tuple[str, ...]:
-    """Whether distilling helped, and if that cannot be said, why not.
+def verdict_of(against: Against, sources: dict[str, float], student: str, classes: int) -> tuple[str, ...]:
+    """Whether distilling helped, and if that cannot be said, why not and what to try.
 
     Args:
         against: the comparison.
         sources: cross-validated accuracy of a linear classifier on each teacher's features, by name.
-        student_size: the student's name, as it is called in the sentence.
+        student: its name, as it is called in the sentence.
+        classes: of the images, for what guessing gets.
     """
     gain = 100 * (against.accuracy - against.baseline)
     numbers = (
-        f"{student_size}: {100 * against.accuracy:.1f} % of {against.images} test images right, from labels alone "
-        f"{100 * against.baseline:.1f} %: {gain:+.1f} points (95 % interval {100 * against.low:+.1f} to "
-        f"{100 * against.high:+.1f}; {against.won} images won, {against.lost} lost)"
+        f"{student}: {100 * against.accuracy:.1f} % of {against.images} test images right, from labels alone "
+        f"{100 * against.baseline:.1f} %, by guessing {100 / classes:.1f} %: {gain:+.1f} points (95 % interval "
+        f"{100 * against.low:+.1f} to {100 * against.high:+.1f}; {against.won} images won, {against.lost} lost)"
     )
     if against.low > 0:
         return (numbers, "distilling helped")
-    lines = [numbers]
     if against.high < 0:
-        lines.append("distilling did harm here: keep the student from labels alone")
+        lines = [numbers, "distilling did harm here: keep the student from labels alone"]
     else:
+        lines = [numbers, f"{against.images} test images do not tell the two apart: no gain is shown"]
+    best = max(against.accuracy, against.baseline)
+    told = [f"{name} {100 * accuracy:.1f} %" for name, accuracy in sources.items()]
+    if told:
         lines.append(
-            f"{against.images} test images cannot tell the two apart: more of them, or several --seed, would"
+            f"a linear classifier on a teacher's features gets (in folds of the training images): {', '.join(told)}"
         )
-    for name, accuracy in sources.items():
-        if accuracy <= max(against.accuracy, against.baseline):
-            lines.append(
-                f"teacher {name} knows little that the student lacks: a linear classifier on its features gets "
-                f"{100 * accuracy:.1f} %"
-            )
+        lines.append(
+            "so the teacher knows more than the student could learn from so few images and steps: more --epochs and "
+            "--views, a larger --image-size, or a student that starts from weights (local-dir:, hf-hub:)"
+            if max(sources.values()) > best + _CLEARLY
+            else "so the teacher knows little that the student lacks: try another one"
+        )
     return tuple(lines)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar, final
 
 from kdcli.console import console
+from kdcli.runtime import step_of_a_job
 
 Result = TypeVar("Result")
 
@@ -25,6 +26,7 @@ class Steps:
         """Say ``title`` and ``command``, run ``step``, note how long it took."""
         console.note("", f"# {title}", f"$ {command}")
         start = time.perf_counter()
-        result = step()
+        with step_of_a_job():
+            result = step()
         self.commands.append((title, command, time.perf_counter() - start))
         return result

@@ -20,6 +20,7 @@ class Needs:
         sets: whether it learns from several data sets, each with a name.
         classes: whether teachers and student must tell apart the same classes: the student's own classifier
             learns from their logits.
+        same: whether teachers must tell apart the classes of the labels, which a new classifier of the student learns.
         frozen: whether it compares with the student as it was before training.
         largest: whether, of the logits, a teacher's K largest will do where not all of them are cached.
         several_labels: whether images may have several: only ``losses.label_loss`` sees them and their head's logits.
@@ -32,6 +33,7 @@ class Needs:
     unlabelled: bool = False
     sets: bool = False
     classes: bool = False
+    same: bool = False
     frozen: bool = False
     largest: bool = False
     several_labels: bool = False

@@ -305,7 +305,7 @@ MLFD = Mlfd(
     equation="Eq. 3",
     summary="Labels, one (joint) teacher's softened outputs, and its embedding and maps.",
     Options=MlfdOptions,
-    needs=Needs(frozenset({"logits"}), labels=True),
+    needs=Needs(frozenset({"logits"}), labels=True, same=True),
     defaults=Settings(
         optimizer="adam",
         lr=1e-4,

@@ -114,6 +114,15 @@ def architecture_name(spec: ModelSpec) -> str:
     return _architecture(spec).name
 
 
+def class_names_of(spec: ModelSpec) -> tuple[str, ...] | None:
+    """Names of a model's classes, from its configuration alone, where that knows them.
+
+    Raises:
+        NotFoundError: a folder, or a model of the hub, that is not there.
+    """
+    return _architecture(spec).class_names()
+
+
 def _architecture(spec: ModelSpec) -> Architecture:
     architecture: Architecture = load_object(MODELS.find(spec.kind).architecture)(spec)
     return architecture

@@ -1,6 +1,7 @@
 """A document as one HTML page that needs nothing else: no server, no network."""
 
 import base64
+import math
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -218,7 +219,17 @@ def _best(table: Table, place: int) -> str | None:
         return None
     if len(numbers) > 1 and len({text for _, text in numbers}) == 1:
         return None  # all are the best
-    return (max(numbers) if column.best == "high" else min(numbers))[1]
+    value, text = max(numbers) if column.best == "high" else min(numbers)
+    spreads = [(row[place].value, row[place].spread) for row in table.rows]
+    own = next(spread for each, spread in spreads if each == value)
+    if own is not None and any(
+        isinstance(each, float | int)
+        and each != value
+        and abs(value - each) <= math.hypot(own, spread or 0.0)
+        for each, spread in spreads
+    ):
+        return None  # chance may have put it first
+    return text
 
 
 def _mean(cell: Cell) -> str:

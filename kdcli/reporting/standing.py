@@ -124,11 +124,14 @@ def standing(runs: Sequence[Run], right: Right, where: str) -> list[str]:
     rival = next((each for each in others if each.plain), others[0])
     gaps = [difference(best, each, right) for each in others]
     clear = all(gap is not None and gap[0][0] > 0 for gap in gaps)
-    verdict = "is the best" if clear else "has the highest score"
-    lines = [
-        f"{_name(best)} {verdict} of {len(peers)} students of equal budget {where}: {_score(best)}. "
-        f"{_difference(best, rival, right)}"
-    ]
+    even = all(gap is not None and gap[0][0] <= 0 for gap in gaps)
+    of = f"of {len(peers)} students of equal budget {where}"
+    if even:
+        names = f"{best.name} and {others[0].name}" if len(peers) == 2 else "the students"
+        found = f"No difference is shown between {names} {of}: the highest score is {_name(best)}'s, {_score(best)}."
+    else:
+        found = f"{_name(best)} {'is the best' if clear else 'has the highest score'} {of}: {_score(best)}."
+    lines = [f"{found} {_difference(best, rival, right)}"]
     if rival is not others[0]:
         lines.append(_difference(best, others[0], right))
     lines.append(f"Budget of {best.name}: {best.budget.text()}; the others saw as many images within 5 %.")
@@ -200,7 +203,11 @@ def _difference(best: Contender, other: Contender, right: Right) -> str:
     gap = 100 * (best.score - other.score)
     than = f"{other.name} ({'labels alone, ' if other.plain else ''}{100 * other.score:.1f} {other.unit})"
     found = difference(best, other, right)
-    said = f"That is {gap:.1f} points more than {than}"
+    said = (
+        f"That is {gap:.1f} points more than {than}"
+        if f"{gap:.1f}" != "0.0"
+        else f"That is as much as {than}"
+    )
     apart = _apart(best, other)
     if found is None:
         return f"{said}; the runs give no interval of the difference.{apart}"

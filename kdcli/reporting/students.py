@@ -142,7 +142,7 @@ _COLUMNS: Columns = {
     ),
     Column("Test top-1, %", best="high"): lambda run: percent(_of(run, "test", "top1")),
     Column("95 % interval", "text"): lambda run: _interval(run),
-    Column("Test top-5, %", best="high"): lambda run: percent(
+    Column("Test top-5, %"): lambda run: percent(
         _of(run, "test", "top5") if not 0 < _classes(run) <= _TOP else None
     ),
     Column("Test mAP, %", best="high"): lambda run: percent(_of(run, "test", "mAP")),
