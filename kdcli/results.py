@@ -132,7 +132,9 @@ def say(tables: Sequence[Table]) -> None:
 
 def _html(table: Table) -> str:
     heads = [(escape(shown(name)), table.legend.get(name)) for name in table.header]
-    head = "".join(f'<th title="{escape(said or "")}">{name}</th>' for name, said in heads)
+    head = "".join(
+        f'<th title="{escape(said)}">{name}</th>' if said else f"<th>{name}</th>" for name, said in heads
+    )
     caption = f"<caption>{escape(shown(table.title))}</caption>" if table.title else ""
     rows = ("".join(f"<td>{escape(shown(cell))}</td>" for cell in row) for row in table.rows)
     body = "".join(f"<tr>{row}</tr>" for row in rows)

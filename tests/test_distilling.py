@@ -281,9 +281,7 @@ def test_a_folder_with_splits_and_joined_data_are_taken(tmp_path: Path, teachers
     result = distill(config(data=str(tmp_path / "both"), out=tmp_path / "out", **shared))
     assert result.against is not None
     assert result.against.images == 12
-    joined = (
-        f"{tmp_path / 'both'}@split=train++folder/{make_folder(tmp_path / 'more', per_class=4, size=28, seed=9)}"
-    )
+    joined = f"{tmp_path / 'both'}@split=train++folder/{make_folder(tmp_path / 'more', per_class=4, size=28, seed=9)}"
     result = distill(
         config(data=joined, test=f"{tmp_path / 'both'}@split=test", out=tmp_path / "joined", **shared)
     )

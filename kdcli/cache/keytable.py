@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from typing import Any, final
+from typing import Any, final, overload
 
 import numpy as np
 from jaxtyping import Int64, UInt8
@@ -50,7 +50,15 @@ class KeyTable:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    def __getitem__(self, row: int) -> str:
+    @overload
+    def __getitem__(self, row: int) -> str: ...
+
+    @overload
+    def __getitem__(self, row: slice) -> list[str]: ...
+
+    def __getitem__(self, row: int | slice) -> str | list[str]:
+        if isinstance(row, slice):
+            return self.at(np.arange(len(self))[row])
         return self._bytes(row).decode()
 
     def __iter__(self) -> Iterator[str]:

@@ -12,8 +12,10 @@ Killed at any time, the same call goes on: every step finds what it made before.
 
 import time
 
+from kdcli.console import console, counted
 from kdcli.data.spec import DataSpec
 from kdcli.distilling.choose import (
+    LEAST_TEST,
     MOST_ANSWERED,
     choose_sizes,
     folders_of,
@@ -58,6 +60,8 @@ def distill(config: DistillConfig) -> DistillResult:
         raise one_class_too_few(config.data, data.class_names[0], folders)
     parts = given or set_aside(config, data.class_names is not None)
     job.require_fitting(parts)
+    if parts.test is not None and (count := len(job.open(parts.test))) < LEAST_TEST:
+        console.warn(f"{counted(count, 'test images')}: far too few to tell two students apart")
     job.begin()
     parts = job.check(parts)
     train = job.open(parts.train)

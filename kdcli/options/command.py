@@ -26,6 +26,7 @@ import typer
 from typer.core import TyperCommand
 
 from kdcli.console import console
+from kdcli.errors import UsageError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -95,6 +96,8 @@ def configure(kind: "type[Config]", given: Given, common: "Common") -> "Config":
     """Resolve flags, ``--set`` and ``--config``; with ``--print-config`` print the result and exit."""
     from kdcli.options.resolving import resolve, to_yaml
 
+    if common.all_options and not common.print_config:
+        raise UsageError("--all says how much --print-config prints", "Give --print-config, too.")
     config = resolve(kind, given, common.sets, common.config)
     if common.print_config:
         print(to_yaml(config, every=common.all_options), end="")

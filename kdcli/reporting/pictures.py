@@ -143,7 +143,7 @@ def _right_and_wrong(look: Look) -> Gallery | None:
         if pictures:
             strips.append((f"{title}: {len(rows)} of {len(look.labels)} images", pictures))
     caption = (
-        "Below each image its true class and each model's most probable class with its probability: ✓ right, ✗ wrong, "
+        "With each image its true class and each model's most probable class with its probability: ✓ right, ✗ wrong, "
         f"· no class of this data. Of many, the surest mistakes of {best} are shown; of right answers a cross-section."
     )
     return Gallery(tuple(strips), "Right and wrong", caption, wide=True)

@@ -177,7 +177,17 @@ class Outputs:
         return {name: values[0] for name, values in self._read(names, rows, view).items()}
 
     def _read(self, names: list[str], rows: Int64[np.ndarray, " m"], view: int) -> dict[str, np.ndarray]:
-        caches = self._cache.caches
+        caches, views = self._cache.caches, self._cache.views
+        if unknown := [name for name in names if name not in self]:
+            raise CacheMissingError(
+                f"the cache keeps no array '{unknown[0]}' of '{self.teacher}'.{nearest(unknown[0], self)}",
+                f"It has {', '.join(self)}.",
+            )
+        if not 0 <= view < views:
+            raise CacheMissingError(
+                f"there is no view {view}: the cache has {views} of each image, 0 to {views - 1}",
+                "View 0 is the evaluation's, the others are training views; kd cache extend makes room for more.",
+            )
         usable = caches.require({self.teacher: names}, rows, [view], allow_partial=None)
         if not usable.all():
             raise CacheMissingError(

@@ -332,7 +332,7 @@ def _shown(values: Mapping[str, Mapping[str, float]]) -> Mapping[str, float]:
     """What the display shows of a step: all parts of one student's loss, else the losses, or their range."""
     if len(values) == 1:
         return next(iter(values.values()))
-    losses = {name: parts["loss"] for name, parts in values.items()}
+    losses = {f"loss of {name}": parts["loss"] for name, parts in values.items()}
     if len(losses) > _SHOWN:
         return {"lowest loss": min(losses.values()), "highest": max(losses.values())}
     return losses

@@ -48,7 +48,7 @@ def _lines(plan: Plan) -> list[str]:
     lines = [
         f"student {config.student}, started from {plan.init}; {len(plan.data)} images of {config.first_data}",
         *_streams(plan),
-        f"{plan.method.name}: {numbers.optimizer}, lr {numbers.lr:g} (backbone {backbone_lr:g}), "
+        f"by {plan.method.name}: {numbers.optimizer}, lr {numbers.lr:g} (backbone {backbone_lr:g}), "
         f"weight decay {numbers.weight_decay:g}, {numbers.schedule}, {counted(numbers.epochs, 'epochs')} "
         f"of batches of {numbers.batch_size}{each}, BatchNorm {numbers.bn}{_extras(plan)}",
     ]
