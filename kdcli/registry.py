@@ -200,6 +200,7 @@ SOURCES = Registry(
     "kd.sources",
     {
         "folder": "kdcli.data.folder:FOLDER",
+        "csv": "kdcli.data.csv_table:CSV",
         "torch": "kdcli.data.torchsets:TORCH",
         "hfds": "kdcli.data.hfds:HFDS",
         "sklearn": "kdcli.data.embedded:SKLEARN",

@@ -11,7 +11,6 @@
 
 import errno
 import os
-from collections.abc import Collection, Mapping
 from pathlib import Path
 from shlex import quote
 from typing import final
@@ -21,12 +20,14 @@ from jaxtyping import Int64
 
 from kdcli.cache.keytable import KeyTable
 from kdcli.console import counted
-from kdcli.data.base import ImageSource, Listing, SourceKind, pick_split, pick_task
+from kdcli.data.base import ImageSource, Listing, Opening, SourceKind, pick_split, pick_task
 from kdcli.data.decode import bad_image
-from kdcli.data.formats import ARCHIVES, EXTENSIONS, FRAMES, IMAGE_BYTES, VIDEOS
-from kdcli.data.labels_file import LABELS_FILE, LabelsFile, require_distinct
+from kdcli.data.formats import ARCHIVES, EXTENSIONS, FRAMES, IMAGE_BYTES, TABLES, VIDEOS
+from kdcli.data.labels_file import LABELS_FILE, LabelsFile
 from kdcli.data.leftovers import leftovers, require_no_class_lost
+from kdcli.data.names import require_distinct
 from kdcli.data.spec import JOIN, canonical_split
+from kdcli.data.tables import untrained
 from kdcli.data.walk import Walk, image_folders
 from kdcli.errors import BadDataError, NotFoundError, UsageError, nearest
 from kdcli.files import beside, storage_errors
@@ -175,23 +176,7 @@ class FolderSource(ImageSource):
             splits |= {name: set(image_folders(self._root / name)) for name in others}
         names = sorted(set().union(*splits.values()))
         require_distinct(names, f"{self._root}{' (all splits)' if len(splits) > 1 else ''}")
-        return tuple(names), self._untrained(splits)
-
-    def _untrained(self, splits: Mapping[str, Collection[str]]) -> list[str]:
-        """Classes of other splits that the training images lack, a line a split."""
-        trained: set[str] = set()
-        for split, names in splits.items():
-            if canonical_split(split) == "train":
-                trained |= set(names)
-        found = []
-        for split, names in sorted(splits.items()):
-            extra = sorted(set(names) - trained)
-            if trained and extra:
-                found.append(
-                    f"{self._root}: {len(extra)} of {len(names)} classes of '{split}' have no training images, such as "
-                    f"'{extra[0]}'"
-                )
-        return found
+        return tuple(names), untrained(splits, str(self._root))
 
     def encoded(self, key: str) -> bytes:
         """The bytes of the file."""
@@ -223,6 +208,8 @@ def _opened(file: Path) -> str:
     name = file.name.lower()
     if name.endswith(VIDEOS):
         return FRAMES.format(quote(str(file)))
+    if name.endswith(TABLES):
+        return f"A table of paths is given as csv/{file}"
     if not name.endswith(ARCHIVES):
         return ""
     place = quote(str(file.parent / file.name.partition(".")[0]))
@@ -273,6 +260,25 @@ def find_folder(text: str, data_root: Path | None) -> Path:
         f"Behind {JOIN}, a folder is written folder/PATH."
         if JOIN in rest
         else "Check the path, give --data-root, or use an embedded set such as sklearn/digits.",
+    )
+
+
+def find_file(opening: Opening) -> Path:
+    """The absolute path of the file of ``SCHEME/FILE``, below the data root or here.
+
+    Raises:
+        NotFoundError: there is none; what lies beside it is suggested.
+        StorageError: it cannot be looked at.
+    """
+    places = [root / opening.rest for root in (opening.data_root, Path()) if root is not None]
+    for place in places:
+        with storage_errors(place):
+            if place.exists():
+                return Path(os.path.normpath(place.absolute()))
+    raise NotFoundError(
+        f"there is no file {places[-1].absolute()}.{beside(places[-1])}",
+        f"Check the path, or give --data-root; a folder of images in a folder called {opening.scheme} is written "
+        f"folder/{opening.scheme}/...",
     )
 
 
