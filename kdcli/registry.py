@@ -201,6 +201,7 @@ SOURCES = Registry(
     {
         "folder": "kdcli.data.folder:FOLDER",
         "csv": "kdcli.data.csv_table:CSV",
+        "tar": "kdcli.data.tars:TAR",
         "torch": "kdcli.data.torchsets:TORCH",
         "hfds": "kdcli.data.hfds:HFDS",
         "sklearn": "kdcli.data.embedded:SKLEARN",

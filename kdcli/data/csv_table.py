@@ -16,7 +16,8 @@ import numpy as np
 from kdcli.cache.keytable import KeyTable
 from kdcli.console import counted
 from kdcli.data.base import ImageSource, Listing, Opening, SourceKind, pick_task
-from kdcli.data.folder import FolderSource, find_file
+from kdcli.data.folder import FolderSource
+from kdcli.data.paths import find_file
 from kdcli.data.tables import (
     LABEL_COLUMNS,
     NAMES,

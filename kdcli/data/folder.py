@@ -20,13 +20,13 @@ from jaxtyping import Int64
 
 from kdcli.cache.keytable import KeyTable
 from kdcli.console import counted
-from kdcli.data.base import ImageSource, Listing, Opening, SourceKind, pick_split, pick_task
+from kdcli.data.base import ImageSource, Listing, SourceKind, pick_split, pick_task
 from kdcli.data.decode import bad_image
 from kdcli.data.formats import ARCHIVES, EXTENSIONS, FRAMES, IMAGE_BYTES, TABLES, VIDEOS
 from kdcli.data.labels_file import LABELS_FILE, LabelsFile
 from kdcli.data.leftovers import leftovers, require_no_class_lost
 from kdcli.data.names import require_distinct
-from kdcli.data.spec import JOIN, canonical_split
+from kdcli.data.spec import JOIN, SPLIT_NAMES, canonical_split
 from kdcli.data.tables import untrained
 from kdcli.data.walk import Walk, image_folders
 from kdcli.errors import BadDataError, NotFoundError, UsageError, nearest
@@ -34,7 +34,6 @@ from kdcli.files import beside, storage_errors
 from kdcli.reading import read_bytes
 from kdcli.registry import SOURCES
 
-SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "test", "testing")
 CLASS_TASK = "class"
 _TARS = (".tar", ".tgz", ".tar.gz", ".tar.zst")
 
@@ -218,7 +217,8 @@ def _opened(file: Path) -> str:
         if name.endswith(".zip")
         else f"mkdir -p {place} && tar -xf {quote(str(file))} -C {place}"
     )
-    return f"Unpack it, then give that folder: {tool if name.endswith(('.zip', *_TARS)) else place}"
+    shards = f"Shards with labels are given as tar/{file}. " if name.endswith(".tar") else ""
+    return f"{shards}Unpack it, then give that folder: {tool if name.endswith(('.zip', *_TARS)) else place}"
 
 
 def _class_labels(keys: list[str], prefix: str, classes: tuple[str, ...] | None) -> Int64[np.ndarray, " n"]:
@@ -260,25 +260,6 @@ def find_folder(text: str, data_root: Path | None) -> Path:
         f"Behind {JOIN}, a folder is written folder/PATH."
         if JOIN in rest
         else "Check the path, give --data-root, or use an embedded set such as sklearn/digits.",
-    )
-
-
-def find_file(opening: Opening) -> Path:
-    """The absolute path of the file of ``SCHEME/FILE``, below the data root or here.
-
-    Raises:
-        NotFoundError: there is none; what lies beside it is suggested.
-        StorageError: it cannot be looked at.
-    """
-    places = [root / opening.rest for root in (opening.data_root, Path()) if root is not None]
-    for place in places:
-        with storage_errors(place):
-            if place.exists():
-                return Path(os.path.normpath(place.absolute()))
-    raise NotFoundError(
-        f"there is no file {places[-1].absolute()}.{beside(places[-1])}",
-        f"Check the path, or give --data-root; a folder of images in a folder called {opening.scheme} is written "
-        f"folder/{opening.scheme}/...",
     )
 
 

@@ -144,7 +144,7 @@ def rows_of(splits: Sequence[str], split: str | None, where: str) -> Int64[np.nd
         return np.flatnonzero([each == asked for each in splits])
     if len(set(splits)) > 1:
         first = min(known, key=lambda name: canonical_split(name) != "train")
-        some = f", and {splits.count('')} images in none" if "" in splits else ""
+        some = f", and {splits.count('')} in none" if "" in splits else ""
         raise UsageError(f"{where} holds splits ({', '.join(known)}{some})", f"Say which: @split={first}")
     return np.arange(len(splits))
 
@@ -225,6 +225,28 @@ def numbered(
 def is_number(text: str) -> bool:
     """Whether a label is a class's number, written as numbers are."""
     return text.isascii() and text.isdecimal() and (text == "0" or text[0] != "0")
+
+
+def label_text(value: object, where: str) -> str:
+    """The class in a cell or a document: text, a whole number, or several of these, joined by ``|``; empty for none.
+
+    Raises:
+        BadDataError: it is something else.
+    """
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value.strip()
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, list):
+        parts = [label_text(part, where) for part in value if not isinstance(part, list)]
+        if len(parts) == len(value) and all(part and "|" not in part for part in parts):
+            return "|".join(parts)
+    raise BadDataError(
+        f"{where}: {str(value)[:80]!r} is no label",
+        "A label is text, a whole number, or a list of these without |.",
+    )
 
 
 def untrained(splits: Mapping[str, Collection[str]], where: str) -> list[str]:
