@@ -202,6 +202,7 @@ SOURCES = Registry(
         "folder": "kdcli.data.folder:FOLDER",
         "csv": "kdcli.data.csv_table:CSV",
         "tar": "kdcli.data.tars:TAR",
+        "parquet": "kdcli.data.parquet:PARQUET",
         "torch": "kdcli.data.torchsets:TORCH",
         "hfds": "kdcli.data.hfds:HFDS",
         "sklearn": "kdcli.data.embedded:SKLEARN",

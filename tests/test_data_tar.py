@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from source_tools import require_as_the_folder
 
+from kdcli.data.paths import FileStamp
 from kdcli.data.sources import ImageData, open_data
-from kdcli.data.tar_index import TarIndex, TarStamp, index_of
+from kdcli.data.tar_index import TarIndex, index_of
 from kdcli.errors import BadDataError, KdError, NotFoundError, UsageError
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
@@ -50,8 +51,7 @@ def write(path: Path, files: dict[str, bytes | tarfile.TarInfo], form: str = "pa
 
 
 def index(path: Path) -> TarIndex:
-    real = os.path.realpath(path)
-    return index_of(TarStamp.of(real, Path(real).stat()))
+    return index_of(FileStamp.of(path))
 
 
 def read(path: Path) -> dict[str, bytes]:

@@ -209,6 +209,8 @@ def _opened(file: Path) -> str:
         return FRAMES.format(quote(str(file)))
     if name.endswith(TABLES):
         return f"A table of paths is given as csv/{file}"
+    if name.endswith(".parquet"):
+        return f"Parquet with images in it is given as parquet/{file}"
     if not name.endswith(ARCHIVES):
         return ""
     place = quote(str(file.parent / file.name.partition(".")[0]))

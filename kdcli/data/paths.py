@@ -2,13 +2,85 @@
 
 import glob
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import final
 
 from kdcli.data.base import Opening
-from kdcli.errors import NotFoundError
+from kdcli.errors import BadDataError, NotFoundError
 from kdcli.files import beside, storage_errors
+from kdcli.reading import open_regular
+
+Reader = Callable[[int, int], bytes]
+"""Reads from a place so many bytes."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class FileStamp:
+    """A file in one state.
+
+    Attributes:
+        path: absolute, links followed.
+        size: bytes.
+        modified: nanoseconds.
+        inode: of its file system.
+    """
+
+    path: str
+    size: int
+    modified: int
+    inode: int
+
+    @classmethod
+    def of(cls, path: Path) -> "FileStamp":
+        """The file as it is now.
+
+        Raises:
+            StorageError: it cannot be looked at.
+        """
+        real = os.path.realpath(path)
+        with storage_errors(path):
+            return cls._of(real, Path(real).stat())
+
+    @classmethod
+    def _of(cls, path: str, status: os.stat_result) -> "FileStamp":
+        return cls(path, status.st_size, status.st_mtime_ns, status.st_ino)
+
+    def require_same(self, descriptor: int) -> None:
+        """Refuse an open file that is not in this state.
+
+        Raises:
+            BadDataError: somebody wrote to it, or put another in its place.
+        """
+        if FileStamp._of(self.path, os.fstat(descriptor)) != self:
+            raise BadDataError(f"{self.path} has changed since it was opened", "Run the command again.")
+
+    @contextmanager
+    def opened(self) -> Iterator[Reader]:
+        """What reads so many bytes of the file from a place, fewer at its end.
+
+        Raises:
+            BadDataError: it is another file now, or no regular one.
+            StorageError: it cannot be read.
+        """
+        with storage_errors(self.path):
+            descriptor = open_regular(Path(self.path), None)
+            try:
+                self.require_same(descriptor)
+                yield partial(_read_at, descriptor)
+            finally:
+                os.close(descriptor)
+
+
+def _read_at(descriptor: int, start: int, count: int) -> bytes:
+    data = os.pread(descriptor, count, start)
+    while len(data) < count and (more := os.pread(descriptor, count - len(data), start + len(data))):
+        data += more
+    return data
 
 
 def find_file(opening: Opening) -> Path:

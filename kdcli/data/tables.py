@@ -5,6 +5,7 @@ What is decided here holds for every source that gets labels from a table or fro
 
 import csv
 import io
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,13 @@ from jaxtyping import Int64
 
 from kdcli.data.base import pick_split
 from kdcli.data.names import alike, require_distinct, told_apart
-from kdcli.data.spec import canonical_split
+from kdcli.data.spec import SPLIT_NAMES, canonical_split
 from kdcli.errors import BadDataError, NotFoundError, UsageError, nearest
 from kdcli.files import beside, storage_errors
 from kdcli.reading import read_text
 
+CLASSES: Final = "classes.txt"
+"""Class names beside files of images, a line each."""
 LABEL_COLUMNS: Final = ("label", "labels", "class", "class_name", "target")
 """What the column of labels is called, where nobody says."""
 SPLIT_COLUMNS: Final = ("split",)
@@ -149,12 +152,13 @@ def rows_of(splits: Sequence[str], split: str | None, where: str) -> Int64[np.nd
     return np.arange(len(splits))
 
 
-def names_asked(text: str | None, folder: Path) -> tuple[str, ...] | None:
+def names_asked(text: str | None, folder: Path, usual: str | None = None) -> tuple[str, ...] | None:
     """The class names of ``names=FILE|COUNT``.
 
     Args:
         text: a count, or a file with a name a line.
         folder: where a relative path begins.
+        usual: the file that is taken where it is there and nothing was asked for.
 
     Raises:
         NotFoundError: there is no such file.
@@ -162,6 +166,8 @@ def names_asked(text: str | None, folder: Path) -> tuple[str, ...] | None:
         BadDataError: it is no regular file, too large, no text, or two names look the same.
         UsageError: more classes than there can be.
     """
+    if text is None and usual is not None and (folder / usual).is_file():
+        text = usual
     if text is None:
         return None
     if text.isdecimal() and text.isascii():
@@ -198,21 +204,29 @@ def numbered(
     """Labels as indices into the names of classes.
 
     Args:
-        values: a class each, empty without a label: its name, or its number in ``names`` where all are numbers and
-            not all are names.
+        values: a class each, empty without a label: its name, or its number in ``names`` where all are numbers.
         names: of the classes in order; None: all that there are, in plain string order.
         where: the labels, for messages.
 
     Raises:
-        BadDataError: two classes look the same, or a value is none of ``names``.
+        BadDataError: two classes look the same, a value is none of ``names``, or one's name and another's number.
     """
     different = set(values) - {""}
     if names is None:
         names = tuple(sorted(different))
         require_distinct(names, where)
+        numbers = {}
+    else:
+        numbers = {str(number): number for number in range(len(names))}
     index = {name: number for number, name in enumerate(names)}
-    if not different <= index.keys() and all(map(is_number, different)):
-        index = {str(number): number for number in range(len(names))}
+    if numbers and all(map(is_number, different)):
+        by_name = different <= index.keys()
+        if by_name and (unsure := sorted(each for each in different if index[each] != numbers.get(each))):
+            raise BadDataError(
+                f"{where}: '{unsure[0]}' is the name of one class of names= and the number of another",
+                "Leave names= out where labels are names; else give the classes names that are no numbers.",
+            )
+        index = index if by_name else numbers
     if unknown := sorted(different - index.keys()):
         raise BadDataError(
             f"{where}: '{unknown[0]}' is none of the {len(names)} classes of names=.{nearest(unknown[0], names)}",
@@ -220,6 +234,35 @@ def numbered(
         )
     index[""] = -1
     return np.fromiter((index[value] for value in values), np.int64, len(values)), names
+
+
+def named(values: Collection[str], where: str) -> tuple[str, ...]:
+    """The classes that there are, in plain string order, where their labels are no mere numbers.
+
+    Args:
+        values: labels of all images; empty without one.
+        where: the source, for messages.
+
+    Raises:
+        UsageError: all are numbers, so somebody has to say of which classes.
+        BadDataError: two look the same.
+    """
+    names = tuple(sorted(set(values) - {""}))
+    if names and all(map(is_number, names)):
+        most = max(map(int, names))
+        raise UsageError(
+            f"{where}: the labels are numbers, from {min(map(int, names))} to {most}",
+            f"Say what the classes are called: names=FILE, a name a line, or a {CLASSES} beside the data; "
+            f"names={most + 1} calls them by their numbers.",
+        )
+    require_distinct(names, where)
+    return names
+
+
+def split_of(file: str) -> str:
+    """The split that a word of a file's path names (``train-0001.tar``, ``val/0001.tar``); empty where none does."""
+    words = re.split(r"[/._-]", file.lower())
+    return next((canonical_split(word) for word in words if word in SPLIT_NAMES), "")
 
 
 def is_number(text: str) -> bool:

@@ -9,10 +9,9 @@ import hashlib
 import os
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Final, final
@@ -23,12 +22,10 @@ from jaxtyping import Int64
 
 from kdcli.cache.keytable import KeyTable
 from kdcli.console import console, size
+from kdcli.data.paths import FileStamp, Reader
 from kdcli.errors import BadDataError
 from kdcli.files import atomic_write_bytes, make_folder, storage_errors
-from kdcli.reading import open_regular, read_bytes
-
-Reader = Callable[[int, int], bytes]
-"""Reads from a place so many bytes."""
+from kdcli.reading import read_bytes
 
 _BLOCK: Final = 512
 _END: Final = bytes(_BLOCK)
@@ -59,54 +56,6 @@ _AGAIN: Final = "Fetch or write it again; tar -tf FILE > /dev/null says nothing 
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class TarStamp:
-    """Which state of a file an index is of.
-
-    Attributes:
-        path: absolute, links followed.
-        size: bytes.
-        modified: nanoseconds.
-        inode: of its file system.
-    """
-
-    path: str
-    size: int
-    modified: int
-    inode: int
-
-    @classmethod
-    def of(cls, path: str, status: os.stat_result) -> "TarStamp":
-        """The stamp of a file by its status."""
-        return cls(path, status.st_size, status.st_mtime_ns, status.st_ino)
-
-    def require_same(self, descriptor: int) -> None:
-        """Refuse an open file that is not in this state.
-
-        Raises:
-            BadDataError: somebody wrote to it, or put another in its place.
-        """
-        if TarStamp.of(self.path, os.fstat(descriptor)) != self:
-            raise BadDataError(f"{self.path} has changed since it was opened", "Run the command again.")
-
-    @contextmanager
-    def opened(self) -> Iterator[Reader]:
-        """What reads so many bytes of the file from a place, fewer at its end.
-
-        Raises:
-            BadDataError: it is another file now, or no regular one.
-            StorageError: it cannot be read.
-        """
-        with storage_errors(self.path):
-            descriptor = open_regular(Path(self.path), None)
-            try:
-                self.require_same(descriptor)
-                yield partial(_read_at, descriptor)
-            finally:
-                os.close(descriptor)
-
-
-@final
 @dataclass(frozen=True, slots=True, eq=False)
 class TarIndex:
     """The regular files in a tar, in the plain string order of their names.
@@ -128,7 +77,7 @@ class TarIndex:
 
 
 @cache
-def index_of(stamp: TarStamp) -> TarIndex:
+def index_of(stamp: FileStamp) -> TarIndex:
     """The index of a tar, once per process; from the user's cache folder where it is there.
 
     Raises:
@@ -151,13 +100,13 @@ def index_of(stamp: TarStamp) -> TarIndex:
     return index
 
 
-def _header(stamp: TarStamp, count: int, body: bytes) -> bytes:
+def _header(stamp: FileStamp, count: int, body: bytes) -> bytes:
     """The first line of an index on disk: of what it is, how many files, and the sum of what follows."""
     told = (_VERSION, count, stamp.size, stamp.modified, stamp.inode, google_crc32c.value(body))
     return f"kd-tar {' '.join(map(str, told))}\n".encode()
 
 
-def _kept(file: Path, stamp: TarStamp) -> TarIndex | None:
+def _kept(file: Path, stamp: FileStamp) -> TarIndex | None:
     """The index in ``file``, if it is one of the tar as it is now, and whole."""
     with storage_errors(file):
         if not file.is_file():
@@ -174,7 +123,7 @@ def _kept(file: Path, stamp: TarStamp) -> TarIndex | None:
     return index if names.is_sound() and bool(inside.all()) else None
 
 
-def _made(stamp: TarStamp) -> TarIndex:
+def _made(stamp: FileStamp) -> TarIndex:
     with stamp.opened() as read:
         found = sorted(_files(read, Path(stamp.path), stamp.size))
     for (one, _, _), (other, _, _) in pairwise(found):
@@ -187,13 +136,6 @@ def _made(stamp: TarStamp) -> TarIndex:
     names = KeyTable(np.frombuffer(b"".join(name for name, _, _ in found), np.uint8), offsets)
     starts, sizes = (np.fromiter((each[place] for each in found), np.int64, len(found)) for place in (1, 2))
     return TarIndex(names, starts, sizes)
-
-
-def _read_at(descriptor: int, start: int, count: int) -> bytes:
-    data = os.pread(descriptor, count, start)
-    while len(data) < count and (more := os.pread(descriptor, count - len(data), start + len(data))):
-        data += more
-    return data
 
 
 # --- the format --------------------------------------------------------------------------------------

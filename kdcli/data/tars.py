@@ -9,32 +9,36 @@
 * Hidden files are skipped. What is in a tar is not trusted: see :mod:`kdcli.data.tar_index`.
 """
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, final
 
 import numpy as np
-from jaxtyping import Int64
 
 from kdcli.cache.keytable import KeyTable
 from kdcli.console import console, counted
 from kdcli.data.base import ImageSource, Listing, Opening, SourceKind
 from kdcli.data.decode import bad_image
 from kdcli.data.formats import EXTENSIONS, IMAGE_BYTES
-from kdcli.data.names import require_distinct
-from kdcli.data.paths import find_files
-from kdcli.data.spec import SPLIT_NAMES, canonical_split
-from kdcli.data.tables import NAMES, is_number, label_text, names_asked, numbered, rows_of, untrained
-from kdcli.data.tar_index import Reader, TarIndex, TarStamp, index_of
+from kdcli.data.paths import FileStamp, Reader, find_files
+from kdcli.data.tables import (
+    CLASSES,
+    NAMES,
+    label_text,
+    named,
+    names_asked,
+    numbered,
+    rows_of,
+    split_of,
+    untrained,
+)
+from kdcli.data.tar_index import TarIndex, index_of
 from kdcli.data.walk import SYSTEM
 from kdcli.errors import BadDataError, UsageError, nearest
-from kdcli.files import storage_errors
 from kdcli.reading import parse_json
 
 _CLASS: Final = "cls"
-_CLASSES: Final = "classes.txt"
 _LABEL_BYTES: Final = 2**20
 _TEXT: Final = 1000
 _FIELD: Final = "Choose other files: label=ENDING, or label=json:FIELD."
@@ -55,7 +59,7 @@ class _Shard:
     """
 
     name: str
-    stamp: TarStamp
+    stamp: FileStamp
     index: TarIndex
     samples: dict[str, dict[str, int]]
     images: dict[str, int]
@@ -72,7 +76,7 @@ class TarSource(ImageSource):
         options: the modifiers of :data:`TAR` that were given.
     """
 
-    def __init__(self, text: str, base: Path, stamps: dict[str, TarStamp], options: dict[str, str]) -> None:
+    def __init__(self, text: str, base: Path, stamps: dict[str, FileStamp], options: dict[str, str]) -> None:
         self._text, self._base, self._stamps, self._options = text, base, stamps, options
 
     @classmethod
@@ -89,11 +93,7 @@ class TarSource(ImageSource):
             raise UsageError(
                 f"repeats={repeats} is not {_ALLOWED}", f"Give repeats={_ALLOWED}, or leave it out."
             )
-        stamps = {}
-        for name in found.names:
-            path = os.path.realpath(found.base / name)
-            with storage_errors(path):
-                stamps[name] = TarStamp.of(path, Path(path).stat())
+        stamps = {name: FileStamp.of(found.base / name) for name in found.names}
         return cls(f"{opening.scheme}/{found.place.as_posix()}", found.base, stamps, dict(opening.options))
 
     @property
@@ -108,7 +108,7 @@ class TarSource(ImageSource):
             for name, stamp in self._stamps.items():
                 shards.append(self._shard(name, stamp))
                 bar.advance(1)
-        splits = [_split_of(shard.name) for shard in shards]
+        splits = [split_of(shard.name) for shard in shards]
         chosen = [shards[row] for row in rows_of(splits, split, self._text)]
         keys = [f"{shard.name}/{shard.index.names[row]}" for shard in chosen for row in shard.images.values()]
         if not keys:
@@ -123,24 +123,23 @@ class TarSource(ImageSource):
         if label is None:
             note = f"{self._text} is used without labels: say which files hold them: {self._choices(shards)}"
             return Listing(table, np.full(len(keys), -1), None, (note,))
-        names = self._names()
-        values = {shard.name: self._values(shard, label) for shard in (chosen if names else shards)}
+        asked = names_asked(self._options.get("names"), self._base, CLASSES)
+        values = {shard.name: self._values(shard, label) for shard in (chosen if asked else shards)}
         if not any(any(each) for each in values.values()):
             raise UsageError(f"{self._text} has no labels '{label}'", f"Give {self._choices(shards)}.")
         mine = [value for shard in chosen for value in values[shard.name]]
-        labels, class_names = self._numbered(
-            mine, [value for each in values.values() for value in each], names
-        )
+        names = asked or named({value for each in values.values() for value in each}, self._text)
+        labels, class_names = numbered(mine, names, self._text)
         classes: dict[str, set[str]] = {}
         for shard, name in zip(shards, splits, strict=True):
             classes.setdefault(name, set()).update(set(values.get(shard.name, ())) - {""})
         bare = mine.count("")
         notes = [f"{self._text}: {bare} of {counted(len(mine), 'images')} have no {label}"] if bare else []
-        if not names:
+        if not asked:
             notes += untrained(classes, self._text)
         return Listing(table, labels[order], class_names, tuple(notes))
 
-    def _shard(self, name: str, stamp: TarStamp) -> _Shard:
+    def _shard(self, name: str, stamp: FileStamp) -> _Shard:
         index, samples = index_of(stamp), dict[str, dict[str, int]]()
         for row, member in enumerate(index.names):
             *folders, file = member.split("/")
@@ -234,30 +233,9 @@ class TarSource(ImageSource):
             )
         return text
 
-    def _names(self) -> tuple[str, ...] | None:
-        asked = self._options.get("names")
-        if asked is None and (self._base / _CLASSES).is_file():
-            asked = _CLASSES
-        return names_asked(asked, self._base)
-
-    def _numbered(
-        self, values: list[str], all_values: list[str], names: tuple[str, ...] | None
-    ) -> tuple[Int64[np.ndarray, " n"], tuple[str, ...]]:
-        """Labels of the images; the classes are those of all shards."""
-        if names is None:
-            names = tuple(sorted(set(all_values) - {""}))
-            if all(map(is_number, names)):
-                raise UsageError(
-                    f"{self._text}: the labels are numbers, from {min(map(int, names))} to {max(map(int, names))}",
-                    f"Say what the classes are called: names=FILE, a name a line, or {self._base / _CLASSES}; "
-                    f"names={max(map(int, names)) + 1} calls them by their numbers.",
-                )
-            require_distinct(names, self._text)
-        return numbered(values, names, self._text)
-
     # --- samples ---
 
-    def _found(self, key: str) -> tuple[TarStamp, TarIndex, int] | None:
+    def _found(self, key: str) -> tuple[FileStamp, TarIndex, int] | None:
         for slash in re.finditer("/", key):
             stamp = self._stamps.get(key[: slash.start()])
             if stamp is not None:
@@ -288,12 +266,6 @@ class TarSource(ImageSource):
 
 def _is_image(ending: str) -> bool:
     return f".{ending.rpartition('.')[2]}" in EXTENSIONS
-
-
-def _split_of(shard: str) -> str:
-    """The split that a word of a shard's path names; empty where none does."""
-    words = re.split(r"[/._-]", shard.lower())
-    return next((canonical_split(word) for word in words if word in SPLIT_NAMES), "")
 
 
 TAR = SourceKind(
