@@ -252,7 +252,8 @@ def find_folder(text: str, data_root: Path | None) -> Path:
     if scheme != "folder":
         raise NotFoundError(
             f"unknown data set '{text}'.{nearest(text, embedded_names())}",
-            f"Known: {', '.join(embedded_names())}; torch/NAME, hfds/NAME, csv/FILE, tar/PATH, parquet/PATH, or a folder.",
+            f"Known: {', '.join(embedded_names())}; torch/NAME, hfds/NAME, csv/FILE, tar/PATH, parquet/PATH; or a "
+            "folder.",
         )
     where = f" below {data_root} or {Path.cwd()}" if data_root else f" below {Path.cwd()}"
     near = [beside(root / rest) for root in roots] + [nearest(rest, embedded_names())]
