@@ -200,6 +200,9 @@ SOURCES = Registry(
     "kd.sources",
     {
         "folder": "kdcli.data.folder:FOLDER",
+        "csv": "kdcli.data.csv_table:CSV",
+        "tar": "kdcli.data.tars:TAR",
+        "parquet": "kdcli.data.parquet:PARQUET",
         "torch": "kdcli.data.torchsets:TORCH",
         "hfds": "kdcli.data.hfds:HFDS",
         "sklearn": "kdcli.data.embedded:SKLEARN",

@@ -1,6 +1,7 @@
 """Sources that come inside packages, torchvision's, the hub's, and how unknown ones are refused."""
 
 import importlib.util
+import io
 import json
 import multiprocessing
 import pickle
@@ -300,6 +301,59 @@ def test_hub_sets_open_from_a_local_folder_and_never_reach_for_the_network(tmp_p
     with pytest.raises(NotFoundError) as raised:
         open_data("hfds/nobody/nothing")
     assert "--download" in raised.value.hint
+
+
+@needs("datasets")
+def test_hub_sets_never_lose_labels_in_silence(tmp_path: Path) -> None:
+    """Oracle: what was written, by the package itself."""
+    import datasets
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def write(name: str, columns: dict[str, list[object]], features: dict[str, object]) -> None:
+        cells = [{"bytes": pack_png(row), "path": None} for row in range(4)]
+        schema = datasets.Features({"image": datasets.Image(), **features}).arrow_schema
+        (tmp_path / name).mkdir()
+        pq.write_table(
+            pa.Table.from_pydict({"image": cells, **columns}, schema), tmp_path / name / "train.parquet"
+        )
+
+    def pack_png(gray: int) -> bytes:
+        file = io.BytesIO()
+        Image.new("RGB", (5, 4), (gray, 9, 9)).save(file, "PNG")
+        return file.getvalue()
+
+    classes = datasets.ClassLabel(names=["ant", "bee", "cow"])
+    features = {
+        "kind": classes, "coarse": datasets.ClassLabel(names=["x", "y"]), "name": datasets.Value("string"),
+        "number": datasets.Value("int64"), "tags": datasets.List(classes),
+    }  # fmt: skip
+    columns = {
+        "kind": [2, 0, None, 1], "coarse": [0, 1, 0, 1], "name": ["b", "a", "", "b"],
+        "number": [4, 0, 1, 4], "tags": [[0, 2], [1], [], [0]],
+    }  # fmt: skip
+    write("pets", columns, features)
+
+    def named(spec: str) -> list[str]:
+        data = open_data(f"hfds/{tmp_path}/pets@{spec}")
+        check_contract(data)
+        return [data.class_names[label] if label >= 0 else "" for label in data.labels]  # type: ignore[index]
+
+    data = open_data(f"hfds/{tmp_path}/pets@split=train")
+    assert (data.class_names, data.labels.tolist()) == (("ant", "bee", "cow"), [2, 0, -1, 1])
+    assert "1 of 4 images have no kind" in data.notes[0]
+    assert "others: labels=coarse" in data.notes[1]
+    assert named("label=coarse") == ["x", "y", "x", "y"]
+    assert named("labels=name") == ["b", "a", "", "b"]
+    assert named("labels=tags") == ["ant|cow", "bee", "", "ant"]
+    assert named("label=number,names=5") == ["4", "0", "1", "4"]
+    with pytest.raises(UsageError, match="numbers, from 0 to 4"):
+        open_data(f"hfds/{tmp_path}/pets@labels=number")
+    with pytest.raises(UsageError, match=r"no column 'nam'. Did you mean 'name'"):
+        open_data(f"hfds/{tmp_path}/pets@label=nam")
+    write("plain", {"nr": [1, 2, 3, 4]}, {"nr": datasets.Value("int64")})
+    bare = open_data(f"hfds/{tmp_path}/plain")
+    assert (bare.class_names, "label=COLUMN (nr)" in bare.notes[0]) == (None, True)
 
 
 def _first_bytes(data: ImageData) -> bytes:

@@ -114,7 +114,7 @@ def test_extras_are_packages_that_code_uses() -> None:
     code = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "kdcli").rglob("*.py"))
     imported = {
         "transformers": "transformers", "onnx": "onnxruntime", "demo": "mlxtend",
-        "datasets": "datasets", "formats": "pillow_heif", "notebook": "pandas",
+        "datasets": "datasets", "parquet": "pyarrow", "formats": "pillow_heif", "notebook": "pandas",
     }  # fmt: skip
     by_accelerate = {"tensorboard", "wandb", "mlflow"}  # by their names in --tracker
     for extra in set(PROJECT["optional-dependencies"]) - by_accelerate - {"dev", "bench"}:

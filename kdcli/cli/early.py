@@ -53,11 +53,14 @@ def _given(fields: Sequence[OptionField], arguments: Sequence[str]) -> dict[str,
     return given
 
 
+_FILES = ("folder/", "csv/", "tar/", "parquet/")
+"""Sources whose opening looks at files, and loads nothing that takes long."""
+
 # --- what must be there -----------------------------------------------------------------------
 
 
 def _look_for_data(text: str, given: Given) -> None:
-    from kdcli.data.folder import FolderSource, find_folder
+    from kdcli.data.sources import open_source
     from kdcli.data.spec import DataSpec
 
     root = Path(given["data_root"][-1]) if given.get("data_root") else None
@@ -66,8 +69,8 @@ def _look_for_data(text: str, given: Given) -> None:
         text = spec  # NAME=DATA
     whole = DataSpec.parse(text)
     for each in whole.members or (whole,):
-        if each.source.startswith("folder/"):
-            FolderSource.open(find_folder(each.source, root))
+        if each.source.startswith(_FILES):
+            open_source(each, root, download=False)
 
 
 def _look_for_cache(text: str, given: Given) -> None:

@@ -11,7 +11,6 @@
 
 import errno
 import os
-from collections.abc import Collection, Mapping
 from pathlib import Path
 from shlex import quote
 from typing import final
@@ -23,17 +22,18 @@ from kdcli.cache.keytable import KeyTable
 from kdcli.console import counted
 from kdcli.data.base import ImageSource, Listing, SourceKind, pick_split, pick_task
 from kdcli.data.decode import bad_image
-from kdcli.data.formats import ARCHIVES, EXTENSIONS, FRAMES, IMAGE_BYTES, VIDEOS
-from kdcli.data.labels_file import LABELS_FILE, LabelsFile, require_distinct
+from kdcli.data.formats import ARCHIVES, EXTENSIONS, FRAMES, IMAGE_BYTES, TABLES, VIDEOS
+from kdcli.data.labels_file import LABELS_FILE, LabelsFile
 from kdcli.data.leftovers import leftovers, require_no_class_lost
-from kdcli.data.spec import JOIN, canonical_split
+from kdcli.data.names import require_distinct
+from kdcli.data.spec import JOIN, SPLIT_NAMES, canonical_split
+from kdcli.data.tables import untrained
 from kdcli.data.walk import Walk, image_folders
 from kdcli.errors import BadDataError, NotFoundError, UsageError, nearest
 from kdcli.files import beside, storage_errors
 from kdcli.reading import read_bytes
 from kdcli.registry import SOURCES
 
-SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "test", "testing")
 CLASS_TASK = "class"
 _TARS = (".tar", ".tgz", ".tar.gz", ".tar.zst")
 
@@ -175,23 +175,7 @@ class FolderSource(ImageSource):
             splits |= {name: set(image_folders(self._root / name)) for name in others}
         names = sorted(set().union(*splits.values()))
         require_distinct(names, f"{self._root}{' (all splits)' if len(splits) > 1 else ''}")
-        return tuple(names), self._untrained(splits)
-
-    def _untrained(self, splits: Mapping[str, Collection[str]]) -> list[str]:
-        """Classes of other splits that the training images lack, a line a split."""
-        trained: set[str] = set()
-        for split, names in splits.items():
-            if canonical_split(split) == "train":
-                trained |= set(names)
-        found = []
-        for split, names in sorted(splits.items()):
-            extra = sorted(set(names) - trained)
-            if trained and extra:
-                found.append(
-                    f"{self._root}: {len(extra)} of {len(names)} classes of '{split}' have no training images, such as "
-                    f"'{extra[0]}'"
-                )
-        return found
+        return tuple(names), untrained(splits, str(self._root))
 
     def encoded(self, key: str) -> bytes:
         """The bytes of the file."""
@@ -223,6 +207,10 @@ def _opened(file: Path) -> str:
     name = file.name.lower()
     if name.endswith(VIDEOS):
         return FRAMES.format(quote(str(file)))
+    if name.endswith(TABLES):
+        return f"A table of paths is given as csv/{file}"
+    if name.endswith(".parquet"):
+        return f"Parquet with images in it is given as parquet/{file}"
     if not name.endswith(ARCHIVES):
         return ""
     place = quote(str(file.parent / file.name.partition(".")[0]))
@@ -231,7 +219,8 @@ def _opened(file: Path) -> str:
         if name.endswith(".zip")
         else f"mkdir -p {place} && tar -xf {quote(str(file))} -C {place}"
     )
-    return f"Unpack it, then give that folder: {tool if name.endswith(('.zip', *_TARS)) else place}"
+    shards = f"Shards with labels are given as tar/{file}. " if name.endswith(".tar") else ""
+    return f"{shards}Unpack it, then give that folder: {tool if name.endswith(('.zip', *_TARS)) else place}"
 
 
 def _class_labels(keys: list[str], prefix: str, classes: tuple[str, ...] | None) -> Int64[np.ndarray, " n"]:
@@ -263,7 +252,8 @@ def find_folder(text: str, data_root: Path | None) -> Path:
     if scheme != "folder":
         raise NotFoundError(
             f"unknown data set '{text}'.{nearest(text, embedded_names())}",
-            f"Known: {', '.join(embedded_names())}; torch/NAME, hfds/NAME, or a folder.",
+            f"Known: {', '.join(embedded_names())}; torch/NAME, hfds/NAME, csv/FILE, tar/PATH, parquet/PATH; or a "
+            "folder.",
         )
     where = f" below {data_root} or {Path.cwd()}" if data_root else f" below {Path.cwd()}"
     near = [beside(root / rest) for root in roots] + [nearest(rest, embedded_names())]

@@ -59,6 +59,8 @@ ARCHIVES: Final = (
     ".tfrecord",
 )
 """Endings of files that may hold images, and are not looked into."""
+TABLES: Final = (".csv", ".tsv")
+"""Endings of files that may name images."""
 VIDEOS: Final = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
 """Endings of files whose frames are images that somebody has to take out first."""
 FRAMES: Final = "Take its frames out first, for example one a second: ffmpeg -i {} -vf fps=1 FRAMES/%06d.jpg"

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any, final
 
 import numpy as np
+from jaxtyping import Int64
 
+from kdcli.console import counted
 from kdcli.data.base import (
     ImageSource,
     Listing,
@@ -24,10 +26,20 @@ from kdcli.data.base import (
 )
 from kdcli.data.decode import bad_image
 from kdcli.data.formats import IMAGE_BYTES
+from kdcli.data.tables import (
+    LABEL_COLUMNS,
+    NAMES,
+    label_text,
+    listed_columns,
+    named,
+    names_asked,
+    numbered,
+    pick_column,
+)
 from kdcli.errors import BadDataError, MissingExtraError, NotFoundError
 from kdcli.reading import read_bytes
 
-_NO_TASK = "class"
+_FIRST = ("label", "labels", "fine_label")
 
 
 @final
@@ -38,13 +50,11 @@ class HubSource(ImageSource):
         name: what reopens it: a hub name or an absolute folder.
         splits: the memory-mapped splits, images left encoded.
         image_column: name of the column of images.
-        tasks: label columns and the names of their classes.
+        options: the modifiers of :data:`HFDS` that were given.
     """
 
-    def __init__(
-        self, name: str, splits: dict[str, Any], image_column: str, tasks: dict[str, tuple[str, ...]]
-    ) -> None:
-        self._name, self._splits, self._image_column, self._tasks = name, splits, image_column, tasks
+    def __init__(self, name: str, splits: dict[str, Any], image_column: str, options: dict[str, str]) -> None:
+        self._name, self._splits, self._image_column, self._options = name, splits, image_column, options
 
     @classmethod
     def open(cls, opening: Opening) -> "HubSource":
@@ -76,16 +86,10 @@ class HubSource(ImageSource):
                 if held
                 else "Give a data set with images, or a folder of image files.",
             )
-        tasks = {
-            column: tuple(kind.names)
-            for column, kind in features.items()
-            if isinstance(kind, datasets.ClassLabel)
-        }
-        first = sorted(tasks, key=lambda column: column not in ("label", "labels", "fine_label"))
         encoded = {
             split: rows.cast_column(images[0], datasets.Image(decode=False)) for split, rows in loaded.items()
         }
-        return cls(name, encoded, images[0], {column: tasks[column] for column in first})
+        return cls(name, encoded, images[0], dict(opening.options))
 
     @property
     def text(self) -> str:
@@ -93,24 +97,76 @@ class HubSource(ImageSource):
         return f"hfds/{self._name}"
 
     def listing(self, split: str | None, task: str | None) -> Listing:
-        """See :meth:`ImageSource.listing`."""
-        column = pick_task(task, tuple(self._tasks) or (_NO_TASK,), self.text)
-        labels = {
-            name: np.array([-1 if value is None else value for value in rows[column]], np.int64)
-            if self._tasks
-            else np.full(len(rows), -1)
-            for name, rows in self._splits.items()
-        }
-        rows = {name: np.arange(len(values)) for name, values in labels.items()}
-        listing = numbered_listing(rows, labels, split, self._tasks.get(column), self.text)
-        return listing if self._tasks else replace(listing, notes=(self._no_labels(),))
-
-    def _no_labels(self) -> str:
-        columns = ", ".join(next(iter(self._splits.values())).features)
-        return (
-            f"{self.text} is used without labels: none of its columns ({columns}) is a ClassLabel; for labels, unpack "
-            "it to CLASS/NAME.jpg, or cast the column to datasets.ClassLabel and write it with to_parquet"
+        """See :meth:`ImageSource.listing`; a task is a column."""
+        columns = [name for name in self._features if name != self._image_column]
+        column = self._usual(columns) if task is None else pick_task(task, columns or ("",), self.text)
+        if column is None:
+            bare = {name: np.full(len(rows), -1) for name, rows in self._splits.items()}
+            listing = self._listed(bare, split, None)
+            held = listed_columns(columns)
+            note = f"{self.text} is used without labels: say which column holds them: label=COLUMN ({held})"
+            return replace(listing, notes=(note,))
+        labels, names = self._labels(column)
+        listing = self._listed(labels, split, names)
+        missing = int((listing.labels < 0).sum())
+        notes = (
+            [f"{self.text}: {missing} of {counted(len(listing.labels), 'images')} have no {column}"]
+            if missing
+            else []
         )
+        others = [name for name in columns if name != column and _names(self._features[name])]
+        if task is None and "label" not in self._options and others:
+            notes.append(
+                f"{self.text}: labels are those of the column {column}; others: labels={'|'.join(others)}"
+            )
+        return replace(listing, notes=tuple(notes))
+
+    @property
+    def _features(self) -> Any:
+        return next(iter(self._splits.values())).features
+
+    def _listed(
+        self, labels: dict[str, Int64[np.ndarray, " n"]], split: str | None, names: tuple[str, ...] | None
+    ) -> Listing:
+        rows = {name: np.arange(len(values)) for name, values in labels.items()}
+        return numbered_listing(rows, labels, split, names, self.text)
+
+    def _usual(self, columns: list[str]) -> str | None:
+        """The column of labels where nobody says: of those that name their classes, one that is called so, else any."""
+        asked = self._options.get("label")
+        if asked is None:
+            classes = [name for name in columns if _names(self._features[name])]
+            if classes:
+                return min(classes, key=lambda name: name not in _FIRST)
+        return pick_column(asked, LABEL_COLUMNS, columns, "label", self.text)
+
+    def _labels(self, column: str) -> tuple[dict[str, Int64[np.ndarray, " n"]], tuple[str, ...]]:
+        """Labels of each split by a column, and the classes of all."""
+        kind, where = self._features[column], f"{self.text}, column {column}"
+        if names := _names(kind):
+            cells = {
+                split: np.array([-1 if cell is None else cell for cell in rows[column]], np.int64)
+                for split, rows in self._splits.items()
+            }
+            for values in cells.values():
+                if len(values) and (values.max() >= len(names) or values.min() < -1):
+                    raise BadDataError(
+                        f"{where}: {values.max()} is no number of its {len(names)} classes",
+                        "Correct the data set.",
+                    )
+            return cells, names
+        several = _names(getattr(kind, "feature", None))
+        texts = {
+            split: [
+                label_text([several[number] for number in cell] if several and cell else cell, where)
+                for cell in rows[column]
+            ]
+            for split, rows in self._splits.items()
+        }
+        everything = {text for each in texts.values() for text in each}
+        local = Path(self._name) if Path(self._name).is_absolute() else Path()
+        given = names_asked(self._options.get("names"), local) or named(everything, where)
+        return {split: numbered(each, given, where)[0] for split, each in texts.items()}, given
 
     def encoded(self, key: str) -> bytes:
         """The bytes of the image file that the row holds or names."""
@@ -127,6 +183,11 @@ class HubSource(ImageSource):
             raise bad_image(self.path(key), f"{cell['path']}: {error.strerror or error}") from error
         except BadDataError as error:
             raise bad_image(self.path(key), error.message) from error
+
+
+def _names(kind: Any) -> tuple[str, ...]:
+    """The class names of a ClassLabel; nothing of other features."""
+    return tuple(getattr(kind, "names", None) or ())
 
 
 def _may_be_images(kind: Any) -> bool:
@@ -162,4 +223,8 @@ def _offline(datasets: Any) -> Iterator[None]:
         datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
 
 
-HFDS = SourceKind("Hugging Face data sets, hfds/ORG/NAME", HubSource.open)
+HFDS = SourceKind(
+    "Hugging Face data sets, hfds/ORG/NAME",
+    HubSource.open,
+    options={"label": "column of the labels", "names": NAMES},
+)

@@ -1,7 +1,5 @@
 """``labels.csv``: further labels of a folder's images, a column ``key`` and one column a task."""
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import final
@@ -10,10 +8,9 @@ import numpy as np
 from jaxtyping import Int64
 
 from kdcli.cache.keytable import KeyTable
-from kdcli.data.names import alike, folded, told_apart
+from kdcli.data.names import folded, told_apart
+from kdcli.data.tables import numbered, read_table
 from kdcli.errors import BadDataError
-from kdcli.files import storage_errors
-from kdcli.reading import read_text
 
 LABELS_FILE = "labels.csv"
 _KEY = "key"
@@ -32,20 +29,13 @@ class LabelsFile:
     """
 
     def __init__(self, path: Path) -> None:
-        hint = "Save it as UTF-8 CSV."
-        with storage_errors(path):
-            text = read_text(path, hint=hint)
-        try:
-            lines = csv.reader(io.StringIO(text, newline=""))
-            header, self._rows = next(lines, []), [(lines.line_num, row) for row in lines if row]
-        except csv.Error as error:
-            raise BadDataError(f"{path} is not CSV: {error}", hint) from error
-        if _KEY not in header or len(set(header)) < len(header) or "" in header:
+        self._table = read_table(path)
+        self._path, self._header = path, self._table.header
+        if _KEY not in self._header or "" in self._header:
             raise BadDataError(
-                f"{path} has the columns {header}",
+                f"{path} has the columns {list(self._header)}",
                 "It needs a column 'key' and one differently named column per task.",
             )
-        self._path, self._header = path, header
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -76,10 +66,8 @@ class LabelsFile:
             raise BadDataError(
                 f"{self._path} has the key {repeated[0]} more than once", "Keep one row per image."
             )
-        classes = tuple(sorted({value for _, value in pairs} - {""}))
-        require_distinct(classes, f"{self._path}, column {task}")
-        index = {name: number for number, name in enumerate(classes)} | {"": -1}
-        values = np.array([*(index[value] for _, value in pairs), -1])
+        known, classes = numbered([value for _, value in pairs], None, f"{self._path}, column {task}")
+        values = np.append(known, -1)
         rows = table.find(
             KeyTable.from_strings(keys)
         )  # -1, where labels.csv lacks a key, is the entry put last
@@ -109,19 +97,10 @@ class LabelsFile:
 
     def _pairs(self, task: str) -> tuple[list[tuple[str, str]], int]:
         """Key and label of each row, and how many labels had blanks around them."""
-        place, column = self._header.index(_KEY), self._header.index(task)
-        pairs, stripped = [], 0
-        for line, row in self._rows:
-            if len(row) > len(self._header):
-                raise BadDataError(
-                    f"{self._path}, line {line}: {len(row)} values, and there are {len(self._header)} columns",
-                    "Put a value that holds a comma in quotes.",
-                )
-            row = [*row, *[""] * (len(self._header) - len(row))]
-            value = row[column].strip()
-            stripped += value != row[column]
-            pairs.append((row[place], value))
-        return pairs, stripped
+        values = self._table.column(task)
+        labels = [value.strip() for value in values]
+        pairs = list(zip(self._table.column(_KEY), labels, strict=True))
+        return pairs, sum(map(str.__ne__, values, labels))
 
     def _require_no_loss(self, near: dict[str, tuple[str, str]], found: set[str], task: str) -> None:
         """Refuse a class that has no image because its keys are written otherwise."""
@@ -132,23 +111,6 @@ class LabelsFile:
                     f"{self._path}: no image of the class '{value}' ({task}) is found: its key {one} is not {other}",
                     "Write the keys as the files are called, in case and Unicode form, with / between folders.",
                 )
-
-
-def require_distinct(classes: Sequence[str], where: str) -> None:
-    """Refuse class names that differ only by case, Unicode form or invisible characters: one class would become two.
-
-    Raises:
-        BadDataError: naming the first two, or one with a NUL, which is no text.
-    """
-    if nul := next((name for name in classes if "\0" in name), None):
-        raise BadDataError(f"{where}: the class {nul!r} holds a NUL character", "Write it without.")
-    if pairs := alike(classes):
-        one, other = told_apart(*pairs[0])
-        more = f", and {len(pairs) - 1} more such pairs" if len(pairs) > 1 else ""
-        raise BadDataError(
-            f"{where}: the classes {one} and {other} differ only by case, Unicode form or invisible characters{more}",
-            "If they are one class, write it alike everywhere; if not, rename one of them.",
-        )
 
 
 def _near(pairs: Sequence[tuple[str, str]], images: Sequence[str]) -> dict[str, tuple[str, str]]:

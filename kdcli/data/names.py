@@ -1,8 +1,10 @@
 """Names that people take for one: they differ only by case, by how Unicode spells them, or by what nobody sees."""
 
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
+
+from kdcli.errors import BadDataError
 
 _FORMS: Final = {"NFC": "composed, NFC", "NFD": "decomposed, NFD"}
 
@@ -54,6 +56,23 @@ def same_but_for_form(name: str, among: Iterable[str]) -> str | None:
     """The one of ``among`` that is spelled otherwise in Unicode but looks the same, if there is one."""
     wanted = unicodedata.normalize("NFC", name)
     return next((one for one in among if one != name and unicodedata.normalize("NFC", one) == wanted), None)
+
+
+def require_distinct(classes: Sequence[str], where: str) -> None:
+    """Refuse class names that differ only by case, Unicode form or invisible characters: one class would become two.
+
+    Raises:
+        BadDataError: naming the first two, or one with a NUL, which is no text.
+    """
+    if nul := next((name for name in classes if "\0" in name), None):
+        raise BadDataError(f"{where}: the class {nul!r} holds a NUL character", "Write it without.")
+    if pairs := alike(classes):
+        one, other = told_apart(*pairs[0])
+        more = f", and {len(pairs) - 1} more such pairs" if len(pairs) > 1 else ""
+        raise BadDataError(
+            f"{where}: the classes {one} and {other} differ only by case, Unicode form or invisible characters{more}",
+            "If they are one class, write it alike everywhere; if not, rename one of them.",
+        )
 
 
 def listed(counts: Mapping[str, int]) -> str:

@@ -20,7 +20,7 @@ from kdcli.data.subset import choose, in_share
 from kdcli.data.without import leave_out
 from kdcli.registry import SOURCES
 
-__all__ = ["ImageData", "ImageSource", "Listing", "open_data"]
+__all__ = ["ImageData", "ImageSource", "Listing", "open_data", "open_source"]
 
 
 @final
@@ -128,7 +128,7 @@ def open_data(
             [open_data(part, data_root=data_root, download=download, exif=exif) for part in parsed.members],
         )
     parsed = replace(parsed, exif="ignore" if (parsed.exif or exif) == "ignore" else None)
-    source = _open_source(parsed, data_root, download)
+    source = open_source(parsed, data_root, download)
     if parsed.exif is not None:
         source = StoredSource(source)
     listing = _listing(source, parsed)
@@ -167,7 +167,8 @@ def _concatenate(spec: DataSpec, parts: list[ImageData]) -> ImageData:
     return data
 
 
-def _open_source(spec: DataSpec, data_root: Path | None, download: bool) -> ImageSource:
+def open_source(spec: DataSpec, data_root: Path | None, download: bool) -> ImageSource:
+    """Where the images of a data set that is one come from; raises like :func:`open_data`."""
     scheme, _, rest = spec.source.partition("/")
     kind: SourceKind = SOURCES.find(scheme)
     if kind.names and rest not in kind.names:

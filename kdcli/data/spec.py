@@ -36,6 +36,8 @@ from kdcli.registry import SOURCES, is_object_path
 Exif = Literal["apply", "ignore"]
 KEYS = ("split", "without", "classes", "shots", "labelled", "n", "labels", "seed", "exif")
 NO_LABELS = "none"
+SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "test", "testing")
+"""What splits are usually called."""
 
 _SHARES = re.compile(r"(?:(.*[^/0-9][^/]*)/)?([0-9]+(?:/[0-9]+)+)(?::(.*))?", re.DOTALL)
 _MODIFIERS = re.compile(r"[A-Za-z_-]+=")

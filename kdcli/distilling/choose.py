@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, final
 
-from kdcli.data.folder import SPLIT_NAMES
-from kdcli.data.spec import DataSpec, canonical_split, with_modifier
+from kdcli.data.spec import SPLIT_NAMES, DataSpec, canonical_split, with_modifier
 from kdcli.distilling.config import DistillConfig
 from kdcli.errors import BadDataError, UsageError
 from kdcli.training.presets import options_of_preset
