@@ -17,7 +17,8 @@ _RETRY: Final[dict[str, Any]] = {
     "backoff": {"init_backoff": timedelta(seconds=0.2), "max_backoff": timedelta(seconds=10), "base": 2},
     "retry_timeout": timedelta(minutes=3),
 }
-_CLIENT: Final = {"timeout": "300s", "connect_timeout": "10s"}
+_CLIENT: Final[dict[str, Any]] = {"timeout": "300s", "connect_timeout": "10s"}
+"""As settings of the store: obstore's client_options would take the place of those in the environment."""
 _AGAIN: Final = (
     "Check the network and the endpoint, then run the same command again: it goes on where it was."
 )
@@ -47,9 +48,7 @@ class ObjectPlace(Place):
         self._scheme, self._bucket, self._obstore = scheme, bucket, obstore
         kinds = {"s3": stores.S3Store, "gs": stores.GCSStore, "az": stores.AzureStore}
         with self._refusals():
-            self._store = kinds[scheme](
-                bucket, prefix=path or None, client_options=_CLIENT, retry_config=_RETRY
-            )
+            self._store = kinds[scheme](bucket, prefix=path or None, retry_config=_RETRY, **_CLIENT)
 
     def read(self, path: str, most: int = DOCUMENT_BYTES) -> bytes:
         """See the base."""
