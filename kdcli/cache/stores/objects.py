@@ -1,23 +1,24 @@
 """Places in object stores (S3 and what speaks like it, Google Cloud Storage, Azure), through obstore."""
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any, Final, final
+from typing import Any, Final, TypeVar, final
 
 from kdcli.cache.stores.places import Place
 from kdcli.errors import CorruptError, KdError, MissingExtraError, StorageError
 from kdcli.reading import DOCUMENT_BYTES
 
+T = TypeVar("T")
 _ATTEMPTS: Final = 3
-"""How often an object is read anew whose bytes stop coming; a request that fails is repeated by obstore."""
+"""How often something is asked whose answer is cut off."""
 _RETRY: Final[dict[str, Any]] = {
     "max_retries": 6,
     "backoff": {"init_backoff": timedelta(seconds=0.2), "max_backoff": timedelta(seconds=10), "base": 2},
     "retry_timeout": timedelta(minutes=3),
 }
-_CLIENT: Final[dict[str, Any]] = {"timeout": "300s", "connect_timeout": "10s"}
+_CLIENT: Final[dict[str, Any]] = {"timeout": "300s", "connect_timeout": "5s"}
 """As settings of the store: obstore's client_options would take the place of those in the environment."""
 _AGAIN: Final = (
     "Check the network and the endpoint, then run the same command again: it goes on where it was."
@@ -28,7 +29,12 @@ _KEYS: Final = {
     "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or AZURE_STORAGE_SAS_TOKEN",
 }
 _NO_BUCKET: Final = ("NoSuchBucket", "bucket does not exist", "ContainerNotFound")
-_NO_CREDENTIALS: Final = ("169.254.", "metadata.google.internal", "must be specified", "MissingCredentials")
+_NO_CREDENTIALS: Final = (
+    "/latest/api/token",
+    "/latest/meta-data",
+    "metadata.google.internal",
+    "must be specified",
+)
 _FORBIDDEN: Final = ("401 Unauthorized", "403 Forbidden")
 
 
@@ -52,26 +58,27 @@ class ObjectPlace(Place):
 
     def read(self, path: str, most: int = DOCUMENT_BYTES) -> bytes:
         """See the base."""
-        for attempt in range(_ATTEMPTS):
-            try:
-                with self._refusals():
-                    found = self._obstore.get(self._store, path)
-                    size = int(found.meta["size"])
-                    if size > most:
-                        raise CorruptError(
-                            f"{self.name}/{path} has {size} bytes, at most {most} are read", "Push it again."
-                        )
-                    return bytes(found.bytes())
-            except StorageError:
-                if attempt == _ATTEMPTS - 1:
-                    raise
-        raise AssertionError
+
+        def get() -> bytes:
+            found = self._obstore.get(self._store, path)
+            size = int(found.meta["size"])
+            if size > most:
+                raise CorruptError(
+                    f"{self.name}/{path} has {size} bytes, at most {most} are read", "Push it again."
+                )
+            return bytes(found.bytes())
+
+        return self._persistently(get)
 
     def sizes(self, below: str) -> dict[str, int]:
         """See the base."""
-        with self._refusals():
-            batches = self._obstore.list(self._store, below)
-            return {str(each["path"]): int(each["size"]) for batch in batches for each in batch}
+        return self._persistently(
+            lambda: {
+                str(each["path"]): int(each["size"])
+                for batch in self._obstore.list(self._store, below)
+                for each in batch
+            }
+        )
 
     def is_empty(self) -> bool:
         """See the base."""
@@ -91,6 +98,14 @@ class ObjectPlace(Place):
             except self._obstore.exceptions.AlreadyExistsError:
                 return False
         return True
+
+    def _persistently(self, ask: Callable[[], T]) -> T:
+        """Ask anew where an answer was cut off; a request without an answer is repeated by obstore."""
+        for _ in range(_ATTEMPTS - 1):
+            with suppress(StorageError), self._refusals():
+                return ask()
+        with self._refusals():
+            return ask()
 
     @contextmanager
     def _refusals(self) -> Iterator[None]:
