@@ -159,11 +159,11 @@ class PullConfig(StepConfig):
         panel="Output", metavar="CACHE",
     )  # fmt: skip
     teacher: tuple[str, ...] = option(
-        (), "Pull only this teacher. Repeatable.", panel="Teachers", metavar="NAME"
+        (), "Pull only this teacher. Repeatable.", panel="Teachers", metavar="NAME", complete="teacher"
     )
     keep: tuple[str, ...] = option(
         (), "Pull only these kinds: logits, topk, features, maps or maps:TAP.",
-        panel="Teachers", metavar="KIND,...", comma=True,
+        panel="Teachers", metavar="KIND,...", comma=True, complete="output",
     )  # fmt: skip
     views: str | None = option(
         None, "eval, or eval+train:K for the first K training views; default: all.", panel="Views"

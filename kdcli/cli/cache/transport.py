@@ -44,7 +44,7 @@ def unpack(config: "UnpackConfig", common: "Common") -> None:
 
 
 def push(config: "PushConfig", common: "Common") -> None:
-    """Copy a cache to a bucket, or a folder, where kd cache pull finds it.
+    """Copy a cache to a bucket or a shared folder.
 
     Every byte is checked on the way. Blocks come first, then their records, the manifest last; a killed push is
     completed by the same command, and so is one of a cache that has grown since. Needs the extra 'stores'
