@@ -33,6 +33,7 @@ from kdcli.cache.stores.transfer import copy_all, is_as_recorded, record_name, u
 from kdcli.cache.writer import CacheWriter
 from kdcli.console import console, counted
 from kdcli.errors import (
+    Advice,
     CacheMissingError,
     CorruptError,
     IdentityError,
@@ -43,7 +44,7 @@ from kdcli.errors import (
 from kdcli.files import atomic_write_bytes, fsync_folder, make_folder, scratch_name, storage_errors
 from kdcli.outputs import STATS
 
-_AGAIN: Final = "Push it again from a sound copy: kd cache push; what was pulled stays."
+_AGAIN: Final = Advice("push-again")
 _VIEWS: Final = re.compile(r"eval(?:\+train:(\d{1,9}))?")
 
 
@@ -73,12 +74,12 @@ class Choice:
             return manifest.groups
         found = _VIEWS.fullmatch(self.views)
         if found is None:
-            raise UsageError(f"--views {self.views} is no choice of views", "Give eval or eval+train:K.")
+            raise UsageError(f"'{self.views}' is no choice of views", "Give eval or eval+train:K.")
         count = 1 + int(found[1] or 0)
         if count > manifest.views:
             raise NotFoundError(
-                f"--views {self.views}: the cache has {counted(manifest.views - 1, 'training views')}",
-                "Leave --views out to pull all.",
+                f"{self.views}: the cache has {counted(manifest.views - 1, 'training views')}",
+                Advice("fewer-views"),
             )
         return manifest.groups_of(count)
 
@@ -94,7 +95,7 @@ class Choice:
         for word, found in names.items():
             if not found:
                 kept = dict.fromkeys(str(each.output) for r in records for each in r.outputs.values())
-                raise NotFoundError(f"--keep {word}: not kept in {where}", f"Kept there: {', '.join(kept)}.")
+                raise NotFoundError(f"{word} is not kept in {where}", f"Kept there: {', '.join(kept)}.")
         if not self.keep:
             return records
         wanted = set().union(*names.values())
@@ -191,7 +192,7 @@ def _fetch(place: Place, name: str, folder: Path, most: int | None = None) -> No
             raise CorruptError(f"{place.name}/{name} is not there", _AGAIN) from None
         raise CacheMissingError(
             f"there is no cache at {place.name} (no manifest.json)",
-            "Check the path. A push that was killed is completed by the same kd cache push.",
+            Advice("push-first"),
         ) from None
     make_folder((folder / name).parent)
     atomic_write_bytes(folder / name, data)
@@ -314,7 +315,7 @@ class _Puller:
         if not is_as_recorded(self._store, data, size, crc):
             raise CorruptError(
                 f"{self._place.name}/{name}: its bytes are not those that were committed",
-                f"Remove this object. {_AGAIN}",
+                Advice("push-changed"),
             )
         return data
 

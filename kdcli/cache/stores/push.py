@@ -22,7 +22,7 @@ from kdcli.cache.stores.opening import open_place
 from kdcli.cache.stores.places import Place
 from kdcli.cache.stores.transfer import copy_all, is_as_recorded, record_name, same_record
 from kdcli.documents import to_document
-from kdcli.errors import CorruptError, IdentityError, OutputExistsError, StorageError
+from kdcli.errors import Advice, CorruptError, IdentityError, OutputExistsError, StorageError
 from kdcli.files import storage_errors
 from kdcli.reading import parse_json
 from kdcli.results import Result, Table
@@ -104,7 +104,7 @@ def _require_room(place: Place, own: Manifest, there: Manifest | None) -> None:
         raise OutputExistsError(f"{place.name} holds another cache", _ELSEWHERE)
     raise IdentityError(
         f"{place.name} holds other samples or views of this cache",
-        "Pull it first: kd cache pull; or give another path.",
+        Advice("pull-first"),
         differences({"rows": there.rows, "views": there.views}, {"rows": own.rows, "views": own.views}),
     )
 
@@ -123,7 +123,7 @@ def _take(place: Place, cache_id: str) -> None:
     if place.create(_OWNER, mine):  # it is there
         raise StorageError(
             f"{place.name}: the store ignores the condition of a write (If-None-Match)",
-            "Use a store that honours it, or copy what kd cache pack makes.",
+            Advice("no-conditions"),
         )
 
 
