@@ -250,6 +250,19 @@ def test_killed_pushes_and_pulls_are_completed(store: Faulty, tmp_path: Path) ->
     same(tmp_path / "c.kd", target)
 
 
+def test_several_at_once_do_it_once(store: Any, tmp_path: Path) -> None:
+    tools.fill(tmp_path / "c.kd", ("t", "u"), rows=40)
+
+    def together(*arguments: str) -> None:
+        started = [subprocess.Popen([sys.executable, "-c", _RUN, *arguments]) for _ in range(3)]
+        assert [process.wait() for process in started] == [0, 0, 0]
+
+    together("push", str(tmp_path / "c.kd"), "s3://bucket/two")
+    together("pull", "s3://bucket/two", str(tmp_path / "d.kd"))
+    pull("s3://bucket/two", tmp_path / "d.kd", ALL)
+    same(tmp_path / "c.kd", tmp_path / "d.kd")
+
+
 def test_a_push_that_did_not_end_is_no_cache_yet(store: Faulty, cache: Path, tmp_path: Path) -> None:
     store.fault = lambda method, path, _: 403 if method == "PUT" and path.endswith("/manifest.json") else None
     with pytest.raises(StorageError, match="refuses it: AccessDenied"):

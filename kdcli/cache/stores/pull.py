@@ -203,9 +203,12 @@ def _prepare(source: CacheReader, target: Path, records: list[TeacherRecord]) ->
     manifest = source.manifest
     labels = None if manifest.data.labels is None else source.labels
     if not Layout(target).manifest.is_file():
-        with published(target) as root:
-            start_cache(root, manifest, source.keys, labels, records)
-        return
+        try:
+            with published(target) as root:
+                start_cache(root, manifest, source.keys, labels, records)
+        except OutputExistsError:
+            if not Layout(target).manifest.is_file():  # else another pull was faster
+                raise
     own = load_manifest(target)
     if own.cache_id != manifest.cache_id:
         raise OutputExistsError(f"{target} holds another cache", "Give a new folder.")

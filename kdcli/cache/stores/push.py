@@ -112,12 +112,14 @@ def _require_room(place: Place, own: Manifest, there: Manifest | None) -> None:
 def _take(place: Place, cache_id: str) -> None:
     """Say whose this place is, unless it is another's; and see whether the store honours conditions."""
     mine = json.dumps({"cache_id": cache_id}).encode()
-    try:
-        theirs = place.read(_OWNER)
-    except FileNotFoundError:
-        if _manifest_in(place) is None and not place.is_empty():
-            raise OutputExistsError(f"{place.name} holds other things, and no cache", _ELSEWHERE) from None
-        theirs = mine if place.create(_OWNER, mine) else place.read(_OWNER)
+    if (
+        _owner(place) is None
+        and not place.is_empty()
+        and _manifest_in(place) is None
+        and _owner(place) is None
+    ):
+        raise OutputExistsError(f"{place.name} holds other things, and no cache", _ELSEWHERE)
+    theirs = _owner(place) or (mine if place.create(_OWNER, mine) else _owner(place))
     if theirs != mine:
         raise OutputExistsError(f"{place.name} holds another cache, or a part of one", _ELSEWHERE)
     if place.create(_OWNER, mine):  # it is there
@@ -125,6 +127,13 @@ def _take(place: Place, cache_id: str) -> None:
             f"{place.name}: the store ignores the condition of a write (If-None-Match)",
             Advice("no-conditions"),
         )
+
+
+def _owner(place: Place) -> bytes | None:
+    try:
+        return place.read(_OWNER)
+    except FileNotFoundError:
+        return None
 
 
 def _describe(place: Place, reader: CacheReader) -> None:
