@@ -26,6 +26,7 @@ from kdcli.cache.provenance import seal
 from kdcli.cache.reader import CacheReader
 from kdcli.cache.stores.pull import Choice, pull
 from kdcli.cache.stores.push import push
+from kdcli.cache.writer import CacheWriter
 from kdcli.errors import (
     CacheMissingError,
     CorruptError,
@@ -485,3 +486,30 @@ def test_a_cache_with_other_bytes_of_a_unit_is_not_mixed_in(cache: Path, tmp_pat
     with pytest.raises(IdentityError, match="other bytes"):
         push(tmp_path / "twin.kd", f"file://{tmp_path}/s")
     assert files_of(tmp_path / "s") == before
+
+
+def test_another_teacher_of_the_same_name_is_not_mixed_in(cache: Path, tmp_path: Path) -> None:
+    push(cache, f"file://{tmp_path}/s")
+    pull(f"file://{tmp_path}/s", tmp_path / "only-u.kd", Choice(("u",)))
+    manifest = load_manifest(tmp_path / "only-u.kd")
+    with CacheWriter(tmp_path / "only-u.kd", manifest) as writer:
+        writer.add_teacher(tools.record_of("t", classes=7, weights="other"))
+    before = files_of(tmp_path / "s")
+    with pytest.raises(IdentityError, match=r"another teacher.*weights"):
+        push(tmp_path / "only-u.kd", f"file://{tmp_path}/s")
+    assert files_of(tmp_path / "s") == before
+    with pytest.raises(IdentityError, match="another teacher 't'"):
+        pull(f"file://{tmp_path}/s", tmp_path / "only-u.kd", ALL)
+    assert audit(tmp_path / "only-u.kd").ok
+
+
+def test_a_refusal_tells_no_query_and_no_password() -> None:
+    from kdcli.cache.stores.objects import _reason
+
+    text = (
+        "Generic S3 error: Error performing GET http://me:hunter2@host:9/b/k?X-Amz-Signature=hunter3 in 7.2s, after 6 "
+        "retries, max_retries: 6, retry_timeout: 180s  - HTTP error: error sending request\n\nDebug: hunter4"
+    )
+    assert _reason(text) == (
+        "Generic S3 error: Error performing GET http://host:9/b/k - HTTP error: error sending request"
+    )

@@ -32,6 +32,7 @@ _NO_BUCKET: Final = ("NoSuchBucket", "bucket does not exist", "ContainerNotFound
 _NO_CREDENTIALS: Final = (
     "/latest/api/token",
     "/latest/meta-data",
+    "/metadata/identity",
     "metadata.google.internal",
     "must be specified",
 )
@@ -146,4 +147,5 @@ def _code(text: str) -> str:
 def _reason(text: str) -> str:
     """The first line of an error of obstore, without what an address may hold besides host and path."""
     line = text.partition("\n")[0].partition("<")[0].strip(" :-")
+    line = re.sub(r" in [\d.]+\w*s(, after .*?(?= - |$))?", "", line)  # how often, and how long, it was tried
     return re.sub(r"\?[^\s)]*", "", re.sub(r"://[^\s/]*@", "://", line))

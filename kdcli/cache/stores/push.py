@@ -137,17 +137,17 @@ def _owner(place: Place) -> bytes | None:
 
 
 def _describe(place: Place, reader: CacheReader) -> None:
-    """Shapes, keys, labels and records of teachers. In a cache that grew, they come before the manifest, too."""
+    """Records of teachers, none of which may be another's; shapes, keys and labels. All come before the manifest."""
     store, root = reader.store, reader.layout.root
+    for name, record in reader.teachers.items():
+        files = [reader.layout.teacher(name), *(reader.layout.output(name, kind) for kind in record.outputs)]
+        for path in files:
+            _create_record(place, path.relative_to(root).as_posix(), read_own(path))
     for name, content in store.backend.metadata(reader.manifest, reader.keys, reader.teachers).items():
         place.write(f"{store.data.name}/{name}", content)
     for name in whole_arrays(reader.manifest, reader.keys):
         path = store.chunk(SAMPLES, name, WHOLE_ARRAYS[name], 0, None)
         place.write(path.relative_to(root).as_posix(), read_own(path, CHUNK_BYTES))
-    for name, record in reader.teachers.items():
-        files = [reader.layout.teacher(name), *(reader.layout.output(name, kind) for kind in record.outputs)]
-        for path in files:
-            _create_record(place, path.relative_to(root).as_posix(), read_own(path))
 
 
 def _create_record(place: Place, name: str, own: bytes) -> None:
