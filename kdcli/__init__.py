@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from kdcli.cache.admin.inventory import CacheInfo
     from kdcli.cache.admin.moving import Moved
     from kdcli.cache.admin.remove import Removal
+    from kdcli.cache.stores.push import Pushed
     from kdcli.checking.result import CheckResult
     from kdcli.comparing.result import CompareResult
     from kdcli.data.sources import open_data as open_data
@@ -69,6 +70,8 @@ cache_plan: "Verb[CachePlan]" = Verb("cache_plan", "extract.config:PlanConfig", 
 cache_extend: "Verb[ExtendResult]" = Verb("cache_extend", "cache.admin.config:ExtendConfig", "verbs.caches:cache_extend")
 cache_pack: "Verb[Moved]" = Verb("cache_pack", "cache.admin.config:PackConfig", "verbs.caches:cache_pack")
 cache_unpack: "Verb[Moved]" = Verb("cache_unpack", "cache.admin.config:UnpackConfig", "verbs.caches:cache_unpack")
+cache_push: "Verb[Pushed]" = Verb("cache_push", "cache.admin.config:PushConfig", "verbs.caches:cache_push")
+cache_pull: "Verb[Moved]" = Verb("cache_pull", "cache.admin.config:PullConfig", "verbs.caches:cache_pull")
 cache_merge: "Verb[Moved]" = Verb("cache_merge", "cache.admin.config:MergeConfig", "verbs.caches:cache_merge")
 # fmt: on
 

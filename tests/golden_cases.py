@@ -155,6 +155,7 @@ EXITS = (
     "fuse-teachers --cache c.kd --teacher gen --out joint", "fuse-teachers --cache c.kd --teacher gen --teacher exp",
     "cache info c.kd", "cache info images", "cache verify c.kd", "cache diff c.kd c.kd", "cache diff c.kd test.kd",
     "cache ls nowhere", "cache pack c.kd --to c.tar", "cache unpack a-file --to n.kd", "cache merge c.kd --to n.kd",
+    "cache push c.kd s3://name:word@bucket/c", "cache pull c.kd --to n.kd", "cache pull file:///nowhere/c --to n.kd",
     "cache rm images --yes", "cache gc nowhere.kd",
 )  # fmt: skip
 """Right and wrong commands; nothing that they find is written over."""

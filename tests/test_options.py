@@ -62,7 +62,7 @@ LISTS = (
 
 
 def test_every_command_is_made_of_models() -> None:
-    assert len(COMMANDS) == 26
+    assert len(COMMANDS) == 28
     for command in COMMANDS.values():
         assert type(command) is Command
 

@@ -87,7 +87,7 @@ def write_commit(layout: Layout, commit: Commit) -> bool:
     return create_json(path, seal(asdict(commit)), layout.tmp)
 
 
-def parse_commit(line: bytes, source: Path, hint: Advice | None = None) -> Commit:
+def parse_commit(line: bytes, source: object, hint: str | Advice = "") -> Commit:
     """The record in a line of JSON; ``hint`` is what to do about a damage, by default to repair the cache.
 
     Raises:

@@ -25,11 +25,12 @@ import numpy as np
 from jaxtyping import Int64
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from kdcli.cache.owned import read_own_json
+from kdcli.cache.owned import read_own
 from kdcli.cache.provenance import Digest, Text, seal, unseal
 from kdcli.documents import from_document, shaped
 from kdcli.errors import Advice, CacheMissingError, CorruptError, StorageError, UsageError
 from kdcli.files import storage_errors, write_json
+from kdcli.reading import parse_json
 
 BackendName = Literal["zarr", "hdf5"]
 FORMAT: Final = 2
@@ -45,6 +46,7 @@ UNITS: Final = 2**22
 """Most units of a part: each is a record."""
 CHUNKS: Final = 2**26
 """Most chunks of an array: each is a file."""
+_RESTORE: Final = "Restore manifest.json, or make the cache again; kd never guesses what a cache is."
 
 
 @final
@@ -332,11 +334,19 @@ def load_manifest(root: Path) -> Manifest:
                     f"{root} is not a kd cache (no manifest.json)", Advice("folder-for-cache")
                 )
             raise CacheMissingError(f"cache {root} does not exist", Advice("make", cache=root))
-    restore = "Restore manifest.json, or make the cache again; kd never guesses what a cache is."
-    document = read_own_json(layout.manifest, restore)
-    _require_format(document, layout.manifest)
-    content = unseal(document, layout.manifest, restore)
-    return from_document(Manifest, content, layout.manifest, CorruptError, restore)
+    with storage_errors(layout.manifest):
+        return parse_manifest(read_own(layout.manifest, hint=_RESTORE), layout.manifest)
+
+
+def parse_manifest(data: bytes, source: object) -> Manifest:
+    """The manifest in the bytes of ``source``.
+
+    Raises:
+        CorruptError: it is damaged or of an unknown format.
+    """
+    document = parse_json(data, source, CorruptError, _RESTORE)
+    _require_format(document, source)
+    return from_document(Manifest, unseal(document, source, _RESTORE), source, CorruptError, _RESTORE)
 
 
 def planned_manifest(**fields: Any) -> Manifest:
@@ -356,7 +366,7 @@ def planned_manifest(**fields: Any) -> Manifest:
         ) from refusal
 
 
-def _require_format(document: Any, path: Path) -> None:
+def _require_format(document: Any, path: object) -> None:
     found = document.get("format") if isinstance(document, dict) else None
     if isinstance(found, int) and found > FORMAT:
         message = f"{path}: the cache is of format {found}, this kd reads format {FORMAT}"

@@ -67,6 +67,8 @@ _CACHE: tuple[tuple[str, Source | str, Body], ...] = (
     ("extend", "kdcli.cache.admin.config:ExtendConfig", grow.extend),
     ("pack", "kdcli.cache.admin.config:PackConfig", transport.pack),
     ("unpack", "kdcli.cache.admin.config:UnpackConfig", transport.unpack),
+    ("push", "kdcli.cache.admin.config:PushConfig", transport.push),
+    ("pull", "kdcli.cache.admin.config:PullConfig", transport.pull),
     ("merge", "kdcli.cache.admin.config:MergeConfig", transport.merge),
 )
 _DATA: tuple[tuple[str, Source | str, Body], ...] = (

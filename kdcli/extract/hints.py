@@ -113,5 +113,11 @@ HINTS: Final[dict[str, str | Callable[..., str]]] = {
     "pack-again": "Copy the file again from where it came from, or pack the cache again: kd cache pack",
     "pack-exists": "Give another name, or --overwrite.",
     "pack-ending": "For example --to packed.h5",
+    "push-first": "Check the path. A push that was killed is completed by the same kd cache push.",
+    "push-again": "Push it again from a sound copy: kd cache push; what was pulled stays.",
+    "push-changed": "Remove this object, then push it again from a sound copy: kd cache push; what was pulled stays.",
+    "pull-first": "Pull it first: kd cache pull; or give another path.",
+    "no-conditions": "Use a store that honours it, or copy what kd cache pack makes.",
+    "fewer-views": "Leave --views out to pull all.",
     "pack-zstd": "Use --compress gzip, or a name that ends in .zarr or .zarr.zip.",
 }

@@ -11,6 +11,8 @@ from kdcli.cache.admin.config import (
     LsConfig,
     MergeConfig,
     PackConfig,
+    PullConfig,
+    PushConfig,
     RepairConfig,
     RmConfig,
     UnpackConfig,
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from kdcli.cache.admin.inventory import CacheInfo
     from kdcli.cache.admin.moving import Moved
     from kdcli.cache.admin.remove import Removal
+    from kdcli.cache.stores.push import Pushed
     from kdcli.extract.config import PlanConfig
     from kdcli.extract.costs import CachePlan
     from kdcli.extract.extend import ExtendResult
@@ -177,6 +180,20 @@ def cache_unpack(config: UnpackConfig) -> "Moved":
     from kdcli.cache.admin import pack as packing
 
     return packing.unpack(config.packed, config.to, config.backend)
+
+
+def cache_push(config: PushConfig) -> "Pushed":
+    """Copy a cache to a store."""
+    from kdcli.cache.stores.push import push
+
+    return push(config.cache, config.to)
+
+
+def cache_pull(config: PullConfig) -> "Moved":
+    """Copy a cache, or a part of it, from a store."""
+    from kdcli.cache.stores.pull import Choice, pull
+
+    return pull(config.source, config.to, Choice(config.teacher, config.keep, config.views))
 
 
 def cache_merge(config: MergeConfig) -> "Moved":

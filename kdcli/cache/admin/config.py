@@ -136,6 +136,41 @@ class NewCache(StepConfig):
 
 
 @final
+class PushConfig(OneCache):
+    """``kd cache push``."""
+
+    command: ClassVar[str] = "cache push"
+
+    to: str = option(
+        ..., "s3://BUCKET/PATH, gs://BUCKET/PATH, az://CONTAINER/PATH or file:///PATH; no credentials in it.",
+        panel="Output", positional=True, metavar="DEST",
+    )  # fmt: skip
+
+
+@final
+class PullConfig(StepConfig):
+    """``kd cache pull``."""
+
+    command: ClassVar[str] = "cache pull"
+
+    source: str = option(..., "What kd cache push was given.", panel="Data", positional=True, metavar="SRC")
+    to: Path = option(
+        ..., "Folder of the new cache, or of what was pulled before: it is completed.",
+        panel="Output", metavar="CACHE",
+    )  # fmt: skip
+    teacher: tuple[str, ...] = option(
+        (), "Pull only this teacher. Repeatable.", panel="Teachers", metavar="NAME", complete="teacher"
+    )
+    keep: tuple[str, ...] = option(
+        (), "Pull only these kinds: logits, topk, features, maps or maps:TAP.",
+        panel="Teachers", metavar="KIND,...", comma=True, complete="output",
+    )  # fmt: skip
+    views: str | None = option(
+        None, "eval, or eval+train:K for the first K training views; default: all.", panel="Views"
+    )
+
+
+@final
 class UnpackConfig(NewCache):
     """``kd cache unpack``."""
 

@@ -53,6 +53,15 @@ class Growth:
     labels: Int64[np.ndarray, " n"] | None
 
 
+def has_grown_from(new: Manifest, old: Manifest) -> bool:
+    """Whether a manifest is another one, or may be what that became: all it had, and more samples or views after."""
+    own = {**dict(new), "segments": new.segments[: len(old.segments)], "data": old.data,
+           "view_groups": new.view_groups[: len(old.view_groups)],
+           "view_set": {**new.view_set, "train_views": old.views - 1}}  # fmt: skip
+    same_data = new.rows > old.rows or new.data == old.data
+    return same_data and new.data.class_names == old.data.class_names and own == dict(old)
+
+
 @contextmanager
 def sole_growth(root: Path) -> Iterator[Claims]:
     """The right to make a cache grow: only what is read of the cache within counts.

@@ -75,8 +75,13 @@ class Moved(Result):
 
     def tables(self) -> Sequence[Table]:
         """See :class:`~kdcli.results.Result`."""
-        rows = [(part, *counts) for part, counts in self.parts.items()]
-        return (Table(("part", "done", "of"), rows, legend=_LEGEND),)
+        return (parts_table(self.parts),)
+
+
+def parts_table(parts: Mapping[str, tuple[int, int]]) -> Table:
+    """Units of each part: how many there are, of how many."""
+    rows = [(part, *counts) for part, counts in parts.items()]
+    return Table(("part", "done", "of"), rows, legend=_LEGEND)
 
 
 def committed(reader: CacheReader, part: str) -> list[Commit]:

@@ -5,17 +5,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, final
+from typing import ClassVar, Final, final
 
 import numpy as np
 
 from kdcli.cache.keytable import KeyTable
 from kdcli.cache.layout import BackendName, Manifest
 from kdcli.cache.memory import map_bytes
-from kdcli.cache.owned import regular_size, repair_hint
+from kdcli.cache.owned import CHUNK_BYTES, read_own, regular_size, repair_hint
 from kdcli.cache.provenance import ArraySpec, TeacherRecord
 from kdcli.errors import CorruptError, StorageError
 from kdcli.files import scratch_name, storage_errors
+
+HEADER_BYTES: Final = 2**16
+"""Most bytes of what is in a chunk file besides its rows."""
 
 
 @final
@@ -71,8 +74,13 @@ class Backend(ABC):
         """Number of rows of ``spec`` in a chunk file."""
 
     @abstractmethod
+    def judge(self, data: bytes) -> Inspection:
+        """What the bytes of a whole chunk file are."""
+
     def inspect(self, path: Path) -> Inspection:
         """Read a whole chunk file."""
+        with storage_errors(path):
+            return self.judge(read_own(path, CHUNK_BYTES + HEADER_BYTES))
 
     @abstractmethod
     def metadata(

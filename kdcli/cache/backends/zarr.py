@@ -17,9 +17,8 @@ from kdcli.cache.arrays import ArrayExtent, array_extents
 from kdcli.cache.backends.base import Backend, Inspection, checksum
 from kdcli.cache.keytable import KeyTable
 from kdcli.cache.layout import BackendName, Manifest
-from kdcli.cache.owned import CHUNK_BYTES, read_own, regular_size
+from kdcli.cache.owned import regular_size
 from kdcli.cache.provenance import ArraySpec, TeacherRecord
-from kdcli.files import storage_errors
 
 CRC_BYTES = 4
 _GROUP = {"zarr_format": 3, "node_type": "group", "attributes": {}}
@@ -54,10 +53,8 @@ class ZarrBackend(Backend):
         """See the base."""
         return (regular_size(path) - CRC_BYTES) // spec.row_bytes
 
-    def inspect(self, path: Path) -> Inspection:
+    def judge(self, data: bytes) -> Inspection:
         """See the base."""
-        with storage_errors(path):
-            data = read_own(path, CHUNK_BYTES + CRC_BYTES)
         stored = int.from_bytes(data[-CRC_BYTES:], "little") if len(data) >= CRC_BYTES else -1
         crc = checksum(memoryview(data)[:-CRC_BYTES])
         return Inspection(len(data), crc, stored == crc)

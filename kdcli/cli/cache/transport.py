@@ -1,4 +1,4 @@
-"""``kd cache``: pack, unpack, merge."""
+"""``kd cache``: pack, unpack, push, pull, merge."""
 
 from shlex import quote
 from typing import TYPE_CHECKING, Any
@@ -7,7 +7,7 @@ from kdcli.console import console, size
 from kdcli.results import say
 
 if TYPE_CHECKING:
-    from kdcli.cache.admin.config import MergeConfig, PackConfig, UnpackConfig
+    from kdcli.cache.admin.config import MergeConfig, PackConfig, PullConfig, PushConfig, UnpackConfig
     from kdcli.cache.admin.moving import Moved
     from kdcli.options.common import Common
 
@@ -43,6 +43,44 @@ def unpack(config: "UnpackConfig", common: "Common") -> None:
     _say(cache_unpack(config), common.as_json)
 
 
+def push(config: "PushConfig", common: "Common") -> None:
+    """Copy a cache to a bucket or a shared folder.
+
+    Every byte is checked on the way. Blocks come first, then their records, the manifest last; a killed push is
+    completed by the same command, and so is one of a cache that has grown since. Needs the extra 'stores'
+    (file:// does not). Credentials, region and endpoint come from the environment.
+
+    \b
+    Examples:
+      kd cache push food.kd s3://team/food
+      kd cache push food.kd file:///mnt/share/food
+    """
+    from kdcli.verbs.caches import cache_push
+
+    done = cache_push(config)
+    if common.as_json:
+        console.document(done.document())
+        return
+    say(done.tables())
+    console.finished(f"{done.to}: {size(done.bytes)} sent", f"kd cache pull {quote(done.to)} --to CACHE")
+
+
+def pull(config: "PullConfig", common: "Common") -> None:
+    """Make a cache of one in a store, or of a part of it.
+
+    Every byte is checked before it is used. What is there after a kill is a smaller cache, which the same command
+    completes. A part is one, too: pull again for more teachers, kinds or views of it.
+
+    \b
+    Examples:
+      kd cache pull s3://team/food --to food.kd
+      kd cache pull s3://team/food --to food.kd --teacher resnet50 --keep logits --views eval
+    """
+    from kdcli.verbs.caches import cache_pull
+
+    _say(cache_pull(config), common.as_json)
+
+
 def merge(config: "MergeConfig", common: "Common") -> None:
     """Make one cache of several of the same data.
 
@@ -68,4 +106,6 @@ def _say(done: "Moved", json: bool, more: dict[str, Any] | None = None) -> None:
     then = f"kd cache {'unpack' if more else 'info'} {quote(str(done.path))}{' --to CACHE' if more else ''}"
     console.finished(f"{done.path}: {size(document['bytes'])}", then)
     if not done.complete:
-        console.note("Not complete: kd cache-teachers with the cache's own options fills what is missing.")
+        console.note(
+            "Not complete: kd cache-teachers with the cache's own options, or kd cache pull, fills what is missing."
+        )

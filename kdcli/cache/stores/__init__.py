@@ -1,0 +1,1 @@
+"""Caches in object stores: pushed there, and pulled from there."""

@@ -1,0 +1,151 @@
+"""Places in object stores (S3 and what speaks like it, Google Cloud Storage, Azure), through obstore."""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import Any, Final, TypeVar, final
+
+from kdcli.cache.stores.places import Place
+from kdcli.errors import CorruptError, KdError, MissingExtraError, StorageError
+from kdcli.reading import DOCUMENT_BYTES
+
+T = TypeVar("T")
+_ATTEMPTS: Final = 3
+"""How often something is asked whose answer is cut off."""
+_RETRY: Final[dict[str, Any]] = {
+    "max_retries": 6,
+    "backoff": {"init_backoff": timedelta(seconds=0.2), "max_backoff": timedelta(seconds=10), "base": 2},
+    "retry_timeout": timedelta(minutes=3),
+}
+_CLIENT: Final[dict[str, Any]] = {"timeout": "300s", "connect_timeout": "5s"}
+"""As settings of the store: obstore's client_options would take the place of those in the environment."""
+_AGAIN: Final = (
+    "Check the network and the endpoint, then run the same command again: it goes on where it was."
+)
+_KEYS: Final = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (AWS_ENDPOINT_URL and AWS_REGION where they are needed)",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or AZURE_STORAGE_SAS_TOKEN",
+}
+_NO_BUCKET: Final = ("NoSuchBucket", "bucket does not exist", "ContainerNotFound")
+_NO_CREDENTIALS: Final = (
+    "/latest/api/token",
+    "/latest/meta-data",
+    "/metadata/identity",
+    "metadata.google.internal",
+    "must be specified",
+)
+_FORBIDDEN: Final = ("401 Unauthorized", "403 Forbidden")
+
+
+@final
+class ObjectPlace(Place):
+    """A path in a bucket. Who asks, and which endpoint, is in the environment, by obstore's own names."""
+
+    def __init__(self, scheme: str, bucket: str, path: str) -> None:
+        try:
+            import obstore
+            from obstore import store as stores
+        except ImportError as error:
+            raise MissingExtraError(
+                f"{scheme}:// needs a package that is not installed", "pip install 'kdcli[stores]'"
+            ) from error
+        self.name = f"{scheme}://{bucket}/{path}".rstrip("/")
+        self._scheme, self._bucket, self._obstore = scheme, bucket, obstore
+        kinds = {"s3": stores.S3Store, "gs": stores.GCSStore, "az": stores.AzureStore}
+        with self._refusals():
+            self._store = kinds[scheme](bucket, prefix=path or None, retry_config=_RETRY, **_CLIENT)
+
+    def read(self, path: str, most: int = DOCUMENT_BYTES) -> bytes:
+        """See the base."""
+
+        def get() -> bytes:
+            found = self._obstore.get(self._store, path)
+            size = int(found.meta["size"])
+            if size > most:
+                raise CorruptError(
+                    f"{self.name}/{path} has {size} bytes, at most {most} are read", "Push it again."
+                )
+            return bytes(found.bytes())
+
+        return self._persistently(get)
+
+    def sizes(self, below: str) -> dict[str, int]:
+        """See the base."""
+        return self._persistently(
+            lambda: {
+                str(each["path"]): int(each["size"])
+                for batch in self._obstore.list(self._store, below)
+                for each in batch
+            }
+        )
+
+    def is_empty(self) -> bool:
+        """See the base."""
+        with self._refusals():
+            return not any(batch for batch in self._obstore.list(self._store, chunk_size=1))
+
+    def write(self, path: str, data: bytes) -> None:
+        """See the base."""
+        with self._refusals():
+            self._obstore.put(self._store, path, data)
+
+    def create(self, path: str, data: bytes) -> bool:
+        """See the base."""
+        with self._refusals():
+            try:
+                self._obstore.put(self._store, path, data, mode="create")
+            except self._obstore.exceptions.AlreadyExistsError:
+                return False
+        return True
+
+    def _persistently(self, ask: Callable[[], T]) -> T:
+        """Ask anew where an answer was cut off; a request without an answer is repeated by obstore."""
+        for _ in range(_ATTEMPTS - 1):
+            with suppress(StorageError), self._refusals():
+                return ask()
+        with self._refusals():
+            return ask()
+
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
+        """Turn what a store refuses into errors of ours; what there is not, where there is a bucket, stays one."""
+        try:
+            yield
+        except KdError:
+            raise
+        except (self._obstore.exceptions.BaseError, OSError, ValueError) as error:
+            if isinstance(error, FileNotFoundError) and not _has(str(error), _NO_BUCKET):
+                raise FileNotFoundError(self.name) from None
+            raise self._refused(str(error)) from None  # its text may hold a signed address
+
+    def _refused(self, text: str) -> StorageError:
+        if _has(text, _NO_BUCKET):
+            hint = "Make it, or check its name, the account and the endpoint."
+            return StorageError(f"{self.name}: there is no bucket '{self._bucket}'", hint)
+        if _has(text, _NO_CREDENTIALS):
+            return StorageError(f"{self.name}: no credentials are set", f"Set {_KEYS[self._scheme]}.")
+        if _has(text, _FORBIDDEN):
+            return StorageError(
+                f"{self.name}: the store refuses it: {_code(text)}",
+                f"Check {_KEYS[self._scheme]}, and what they permit there: pull reads and lists, push writes, too.",
+            )
+        return StorageError(f"{self.name}: {_reason(text)}", _AGAIN)
+
+
+def _has(text: str, marks: tuple[str, ...]) -> bool:
+    return any(mark in text for mark in marks)
+
+
+def _code(text: str) -> str:
+    """What S3 and Azure call a refusal, such as AccessDenied."""
+    found = re.search(r"<Code>(\w{1,64})</Code>", text)
+    return found[1] if found else "no permission"
+
+
+def _reason(text: str) -> str:
+    """The first line of an error of obstore, without what an address may hold besides host and path."""
+    line = text.partition("\n")[0].partition("<")[0].strip(" :-")
+    line = re.sub(r" in [\d.]+\w*s(, after .*?(?= - |$))?", "", line)  # how often, and how long, it was tried
+    return re.sub(r"\?[^\s)]*", "", re.sub(r"://[^\s/]*@", "://", line))
