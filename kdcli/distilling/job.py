@@ -164,8 +164,11 @@ class Job:
         """The method: the given one, or by labels and teachers."""
         if (asked := self.config.chosen_method) is not None:
             return Choice(asked, "as given" if self.config.method else f"--preset {self.config.preset}")
-        teachers = CacheSet.open([self._path("cache.kd")]).teachers
-        return choose_method(train.class_names, {name: each.class_names for name, each in teachers.items()})
+        teachers = {
+            name: class_names_of(ModelSpec.parse(spec))
+            for name, spec in name_teachers(self.config.teacher).items()
+        }
+        return choose_method(train.class_names, teachers)
 
     def rank(self, choice: Choice, train: ImageData) -> None:
         """Rank the teachers, where there are several, and keep the ranking."""
