@@ -128,8 +128,10 @@ def standing(runs: Sequence[Run], right: Right, where: str) -> list[str]:
     of = f"of {len(peers)} students of equal budget {where}"
     if even:
         names = f"{best.name} and {others[0].name}" if len(peers) == 2 else f"{len(peers)} students"
-        found = f"No difference is shown between {names} of equal budget {where}; the highest score is {_name(best)}'s, "
-        found += f"{_score(best)}."
+        found = (
+            f"No difference is shown between {names} of equal budget {where}; the highest score is "
+            f"{_name(best)}'s, {_score(best)}."
+        )
     else:
         found = f"{_name(best)} {'is the best' if clear else 'has the highest score'} {of}: {_score(best)}."
     lines = [f"{found} {_difference(best, rival, right)}"]
