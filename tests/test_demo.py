@@ -49,6 +49,8 @@ def test_the_demo_runs_the_main_job_and_a_second_run_finds_it_done(
     assert 0 <= equal.test_top1 <= 1
     assert equal.live_seconds > equal.seconds
     page = (small / "report.html").read_text(encoding="utf-8")
+    assert "Score against accuracy" in page
+    assert "single-" not in page  # trained half as long, for the ranking alone
     assert not re.search(r"(src|href)\s*=\s*[\"']?https?:", page)
 
     commands = [line[2:] for line in capsys.readouterr().err.splitlines() if line.startswith("$ kd ")]
