@@ -105,11 +105,12 @@ class Job:
         require_outside_caches(out)
         identity = {name: value for name, value in self.config.identity().items() if value is not None}
         if marker.is_file():
-            if read_json(marker) == identity:
+            stored = read_json(marker)
+            if stored == identity:
                 return
             if any(self._path(name).exists() for name in ("cache.kd", "students")):
                 raise OutputExistsError(
-                    f"--out {out} is of another kd distill, which differs in {_differing(read_json(marker), identity)}",
+                    f"--out {out} is of another kd distill, which differs in {_differing(stored, identity)}",
                     "Choose another --out, or remove that folder.",
                 )
             self._path("exclude.txt").unlink(missing_ok=True)  # all that there is when a teacher was mistyped
@@ -129,9 +130,7 @@ class Job:
             console.note(parts.why)
         exclude = self._path("exclude.txt")
         options = self._shared("data_root", "download", "exif", "workers")
-        several = bool(
-            DataSpec.parse(parts.train).members
-        )  # keys are left out of one data set, not of several
+        several = bool(DataSpec.parse(parts.train).members)  # without= belongs to one data set
         config = CheckConfig(
             data=parts.train, test=parts.test, write_exclude=None if several else exclude, **options
         )
