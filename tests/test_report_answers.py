@@ -213,9 +213,15 @@ def test_a_difference_that_may_be_chance_makes_no_best(tmp_path: Path) -> None:
     budgeted(tmp_path / "r/labels-only", 0.78, 3000)
     budgeted(tmp_path / "r/e", 0.8, 3000, method="distill-equal")
     first, *_ = said(tmp_path / "r")
-    assert first.startswith("No difference is shown between e and labels-only of 2 students of equal budget")
+    assert first.startswith(
+        "No difference is shown between e and labels-only of equal budget on the test set"
+    )
     assert "the highest score is e (distill-equal)'s, 80.0 %" in first
     assert "It includes 0: this test does not tell the two apart." in first
+    made(tmp_path / "r", out=tmp_path / "r.html")
+    students = (tmp_path / "r.html").read_text().partition(">Students<")[2].partition("<h2")[0]
+    assert "80.0" in students
+    assert 'class="best"' not in students
 
 
 # --- images and answers -----------------------------------------------------------------------

@@ -24,6 +24,7 @@ from kdcli.options.resolving import command_line
 from kdcli.probing import ProbeResult, eval_probes
 from kdcli.probing.config import ProbeConfig
 from kdcli.ranking import rank_sources, ranking_document
+from kdcli.ranking.answer import rank_sources as answer
 from kdcli.ranking.config import RankConfig
 from kdcli.reporting.config import ReportConfig
 from kdcli.reporting.report import report
@@ -112,6 +113,7 @@ def run_demo(folder: Path) -> DemoResult:
     students = {method: job.train(method, ranking) for method in STUDENTS}
     for source in ranking.sources:
         job.train_single(source.name)
+    job.check_ranking()
     probes = job.probe()
     live = job.measure_live(teachers, ranking, students["distill-weighted"])
     rows = tuple(_row(name, each, probes[name], live) for name, each in students.items())
@@ -218,9 +220,17 @@ class _Job:
 
     def train_single(self, teacher: str) -> None:
         """A student of one source alone, trained half as long: what the ranking should predict."""
-        config = self._config("distill-equal", f"single-{teacher}", teacher=(teacher,), epochs=3)
+        out = self.folder / "singles" / teacher
+        config = self._config("distill-equal", teacher, teacher=(teacher,), epochs=3, out=out)
         title = f"A student of {teacher} alone"
         self.log.run(title, command_line(config), lambda: train_student(config))
+
+    def check_ranking(self) -> None:
+        """Whether the ranking predicts these students' order; kept for the report."""
+        file = self.folder / "checked.json"
+        config = RankConfig(cache=(self._cache,), against=(self.folder / "singles",))
+        title, line = "How far is the ranking to be trusted?", f"{command_line(config)} --json > {file}"
+        write_json(file, self.log.run(title, line, lambda: answer(config)).document())
 
     def probe(self) -> dict[str, ProbeResult]:
         """Few-shot accuracy of the students' features, by method; kept beside the command that gave it."""
@@ -234,7 +244,7 @@ class _Job:
 
     def report(self, intro: str) -> Path:
         """All of it as one page, which begins with ``intro``."""
-        names = ("students", "target.kd", "ranking.json", "probes.json")
+        names = ("students", "target.kd", "checked.json", "probes.json")
         page = self.folder / "report.html"
         inputs = tuple(self.folder / name for name in names)
         config = ReportConfig(inputs=inputs, out=page, title="kd demo")

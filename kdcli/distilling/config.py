@@ -31,7 +31,7 @@ class DistillConfig(DataOptions, SeedOption, DeviceOption, WorkersOption):
         panel="Teachers", metavar="[NAME=]SPEC", min_length=1, complete="model", there="model",
     )  # fmt: skip
     views: int | None = option(
-        None, "Training views of each image that the teachers see; default: by how many images there are.",
+        None, "Training views of each image that teachers and students see; default: by the method.",
         panel="Views", ge=1, le=1000, metavar="K",
     )  # fmt: skip
     method: str | None = option(

@@ -65,12 +65,12 @@ def distill(config: DistillConfig) -> DistillResult:
     job.begin()
     parts = job.check(parts)
     train = job.open(parts.train)
-    sizes = choose_sizes(config, len(train))
+    choice = job.choose(train)
+    sizes = choose_sizes(config, len(train), METHODS.find(choice.method))
     views = f"eval+train:{sizes.views}" if sizes.views else "eval"
     job.cache_teachers("The teachers run once", parts.train, "cache.kd", views)
     if parts.test is not None and len(job.open(parts.test)) <= MOST_ANSWERED:
         job.cache_teachers("What they say of the test images, for the report", parts.test, "test.kd", "eval")
-    choice = job.choose(train)
     job.rank(choice, train)
     students = job.train(parts, choice, sizes)
     against = job.compare(parts, students)

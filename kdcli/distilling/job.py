@@ -105,11 +105,12 @@ class Job:
         require_outside_caches(out)
         identity = {name: value for name, value in self.config.identity().items() if value is not None}
         if marker.is_file():
-            if read_json(marker) == identity:
+            stored = read_json(marker)
+            if stored == identity:
                 return
             if any(self._path(name).exists() for name in ("cache.kd", "students")):
                 raise OutputExistsError(
-                    f"--out {out} is of another kd distill, which differs in {_differing(read_json(marker), identity)}",
+                    f"--out {out} is of another kd distill, which differs in {_differing(stored, identity)}",
                     "Choose another --out, or remove that folder.",
                 )
             self._path("exclude.txt").unlink(missing_ok=True)  # all that there is when a teacher was mistyped
@@ -129,9 +130,7 @@ class Job:
             console.note(parts.why)
         exclude = self._path("exclude.txt")
         options = self._shared("data_root", "download", "exif", "workers")
-        several = bool(
-            DataSpec.parse(parts.train).members
-        )  # keys are left out of one data set, not of several
+        several = bool(DataSpec.parse(parts.train).members)  # without= belongs to one data set
         config = CheckConfig(
             data=parts.train, test=parts.test, write_exclude=None if several else exclude, **options
         )
@@ -164,8 +163,11 @@ class Job:
         """The method: the given one, or by labels and teachers."""
         if (asked := self.config.chosen_method) is not None:
             return Choice(asked, "as given" if self.config.method else f"--preset {self.config.preset}")
-        teachers = CacheSet.open([self._path("cache.kd")]).teachers
-        return choose_method(train.class_names, {name: each.class_names for name, each in teachers.items()})
+        teachers = {
+            name: class_names_of(ModelSpec.parse(spec))
+            for name, spec in name_teachers(self.config.teacher).items()
+        }
+        return choose_method(train.class_names, teachers)
 
     def rank(self, choice: Choice, train: ImageData) -> None:
         """Rank the teachers, where there are several, and keep the ranking."""

@@ -112,8 +112,8 @@ def verdict_of(against: Against, sources: dict[str, float], student: str, classe
             f"a linear classifier on a teacher's features gets (in folds of the training images): {', '.join(told)}"
         )
         lines.append(
-            "so the teacher knows more than the student could learn from so few images and steps: more --epochs and "
-            "--views, a larger --image-size, or a student that starts from weights (local-dir:, hf-hub:)"
+            "so the teacher knows more than the student could learn from these images: try more --epochs, a larger "
+            "--image-size, or a student that starts from weights (--student local-dir:PATH or hf-hub:NAME)"
             if max(sources.values()) > best + _CLEARLY
             else "so the teacher knows little that the student lacks: try another one"
         )

@@ -127,8 +127,11 @@ def standing(runs: Sequence[Run], right: Right, where: str) -> list[str]:
     even = all(gap is not None and gap[0][0] <= 0 for gap in gaps)
     of = f"of {len(peers)} students of equal budget {where}"
     if even:
-        names = f"{best.name} and {others[0].name}" if len(peers) == 2 else "the students"
-        found = f"No difference is shown between {names} {of}: the highest score is {_name(best)}'s, {_score(best)}."
+        names = f"{best.name} and {others[0].name}" if len(peers) == 2 else f"{len(peers)} students"
+        found = (
+            f"No difference is shown between {names} of equal budget {where}; the highest score is "
+            f"{_name(best)}'s, {_score(best)}."
+        )
     else:
         found = f"{_name(best)} {'is the best' if clear else 'has the highest score'} {of}: {_score(best)}."
     lines = [f"{found} {_difference(best, rival, right)}"]

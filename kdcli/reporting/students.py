@@ -35,6 +35,12 @@ LOSSES = "Mean over each epoch's steps. Losses of different methods are differen
 _PARTS = {"val": "validation", "test": "test"}
 
 
+def _close(ordered: Sequence[Run]) -> bool:
+    """Whether the second best lies in the interval of the best: no mark should call it more than chance."""
+    known = [(score, interval_of(run)) for run in ordered if (score := top1_of(run)) is not None]
+    return len(known) > 1 and known[0][1] is not None and known[0][1][0] <= known[1][0]
+
+
 def students_section(runs: Sequence[Run], title: str, name: str) -> Section:
     """Runs of one test set.
 
@@ -46,7 +52,8 @@ def students_section(runs: Sequence[Run], title: str, name: str) -> Section:
     ordered = sorted(runs, key=_rank)
     remarks = _remarks(ordered)
     columns: Columns = {
-        (column if not remarks else replace(column, best=None)): cell for column, cell in _COLUMNS.items()
+        (column if not (remarks or _close(ordered)) else replace(column, best=None)): cell
+        for column, cell in _COLUMNS.items()
     } | {Column("Note", "note"): lambda run: word(_note(run) or remarks.get(run.name))}
     table = tabulate(name, ordered, columns)
     groups = seed_groups(ordered)

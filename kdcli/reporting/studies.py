@@ -112,7 +112,7 @@ def scores_section(rankings: Sequence[Ranked], runs: Sequence[Run]) -> Section |
 
 
 def _single_accuracies(ranked: Ranked, runs: Sequence[Run]) -> dict[str, float]:
-    """Mean accuracy of the students of each single source: of this report's runs, else of the evidence."""
+    """Mean accuracy of the students of each single source: of this report's runs, or of the evidence if it has more."""
     found: dict[str, list[float]] = {}
     for run in runs:
         weights = [name for name, weight in (run.result.get("weights") or {}).items() if weight > 0]
@@ -123,9 +123,9 @@ def _single_accuracies(ranked: Ranked, runs: Sequence[Run]) -> dict[str, float]:
         if len(weights) == 1 and same and accuracy is not None:
             found.setdefault(weights[0], []).append(accuracy)
     targets = ranked.evidence.get("targets") or {}
-    if not found and len(targets) == 1:
-        return dict(next(iter(targets.values())).get("accuracy") or {})
-    return {name: sum(values) / len(values) for name, values in found.items()}
+    told = dict(next(iter(targets.values())).get("accuracy") or {}) if len(targets) == 1 else {}
+    own = {name: sum(values) / len(values) for name, values in found.items()}
+    return told if len(told) > len(own) else own
 
 
 # --- caches -----------------------------------------------------------------------------------
