@@ -63,7 +63,7 @@ def test_planned_bytes_are_those_that_are_written(place: Path, backend: str) -> 
 
 
 def test_what_does_not_fit_is_not_begun(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kdcli.extract.costs.free_bytes", lambda _root: 1000)
+    monkeypatch.setattr("kdcli.extract.places.available_bytes", lambda _root: 1000)
     with pytest.raises(NoSpaceError, match=r"needs .* more, and 1\.0 kB are free") as caught:
         cache_teachers(config(place))
     assert caught.value.exit_code == 31

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, final
 
+from kdcli.cache.claiming import Claiming
 from kdcli.cache.layout import Layout, Unit
 from kdcli.cache.owned import read_own
 from kdcli.console import console
@@ -112,6 +113,17 @@ class Owner:
     job: str = ""
     token: str = ""
 
+    @classmethod
+    def here(cls) -> "Owner":
+        """The process that asks, with a new token."""
+        pid, token = os.getpid(), os.urandom(8).hex()
+        return cls(socket.gethostname(), machine(), pid, process_start(pid), _job(), token)
+
+    def has_ended(self, here: "Owner") -> bool:
+        """Whether it is known to have ended, because it was a process of the same machine."""
+        near = (self.host, self.machine) == (here.host, here.machine)
+        return near and self.pid is not None and not is_running(self.pid, self.started)
+
     def __str__(self) -> str:
         return (
             f"{self.host} pid {'?' if self.pid is None else self.pid}{f' job {self.job}' if self.job else ''}"
@@ -127,13 +139,11 @@ def read_owner(path: Path) -> Owner:
 
 
 @final
-class Claims:
-    """The claims of this process on one cache. Use as a context manager: leaving releases them all."""
+class Claims(Claiming):
+    """Claims in files. Use as a context manager: leaving releases them all."""
 
     def __init__(self, layout: Layout) -> None:
-        self._layout = layout
-        host, pid, token = socket.gethostname(), os.getpid(), os.urandom(8).hex()
-        self._owner = Owner(host, machine(), pid, process_start(pid), _job(), token)
+        self._layout, self._owner = layout, Owner.here()
         self._held: set[Unit] = set()
         self._seen: dict[Path, tuple[float, float]] = {}
         self._lock = threading.Lock()
@@ -153,7 +163,7 @@ class Claims:
         _ended.add(self._owner.token)
 
     def acquire(self, unit: Unit) -> bool:
-        """Claim ``unit``; take it over when its owner is dead. False when a live writer has it."""
+        """See the base."""
         path = self._layout.claim(unit)
         with storage_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -164,7 +174,7 @@ class Claims:
         return True
 
     def release(self, units: Iterable[Unit]) -> None:
-        """Give units back, whether they were finished or not. A claim that cannot be removed goes stale."""
+        """See the base."""
         for unit in units:
             with self._lock:
                 self._held.discard(unit)
@@ -207,11 +217,11 @@ class Claims:
         return read_owner(self._layout.claim(unit)).token == self._owner.token
 
     def holder(self, unit: Unit) -> str:
-        """Who holds ``unit``, for a message."""
+        """See the base."""
         return str(read_owner(self._layout.claim(unit)))
 
     def is_live(self, unit: Unit) -> bool:
-        """Whether somebody who seems alive holds ``unit``."""
+        """See the base."""
         path = self._layout.claim(unit)
         return path.exists() and not self.is_dead(path)
 

@@ -61,7 +61,7 @@ def find_places(
     return found
 
 
-def require_same_exif(root: Path, manifest: Manifest, data: Samples) -> None:
+def require_same_exif(root: Path | str, manifest: Manifest, data: Samples) -> None:
     """Images that a cache saw as they are stored must be read so, and those that it saw upright, upright.
 
     Raises:

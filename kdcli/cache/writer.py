@@ -26,12 +26,13 @@ from kdcli.cache.commits import (
     strange_ids,
     write_commit,
 )
+from kdcli.cache.filling import Content, Filling
 from kdcli.cache.garbage import sweep
 from kdcli.cache.keytable import KeyTable, block_digest
 from kdcli.cache.layout import SAMPLES, Layout, Manifest, Unit, load_manifest, write_manifest
 from kdcli.cache.mending import Mending
 from kdcli.cache.provenance import TeacherRecord
-from kdcli.cache.store import Opened, Store
+from kdcli.cache.store import Store
 from kdcli.console import console
 from kdcli.errors import Advice, IdentityError, OutputExistsError, StorageError
 from kdcli.files import fsync_folder, make_folder, scratch_name, storage_errors
@@ -103,16 +104,19 @@ def write_whole_arrays(store: Store, keys: KeyTable, labels: Int64[np.ndarray, "
 
 
 @final
-class CacheWriter(Opened):
-    """One process's hand on one cache: claims units, publishes them, knows what is missing.
+class CacheWriter(Filling):
+    """Fills a cache in a folder.
 
-    Use as a context manager; leaving it releases every claim.
+    Attributes:
+        claims: in files beside it.
 
     Args:
         root: folder of the cache.
         manifest: what it is.
         mending: a repair's: the units that are written although they have a record, and what they should be.
     """
+
+    claims: Claims
 
     def __init__(self, root: Path, manifest: Manifest, mending: Mending | None = None) -> None:
         self.store, self._mending = Store(root, manifest), mending
@@ -137,11 +141,7 @@ class CacheWriter(Opened):
             sweep(self.layout)
 
     def add_teacher(self, record: TeacherRecord) -> TeacherRecord:
-        """Record a teacher, or the kinds of output that a recorded one is to keep besides.
-
-        Raises:
-            IdentityError: another teacher has this name in the cache, or keeps a kind differently.
-        """
+        """See the base."""
         where = str(self.layout.root)
         if record.name in self.teachers:
             self.teachers[record.name].require_same(record, where)
@@ -152,12 +152,7 @@ class CacheWriter(Opened):
         return recorded
 
     def missing(self, part: str, withdraw: bool = True) -> list[Unit]:
-        """Units of ``part`` that are not done, decided from the disk without touching an image.
-
-        Args:
-            part: samples or an output of a teacher.
-            withdraw: also take back records whose files are gone; False only looks.
-        """
+        """See the base."""
         commits = read_commits(self.layout, part)
         for place, commit in list(commits.items()):
             if not self.manifest.holds(*place):
@@ -173,18 +168,13 @@ class CacheWriter(Opened):
         return missing_units(self.store, part, commits)
 
     def is_done(self, unit: Unit) -> bool:
-        """Whether a record of this unit exists now; one that is to be mended is not done."""
+        """See the base; a unit that is to be mended is not done."""
         if self._mending is not None and unit in self._mending.expected:
             return False
         return read_commit(self.layout, unit) is not None
 
-    def recorded_content(
-        self, block: int
-    ) -> tuple[str, Int64[np.ndarray, " r"] | None, Int64[np.ndarray, " r"] | None] | None:
-        """Digest, sizes and crc32c of a block's images as an earlier unit saw them; None for a new block.
-
-        Sizes and checksums are None while only a unit of other views was written so far.
-        """
+    def recorded_content(self, block: int) -> Content | None:
+        """See the base; sizes and checksums are None while only a unit of other views was written so far."""
         for group in range(self.manifest.groups):
             commit = read_commit(self.layout, Unit(SAMPLES, block, group))
             if commit is None:
@@ -207,6 +197,10 @@ class CacheWriter(Opened):
         if self._mending is None or block not in self._mending.contents:
             return None
         return self._mending.contents[block], None, None
+
+    def dropped(self) -> set[int]:
+        """See the base."""
+        return {row for commit in read_commits(self.layout, SAMPLES).values() for row, _ in commit.absent}
 
     def _require_own(self, commit: Commit) -> None:
         found = strange_ids(self.store, commit, self.key_digest(commit.block))
@@ -236,19 +230,7 @@ class CacheWriter(Opened):
         made: dict[str, Any],
         seconds: float,
     ) -> bool:
-        """Write a whole unit: data, fsync, rename, then the commit record.
-
-        Args:
-            unit: what it is.
-            arrays: [rows of the block, views of the group, ...] per view array, [rows of the block, ...] others.
-            content: digest of the block's content records.
-            absent: (row, reason) of dropped images; their values must be the fill value.
-            made: how it was computed (batch size, device, versions).
-            seconds: how long it took.
-
-        Returns:
-            False when somebody else has committed the unit meanwhile, or is at it; nothing is lost then.
-        """
+        """See the base: data, fsync, rename, then the record."""
         if not self.claims.owns(unit) and (self.claims.is_live(unit) or self.is_done(unit)):
             return False  # this process was taken for dead: what it has is not written over the other's
         commit = Commit(
@@ -320,7 +302,7 @@ class CacheWriter(Opened):
         self.withdraw(theirs)
 
     def finish(self, part: str) -> None:
-        """Compact the records of ``part`` once all are there; an HDF5 cache gets its index."""
+        """See the base: its records are joined; an HDF5 cache gets its index."""
         if is_compactable(self.store, part):
             with self.claims.alone(part):
                 compact(self.store, part)

@@ -1,5 +1,6 @@
 """``kd cache-teachers``, and ``kd cache plan``, which takes the same options."""
 
+from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ def cache_teachers(config: "CacheConfig", common: "Common") -> None:
     Examples:
       kd cache-teachers photos/ --cache photos.kd --teacher resnet50.a1_in1k
       kd cache-teachers photos/@split=train --cache train.kd --teacher gen=local-dir:weights --views eval+train:8
+      kd cache-teachers photos/ --cache s3://team/photos --teacher resnet50.a1_in1k
     """
     from kdcli.extract.extract import cache_teachers as step
 
@@ -31,6 +33,11 @@ def cache_teachers(config: "CacheConfig", common: "Common") -> None:
         console.note(f"{config.cache} would hold {size(result.bytes)} of {images}; nothing was written")
         return
     teachers = counted(len(result.teachers), "teachers")
+    if isinstance(config.cache, str):
+        made = f"{config.cache}: {size(result.bytes)} of outputs, {images}, {teachers}"
+        name = Path(config.cache).with_suffix(".kd").name
+        console.finished(made, f"kd cache pull {quote(config.cache)} --to {quote(name)}")
+        return
     made = f"{config.cache}: {size(bytes_in(config.cache))}, {images}, {teachers}"
     data, cache = quote(config.data or "DATA"), quote(str(config.cache))
     student = (

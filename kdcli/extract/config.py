@@ -27,7 +27,10 @@ class CacheOptions(DataOptions, BadImagesOption, AmpOption, DeviceOption, Worker
         None, "Data set: SOURCE[@key=value,...]; a bare path is a folder. Default: what the cache recorded.",
         panel="Data", positional=True, there="data",
     )  # fmt: skip
-    cache: Path = option(..., "Cache folder; created when it is not there.", panel="Data")
+    cache: Path | str = option(
+        ..., "Cache folder, or s3://, gs://, az://BUCKET/PATH that writers share; created when it is not there.",
+        panel="Data", metavar="PATH",
+    )  # fmt: skip
     teacher: tuple[str, ...] = option(
         ..., "A teacher: a model spec. Repeatable.",
         panel="Teachers", metavar="[NAME=]SPEC", min_length=1, complete="model", there="model",
@@ -91,6 +94,11 @@ class CacheOptions(DataOptions, BadImagesOption, AmpOption, DeviceOption, Worker
         20.0, "Seconds a stop signal leaves for the current task.",
         panel="Run", metavar="SECONDS", ge=0, mechanical=True, le=10**6,
     )  # fmt: skip
+
+    @field_validator("cache", mode="before")
+    @classmethod
+    def _folder_or_url(cls, cache: object) -> object:
+        return Path(cache) if isinstance(cache, str) and "://" not in cache else cache
 
     @field_validator("eval_geometry")
     @classmethod

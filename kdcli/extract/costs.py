@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from kdcli.cache.arrays import WHOLE_ARRAYS, array_extents
+from kdcli.cache.filling import Filling
 from kdcli.cache.layout import SAMPLES, Manifest, Unit
 from kdcli.cache.store import Store, stored_bytes
-from kdcli.cache.writer import CacheWriter
 from kdcli.console import duration, size
 from kdcli.documents import to_document
 from kdcli.errors import NoSpaceError
 from kdcli.extract.config import CacheConfig
+from kdcli.extract.places import CachePlace, opened
 from kdcli.extract.prepare import Prepared, prepare
-from kdcli.files import available_bytes
 from kdcli.results import Result, Table
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class CachePlan(Result):
             kept of the images themselves.
         bytes: all of these together.
         bytes_missing: of those, what is not written yet.
-        bytes_free: bytes free where the cache lies or would lie.
+        bytes_free: bytes free where the cache lies or would lie; None in a store.
         tasks_missing: of those tasks, the ones that each teacher has a part in.
         measured: speeds, if they were asked for.
     """
@@ -49,14 +49,14 @@ class CachePlan(Result):
     arrays: dict[str, dict[str, int]]
     bytes: int
     bytes_missing: int
-    bytes_free: int
+    bytes_free: int | None
     tasks_missing: dict[str, int]
     measured: "Measured | None" = None
 
     @property
     def fits(self) -> bool:
         """Whether what is missing fits into the free space."""
-        return self.bytes_missing <= self.bytes_free
+        return self.bytes_free is None or self.bytes_missing <= self.bytes_free
 
     def document(self) -> dict[str, Any]:
         """The JSON document of ``--json``."""
@@ -77,8 +77,9 @@ class CachePlan(Result):
             ["tasks to do", self.tasks],
             ["size when complete", size(self.bytes)],
             ["still to be written", size(self.bytes_missing)],
-            ["free there", size(self.bytes_free)],
         ]
+        if self.bytes_free is not None:
+            facts.append(["free there", size(self.bytes_free)])
         if (speed := self.measured) is not None:
             forward: list[list[object]] = [
                 [f"forward {name}", f"{rate:.1f} views/s"] for name, rate in speed.forward.items()
@@ -92,24 +93,24 @@ class CachePlan(Result):
             ]
         return (Table(("part", "array", "size"), rows), Table(("plan", ""), facts))
 
-    def require_space(self, root: Path) -> None:
+    def require_space(self, root: Path | str) -> None:
         """Refuse to begin what cannot be finished.
 
         Raises:
             NoSpaceError: fewer bytes are free than are still to be written.
         """
-        if not self.fits:
+        if self.bytes_free is not None and not self.fits:
             raise NoSpaceError(
                 f"{root} needs {size(self.bytes_missing)} more, and {size(self.bytes_free)} are free there",
                 "Free some space, choose another --cache, or keep less (--keep topk:32, --dtype float16).",
             )
 
 
-def plan_of(prepared: Prepared) -> CachePlan:
+def plan_of(prepared: Prepared, place: CachePlace) -> CachePlan:
     """What a prepared run would do, from the commit records alone."""
     manifest, records = prepared.manifest, prepared.records
     store = Store(prepared.root, manifest, records)  # with what is asked for, whatever is there
-    missing = _missing(prepared, store)
+    missing = _missing(place.writer(manifest) if prepared.exists else None, store)
     arrays: dict[str, dict[str, int]] = {SAMPLES: {}, **{name: {} for name in records}}
     for extent in array_extents(manifest, prepared.data.keys, records):
         arrays[extent.part.partition("/")[0]] |= stored_bytes(manifest, [extent])
@@ -126,14 +127,13 @@ def plan_of(prepared: Prepared) -> CachePlan:
         arrays=arrays,
         bytes=sum(sum(sizes.values()) for sizes in arrays.values()),
         bytes_missing=left,
-        bytes_free=free_bytes(prepared.root),
+        bytes_free=place.free_bytes(),
         tasks_missing={name: len(places_of(missing, name)) for name in records},
     )
 
 
-def _missing(prepared: Prepared, store: Store) -> list[Unit]:
+def _missing(writer: Filling | None, store: Store) -> list[Unit]:
     """Every unit that is not done."""
-    writer = CacheWriter(prepared.root, prepared.manifest) if prepared.exists else None
     units: list[Unit] = []
     for part in store.parts():
         if writer is not None and part in writer.store.parts():
@@ -173,18 +173,14 @@ def plan_cache(config: CacheConfig, measured: bool = False) -> CachePlan:
     Raises:
         KdError: as cache_teachers refuses.
     """
-    prepared = prepare(config)
-    plan = plan_of(prepared)
-    if not measured or not plan.tasks:
-        return plan
-    from kdcli.extract.pipeline import open_workers
-    from kdcli.extract.speeds import measure
+    with opened(config) as place:
+        prepared = prepare(config, place.root)
+        plan = plan_of(prepared, place)
+        if not measured or not plan.tasks:
+            return plan
+        from kdcli.extract.pipeline import open_workers
+        from kdcli.extract.speeds import measure
 
-    workers = open_workers(prepared, prepared.records, prepared.records)
-    found = measure(prepared, workers, plan.images, plan.bytes_missing)
-    return replace(plan, measured=found)
-
-
-def free_bytes(root: Path) -> int:
-    """Bytes free where ``root`` is or would be."""
-    return available_bytes(root.absolute())
+        workers = open_workers(prepared, prepared.records, prepared.records)
+        found = measure(prepared, workers, plan.images, plan.bytes_missing)
+        return replace(plan, measured=found)

@@ -9,8 +9,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from kdcli.cache.backends.base import checksum
+from kdcli.cache.filling import Filling
 from kdcli.cache.layout import SAMPLES, Manifest, Unit
-from kdcli.cache.writer import CacheWriter
 from kdcli.data.views import Drawer, ViewSet
 from kdcli.errors import BadDataError, KdError
 from kdcli.geometry import Render
@@ -174,7 +174,7 @@ class TaskQueue(Sampler[BatchRequest]):
 
     def __init__(
         self,
-        writer: CacheWriter,
+        writer: Filling,
         batch_sizes: Mapping[str, int],
         missing: Sequence[Unit],
         stop: StopFlag,

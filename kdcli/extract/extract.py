@@ -5,10 +5,9 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, cast, final
 
 from kdcli.cache.claims import Patience
-from kdcli.cache.commits import read_commits
+from kdcli.cache.filling import Filling
 from kdcli.cache.layout import SAMPLES, Unit
 from kdcli.cache.provenance import TeacherRecord
-from kdcli.cache.writer import CacheWriter, create_cache
 from kdcli.console import console
 from kdcli.data.spec import ClassSubset
 from kdcli.data.without import lost_classes
@@ -16,6 +15,7 @@ from kdcli.errors import BadDataError, ClaimedError, StoppedEarly
 from kdcli.extract.config import CacheConfig
 from kdcli.extract.costs import CachePlan, places_of, plan_of, task_count
 from kdcli.extract.opening import require_same_data
+from kdcli.extract.places import opened
 from kdcli.extract.prepare import Prepared, prepare, require_same_views
 from kdcli.extract.result import CacheResult, TeacherProgress, payload_bytes, shapes
 from kdcli.runtime import Shard, parse_shard, pick_device, stop_signals, worker_count
@@ -34,19 +34,19 @@ def cache_teachers(config: CacheConfig) -> CacheResult:
         KdError: see :mod:`kdcli.errors`; StoppedEarly after a signal, ClaimedError with ``wait=False``.
     """
     shard = parse_shard(config.shard)
-    with stop_signals() as stop, ExitStack() as stack:
-        prepared = prepare(config)
-        plan = plan_of(prepared)
+    with stop_signals() as stop, opened(config) as place, ExitStack() as stack:
+        prepared = prepare(config, place.root)
+        plan = plan_of(prepared, place)
         if config.dry_run:
             return _planned(prepared, plan)
-        plan.require_space(prepared.root)
-        root, manifest = prepared.root, prepared.manifest
+        plan.require_space(config.cache)
+        manifest = prepared.manifest
         if not prepared.exists:
-            manifest = create_cache(root, manifest, prepared.data.keys, prepared.recorded_labels())
+            manifest = place.create(manifest, prepared.data.keys, prepared.recorded_labels())
             # Another process may have been faster.
-            require_same_data(root, manifest, cast("ImageData", prepared.data))
-            require_same_views(root, manifest, prepared.views)
-        writer = stack.enter_context(CacheWriter(root, manifest))
+            require_same_data(config.cache, manifest, cast("ImageData", prepared.data))
+            require_same_views(config.cache, manifest, prepared.views)
+        writer = stack.enter_context(place.writer(manifest))
         records = {name: writer.add_teacher(record) for name, record in prepared.records.items()}
         return _Run(prepared, writer, records, shard).complete(stop)
 
@@ -70,7 +70,7 @@ class _Run:
     def __init__(
         self,
         prepared: Prepared,
-        writer: CacheWriter,
+        writer: Filling,
         records: Mapping[str, TeacherRecord],
         shard: Shard | None,
     ) -> None:
@@ -144,7 +144,7 @@ class _Run:
         count = sum(len(manifest.rows_of(block)) * len(manifest.views_of(group)) for block, group in places)
         names = [name for name in self._records if any(unit.teacher == name for unit in missing)]
         console.note(
-            f"cache {self._writer.layout.root}: {count} of {manifest.samples * manifest.views} views of "
+            f"cache {self._config.cache}: {count} of {manifest.samples * manifest.views} views of "
             f"{manifest.samples} images to run through {', '.join(names) or 'no teacher: only to be looked at'}"
         )
 
@@ -170,9 +170,7 @@ class _Run:
 
     def _name_lost_classes(self) -> None:
         """Say which classes have no image in the cache, whoever dropped them."""
-        rows = {
-            row for commit in read_commits(self._writer.layout, SAMPLES).values() for row, _ in commit.absent
-        }
+        rows = self._writer.dropped()
         lost = lost_classes(self._data.labels, self._data.class_names, rows) if rows else ()
         if lost:
             console.warn(
@@ -195,9 +193,9 @@ class _Run:
         if runner is not None and runner.images:
             rate = round(runner.images / runner.seconds, 2)
         elif all(part.done == part.total for part in parts.values()):
-            console.note(f"cache {self._writer.layout.root} is complete: nothing to compute")
+            console.note(f"cache {self._config.cache} is complete: nothing to compute")
         else:
-            console.note(f"cache {self._writer.layout.root}: nothing to compute in shard {self._shard}")
+            console.note(f"cache {self._config.cache}: nothing to compute in shard {self._shard}")
         size = sum(
             self._bytes(name, payload_bytes(manifest, record)) for name, record in self._records.items()
         )

@@ -118,6 +118,9 @@ HINTS: Final[dict[str, str | Callable[..., str]]] = {
     "push-changed": "Remove this object, then push it again from a sound copy: kd cache push; what was pulled stays.",
     "pull-first": "Pull it first: kd cache pull; or give another path.",
     "no-conditions": "Use a store that honours it, or copy what kd cache pack makes.",
+    "no-writers": "Give --cache a folder that the writers share; or cache locally, then kd cache push, or copy what kd "
+    "cache pack makes.",
+    "push-unfinished": "Let kd cache push finish first, or give another path.",
     "fewer-views": "Leave --views out to pull all.",
     "pack-zstd": "Use --compress gzip, or a name that ends in .zarr or .zarr.zip.",
 }

@@ -56,7 +56,7 @@ def open_held(config: CacheConfig, held: CacheReader) -> "Images":
     return _joined(config, held, None if config.data is None else data)
 
 
-def require_same_data(root: Path, manifest: Manifest, data: "ImageData") -> None:
+def require_same_data(root: Path | str, manifest: Manifest, data: "ImageData") -> None:
     """Refuse to fill a cache with another data set's outputs.
 
     Raises:

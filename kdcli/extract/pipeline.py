@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
+from kdcli.cache.filling import Filling
 from kdcli.cache.layout import SAMPLES, Unit
-from kdcli.cache.writer import CacheWriter, content_digest
+from kdcli.cache.writer import content_digest
 from kdcli.console import Bar, console, size
 from kdcli.data.views import ViewSet
 from kdcli.errors import IdentityError
@@ -124,7 +125,7 @@ class TaskRunner:
 
     def __init__(
         self,
-        writer: CacheWriter,
+        writer: Filling,
         data: "Images",
         views: ViewSet,
         workers: Mapping[str, Worker],

@@ -55,6 +55,7 @@ class Prepared:
         teachers: opened, by name.
         manifest: of the cache; of one that is not there yet, what it will be.
         exists: whether it is there.
+        root: folder of the cache, or of what this run has of it.
     """
 
     config: CacheConfig
@@ -63,11 +64,7 @@ class Prepared:
     teachers: dict[str, Teacher]
     manifest: Manifest
     exists: bool
-
-    @property
-    def root(self) -> Path:
-        """Folder of the cache."""
-        return self.config.cache
+    root: Path
 
     @property
     def records(self) -> dict[str, TeacherRecord]:
@@ -79,8 +76,12 @@ class Prepared:
         return None if self.data.class_names is None else self.data.labels
 
 
-def prepare(config: CacheConfig) -> Prepared:
+def prepare(config: CacheConfig, root: Path) -> Prepared:
     """Open images and teachers and decide how the cache is cut; nothing is written.
+
+    Args:
+        config: what was asked for.
+        root: folder of the cache, or of what this run has of it.
 
     Raises:
         KdError: see :mod:`kdcli.errors`.
@@ -90,7 +91,6 @@ def prepare(config: CacheConfig) -> Prepared:
     from kdcli.models.spec import open_model
 
     specs = name_teachers(config.teacher)
-    root = config.cache
     if root.exists() and not root.is_dir():
         raise StorageError(f"{root} is a file, not a cache folder", "Give --cache another path.")
     require_outside_caches(root)
@@ -104,14 +104,14 @@ def prepare(config: CacheConfig) -> Prepared:
     views = view_set_of(config, existing)
     manifest = existing or new_manifest(config, cast("ImageData", data), views, teachers)
     if existing is not None:
-        require_same_views(root, existing, views)
+        require_same_views(config.cache, existing, views)
         for name, teacher in teachers.items():
             if held is not None and name in held.teachers:
-                held.teachers[name].require_same(teacher.record, str(root))
+                held.teachers[name].require_same(teacher.record, str(config.cache))
     tell_geometry("teacher", {name: model.preprocess for name, model in models.items()}, sample_sizes(data))
     if config.min_accuracy is not None:
         _require_accuracy(config, data, teachers)
-    return Prepared(config, data, views, teachers, manifest, existing is not None)
+    return Prepared(config, data, views, teachers, manifest, existing is not None, root)
 
 
 def placed(
@@ -190,7 +190,7 @@ def split_views(count: int, group: int) -> tuple[int, ...]:
     return tuple(min(group, count - start) for start in range(0, count, group))
 
 
-def require_same_views(root: Path, manifest: Manifest, views: "ViewSet") -> None:
+def require_same_views(root: Path | str, manifest: Manifest, views: "ViewSet") -> None:
     """Refuse to fill a cache with other views than it holds.
 
     Raises:

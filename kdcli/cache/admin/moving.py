@@ -91,8 +91,9 @@ def committed(reader: CacheReader, part: str) -> list[Commit]:
         CorruptError: the files of a finished unit are missing or short. Readers take its rows for missing and a
             job computes them again; a copy must not leave them out without a word.
     """
+    recorded = read_commits(reader.layout, part)  # first: others may be adding to it
     sound = reader.commits(part)
-    for place, commit in sorted(read_commits(reader.layout, part).items()):
+    for place, commit in sorted(recorded.items()):
         if place not in sound and reader.manifest.holds(*place):
             raise CorruptError(
                 f"{reader.layout.root}: {commit.unit} is committed, but its files are missing or short",

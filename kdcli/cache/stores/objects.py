@@ -1,7 +1,7 @@
 """Places in object stores (S3 and what speaks like it, Google Cloud Storage, Azure), through obstore."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, Final, TypeVar, final
@@ -11,6 +11,8 @@ from kdcli.errors import CorruptError, KdError, MissingExtraError, StorageError
 from kdcli.reading import DOCUMENT_BYTES
 
 T = TypeVar("T")
+Tag = Mapping[str, str]
+"""Tells a version of an object from all others: what a store compares for a condition of a write."""
 _ATTEMPTS: Final = 3
 """How often something is asked whose answer is cut off."""
 _RETRY: Final[dict[str, Any]] = {
@@ -59,27 +61,11 @@ class ObjectPlace(Place):
 
     def read(self, path: str, most: int = DOCUMENT_BYTES) -> bytes:
         """See the base."""
-
-        def get() -> bytes:
-            found = self._obstore.get(self._store, path)
-            size = int(found.meta["size"])
-            if size > most:
-                raise CorruptError(
-                    f"{self.name}/{path} has {size} bytes, at most {most} are read", "Push it again."
-                )
-            return bytes(found.bytes())
-
-        return self._persistently(get)
+        return self.get(path, most)[0]
 
     def sizes(self, below: str) -> dict[str, int]:
         """See the base."""
-        return self._persistently(
-            lambda: {
-                str(each["path"]): int(each["size"])
-                for batch in self._obstore.list(self._store, below)
-                for each in batch
-            }
-        )
+        return {name: int(meta["size"]) for name, meta in self._listed(below).items()}
 
     def is_empty(self) -> bool:
         """See the base."""
@@ -99,6 +85,68 @@ class ObjectPlace(Place):
             except self._obstore.exceptions.AlreadyExistsError:
                 return False
         return True
+
+    # --- conditional writes, for writers that share a bucket ----------------------------------------
+
+    def get(self, path: str, most: int = DOCUMENT_BYTES) -> tuple[bytes, Tag, float]:
+        """The bytes of an object, its version, and when it was written, in seconds of the store's clock.
+
+        Raises:
+            FileNotFoundError: there is none.
+            CorruptError: it has more than ``most`` bytes.
+        """
+
+        def ask() -> tuple[bytes, Tag, float]:
+            found = self._obstore.get(self._store, path)
+            self._require_size(path, int(found.meta["size"]), most)
+            return bytes(found.bytes()), _tag(found.meta), found.meta["last_modified"].timestamp()
+
+        return self._persistently(ask)
+
+    def versions(self, below: str) -> dict[str, tuple[Tag, float]]:
+        """The version of every object below a folder, and when it was written, by name; see :meth:`get`."""
+        return {
+            name: (_tag(meta), meta["last_modified"].timestamp())
+            for name, meta in self._listed(below).items()
+        }
+
+    def put(self, path: str, data: bytes, old: Tag | None = None) -> Tag | None:
+        """Make an object that is not there, or replace this very version of it.
+
+        Returns:
+            The new version; None, and nothing changed, where another one is there. One with these bytes counts as
+            made: the answer to the request that made it may have been lost.
+        """
+        errors = self._obstore.exceptions
+        with self._refusals():
+            try:
+                mode: Any = "create" if old is None else dict(old)
+                return _tag(self._obstore.put(self._store, path, data, mode=mode, use_multipart=False))
+            except (errors.AlreadyExistsError, errors.PreconditionError):
+                pass
+        try:
+            found, tag, _ = self.get(path, len(data))
+        except (FileNotFoundError, CorruptError):
+            return None
+        return tag if found == data else None
+
+    def remove(self, path: str) -> None:
+        """Remove an object, if it is there."""
+        with suppress(FileNotFoundError), self._refusals():
+            self._obstore.delete(self._store, path)
+
+    def _listed(self, below: str) -> dict[str, Any]:
+        return self._persistently(
+            lambda: {
+                str(each["path"]): each for batch in self._obstore.list(self._store, below) for each in batch
+            }
+        )
+
+    def _require_size(self, path: str, size: int, most: int) -> None:
+        if size > most:
+            raise CorruptError(
+                f"{self.name}/{path} has {size} bytes, at most {most} are read", "Push it again."
+            )
 
     def _persistently(self, ask: Callable[[], T]) -> T:
         """Ask anew where an answer was cut off; a request without an answer is repeated by obstore."""
@@ -129,9 +177,14 @@ class ObjectPlace(Place):
         if _has(text, _FORBIDDEN):
             return StorageError(
                 f"{self.name}: the store refuses it: {_code(text)}",
-                f"Check {_KEYS[self._scheme]}, and what they permit there: pull reads and lists, push writes, too.",
+                f"Check {_KEYS[self._scheme]}, and what they permit there: pull reads and lists, push writes, too, "
+                "and cache-teachers removes its leases.",
             )
         return StorageError(f"{self.name}: {_reason(text)}", _AGAIN)
+
+
+def _tag(meta: Mapping[str, Any]) -> Tag:
+    return {name: meta[name] for name in ("e_tag", "version") if meta.get(name) is not None}
 
 
 def _has(text: str, marks: tuple[str, ...]) -> bool:

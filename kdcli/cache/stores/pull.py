@@ -132,7 +132,7 @@ def pull(url: str, target: Path, choice: Choice) -> Moved:
         StorageError: the store refuses, or does not answer.
     """
     place = open_place(url)
-    with _described(place, target) as source:
+    with described(place, target) as source:
         records = choice.records(source.store.teachers, place.name)
         groups = choice.groups(source.manifest)
         _prepare(source, target, records)
@@ -153,8 +153,14 @@ def pull(url: str, target: Path, choice: Choice) -> Moved:
 
 
 @contextmanager
-def _described(place: Place, target: Path) -> Iterator[CacheReader]:
-    """Manifest, keys, labels and teachers in a folder that goes with the block, checked as any cache's."""
+def described(place: Place, target: Path) -> Iterator[CacheReader]:
+    """Manifest, keys, labels and teachers in a folder beside ``target`` that goes with the block, checked as any
+    cache's.
+
+    Raises:
+        CacheMissingError: there is no cache.
+        CorruptError: what is there is none.
+    """
     folder = target.with_name(f".{target.name}.{scratch_name()}.tmp")
     try:
         with storage_errors(target):

@@ -14,10 +14,20 @@ from kdcli.cache.admin.moving import committed, parts_table, units
 from kdcli.cache.arrays import WHOLE_ARRAYS, whole_arrays
 from kdcli.cache.backends.base import HEADER_BYTES
 from kdcli.cache.commits import Commit, chunk_files, parse_commit
-from kdcli.cache.layout import SAMPLES, Manifest, Unit, parse_manifest
+from kdcli.cache.layout import SAMPLES, Manifest, Unit
 from kdcli.cache.owned import CHUNK_BYTES, read_own, repair_hint
 from kdcli.cache.provenance import seal
 from kdcli.cache.reader import CacheReader
+from kdcli.cache.stores.marks import (
+    ELSEWHERE,
+    MANIFEST,
+    MARK,
+    Mark,
+    manifest_bytes,
+    manifest_in,
+    mark_in,
+    require_no_other_things,
+)
 from kdcli.cache.stores.opening import open_place
 from kdcli.cache.stores.places import Place
 from kdcli.cache.stores.transfer import copy_all, is_as_recorded, record_name, same_record
@@ -28,10 +38,6 @@ from kdcli.reading import parse_json
 from kdcli.results import Result, Table
 from kdcli.types import differences
 
-_MANIFEST: Final = "manifest.json"
-_OWNER: Final = "pushed.json"
-"""Whose place this is, from the first moment on."""
-_ELSEWHERE: Final = "Give another path."
 _NOT_GATE: Final = ("sha256", "spec", "compute", "pixels")
 
 
@@ -79,7 +85,7 @@ def push(root: Path, url: str) -> Pushed:
     place = open_place(url)
     reader = CacheReader(root)
     commits = {part: committed(reader, part) for part in reader.store.parts()}
-    there = _manifest_in(place)
+    there = manifest_in(place)
     _require_room(place, reader.manifest, there)
     _take(place, reader.manifest.cache_id)
     _describe(place, reader)
@@ -89,19 +95,11 @@ def push(root: Path, url: str) -> Pushed:
     return Pushed(place.name, manifest.cache_id, manifest.backend, units(reader.store, commits), sent)
 
 
-def _manifest_in(place: Place) -> Manifest | None:
-    try:
-        data = place.read(_MANIFEST)
-    except FileNotFoundError:
-        return None
-    return parse_manifest(data, f"{place.name}/{_MANIFEST}")
-
-
 def _require_room(place: Place, own: Manifest, there: Manifest | None) -> None:
     if there is None or has_grown_from(own, there):
         return
     if own.cache_id != there.cache_id:
-        raise OutputExistsError(f"{place.name} holds another cache", _ELSEWHERE)
+        raise OutputExistsError(f"{place.name} holds another cache", ELSEWHERE)
     raise IdentityError(
         f"{place.name} holds other samples or views of this cache",
         Advice("pull-first"),
@@ -111,29 +109,18 @@ def _require_room(place: Place, own: Manifest, there: Manifest | None) -> None:
 
 def _take(place: Place, cache_id: str) -> None:
     """Say whose this place is, unless it is another's; and see whether the store honours conditions."""
-    mine = json.dumps({"cache_id": cache_id}).encode()
-    if (
-        _owner(place) is None
-        and not place.is_empty()
-        and _manifest_in(place) is None
-        and _owner(place) is None
-    ):
-        raise OutputExistsError(f"{place.name} holds other things, and no cache", _ELSEWHERE)
-    theirs = _owner(place) or (mine if place.create(_OWNER, mine) else _owner(place))
-    if theirs != mine:
-        raise OutputExistsError(f"{place.name} holds another cache, or a part of one", _ELSEWHERE)
-    if place.create(_OWNER, mine):  # it is there
+    require_no_other_things(place)
+    data = Mark(cache_id).to_bytes()
+    if mark_in(place) is None:
+        place.create(MARK, data)
+    theirs = mark_in(place)
+    if theirs is None or theirs.cache_id != cache_id:
+        raise OutputExistsError(f"{place.name} holds another cache, or a part of one", ELSEWHERE)
+    if place.create(MARK, data):  # it is there
         raise StorageError(
             f"{place.name}: the store ignores the condition of a write (If-None-Match)",
             Advice("no-conditions"),
         )
-
-
-def _owner(place: Place) -> bytes | None:
-    try:
-        return place.read(_OWNER)
-    except FileNotFoundError:
-        return None
 
 
 def _describe(place: Place, reader: CacheReader) -> None:
@@ -157,7 +144,7 @@ def _create_record(place: Place, name: str, own: bytes) -> None:
     gates = [parse_json(data, source, CorruptError) for data in (place.read(name), own)]
     theirs, mine = ({k: v for k, v in dict(gate).items() if k not in _NOT_GATE} for gate in gates)
     if theirs != mine:
-        raise IdentityError(f"{source} is of another teacher", _ELSEWHERE, differences(theirs, mine))
+        raise IdentityError(f"{source} is of another teacher", ELSEWHERE, differences(theirs, mine))
 
 
 @final
@@ -207,10 +194,10 @@ def _publish(place: Place, reader: CacheReader, there: Manifest | None) -> None:
     """The manifest: from now on, or as from now, there is a cache."""
     if there == reader.manifest:
         return
-    data = json.dumps(seal(reader.manifest.model_dump(mode="json")), indent=1).encode() + b"\n"
+    data = manifest_bytes(reader.manifest)
     if there is not None:
-        place.write(_MANIFEST, data)
-    elif not place.create(_MANIFEST, data) and _manifest_in(place) != reader.manifest:
+        place.write(MANIFEST, data)
+    elif not place.create(MANIFEST, data) and manifest_in(place) != reader.manifest:
         raise IdentityError(
             f"{place.name}: another process pushed this cache with other samples or views meanwhile",
             "Run the same command again.",

@@ -1,0 +1,133 @@
+"""Where the cache of a run is: a folder, or a path in a bucket, with a skeleton of it in a folder of the run's own."""
+
+import shutil
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, final
+
+from kdcli.cache.filling import Filling
+from kdcli.cache.garbage import is_abandoned
+from kdcli.cache.keytable import KeyTable
+from kdcli.cache.layout import Manifest
+from kdcli.cache.stores.founding import adopt, found
+from kdcli.cache.stores.leases import probe
+from kdcli.cache.stores.objects import ObjectPlace
+from kdcli.cache.stores.opening import open_place
+from kdcli.cache.stores.writer import StoreWriter
+from kdcli.cache.writer import CacheWriter, create_cache
+from kdcli.errors import KdError, UsageError
+from kdcli.extract.config import CacheOptions
+from kdcli.files import available_bytes, scratch_name, storage_errors
+
+_SCRATCH = "kd-writer"
+
+
+class CachePlace(ABC):
+    """Where a cache is or will be.
+
+    Attributes:
+        root: folder with its manifest, keys and teachers, if it is there.
+    """
+
+    root: Path
+
+    @abstractmethod
+    def create(self, manifest: Manifest, keys: KeyTable, labels: Any) -> Manifest:
+        """Make the cache; another process may be faster, whose manifest counts."""
+
+    @abstractmethod
+    def writer(self, manifest: Manifest) -> Filling:
+        """Who fills it; without being entered, it only looks."""
+
+    @abstractmethod
+    def free_bytes(self) -> int | None:
+        """Room for it; None: nobody knows."""
+
+
+@final
+class FolderCache(CachePlace):
+    """A cache in a folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def create(self, manifest: Manifest, keys: KeyTable, labels: Any) -> Manifest:
+        """See the base."""
+        return create_cache(self.root, manifest, keys, labels)
+
+    def writer(self, manifest: Manifest) -> Filling:
+        """See the base."""
+        return CacheWriter(self.root, manifest)
+
+    def free_bytes(self) -> int | None:
+        """See the base."""
+        return available_bytes(self.root.absolute())
+
+
+@final
+class StoreCache(CachePlace):
+    """A cache in a bucket."""
+
+    def __init__(self, place: ObjectPlace, root: Path) -> None:
+        self._place, self.root = place, root
+
+    def create(self, manifest: Manifest, keys: KeyTable, labels: Any) -> Manifest:
+        """See the base."""
+        probe(self._place)  # before anything is there that would have to be removed again
+        return found(self._place, self.root, manifest, keys, labels)
+
+    def writer(self, manifest: Manifest) -> Filling:
+        """See the base."""
+        return StoreWriter(self._place, self.root, manifest)
+
+    def free_bytes(self) -> int | None:
+        """See the base."""
+        return None
+
+
+@contextmanager
+def opened(config: CacheOptions) -> Iterator[CachePlace]:
+    """Where the cache of a configuration is; what this process has of one in a bucket goes with the block.
+
+    Raises:
+        UsageError: the URL is of no bucket.
+        StorageError: the store refuses, or does not answer.
+        CorruptError: what is there is no sound cache.
+    """
+    if isinstance(config.cache, Path):
+        yield FolderCache(config.cache)
+        return
+    place = open_place(config.cache)
+    if not isinstance(place, ObjectPlace):
+        raise UsageError(
+            f"{config.cache} is a folder, which needs no URL",
+            f"--cache {config.cache.removeprefix('file://')}",
+        )
+    with _scratch() as root:
+        try:
+            adopt(place, root)
+            yield StoreCache(place, root)
+        except KdError as error:  # of the skeleton, which nobody knows
+            error.message = error.message.replace(str(root), place.name)
+            error.hint = error.hint.replace(str(root), place.name)
+            raise
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """A path for a skeleton, and the blocks that are on their way; what killed processes left goes first."""
+    parent = Path(tempfile.gettempdir())
+    for litter in parent.glob(f"{_SCRATCH}.*"):
+        if is_abandoned(litter, time.time()):
+            shutil.rmtree(litter, ignore_errors=True)
+    folder = parent / f"{_SCRATCH}.{scratch_name()}"
+    with storage_errors(folder):
+        folder.mkdir(mode=0o700)
+    try:
+        yield folder / "cache.kd"
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
