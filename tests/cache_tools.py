@@ -1,11 +1,13 @@
 """A cache without images: keys, a numpy teacher, and the writer as the pipeline uses it."""
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from kdcli.cache.filling import Filling
 from kdcli.cache.keytable import KeyTable, block_digest
 from kdcli.cache.layout import SAMPLES, BackendName, DataIdentity, Manifest, Segment, Unit
 from kdcli.cache.provenance import OutputRecord, TeacherRecord
@@ -127,29 +129,31 @@ def fill(
     pause: float = 0.0,
     backend: BackendName = "zarr",
 ) -> int:
-    """Fill what is missing, as a job would: claim, compute, publish. Returns the units written."""
-    import time
+    """Fill what is missing, as a job would. Returns the units written."""
+    with CacheWriter(root, new_cache(root, rows, backend=backend)) as writer:
+        return complete(writer, names, pause)
 
-    manifest = new_cache(root, rows, backend=backend)
+
+def complete(writer: Filling, names: tuple[str, ...], pause: float = 0.0) -> int:
+    """Claim, compute and publish until nothing is missing. Returns the units written."""
     written = 0
-    with CacheWriter(root, manifest) as writer:
-        for name in names:
-            writer.add_teacher(record_of(name))
-        while True:
-            missing = [unit for part in parts_of(names) for unit in writer.missing(part)]
-            if not missing:
-                break
-            for unit in missing:
-                if not writer.claims.acquire(unit):
-                    continue
-                if not writer.is_done(unit):
-                    arrays, content = unit_arrays(manifest, unit)
-                    time.sleep(pause)
-                    written += writer.publish(unit, arrays, content, [], {"batch_size": 8}, 0.0)
-                writer.claims.release([unit])
-            time.sleep(0.005)
-        for part in parts_of(names):
-            writer.finish(part)
+    for name in names:
+        writer.add_teacher(record_of(name))
+    while True:
+        missing = [unit for part in parts_of(names) for unit in writer.missing(part)]
+        if not missing:
+            break
+        for unit in missing:
+            if not writer.claims.acquire(unit):
+                continue
+            if not writer.is_done(unit):
+                arrays, content = unit_arrays(writer.manifest, unit)
+                time.sleep(pause)
+                written += writer.publish(unit, arrays, content, [], {"batch_size": 8}, 0.0)
+            writer.claims.release([unit])
+        time.sleep(0.005)
+    for part in parts_of(names):
+        writer.finish(part)
     return written
 
 

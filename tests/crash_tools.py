@@ -56,6 +56,10 @@ class Server:
         """Start a writer with the numpy teachers; it notes in ``log`` what it computes. Its process id."""
         return int(self._ask(start={"root": root, "log": log, **job}))
 
+    def store(self, url: str, **job: Any) -> int:
+        """Start a writer or a pusher of a store; see store_writing.run. Its process id."""
+        return int(self._ask(start={"url": url, **job}))
+
     def kd(
         self, *arguments: object, cwd: Path, err: Path, env: dict[str, str] | None = None, **steps: Any
     ) -> int:
@@ -205,6 +209,11 @@ def _do(job: dict[str, Any]) -> None:
     err = os.open(job["err"], os.O_WRONLY | os.O_CREAT | os.O_APPEND) if "err" in job else 2
     for target, source in enumerate((quiet, quiet, err)):
         os.dup2(source, target)
+    if "url" in job:
+        from store_writing import run
+
+        run(job)
+        return
     if "argv" not in job:
         _run_fill(job)
         return

@@ -10,7 +10,9 @@ from typing import Any
 
 Fault = Callable[[str, str, int], int | str | None]
 """Method, path and number of a request -> a status to answer, "drop" (no answer), "cut" (half of the answer),
-"lost" (it is done, and the answer is lost), "forget" (its condition is not passed on); None: as it is."""
+"lost" (it is done, and the answer is lost), "forget" (its condition is not passed on), "forget-match" (only If-Match
+is not); None: as it is."""
+_FORGOTTEN = {"forget": ("if-none-match", "if-match"), "forget-match": ("if-match",)}
 
 
 class Faulty:
@@ -57,9 +59,8 @@ class Faulty:
             request.end_headers()
             request.wfile.write(text)
             return
-        headers = {
-            k: v for k, v in request.headers.items() if what != "forget" or k.lower() != "if-none-match"
-        }
+        forgotten = _FORGOTTEN.get(str(what), ())
+        headers = {k: v for k, v in request.headers.items() if k.lower() not in forgotten}
         upstream = http.client.HTTPConnection("127.0.0.1", self._upstream, timeout=60)
         upstream.request(request.command, request.path, body, headers)
         answer = upstream.getresponse()

@@ -34,10 +34,10 @@ class FolderPlace(Place):
                 found[path.relative_to(self._root).as_posix()] = size
         return found
 
-    def is_empty(self) -> bool:
+    def is_empty(self, but: str) -> bool:
         """See the base."""
         with storage_errors(self._root):
-            return not self._root.is_dir() or not any(self._root.iterdir())
+            return not self._root.is_dir() or all(each.name == but for each in self._root.iterdir())
 
     def write(self, path: str, data: bytes) -> None:
         """See the base."""

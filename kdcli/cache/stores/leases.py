@@ -15,13 +15,13 @@ from typing import Final, final
 from kdcli.cache.claiming import Claiming
 from kdcli.cache.claims import HEARTBEAT_SECONDS, STALE_SECONDS, Owner
 from kdcli.cache.layout import Unit
+from kdcli.cache.stores.marks import LEASES
 from kdcli.cache.stores.objects import ObjectPlace, Tag
 from kdcli.documents import from_document, to_document
 from kdcli.errors import Advice, KdError, StorageError
 from kdcli.reading import parse_json
 
-FOLDER: Final = "claims"
-_PROBE: Final = f"{FOLDER}/probe"
+_PROBE: Final = f"{LEASES}/probe"
 _LEASE_BYTES: Final = 2**16
 _LITTER_SECONDS: Final = 3600.0
 """A probe takes seconds: an older one is of a process that was killed."""
@@ -226,7 +226,7 @@ class Leases(Claiming):
     def _list(self) -> None:
         began = time.monotonic()
         if began > self._until:
-            self._listed = self._place.versions(FOLDER)
+            self._listed = self._place.versions(LEASES)
             now = time.monotonic()
             self._until = now + max(min(_LOOK_SECONDS, self._pace.beat), 10 * (now - began))
             for name in self._seen.keys() - self._listed.keys():
@@ -242,4 +242,4 @@ class Leases(Claiming):
 
 def lease_name(unit: Unit) -> str:
     """Name of the object that says who works on a unit."""
-    return f"{FOLDER}/{unit.part}/{unit.stem}.json"
+    return f"{LEASES}/{unit.part}/{unit.stem}.json"

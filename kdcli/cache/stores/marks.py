@@ -13,6 +13,8 @@ from kdcli.reading import parse_json
 
 MANIFEST: Final = "manifest.json"
 MARK: Final = "pushed.json"
+LEASES: Final = "claims"
+"""Folder of what writers say of themselves; it may be there before the mark."""
 ELSEWHERE: Final = "Give another path."
 
 
@@ -54,7 +56,7 @@ def require_no_other_things(place: Place) -> None:
     Raises:
         OutputExistsError: it is one.
     """
-    if place.is_empty() or mark_in(place) is not None or manifest_in(place) is not None:
+    if place.is_empty(but=LEASES) or mark_in(place) is not None or manifest_in(place) is not None:
         return
     if mark_in(place) is None:  # still: another process may have begun meanwhile
         raise OutputExistsError(f"{place.name} holds other things, and no cache", ELSEWHERE)

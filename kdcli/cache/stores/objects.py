@@ -67,10 +67,11 @@ class ObjectPlace(Place):
         """See the base."""
         return {name: int(meta["size"]) for name, meta in self._listed(below).items()}
 
-    def is_empty(self) -> bool:
+    def is_empty(self, but: str) -> bool:
         """See the base."""
         with self._refusals():
-            return not any(batch for batch in self._obstore.list(self._store, chunk_size=1))
+            found = (each["path"] for batch in self._obstore.list(self._store) for each in batch)
+            return all(str(path).startswith(f"{but}/") for path in found)
 
     def write(self, path: str, data: bytes) -> None:
         """See the base."""

@@ -31,8 +31,8 @@ class Place(ABC):
         """Bytes of every object below a folder, by name."""
 
     @abstractmethod
-    def is_empty(self) -> bool:
-        """Whether there is no object at all."""
+    def is_empty(self, but: str) -> bool:
+        """Whether there is no object at all, but such as are below one folder."""
 
     @abstractmethod
     def write(self, path: str, data: bytes) -> None:
