@@ -119,11 +119,14 @@ class Leases(Claiming):
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *error: object) -> None:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
         self.release(list(self._held))
+        if error[0] is None:
+            with suppress(StorageError):
+                self._sweep()
 
     def acquire(self, unit: Unit) -> bool:
         """See the base."""
@@ -170,6 +173,14 @@ class Leases(Claiming):
     def holder(self, unit: Unit) -> str:
         """See the base."""
         return str(self._owner_of(lease_name(unit)) or Owner())
+
+    def _sweep(self) -> None:
+        """Remove what dead writers left of units that are done: nobody will ask for those again."""
+        for name, (tag, written) in self._place.versions(LEASES).items():
+            if name.startswith(_PROBE) or not self._is_dead(name, tag, written):
+                continue
+            if self._place.put(name, self._document(), tag) is not None:  # else it is another's by now
+                self._place.remove(name)
 
     def _document(self) -> bytes:
         """A lease of this process; no two are alike, so that its version tells it from all others."""
