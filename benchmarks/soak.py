@@ -2,6 +2,7 @@
 
     python benchmarks/soak.py [--kills 200] [--writers 4] [--backend zarr|hdf5] [--quick] [--json]
     python benchmarks/soak.py --verbs 300 [--seed 0] [--json]
+    python benchmarks/soak.py --stores 50 [--seed 0] [--json]
     python benchmarks/soak.py --fuzz 2000 [--seed 0] [--json]
 
 --kills: writers with numpy teachers fill a cache of 19 blocks, each killed by SIGKILL at a random step on disk or at a
@@ -12,9 +13,13 @@ compared with that of an uninterrupted run, and the next one is begun.
 again; after each round of kills each is also given a disk that is full or read-only from a random step on.
 What is there between the kills and in the end is compared with a quiet run's.
 
+--stores: one or two writers or pushers of a cache in a bucket (moto on 127.0.0.1), one of them killed with a random
+request, which is done or not. After each round what is there is pulled and checked; a finished cache is compared with
+one that was made on this disk, and the next one is begun.
+
 --fuzz: documents and options changed at random (tests/fuzzing.py).
 
-Every figure should be 0, but what is computed twice; with --verbs and --fuzz another one is exit code 1.
+Every figure should be 0, but what is computed twice; with --verbs, --stores and --fuzz another one is exit code 1.
 """
 
 import argparse
@@ -169,6 +174,62 @@ def kill_verbs(root: Path, options: argparse.Namespace) -> tuple[Figures, str]:
     return figures, f"{counts.kills} kills of {len(VERBS)} commands that write, {disks} refusals of the disk"
 
 
+def kill_stores(root: Path, options: argparse.Namespace) -> tuple[Figures, str]:
+    """Figures, and what was done."""
+    import boto3
+    from store_servers import environment, s3
+    from store_writing import Killer, bucket
+
+    from kdcli.cache.admin.audit import audit
+    from kdcli.cache.stores.marks import manifest_in
+    from kdcli.cache.stores.pull import Choice, pull
+
+    counts, draw, pushers = Counts(), random.Random(options.seed), 0
+    tools.fill(root / "whole.kd", NAMES, rows=64)
+    expected = tools.payload(root / "whole.kd")
+    with s3() as proxy, Server("store_writing", "obstore") as server:
+        os.environ.update(environment(proxy.url))
+        boto3.client("s3", endpoint_url=proxy.url).create_bucket(Bucket="bucket")
+        while counts.kills < options.stores:
+            url, seen, codes = f"s3://bucket/{counts.caches}", set[str](), [1]
+            job = {"push": root / "whole.kd"} if counts.caches % 3 == 2 else {"names": NAMES, "rows": 64}
+            while any(codes):
+                killer = Killer(proxy, draw.randrange(1, 200), draw.choice(("drop", "lost")))
+                running = [
+                    server.store(url, env=environment(proxy.url), **job)
+                    for _ in range(draw.choice((1, 1, 2)))
+                ]
+                killer.aim(draw.choice(running))
+                codes = [server.wait(pid) for pid in running]
+                proxy.fault = lambda *_: None
+                dead = codes.count(-signal.SIGKILL)
+                counts.kills, pushers = counts.kills + dead, pushers + dead * ("push" in job)
+                counts.failed += [code for code in codes if code not in (0, -signal.SIGKILL)]
+                now = bucket(url).sizes("commits").keys()
+                counts.rows_lost += 32 * len(seen - now)
+                seen = set(now)
+                if manifest_in(bucket(url)) is not None or not any(codes):
+                    target = root / f"{counts.caches}-{counts.kills}.kd"
+                    pull(url, target, Choice())
+                    counts.rows_lost += 0 if audit(target).ok else 64
+            found = tools.payload(target)
+            counts.bytes_differing += sum(
+                len(data) for name, data in expected.items() if found.get(name) != data
+            )
+            counts.litter += sum("/probe/" not in name for name in bucket(url).versions("claims"))
+            counts.caches += 1
+    figures: Figures = {
+        "rows_lost": (counts.rows_lost, 0, "rows"),
+        "bytes_differing": (counts.bytes_differing, 0, "bytes"),
+        "leases_left": (counts.litter, 0, "objects"),
+        "runs_failed": (len(counts.failed), 0, "runs"),
+    }
+    return (
+        figures,
+        f"{counts.kills} kills ({pushers} of pushers) of writers of a bucket, {counts.caches} caches",
+    )
+
+
 def fuzz(root: Path, options: argparse.Namespace) -> tuple[Figures, str]:
     """Figures, and what was done."""
     from fuzzing import Verdict, campaign
@@ -191,14 +252,17 @@ def main() -> None:
     parser.add_argument("--writers", type=int, default=4)
     parser.add_argument("--backend", choices=["zarr", "hdf5"], default="zarr")
     parser.add_argument("--verbs", type=int, default=0, help="kills over all commands that write")
+    parser.add_argument("--stores", type=int, default=0, help="kills of writers of a bucket, and of pushers")
     parser.add_argument("--fuzz", type=int, default=0, help="wrong inputs")
-    parser.add_argument("--seed", type=int, default=0, help="of --verbs and --fuzz")
+    parser.add_argument("--seed", type=int, default=0, help="of --verbs, --stores and --fuzz")
     parser.add_argument("--quick", action="store_true", help="40 kills")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     if options.quick:
         options.kills = min(options.kills, 40)
-    start, run = time.monotonic(), fuzz if options.fuzz else kill_verbs if options.verbs else kill_writers
+    start, run = time.monotonic(), kill_writers
+    for count, other in ((options.fuzz, fuzz), (options.verbs, kill_verbs), (options.stores, kill_stores)):
+        run = other if count else run
     with tempfile.TemporaryDirectory() as folder:
         values, done = run(Path(folder), options)
     figures = {

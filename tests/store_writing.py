@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -80,5 +80,6 @@ class Killer:
             if self._left != 0:
                 return None
         self._known.wait(10)
-        os.kill(self._pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it was done before
+            os.kill(self._pid, signal.SIGKILL)
         return self._how
