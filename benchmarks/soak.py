@@ -194,7 +194,7 @@ def kill_stores(root: Path, options: argparse.Namespace) -> tuple[Figures, str]:
             url, seen, codes = f"s3://bucket/{counts.caches}", set[str](), [1]
             job = {"push": root / "whole.kd"} if counts.caches % 3 == 2 else {"names": NAMES, "rows": 64}
             while any(codes):
-                killer = Killer(proxy, draw.randrange(1, 200), draw.choice(("drop", "lost")))
+                killer = Killer(proxy, draw.randrange(1, 120), draw.choice(("drop", "lost")))
                 running = [
                     server.store(url, env=environment(proxy.url), **job)
                     for _ in range(draw.choice((1, 1, 2)))

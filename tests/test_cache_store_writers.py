@@ -24,14 +24,19 @@ from test_cli_crash import until
 
 from kdcli.cache.admin.audit import audit
 from kdcli.cache.admin.diff import compare_caches
-from kdcli.cache.layout import SAMPLES, Unit
+from kdcli.cache.admin.grow import GROWTH, grown
+from kdcli.cache.layout import SAMPLES, Layout, Unit, load_manifest, write_manifest
 from kdcli.cache.provenance import seal
+from kdcli.cache.store import Store
 from kdcli.cache.stores import leases as leases_module
+from kdcli.cache.stores.founding import adopt
+from kdcli.cache.stores.growing import growing
 from kdcli.cache.stores.leases import Leases, Pace, lease_name, probe
 from kdcli.cache.stores.pull import Choice, pull
 from kdcli.cache.stores.push import push
 from kdcli.cache.stores.transfer import record_name
-from kdcli.errors import CorruptError, IdentityError, OutputExistsError, StorageError
+from kdcli.cache.writer import CacheWriter
+from kdcli.errors import ClaimedError, CorruptError, IdentityError, OutputExistsError, StorageError
 
 __all__ = ["server", "store"]  # fixtures
 Kd = Callable[..., Shell]
@@ -398,6 +403,61 @@ def test_a_record_that_belongs_elsewhere_is_refused(store: Any) -> None:
         writer.recorded_content(0)
 
 
+# --- growing --------------------------------------------------------------------------------------
+
+
+def test_a_cache_that_grows_in_a_store_is_as_one_that_grows_on_a_disk(
+    store: Any, tmp_path: Path, teachers: dict[str, str]
+) -> None:
+    import kdcli
+
+    data = make_folder(tmp_path / "images", per_class=13)
+    more = make_folder(tmp_path / "more", per_class=5, seed=1)
+    for path in sorted(more.rglob("*.png")):
+        path.rename(path.with_name(f"new{path.name}"))
+    options = {"teacher": f"a={teachers['a']}", "workers": 0, "block_rows": 32, "batch_size": 16}
+    for cache in (tmp_path / "local.kd", URL):
+        kdcli.cache_teachers(str(data), cache=cache, **options)
+        looked = kdcli.cache_extend(cache, str(more), views="eval+train:2", dry_run=True)
+        with writing(URL) if cache == URL else CacheWriter(cache, load_manifest(cache)) as old:
+            done = kdcli.cache_extend(cache, str(more), views="eval+train:2")
+            assert (done.images, done.views) == (looked.images, looked.views) == ((39, 54), (1, 3))
+            assert str(cache) in str(done.fill)
+            assert old.missing(SAMPLES) == [], "who began before the growth goes on with what it knows"
+        assert not kdcli.cache_extend(cache, str(more)).is_new
+        kdcli.cache_teachers(None, cache=cache, **options)
+    pull(URL, tmp_path / "pulled.kd", Choice())
+    assert tools.payload(tmp_path / "pulled.kd") == tools.payload(tmp_path / "local.kd")
+    assert audit(tmp_path / "pulled.kd").ok
+    assert left_of_writers() == set()
+    (more / "class0" / "new000.png").write_bytes((data / "class1" / "000.png").read_bytes())
+    with pytest.raises(IdentityError, match="1 of 15 images changed"):
+        kdcli.cache_extend(URL, str(more))
+
+
+def test_one_makes_it_grow(store: Any, tmp_path: Path) -> None:
+    fill(URL)
+    folder = tmp_path / "skeleton.kd"
+    adopt(bucket(URL), folder)
+    before = objects(store)
+    with leases() as theirs:
+        assert theirs.acquire(GROWTH)
+        with pytest.raises(ClaimedError, match="being extended by"), growing(bucket(URL), folder):
+            pass
+    manifest = load_manifest(folder)
+    longer = grown(Store(folder, manifest), None, (1,), {**manifest.view_set, "train_views": 2}).manifest
+
+    def late() -> None:
+        with growing(bucket(URL), folder):
+            write_manifest(Layout(folder), longer)
+            store.client.put_object(Bucket="bucket", Key="w/manifest.json", Body=b"of another one")
+
+    with pytest.raises(ClaimedError, match="extended by another"):
+        late()
+    assert objects(store)["w/manifest.json"] == b"of another one"
+    assert objects(store).keys() == before.keys()
+
+
 # --- the command ----------------------------------------------------------------------------------
 
 
@@ -503,7 +563,7 @@ def test_refusals_say_what_and_what_to_do(store: Faulty, commands: Commands) -> 
     commands.run("s3://nobucket/c").refused(32, "no bucket 'nobucket'", "Make it")
     commands.run("s3://key:hunter2@bucket/c").refused(2)
     commands.run("https://host/c").refused(2, "no place")
-    commands.run("file:///tmp/c.kd").refused(2, "--cache /tmp/c.kd")
+    commands.run("file:///tmp/c.kd").refused(2, "Give /tmp/c.kd")
     store.fault = lambda method, *_: 403 if method == "PUT" else None
     commands.run(URL).refused(32, "AccessDenied", "cache-teachers removes")
     store.fault = lambda method, *_: "forget" if method == "PUT" else None

@@ -1,6 +1,5 @@
 """What ``kd cache-teachers`` and ``kd cache plan`` can be told."""
 
-from pathlib import Path
 from typing import Annotated, ClassVar, Literal, final
 
 from pydantic import Field, field_validator
@@ -12,6 +11,7 @@ from kdcli.options.common import (
     DataOptions,
     DeviceOption,
     DryRunOption,
+    FolderOrUrl,
     WorkersOption,
     known_geometry,
 )
@@ -27,7 +27,7 @@ class CacheOptions(DataOptions, BadImagesOption, AmpOption, DeviceOption, Worker
         None, "Data set: SOURCE[@key=value,...]; a bare path is a folder. Default: what the cache recorded.",
         panel="Data", positional=True, there="data",
     )  # fmt: skip
-    cache: Path | str = option(
+    cache: FolderOrUrl = option(
         ..., "Cache folder, or s3://, gs://, az://BUCKET/PATH that writers share; created when it is not there.",
         panel="Data", metavar="PATH",
     )  # fmt: skip
@@ -94,11 +94,6 @@ class CacheOptions(DataOptions, BadImagesOption, AmpOption, DeviceOption, Worker
         20.0, "Seconds a stop signal leaves for the current task.",
         panel="Run", metavar="SECONDS", ge=0, mechanical=True, le=10**6,
     )  # fmt: skip
-
-    @field_validator("cache", mode="before")
-    @classmethod
-    def _folder_or_url(cls, cache: object) -> object:
-        return Path(cache) if isinstance(cache, str) and "://" not in cache else cache
 
     @field_validator("eval_geometry")
     @classmethod

@@ -173,7 +173,7 @@ def plan_cache(config: CacheConfig, measured: bool = False) -> CachePlan:
     Raises:
         KdError: as cache_teachers refuses.
     """
-    with opened(config) as place:
+    with opened(config.cache) as place:
         prepared = prepare(config, place.root)
         plan = plan_of(prepared, place)
         if not measured or not plan.tasks:

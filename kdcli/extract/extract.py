@@ -34,7 +34,7 @@ def cache_teachers(config: CacheConfig) -> CacheResult:
         KdError: see :mod:`kdcli.errors`; StoppedEarly after a signal, ClaimedError with ``wait=False``.
     """
     shard = parse_shard(config.shard)
-    with stop_signals() as stop, opened(config) as place, ExitStack() as stack:
+    with stop_signals() as stop, opened(config.cache) as place, ExitStack() as stack:
         prepared = prepare(config, place.root)
         plan = plan_of(prepared, place)
         if config.dry_run:

@@ -5,22 +5,22 @@ import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, final
 
 from kdcli.cache.filling import Filling
 from kdcli.cache.garbage import is_abandoned
 from kdcli.cache.keytable import KeyTable
-from kdcli.cache.layout import Manifest
+from kdcli.cache.layout import Layout, Manifest
 from kdcli.cache.stores.founding import adopt, found
+from kdcli.cache.stores.growing import fetch_contents, growing
 from kdcli.cache.stores.leases import probe
 from kdcli.cache.stores.objects import ObjectPlace
 from kdcli.cache.stores.opening import open_place
 from kdcli.cache.stores.writer import StoreWriter
 from kdcli.cache.writer import CacheWriter, create_cache
 from kdcli.errors import KdError, UsageError
-from kdcli.extract.config import CacheOptions
 from kdcli.files import available_bytes, scratch_name, storage_errors
 
 _SCRATCH = "kd-writer"
@@ -47,6 +47,19 @@ class CachePlace(ABC):
     def free_bytes(self) -> int | None:
         """Room for it; None: nobody knows."""
 
+    @abstractmethod
+    def growing(self, images: bool, dry_run: bool) -> AbstractContextManager[None]:
+        """Around :func:`~kdcli.extract.extend.extend_cache` of the root.
+
+        Args:
+            images: it compares and adds images.
+            dry_run: it writes nothing.
+        """
+
+    @abstractmethod
+    def named(self, text: str) -> str:
+        """A text with the cache's name in the place of the root."""
+
 
 @final
 class FolderCache(CachePlace):
@@ -66,6 +79,14 @@ class FolderCache(CachePlace):
     def free_bytes(self) -> int | None:
         """See the base."""
         return available_bytes(self.root.absolute())
+
+    def growing(self, images: bool, dry_run: bool) -> AbstractContextManager[None]:
+        """See the base."""
+        return nullcontext()
+
+    def named(self, text: str) -> str:
+        """See the base."""
+        return text
 
 
 @final
@@ -88,32 +109,40 @@ class StoreCache(CachePlace):
         """See the base."""
         return None
 
+    def growing(self, images: bool, dry_run: bool) -> AbstractContextManager[None]:
+        """See the base."""
+        there = Layout(self.root).manifest.is_file()
+        if images and there:
+            fetch_contents(self._place, self.root)
+        return growing(self._place, self.root) if there and not dry_run else nullcontext()
+
+    def named(self, text: str) -> str:
+        """See the base."""
+        return text.replace(str(self.root), self._place.name)
+
 
 @contextmanager
-def opened(config: CacheOptions) -> Iterator[CachePlace]:
-    """Where the cache of a configuration is; what this process has of one in a bucket goes with the block.
+def opened(cache: Path | str) -> Iterator[CachePlace]:
+    """A cache in a folder, or by its URL in a store; what this process has of one in a bucket goes with the block.
 
     Raises:
         UsageError: the URL is of no bucket.
         StorageError: the store refuses, or does not answer.
         CorruptError: what is there is no sound cache.
     """
-    if isinstance(config.cache, Path):
-        yield FolderCache(config.cache)
+    if isinstance(cache, Path):
+        yield FolderCache(cache)
         return
-    place = open_place(config.cache)
+    place = open_place(cache)
     if not isinstance(place, ObjectPlace):
-        raise UsageError(
-            f"{config.cache} is a folder, which needs no URL",
-            f"--cache {config.cache.removeprefix('file://')}",
-        )
+        raise UsageError(f"{cache} is a folder, which needs no URL", f"Give {cache.removeprefix('file://')}")
     with _scratch() as root:
+        here = StoreCache(place, root)
         try:
             adopt(place, root)
-            yield StoreCache(place, root)
+            yield here
         except KdError as error:  # of the skeleton, which nobody knows
-            error.message = error.message.replace(str(root), place.name)
-            error.hint = error.hint.replace(str(root), place.name)
+            error.message, error.hint = here.named(error.message), here.named(error.hint)
             raise
 
 

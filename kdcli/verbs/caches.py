@@ -1,5 +1,6 @@
 """The commands of ``kd cache``. Torch is imported by those only that run or open models and images."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -159,13 +160,17 @@ def cache_extend(config: ExtendConfig) -> "ExtendResult":
     """Make room in a cache for more images or views."""
     from kdcli.data.sources import open_data
     from kdcli.extract.extend import extend_cache
+    from kdcli.extract.places import opened
 
     images = None
     if config.data is not None:
         images = open_data(
             config.data, data_root=config.data_root, download=config.download, exif=config.exif
         )
-    return extend_cache(config.cache, images, config.views, config.dry_run)
+    with opened(config.cache) as place:
+        with place.growing(images is not None, config.dry_run):
+            done = extend_cache(place.root, images, config.views, config.dry_run)
+        return replace(done, fill=done.fill and place.named(done.fill))
 
 
 def cache_pack(config: PackConfig) -> "Moved":

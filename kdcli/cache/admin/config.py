@@ -8,6 +8,7 @@ from kdcli.options.common import (
     DataRootOption,
     DeviceOption,
     DryRunOption,
+    FolderOrUrl,
     OneCache,
     WorkersOption,
 )
@@ -102,11 +103,14 @@ class RepairConfig(OneCache, DataRootOption, DeviceOption, WorkersOption):
 
 
 @final
-class ExtendConfig(OneCache, DataOptions, DryRunOption):
+class ExtendConfig(DataOptions, DryRunOption):
     """``kd cache extend``."""
 
     command: ClassVar[str] = "cache extend"
 
+    cache: FolderOrUrl = option(
+        ..., "Cache folder, or s3://, gs://, az://BUCKET/PATH.", panel="Data", positional=True, first=True
+    )
     data: str | None = option(
         None, "Data set whose images are added: the new ones, or all of them.", panel="Data", positional=True
     )

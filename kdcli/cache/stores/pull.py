@@ -140,7 +140,7 @@ def pull(url: str, target: Path, choice: Choice) -> Moved:
         for record in records:
             writer.add_teacher(record)
         parts = parts_of(records)
-        _Puller(place, writer).run(parts, groups)
+        Puller(place, writer).run(parts, groups)
         for part in parts:
             writer.finish(part)
     reader = CacheReader(target)
@@ -239,7 +239,7 @@ def _begin_alike(source: CacheReader, own: Manifest) -> bool:
 
 
 @final
-class _Puller:
+class Puller:
     """Fetches units that are missing here and have a record there."""
 
     def __init__(self, place: Place, writer: CacheWriter) -> None:

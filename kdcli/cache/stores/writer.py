@@ -4,8 +4,8 @@ A unit's chunks are created if they are absent, then its record, which is never 
 name are of a writer that died before its record: they are replaced by who holds the lease, that very version of them,
 while there is no record. A writer that was stopped for so long that another one took over finds out before it makes a
 record, because it cannot keep its lease alive; if its bytes came between the other's, as who comes too late it compares
-what is there with the record, and takes that back where they differ. A kill at any moment leaves a lease that goes stale, and
-chunks without a record that the next writer takes over.
+what is there with the record, and takes that back where they differ. A kill at any moment leaves a lease that goes
+stale, and chunks without a record that the next writer takes over.
 """
 
 import json
