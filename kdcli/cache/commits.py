@@ -266,10 +266,3 @@ def done_mask(store: Store, commits: dict[tuple[int, int], Commit]) -> Bool[np.n
         if block < manifest.blocks and group < manifest.groups:
             done[block, group] = True
     return done
-
-
-def missing_units(store: Store, part: str, commits: dict[tuple[int, int], Commit]) -> list[Unit]:
-    """The units of a part that have no record, in order."""
-    return [
-        Unit(part, block, group) for block, group in store.units_of(part) if (block, group) not in commits
-    ]

@@ -2,7 +2,7 @@
 
 import shutil
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -19,9 +19,7 @@ from kdcli.cache.commits import (
     compact,
     drop_record,
     is_compactable,
-    missing_units,
     read_commit,
-    read_commits,
     sizes_agree,
     strange_ids,
     write_commit,
@@ -32,6 +30,7 @@ from kdcli.cache.layout import SAMPLES, Layout, Manifest, Unit, load_manifest, w
 from kdcli.cache.mending import Mending
 from kdcli.cache.provenance import TeacherRecord
 from kdcli.cache.store import Opened, Store
+from kdcli.cache.watch import WatchedRecords
 from kdcli.console import console
 from kdcli.errors import Advice, IdentityError, OutputExistsError, StorageError
 from kdcli.files import fsync_folder, make_folder, scratch_name, storage_errors
@@ -118,6 +117,7 @@ class CacheWriter(Opened):
         self.store, self._mending = Store(root, manifest), mending
         self.keys = self.store.load_keys()
         self.claims = Claims(self.store.layout)
+        self._records: dict[str, WatchedRecords] = {}
 
     def __enter__(self) -> "CacheWriter":
         with storage_errors(self.layout.root):
@@ -158,9 +158,9 @@ class CacheWriter(Opened):
             part: samples or an output of a teacher.
             withdraw: also take back records whose files are gone; False only looks.
         """
-        commits = read_commits(self.layout, part)
-        for place, commit in list(commits.items()):
-            if not self.manifest.holds(*place):
+        records = self._watched(part)
+        for commit in records.look():
+            if not self.manifest.holds(commit.block, commit.group):
                 continue  # the cache has grown since; that part is the newer writers' work
             self._require_own(commit)
             if not sizes_agree(self.store, commit):
@@ -169,14 +169,33 @@ class CacheWriter(Opened):
                 )
                 if withdraw:
                     self.withdraw(commit)
-                del commits[place]
-        return missing_units(self.store, part, commits)
+                records.forget(commit.unit)
+        units = (Unit(part, block, group) for block, group in self.store.units_of(part))
+        return [unit for unit in units if not records.is_done(unit)]
+
+    def open_units(self, units: Collection[Unit]) -> tuple[set[Unit], set[Unit]]:
+        """Which units seem to be nobody's, and which are claimed, by the living or the dead; the others are done.
+
+        Two listings a part, and no file is opened: a guess that saves tries, decided by :meth:`Claims.acquire`.
+        """
+        free: set[Unit] = set()
+        claimed: set[Unit] = set()
+        for part in {unit.part for unit in units}:
+            held = self.claims.names(part)  # first: what is given back from now on is done, or free
+            done = self._watched(part).single_names()
+            for unit in units:
+                if unit.part == part and unit.stem not in done:
+                    (claimed if unit.stem in held else free).add(unit)
+        return free, claimed
+
+    def _watched(self, part: str) -> WatchedRecords:
+        return self._records.setdefault(part, WatchedRecords(self.layout, part))
 
     def is_done(self, unit: Unit) -> bool:
         """Whether a record of this unit exists now; one that is to be mended is not done."""
         if self._mending is not None and unit in self._mending.expected:
             return False
-        return read_commit(self.layout, unit) is not None
+        return self._watched(unit.part).read(unit) is not None
 
     def recorded_content(
         self, block: int
@@ -186,7 +205,7 @@ class CacheWriter(Opened):
         Sizes and checksums are None while only a unit of other views was written so far.
         """
         for group in range(self.manifest.groups):
-            commit = read_commit(self.layout, Unit(SAMPLES, block, group))
+            commit = self._watched(SAMPLES).read(Unit(SAMPLES, block, group))
             if commit is None:
                 continue
             if group > 0:
