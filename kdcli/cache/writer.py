@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Final, final
 
 import numpy as np
 from jaxtyping import Int64
@@ -34,6 +34,9 @@ from kdcli.cache.watch import WatchedRecords
 from kdcli.console import console
 from kdcli.errors import Advice, IdentityError, OutputExistsError, StorageError
 from kdcli.files import fsync_folder, make_folder, scratch_name, storage_errors
+
+MANY_RECORDS: Final = 1000
+"""Single records of a part from which on they are joined before a run goes on."""
 
 
 def create_cache(
@@ -337,6 +340,14 @@ class CacheWriter(Opened):
             return
         console.warn(f"{mine.unit}: two writers computed different bytes; it will be computed again")
         self.withdraw(theirs)
+
+    def gather(self, part: str) -> None:
+        """Compact the records of an unfinished part that has many single ones: so a fleet that goes on reads one file,
+        where each of its processes would open thousands."""
+        if len(self._watched(part).single_names()) > MANY_RECORDS:
+            with self.claims.alone(part):
+                if len(self._watched(part).single_names()) > MANY_RECORDS:  # another did it meanwhile
+                    compact(self.store, part)
 
     def finish(self, part: str) -> None:
         """Compact the records of ``part`` once all are there; an HDF5 cache gets its index."""
