@@ -5,14 +5,12 @@ which there are. To read them all each time bent the line of many workers (docs/
 """
 
 from collections.abc import Iterator
-from os import scandir
 from typing import final
 
-from kdcli.cache.commits import Commit, parse_commit
+from kdcli.cache.commits import Commit, parse_commit, read_singles, single_names
 from kdcli.cache.layout import Layout, Unit
 from kdcli.cache.owned import RECORDS_BYTES, read_own, repair_hint, stamp_of
 from kdcli.errors import CorruptError
-from kdcli.files import storage_errors
 
 
 @final
@@ -40,36 +38,31 @@ class WatchedRecords:
         Raises:
             CorruptError: one is damaged, or in another's place.
         """
-        names, first = self.single_names(), not self._looked
-        self._looked, self._single = True, names
-        for name in sorted(names) if first else ():
-            commit = self._read_single(name)
-            if commit is not None:
-                yield commit
+        first, self._looked = not self._looked, True
+        self._single = single_names(self._layout, self._part)
+        seen = set()
+        for commit in read_singles(self._layout, self._part) if first else ():
+            seen.add(commit.unit.stem)
+            yield commit
         for commit in self._join():  # last: what vanished from the folder is in here by now
-            if first and commit.unit.stem not in names:
+            if first and commit.unit.stem not in seen:
                 yield commit
 
     def is_done(self, unit: Unit) -> bool:
         """Whether a unit of this part had a record at the last look."""
         return unit.stem in self._single or unit.stem in self._joined
 
-    def single_names(self) -> set[str]:
-        """Stems of the units whose records are files of their own now, by one listing."""
-        folder = self._layout.commits / self._part
-        with storage_errors(folder):
-            if not folder.is_dir():
-                return set()
-            with scandir(folder) as entries:
-                return {entry.name[:-5] for entry in entries if entry.name.endswith(".json")}
-
     def read(self, unit: Unit) -> Commit | None:
         """The record of a unit of this part as it is now; None: it has none."""
-        commit = self._read_single(unit.stem)
-        if commit is None:
+        path = self._layout.commit(unit)
+        try:
+            commit = parse_commit(read_own(path, hint=self._hint), path, self._hint)
+        except FileNotFoundError:
             self._join()
-            line = self._joined.get(unit.stem)
-            commit = None if line is None else parse_commit(line, self._layout.compacted(self._part))
+            line, path = self._joined.get(unit.stem), self._layout.compacted(self._part)
+            return None if line is None else parse_commit(line, path, self._hint)
+        if commit.unit != unit:
+            raise CorruptError(f"{path} is the record of {commit.unit}", self._hint)
         return commit
 
     def forget(self, unit: Unit) -> None:
@@ -77,16 +70,6 @@ class WatchedRecords:
         self._single.discard(unit.stem)
         self._joined.pop(unit.stem, None)
         self._stamp, self._looked = "", False
-
-    def _read_single(self, name: str) -> Commit | None:
-        path = self._layout.commits / self._part / f"{name}.json"
-        try:
-            commit = parse_commit(read_own(path, hint=self._hint), path, self._hint)
-        except FileNotFoundError:
-            return None
-        if (commit.part, commit.unit.stem) != (self._part, name):
-            raise CorruptError(f"{path} is the record of {commit.unit}", self._hint)
-        return commit
 
     def _join(self) -> list[Commit]:
         """The joined records, if they changed since they were read."""

@@ -20,6 +20,7 @@ from kdcli.cache.commits import (
     drop_record,
     is_compactable,
     read_commit,
+    single_names,
     sizes_agree,
     strange_ids,
     write_commit,
@@ -185,7 +186,7 @@ class CacheWriter(Opened):
         claimed: set[Unit] = set()
         for part in {unit.part for unit in units}:
             held = self.claims.names(part)  # first: what is given back from now on is done, or free
-            done = self._watched(part).single_names()
+            done = single_names(self.layout, part)
             for unit in units:
                 if unit.part == part and unit.stem not in done:
                     (claimed if unit.stem in held else free).add(unit)
@@ -344,9 +345,9 @@ class CacheWriter(Opened):
     def gather(self, part: str) -> None:
         """Compact the records of an unfinished part that has many single ones: so a fleet that goes on reads one file,
         where each of its processes would open thousands."""
-        if len(self._watched(part).single_names()) > MANY_RECORDS:
+        if len(single_names(self.layout, part)) > MANY_RECORDS:
             with self.claims.alone(part):
-                if len(self._watched(part).single_names()) > MANY_RECORDS:  # another did it meanwhile
+                if len(single_names(self.layout, part)) > MANY_RECORDS:  # another did it meanwhile
                     compact(self.store, part)
 
     def finish(self, part: str) -> None:
