@@ -216,6 +216,12 @@ class Claims(Claiming):
         """Whether the claim on disk is still this process's."""
         return read_owner(self._layout.claim(unit)).token == self._owner.token
 
+    def names(self, part: str) -> set[str]:
+        """Stems of the units of a part that have a claim, of the living or the dead, by one listing."""
+        folder = self._layout.claims / part
+        with storage_errors(folder):
+            return {path.stem for path in folder.glob("*.json")}
+
     def holder(self, unit: Unit) -> str:
         """See the base."""
         return str(read_owner(self._layout.claim(unit)))

@@ -7,10 +7,11 @@ finished part are compacted into one file of JSON lines.
 import json
 import os
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, final
+from typing import Annotated, Any, Final, final
 
 import numpy as np
 from annotated_types import Interval, Len
@@ -42,6 +43,12 @@ def _is_loss(value: object) -> bool:
 
 _MOST = 1e12
 """Most seconds that a unit may have taken (thirty thousand years), and most nats that its rounding may cost."""
+
+
+_STREAMS: Final = 8
+"""Records that are read at a time."""
+_AHEAD: Final = 1024
+"""Records that are read before they are looked at."""
 
 
 @final
@@ -127,18 +134,45 @@ def _compacted(layout: Layout, part: str) -> Iterator[Commit]:
 
 def read_commits(layout: Layout, part: str) -> dict[tuple[int, int], Commit]:
     """All records of a part, by (block, group)."""
-    found: dict[tuple[int, int], Commit] = {}
-    folder, hint = layout.commits / part, repair_hint(layout.root)
-    for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
-        try:
-            commit = parse_commit(read_own(path), path, hint)
-        except FileNotFoundError:
-            continue  # compacted by another process since the listing
-        if (commit.part, commit.unit.stem) != (part, path.stem):
-            raise CorruptError(f"{path} is the record of {commit.unit}", repair_hint(path))
-        found[commit.block, commit.group] = commit
+    found = {(commit.block, commit.group): commit for commit in read_singles(layout, part)}
     # Read last: what vanished from the folder is in here by now.
     return {(commit.block, commit.group): commit for commit in _compacted(layout, part)} | found
+
+
+def read_singles(layout: Layout, part: str) -> Iterator[Commit]:
+    """The records of a part that are files of their own, in order; those joined since the listing are left out.
+
+    Several are read at a time: a network disk answers each a while after it was asked.
+    """
+    names, hint = sorted(single_names(layout, part)), repair_hint(layout.root)
+    with ThreadPoolExecutor(_STREAMS, "kd-records") as pool:
+        ask = pool.map if len(names) > _STREAMS else map
+        for first in range(0, len(names), _AHEAD):
+            paths = [layout.commits / part / f"{name}.json" for name in names[first : first + _AHEAD]]
+            for path, data in zip(paths, ask(_read_if_there, paths), strict=True):
+                if data is None:
+                    continue
+                commit = parse_commit(data, path, hint)
+                if (commit.part, commit.unit.stem) != (part, path.stem):
+                    raise CorruptError(f"{path} is the record of {commit.unit}", hint)
+                yield commit
+
+
+def single_names(layout: Layout, part: str) -> set[str]:
+    """Stems of the units of a part whose records are files of their own, by one listing."""
+    folder = layout.commits / part
+    with storage_errors(folder):
+        if not folder.is_dir():
+            return set()
+        with os.scandir(folder) as entries:
+            return {entry.name[:-5] for entry in entries if entry.name.endswith(".json")}
+
+
+def _read_if_there(path: Path) -> bytes | None:
+    try:
+        return read_own(path)
+    except FileNotFoundError:
+        return None
 
 
 def as_lines(commits: Iterable[Commit]) -> str:
@@ -149,8 +183,7 @@ def as_lines(commits: Iterable[Commit]) -> str:
 
 def is_compactable(store: Store, part: str) -> bool:
     """Whether every unit of a part is done, and some of their records are still files of their own."""
-    folder = store.layout.commits / part
-    if not folder.is_dir() or not any(folder.glob("*.json")):
+    if not single_names(store.layout, part):
         return False
     return set(store.units_of(part)) <= read_commits(store.layout, part).keys()
 
@@ -163,7 +196,7 @@ def compact(store: Store, part: str) -> None:
     """
     layout = store.layout
     folder = layout.commits / part
-    single = list(folder.glob("*.json"))
+    single = [folder / f"{name}.json" for name in single_names(layout, part)]
     # Whatever is listed is in what is read after it; a kill before the last removal leaves both, alike.
     atomic_write_text(layout.compacted(part), as_lines(read_commits(layout, part).values()))
     with storage_errors(folder):
@@ -266,10 +299,3 @@ def done_mask(store: Store, commits: dict[tuple[int, int], Commit]) -> Bool[np.n
         if block < manifest.blocks and group < manifest.groups:
             done[block, group] = True
     return done
-
-
-def missing_units(store: Store, part: str, commits: dict[tuple[int, int], Commit]) -> list[Unit]:
-    """The units of a part that have no record, in order."""
-    return [
-        Unit(part, block, group) for block, group in store.units_of(part) if (block, group) not in commits
-    ]

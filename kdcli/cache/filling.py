@@ -1,7 +1,7 @@
 """What fills a cache, unit by unit, wherever its finished units go."""
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,13 @@ class Filling(Opened):
         """
 
     @abstractmethod
+    def open_units(self, units: Collection[Unit]) -> tuple[set[Unit], set[Unit]]:
+        """Which units seem to be nobody's, and which are claimed, by the living or the dead; the others are done.
+
+        A guess that saves tries, decided by :meth:`~kdcli.cache.claiming.Claiming.acquire`.
+        """
+
+    @abstractmethod
     def is_done(self, unit: Unit) -> bool:
         """Whether a record of this unit exists now."""
 
@@ -87,6 +94,10 @@ class Filling(Opened):
         Returns:
             False when somebody else has committed the unit meanwhile, or is at it; nothing is lost then.
         """
+
+    @abstractmethod
+    def gather(self, part: str) -> None:
+        """Make an unfinished part quick to look at, before a run goes on with it."""
 
     @abstractmethod
     def finish(self, part: str) -> None:

@@ -6,7 +6,8 @@ over or removed; so a link is refused, wherever it leads. The cache's own folder
 
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -41,8 +42,8 @@ def read_own(path: Path, most: int = DOCUMENT_BYTES, hint: str | Advice = "") ->
         CorruptError: it is no regular file, or larger than ``most``.
     """
     try:
-        with storage_errors(path):
-            return read_bytes(path, most, CorruptError, links=False, hint=hint or repair_hint(path))
+        with storage_errors(path), _hinted(path, hint):
+            return read_bytes(path, most, CorruptError, links=False)
     except OSError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             raise error.__cause__ from error
@@ -56,7 +57,17 @@ def open_own(path: Path) -> int:
         OSError: the operating system refuses.
         CorruptError: it is no regular file, or too large.
     """
-    return open_regular(path, CHUNK_BYTES, CorruptError, links=False, hint=repair_hint(path))
+    with _hinted(path):
+        return open_regular(path, CHUNK_BYTES, CorruptError, links=False)
+
+
+@contextmanager
+def _hinted(path: Path, hint: str | Advice = "") -> Iterator[None]:
+    """Say what to do about a file of a cache that is none; its cache is looked for only then."""
+    try:
+        yield
+    except CorruptError as error:
+        raise CorruptError(error.message, hint or repair_hint(path)) from error
 
 
 def read_own_json(path: Path, hint: Any) -> Any:

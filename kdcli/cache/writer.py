@@ -2,11 +2,11 @@
 
 import shutil
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Final, final
 
 import numpy as np
 from jaxtyping import Int64
@@ -19,9 +19,9 @@ from kdcli.cache.commits import (
     compact,
     drop_record,
     is_compactable,
-    missing_units,
     read_commit,
     read_commits,
+    single_names,
     sizes_agree,
     strange_ids,
     write_commit,
@@ -33,9 +33,13 @@ from kdcli.cache.layout import SAMPLES, Layout, Manifest, Unit, load_manifest, w
 from kdcli.cache.mending import Mending
 from kdcli.cache.provenance import TeacherRecord
 from kdcli.cache.store import Store
+from kdcli.cache.watch import WatchedRecords
 from kdcli.console import console
 from kdcli.errors import Advice, IdentityError, OutputExistsError, StorageError
 from kdcli.files import fsync_folder, make_folder, scratch_name, storage_errors
+
+MANY_RECORDS: Final = 1000
+"""Single records of a part from which on they are joined before a run goes on."""
 
 
 def create_cache(
@@ -122,6 +126,7 @@ class CacheWriter(Filling):
         self.store, self._mending = Store(root, manifest), mending
         self.keys = self.store.load_keys()
         self.claims = Claims(self.store.layout)
+        self._records: dict[str, WatchedRecords] = {}
 
     def __enter__(self) -> "CacheWriter":
         with storage_errors(self.layout.root):
@@ -153,9 +158,9 @@ class CacheWriter(Filling):
 
     def missing(self, part: str, withdraw: bool = True) -> list[Unit]:
         """See the base."""
-        commits = read_commits(self.layout, part)
-        for place, commit in list(commits.items()):
-            if not self.manifest.holds(*place):
+        records = self._watched(part)
+        for commit in records.look():
+            if not self.manifest.holds(commit.block, commit.group):
                 continue  # the cache has grown since; that part is the newer writers' work
             self._require_own(commit)
             if not sizes_agree(self.store, commit):
@@ -164,19 +169,35 @@ class CacheWriter(Filling):
                 )
                 if withdraw:
                     self.withdraw(commit)
-                del commits[place]
-        return missing_units(self.store, part, commits)
+                records.forget(commit.unit)
+        units = (Unit(part, block, group) for block, group in self.store.units_of(part))
+        return [unit for unit in units if not records.is_done(unit)]
+
+    def open_units(self, units: Collection[Unit]) -> tuple[set[Unit], set[Unit]]:
+        """See the base: two listings a part, and no file is opened."""
+        free: set[Unit] = set()
+        claimed: set[Unit] = set()
+        for part in {unit.part for unit in units}:
+            held = self.claims.names(part)  # first: what is given back from now on is done, or free
+            done = single_names(self.layout, part)
+            for unit in units:
+                if unit.part == part and unit.stem not in done:
+                    (claimed if unit.stem in held else free).add(unit)
+        return free, claimed
+
+    def _watched(self, part: str) -> WatchedRecords:
+        return self._records.setdefault(part, WatchedRecords(self.layout, part))
 
     def is_done(self, unit: Unit) -> bool:
         """See the base; a unit that is to be mended is not done."""
         if self._mending is not None and unit in self._mending.expected:
             return False
-        return read_commit(self.layout, unit) is not None
+        return self._watched(unit.part).read(unit) is not None
 
     def recorded_content(self, block: int) -> Content | None:
         """See the base; sizes and checksums are None while only a unit of other views was written so far."""
         for group in range(self.manifest.groups):
-            commit = read_commit(self.layout, Unit(SAMPLES, block, group))
+            commit = self._watched(SAMPLES).read(Unit(SAMPLES, block, group))
             if commit is None:
                 continue
             if group > 0:
@@ -300,6 +321,14 @@ class CacheWriter(Filling):
             return
         console.warn(f"{mine.unit}: two writers computed different bytes; it will be computed again")
         self.withdraw(theirs)
+
+    def gather(self, part: str) -> None:
+        """See the base: many single records are joined, so that a fleet that goes on reads one file, where each of its
+        processes would open thousands."""
+        if len(single_names(self.layout, part)) > MANY_RECORDS:
+            with self.claims.alone(part):
+                if len(single_names(self.layout, part)) > MANY_RECORDS:  # another did it meanwhile
+                    compact(self.store, part)
 
     def finish(self, part: str) -> None:
         """See the base: its records are joined; an HDF5 cache gets its index."""

@@ -11,11 +11,10 @@ from kdcli.options.common import (
     DataOptions,
     DeviceOption,
     DryRunOption,
-    FolderOrUrl,
     WorkersOption,
     known_geometry,
 )
-from kdcli.options.fields import option
+from kdcli.options.fields import Address, option
 from kdcli.outputs import STATS, Output, parse_keep
 from kdcli.types import FloatName
 
@@ -27,7 +26,7 @@ class CacheOptions(DataOptions, BadImagesOption, AmpOption, DeviceOption, Worker
         None, "Data set: SOURCE[@key=value,...]; a bare path is a folder. Default: what the cache recorded.",
         panel="Data", positional=True, there="data",
     )  # fmt: skip
-    cache: FolderOrUrl = option(
+    cache: Address = option(
         ..., "Cache folder, or s3://, gs://, az://BUCKET/PATH that writers share; created when it is not there.",
         panel="Data", metavar="PATH",
     )  # fmt: skip

@@ -1,5 +1,7 @@
 """Decode processes: which rows belong together, and what becomes of their images."""
 
+import random
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, final
@@ -157,6 +159,11 @@ def _as_it_is(decoded: Any) -> Any:
     return decoded
 
 
+TaskPlace = tuple[int, int, int]
+"""Block, group of views, images per forward."""
+_Tasks = deque[tuple[TaskPlace, list[Unit]]]
+
+
 @final
 class TaskQueue(Sampler[BatchRequest]):
     """Claims one task after the other, as the loader asks for more; never waits.
@@ -181,7 +188,7 @@ class TaskQueue(Sampler[BatchRequest]):
         now: Callable[[], float],
     ) -> None:
         self._writer, self._stop, self._now = writer, stop, now
-        self._places: dict[tuple[int, int, int], list[Unit]] = {}
+        self._places: dict[TaskPlace, list[Unit]] = {}
         smallest = min(batch_sizes.values(), default=64)
         for unit in missing:
             batch_size = smallest if unit.part == SAMPLES else batch_sizes[unit.teacher]
@@ -189,18 +196,34 @@ class TaskQueue(Sampler[BatchRequest]):
         self.tasks: dict[int, Task] = {}
 
     def __iter__(self) -> Iterator[BatchRequest]:
-        for number, ((block, group, batch_size), units) in enumerate(sorted(self._places.items())):
-            if self._stop:
-                return
-            claimed = self._claim_all(units)
-            if not claimed:
-                continue
+        for number, ((block, group, batch_size), claimed) in enumerate(self._claimed_tasks()):
             rows = self._writer.manifest.rows_of(block)
             self.tasks[number] = Task(number, block, group, claimed, rows, self._now())
             views = self._views_to_draw(claimed)
             for start in range(rows.start, rows.stop, batch_size):
                 inside = range(start, min(start + batch_size, rows.stop))
                 yield BatchRequest(number, block, group, inside, views)
+
+    def _claimed_tasks(self) -> Iterator[tuple[TaskPlace, list[Unit]]]:
+        """Claim one task after the other.
+
+        After one that another process is at, all that seem to be nobody's come before those that are claimed, from a
+        random one on: N processes that tried every task in the same order would meet at each (docs/scale.md).
+        """
+        left, late = _Tasks(sorted(self._places.items())), _Tasks()
+        while (left or late) and not self._stop:
+            place, units = (left or late).popleft()
+            if claimed := self._claim_all(units):
+                yield place, claimed
+            elif left:
+                left, late = self._in_turn([*left, *late])
+
+    def _in_turn(self, tasks: Sequence[tuple[TaskPlace, list[Unit]]]) -> tuple[_Tasks, _Tasks]:
+        """The tasks of which a unit seems to be nobody's, in order from a random one on, and those that are claimed."""
+        free, claimed = self._writer.open_units([unit for _, units in tasks for unit in units])
+        left = deque(task for task in tasks if not free.isdisjoint(task[1]))
+        left.rotate(random.SystemRandom().randrange(len(left) or 1))
+        return left, deque(t for t in tasks if free.isdisjoint(t[1]) and not claimed.isdisjoint(t[1]))
 
     def _views_to_draw(self, units: Sequence[Unit]) -> int:
         store, manifest = self._writer.store, self._writer.manifest

@@ -97,6 +97,8 @@ class _Run:
         """Work and wait until nothing is missing, then say what was done."""
         from kdcli.extract.pipeline import Resources, TaskRunner, open_workers
 
+        for part in self._parts():
+            self._writer.gather(part)
         missing = self._missing()
         runner = None
         if missing:

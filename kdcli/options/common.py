@@ -5,9 +5,9 @@ What is ``shared`` is a matter of kd train-student's sweeps alone; other command
 
 import os
 from pathlib import Path
-from typing import Annotated, Final, Literal, final
+from typing import Final, Literal, final
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from kdcli.errors import UsageError
 from kdcli.geometry import EvalGeometry
@@ -53,14 +53,6 @@ class CachesOption(StepConfig):
     cache: tuple[Path, ...] = option(
         (), "Cache folder. Repeatable.", panel="Data", first=True, shared=True, there="cache"
     )
-
-
-def _folder_or_url(value: object) -> object:
-    return Path(value) if isinstance(value, str) and "://" not in value else value
-
-
-FolderOrUrl = Annotated[Path | str, BeforeValidator(_folder_or_url)]
-"""A path, or as text the URL of a place in a store."""
 
 
 class OneCache(StepConfig):

@@ -8,11 +8,10 @@ from kdcli.options.common import (
     DataRootOption,
     DeviceOption,
     DryRunOption,
-    FolderOrUrl,
     OneCache,
     WorkersOption,
 )
-from kdcli.options.fields import StepConfig, option
+from kdcli.options.fields import Address, StepConfig, option
 
 
 @final
@@ -108,7 +107,7 @@ class ExtendConfig(DataOptions, DryRunOption):
 
     command: ClassVar[str] = "cache extend"
 
-    cache: FolderOrUrl = option(
+    cache: Address = option(
         ..., "Cache folder, or s3://, gs://, az://BUCKET/PATH.", panel="Data", positional=True, first=True
     )
     data: str | None = option(

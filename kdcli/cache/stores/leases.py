@@ -7,7 +7,7 @@ who try one succeeds. Its age is told by the store's clock. Like a claim, it onl
 import json
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, final
@@ -169,6 +169,11 @@ class Leases(Claiming):
             return False
         tag, written = self._listed[name]
         return not self._is_dead(name, tag, written)
+
+    def names(self) -> Collection[str]:
+        """Names of the leases that there are, of the living or the dead; see :meth:`is_live`."""
+        self._list()
+        return self._listed.keys()
 
     def holder(self, unit: Unit) -> str:
         """See the base."""

@@ -10,7 +10,7 @@ stale, and chunks without a record that the next writer takes over.
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -24,7 +24,7 @@ from kdcli.cache.filling import Content, Filling
 from kdcli.cache.layout import SAMPLES, Manifest, Unit
 from kdcli.cache.owned import CHUNK_BYTES, RECORDS_BYTES, read_own
 from kdcli.cache.provenance import TeacherRecord, seal
-from kdcli.cache.stores.leases import Leases, Pace, probe
+from kdcli.cache.stores.leases import Leases, Pace, lease_name, probe
 from kdcli.cache.stores.objects import ObjectPlace
 from kdcli.cache.stores.transfer import is_as_recorded, record_name
 from kdcli.cache.writer import CacheWriter
@@ -97,6 +97,14 @@ class StoreWriter(Filling):
         self._look()
         units = (Unit(part, *place) for place in self.store.units_of(part))
         return [unit for unit in units if record_name(unit) not in self._done]
+
+    def open_units(self, units: Collection[Unit]) -> tuple[set[Unit], set[Unit]]:
+        """See the base: from what was listed some seconds ago."""
+        self._look()
+        held = self.claims.names()
+        left = {unit for unit in units if record_name(unit) not in self._done}
+        claimed = {unit for unit in left if lease_name(unit) in held}
+        return left - claimed, claimed
 
     def is_done(self, unit: Unit) -> bool:
         """See the base."""
@@ -174,6 +182,9 @@ class StoreWriter(Filling):
             for _, _, path, _, _ in chunk_files(self.store, commit):
                 path.unlink(missing_ok=True)
             self.layout.commit(unit).unlink()
+
+    def gather(self, part: str) -> None:
+        """See the base: one listing tells it all."""
 
     def finish(self, part: str) -> None:
         """See the base: there is nothing to tidy up in a store."""
