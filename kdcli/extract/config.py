@@ -87,6 +87,10 @@ class CacheOptions(DataOptions, BadImagesOption, AmpOption, DeviceOption, Worker
         True, "Wait for work that other live writers hold; --no-wait: exit 23 instead.",
         panel="Run", mechanical=True,
     )  # fmt: skip
+    claim_timeout: float | None = option(
+        None, "A writer that is silent for so long loses its claims; a new cache records it; default: the cache's, else 600.",
+        panel="Run", metavar="SECONDS", ge=1, mechanical=True, le=10**6,
+    )  # fmt: skip
     grace: float = option(
         20.0, "Seconds a stop signal leaves for the current task.",
         panel="Run", metavar="SECONDS", ge=0, mechanical=True, le=10**6,

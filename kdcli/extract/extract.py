@@ -46,7 +46,7 @@ def cache_teachers(config: CacheConfig) -> CacheResult:
             # Another process may have been faster.
             require_same_data(root, manifest, cast("ImageData", prepared.data))
             require_same_views(root, manifest, prepared.views)
-        writer = stack.enter_context(CacheWriter(root, manifest))
+        writer = stack.enter_context(CacheWriter(root, manifest, timeout=config.claim_timeout))
         records = {name: writer.add_teacher(record) for name, record in prepared.records.items()}
         return _Run(prepared, writer, records, shard).complete(stop)
 
