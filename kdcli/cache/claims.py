@@ -26,7 +26,7 @@ from kdcli.documents import from_document, to_document
 from kdcli.errors import Advice, ClaimedError
 from kdcli.files import create_text, scratch_name, storage_errors
 from kdcli.reading import parse_json
-from kdcli.runtime import machine
+from kdcli.runtime import WORKER, machine
 
 STALE_SECONDS: Final = 600.0
 """A claim that was not refreshed for this long belongs to a writer that is dead, or stopped; a cache, and a writer,
@@ -36,8 +36,6 @@ WORD_SECONDS = 10.0
 HEARTBEAT_SECONDS: Final = 30.0
 """A claim is refreshed this often, and at least three times within its limit."""
 LONGEST_TIMEOUT: Final = 10.0**6
-WORKER: Final = "KD_WORKER"
-"""Environment variable: what the supervisor of this process calls it."""
 _CLAIM_BYTES: Final = 2**16
 _ended: set[str] = set()
 """Tokens of this process that hold nothing any more, whatever a disk that became read-only still says."""
@@ -223,7 +221,7 @@ class Claims:
         """Free at once what a worker holds that its supervisor knows to be dead, on whatever host.
 
         Args:
-            worker: what the supervisor called it (:data:`WORKER`).
+            worker: what the supervisor called it (:data:`~kdcli.runtime.WORKER`).
         """
         self._buried.add(worker)
         with storage_errors(self._layout.claims):

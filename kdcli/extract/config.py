@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal, final
 
 from pydantic import Field, field_validator
 
+from kdcli.engines.config import EngineOptions
 from kdcli.errors import UsageError
 from kdcli.options.common import (
     AmpOption,
@@ -20,7 +21,9 @@ from kdcli.outputs import STATS, Output, parse_keep
 from kdcli.types import FloatName
 
 
-class CacheOptions(DataOptions, BadImagesOption, AmpOption, DeviceOption, WorkersOption, DryRunOption):
+class CacheOptions(
+    EngineOptions, DataOptions, BadImagesOption, AmpOption, DeviceOption, WorkersOption, DryRunOption
+):
     """Abstract: what a cache is to hold, and how it is filled."""
 
     data: str | None = option(
@@ -88,7 +91,7 @@ class CacheOptions(DataOptions, BadImagesOption, AmpOption, DeviceOption, Worker
         panel="Run", mechanical=True,
     )  # fmt: skip
     claim_timeout: float | None = option(
-        None, "A writer that is silent for so long loses its claims; a new cache records it; default: the cache's, else 600.",
+        None, "A writer that is silent for so long loses its claims; a new cache records it. Default: its own, or 600.",
         panel="Run", metavar="SECONDS", ge=1, mechanical=True, le=10**6,
     )  # fmt: skip
     grace: float = option(

@@ -33,6 +33,10 @@ def cache_teachers(config: CacheConfig) -> CacheResult:
     Raises:
         KdError: see :mod:`kdcli.errors`; StoppedEarly after a signal, ClaimedError with ``wait=False``.
     """
+    if config.engine is not None and not config.dry_run:
+        from kdcli.extract.supervised import cache_with_workers
+
+        return cache_with_workers(config)
     shard = parse_shard(config.shard)
     with stop_signals() as stop, ExitStack() as stack:
         prepared = prepare(config)
