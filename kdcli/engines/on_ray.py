@@ -7,6 +7,7 @@ import json
 import logging
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from typing import Any, Final, final
 
 from kdcli.console import console
@@ -41,6 +42,7 @@ class RayEngine(Engine):
                 "--engine ray needs the package ray, which is not installed", "pip install 'kdcli[ray]'"
             ) from error
         self._ray, address = ray, options.address or "auto"
+        self._words = redirect_stdout(sys.stderr)  # Ray tells of dead actors on stdout, which is the result's
         if address != "local":
             _require_answer(address)
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
@@ -48,9 +50,14 @@ class RayEngine(Engine):
             num_cpus=options.cpus_per_worker or 1, num_gpus=options.gpus_per_worker or 0, max_restarts=0
         )(Process)
 
-    def __exit__(self, *_: object) -> None:
+    def __enter__(self) -> Engine:
+        self._words.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
         """See :class:`~kdcli.engines.base.Engine`."""
         self._ray.shutdown()
+        self._words.__exit__(*error)
 
     def start(self, job: Job) -> Attempt:
         """See :class:`~kdcli.engines.base.Engine`."""
