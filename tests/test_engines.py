@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,6 +34,8 @@ from kdcli.errors import (
 from kdcli.extract.config import CacheConfig
 from kdcli.extract.extract import cache_teachers
 from kdcli.runtime import StopFlag
+from kdcli.training.config import StudentConfig
+from kdcli.training.sweep_workers import shared_out
 from kdcli.types import Difference
 
 ENVIRONMENT = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
@@ -88,8 +90,9 @@ def holders(running: subprocess.Popen[str], root: Path, *lives: str) -> Iterator
             owner = read_owner(path)
             life = owner.worker.rpartition("-")[2]
             if owner.pid is not None and life and life not in found and is_running(owner.pid):
-                found[life] = owner.pid
-                os.kill(owner.pid, signal.SIGSTOP)
+                with suppress(ProcessLookupError):
+                    os.kill(owner.pid, signal.SIGSTOP)
+                    found[life] = owner.pid
         time.sleep(0.01)
     yield [found[life] for life in lives]
     for pid in found.values():
@@ -190,6 +193,85 @@ def test_what_a_worker_refuses_is_refused_once_with_its_code(
     config = CacheConfig(cache="c.kd", teacher="t=x", engine="local", wait=False)
     with pytest.raises(UsageError, match="--no-wait is of one process"):
         cache_teachers(config)
+
+
+# --- sweeps -----------------------------------------------------------------------------------------
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process started."""
+    numbers = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()]
+    found = []
+    for number in numbers:
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if parent(number) == pid:
+                found.append(number)
+    return found
+
+
+def test_a_sweep_over_workers_gives_the_students_of_one_process(tmp_path: Path, images: Path) -> None:
+    (tmp_path / "sweep.yaml").write_text("grid: {seed: [0, 1, 2], lr: [0.1, 0.01]}")
+    words = [
+        images,
+        "--test",
+        images,
+        "--method",
+        "labels-only",
+        "--student",
+        "test_resnet",
+        "--image-size",
+        "32",
+    ]
+    words += [
+        "--epochs",
+        "3",
+        "--batch-size",
+        "8",
+        "--device",
+        "cpu",
+        "--workers",
+        "0",
+        "--sweep",
+        "sweep.yaml",
+    ]
+    command = [sys.executable, "-m", "kdcli", "train-student", *map(str, words), "--out"]
+    subprocess.run([*command, "one"], check=True, cwd=tmp_path, capture_output=True)
+    running = subprocess.Popen(
+        [*command, "many", "--engine", "local", "--num-workers", "2", "--json"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    until = time.monotonic() + SECONDS
+    while not list((tmp_path / "many").glob("seed*/run.json")) and time.monotonic() < until:
+        time.sleep(0.01)
+    os.kill(children(running.pid)[0], signal.SIGKILL)
+    out, err = running.communicate(timeout=SECONDS)
+    assert running.returncode == 0, err
+    assert err.count("another takes its place") == 1
+    names = {f"seed{seed}-lr{lr}" for seed in range(3) for lr in (0.1, 0.01)}
+    assert {one["name"] for one in json.loads(out)["students"]} == names
+    assert json.loads((tmp_path / "many/sweep.json").read_text()) == json.loads(out)
+    for name in names:
+        weights = [tmp_path / sweep / name / "export/model.safetensors" for sweep in ("one", "many")]
+        assert weights[0].read_bytes() == weights[1].read_bytes(), name
+
+
+def test_students_that_share_a_stream_stay_together() -> None:
+    def student(**options: object) -> StudentConfig:
+        return StudentConfig(data="x", student="resnet18", method="labels-only", out="o", **options)
+
+    sizes = {f"{name}{size}": student(batch_size=size) for size in (8, 16) for name in "abc"}
+    small, large = {"a8", "b8", "c8"}, {"a16", "b16", "c16"}
+    assert sorted(map(sorted, shared_out(sizes, 2))) == sorted(map(sorted, (small, large)))
+    assert [set(share) for share in shared_out(sizes, 1)] == [small | large]
+    three = [set(share) for share in shared_out(sizes, 3)]
+    assert len(three) == 3
+    assert all(share <= small or share <= large for share in three)
+    assert sorted(len(share) for share in shared_out(sizes, 99)) == [1] * 6
+
+
+def test_an_engine_of_one_student_is_refused(kd: Callable[..., Shell], images: Path) -> None:
+    line = [images, "--method", "labels-only", "--student", "test_resnet", "--out", "o", "--engine", "local"]
+    kd("train-student", *line).refused(2, "--engine is of --sweep", "torchrun")
 
 
 # --- the supervisor, with workers that are told what becomes of them -----------------------------------

@@ -27,7 +27,7 @@ DEATHS: Final = 3
 """A worker that dies this often while nothing is finished is given up, and the run with it."""
 LAST_SECONDS: Final = 60.0
 """That workers have to end when they are asked to, beyond their own grace."""
-_REFUSALS: Final = frozenset((2, *range(10, 33), 40))
+_REFUSALS: Final = frozenset((2, *range(10, 33)))
 
 
 class Task(ABC):
@@ -36,11 +36,13 @@ class Task(ABC):
     Attributes:
         title, unit: of the progress display.
         grace: seconds that a stop leaves a worker.
+        ends: exit codes of a worker that has nothing more to do.
     """
 
     title: str
     unit: str
     grace: float = 0.0
+    ends: frozenset[int] = frozenset((0,))
 
     @abstractmethod
     def arguments(self, number: int) -> Sequence[str]:
@@ -79,7 +81,7 @@ def supervise(task: Task, options: EngineOptions, logs: Path) -> list[Outcome]:
         logs: folder in which this run's folder of logs is made.
 
     Returns:
-        How each worker ended: with exit code 0.
+        How each worker ended: with one of the task's ``ends``.
 
     Raises:
         StoppedEarly: a signal arrived; the workers saved what they had.
@@ -177,7 +179,7 @@ class _Supervisor:
         where, worker.attempt = worker.attempt.where(), None
         for warning in outcome.warnings:
             console.warn(warning)
-        if outcome.code == 0:
+        if outcome.code in self._task.ends:
             self._ended[worker.number] = outcome
             return
         self._task.bury(self._name(worker))
