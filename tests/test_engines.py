@@ -34,7 +34,6 @@ from kdcli.errors import (
 from kdcli.extract.config import CacheConfig
 from kdcli.extract.extract import cache_teachers
 from kdcli.runtime import StopFlag
-from kdcli.training.config import StudentConfig
 from kdcli.training.sweep_workers import shared_out
 from kdcli.types import Difference
 
@@ -255,18 +254,13 @@ def test_a_sweep_over_workers_gives_the_students_of_one_process(tmp_path: Path, 
         assert weights[0].read_bytes() == weights[1].read_bytes(), name
 
 
-def test_students_that_share_a_stream_stay_together() -> None:
-    def student(**options: object) -> StudentConfig:
-        return StudentConfig(data="x", student="resnet18", method="labels-only", out="o", **options)
-
-    sizes = {f"{name}{size}": student(batch_size=size) for size in (8, 16) for name in "abc"}
-    small, large = {"a8", "b8", "c8"}, {"a16", "b16", "c16"}
-    assert sorted(map(sorted, shared_out(sizes, 2))) == sorted(map(sorted, (small, large)))
-    assert [set(share) for share in shared_out(sizes, 1)] == [small | large]
-    three = [set(share) for share in shared_out(sizes, 3)]
-    assert len(three) == 3
-    assert all(share <= small or share <= large for share in three)
-    assert sorted(len(share) for share in shared_out(sizes, 99)) == [1] * 6
+@pytest.mark.parametrize(("students", "workers"), [(1, 1), (1, 4), (5, 2), (6, 4), (7, 7), (1000, 16)])
+def test_neighbours_of_a_sweep_stay_together(students: int, workers: int) -> None:
+    names = [str(number) for number in range(students)]
+    parts = shared_out(names, workers)
+    assert [name for part in parts for name in part] == names
+    assert len(parts) == min(students, workers)
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 def test_an_engine_of_one_student_is_refused(kd: Callable[..., Shell], images: Path) -> None:

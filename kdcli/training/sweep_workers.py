@@ -4,8 +4,8 @@ Each worker trains its students as a sweep of its own, from a file that is writt
 is told by the results in the folders of the students.
 """
 
-import json
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, final
 
@@ -16,9 +16,6 @@ from kdcli.files import write_json
 from kdcli.options.resolving import to_yaml
 from kdcli.reading_yaml import parse_yaml
 from kdcli.training.config import StudentConfig
-
-_STREAM = ("data", "epochs", "batch_size", "data_seed", "teacher_view", "recipe", "views")
-"""Options of which students that share a stream of images have the same."""
 
 
 def train_with_workers(out: Path, configs: Mapping[str, StudentConfig], engine: EngineOptions) -> None:
@@ -35,37 +32,25 @@ def train_with_workers(out: Path, configs: Mapping[str, StudentConfig], engine: 
     """
     if any(config.ranking == "-" for config in configs.values()):
         raise UsageError("--ranking - is read by one process: workers have no standard input", "Give a file.")
-    parts = shared_out(configs, engine.num_workers)
+    parts = shared_out(list(configs), engine.num_workers)
     logs = engine.logs or out / "logs"
     task = _SweepTask(out, configs, parts, logs, engine)
     supervise(task, engine.model_copy(update={"num_workers": len(parts)}), logs)
 
 
-def shared_out(configs: Mapping[str, StudentConfig], workers: int) -> list[list[str]]:
-    """Which students each worker trains: those of one stream of images together, as long as no worker is left idle.
+def shared_out(names: Sequence[str], workers: int) -> list[list[str]]:
+    """Which students each worker trains: neighbours stay together, and share the decoding of their images.
 
     Args:
-        configs: by name.
+        names: in the order of the sweep.
         workers: how many there may be.
 
     Returns:
-        Names for each worker, at most ``workers`` lists, none empty.
+        As many lists, or fewer where there are fewer students; none is empty, and lengths differ by one at most.
     """
-    streams: dict[str, list[str]] = {}
-    for name, config in configs.items():
-        key = json.dumps([str(getattr(config, field, None)) for field in _STREAM])
-        streams.setdefault(key, []).append(name)
-    parts = list(streams.values())
-    while len(parts) < min(
-        workers, len(configs)
-    ):  # a larger share of decoding is the price of using all workers
-        longest = max(parts, key=len)
-        parts.remove(longest)
-        parts += [longest[: len(longest) // 2], longest[len(longest) // 2 :]]
-    shares: list[list[str]] = [[] for _ in range(min(workers, len(parts)))]
-    for part in sorted(parts, key=len, reverse=True):
-        min(shares, key=len).extend(part)
-    return shares
+    parts = min(workers, len(names))
+    cuts = [len(names) * part // parts for part in range(parts + 1)]
+    return [list(names[start:stop]) for start, stop in pairwise(cuts)]
 
 
 @final
