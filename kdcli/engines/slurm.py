@@ -63,8 +63,9 @@ class SlurmEngine(Engine):
                 gpus_per_node=options.gpus_per_worker or 0, **settings,
             )  # fmt: skip
         except (AssertionError, NameError, TypeError, ValueError) as error:
+            said = str(error).split("Known executors")[0]  # what follows are submitit's own words for itself
             raise UsageError(
-                f"--slurm: {error}", "Give what sbatch knows, such as --slurm partition=gpu."
+                f"--slurm: {said}", "For example --slurm partition=gpu --slurm time=240"
             ) from error
         self._folder = folder
 
