@@ -210,6 +210,18 @@ class StoppedEarly(KdError):
     exit_code = 75
 
 
+def raised_elsewhere(document: Mapping[str, Any]) -> KdError:
+    """The error of another process, by what :meth:`KdError.document` made of it."""
+    told = document["error"]
+    kind = next((each for each in KdError.__subclasses__() if each.exit_code == told["code"]), KdError)
+    error = kind(told["message"], told["hint"])
+    if isinstance(error, IdentityError):
+        error.differences = tuple(
+            Difference(each["field"], each["old"], each["new"]) for each in told.get("differences", ())
+        )
+    return error
+
+
 def nearest(word: str, choices: Iterable[str], before: str = "") -> str:
     """``" Did you mean 'x'?"`` for the closest of ``choices``, with ``before`` in front of it, or an empty string."""
     from difflib import get_close_matches

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import types
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+WORKER = "KD_WORKER"
+"""Environment variable: what the supervisor of this process calls it."""
 REPEAT_SECONDS = 1.0
 """A second stop signal within this time is the same one again: schedulers signal a step and its group."""
 _HAS_AFFINITY = "sched_getaffinity" in dir(os)  # not on macOS

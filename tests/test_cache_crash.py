@@ -282,6 +282,62 @@ def test_a_claim_of_another_host_is_as_old_as_the_file_system_says(
     assert not far.owns(UNIT)
 
 
+@pytest.mark.parametrize(
+    ("lease", "judge", "age", "free"),
+    [
+        (None, None, 599, False),
+        (None, None, 601, True),
+        (60, None, 59, False),  # the claim's own limit counts, whoever looks
+        (60, None, 61, True),
+        (60, 3600, 61, True),
+        (None, 120, 119, False),  # a judge may be less patient
+        (None, 120, 121, True),
+        (None, 1, 89, False),  # but waits for three heartbeats of 30 s
+        (None, 1, 91, True),
+        (3, 1, 2, False),
+        (3, 1, 4, True),
+    ],
+)
+def test_how_long_a_silent_claim_holds_is_a_setting(
+    small: Path, lease: float | None, judge: float | None, age: float, free: bool
+) -> None:
+    layout = Layout(small)
+    far = Claims(layout, lease)
+    far._owner = replace(far._owner, host="elsewhere")
+    assert far.acquire(UNIT)
+    touched = layout.claim(UNIT).stat().st_mtime - age
+    os.utime(layout.claim(UNIT), (touched, touched))
+    assert Claims(layout, judge).acquire(UNIT) == free
+
+
+def test_a_cache_records_the_usual_limit_of_its_claims(tmp_path: Path) -> None:
+    root = tmp_path / "c.kd"
+    writer = CacheWriter(root, tools.new_cache(root).model_copy(update={"claim_timeout": 42.0}))
+    assert writer.claims._owner.timeout == 42
+    assert writer.claims._owner.beat == 14
+    assert CacheWriter(root, writer.manifest, timeout=6).claims._owner.beat == 2
+    assert CacheWriter(root, writer.manifest, timeout=6000).claims._owner.beat == 30
+
+
+def test_a_supervisor_frees_what_a_dead_worker_of_another_host_holds(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout, units = Layout(small), [Unit("t/logits", block, 0) for block in range(3)]
+    for unit, worker in zip(units, ("s-0.0", "s-1.0", ""), strict=True):
+        monkeypatch.setenv("KD_WORKER", worker)
+        far = Claims(layout)
+        far._owner = replace(far._owner, host="elsewhere", machine="another")
+        assert far.acquire(unit)
+    monkeypatch.delenv("KD_WORKER")
+    other, supervisor = Claims(layout), Claims(layout)
+    supervisor.bury("s-0.0")
+    assert [other.is_live(unit) for unit in units] == [False, True, True]
+    assert not layout.claim(units[0]).exists()
+    assert [other.acquire(unit) for unit in units] == [True, False, False]
+    supervisor.bury("s-0.0")  # what another one has taken since is not touched
+    assert other.owns(units[0])
+
+
 def test_a_claim_from_the_future_is_waited_for_as_long_as_any_other(
     small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -365,9 +421,8 @@ def stopped(small: Path) -> Iterator[int]:
     """A process that claimed a unit and the records of a part, and is stopped."""
     pid = os.fork()
     if not pid:
-        claims = Claims(Layout(small))
-        claims.acquire(UNIT)
-        claims.acquire(Unit("t/logits", -1, 0))
+        Claims(Layout(small)).acquire(UNIT)
+        Claims(Layout(small), 0.2).acquire(Unit("t/logits", -1, 0))
         os.kill(os.getpid(), signal.SIGSTOP)
         os._exit(0)
     os.waitpid(pid, os.WUNTRACED)
@@ -377,9 +432,7 @@ def stopped(small: Path) -> Iterator[int]:
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
-def test_the_claim_of_a_stopped_process_ages_like_all_others(
-    small: Path, stopped: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_claim_of_a_stopped_process_ages_like_all_others(small: Path, stopped: int) -> None:
     layout = Layout(small)
     assert not Claims(layout).acquire(UNIT)
     (writer,) = inspect_cache(small).writers
@@ -388,7 +441,6 @@ def test_the_claim_of_a_stopped_process_ages_like_all_others(
     old = layout.claim(UNIT).stat().st_mtime - claims_module.STALE_SECONDS - 1
     os.utime(layout.claim(UNIT), (old, old))
     assert Claims(layout).acquire(UNIT)
-    monkeypatch.setattr(claims_module, "STALE_SECONDS", 0.2)
     with Claims(layout).alone("t/logits"):  # waited for, then taken over
         pass
 
@@ -414,15 +466,13 @@ def test_a_wait_says_for_whom_and_ends(
 ) -> None:
     """A writer that hangs while its heart beats."""
     monkeypatch.setattr(claims_module, "WORD_SECONDS", 0.05)
-    monkeypatch.setattr(claims_module, "STALE_SECONDS", 0.2)
-    monkeypatch.setattr(claims_module, "HEARTBEAT_SECONDS", 0.02)
     layout = Layout(small)
-    with Claims(layout) as hanging, hanging.alone("t/logits"):
+    with Claims(layout, 0.6) as hanging, hanging.alone("t/logits"):
         with (
             pytest.raises(
                 ClaimedError, match=f"pid {os.getpid()} has rewritten the records of t/logits"
             ) as caught,
-            Claims(layout).alone("t/logits"),
+            Claims(layout, 0.2).alone("t/logits"),
         ):
             pass
         assert "kd cache info" in caught.value.hint

@@ -16,7 +16,9 @@ import pytest
 from conftest import make_folder
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-ARRAY, STUDENTS, PIPELINE = (EXAMPLES / name for name in ("array.sbatch", "students.sbatch", "pipeline.sh"))
+ARRAY, STUDENTS, NODES, PIPELINE = (
+    EXAMPLES / name for name in ("array.sbatch", "students.sbatch", "nodes.sbatch", "pipeline.sh")
+)
 
 
 @dataclass(frozen=True)
@@ -180,6 +182,51 @@ def test_without_kd_the_job_says_so(cluster: Cluster) -> None:
     )
     assert done.returncode == 127
     assert "kd is not on PATH" in done.stderr
+
+
+# --- one student on several nodes --------------------------------------------------------------
+
+SRUN = """for rank in 0 1; do
+    SLURM_PROCID=$rank SLURM_LOCALID=0 SLURM_NTASKS=2 SLURM_NTASKS_PER_NODE=1 "$@" & pids+=($!)
+done
+status=0
+for pid in "${pids[@]}"; do wait "$pid" || { found=$?; ((found > status)) && status=$found; }; done
+exit "$status\""""
+
+
+def test_one_student_on_two_nodes(cluster: Cluster) -> None:
+    """Two processes that meet as on two nodes: each is the first of its own."""
+    cluster.tool("srun", SRUN)
+    cluster.tool("scontrol", 'echo "$*" >> scontrol.log; [[ $1 == show ]] && echo 127.0.0.1')
+    cluster.tool("kd", f'exec {sys.executable} -m kdcli "$@"')
+    data = make_folder(cluster.folder / "images")
+    words = [
+        data,
+        "--method",
+        "labels-only",
+        "--student",
+        "test_resnet",
+        "--image-size",
+        "32",
+        "--epochs",
+        "1",
+    ]
+    words += ["--batch-size", "8", "--device", "cpu", "--workers", "0", "--out", "run", "--json"]
+    job = cluster.start(NODES, *words, SLURM_JOB_NODELIST="node[1-2]", OMP_NUM_THREADS="1")
+    code, out, err = cluster.finish(job)
+    assert code == 0, err
+    assert json.loads(out)["method"] == "labels-only"  # one process speaks
+    assert json.loads((cluster.folder / "run/run.json").read_text())["identity"]["processes"] == 2
+    assert cluster.requeued == ["show hostnames node[1-2]"]
+
+
+def test_a_student_on_several_nodes_that_stopped_early_is_requeued(cluster: Cluster) -> None:
+    cluster.tool("srun", SRUN)
+    cluster.tool("scontrol", 'echo "$*" >> scontrol.log; [[ $1 == show ]] && echo node1; true')
+    cluster.tool("kd", "exit 75")
+    code, _, err = cluster.finish(cluster.start(NODES, "data", SLURM_JOB_NODELIST="node[1-2]"))
+    assert code == 75, err
+    assert cluster.requeued[-1] == "requeue 100"
 
 
 # --- one student per line ---------------------------------------------------------------------

@@ -15,7 +15,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, final
+from typing import Annotated, Final, final
+
+from annotated_types import Interval
 
 from kdcli.cache.claiming import Claiming
 from kdcli.cache.layout import Layout, Unit
@@ -25,13 +27,16 @@ from kdcli.documents import from_document, to_document
 from kdcli.errors import Advice, ClaimedError
 from kdcli.files import create_text, scratch_name, storage_errors
 from kdcli.reading import parse_json
-from kdcli.runtime import machine
+from kdcli.runtime import WORKER, machine
 
-STALE_SECONDS = 600.0
-"""A claim that was not refreshed for this long belongs to a writer that is dead, or stopped."""
+STALE_SECONDS: Final = 600.0
+"""A claim that was not refreshed for this long belongs to a writer that is dead, or stopped; a cache, and a writer,
+may have another limit."""
 WORD_SECONDS = 10.0
 """A wait that lasts longer is told."""
-HEARTBEAT_SECONDS = 30.0
+HEARTBEAT_SECONDS: Final = 30.0
+"""A claim is refreshed this often, and at least three times within its limit."""
+LONGEST_TIMEOUT: Final = 10.0**6
 _CLAIM_BYTES: Final = 2**16
 _ended: set[str] = set()
 """Tokens of this process that hold nothing any more, whatever a disk that became read-only still says."""
@@ -104,6 +109,8 @@ class Owner:
         started: when it started, of :func:`process_start`.
         job: of the scheduler that runs it.
         token: new in every :class:`Claims`.
+        worker: what a supervisor calls the process; empty without one.
+        timeout: seconds of silence after which the claim is free.
     """
 
     host: str = "unknown host"
@@ -112,12 +119,27 @@ class Owner:
     started: str | None = None
     job: str = ""
     token: str = ""
+    worker: str = ""
+    timeout: Annotated[float, Interval(gt=0, le=LONGEST_TIMEOUT)] = STALE_SECONDS
+
+    @property
+    def beat(self) -> float:
+        """Seconds between two signs of life."""
+        return min(HEARTBEAT_SECONDS, self.timeout / 3)
 
     @classmethod
-    def here(cls) -> "Owner":
+    def here(cls, timeout: float = STALE_SECONDS) -> "Owner":
         """The process that asks, with a new token."""
-        pid, token = os.getpid(), os.urandom(8).hex()
-        return cls(socket.gethostname(), machine(), pid, process_start(pid), _job(), token)
+        pid, token, worker = os.getpid(), os.urandom(8).hex(), os.environ.get(WORKER, "")
+        return cls(socket.gethostname(), machine(), pid, process_start(pid), _job(), token, worker, timeout)
+
+    def limit(self, timeout: float | None) -> float:
+        """Seconds of silence after which another process takes this one for dead.
+
+        Args:
+            timeout: the other one's; it gives three heartbeats at least. None: what this one said.
+        """
+        return self.timeout if timeout is None else min(max(timeout, 3 * self.beat), self.timeout)
 
     def has_ended(self, here: "Owner") -> bool:
         """Whether it is known to have ended, because it was a process of the same machine."""
@@ -140,10 +162,19 @@ def read_owner(path: Path) -> Owner:
 
 @final
 class Claims(Claiming):
-    """Claims in files. Use as a context manager: leaving releases them all."""
+    """Claims in files. Use as a context manager: leaving releases them all.
 
-    def __init__(self, layout: Layout) -> None:
-        self._layout, self._owner = layout, Owner.here()
+    Args:
+        layout: of the cache.
+        timeout: seconds after which its own claims are free if this process falls silent, and those of others, which
+            are given three heartbeats at least; None: each claim's own.
+        usual: of its own claims where ``timeout`` is None.
+    """
+
+    def __init__(self, layout: Layout, timeout: float | None = None, usual: float = STALE_SECONDS) -> None:
+        self._layout, self._timeout = layout, timeout
+        self._owner = Owner.here(timeout or usual)
+        self._buried: set[str] = set()
         self._held: set[Unit] = set()
         self._seen: dict[Path, tuple[float, float]] = {}
         self._lock = threading.Lock()
@@ -192,7 +223,7 @@ class Claims(Claiming):
         records = Unit(part, -1, 0)  # no unit of work, but claimed like one
         patience = Patience()
         while not self.acquire(records):
-            if patience.waited > 2 * STALE_SECONDS:  # a writer that hangs while its heart beats
+            if patience.waited > 2 * self._owner.timeout:  # a writer that hangs while its heart beats
                 raise ClaimedError(
                     f"{self._layout.root}: {self.holder(records)} has rewritten the records of {part} for "
                     f"{patience.waited:.0f} seconds",
@@ -203,6 +234,18 @@ class Claims(Claiming):
             yield
         finally:
             self.release([records])
+
+    def bury(self, worker: str) -> None:
+        """Free at once what a worker holds that its supervisor knows to be dead, on whatever host.
+
+        Args:
+            worker: what the supervisor called it (:data:`~kdcli.runtime.WORKER`).
+        """
+        self._buried.add(worker)
+        with storage_errors(self._layout.claims):
+            held = [path for path in self._layout.claims.rglob("*") if read_owner(path).worker == worker]
+        for path in held:
+            self.discard(path)
 
     def discard(self, path: Path) -> bool:
         """Remove the file of a dead claim; False when its owner seems alive."""
@@ -234,7 +277,7 @@ class Claims(Claiming):
     def is_dead(self, path: Path) -> bool:
         """Whether the owner of the claim in ``path`` is dead, or has been silent for too long."""
         owner = read_owner(path)
-        if owner.token in _ended:
+        if owner.token in _ended or owner.worker in self._buried:
             return True
         near = (owner.host, owner.machine) == (self._owner.host, self._owner.machine)
         running = near and owner.pid is not None and is_running(owner.pid, owner.started)
@@ -248,7 +291,7 @@ class Claims(Claiming):
         # it has to be seen silent from here.
         age, seen = self._silence(path, touched)
         only_seen = running and owner.pid is not None and not is_stopped(owner.pid)
-        return (seen if only_seen else max(age, seen)) > STALE_SECONDS
+        return (seen if only_seen else max(age, seen)) > owner.limit(self._timeout)
 
     def _take(self, path: Path) -> bool:
         """Create the file of a claim, in the place of a dead one if there is one."""
@@ -293,7 +336,7 @@ class Claims(Claiming):
         return filesystem_now(self._layout.tmp) - touched, now - since
 
     def _beat(self) -> None:
-        while not self._stop.wait(HEARTBEAT_SECONDS):
+        while not self._stop.wait(self._owner.beat):
             with self._lock:
                 held = list(self._held)
             for unit in held:

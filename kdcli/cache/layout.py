@@ -133,6 +133,9 @@ class Manifest(BaseModel):
     view_pixels: tuple[Annotated[int, Field(ge=0, le=255)], ...] = Field(
         (), description="a few pixels of views of fixed images"
     )
+    claim_timeout: float = Field(
+        600.0, gt=0, le=10**6, description="seconds that a silent writer keeps a claim"
+    )
     created: Annotated[dict[str, Any], shaped(_Created)]
 
     @model_validator(mode="after")

@@ -118,14 +118,17 @@ class CacheWriter(Filling):
         root: folder of the cache.
         manifest: what it is.
         mending: a repair's: the units that are written although they have a record, and what they should be.
+        timeout: of its claims; default: the cache's.
     """
 
     claims: Claims
 
-    def __init__(self, root: Path, manifest: Manifest, mending: Mending | None = None) -> None:
+    def __init__(
+        self, root: Path, manifest: Manifest, mending: Mending | None = None, timeout: float | None = None
+    ) -> None:
         self.store, self._mending = Store(root, manifest), mending
         self.keys = self.store.load_keys()
-        self.claims = Claims(self.store.layout)
+        self.claims = Claims(self.store.layout, timeout, manifest.claim_timeout)
         self._records: dict[str, WatchedRecords] = {}
 
     def __enter__(self) -> "CacheWriter":

@@ -49,14 +49,21 @@ class StudentOptions:
 
     def config(self, given: Mapping[str, Any], common: "Common") -> "StudentConfig | Sweep":
         """See :class:`kdcli.options.command.Source`."""
+        from kdcli.errors import UsageError
         from kdcli.training.config import StudentConfig
+        from kdcli.training.sweep_option import engine_of
 
         given = dict(given)
+        engine = engine_of(given)
         if (file := given.pop("sweep", None)) is None:
+            if engine is not None:
+                raise UsageError(
+                    "--engine is of --sweep", "One student on many GPUs: torchrun -m kdcli train-student ..."
+                )
             return configure(StudentConfig, given, common)
         from kdcli.training.sweep_file import Sweep, resolve_sweep
 
-        sweep = Sweep(*resolve_sweep(given, common.sets, common.config, file))
+        sweep = Sweep(*resolve_sweep(given, common.sets, common.config, file), engine)
         if common.print_config:
             from kdcli.options.resolving import to_yaml, yaml_text
             from kdcli.reading_yaml import parse_yaml

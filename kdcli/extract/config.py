@@ -4,6 +4,7 @@ from typing import Annotated, ClassVar, Literal, final
 
 from pydantic import Field, field_validator
 
+from kdcli.engines.config import EngineOptions
 from kdcli.errors import UsageError
 from kdcli.options.common import (
     AmpOption,
@@ -19,7 +20,9 @@ from kdcli.outputs import STATS, Output, parse_keep
 from kdcli.types import FloatName
 
 
-class CacheOptions(DataOptions, BadImagesOption, AmpOption, DeviceOption, WorkersOption, DryRunOption):
+class CacheOptions(
+    EngineOptions, DataOptions, BadImagesOption, AmpOption, DeviceOption, WorkersOption, DryRunOption
+):
     """Abstract: what a cache is to hold, and how it is filled."""
 
     data: str | None = option(
@@ -88,6 +91,10 @@ class CacheOptions(DataOptions, BadImagesOption, AmpOption, DeviceOption, Worker
     wait: bool = option(
         True, "Wait for work that other live writers hold; --no-wait: exit 23 instead.",
         panel="Run", mechanical=True,
+    )  # fmt: skip
+    claim_timeout: float | None = option(
+        None, "A writer that is silent for so long loses its claims; a new cache records it. Default: its own, or 600.",
+        panel="Run", metavar="SECONDS", ge=1, mechanical=True, le=10**6,
     )  # fmt: skip
     grace: float = option(
         20.0, "Seconds a stop signal leaves for the current task.",

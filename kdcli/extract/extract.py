@@ -33,6 +33,10 @@ def cache_teachers(config: CacheConfig) -> CacheResult:
     Raises:
         KdError: see :mod:`kdcli.errors`; StoppedEarly after a signal, ClaimedError with ``wait=False``.
     """
+    if config.engine is not None and not config.dry_run:
+        from kdcli.extract.supervised import cache_with_workers
+
+        return cache_with_workers(config)
     shard = parse_shard(config.shard)
     with stop_signals() as stop, opened(config.cache) as place, ExitStack() as stack:
         prepared = prepare(config, place.root)
@@ -46,7 +50,7 @@ def cache_teachers(config: CacheConfig) -> CacheResult:
             # Another process may have been faster.
             require_same_data(config.cache, manifest, cast("ImageData", prepared.data))
             require_same_views(config.cache, manifest, prepared.views)
-        writer = stack.enter_context(place.writer(manifest))
+        writer = stack.enter_context(place.writer(manifest, config.claim_timeout))
         records = {name: writer.add_teacher(record) for name, record in prepared.records.items()}
         return _Run(prepared, writer, records, shard).complete(stop)
 

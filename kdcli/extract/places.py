@@ -15,7 +15,7 @@ from kdcli.cache.keytable import KeyTable
 from kdcli.cache.layout import Layout, Manifest
 from kdcli.cache.stores.founding import adopt, found
 from kdcli.cache.stores.growing import fetch_contents, growing
-from kdcli.cache.stores.leases import probe
+from kdcli.cache.stores.leases import Pace, probe
 from kdcli.cache.stores.objects import ObjectPlace
 from kdcli.cache.stores.opening import open_place
 from kdcli.cache.stores.writer import StoreWriter
@@ -40,8 +40,13 @@ class CachePlace(ABC):
         """Make the cache; another process may be faster, whose manifest counts."""
 
     @abstractmethod
-    def writer(self, manifest: Manifest) -> Filling:
-        """Who fills it; without being entered, it only looks."""
+    def writer(self, manifest: Manifest, timeout: float | None = None) -> Filling:
+        """Who fills it; without being entered, it only looks.
+
+        Args:
+            manifest: what it is.
+            timeout: of its claims; default: the cache's.
+        """
 
     @abstractmethod
     def free_bytes(self) -> int | None:
@@ -72,9 +77,9 @@ class FolderCache(CachePlace):
         """See the base."""
         return create_cache(self.root, manifest, keys, labels)
 
-    def writer(self, manifest: Manifest) -> Filling:
+    def writer(self, manifest: Manifest, timeout: float | None = None) -> Filling:
         """See the base."""
-        return CacheWriter(self.root, manifest)
+        return CacheWriter(self.root, manifest, timeout=timeout)
 
     def free_bytes(self) -> int | None:
         """See the base."""
@@ -101,9 +106,9 @@ class StoreCache(CachePlace):
         probe(self._place)  # before anything is there that would have to be removed again
         return found(self._place, self.root, manifest, keys, labels)
 
-    def writer(self, manifest: Manifest) -> Filling:
+    def writer(self, manifest: Manifest, timeout: float | None = None) -> Filling:
         """See the base."""
-        return StoreWriter(self._place, self.root, manifest)
+        return StoreWriter(self._place, self.root, manifest, Pace.of(timeout or manifest.claim_timeout))
 
     def free_bytes(self) -> int | None:
         """See the base."""

@@ -170,6 +170,7 @@ def new_manifest(
         view_set=views.document(),
         param_names=views.param_names,
         view_pixels=as_pixels(views.pixels()),
+        claim_timeout=config.claim_timeout or Manifest.model_fields["claim_timeout"].default,
         created={"versions": versions(), "config": config.identity()},
     )
 

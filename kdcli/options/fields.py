@@ -24,7 +24,9 @@ from kdcli.errors import ConfigError, nearest
 Mechanical: JsonDict = {"mechanical": True}
 """Mark of a field that does not change results; all others are part of a run's identity."""
 
-Panel = Literal["Data", "Teachers", "Student", "Optimisation", "Views", "Method", "Run", "Output", "Common"]
+Panel = Literal[
+    "Data", "Teachers", "Student", "Optimisation", "Views", "Method", "Run", "Workers", "Output", "Common"
+]
 """Headings under which ``--help`` lists options."""
 
 PANELS: tuple[Panel, ...] = get_args(Panel)

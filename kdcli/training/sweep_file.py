@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
+from kdcli.engines.config import EngineOptions
 from kdcli.errors import ConfigError, UsageError, nearest
 from kdcli.options.fields import is_possible, marked, validated
 from kdcli.options.resolving import layers_of, only_flags, yaml_of
@@ -40,10 +41,12 @@ class Sweep:
     Attributes:
         out: their common folder.
         students: the configuration of each by its name.
+        engine: who trains them; None: this process.
     """
 
     out: Path
     students: Mapping[str, StudentConfig]
+    engine: EngineOptions | None = None
 
 
 def resolve_sweep(

@@ -14,6 +14,7 @@ from kdcli.options.fields import as_typed
 from kdcli.reading import DOCUMENT_BYTES, read_json
 from kdcli.training.config import StudentConfig
 from kdcli.training.sweep_file import Sweep, resolve_sweep
+from kdcli.training.sweep_option import engine_of
 from kdcli.types import Ranking
 
 if TYPE_CHECKING:
@@ -54,17 +55,24 @@ def train_sweep(sweep: Sweep | str | Path, **options: Any) -> "SweepResult":
 
     Args:
         sweep: the file that ``kd train-student --sweep`` takes.
-        options: of all students, and ``out``, their common folder.
+        options: of all students, ``out``, their common folder, and those of an engine.
 
     Raises:
         KdError: see :func:`kdcli.training.sweep.train_sweep`.
     """
     if not isinstance(sweep, Sweep):
-        sweep = Sweep(*resolve_sweep(as_typed(StudentConfig, options), (), None, Path(sweep)))
-    rankings = _read_rankings(sweep.students)
+        engine = engine_of(options)
+        sweep = Sweep(*resolve_sweep(as_typed(StudentConfig, options), (), None, Path(sweep)), engine)
+    students = sweep.students
+    if sweep.engine is not None:
+        from kdcli.training.sweep_workers import train_with_workers
+
+        train_with_workers(sweep.out, students, sweep.engine)
+        students = {name: one.model_copy(update={"overwrite": False}) for name, one in students.items()}
+    rankings = _read_rankings(students)
     from kdcli.training.sweep import train_sweep as step
 
-    return step(sweep.out, sweep.students, rankings)
+    return step(sweep.out, students, rankings)
 
 
 def _read_rankings(configs: Mapping[str, StudentConfig]) -> dict[str, Ranking | None]:

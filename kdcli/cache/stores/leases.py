@@ -37,6 +37,11 @@ class Pace:
     beat: float = HEARTBEAT_SECONDS
     stale: float = STALE_SECONDS
 
+    @classmethod
+    def of(cls, timeout: float) -> "Pace":
+        """With three signs of life at least within a timeout."""
+        return cls(min(HEARTBEAT_SECONDS, timeout / 3), timeout)
+
 
 def probe(place: ObjectPlace) -> float:
     """See whether a store honours the conditions of writes, by trying.
@@ -105,7 +110,7 @@ class Leases(Claiming):
 
     def __init__(self, place: ObjectPlace, clock: float, pace: Pace) -> None:
         self._place, self._clock, self._pace = place, clock, pace
-        self._owner, self._beats = Owner.here(), 0
+        self._owner, self._beats = Owner.here(pace.stale), 0
         self._held: dict[Unit, _Held] = {}
         self._seen: dict[str, _Seen] = {}
         self._listed: dict[str, tuple[Tag, float]] = {}
@@ -225,7 +230,9 @@ class Leases(Claiming):
         if seen.owner is None and silent > 2 * self._pace.beat:
             seen = _Seen(tag, seen.since, self._owner_of(name))
         self._seen[name] = seen
-        return silent > self._pace.stale or (seen.owner is not None and seen.owner.has_ended(self._owner))
+        if seen.owner is None:
+            return silent > self._pace.stale
+        return seen.owner.has_ended(self._owner) or silent > seen.owner.limit(self._pace.stale)
 
     def _owner_of(self, name: str) -> Owner | None:
         """The owner of a lease; of one that cannot be read nothing is known."""

@@ -1,0 +1,1 @@
+"""Several supervised processes of one command: here, by Slurm, or on Ray."""
