@@ -183,10 +183,16 @@ def cache_unpack(config: UnpackConfig) -> "Moved":
 
 
 def cache_push(config: PushConfig) -> "Pushed":
-    """Copy a cache to a store."""
+    """Copy a cache to a store, or to a data set of the hub."""
+    from kdcli.cache.stores.card import Sharing
     from kdcli.cache.stores.push import push
+    from kdcli.cards import Licence
+    from kdcli.models.licences import licence_of
 
-    return push(config.cache, config.to)
+    licence = None if config.licence is None else Licence.parse(config.licence)
+    if licence is None and config.private:
+        raise UsageError("--private is for hf://, which takes a licence, too", "Add --licence ID.")
+    return push(config.cache, config.to, licence and Sharing(licence, config.private, licence_of))
 
 
 def cache_pull(config: PullConfig) -> "Moved":
