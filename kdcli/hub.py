@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
+from pathlib import Path
 from threading import RLock
 from typing import Any, Final, Literal, Self, final
 
@@ -184,8 +185,13 @@ class Repository:
 
     # --- writing ----------------------------------------------------------------------------------
 
-    def write(self, path: str, data: bytes, replace: bool = True) -> bool:
+    def write(self, path: str, data: bytes | Path, replace: bool = True) -> bool:
         """Make or replace a file, with the next commit.
+
+        Args:
+            path: its name.
+            data: its content, or the file that has it until the commit.
+            replace: one that is there.
 
         Returns:
             False, and nothing is written, where there is one and it is not to be replaced.
@@ -198,7 +204,7 @@ class Repository:
             if there is not None and there.digest in _digests(addition):
                 return True
             self._held[full] = addition
-            self._bytes += len(data)
+            self._bytes += addition.upload_info.size if isinstance(data, bytes) else 0
             if self._bytes >= _HELD_BYTES:
                 self._send()
             if len(self._held) >= _COMMIT_FILES:
@@ -345,4 +351,6 @@ def _said(error: BaseException) -> str:
 def _digests(addition: Any) -> set[str]:
     """By which the hub may call a file that was sent."""
     info, content = addition.upload_info, addition.path_or_fileobj  # empty where it was sent as a large file
+    if isinstance(content, str):
+        return {info.sha256.hex()}
     return {info.sha256.hex(), hashlib.sha1(b"blob %d\0%s" % (len(content), content)).hexdigest()}

@@ -198,10 +198,9 @@ class Handler(BaseHTTPRequestHandler):
             return self.commit(repo, [json.loads(line) for line in data.splitlines()])
         if verb == "tree":
             return self.tree(repo, found[1], unquote(where), query)
-        short = name.partition("/")[2]
-        return self.say(
-            {"id": short, "sha": found[0], "cardData": {"license": "cc0-1.0"}, "siblings": [], "tags": []}
-        )
+        siblings = [{"rfilename": each} for each in found[1]]
+        about = {"id": name.partition("/")[2], "sha": found[0], "siblings": siblings, "tags": []}
+        return self.say({**about, "cardData": {"license": "cc0-1.0"}})
 
     def mode(self, repo: Repo, file: dict[str, Any]) -> dict[str, Any]:
         large = b"\0" in base64.b64decode(file["sample"]) or file["size"] > 10**6

@@ -55,7 +55,7 @@ def write_card(place: Place, reader: CacheReader, sharing: Sharing) -> None:
     keys = [reader.keys[row] for row in reader.manifest.sample_rows()[:_SHOWN]]
     to_whom = "who may read this private data set" if sharing.private else "everybody"
     console.warn(
-        f"names of images are keys of the cache; with the names of classes and the path of the data they can be read by "
+        "names of images are keys of the cache; with names of classes and the path of the data they can be read by "
         f"{to_whom}: {', '.join(keys)}{', ...' if reader.manifest.samples > len(keys) else ''}"
     )
     try:
