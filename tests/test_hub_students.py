@@ -6,19 +6,21 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hub_server import READER, Hub, environment, hub
+from hub_server import Hub, environment, hub
 from store_servers import Faulty
 from test_hub_caches import Place as Hubbed
 from test_hub_caches import sound
 from test_models_real_weights import photos
 from training_place import make_place
 
-from kdcli.errors import NotFoundError
-from kdcli.exporting.push import read_student
+from kdcli.errors import BadDataError, NotFoundError, UsageError
+from kdcli.exporting.config import ExportPushConfig
+from kdcli.exporting.push import push_student, read_student
 from kdcli.models.spec import open_model
 from kdcli.reading import read_json
 from kdcli.training.train import train_student
@@ -54,18 +56,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return config.out
 
 
-@pytest.fixture
-def place(served: tuple[Hub, Faulty], tmp_path: Path) -> Hubbed:
-    served[0].repos.clear()
-    return Hubbed(tmp_path, *served)
-
-
-def push(place: Hubbed, run: Path) -> None:
-    sound(place.kd("export", "push", run, URL, *TERMS))
+@pytest.fixture(scope="module")
+def place(served: tuple[Hub, Faulty], run: Path) -> Hubbed:
+    """A hub with that student."""
+    found = Hubbed(run.parent, *served)
+    sound(found.kd("export", "push", run, URL, *TERMS))
+    return found
 
 
 def test_timm_opens_it_with_the_same_logits_on_real_photos(place: Hubbed, run: Path) -> None:
-    push(place, run)
     files = [path for path, _ in photos()[:5]]
     script = place.folder / "script.py"
     script.write_text(_TIMM)
@@ -82,7 +81,6 @@ def test_timm_opens_it_with_the_same_logits_on_real_photos(place: Hubbed, run: P
 
 
 def test_kd_takes_it_as_a_teacher(place: Hubbed, run: Path) -> None:
-    push(place, run)
     words = (
         "cache-teachers",
         run.parent / "held-out",
@@ -107,7 +105,6 @@ def test_kd_takes_it_as_a_teacher(place: Hubbed, run: Path) -> None:
 def test_the_card_says_what_the_run_measured(place: Hubbed, run: Path) -> None:
     from huggingface_hub import ModelCard
 
-    push(place, run)
     assert set(place.state.repos["models/team/student"].files) == {
         ".gitattributes", "README.md", "config.json", "model.safetensors",
     }  # fmt: skip
@@ -124,30 +121,36 @@ def test_the_card_says_what_the_run_measured(place: Hubbed, run: Path) -> None:
     half = z / (1 + z**2 / images) * math.sqrt(share * (1 - share) / images + z**2 / (4 * images**2))
     low, high = max(0.0, middle - half), min(1.0, middle + half)
     assert f"{share:.1%} (95 % interval {low:.1%} to {high:.1%}, Wilson's, over 9 test images)" in text
-    assert "gen (`" in text
+    assert "| gen | local-dir:.../gen | not known to kd | 1 | `" in text
     assert "kd train-student .../images " in text
     assert str(run.parent) not in text  # where it lies is nobody's business
-    push(place, run)
+    sound(place.kd("export", "push", run, URL, *TERMS))
     assert len(place.state.repos["models/team/student"].commits) == 2  # nothing has changed
 
 
-def test_refusals_say_what_to_do(place: Hubbed, run: Path, tmp_path: Path) -> None:
-    kd = place.kd
-    kd("export", "push", run, URL).refused(2, "what others may do", "--licence")
-    kd("export", "push", run, "hf://datasets/team/x", *TERMS).refused(2, "hf://ORG/NAME")
-    kd("export", "push", run, f"{URL}/folder", *TERMS).refused(2, "whole repository")
-    kd("export", "push", run, URL, *TERMS, token=None).refused(32, "no token", "hf auth login")
-    kd("export", "push", run, URL, *TERMS, token=READER).refused(
-        32, "does not permit it", "may write to team"
-    )
-    kd("export", "push", "nowhere", URL, *TERMS).refused(11, "does not exist")
-    kd("export", "push", run / "export", URL, *TERMS).refused(11, "kd train-student")
-    assert not place.state.repos
+def test_refusals_say_what_to_do(place: Hubbed, run: Path) -> None:
+    words = ("export", "push", run, "hf://elsewhere/student", *TERMS)
+    place.kd(*words, token=None).refused(32, "no token", "hf auth login")
+    place.kd(*words).refused(32, "does not permit it", "may write to elsewhere")
+    assert set(place.state.repos) == {"models/team/student"}
 
 
-def test_students_that_timm_cannot_build_are_refused(place: Hubbed, tmp_path: Path) -> None:
-    from kdcli.errors import BadDataError
+@pytest.mark.parametrize(
+    ("to", "licence", "error", "said"),
+    [
+        (URL, None, UsageError, "what others may do"),
+        ("hf://datasets/team/x", "mit", UsageError, "not one of a model"),
+        (f"{URL}/folder", "mit", UsageError, "whole repository"), (URL, "MIT", UsageError, "Did you mean 'mit'"),
+    ],
+)  # fmt: skip
+def test_what_is_asked_wrongly_is_told_first(
+    tmp_path: Path, to: str, licence: str | None, error: Any, said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        push_student(ExportPushConfig(run=tmp_path, to=to, licence=licence))
 
+
+def test_students_that_timm_cannot_build_are_refused(tmp_path: Path) -> None:
     held = make_place(tmp_path / "place")
     config = held.config("tv", student="torchvision/shufflenet_v2_x0_5", epochs=1)
     train_student(config)

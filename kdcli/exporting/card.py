@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any, final
 
 from kdcli._version import __version__
+from kdcli.cache.admin.inventory import open_store
 from kdcli.cards import Licence, block, card, listed, plain, shortened
 from kdcli.hub import Address
+from kdcli.models.licences import licence_of
 from kdcli.reporting.budgets import budget_of, interval_of, main_of, tested_on, top1_of
 from kdcli.reporting.material import Run
 from kdcli.reporting.students import line_of
@@ -46,12 +48,15 @@ def card_of(student: Student, address: Address, licence: Licence) -> bytes:
         *(f"{plain(warning)}.\n" for warning in [run.result.get("warning")] if warning),
         "## Use it\n",
         block(
+            "import timm\n"
             f'model = timm.create_model("{model}", pretrained=True).eval()\n'
             "transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))\n"
             'model.pretrained_cfg["label_names"]  # where its classes have names'
         ),
         f"In kd it is `{model}`, as a teacher and as a student's start. Its `config.json` declares the geometry that "
         "its accuracy was measured with, so timm's own evaluation shows it the same pixels.\n",
+        "## Teachers\n",
+        *_teachers(run),
         *_command(run),
     ]
     return card(front, "\n".join(body))
@@ -72,7 +77,6 @@ def _facts(student: Student, licence: Licence) -> list[tuple[str, str]]:
         ("Classes", f"{document.get('num_classes')}{_few(names)}"),
         ("Data", _data(run.identity.get("data"))),
         ("Method", plain(run.method)),
-        ("Teachers", _teachers(run)),
         ("Training", ", ".join(filter(None, [budget_of(run).text(), seeds]))),
         ("Tested on", _data(run.identity.get("test"))),
         ("Licence", plain(licence)),
@@ -107,14 +111,32 @@ def _data(found: Any) -> str:
     return f"{plain(shortened(str(found.get('location', '?'))))}, {plain(found.get('images', '?'))} images"
 
 
-def _teachers(run: Run) -> str:
-    """By name, with their weights in the loss and the digest of who they are: of weights, types and pixels."""
+def _teachers(run: Run) -> list[str]:
+    """Who taught it, as far as the caches that it read are still there to say so."""
     ids, weights = run.result.get("teachers") or {}, run.result.get("weights") or {}
-    told = []
+    if not ids:
+        return ["None: it learnt from labels.\n"]
+    caches = [Path(place) for place in run.config.get("cache") or ()]
+    known = [
+        store.teachers
+        for place in caches
+        if (place / "manifest.json").is_file() and (store := open_store(place))
+    ]
+    rows = []
     for name, digest in ids.items():
-        share = f", weight {weights[name]:.3g}" if name in weights else ""
-        told.append(f"{plain(name)} (`{plain(str(digest)[:16])}`{share})")
-    return "; ".join(told) or "none: it learnt from labels"
+        record = next((each[name] for each in known if name in each and each[name].id == digest), None)
+        licence = None if record is None else licence_of(record.spec)
+        rows.append(
+            [
+                plain(name),
+                "its cache is gone" if record is None else plain(shortened(record.spec)),
+                plain(licence) if licence else "not known to kd",
+                f"{weights[name]:.3g}" if name in weights else "-",
+                f"`{plain(digest)}`",
+            ]
+        )
+    header = ["teacher", "model", "licence of its weights", "weight", "sha256 of weights, types and pixels"]
+    return [listed(header, rows)]
 
 
 def _command(run: Run) -> list[str]:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from shlex import quote
 from typing import Any, Final, final
 
+import numpy as np
+
 from kdcli._version import __version__
 from kdcli.cache.admin.inventory import CacheInfo, inspect_cache
 from kdcli.cache.provenance import TeacherRecord
@@ -120,9 +122,9 @@ def card_of(info: CacheInfo, place: str, sharing: Sharing) -> bytes:
         "A licence that is not known to kd is to be asked for where the model comes from; outputs of a model may be "
         "bound by its licence.\n",
         "## What is kept\n",
-        listed(["teacher", "kind", "views", "bytes", "done", "KL that storing costs, nats"], _kinds(info)),
-        "KL: from the softmax of the teacher's fp32 logits to that of what is stored, at the temperature behind the @; "
-        "the largest of what its writers measured on their first batches.\n",
+        listed(["teacher", "kind", "types", "views", "bytes", "done", "KL that storing costs, nats"], _kinds(info)),
+        "KL: from the softmax of the logits as the teacher gave them to that of what is stored, at a temperature; the "
+        "largest mean over a first batch that its writers measured.\n",
     ]  # fmt: skip
     return card(front, "\n".join(body))
 
@@ -158,15 +160,18 @@ def _kinds(info: CacheInfo) -> list[list[str]]:
     for name, record in info.teachers.items():
         for kind, output in record.outputs.items():
             state = info.states[f"{name}/{kind}"]
-            cost = ", ".join(f"{nats:.2g} @ {plain(t)}" for t, nats in state.compression.items())
+            cost = ", ".join(f"{nats:.2g} at {plain(t)}" for t, nats in state.compression.items())
+            measured = output.kind in ("logits", "topk")
+            types = dict.fromkeys(np.dtype(spec.dtype).name for spec in output.array_specs().values())
             rows.append(
                 [
                     plain(name),
                     plain(output.output),
+                    ", ".join(types),
                     f"{output.views(info.manifest.views)}",
                     size(state.bytes),
                     f"{state.done} of {state.total}",
-                    cost or "not measured",
+                    cost or ("not measured" if measured else "-"),
                 ]
             )
     return rows
