@@ -260,7 +260,7 @@ def test_refusals_of_a_push_say_what_to_do(place: Place, cache: Path) -> None:
     place.kd("cache", "push", cache, URL).refused(2, "what others may do", "--licence")
     place.kd("cache", "push", cache, URL, "--licence", "cc-by-44").refused(2, "Did you mean 'cc-by-4.0'?")
     place.kd("cache", "push", cache, URL, "--licence", "other").refused(2, "other:NAME")
-    place.kd("cache", "push", cache, "file:///tmp/x", *CC).refused(2, "of hf:// places")
+    place.kd("cache", "push", cache, "file:///tmp/x", *CC).refused(2, "hf:// alone", "--licence")
     place.kd("cache", "push", cache, f"{URL}@v1", *CC).refused(2, "main branch")
     place.kd("cache", "push", cache, "hf://team/food", *CC).refused(2, "hf://datasets/ORG/NAME")
     place.push(token=None).refused(32, "no token is set", "hf auth login")

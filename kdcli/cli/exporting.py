@@ -11,13 +11,13 @@ if TYPE_CHECKING:
 
 
 def push(config: "ExportPushConfig", common: "Common") -> None:
-    """Put a student on the Hugging Face hub, as timm.create_model("hf-hub:ORG/NAME") opens it.
+    """Put a student on the Hugging Face hub, as timm opens it.
 
-    Its weights and config.json are those of OUT/export, with names of classes and the geometry that its accuracy was
-    measured with; a card (README.md) says what it learnt from, how well it does and which command made it. Needs the
-    extra 'hub', and a token: hf auth login.
+    timm.create_model("hf-hub:ORG/NAME", pretrained=True) gives its logits. Its weights and config.json are those of
+    OUT/export, with names of classes and the geometry that its accuracy was measured with; a card (README.md) says what
+    it learnt from, how well it does and which command made it. Needs the extra 'hub', and a token: hf auth login.
 
-    \\b
+    \b
     Examples:
       kd export push runs/a hf://team/food-student --licence apache-2.0
       kd export push runs/a hf://team/food-student --licence other:Team-Terms-1.0 --private

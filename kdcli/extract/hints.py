@@ -118,6 +118,8 @@ HINTS: Final[dict[str, str | Callable[..., str]]] = {
     "push-changed": "Remove this object, then push it again from a sound copy: kd cache push; what was pulled stays.",
     "pull-first": "Pull it first: kd cache pull; or give another path.",
     "no-conditions": "Use a store that honours it, or copy what kd cache pack makes.",
+    "needs-licence": "Add --licence ID, by the hub's identifiers (such as cc-by-4.0), or --licence other:NAME.",
+    "no-terms": "Leave --licence and --private out.",
     "fewer-views": "Leave --views out to pull all.",
     "pack-zstd": "Use --compress gzip, or a name that ends in .zarr or .zarr.zip.",
 }

@@ -1,5 +1,6 @@
 """The commands of ``kd cache``. Torch is imported by those only that run or open models and images."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -184,15 +185,18 @@ def cache_unpack(config: UnpackConfig) -> "Moved":
 
 def cache_push(config: PushConfig) -> "Pushed":
     """Copy a cache to a store, or to a data set of the hub."""
-    from kdcli.cache.stores.card import Sharing
     from kdcli.cache.stores.push import push
+    from kdcli.cache.stores.sharing import Sharing
     from kdcli.cards import Licence
-    from kdcli.models.licences import licence_of
+    from kdcli.exporting.data_card import data_card
 
-    licence = None if config.licence is None else Licence.parse(config.licence)
-    if licence is None and config.private:
-        raise UsageError("--private is for hf://, which takes a licence, too", "Add --licence ID.")
-    return push(config.cache, config.to, licence and Sharing(licence, config.private, licence_of))
+    if config.licence is None:
+        if config.private:
+            raise UsageError("--private is for hf://, which takes a licence, too", "Add --licence ID.")
+        return push(config.cache, config.to)
+    licence = Licence.parse(config.licence)
+    card = partial(data_card, licence=licence)
+    return push(config.cache, config.to, Sharing(config.private, card))
 
 
 def cache_pull(config: PullConfig) -> "Moved":

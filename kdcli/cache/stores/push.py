@@ -18,9 +18,9 @@ from kdcli.cache.layout import SAMPLES, Manifest, Unit, parse_manifest
 from kdcli.cache.owned import CHUNK_BYTES, read_own, repair_hint
 from kdcli.cache.provenance import seal
 from kdcli.cache.reader import CacheReader
-from kdcli.cache.stores.card import Sharing, require_terms, write_card
 from kdcli.cache.stores.opening import open_place
 from kdcli.cache.stores.places import Place
+from kdcli.cache.stores.sharing import Sharing, require_terms, write_card
 from kdcli.cache.stores.transfer import copy_all, is_as_recorded, record_name, same_record
 from kdcli.documents import to_document
 from kdcli.errors import Advice, CorruptError, IdentityError, OutputExistsError, StorageError

@@ -44,7 +44,7 @@ def unpack(config: "UnpackConfig", common: "Common") -> None:
 
 
 def push(config: "PushConfig", common: "Common") -> None:
-    """Copy a cache to a bucket, a shared folder or a data set of the Hugging Face hub.
+    """Copy a cache to a bucket, a shared folder or the hub.
 
     Every byte is checked on the way. Blocks come first, then their records, the manifest last; a killed push is
     completed by the same command, and so is one of a cache that has grown since. Needs the extra 'stores', hf:// the
@@ -68,7 +68,7 @@ def push(config: "PushConfig", common: "Common") -> None:
 
 
 def pull(config: "PullConfig", common: "Common") -> None:
-    """Make a cache of one in a store or on the hub, or of a part of it.
+    """Make a cache of one in a store, or of a part of it.
 
     Every byte is checked before it is used. What is there after a kill is a smaller cache, which the same command
     completes. A part is one, too: pull again for more teachers, kinds or views of it.

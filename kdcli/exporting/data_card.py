@@ -1,88 +1,29 @@
 """The card of a cache on the hub: what it is of, what it costs, how to use it, and what is not in it."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from shlex import quote
-from typing import Any, Final, final
+from typing import Any
 
 import numpy as np
 
 from kdcli._version import __version__
-from kdcli.cache.admin.inventory import CacheInfo, inspect_cache
+from kdcli.cache.admin.inventory import CacheInfo
 from kdcli.cache.provenance import TeacherRecord
-from kdcli.cache.reader import CacheReader
-from kdcli.cache.stores.places import Place
-from kdcli.cards import CARD, Licence, block, card, is_own, listed, plain, shortened
-from kdcli.console import console, size
-from kdcli.errors import UsageError
-
-_SHOWN: Final = 3
-"""Names of images that are shown of those that become public."""
+from kdcli.cards import Licence, block, card, listed, plain, shortened
+from kdcli.console import size
+from kdcli.models.licences import licence_of
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class Sharing:
-    """On which terms a cache goes to the hub.
-
-    Attributes:
-        licence: of the data set.
-        private: whether only its owners see it, where it has to be made.
-        licence_of: of a teacher's weights, by its spec; None where it is not known.
-    """
-
-    licence: Licence
-    private: bool
-    licence_of: Callable[[str], str | None]
-
-
-def require_terms(url: str, sharing: Sharing | None) -> None:
-    """Refuse terms where nobody reads them, and a public place without.
-
-    Raises:
-        UsageError: so it is.
-    """
-    hub = url.startswith("hf://")
-    if hub and sharing is None:
-        raise UsageError(
-            "a data set of the hub says what others may do with it",
-            "Add --licence ID, by the hub's identifiers (such as cc-by-4.0), or --licence other:NAME.",
-        )
-    if not hub and sharing is not None:
-        raise UsageError("--licence and --private are of hf:// places", "Leave them out.")
-
-
-def write_card(place: Place, reader: CacheReader, sharing: Sharing) -> None:
-    """Write or renew the card, unless somebody changed the one that is there; say which names become public."""
-    keys = [reader.keys[row] for row in reader.manifest.sample_rows()[:_SHOWN]]
-    to_whom = "who may read this private data set" if sharing.private else "everybody"
-    console.warn(
-        "names of images are keys of the cache; with names of classes and the path of the data they can be read by "
-        f"{to_whom}: {', '.join(keys)}{', ...' if reader.manifest.samples > len(keys) else ''}"
-    )
-    try:
-        known = place.read(CARD)
-    except FileNotFoundError:
-        known = None
-    if known is None or is_own(known):
-        new = card_of(inspect_cache(reader.layout.root), place.name, sharing)
-        if new != known:
-            place.write(CARD, new)
-    else:
-        console.note(f"{place.name}/{CARD} is not as kd wrote it, and is left as it is")
-
-
-def card_of(info: CacheInfo, place: str, sharing: Sharing) -> bytes:
+def data_card(info: CacheInfo, place: str, licence: Licence) -> bytes:
     """The card of a cache.
 
     Args:
         info: of it.
         place: its URL on the hub.
-        sharing: on which terms.
+        licence: of the data set.
     """
     manifest = info.manifest
     front: dict[str, Any] = {
-        **sharing.licence.front(),
+        **licence.front(),
         "pretty_name": place.removeprefix("hf://datasets/"),
         "task_categories": ["image-classification", "image-feature-extraction"],
         "tags": ["knowledge-distillation", "kd", "teacher-outputs"],
@@ -96,7 +37,7 @@ def card_of(info: CacheInfo, place: str, sharing: Sharing) -> bytes:
         ("Classes", _few(classes) if classes else "none"),
         ("Views an image", _views(manifest.view_set)),
         ("Size", f"{size(sum(state.bytes for state in info.states.values()))}, {_complete(info)}"),
-        ("Licence of this data set", plain(sharing.licence)),
+        ("Licence of this data set", plain(licence)),
         ("Made by", f"kd {__version__}"),
     ]
     body = [
@@ -117,7 +58,7 @@ def card_of(info: CacheInfo, place: str, sharing: Sharing) -> bytes:
         "images, keys or labels that are not those of this cache. A ranking of teachers needs no images.\n",
         "## Teachers\n",
         listed(["teacher", "model", "licence of its weights", "sha256 of its weights"], [
-            _teacher(record, sharing) for record in info.teachers.values()
+            _teacher(record) for record in info.teachers.values()
         ]),
         "A licence that is not known to kd is to be asked for where the model comes from; outputs of a model may be "
         "bound by its licence.\n",
@@ -145,8 +86,8 @@ def _complete(info: CacheInfo) -> str:
     return "complete" if info.done == info.total else f"{info.done} of {info.total} units done"
 
 
-def _teacher(record: TeacherRecord, sharing: Sharing) -> list[str]:
-    licence = sharing.licence_of(record.spec)
+def _teacher(record: TeacherRecord) -> list[str]:
+    licence = licence_of(record.spec)
     return [
         plain(record.name),
         plain(shortened(record.spec)),
