@@ -2,13 +2,13 @@
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Self, final
 
 import yaml
 
-from kdcli.console import shown
+from kdcli.console import console, shown
 from kdcli.errors import UsageError, nearest
 
 CARD: Final = "README.md"
@@ -168,3 +168,19 @@ def is_own(data: bytes) -> bool:
     """Whether a card is one of :func:`card` that nobody has changed."""
     text, _, _ = data.rpartition(b"<!--")
     return data == text + (_SEAL % hashlib.sha256(text).hexdigest()[:16]).encode()
+
+
+def is_ours(read: Callable[[str], bytes], where: str) -> bool:
+    """Whether a card may be written: there is none, or kd's own. Else it is said that somebody's is kept.
+
+    Args:
+        read: a file of the repository, or FileNotFoundError.
+        where: the repository, for people.
+    """
+    try:
+        ours = is_own(read(CARD))
+    except FileNotFoundError:
+        return True
+    if not ours:
+        console.note(f"{where}/{CARD} is not as kd wrote it, and is left as it is")
+    return ours

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal, Self, final
 
 from kdcli._version import __version__
 from kdcli.errors import CorruptError, KdError, MissingExtraError, StorageError, UsageError
+from kdcli.reading import DOCUMENT_BYTES
 
 _ADDRESS: Final = re.compile(
     r"hf://(datasets/)?([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w.%-]+))?((?:/[^/@?#\\\x00-\x1f\x7f]+)*)/?",
@@ -132,7 +133,7 @@ class Repository:
         with self._lock, self._refusals():
             return self._look()
 
-    def read(self, path: str, most: int) -> bytes:
+    def read(self, path: str, most: int = DOCUMENT_BYTES) -> bytes:
         """A file.
 
         Raises:

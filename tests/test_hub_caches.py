@@ -245,6 +245,16 @@ def test_a_commit_that_another_one_preceded_keeps_both(place: Place, cache: Path
     same(cache, place.folder / "d.kd")
 
 
+def test_two_pushes_at_once_make_one_cache(place: Place) -> None:
+    tools.fill(place.folder / "c.kd", ("t", "u"), rows=100)
+    words = ("cache", "push", "c.kd", URL, *CC)
+    started = [place.start(*words, small=True) for _ in range(2)]
+    told = [process.communicate()[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0], told
+    sound(place.kd("cache", "pull", URL, "--to", "d.kd"))
+    same(place.folder / "c.kd", place.folder / "d.kd")
+
+
 def test_another_push_meanwhile_is_never_overwritten(place: Place, cache: Path) -> None:
     theirs = {"commits/t/logits/000000-0000.json": b"{}"}
     place.proxy.fault = first_commit(lambda: place.repo.commit(theirs) and None)

@@ -4,8 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, final
 
-from kdcli.cards import CARD, Licence, is_own
-from kdcli.console import console
+from kdcli.cards import CARD, Licence, is_ours
 from kdcli.documents import to_document
 from kdcli.errors import BadDataError, NotFoundError, UsageError
 from kdcli.exporting.card import Student, card_of
@@ -66,7 +65,8 @@ def push_student(config: ExportPushConfig) -> Exported:
     weights = student.folder / WEIGHTS_FILE
     repository.write(WEIGHTS_FILE, weights)
     repository.write(CONFIG_FILE, read_bytes(student.folder / CONFIG_FILE, DOCUMENT_BYTES))
-    _write_card(repository, card_of(student, address, licence))
+    if is_ours(repository.read, str(address)):
+        repository.write(CARD, card_of(student, address, licence))
     repository.commit()
     architecture = str(student.document["architecture"])
     return Exported(str(address), f"hf-hub:{address.name}", architecture, weights.stat().st_size)
@@ -107,14 +107,3 @@ def _run_at(folder: Path) -> Run:
     if runs[0].folder != folder:
         raise NotFoundError(f"{folder} is no student itself", f"Give {runs[0].folder}.")
     return runs[0]
-
-
-def _write_card(repository: Repository, new: bytes) -> None:
-    try:
-        known = repository.read(CARD, DOCUMENT_BYTES)
-    except FileNotFoundError:
-        known = None
-    if known is None or is_own(known):
-        repository.write(CARD, new)
-    else:
-        console.note(f"{repository.address}/{CARD} is not as kd wrote it, and is left as it is")

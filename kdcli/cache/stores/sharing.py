@@ -7,7 +7,7 @@ from typing import Final, final
 from kdcli.cache.admin.inventory import CacheInfo, inspect_cache
 from kdcli.cache.reader import CacheReader
 from kdcli.cache.stores.places import Place
-from kdcli.cards import CARD, is_own
+from kdcli.cards import CARD, is_ours
 from kdcli.console import console
 from kdcli.errors import Advice, UsageError
 
@@ -53,13 +53,5 @@ def write_card(place: Place, reader: CacheReader, sharing: Sharing) -> None:
         "names of images are keys of the cache; with names of classes and the path of the data they can be read by "
         f"{to_whom}: {', '.join(keys)}{', ...' if reader.manifest.samples > len(keys) else ''}"
     )
-    try:
-        known = place.read(CARD)
-    except FileNotFoundError:
-        known = None
-    if known is None or is_own(known):
-        new = sharing.card(inspect_cache(reader.layout.root), place.name)
-        if new != known:
-            place.write(CARD, new)
-    else:
-        console.note(f"{place.name}/{CARD} is not as kd wrote it, and is left as it is")
+    if is_ours(place.read, place.name):
+        place.write(CARD, sharing.card(inspect_cache(reader.layout.root), place.name))
