@@ -20,7 +20,7 @@ from kdcli.cache.provenance import seal
 from kdcli.cache.reader import CacheReader
 from kdcli.cache.stores.opening import open_place
 from kdcli.cache.stores.places import Place
-from kdcli.cache.stores.sharing import Sharing, require_terms, write_card
+from kdcli.cache.stores.sharing import Sharing, require_terms, tell_names, write_card
 from kdcli.cache.stores.transfer import copy_all, is_as_recorded, record_name, same_record
 from kdcli.documents import to_document
 from kdcli.errors import Advice, CorruptError, IdentityError, OutputExistsError, StorageError
@@ -84,6 +84,8 @@ def push(root: Path, url: str, sharing: Sharing | None = None) -> Pushed:
     commits = {part: committed(reader, part) for part in reader.store.parts()}
     there = _manifest_in(place)
     _require_room(place, reader.manifest, there)
+    if sharing is not None:
+        tell_names(reader, sharing)
     _take(place, reader.manifest.cache_id)
     _describe(place, reader)
     sent = _Pusher(place, reader, commits).run()

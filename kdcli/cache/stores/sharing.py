@@ -45,13 +45,17 @@ def require_terms(url: str, sharing: Sharing | None) -> None:
         raise UsageError("a licence and privacy are matters of hf:// alone", Advice("no-terms"))
 
 
-def write_card(place: Place, reader: CacheReader, sharing: Sharing) -> None:
-    """Write or renew the card, unless somebody changed the one that is there; say which names become public."""
+def tell_names(reader: CacheReader, sharing: Sharing) -> None:
+    """Say which names become public, before anything is sent."""
     keys = [reader.keys[row] for row in reader.manifest.sample_rows()[:_SHOWN]]
     to_whom = "who may read this private data set" if sharing.private else "everybody"
     console.warn(
         "names of images are keys of the cache; with names of classes and the path of the data they can be read by "
         f"{to_whom}: {', '.join(keys)}{', ...' if reader.manifest.samples > len(keys) else ''}"
     )
+
+
+def write_card(place: Place, reader: CacheReader, sharing: Sharing) -> None:
+    """Write or renew the card, unless somebody changed the one that is there."""
     if is_ours(place.read, place.name):
         place.write(CARD, sharing.card(inspect_cache(reader.layout.root), place.name))
