@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from kdcli.data.sources import open_data as open_data
     from kdcli.demo.result import DemoResult
     from kdcli.distilling.result import DistillResult
+    from kdcli.exporting.push import Exported
     from kdcli.extract.config import CacheConfig as CacheConfig
     from kdcli.extract.costs import CachePlan
     from kdcli.extract.extend import ExtendResult
@@ -59,6 +60,7 @@ audit: "Verb[AuditResult]" = Verb("audit", "auditing.config:AuditConfig", "audit
 report: "Verb[ReportResult]" = Verb("report", "reporting.config:ReportConfig", "reporting.report:report")
 check_data: "Verb[CheckResult]" = Verb("check_data", "checking.config:CheckConfig", "checking.check:check")
 run_demo: "Verb[DemoResult]" = Verb("run_demo", "demo.config:DemoConfig", "verbs.steps:run_demo")
+export_push: "Verb[Exported]" = Verb("export_push", "exporting.config:ExportPushConfig", "exporting.push:push_student")
 cache_ls: "Verb[Listed]" = Verb("cache_ls", "cache.admin.config:LsConfig", "verbs.caches:cache_ls")
 cache_info: "Verb[CacheInfo]" = Verb("cache_info", "cache.admin.config:InfoConfig", "verbs.caches:cache_info")
 cache_diff: "Verb[CacheDiff]" = Verb("cache_diff", "cache.admin.config:DiffConfig", "verbs.caches:cache_diff")

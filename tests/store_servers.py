@@ -65,6 +65,7 @@ class Faulty:
         upstream.request(request.command, request.path, body, headers)
         answer = upstream.getresponse()
         data = answer.read()
+        upstream.close()
         if what == "lost":
             return
         request.send_response(answer.status)

@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import log_softmax, logsumexp, rel_entr, softmax
+from small_cache import write_cache, write_images, write_teachers
 
+from kdcli.cache.admin.inventory import inspect_cache
 from kdcli.errors import BadDataError, UsageError
 from kdcli.extract.outputs import OutputPlan, compression_error, plan_outputs, top_k
 from kdcli.models.spec import Model, open_model
@@ -281,13 +284,13 @@ def test_the_error_of_top_k_falls_with_k_and_is_that_of_rounding_for_a_sure_teac
     found = []
     for k in (1, 4, 16, 39):
         rows = plan_for(40, f"topk:{k}").derive({"logits": raw}, no_labels(8))
-        found.append(compression_error(raw, rows)["topk"]["4"])
+        found.append(compression_error(raw, rows, TEMPERATURES)["topk"]["4"])
     assert found == sorted(found, reverse=True)
     sure = raw.clone()
     sure[:, 0] = 60.01  # half precision says 60, so a probability of exp(-0.01) instead of 1
     for dtype, error in (("float16", pytest.approx(0.01, rel=0.01)), ("float32", pytest.approx(0, abs=1e-5))):
         rows = plan_for(40, "topk:1", dtype).derive({"logits": sure}, no_labels(8))
-        assert compression_error(sure, rows)["topk"]["1"] == error
+        assert compression_error(sure, rows, TEMPERATURES)["topk"]["1"] == error
 
 
 def test_top_k_has_no_error_at_a_temperature_without_logsumexp() -> None:
@@ -295,6 +298,17 @@ def test_top_k_has_no_error_at_a_temperature_without_logsumexp() -> None:
     rows = plan_for(6, "topk:2").derive({"logits": raw}, no_labels(4))
     rows["stats"]["lse"] = rows["stats"]["lse"][:, :1]
     assert set(compression_error(raw, rows, (1.0,))["topk"]) == {"1"}
+
+
+def test_a_run_measures_at_the_temperatures_that_it_keeps(tmp_path: Path) -> None:
+    data, teachers = write_images(tmp_path / "images", {"a": 6}), write_teachers(tmp_path)
+    found = []
+    for name, temperatures in (("usual.kd", (1.0, 2.0, 4.0, 5.0)), ("turned.kd", (4.0, 1.0))):
+        more = {"keep": ("logits", "topk:2"), "temperatures": temperatures, "device": "cpu"}
+        info = inspect_cache(write_cache(tmp_path / name, str(data), {"big": teachers["big"]}, **more))
+        found.append({kind: info.states[f"big/{kind}"].compression for kind in ("logits", "topk")})
+    assert found[0] == found[1]
+    assert set(found[0]["topk"]) == {"1", "4"}
 
 
 def test_importing_the_plan_needs_no_torch() -> None:

@@ -17,6 +17,7 @@ from kdcli.cli import (
     checking,
     comparing,
     distilling,
+    exporting,
     fusing,
     methods,
     probing,
@@ -74,6 +75,9 @@ _CACHE: tuple[tuple[str, Source | str, Body], ...] = (
 _DATA: tuple[tuple[str, Source | str, Body], ...] = (
     ("check", "kdcli.checking.config:CheckConfig", checking.check),
 )
+_EXPORT: tuple[tuple[str, Source | str, Body], ...] = (
+    ("push", "kdcli.exporting.config:ExportPushConfig", exporting.push),
+)
 
 app = program(
     "kd",
@@ -101,6 +105,12 @@ app = program(
             "Look at caches, check, grow, move and remove them.",
             ["kd cache ls", "kd cache info train.kd", "kd cache verify train.kd"],
             [Command(*each, complete) for each in _CACHE],
+        ),
+        group(
+            "export",
+            "Give students to others.",
+            ["kd export push runs/a hf://ORG/NAME --licence apache-2.0"],
+            [Command(*each, complete) for each in _EXPORT],
         ),
     ],
 )

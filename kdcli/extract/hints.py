@@ -121,6 +121,8 @@ HINTS: Final[dict[str, str | Callable[..., str]]] = {
     "no-writers": "Give --cache a folder that the writers share; or cache locally, then kd cache push, or copy what kd "
     "cache pack makes.",
     "push-unfinished": "Let kd cache push finish first, or give another path.",
+    "needs-licence": "Add --licence ID, by the hub's identifiers (such as cc-by-4.0), or --licence other:NAME.",
+    "no-terms": "Leave --licence and --private out.",
     "fewer-views": "Leave --views out to pull all.",
     "pack-zstd": "Use --compress gzip, or a name that ends in .zarr or .zarr.zip.",
 }

@@ -207,7 +207,7 @@ def top_k(logits: "Float32[Tensor, 'b c']", k: int) -> "tuple[Float32[Tensor, 'b
 def compression_error(
     raw_logits: "Float[Tensor, 'b c']",
     stored: Mapping[str, Mapping[str, np.ndarray]],
-    temperatures: Sequence[float] = (1.0, 2.0, 4.0, 5.0),
+    temperatures: Sequence[float],
 ) -> dict[str, dict[str, float]]:
     """What storing costs: KL(softmax of the raw logits || softmax of what is stored), the mean over images.
 

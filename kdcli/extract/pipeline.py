@@ -247,7 +247,8 @@ class TaskRunner:
             raw = worker.runner(decoded.pixels[worker.render][place], wanted)
             derived = worker.plan.derive(raw, labels, wanted)
             if teacher not in self._compression and "logits" in raw:
-                self._measure_compression(teacher, compression_error(raw["logits"], derived))
+                errors = compression_error(raw["logits"], derived, worker.plan.temperatures)
+                self._measure_compression(teacher, errors)
             for kind, arrays in derived.items():
                 kept[kind].append(arrays)
         for kind, views in kept.items():

@@ -14,6 +14,7 @@ from kdcli.cache.garbage import is_abandoned
 from kdcli.cache.keytable import KeyTable
 from kdcli.cache.layout import Layout, Manifest
 from kdcli.cache.stores.founding import adopt, found
+from kdcli.cache.stores.folders import FolderPlace
 from kdcli.cache.stores.growing import fetch_contents, growing
 from kdcli.cache.stores.leases import Pace, probe
 from kdcli.cache.stores.objects import ObjectPlace
@@ -139,8 +140,13 @@ def opened(cache: Path | str) -> Iterator[CachePlace]:
         yield FolderCache(cache)
         return
     place = open_place(cache)
-    if not isinstance(place, ObjectPlace):
+    if isinstance(place, FolderPlace):
         raise UsageError(f"{cache} is a folder, which needs no URL", f"Give {cache.removeprefix('file://')}")
+    if not isinstance(place, ObjectPlace):
+        raise UsageError(
+            f"{cache}: the hub has no conditional writes, so writers cannot share a cache there",
+            "Cache into a folder or a bucket, then kd cache push.",
+        )
     with _scratch() as root:
         here = StoreCache(place, root)
         try:

@@ -180,6 +180,19 @@ class OverwriteOption(StepConfig):
     )
 
 
+class HubOptions(StepConfig):
+    """Abstract: on which terms something goes to the Hugging Face hub."""
+
+    licence: str | None = option(
+        None, "Licence of what goes to hf://, by the hub's identifiers (cc-by-4.0, apache-2.0, ...), or other:NAME.",
+        panel="Output", metavar="ID",
+    )  # fmt: skip
+    private: bool = option(
+        False, "Where hf:// has to be made, let only its owners see it; default: as the hub does, mostly public.",
+        panel="Output",
+    )  # fmt: skip
+
+
 class DryRunOption(StepConfig):
     """Abstract: look before you leap."""
 

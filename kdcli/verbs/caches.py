@@ -1,6 +1,7 @@
 """The commands of ``kd cache``. Torch is imported by those only that run or open models and images."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -188,10 +189,19 @@ def cache_unpack(config: UnpackConfig) -> "Moved":
 
 
 def cache_push(config: PushConfig) -> "Pushed":
-    """Copy a cache to a store."""
+    """Copy a cache to a store, or to a data set of the hub."""
     from kdcli.cache.stores.push import push
+    from kdcli.cache.stores.sharing import Sharing
+    from kdcli.cards import Licence
+    from kdcli.exporting.data_card import data_card
 
-    return push(config.cache, config.to)
+    if config.licence is None:
+        if config.private:
+            raise UsageError("--private is for hf://, which takes a licence, too", "Add --licence ID.")
+        return push(config.cache, config.to)
+    licence = Licence.parse(config.licence)
+    card = partial(data_card, licence=licence)
+    return push(config.cache, config.to, Sharing(config.private, card))
 
 
 def cache_pull(config: PullConfig) -> "Moved":

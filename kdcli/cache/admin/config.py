@@ -8,6 +8,7 @@ from kdcli.options.common import (
     DataRootOption,
     DeviceOption,
     DryRunOption,
+    HubOptions,
     OneCache,
     WorkersOption,
 )
@@ -139,13 +140,13 @@ class NewCache(StepConfig):
 
 
 @final
-class PushConfig(OneCache):
+class PushConfig(OneCache, HubOptions):
     """``kd cache push``."""
 
     command: ClassVar[str] = "cache push"
 
     to: str = option(
-        ..., "s3://BUCKET/PATH, gs://BUCKET/PATH, az://CONTAINER/PATH or file:///PATH; no credentials in it.",
+        ..., "s3://BUCKET/PATH, gs://BUCKET/PATH, az://CONTAINER/PATH, file:///PATH or hf://datasets/ORG/NAME.",
         panel="Output", positional=True, metavar="DEST",
     )  # fmt: skip
 

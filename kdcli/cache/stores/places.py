@@ -41,3 +41,6 @@ class Place(ABC):
     @abstractmethod
     def create(self, path: str, data: bytes) -> bool:
         """Make an object; False, and nothing changed, when there is one."""
+
+    def flush(self) -> None:  # noqa: B027 - most places have nothing that waits
+        """Make lasting what was written, in the order in which it was; elsewhere it is at once."""

@@ -30,6 +30,7 @@ from kdcli.cache.stores.marks import (
 )
 from kdcli.cache.stores.opening import open_place
 from kdcli.cache.stores.places import Place
+from kdcli.cache.stores.sharing import Sharing, require_terms, tell_names, write_card
 from kdcli.cache.stores.transfer import copy_all, is_as_recorded, record_name, same_record
 from kdcli.documents import to_document
 from kdcli.errors import Advice, CorruptError, IdentityError, OutputExistsError, StorageError
@@ -68,29 +69,36 @@ class Pushed(Result):
         return (parts_table(self.parts),)
 
 
-def push(root: Path, url: str) -> Pushed:
+def push(root: Path, url: str, sharing: Sharing | None = None) -> Pushed:
     """Copy what is committed of a cache to a store, checking every byte against its record.
 
     Args:
         root: the cache.
         url: where to; see :func:`~kdcli.cache.stores.opening.open_place`. What is there of this cache is completed.
+        sharing: on which terms, of the hub alone.
 
     Raises:
-        UsageError: the URL names no place.
+        UsageError: the URL names no place, or terms are missing, or are not those of such a place.
         OutputExistsError: something else is there.
         IdentityError: this cache is there, and holds other bytes, or more samples or views.
         CorruptError: bytes of the cache are not those that were committed.
         StorageError: the store refuses, does not answer, or honours no conditional writes.
     """
-    place = open_place(url)
+    require_terms(url, sharing)
+    place = open_place(url, None if sharing is None else sharing.private)
     reader = CacheReader(root)
     commits = {part: committed(reader, part) for part in reader.store.parts()}
     there = manifest_in(place)
     _require_room(place, reader.manifest, there)
+    if sharing is not None:
+        tell_names(reader, sharing)
     _take(place, reader.manifest.cache_id)
     _describe(place, reader)
     sent = _Pusher(place, reader, commits).run()
+    if sharing is not None:
+        write_card(place, reader, sharing)
     _publish(place, reader, there)
+    place.flush()
     manifest = reader.manifest
     return Pushed(place.name, manifest.cache_id, manifest.backend, units(reader.store, commits), sent)
 

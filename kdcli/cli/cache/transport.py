@@ -44,16 +44,18 @@ def unpack(config: "UnpackConfig", common: "Common") -> None:
 
 
 def push(config: "PushConfig", common: "Common") -> None:
-    """Copy a cache to a bucket or a shared folder.
+    """Copy a cache to a bucket, a shared folder or the hub.
 
     Every byte is checked on the way. Blocks come first, then their records, the manifest last; a killed push is
-    completed by the same command, and so is one of a cache that has grown since. Needs the extra 'stores'
-    (file:// does not). Credentials, region and endpoint come from the environment.
+    completed by the same command, and so is one of a cache that has grown since. Needs the extra 'stores', hf:// the
+    extra 'hub', file:// none. Credentials, region and endpoint come from the environment; hf auth login logs in to the
+    hub, where --licence says what others may do, and a card (README.md) what it is.
 
     \b
     Examples:
       kd cache push food.kd s3://team/food
       kd cache push food.kd file:///mnt/share/food
+      kd cache push food.kd hf://datasets/team/food --licence cc-by-4.0
     """
     from kdcli.verbs.caches import cache_push
 
@@ -75,6 +77,7 @@ def pull(config: "PullConfig", common: "Common") -> None:
     Examples:
       kd cache pull s3://team/food --to food.kd
       kd cache pull s3://team/food --to food.kd --teacher resnet50 --keep logits --views eval
+      kd cache pull hf://datasets/team/food@v1 --to food.kd
     """
     from kdcli.verbs.caches import cache_pull
 

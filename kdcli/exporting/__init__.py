@@ -1,0 +1,1 @@
+"""``kd export``: students for others."""
