@@ -62,7 +62,7 @@ class KdError(Exception):
     """What texts call folders that stand for something else, such as a cache in a store."""
 
     def __init__(self, message: str, hint: str | Advice = "") -> None:
-        super().__init__(message)
+        super().__init__(named(message))
         self.message = " ".join(named(message).split())
         self.hint = " ".join(named(str(hint)).split())
 

@@ -49,11 +49,12 @@ class Origin(ABC):
         """
 
     @abstractmethod
-    def bring(self, chunks: Sequence[ChunkFile], recheck: bool = False) -> None:
+    def bring(self, chunks: Sequence[ChunkFile], title: str = "", recheck: bool = False) -> None:
         """Have copies of these on this machine, as many as it may keep; each is checked before it has its name.
 
         Args:
             chunks: any.
+            title: of the progress; empty: none is shown.
             recheck: read the copies that are here already, too, and compare them with their records.
 
         Raises:

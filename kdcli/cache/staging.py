@@ -6,22 +6,17 @@ has no copy of is read from the cache itself. Copies: see :mod:`kdcli.cache.copi
 
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar, final
+from typing import TypeVar
 
-import numpy as np
-from jaxtyping import Int64
-
-from kdcli.cache.arrays import sample_arrays
 from kdcli.cache.backends.base import HEADER_BYTES
 from kdcli.cache.cacheset import CacheSet
 from kdcli.cache.copies import Copies, Stage, is_recorded
-from kdcli.cache.layout import SAMPLES
 from kdcli.cache.memory import available_memory
+from kdcli.cache.needs import Needs
 from kdcli.cache.origin import ChunkFile
 from kdcli.cache.owned import CHUNK_BYTES, open_own, read_own, repair_hint
 from kdcli.cache.reader import CacheReader
@@ -37,36 +32,10 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class Needs:
-    """What a run will read of a cache.
-
-    Attributes:
-        reads: teacher -> its arrays; those of the samples are always among it.
-        rows: global rows.
-        views: numbers of views.
-    """
-
-    reads: Mapping[str, Collection[str]]
-    rows: Int64[np.ndarray, " n"]
-    views: tuple[int, ...]
-
-    def arrays(self, member: CacheReader) -> Iterator[tuple[str, str]]:
-        """(teacher or samples, array) of everything that ``member`` has of it."""
-        yield from ((SAMPLES, name) for name in sample_arrays(member.manifest))
-        for teacher, names in self.reads.items():
-            if teacher in member.teachers:
-                yield from ((teacher, name) for name in names)
-
-    def chunks(self, cache: CacheSet) -> Iterator[tuple[CacheReader, ChunkFile]]:
-        """Every written chunk that holds some of it."""
-        for number, member in enumerate(cache.members):
-            first, stop = cache.offsets[number : number + 2]
-            rows = self.rows[(self.rows >= first) & (self.rows < stop)] - first
-            for teacher, array in self.arrays(member):
-                for chunk in member.chunk_files(teacher, array, rows, self.views):
-                    yield member, chunk
+def _chunks(cache: CacheSet, needs: Needs) -> Iterator[tuple[CacheReader, ChunkFile]]:
+    for number, member in enumerate(cache.members):
+        first, stop = cache.offsets[number : number + 2]
+        yield from ((member, chunk) for chunk in needs.chunks(member, first, stop))
 
 
 # --- into the page cache ------------------------------------------------------------------------
@@ -78,7 +47,7 @@ def prewarm(cache: CacheSet, needs: Needs) -> int:
     Returns:
         Bytes read.
     """
-    paths = [member.source(chunk) for member, chunk in needs.chunks(cache)]
+    paths = [member.source(chunk) for member, chunk in _chunks(cache, needs)]
     with storage_errors(paths[0] if paths else ""):
         total = sum(path.stat().st_size for path in paths)
         if total > available_memory():
@@ -142,7 +111,7 @@ def stage(cache: CacheSet, needs: Needs, folder: Path, gigabytes: float | None =
     """
     copied, started, recheck = 0, time.perf_counter(), cache.verify == "always"
     wanted: dict[CacheReader, list[ChunkFile]] = {m: [] for m in cache.members if m.store.origin is None}
-    for member, chunk in needs.chunks(cache):
+    for member, chunk in _chunks(cache, needs):
         if member.store.origin is None:
             wanted[member].append(chunk)
     for member, chunks in wanted.items():

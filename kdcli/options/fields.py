@@ -2,11 +2,20 @@
 
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 
@@ -92,9 +101,38 @@ class Options(BaseModel):
             raise ValueError("must be a number")
         if not several and not field.is_required() and field.default is None:
             raise ValueError("is empty: give a value, or leave it out")
+        if Path in kinds and str not in kinds and any(is_url(each) for each in several):
+            raise ValueError(
+                "is in a store, and this is about a place on this machine: pull it first (kd cache pull URL --to "
+                "CACHE), and push it when it is done"
+            )
         if not all(is_possible(each) for each in several if isinstance(each, str | Path)):
             raise ValueError("has a NUL, or half a character")
         return value
+
+
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://")
+
+
+def is_url(value: object) -> bool:
+    """Whether a text is the URL of a place, and no path."""
+    return isinstance(value, str) and _URL.match(value) is not None
+
+
+def as_address(text: str) -> Path | str:
+    """A path, or the text of a URL."""
+    return text if is_url(text) else Path(text)
+
+
+Address = Annotated[
+    Path | str, BeforeValidator(lambda each: as_address(each) if isinstance(each, str) else each)
+]
+"""Where a cache is: a folder; or in a store, by its URL as text."""
+
+
+def absolute(address: Path | str) -> Path | str:
+    """The same from any working directory."""
+    return address.absolute() if isinstance(address, Path) else address
 
 
 def is_possible(value: str | Path) -> bool:

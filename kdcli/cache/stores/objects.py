@@ -81,6 +81,16 @@ class ObjectPlace(Place):
             }
         )
 
+    def editions(self, below: str) -> dict[str, str]:
+        """See the base."""
+        return self._persistently(
+            lambda: {
+                str(each["path"]): f"{each['size']} {each['e_tag'] or each['last_modified']}"
+                for batch in self._obstore.list(self._store, below)
+                for each in batch
+            }
+        )
+
     def is_empty(self) -> bool:
         """See the base."""
         with self._refusals():
