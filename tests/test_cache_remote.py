@@ -1,5 +1,6 @@
 """Caches that are read where they are, in a store: the same numbers as of a folder, or a refusal that says why."""
 
+import shutil
 import subprocess
 import sys
 import time
@@ -14,14 +15,18 @@ from cache_readers import read_all
 from conftest import Shell
 from random_cache import OUTPUTS, Form, make
 from store_servers import Faulty
-from test_cache_stores import server, store
+from test_cache_stores import HARMS, flip, server, store
 from training_place import Place, make_place
 
 from kdcli import open_cache
+from kdcli.cache import copies as copying
+from kdcli.cache.admin.audit import audit
 from kdcli.cache.cacheset import CacheSet
+from kdcli.cache.commits import compact
 from kdcli.cache.copies import Stage
+from kdcli.cache.store import Store
 from kdcli.cache.stores.push import push
-from kdcli.errors import CorruptError, UsageError
+from kdcli.errors import CacheMissingError, CorruptError, IdentityError, NoSpaceError, UsageError
 from kdcli.training.train import train_student
 
 Kd = Callable[..., Shell]
@@ -326,3 +331,81 @@ def test_an_object_deleted_under_a_reader_is_named(cache: Path, store: Any) -> N
         CorruptError, match=r"s3://bucket/c/data.zarr/teachers/t/logits/c.3.0.0 is recorded, but gone"
     ):
         opened.gather("t", "logits", ROWS[97:], 0)
+
+
+def test_a_disk_that_is_too_small_is_said_before(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copying, "available_bytes", lambda _: 100)
+    with pytest.raises(NoSpaceError, match="100 B are free") as refusal:
+        CacheSet.open([URL]).require(READS, ROWS, [0])
+    assert "--stage-limit" in refusal.value.hint
+
+
+# --- what comes from a store is anybody's, and changes ----------------------------------------------
+
+
+@pytest.fixture
+def share(tmp_path: Path) -> Path:
+    """A pushed cache in a folder."""
+    tools.fill(tmp_path / "c.kd", ("t", "u"), rows=40)
+    push(tmp_path / "c.kd", f"file://{tmp_path}/s")
+    return tmp_path / "s"
+
+
+def read(share: Path) -> CacheSet:
+    """Open it, and compare all of both teachers."""
+    opened, rows = CacheSet.open([f"file://{share}"]), np.arange(40)
+    for teacher in ("t", "u"):
+        for view in (0, 1):
+            expected = tools.logits_of(teacher, rows, view)
+            assert np.array_equal(opened.gather(teacher, "logits", rows, view), expected)
+    return opened
+
+
+@pytest.mark.parametrize("seen", ["new", "seen before"])
+@pytest.mark.parametrize("harm", HARMS)
+def test_what_is_damaged_there_is_never_read(share: Path, stage: Path, harm: str, seen: str) -> None:
+    if seen == "seen before":
+        CacheSet.open([f"file://{share}"])
+    HARMS[harm](share)
+    with pytest.raises((CorruptError, IdentityError)) as refusal:
+        read(share)
+    assert refusal.value.hint
+    assert str(share) in refusal.value.message
+    assert str(stage) not in refusal.value.message + refusal.value.hint
+
+
+@pytest.mark.parametrize(
+    "name", ["manifest.json", "editions.json", "commits/t/logits.jsonl", "teachers/t/logits.json"]
+)
+def test_what_is_touched_here_is_fetched_anew(share: Path, stage: Path, name: str) -> None:
+    read(share)
+    [root] = [path for path in stage.glob("mirrors/*") if path.is_dir()]
+    flip(root / name)
+    read(share)
+    (root / name).unlink()
+    read(share)
+    copy = next(stage.glob("*/teachers/t/logits/c.0.0.0.*"))
+    flip(copy)
+    read(share)
+    assert audit(root).ok
+
+
+def test_what_changes_there_is_followed(share: Path, tmp_path: Path) -> None:
+    whole = read(share)
+    record = share / "commits" / "t" / "logits" / "000001-0000.json"
+    kept = record.read_bytes()
+    record.unlink()
+    fewer = CacheSet.open([f"file://{share}"])
+    assert not fewer.members[0].present("t/logits", np.asarray([35]), [0])[0]
+    with pytest.raises(CacheMissingError, match=f"file://{share}"):
+        fewer.require(READS, np.arange(40), [0])
+    record.write_bytes(kept)
+    assert read(share).cache_ids == whole.cache_ids
+    shutil.rmtree(share / "teachers" / "u")
+    assert list(CacheSet.open([f"file://{share}"]).teachers) == ["t"]
+
+
+def test_a_folder_that_others_write_may_have_joined_records(share: Path, tmp_path: Path) -> None:
+    store = CacheSet.open([tmp_path / "c.kd"]).members[0].store
+    compact(Store(share, store.manifest), "t/logits")
+    read(share)
