@@ -12,6 +12,8 @@ from shutil import get_terminal_size
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any, Final, Protocol, final
 
+from kdcli.errors import named
+
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import ProgressColumn, TaskID
@@ -42,7 +44,7 @@ def shown(text: object, keep: str = "") -> str:
     def written(found: re.Match[str]) -> str:
         return found[0] if found[0] in keep else found[0].encode("unicode_escape").decode()
 
-    return _OBEYED.sub(written, str(text))
+    return _OBEYED.sub(written, named(str(text)))
 
 
 def inert(cell: object) -> object:

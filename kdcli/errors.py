@@ -58,11 +58,13 @@ class KdError(Exception):
     exit_code: int = 1
     told: bool = False
     """Whether another process of the same run tells the user."""
+    names: ClassVar[dict[str, str]] = {}
+    """What texts call folders that stand for something else, such as a cache in a store."""
 
     def __init__(self, message: str, hint: str | Advice = "") -> None:
-        super().__init__(message)
-        self.message = " ".join(message.split())
-        self.hint = " ".join(str(hint).split())
+        super().__init__(named(message))
+        self.message = " ".join(named(message).split())
+        self.hint = " ".join(named(str(hint)).split())
 
     def _render_traceback_(self) -> list[str]:
         """What a notebook shows: what is wrong and what to do, not where in kd it was found."""
@@ -71,6 +73,13 @@ class KdError(Exception):
     def document(self) -> dict[str, Any]:
         """The error as the one JSON document a ``--json`` caller reads."""
         return {"error": {"code": self.exit_code, "message": self.message, "hint": self.hint}}
+
+
+def named(text: str) -> str:
+    """A text with the names of :attr:`KdError.names`."""
+    for folder, name in KdError.names.items():
+        text = text.replace(folder, name)
+    return text
 
 
 @final

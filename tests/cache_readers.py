@@ -96,7 +96,8 @@ if __name__ == "__main__":
         resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
         load(Path(root), rest[0], 8)
     if what == "stage":
-        from kdcli.cache.staging import Needs, stage
+        from kdcli.cache.needs import Needs
+        from kdcli.cache.staging import stage
 
         cache = CacheSet.open([Path(root)])
         rows = np.arange(len(cache.labels))

@@ -18,7 +18,7 @@ from torch.nn import functional
 from training_place import Place, make_place
 
 from kdcli.cache.cacheset import CacheSet
-from kdcli.cache.staging import Needs
+from kdcli.cache.needs import Needs
 from kdcli.data.drawing import render
 from kdcli.data.sources import open_data
 from kdcli.data.views import ViewSet

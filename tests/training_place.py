@@ -52,9 +52,9 @@ class Place:
         return Ranking(cache.cache_ids[0], "parc", "features", {"size": 24, "seed": 0}, sources)
 
 
-def make_place(root: Path, views: str = "eval+train:2") -> Place:
+def make_place(root: Path, views: str = "eval+train:2", per_class: int = 8) -> Place:
     """Build it, in about a second."""
-    make_folder(root / "images", per_class=8, size=28)
+    make_folder(root / "images", per_class=per_class, size=28)
     make_folder(root / "held-out", per_class=3, size=28, seed=1)
     specs = {}
     names = ("class0", "class1", "class2")

@@ -7,6 +7,7 @@ from typing import Any, final
 import numpy as np
 from jaxtyping import Bool, Int64
 
+from kdcli.cache.copies import Stage
 from kdcli.cache.keytable import KeyTable
 from kdcli.cache.layout import SAMPLES, Manifest
 from kdcli.cache.matching import (
@@ -18,8 +19,10 @@ from kdcli.cache.matching import (
     require_same_exif,
     same_content,
 )
+from kdcli.cache.needs import Needs
 from kdcli.cache.provenance import TeacherRecord, require_known
 from kdcli.cache.reader import CacheReader
+from kdcli.cache.stores.mirror import mirrored
 from kdcli.cache.verify import VerifyMode, ensure_verified
 from kdcli.console import console
 from kdcli.errors import Advice, CacheMissingError, IdentityError, UsageError
@@ -53,8 +56,15 @@ class CacheSet:
         self._require_one_view_set()
 
     @classmethod
-    def open(cls, paths: Sequence[Path], verify: VerifyMode = "once") -> "CacheSet":
+    def open(
+        cls, paths: Sequence[Path | str], verify: VerifyMode = "once", stage: Stage | None = None
+    ) -> "CacheSet":
         """Open caches.
+
+        Args:
+            paths: folders; or URLs of caches in stores, as text.
+            verify: see the class; of a cache in a store everything is compared when it is fetched.
+            stage: where what is read of a cache in a store is kept.
 
         Raises:
             CacheMissingError: one is not there.
@@ -63,7 +73,7 @@ class CacheSet:
         """
         if not paths:
             raise UsageError("no cache given", Advice("name-a-cache"))
-        members = [CacheReader(Path(path)) for path in paths]
+        members = [CacheReader(mirrored(path, stage)) for path in paths]
         ids = [member.manifest.cache_id for member in members]
         if len(set(ids)) < len(ids):
             raise UsageError("the same cache is given twice", Advice("cache-twice"))
@@ -218,9 +228,10 @@ class CacheSet:
         self.require_kept(reads)
         usable = np.ones(len(rows), bool)
         for number, member in enumerate(self.members):
+            self._bring(number, Needs(reads, rows, tuple(views)))
             for part in _parts(member, reads):
                 missing, total = self._look(number, part, rows, list(views), usable)
-                if total and member.knows(part):
+                if total and member.knows(part) and member.store.origin is None:
                     ensure_verified(member, part, self.verify)
                 if missing:
                     names = list(reads) if part == SAMPLES else [part.partition("/")[0]]
@@ -231,6 +242,14 @@ class CacheSet:
                 f"{left_out} of {len(usable)} samples have no cached outputs (dropped bad images or not written)"
             )
         return usable
+
+    def _bring(self, number: int, needs: Needs) -> None:
+        """Fetch what is needed of a cache in a store, several chunks at a time; each is verified by that."""
+        member = self.members[number]
+        if member.store.origin is not None:
+            first, stop = self.offsets[number : number + 2]
+            chunks = list(needs.chunks(member, first, stop))
+            member.store.origin.bring(chunks, f"fetch {member.store.origin.name}", self.verify == "always")
 
     def _look(
         self,

@@ -264,14 +264,19 @@ def misfits(store: Store, commit: Commit, keys: str | None = None) -> list[Diffe
 
 
 def sizes_agree(store: Store, commit: Commit) -> bool:
-    """Whether every committed chunk is there with its recorded size (no bytes are read)."""
+    """Whether every committed chunk is there with its recorded size (no bytes are read).
+
+    Of a cache that is elsewhere: whether it is to be there. Whoever reads it finds out.
+    """
     specs = store.specs(commit.part)
     if commit.arrays.keys() != store.arrays_in(commit.part, commit.group).keys():
         return False
     rows = store.manifest.block_rows
     try:
         return all(
-            regular_size(path) == size == store.backend.file_size(rows, specs[name])
+            (size if store.origin else regular_size(path))
+            == size
+            == store.backend.file_size(rows, specs[name])
             for name, _, path, size, _ in chunk_files(store, commit)
         )
     except (FileNotFoundError, ValueError):  # ValueError: another number of views than the unit has

@@ -11,7 +11,7 @@ from kdcli.cache.layout import Manifest, Unit
 from kdcli.cache.owned import repair_hint
 from kdcli.cache.store import Store
 from kdcli.documents import to_document
-from kdcli.errors import Advice, CorruptError, KdError
+from kdcli.errors import Advice, CorruptError, KdError, named
 
 Remedy = Literal["recompute", "rewrite", "remove", "restore"]
 """What repair does: run the teacher again, write what follows from the rest, take the file out, nothing."""
@@ -121,7 +121,7 @@ class Audit:
     def document(self) -> dict[str, Any]:
         """As JSON."""
         return {
-            "cache": str(self.root),
+            "cache": named(str(self.root)),
             **to_document(self, "cache_id", "ok"),
             "complete": self.ok and not self.gaps,
             "damages": to_document(self.damages),

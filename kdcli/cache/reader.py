@@ -2,7 +2,6 @@
 
 import resource
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -12,10 +11,13 @@ from jaxtyping import Bool, Int64
 from kdcli.cache.commits import Commit, done_mask, read_commits, sizes_agree, strange_ids
 from kdcli.cache.layout import SAMPLES, load_manifest
 from kdcli.cache.memory import max_maps, prefetch
+from kdcli.cache.origin import ChunkFile
 from kdcli.cache.provenance import ArraySpec
 from kdcli.cache.store import Opened, Store
-from kdcli.errors import Advice, CacheMissingError, IdentityError
+from kdcli.errors import Advice, CacheMissingError, CorruptError, IdentityError
 
+_ATTEMPTS: Final = 4
+"""How often a copy is fetched anew that other processes remove before it is mapped."""
 _READER: Final = getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)
 
 
@@ -40,23 +42,6 @@ class Column:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class ChunkFile:
-    """A committed chunk.
-
-    Attributes:
-        path: in the cache.
-        copy_name: of a copy, below the folder that a cache is staged in; another content, another name.
-        size, crc: recorded.
-    """
-
-    path: Path
-    copy_name: str
-    size: int
-    crc: int
-
-
-@final
 class CacheReader(Opened):
     """One open cache. Cheap to pickle: workers map chunks themselves, when they first need them.
 
@@ -73,11 +58,18 @@ class CacheReader(Opened):
         self._block_rows, self._views = self.manifest.block_rows, self.manifest.views
         self._columns: dict[tuple[str, str], Column] = {}
         self._maps: dict[tuple[Column, int], np.ndarray] = {}
-        self._max_maps = max_maps()
+        self._max_maps = self._most_maps()
         self._commits: dict[str, dict[tuple[int, int], Commit]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_columns": {}, "_maps": {}}
+
+    def _most_maps(self) -> int:
+        if self.store.origin is None:
+            return max_maps()
+        rows, specs = self._block_rows, (s for part in self.store.parts() for s in self.specs(part).values())
+        largest = max(self.store.backend.file_size(rows, spec) for spec in specs)
+        return min(max_maps(), self.store.origin.most_maps(largest))
 
     def knows(self, part: str) -> bool:
         """Whether a part is the samples, or of a teacher that the cache has."""
@@ -166,7 +158,9 @@ class CacheReader(Opened):
         order = np.argsort(chunks)
         chunks, places = chunks[order], (rows - blocks * self._block_rows)[order]
         edges = [0, *(np.flatnonzero(chunks[1:] != chunks[:-1]) + 1).tolist(), len(rows)]
-        mapped = [self._chunk(column, number) for number in chunks[edges[:-1]].tolist()]
+        numbers = chunks[edges[:-1]].tolist()
+        self._bring(column, [number for number in numbers if (column, number) not in self._maps])
+        mapped = [self._chunk(column, number) for number in numbers]
         pieces = list(zip(mapped, edges[:-1], edges[1:], strict=True))
         before = disk_reads()
         if column.cold:
@@ -189,19 +183,36 @@ class CacheReader(Opened):
         if found is not None:
             return found
         block, view = divmod(number, self._views)
-        mapped = self.store.backend.map(
-            self.chunk_path(column.part, column.name, block, view), self._block_rows, column.spec
-        )
+        mapped = self._map(self._written(column.part, column.name, block, view), column.spec)
         self._maps[column, number] = mapped.reshape(self._block_rows, -1).view(column.item).reshape(-1)
         if len(self._maps) > self._max_maps:
             del self._maps[next(iter(self._maps))]  # rows come in random order: the oldest is as good as any
         column.cold = True  # nothing is known of a chunk that was just mapped
         return self._maps[column, number]
 
+    def _bring(self, column: Column, numbers: list[int]) -> None:
+        """Have several chunks of a cache that is elsewhere fetched at a time; they are mapped one by one."""
+        if self.store.origin is not None and len(numbers) > 1:
+            places = (divmod(number, self._views) for number in numbers)
+            self.store.origin.bring([self._written(column.part, column.name, *place) for place in places])
+
+    def _map(self, chunk: ChunkFile, spec: ArraySpec) -> np.ndarray:
+        for _ in range(_ATTEMPTS if self.store.origin else 0):
+            try:
+                return self.store.backend.map(self.source(chunk), self._block_rows, spec)
+            except CorruptError as error:
+                if not isinstance(error.__cause__, FileNotFoundError):
+                    raise  # else another process made room just now
+        return self.store.backend.map(self.source(chunk), self._block_rows, spec)
+
     # --- chunks as files ---------------------------------------------------------------------------
 
     def chunk_path(self, part: str, array: str, block: int, view: int) -> Path:
-        """File to read a written chunk from.
+        """File to read a written chunk from; see :meth:`source`."""
+        return self.source(self._written(part, array, block, view))
+
+    def _written(self, part: str, array: str, block: int, view: int) -> ChunkFile:
+        """A chunk that is committed.
 
         Raises:
             CacheMissingError: it is not written.
@@ -213,10 +224,16 @@ class CacheReader(Opened):
                 f"{self.layout.root}: rows {rows.start}-{rows.stop - 1} of '{part}' view {view} are not written",
                 Advice("fill-gaps"),
             )
-        return self.source(found)
+        return found
 
     def source(self, chunk: ChunkFile) -> Path:
-        """File to read a chunk from: its staged copy, where there is one."""
+        """File to read a chunk from: its staged copy, where there is one; of a cache elsewhere always a copy.
+
+        Raises:
+            KdError: a copy has to be fetched, and cannot be.
+        """
+        if self.store.origin is not None:
+            return self.store.origin.copy(chunk)
         if self.staged is not None and (copy := self.staged / chunk.copy_name).is_file():
             return copy
         return chunk.path

@@ -9,8 +9,8 @@ from jaxtyping import Int32, Int64
 
 from kdcli.cache.cacheset import CacheSet
 from kdcli.cache.memory import SharedBytes, available_memory
+from kdcli.cache.needs import Needs
 from kdcli.cache.provenance import ArraySpec
-from kdcli.cache.staging import Needs
 from kdcli.console import console, size
 from kdcli.errors import Advice, DeviceError
 

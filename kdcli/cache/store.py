@@ -15,6 +15,7 @@ from kdcli.cache.backends.hdf5 import HDF5Backend
 from kdcli.cache.backends.zarr import ZarrBackend
 from kdcli.cache.keytable import KeyTable, block_digest
 from kdcli.cache.layout import SAMPLES, BackendName, Layout, Manifest
+from kdcli.cache.origin import origin_of
 from kdcli.cache.owned import CHUNK_BYTES, read_own, repair_hint, require_unlinked
 from kdcli.cache.provenance import ArraySpec, OutputRecord, TeacherRecord, read_record, seal
 from kdcli.errors import Advice, CorruptError, IdentityError, StorageError, UsageError
@@ -34,6 +35,7 @@ class Store:
         layout: paths of the bookkeeping.
         manifest: what the cache is.
         backend: how its chunks are stored.
+        origin: where they come from; None: they are in the folder.
         teachers: records by name, as they were when the store was opened or :meth:`refresh` was called.
 
     Args:
@@ -46,7 +48,7 @@ class Store:
         self, root: Path, manifest: Manifest, teachers: dict[str, TeacherRecord] | None = None
     ) -> None:
         self.layout, self.manifest = Layout(root), manifest
-        self.backend = BACKENDS[manifest.backend]
+        self.backend, self.origin = BACKENDS[manifest.backend], origin_of(root)
         require_unlinked(root, self._common_folders())
         self.teachers = load_teachers(self.layout) if teachers is None else teachers
         for record in self.teachers.values():
@@ -148,7 +150,10 @@ class Store:
 
     def inspect(self, path: Path) -> Inspection:
         """Read a chunk and say what it is."""
-        return self.backend.inspect(path)
+        if self.origin is None:
+            return self.backend.inspect(path)
+        with storage_errors(path):
+            return self.backend.judge(self.origin.read(path))
 
     # --- arrays of whole data sets ---------------------------------------------------------------
 

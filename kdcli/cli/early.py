@@ -12,7 +12,7 @@ from typing import Any
 from kdcli.errors import NotFoundError
 from kdcli.files import beside
 from kdcli.options.command import Command, OptionField
-from kdcli.options.fields import is_possible
+from kdcli.options.fields import is_possible, is_url
 
 Given = Mapping[str, list[str]]
 """The words of a line, by field."""
@@ -74,7 +74,11 @@ def _look_for_data(text: str, given: Given) -> None:
 
 
 def _look_for_cache(text: str, given: Given) -> None:
-    if not (Path(text) / "manifest.json").is_file():
+    if is_url(text):
+        from kdcli.cache.stores.opening import open_place
+
+        open_place(text)
+    elif not (Path(text) / "manifest.json").is_file():
         from kdcli.cache.layout import load_manifest
 
         load_manifest(Path(text))
@@ -82,7 +86,7 @@ def _look_for_cache(text: str, given: Given) -> None:
 
 def _look_for_anything(text: str, given: Given) -> None:
     path = Path(text)
-    if not os.path.lexists(path):
+    if not is_url(text) and not os.path.lexists(path):
         raise NotFoundError(
             f"{path} does not exist.{beside(path)}", "Check the path; --help says what is read."
         )

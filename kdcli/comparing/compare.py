@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from kdcli.cache.cacheset import CacheSet, only_location
+from kdcli.cache.copies import Stage
 from kdcli.comparing.answers import (
     EVAL_VIEW,
     Answers,
@@ -51,7 +52,11 @@ def compare(config: CompareConfig) -> CompareResult:
         StoppedEarly: a signal arrived while models were run.
     """
     kept = None if config.out is None else Kept(config.out)
-    caches = CacheSet.open(config.cache, config.verify) if config.cache else None
+    caches = (
+        CacheSet.open(config.cache, config.verify, Stage.told(gigabytes=config.stage_limit))
+        if config.cache
+        else None
+    )
     field = read_field(config, caches)
     teachers, students = (
         chosen(field.bases, given, option)

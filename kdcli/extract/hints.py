@@ -102,7 +102,7 @@ HINTS: Final[dict[str, str | Callable[..., str]]] = {
     "restore-output": "Restore it from a copy; or remove it and run the kd cache-teachers command that made it again: "
     "what is computed is found again if the output is the same.",
     "not-resident": "Leave --resident out, or use --prewarm: rows are then read from the cache as they are needed.",
-    "small-stage": "Give --stage a larger disk, or leave it out.",
+    "small-stage": "Set --stage, or KD_STAGE, to a larger disk; or give --stage-limit.",
     "holder": "Let it finish, or stop it, then run the same command again; kd cache info {cache} shows who holds what.",
     "busy": "Let them finish or stop them first; --force removes it under their hands.",
     "merge": "kd cache merge A B --to ALL",

@@ -13,8 +13,8 @@ from kdcli.cache.filling import Filling
 from kdcli.cache.garbage import is_abandoned
 from kdcli.cache.keytable import KeyTable
 from kdcli.cache.layout import Layout, Manifest
-from kdcli.cache.stores.founding import adopt, found
 from kdcli.cache.stores.folders import FolderPlace
+from kdcli.cache.stores.founding import adopt, found
 from kdcli.cache.stores.growing import fetch_contents, growing
 from kdcli.cache.stores.leases import Pace, probe
 from kdcli.cache.stores.objects import ObjectPlace

@@ -6,8 +6,10 @@ when the command is used, not when ``kd --help`` lists it.
 
 import inspect
 import pkgutil
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import (
     TYPE_CHECKING,
@@ -53,6 +55,7 @@ WIDTH = 100
 """Columns that ``--help`` takes at most."""
 _NAMES = {int: "N", float: "X", str: "TEXT"}
 _SHORT = 40
+_FROM_URL = re.compile(r"[a-z][a-z0-9+.-]+:/(?=[^/])")
 
 
 class Source(Protocol):
@@ -213,9 +216,16 @@ def given_on(fields: "Mapping[str, OptionField]", values: Given) -> dict[str, An
         if field.mark("comma"):
             value = [word.strip() for word in value.split(",") if word.strip()]
         elif field.several:
+            value = tuple(map(_as_told, value))
             value = value[0] if len(value) == 1 and not field.always_several else tuple(value)
-        given[name] = value
+        given[name] = _as_told(value)
     return given
+
+
+def _as_told(value: Any) -> Any:
+    """A URL for what typer made a path of, so that it is refused by its name."""
+    found = _FROM_URL.match(str(value)) if isinstance(value, Path) else None
+    return value if found is None else f"{found[0]}/{str(value)[found.end() :]}"
 
 
 # --- one parameter ----------------------------------------------------------------------------

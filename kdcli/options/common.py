@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, field_validator
 
 from kdcli.errors import UsageError
 from kdcli.geometry import EvalGeometry
-from kdcli.options.fields import StepConfig, option
+from kdcli.options.fields import Address, StepConfig, option
 from kdcli.types import AmpName
 
 MOST_WORKERS: Final = 1024
@@ -47,18 +47,37 @@ class NoOptions(StepConfig):
     """Of a command that takes what all commands take, and no more."""
 
 
-class CachesOption(StepConfig):
+class StageOption(StepConfig):
+    """Abstract: what is kept here of a cache in a store."""
+
+    stage_limit: float | None = option(
+        None, "Most GB that is kept on this disk of caches in stores, in $KD_STAGE or the user's cache folder; "
+        "default: what the disk has.",
+        panel="Data", metavar="GB", gt=0, mechanical=True, shared=True,
+    )  # fmt: skip
+
+
+class CachesOption(StageOption):
     """Abstract: caches to read."""
 
-    cache: tuple[Path, ...] = option(
-        (), "Cache folder. Repeatable.", panel="Data", first=True, shared=True, there="cache"
-    )
+    cache: tuple[Address, ...] = option(
+        (), "Cache folder, or s3://, gs://, az://BUCKET/PATH, file:///PATH of a pushed one. Repeatable.",
+        panel="Data", first=True, shared=True, there="cache", metavar="PATH",
+    )  # fmt: skip
 
 
 class OneCache(StepConfig):
     """Abstract: the cache that a command is about."""
 
     cache: Path = option(..., "Cache folder.", panel="Data", positional=True, first=True)
+
+
+class OneCacheRead(StepConfig):
+    """Abstract: the cache that a command reads."""
+
+    cache: Address = option(
+        ..., "Cache folder, or URL of a pushed one.", panel="Data", positional=True, first=True
+    )
 
 
 class DataRootOption(StepConfig):

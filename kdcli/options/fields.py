@@ -103,6 +103,11 @@ class Options(BaseModel):
             raise ValueError("must be a number")
         if not several and not field.is_required() and field.default is None:
             raise ValueError("is empty: give a value, or leave it out")
+        if Path in kinds and str not in kinds and any(is_url(each) for each in several):
+            raise ValueError(
+                "is in a store, and this is about a place on this machine: pull it first (kd cache pull URL --to "
+                "CACHE), and push it when it is done"
+            )
         if not all(is_possible(each) for each in several if isinstance(each, str | Path)):
             raise ValueError("has a NUL, or half a character")
         return value
@@ -125,6 +130,11 @@ Address = Annotated[
     Path | str, BeforeValidator(lambda each: as_address(each) if isinstance(each, str) else each)
 ]
 """Where a cache is: a folder; or in a store, by its URL as text."""
+
+
+def absolute(address: Path | str) -> Path | str:
+    """The same from any working directory."""
+    return address.absolute() if isinstance(address, Path) else address
 
 
 def is_possible(value: str | Path) -> bool:

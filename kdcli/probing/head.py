@@ -16,6 +16,7 @@ from kdcli.data.sources import open_data
 from kdcli.documents import from_document
 from kdcli.errors import BadDataError, KdError, NotFoundError, nearest
 from kdcli.files import storage_errors
+from kdcli.options.fields import as_address
 from kdcli.probing.config import ProbeConfig
 from kdcli.probing.marks import Marks, mark
 from kdcli.probing.representations import EXPORT, Representation, RunModel
@@ -124,7 +125,7 @@ def _names_of(
     if own is not None and _is_own(representation, weight):
         return own
     own_run = _recorded(run)
-    for caches in (config.cache, tuple(map(Path, own_run.cache))):
+    for caches in (config.cache, tuple(map(as_address, own_run.cache))):
         try:
             teachers = CacheSet.open(caches, "never").teachers if caches else {}
         except KdError as error:

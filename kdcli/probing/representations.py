@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from kdcli.cache.cacheset import CacheSet
+from kdcli.cache.copies import Stage
 from kdcli.cache.provenance import TeacherRecord
 from kdcli.data.sources import ImageData
 from kdcli.errors import NotFoundError, UsageError, nearest
@@ -181,7 +182,7 @@ def open_representations(config: ProbeConfig) -> list[Representation]:
     _require_some(config)
     found: list[Representation] = []
     if config.teacher:
-        caches = CacheSet.open(config.cache, config.verify)
+        caches = CacheSet.open(config.cache, config.verify, Stage.told(gigabytes=config.stage_limit))
         found += [CachedTeacher(caches, caches.teacher(name)) for name in config.teacher]
     for word in config.model:
         found += _read_word(word, config)

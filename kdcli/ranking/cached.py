@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from kdcli.cache.cacheset import CacheSet
+from kdcli.cache.copies import Stage
 from kdcli.cache.fingerprints import fingerprints
 from kdcli.data.sources import ImageData, open_data
 from kdcli.errors import BadDataError, CacheMissingError, NotFoundError
@@ -85,7 +86,7 @@ def open_cached(config: RankConfig, needed: OutputKind, wanted: Sequence[OutputK
         NotFoundError: a teacher named is not in the cache.
         BadDataError: no labels.
     """
-    caches = CacheSet.open(config.cache, config.verify)
+    caches = CacheSet.open(config.cache, config.verify, Stage.told(gigabytes=config.stage_limit))
     names = _chosen_teachers(caches, config)
     caches.require_kept({name: [needed] for name in names})
     kept = tuple(

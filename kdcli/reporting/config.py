@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import ClassVar, Literal, final
 
 from kdcli.options.common import DataOptions, ForwardOptions, SeedOption, VerifyOption
-from kdcli.options.fields import option
+from kdcli.options.fields import Address, option
 
 
 @final
@@ -13,8 +13,8 @@ class ReportConfig(DataOptions, SeedOption, ForwardOptions, VerifyOption):
 
     command: ClassVar[str] = "report"
 
-    inputs: tuple[Path, ...] = option(
-        ..., "Runs, sweeps, joint teachers, caches, comparisons, --json documents, or folders of these.",
+    inputs: tuple[Address, ...] = option(
+        ..., "Runs, sweeps, joint teachers, caches (also by URL), comparisons, --json documents, or folders of these.",
         panel="Data", positional=True, metavar="RUN_OR_RESULT", min_length=1, there="anything",
     )  # fmt: skip
     data: str | None = option(

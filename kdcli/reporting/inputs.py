@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar, final
 
 from kdcli.cache.owned import looks_like_cache
+from kdcli.cache.stores.mirror import mirrored
 from kdcli.console import console
 from kdcli.errors import BadDataError, NotFoundError, nearest
 from kdcli.files import real_path, storage_errors
@@ -61,7 +62,7 @@ class _Seen:
         return not known
 
 
-def read_inputs(places: Sequence[Path]) -> Material:
+def read_inputs(places: Sequence[Path | str]) -> Material:
     """Read everything; folders that are nothing themselves are searched.
 
     Raises:
@@ -71,7 +72,7 @@ def read_inputs(places: Sequence[Path]) -> Material:
     """
     material = Material()
     seen = _Seen()
-    for place in places:
+    for place in map(mirrored, places):
         if not os.path.lexists(place):
             names = [each.name for each in place.absolute().parent.glob("*")]
             raise NotFoundError(f"{place} does not exist.{nearest(place.name, names)}", _KINDS)

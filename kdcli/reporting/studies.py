@@ -8,6 +8,7 @@ from typing import Any
 
 from kdcli.cache.admin.inventory import CacheInfo, PartState, inspect_cache
 from kdcli.console import size
+from kdcli.errors import named
 from kdcli.extract.config import CacheConfig
 from kdcli.models.properties import parameters_of
 from kdcli.reporting import charts
@@ -145,7 +146,7 @@ def cache_section(caches: Sequence[CacheInfo]) -> Section | None:
     if not caches:
         return None
     columns: Columns = {
-        Column("Cache", "name"): lambda info: Cell(str(info.path), info.path.name),
+        Column("Cache", "name"): lambda info: Cell(named(str(info.path)), info.name),
         Column("Data", "text"): lambda info: word(" ++ ".join(each.spec for each in info.manifest.segments)),
         Column("Images"): lambda info: number(info.manifest.samples, 0),
         Column("Views", setting=True): lambda info: number(info.manifest.views, 0),
@@ -169,7 +170,7 @@ def _teachers(caches: Sequence[CacheInfo]) -> Table:
     ]
     columns: Columns = {
         Column("Teacher", "name"): lambda row: word(row[1].name),
-        Column("Cache", "text", setting=True): lambda row: word(row[0].path.name),
+        Column("Cache", "text", setting=True): lambda row: word(row[0].name),
         Column("Architecture", "text", setting=True): lambda row: word(row[1].architecture),
         Column("Parameters, M"): lambda row: number(
             parameters_of(row[1].architecture, row[1].num_classes), 2, 1e6
@@ -191,7 +192,7 @@ def _done(states: Sequence[PartState]) -> float | None:
 def cache_commands(caches: Sequence[CacheInfo]) -> list[Command]:
     """The command that made each cache, where its options are known."""
     return [
-        Command(info.path.name, line, sum(state.seconds for state in info.states.values()))
+        Command(info.name, line, sum(state.seconds for state in info.states.values()))
         for info in caches
         if (line := line_of(CacheConfig, info.manifest.created.get("config", {}))) is not None
     ]

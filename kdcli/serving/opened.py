@@ -11,9 +11,11 @@ from jaxtyping import Int64, Shaped
 from torch import Tensor
 
 from kdcli.cache.cacheset import CacheSet
+from kdcli.cache.copies import Stage
 from kdcli.cache.keytable import KeyTable
 from kdcli.cache.layout import SAMPLES
 from kdcli.errors import CacheMissingError, NotFoundError, nearest
+from kdcli.options.fields import as_address
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
@@ -21,15 +23,21 @@ if TYPE_CHECKING:
     from kdcli.serving.images import CachedImages, Item, Student
 
 
-def open_cache(*paths: "str | os.PathLike[str]") -> "OpenCache":
+def open_cache(*paths: "str | os.PathLike[str]", stage_limit: float | None = None) -> "OpenCache":
     """Open a cache, or several as one.
+
+    Args:
+        paths: folders, or URLs of pushed caches: what is read of these is kept in $KD_STAGE, or in the user's cache
+            folder.
+        stage_limit: most GB that is kept there.
 
     Raises:
         CacheMissingError: one is not there.
         CorruptError, IdentityError: one is not what its manifest says, or they are of different teachers.
         UsageError: none is given, or one twice.
     """
-    return OpenCache(CacheSet.open([Path(path) for path in paths]))
+    places = [Path(path) if isinstance(path, os.PathLike) else as_address(path) for path in paths]
+    return OpenCache(CacheSet.open(places, stage=Stage.told(gigabytes=stage_limit)))
 
 
 @final

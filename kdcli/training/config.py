@@ -170,7 +170,7 @@ class StudentConfig(
     out: Path = _run(..., "Output folder of the run.", mechanical=True, there="free")
     stage: Path | None = _run(
         None,
-        "Copy what is read of the cache to this local disk first.",
+        "Copy what is read of the cache to this local disk first; caches in stores are kept there, too.",
         mechanical=True,
         metavar="DIR",
         shared=True,

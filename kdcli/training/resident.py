@@ -10,8 +10,9 @@ from jaxtyping import Int32, Int64, UInt8
 from torch import Tensor
 
 from kdcli.cache.cacheset import CacheSet
+from kdcli.cache.needs import Needs
 from kdcli.cache.resident import Table, copy_rows, hold, require_room, slots_of, tables_of
-from kdcli.cache.staging import Needs, prewarm
+from kdcli.cache.staging import prewarm
 from kdcli.console import console, size
 from kdcli.errors import DeviceError, KdError
 from kdcli.methods.batch import Batch

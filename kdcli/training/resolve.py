@@ -2,12 +2,15 @@
 
 import functools
 from dataclasses import replace
+from pathlib import Path
 from typing import final
 
 import numpy as np
 
 from kdcli.cache.cacheset import CacheSet
-from kdcli.cache.staging import Needs, stage
+from kdcli.cache.copies import Stage
+from kdcli.cache.needs import Needs
+from kdcli.cache.staging import stage
 from kdcli.data.sources import ImageData, open_data
 from kdcli.data.views import ViewSet
 from kdcli.errors import CacheMissingError, UsageError
@@ -15,6 +18,7 @@ from kdcli.geometry import EvalGeometry
 from kdcli.methods.base import Origin, Settings, Setup, find_method
 from kdcli.models.arguments import parse_arguments
 from kdcli.models.spec import ModelSpec, require_known_arguments
+from kdcli.options.fields import absolute
 from kdcli.training.classes import Classes, classes_of, columns_of
 from kdcli.training.config import StudentConfig
 from kdcli.training.lower import Lower, choose_lower
@@ -66,8 +70,12 @@ class Sources:
 
     def __init__(self, data: OpenData | None = None) -> None:
         self.data: OpenData = data or functools.cache(open_data)
-        self.cache = functools.cache(CacheSet.open)
+        self._open = functools.cache(CacheSet.open)
         self.unreadable = functools.cache(unreadable)
+
+    def cache(self, paths: tuple[Path | str, ...], config: StudentConfig) -> CacheSet:
+        """Caches as one, opened as a student's options say."""
+        return self._open(paths, config.verify, Stage.told(config.stage, config.stage_limit))
 
 
 def make_plan(
@@ -158,7 +166,7 @@ class _Draft:
         self.device = resolve_device(config.device, config.amp, processes)
         self.pins, self.processes, self.sources = pins, processes, sources
         self.student = ModelSpec.parse(config.student)
-        self.cache = sources.cache(config.cache, config.verify) if self.config.cache else None
+        self.cache = sources.cache(config.cache, config) if self.config.cache else None
         self.teachers: Teachers | None = None
         self.recording: Recording | None = None
         self.sets: tuple[NamedSet, ...] = ()
@@ -292,7 +300,7 @@ class _Draft:
         if self.lower is not None:
             reads = self.lower.with_maps(reads)
         if config.stage is not None:
-            stage(cache, Needs(reads, rows, views), config.stage)
+            stage(cache, Needs(reads, rows, views), config.stage, config.stage_limit)
         usable = cache.require(reads, rows, views, config.allow_partial)
         if not usable.any():
             raise CacheMissingError(
@@ -366,7 +374,7 @@ class _Draft:
                 "init": NEAREST_SOURCE if config.init == NEAREST_SOURCE else self.start.init,
                 "teacher": () if self.teachers is None else tuple(self.teachers.records),
                 "recipe": self.rule.views.recipe,
-                "cache": tuple(path.absolute() for path in config.cache),
+                "cache": tuple(map(absolute, config.cache)),
                 "out": config.out.absolute(),
                 "data_root": None if config.data_root is None else config.data_root.absolute(),
             }

@@ -89,7 +89,7 @@ def _train(config: StudentConfig, ranking: Ranking | None, ranks: Ranks) -> Trai
         if not config.overwrite:
             require_same_identity(out, sequence.identity())
         stored = None if config.overwrite else finished_result(out)
-        lone = [sources.cache((path,), config.verify) for path in config.cache]
+        lone = [sources.cache((path,), config) for path in config.cache]
         if stored is not None and _complete(stored):
             console.note(f"{out} is finished; nothing to do")
             return TrainResult.from_document(stored)

@@ -15,6 +15,7 @@ from kdcli.console import console
 from kdcli.data.sources import ImageData
 from kdcli.errors import UsageError
 from kdcli.methods.base import find_method
+from kdcli.options.fields import absolute
 from kdcli.training.classes import Classes
 from kdcli.training.config import StudentConfig
 from kdcli.training.gains import cached_predictions, predicting_array
@@ -44,7 +45,7 @@ class Stages:
 
     config: StudentConfig
     ranking: Ranking | None
-    training: tuple[Path, ...]
+    training: tuple[Path | str, ...]
     plans: Mapping[str, Plan]
     by: str
     scores: Mapping[str, float]
@@ -81,7 +82,7 @@ class Stages:
         """The first stage's plan with the configuration and ranking of the sequence."""
         changes = {
             "out": self.config.out.absolute(),
-            "cache": tuple(path.absolute() for path in self.config.cache),
+            "cache": tuple(map(absolute, self.config.cache)),
             **{name: getattr(self.config, name) for name in ("sequential", "overwrite", "stage", "ranking")},
             "teacher": tuple(self.plans),
         }
@@ -93,7 +94,7 @@ def arrange(config: StudentConfig, ranking: Ranking | None, processes: int, sour
     data = sources.data(config.first_data, data_root=config.data_root, download=config.download)
     training = _with_training_images(config, data, sources)
     if ranking is not None:
-        require_within_labels(ranking, sources.cache(training, config.verify), data, config)
+        require_within_labels(ranking, sources.cache(training, config), data, config)
     pins = Pins() if config.overwrite else read_pins(config.out)
     plans = {}
     with _quietly():  # each stage says it again, when it is trained
@@ -118,7 +119,7 @@ def _require_alone(name: str, plan: Plan) -> None:
         )
 
 
-def _with_training_images(config: StudentConfig, data: ImageData, sources: Sources) -> tuple[Path, ...]:
+def _with_training_images(config: StudentConfig, data: ImageData, sources: Sources) -> tuple[Path | str, ...]:
     """The caches to train from. One that holds none of the images is there for the test data only.
 
     Read together with the others it would cut the training views down to those that it has, too.
@@ -126,7 +127,7 @@ def _with_training_images(config: StudentConfig, data: ImageData, sources: Sourc
     if len(config.cache) < 2:
         return config.cache
     found = tuple(
-        path for path in config.cache if _holds_some(sources.cache((path,), config.verify).members[0], data)
+        path for path in config.cache if _holds_some(sources.cache((path,), config).members[0], data)
     )
     return found or config.cache
 
@@ -143,7 +144,7 @@ def _holds_some(member: CacheReader, data: ImageData) -> bool:
 def _names(
     config: StudentConfig,
     ranking: Ranking | None,
-    training: tuple[Path, ...],
+    training: tuple[Path | str, ...],
     pins: Pins,
     sources: Sources,
 ) -> tuple[str, ...]:
@@ -160,7 +161,7 @@ def _names(
         )
     names = tuple(dict.fromkeys(config.teacher)) or ranked or pins.teachers
     if not names and training:
-        names = tuple(sources.cache(training, config.verify).teachers)
+        names = tuple(sources.cache(training, config).teachers)
     if len(names) < 2:
         raise UsageError(
             f"--sequential needs two teachers or more, and there is {'one' if names else 'none'}",
@@ -214,7 +215,7 @@ def _ordered(config: StudentConfig, names: Sequence[str], scores: Mapping[str, f
 
 
 def stage_config(
-    config: StudentConfig, training: tuple[Path, ...], name: str, out: Path, init: str | None
+    config: StudentConfig, training: tuple[Path | str, ...], name: str, out: Path, init: str | None
 ) -> StudentConfig:
     """The configuration of one stage: a run like any other."""
     ranked = find_method(config.method).ranked

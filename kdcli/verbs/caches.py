@@ -20,12 +20,12 @@ from kdcli.cache.admin.config import (
     UnpackConfig,
     VerifyConfig,
 )
-from kdcli.errors import UsageError
+from kdcli.errors import KdError, UsageError
 from kdcli.verbs.results import Listed
 
 if TYPE_CHECKING:
     from kdcli.cache.admin.diff import CacheDiff
-    from kdcli.cache.admin.inventory import CacheInfo
+    from kdcli.cache.admin.inventory import CacheInfo, CacheSummary, Unreadable
     from kdcli.cache.admin.moving import Moved
     from kdcli.cache.admin.remove import Removal
     from kdcli.cache.stores.push import Pushed
@@ -35,12 +35,24 @@ if TYPE_CHECKING:
     from kdcli.extract.repair import RepairResult
 
 
+def caches_of(config: LsConfig) -> "list[CacheSummary | Unreadable]":
+    """What :func:`cache_ls` lists: those in and below folders, then those in stores."""
+    from kdcli.cache.admin.inventory import Unreadable, find_caches, summarise
+    from kdcli.cache.stores.mirror import mirrored
+
+    folders = [each for each in config.paths or (Path(),) if isinstance(each, Path)]
+    found = [summarise(path) for path in find_caches(folders)]
+    for url in (each for each in config.paths if isinstance(each, str)):
+        try:
+            found.append(replace(summarise(mirrored(url)), path=url))
+        except KdError as error:
+            found.append(Unreadable(url, error))
+    return found
+
+
 def cache_ls(config: LsConfig) -> Listed:
     """List the caches in and below folders; one that cannot be read with the reason."""
-    from kdcli.cache.admin.inventory import find_caches, summarise
-
-    found = [summarise(path).document() for path in find_caches(config.paths or (Path(),))]
-    return Listed("caches", tuple(found), {})
+    return Listed("caches", tuple(each.document() for each in caches_of(config)), {})
 
 
 def cache_info(config: InfoConfig) -> "CacheInfo":
@@ -49,13 +61,19 @@ def cache_info(config: InfoConfig) -> "CacheInfo":
     Raises:
         UsageError: ``watch`` draws on a terminal.
     """
-    from kdcli.cache.admin.inventory import inspect_cache
-
     if config.watch or config.every is not None:
         raise UsageError(
             "watch= follows writers on a terminal", "Call it again; or: kd cache info CACHE --watch"
         )
-    return inspect_cache(config.cache)
+    return info_of(config)
+
+
+def info_of(config: InfoConfig) -> "CacheInfo":
+    """What there is to say about a cache, once."""
+    from kdcli.cache.admin.inventory import inspect_cache
+    from kdcli.cache.stores.mirror import mirrored
+
+    return replace(inspect_cache(mirrored(config.cache)), path=config.cache)
 
 
 def cache_diff(config: DiffConfig) -> "CacheDiff":
@@ -121,20 +139,20 @@ def cache_verify(config: VerifyConfig) -> Listed:
         IdentityError: with ``live``, a teacher gives other outputs than those cached.
     """
     from kdcli.cache.admin.audit import audit
+    from kdcli.cache.stores.mirror import mirrored
     from kdcli.extract.canary import require_close, run_canary
     from kdcli.extract.rerun import Sources
     from kdcli.extract.teachers import name_teachers
 
     moved = name_teachers([text for text in config.teacher if "=" in text])
     names = [*(text for text in config.teacher if "=" not in text), *moved]
-    found = audit(config.cache, names)
+    root = mirrored(config.cache)
+    found = audit(root, names)
     more = found.document()
     damages = more.pop("damages")
     if config.live and found.ok:
-        compared = run_canary(
-            config.cache, Sources(config.data, moved, config.data_root, config.device), names
-        )
-        require_close(config.cache, compared)
+        compared = run_canary(root, Sources(config.data, moved, config.data_root, config.device), names)
+        require_close(root, compared)
         more["live"] = [comparison.document() for comparison in compared]
     return Listed("damages", tuple(damages), more)
 

@@ -10,6 +10,7 @@ from kdcli.options.common import (
     DryRunOption,
     HubOptions,
     OneCache,
+    OneCacheRead,
     WorkersOption,
 )
 from kdcli.options.fields import Address, StepConfig, option
@@ -21,14 +22,14 @@ class LsConfig(StepConfig):
 
     command: ClassVar[str] = "cache ls"
 
-    paths: tuple[Path, ...] = option(
-        (), "Folders to search, or caches; default: this folder.",
+    paths: tuple[Address, ...] = option(
+        (), "Folders to search, caches, or URLs of pushed ones; default: this folder.",
         panel="Data", positional=True, metavar="PATH",
     )  # fmt: skip
 
 
 @final
-class InfoConfig(OneCache):
+class InfoConfig(OneCacheRead):
     """``kd cache info``."""
 
     command: ClassVar[str] = "cache info"
@@ -76,7 +77,7 @@ class RmConfig(OneCache):
 
 
 @final
-class VerifyConfig(OneCache, DataRootOption, DeviceOption):
+class VerifyConfig(OneCacheRead, DataRootOption, DeviceOption):
     """``kd cache verify``."""
 
     command: ClassVar[str] = "cache verify"

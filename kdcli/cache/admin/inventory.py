@@ -15,7 +15,7 @@ from kdcli.cache.owned import looks_like_cache
 from kdcli.cache.provenance import TeacherRecord
 from kdcli.cache.store import Store
 from kdcli.documents import to_document
-from kdcli.errors import Advice, CacheMissingError, KdError, StorageError
+from kdcli.errors import Advice, CacheMissingError, KdError, StorageError, named
 from kdcli.files import beside, real_path, storage_errors
 from kdcli.results import Result
 
@@ -106,9 +106,10 @@ def _walk(folder: Path) -> Iterator[Path]:
 @final
 @dataclass(frozen=True, slots=True)
 class CacheSummary:
-    """A cache in one line. ``written`` is when its manifest or a commit record last changed, Unix seconds."""
+    """A cache in one line. ``written`` is when its manifest or a commit record last changed, Unix seconds; of a cache
+    in a store, when that was seen here."""
 
-    path: Path
+    path: Path | str
     manifest: Manifest
     teachers: tuple[str, ...]
     done: int
@@ -135,7 +136,7 @@ class CacheSummary:
 class Unreadable:
     """A cache that cannot be read, and why."""
 
-    path: Path
+    path: Path | str
     error: KdError
 
     def document(self) -> dict[str, Any]:
@@ -153,6 +154,7 @@ def summarise(path: Path) -> CacheSummary | Unreadable:
     except KdError as error:
         return Unreadable(path, error)
     done, total = sum(state.done for state in states), sum(state.total for state in states)
+    used += sum(state.bytes for state in states) if store.origin else 0
     return CacheSummary(path, store.manifest, tuple(store.teachers), done, total, used, written)
 
 
@@ -249,13 +251,18 @@ class CacheInfo(Result):
 
     bars: ClassVar = ("part", "bytes")
 
-    path: Path
+    path: Path | str
     manifest: Manifest
     teachers: dict[str, TeacherRecord]
     states: dict[str, PartState]
     dropped: tuple[Dropped, ...]
     bytes: int
     writers: dict[Writer, int]
+
+    @property
+    def name(self) -> str:
+        """The last part of its path or URL."""
+        return named(str(self.path)).rpartition("/")[2]
 
     @property
     def done(self) -> int:
@@ -324,6 +331,7 @@ def inspect_cache(root: Path) -> CacheInfo:
     with storage_errors(root):
         states = {part: state_of(store, part) for part in store.parts()}
         used, _ = disk_usage(root)
+        used += sum(state.bytes for state in states.values()) if store.origin else 0
         reasons: dict[int, str] = {}
         for state in states.values():
             reasons |= state.absent

@@ -1,10 +1,11 @@
 """Places in folders, as of a shared disk. Nothing in them is reached by a link."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import final
 
-from kdcli.cache.owned import read_own, regular_size, require_unlinked
+from kdcli.cache.owned import read_own, regular_size, require_unlinked, stamp_of
 from kdcli.cache.stores.places import Place
 from kdcli.errors import CorruptError
 from kdcli.files import atomic_write_bytes, create_text, make_folder, storage_errors
@@ -32,6 +33,14 @@ class FolderPlace(Place):
                 if size < 0:
                     raise CorruptError(f"{path} is no regular file", "Put the file itself in its place.")
                 found[path.relative_to(self._root).as_posix()] = size
+        return found
+
+    def editions(self, below: str) -> dict[str, str]:
+        """See the base."""
+        found = {}
+        for name in self.sizes(below):
+            with suppress(FileNotFoundError):  # joined with others meanwhile
+                found[name] = stamp_of(self._root / name)
         return found
 
     def is_empty(self, but: str) -> bool:

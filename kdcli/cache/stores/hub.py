@@ -33,6 +33,11 @@ class HubPlace(Place):
         files = self._repository.files.items()
         return {path: entry.size for path, entry in files if path.startswith(f"{below}/")}
 
+    def editions(self, below: str) -> dict[str, str]:
+        """See the base."""
+        files = self._repository.files.items()
+        return {path: entry.digest for path, entry in files if path.startswith(f"{below}/")}
+
     def is_empty(self, but: str) -> bool:
         """See the base."""
         return all(path in _NOBODYS or path.startswith(f"{but}/") for path in self._repository.files)

@@ -67,6 +67,13 @@ class ObjectPlace(Place):
         """See the base."""
         return {name: int(meta["size"]) for name, meta in self._listed(below).items()}
 
+    def editions(self, below: str) -> dict[str, str]:
+        """See the base."""
+        return {
+            name: f"{meta['size']} {meta['e_tag'] or meta['last_modified']}"
+            for name, meta in self._listed(below).items()
+        }
+
     def is_empty(self, but: str) -> bool:
         """See the base."""
         with self._refusals():

@@ -31,6 +31,10 @@ class Place(ABC):
         """Bytes of every object below a folder, by name."""
 
     @abstractmethod
+    def editions(self, below: str) -> dict[str, str]:
+        """What is another for another content, of every object below a folder, by name."""
+
+    @abstractmethod
     def is_empty(self, but: str) -> bool:
         """Whether there is no object at all, but such as are below one folder."""
 

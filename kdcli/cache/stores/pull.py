@@ -20,13 +20,14 @@ from kdcli.cache.admin.grow import Growth, has_grown_from, publish_growth, sole_
 from kdcli.cache.admin.moving import Moved, committed, parts_of, published, require_space, start_cache, units
 from kdcli.cache.arrays import WHOLE_ARRAYS
 from kdcli.cache.backends.base import HEADER_BYTES
-from kdcli.cache.commits import Commit, chunk_files, misfits, parse_commit, read_commits, write_commit
+from kdcli.cache.commits import Commit, chunk_files, parse_commit, read_commits, write_commit
 from kdcli.cache.keytable import block_digest
 from kdcli.cache.layout import SAMPLES, Layout, Manifest, Unit, load_manifest
 from kdcli.cache.owned import CHUNK_BYTES, RECORDS_BYTES
-from kdcli.cache.provenance import TeacherRecord, is_name, require_known
+from kdcli.cache.provenance import TeacherRecord, require_known
 from kdcli.cache.reader import CacheReader
-from kdcli.cache.store import Store, names_output
+from kdcli.cache.store import Store
+from kdcli.cache.stores.gates import names_record, require_own
 from kdcli.cache.stores.opening import open_place
 from kdcli.cache.stores.places import Place
 from kdcli.cache.stores.transfer import copy_all, is_as_recorded, record_name, unit_bytes
@@ -169,10 +170,7 @@ def described(place: Place, target: Path) -> Iterator[CacheReader]:
             _fetch(place, "manifest.json", folder)
             manifest = load_manifest(folder)
             for name in place.sizes("teachers"):
-                _, teacher, file, *deeper = [*name.split("/"), "", ""]
-                stem, dot, ending = file.rpartition(".")
-                known = (stem == "teacher" or names_output(stem)) and (dot, ending) == (".", "json")
-                if is_name(teacher) and known and not any(deeper):
+                if names_record(name):
                     _fetch(place, name, folder)
             bare = Store(folder, manifest)
             for name in (
@@ -302,14 +300,7 @@ class Puller:
         commit = self._joined.get(unit)
         if commit is None:
             commit = parse_commit(self._read(record_name(unit)), name, _AGAIN)
-        rows, specs = store.manifest.block_rows, store.specs(unit.part)
-        fits = commit.unit == unit and not misfits(store, commit, self._writer.key_digest(unit.block))
-        if not fits or any(
-            size != store.backend.file_size(rows, specs[array])
-            for array, chunks in commit.arrays.items()
-            for size, _ in chunks
-        ):
-            raise CorruptError(f"{name} belongs elsewhere", _AGAIN)
+        require_own(store, commit, unit, self._writer.key_digest(unit.block), name)
         with self._lock:
             if self._contents.setdefault(unit.block, commit.content) != commit.content:
                 raise IdentityError(

@@ -28,9 +28,11 @@ def verify(config: "VerifyConfig", common: "Common") -> int | None:
       kd cache verify food.kd --teacher resnet50 --live
     """
     from kdcli.cache.admin.audit import audit
+    from kdcli.cache.stores.mirror import mirrored
 
     names, specs = _split(config.teacher)
-    found = audit(config.cache, names)
+    root = mirrored(config.cache)
+    found = audit(root, names)
     compared: list[Comparison] = []
     try:
         found.require_ok()
@@ -39,10 +41,10 @@ def verify(config: "VerifyConfig", common: "Common") -> int | None:
             from kdcli.extract.rerun import Sources
 
             sources = Sources(config.data, specs, config.data_root, config.device)
-            compared = run_canary(config.cache, sources, names)
+            compared = run_canary(root, sources, names)
             if not compared:
                 console.note("nothing is written yet that could be compared")
-            require_close(config.cache, compared)
+            require_close(root, compared)
     except KdError as error:
         if found.ok and not (isinstance(error, IdentityError) and compared):
             raise

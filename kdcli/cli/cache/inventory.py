@@ -39,10 +39,11 @@ def ls(config: "LsConfig", common: "Common") -> int | None:
       kd cache ls
       kd cache ls /data/caches train.kd --json
     """
-    from kdcli.cache.admin.inventory import CacheSummary, find_caches, summarise
+    from kdcli.cache.admin.inventory import CacheSummary
+    from kdcli.verbs.caches import caches_of
 
     folders = config.paths or (Path(),)
-    found = [summarise(path) for path in find_caches(folders)]
+    found = caches_of(config)
     bad = [entry for entry in found if not isinstance(entry, CacheSummary)]
     hopeless = len(bad) == len(found) and {entry.path for entry in bad} >= set(folders)
     code = bad[0].error.exit_code if bad and hopeless else None
@@ -95,15 +96,17 @@ def info(config: "InfoConfig", common: "Common") -> None:
       kd cache info train.kd
       kd cache info train.kd --watch --every 60
     """
-    from kdcli.cache.admin.inventory import inspect_cache
+    from kdcli.verbs.caches import info_of
 
     if config.watch:
+        if isinstance(config.cache, str):
+            raise UsageError("--watch follows the writers of a folder", "Call it again: kd cache info URL")
         _watch(config.cache, config.every, common.as_json)
         if not common.as_json:
             return
     elif config.every is not None:
         raise UsageError("--every is the pause of --watch", "Give --watch, too.")
-    found = inspect_cache(config.cache)
+    found = info_of(config)
     if common.as_json:
         console.document(found.document())
         return
