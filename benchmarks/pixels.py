@@ -2,10 +2,10 @@
 
     python benchmarks/pixels.py [--quick] [--json]
 
-The photographs are crops of scikit-image's and matplotlib's sample photos, enlarged, with sensor noise, saved as JPEG of
+The photographs are crops of scikit-image's and matplotlib's sample photos, enlarged, with noise as of a sensor, saved as JPEG of
 quality 90. The teacher is so small that decoding bounds its run. Each of the runs below is repeated, in turns, and the
-median is told; the logits of every run must be equal to the bit. ``--workers 0``: decoding, forward and writing share
-one core, so the ratio is of a core's work.
+median is told; the logits of every run must be equal to the bit. Without decode processes: decoding, forward and writing
+share one core, so the ratio is of a core's work.
 """
 
 import argparse
@@ -35,7 +35,8 @@ def photos() -> list[Image.Image]:
     found = []
     for package, pattern in PHOTOS.items():
         spec = find_spec(package)
-        assert spec is not None and spec.origin is not None, f"{package} is not installed"
+        assert spec is not None, f"{package} is not installed"
+        assert spec.origin is not None
         for path in sorted(Path(spec.origin).parent.glob(pattern)):
             with Image.open(path) as image:
                 if image.mode == "RGB" and min(image.size) > 200:
@@ -109,7 +110,9 @@ def measure(count: int, repeats: int) -> dict[str, Any]:
 
 def main() -> None:
     """See the module."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="few images, one turn")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
@@ -118,7 +121,10 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(found, indent=1))
         return
-    print(f"{found['images']} JPEGs of 1500 x 1000, {found['kB_per_image']:.0f} kB each; {NETWORK} at {SIDE}, patches of {PATCH}")
+    print(
+        f"{found['images']} JPEGs of 1500 x 1000, {found['kB_per_image']:.0f} kB each; {NETWORK} at {SIDE}, "
+        f"patches of {PATCH}"
+    )
     for name, rate in found["images_per_second"].items():
         print(f"{name:22} {rate:8.1f} images/s")
     spread = f"{min(found['ratios']):.1f} to {max(found['ratios']):.1f}"

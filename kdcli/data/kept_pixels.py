@@ -19,6 +19,7 @@ from jaxtyping import Bool, Int64
 from PIL import features
 
 from kdcli.cache.cacheset import CacheSet
+from kdcli.cache.layout import SAMPLES
 from kdcli.cache.matching import Samples, find_places, reads_alike
 from kdcli.cache.reader import CacheReader
 from kdcli.cache.verify import ensure_verified
@@ -194,11 +195,13 @@ def _owner(member: CacheReader, render: Render) -> tuple[str, Bool[np.ndarray, "
         if PIXELS not in record.outputs or Render.of(record.preprocess) != render:
             continue
         part, here = f"{name}/{PIXELS}", drawn_by(render)
-        commits = member.commits(part).values()
+        commits, samples = member.commits(part).values(), member.commits(SAMPLES)
         found = np.zeros(member.manifest.rows, bool)
         for commit in commits:
             rows = member.manifest.rows_of(commit.block)
-            found[rows.start : rows.stop] = commit.made.get(DRAWN_BY) == here
+            recorded = samples.get((commit.block, 0))  # what images are compared with must be what was drawn
+            same = recorded is not None and recorded.content == commit.content
+            found[rows.start : rows.stop] = same and commit.made.get(DRAWN_BY) == here
         strange: list[dict[str, Any]] = [each.made for each in commits if each.made.get(DRAWN_BY) != here]
         if strange:
             then = strange[0].get("versions", {}).get("pillow", "an unknown version")
