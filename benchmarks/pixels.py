@@ -2,10 +2,10 @@
 
     python benchmarks/pixels.py [--quick] [--json]
 
-The photographs are crops of scikit-image's and matplotlib's sample photos, enlarged, with noise as of a sensor, saved as JPEG of
-quality 90. The teacher is so small that decoding bounds its run. Each of the runs below is repeated, in turns, and the
-median is told; the logits of every run must be equal to the bit. Without decode processes: decoding, forward and writing
-share one core, so the ratio is of a core's work.
+The photographs are crops of scikit-image's and matplotlib's sample photos, enlarged, with noise as of a sensor, saved
+as JPEG of quality 90. The teacher is so small that decoding bounds its run. Each of the runs below is repeated, in
+turns, and the median is told; the logits of every run must be equal to the bit. Without decode processes: decoding,
+forward and writing share one core, so the ratio is of a core's work.
 """
 
 import argparse

@@ -238,6 +238,9 @@ def _feed(runs: Sequence[_Run], recording: Recording | None) -> Dataset[Batch | 
     renders = [Render.of(run.built.model.preprocess) for run in runs]
     # Maps are all that a cut student sees; images that are mixed are drawn, for the labels of their partners.
     decoded = plan.rule.views.mixes or any(run.plan.lower is None for run in runs)
+    for data in (plan.data, *(each.data for each in plan.sets[1:])) if decoded else ():
+        if slow := data.source.random_cost():
+            console.warn(slow)
     return feed_of(plan, renders, recording, decoded)
 
 
