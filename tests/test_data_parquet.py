@@ -99,7 +99,7 @@ def test_labels_of_all_kinds(tmp_path: Path) -> None:
         open_data(text)
     assert names_of(open_data(f"{text}@names=3")) == ["2", "1", "0", "0"]
     assert names_of(open_data(f"{text}@label=name")) == ["b", "a", "", ""]
-    assert names_of(open_data(f"{text}@labels=tags")) == ["x|y", "y", "", ""]
+    assert names_of(open_data(f"{text}@labels=tags")) == ["x|y", "y", "|", ""]
     (tmp_path / "names.txt").write_text("1\n2\n0\n")
     with pytest.raises(BadDataError, match="name of one class of names= and the number of another"):
         open_data(f"{text}@names=names.txt")

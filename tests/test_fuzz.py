@@ -46,7 +46,7 @@ WRONG = {
 @pytest.mark.parametrize("data", WRONG)
 def test_sources_that_are_wrong(arena: Arena, data: str) -> None:
     code, *words = WRONG[data]
-    before = digest(arena.origin)
+    before = digest(arena.origin, arena.origin / ".cache")
     arena._driver.place = arena.origin
     line = f"cache-teachers {data} --cache n.kd --teacher a=local-dir:gen/export {RUN}"
     answer = arena._driver.run(*line.split(), seconds=SECONDS, memory=MEMORY)
@@ -57,7 +57,7 @@ def test_sources_that_are_wrong(arena: Arena, data: str) -> None:
         "error",
         "hint:",
     ]
-    assert digest(arena.origin) == before
+    assert digest(arena.origin, arena.origin / ".cache") == before
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))

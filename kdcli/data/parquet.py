@@ -211,8 +211,8 @@ class ParquetSource(ImageSource):
             return ""
         return (
             f"{self._text}: an image costs {cost:.0f} ms in random order, and {cost / rows:.2g} ms in order: its row "
-            f"group of {rows} ({size(held)}) is read for it. A pass is {duration(cost * self._ends()[-1] / 1e3)}, shared "
-            f"by --workers. Write small groups (pyarrow's row_group_size={_FEW_ROWS}), or tars"
+            f"group of {rows} ({size(held)}) is read for it. A pass: {duration(cost * self._ends()[-1] / 1e3)} of all "
+            f"workers. Write small groups (pyarrow's row_group_size={_FEW_ROWS}), or tars"
         )
 
     def encoded(self, key: str) -> bytes:
