@@ -249,6 +249,22 @@ def test_samples_that_are_not_recorded_are_decoded(
     assert np.array_equal(CacheReader(cache).gather("samples", "params", np.arange(IMAGES)), before)
 
 
+def test_teachers_of_one_render_keep_its_pixels_once(
+    place: Path, tmp_path: Path, decoded: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = tmp_path / "c.kd"
+    for _ in range(2):  # the same command again has nothing to do
+        run(place, cache, "first", "second", "wide", keep=("logits", "pixels@eval"))
+        kept = [name for name, record in CacheReader(cache).teachers.items() if "pixels" in record.outputs]
+        assert kept == ["first", "wide"]
+        assert "'second': its pixels are those of 'first'" in capsys.readouterr().err
+    assert len(decoded) == IMAGES
+    run(place, cache, "first", "second", keep=("features",))
+    assert len(decoded) == IMAGES
+    run(place, tmp_path / "alone.kd", "first", "second", keep=("pixels@eval",))  # else it would keep nothing
+    assert audit(tmp_path / "alone.kd").ok
+
+
 # --- what must not be used ---------------------------------------------------------------------------
 
 
