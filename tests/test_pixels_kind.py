@@ -280,9 +280,32 @@ def test_pixels_of_other_versions_are_not_used_and_it_is_said(
     run(place, cache, "second")
     said = " ".join(capsys.readouterr().err.split())
     assert len(decoded) == IMAGES
-    assert "other versions drew the pixels of 'first' in 2 of 2 blocks" in said
+    assert "other versions drew the pixels of 40 images that it keeps as 32 x 32" in said
     assert "are decoded" in said
     assert "not decoded" not in said
+
+
+def test_pixels_of_these_versions_are_used_beside_those_of_others(
+    place: Path, tmp_path: Path, decoded: list[str], capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Block by block: half of them drawn here, then all, by another teacher."""
+    cache = tmp_path / "c.kd"
+    keep_pixels(place, cache, shard="0/2")
+    with monkeypatch.context() as then:
+        then.setattr("kdcli.extract.pipeline.drawn_by", lambda render: "0" * 64)
+        keep_pixels(place, cache)
+    blocks = CacheReader(cache).manifest
+    decoded.clear()
+    run(place, cache, "second", keep=("logits", "pixels@eval"))
+    assert len(decoded) == len(blocks.rows_of(1))
+    decoded.clear()
+    capsys.readouterr()
+    run(place, cache, "second", keep=("features",))
+    said = capsys.readouterr().err
+    assert decoded == []
+    assert "other versions" not in said
+    assert "kept for second" in said
 
 
 def test_what_draws_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ from kdcli.outputs import PIXELS
 
 DRAWN_BY: Final = "drawn_by"
 """Under which a unit's record of how it was made says by what its pixels were drawn."""
-_CODECS: Final = ("jpg", "libjpeg_turbo", "jpg_2000", "webp", "avif", "libtiff")
+_CODECS: Final = ("jpg", "libjpeg_turbo", "jpg_2000", "webp", "avif", "libtiff", "freetype2")
 _PLUGINS: Final = ("pillow", "pillow-heif", "pillow-jxl-plugin")
 
 
@@ -191,25 +191,27 @@ class KnownImages:
 def _owner(member: CacheReader, render: Render) -> tuple[str, Bool[np.ndarray, " n"]]:
     """The teacher of a cache that keeps most of view 0 of a render as it is drawn here, and of which rows."""
     best: tuple[str, Bool[np.ndarray, " n"]] = ("", np.zeros(member.manifest.rows, bool))
+    odd, then = np.zeros(member.manifest.rows, bool), "an unknown version"
     for name, record in member.teachers.items():
         if PIXELS not in record.outputs or Render.of(record.preprocess) != render:
             continue
-        part, here = f"{name}/{PIXELS}", drawn_by(render)
-        commits, samples = member.commits(part).values(), member.commits(SAMPLES)
+        part, here, samples = f"{name}/{PIXELS}", drawn_by(render), member.commits(SAMPLES)
         found = np.zeros(member.manifest.rows, bool)
-        for commit in commits:
-            rows = member.manifest.rows_of(commit.block)
-            recorded = samples.get((commit.block, 0))  # what images are compared with must be what was drawn
-            same = recorded is not None and recorded.content == commit.content
-            found[rows.start : rows.stop] = same and commit.made.get(DRAWN_BY) == here
-        strange: list[dict[str, Any]] = [each.made for each in commits if each.made.get(DRAWN_BY) != here]
-        if strange:
-            then = strange[0].get("versions", {}).get("pillow", "an unknown version")
-            console.warn(
-                f"{member.layout.root}: other versions drew the pixels of '{name}' in {len(strange)} of {len(commits)} "
-                f"blocks (Pillow {then}, here {_version('pillow')}, or its codecs): these images are decoded"
-            )
+        for commit in member.commits(part).values():
+            rows, recorded = member.manifest.rows_of(commit.block), samples.get((commit.block, 0))
+            if commit.made.get(DRAWN_BY) != here:
+                odd[rows.start : rows.stop] = True
+                then = commit.made.get("versions", {}).get("pillow", then)
+            elif (
+                recorded is not None and recorded.content == commit.content
+            ):  # images are compared with what was drawn
+                found[rows.start : rows.stop] = True
         found[list(member.absent(part))] = False
         if found.sum() > best[1].sum():
             best = name, found
+    if lost := int((odd & ~best[1]).sum()):
+        console.warn(
+            f"{member.layout.root}: other versions drew the pixels of {lost} images that it keeps as {render}: they "
+            f"are decoded (Pillow {then}, here {_version('pillow')}, or its codecs)"
+        )
     return best
