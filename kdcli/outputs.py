@@ -4,8 +4,9 @@
     topk:K                 the K largest logits and their classes
     features               pooled: the input of the last linear layer
     maps:TAP[,TAP...]      feature maps, by timm's feature_info names
+    pixels@eval            what it is shown of view 0, before its normalisation
 
-Any of them may end in ``@eval``: kept of view 0 only. With logits or top-k come small exact statistics
+Any of them may end in ``@eval``: kept of view 0 only; pixels must. With logits or top-k come small exact statistics
 (``stats``: fp32 logsumexp at each temperature, largest log-probability, log-probability of the label).
 """
 
@@ -20,8 +21,10 @@ STATS: Final = "stats"
 """Kind that is kept beside logits or top-k without being asked for."""
 MAPS: Final = "maps."
 """What the name of a feature map begins with; its tap follows."""
+PIXELS: Final = "pixels"
+"""Kind, and array, that holds view 0 as a teacher is shown it: the same for all that share its render."""
 _TAP = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-_FORMS = "Kinds are logits, topk:K, features and maps:TAP,TAP; each may end in @eval."
+_FORMS = "Kinds are logits, topk:K, features, maps:TAP,TAP, each with @eval or without, and pixels@eval."
 
 
 @final
@@ -36,7 +39,7 @@ class Output:
         eval_only: kept of view 0 only.
     """
 
-    kind: Literal["logits", "topk", "features", "maps", "stats"]
+    kind: Literal["logits", "topk", "features", "maps", "pixels", "stats"]
     top_k: int = 0
     tap: str = ""
     eval_only: bool = False
@@ -69,7 +72,7 @@ def parse_keep(items: Iterable[str]) -> tuple[Output, ...]:
         kind, colon, rest = word.partition(":")
         if kind == "maps" and colon:
             in_maps, output = True, _tap(rest, item, bool(at))
-        elif in_maps and not colon and word not in ("logits", "features"):
+        elif in_maps and not colon and word not in ("logits", "features", PIXELS):
             output = _tap(word, item, bool(at))
         else:
             in_maps, output = False, _plain(kind, colon, rest, item, bool(at))
@@ -85,13 +88,13 @@ def with_stats(outputs: Iterable[Output]) -> tuple[Output, ...]:
     sources = [chosen[name] for name in ("logits", "topk") if name in chosen]
     if sources:
         chosen[STATS] = Output("stats", eval_only=all(source.eval_only for source in sources))
-    rank = ("logits", "topk", "stats", "features", "maps")
+    rank = ("logits", "topk", "stats", "features", "maps", PIXELS)
     return tuple(sorted(chosen.values(), key=lambda output: (rank.index(output.kind), output.tap)))
 
 
 def raw_outputs(outputs: Iterable[Output]) -> tuple[str, ...]:
-    """What a forward must give for these: names among ``logits``, ``features`` and ``maps.TAP``, each once."""
-    names = (output.name if output.kind in ("features", "maps") else "logits" for output in outputs)
+    """What a forward must give for these: names among ``logits``, ``features``, ``maps.TAP``, ``pixels``, each once."""
+    names = (output.name if output.kind in ("features", "maps", PIXELS) else "logits" for output in outputs)
     return tuple(dict.fromkeys(names))
 
 
@@ -110,6 +113,10 @@ def _plain(kind: str, colon: str, rest: str, item: str, eval_only: bool) -> Outp
         return Output("logits", eval_only=eval_only)
     if kind == "features" and not colon:
         return Output("features", eval_only=eval_only)
+    if kind == PIXELS and not colon:
+        if not eval_only:
+            raise UsageError(f"--keep {item}: pixels are kept of view 0 only", "Write pixels@eval.")
+        return Output("pixels", eval_only=True)
     raise UsageError(f"--keep {item} is no kind of output", _FORMS)
 
 
@@ -118,4 +125,6 @@ def keep_word(array: str) -> str:
     head, slash, tap = array.partition("/")
     if slash:
         return f"{head}:{tap}"
+    if array == PIXELS:
+        return f"{PIXELS}@eval"
     return "features" if array == "features" else "topk:32" if array.startswith("topk_") else "logits"

@@ -5,13 +5,15 @@ An attack is three numbers, so that hypothesis can look for it and anybody can r
 """
 
 import hashlib
+import io
 import os
 import random
 import re
 import shlex
 import shutil
+import tarfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -137,6 +139,26 @@ TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             f"train-student images@without=keys.txt,labels=colour --student test_resnet {SMALL} --out fresh",
         ),
     ),
+    "shards": (
+        ("shards/*.tar",),
+        (
+            f"cache-teachers tar/shards --cache n.kd --teacher a=local-dir:gen/export {RUN}",
+            "data check tar/shards@split=train,repeats=allowed",
+            f"train-student tar/{{}} --student test_efficientnet {SMALL} --method labels-only --out fresh",
+            "audit tar/shards@label=cls images --workers 0",
+        ),
+    ),
+    "rows": (
+        ("rows/*.parquet", "rows/*.csv"),
+        (
+            f"cache-teachers parquet/rows@image=image,label=label --cache n.kd --teacher a=local-dir:gen/export {RUN}",
+            "data check parquet/rows@key=key,split-column=part,split=train",
+            "data check csv/rows/table.csv@path=path,label=label,root=../images",
+            f"train-student parquet/rows --student test_efficientnet {SMALL} --method labels-only --out fresh",
+            f"train-student csv/rows/table.csv@root=../images --student test_efficientnet {SMALL} --method labels-only "
+            "--out fresh",
+        ),
+    ),
     "images": (
         ("images/*/*",),
         (
@@ -172,6 +194,7 @@ BASES: tuple[str, ...] = (
     f"distill images --test held-out --teacher a=local-dir:gen/export --student test_efficientnet --epochs 1 {RUN} "
     "--image-size 32 --views 1",
     f"eval-probe images --test held-out --model gen {RUN} --protocol fine-tune --epochs 1 --out tuned",
+    f"cache-teachers tar/shards --cache n.kd --teacher a=local-dir:gen/export --keep pixels@eval {RUN}",
 )
 TEXTS = (
     *(str(value) for value in VALUES),
@@ -203,6 +226,12 @@ TEXTS = (
     "images@labels=",
     "images@labelled=2",
     "images@",
+    "tar/shards@label=json:x",
+    "tar/wrong/*.tar",
+    "tar/wrong/upwards.tar",
+    "parquet/rows@image=nothing",
+    "parquet/rows@split-column=nothing",
+    "csv/rows/table.csv@path=nothing",
     "a=images",
     "eval+train:0",
     "eval+train:-1",
@@ -314,6 +343,42 @@ def digest(folder: Path, without: Path | None = None) -> dict[str, str]:
     return found
 
 
+def write_sources(origin: Path, keys: Sequence[str]) -> None:
+    """The images as shards and as rows; and shards that are wrong: a path upwards, a copy, one that is cut off."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for name in ("shards", "wrong", "rows"):
+        (origin / name).mkdir()
+
+    def write(path: Path, members: Mapping[str, bytes]) -> None:
+        with tarfile.open(path, "w") as tar:
+            for name, content in members.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+
+    for number in range(2):
+        members: dict[str, bytes] = {}
+        for key in keys[number::2]:
+            members[key] = (origin / "images" / key).read_bytes()
+            members[f"{key.rpartition('.')[0]}.cls"] = key.partition("/")[0].encode()
+        write(origin / f"shards/train-{number}.tar", members)
+    write(origin / "wrong/upwards.tar", {"../a.png": b"x"})
+    for name in ("one", "two"):
+        shutil.copy(origin / "shards/train-0.tar", origin / f"wrong/{name}.tar")
+    whole = (origin / "shards/train-1.tar").read_bytes()
+    (origin / "wrong/cut.tar").write_bytes(whole[: len(whole) // 2])
+    labels = [key.partition("/")[0] for key in keys]
+    columns = {
+        "image": [(origin / "images" / key).read_bytes() for key in keys], "label": labels, "key": list(keys),
+        "part": ["train" if number % 3 else "val" for number in range(len(keys))],
+    }  # fmt: skip
+    pq.write_table(pa.table(columns), origin / "rows/rows.parquet", row_group_size=5)
+    table = "".join(f"{key},{label}\n" for key, label in zip(keys, labels, strict=True))
+    (origin / "rows/table.csv").write_text(f"path,label\n{table}")
+
+
 def _copy(source: str, target: str) -> None:
     """Large files are shared: kd writes none of them in place, and a mutation is of a file of its own."""
     if os.stat(source).st_size > 4096:  # noqa: PTH116 - once a file of each copy
@@ -345,6 +410,7 @@ class Arena:
         rows = "".join(f"{key},{'red' if number % 2 else 'blue'}\n" for number, key in enumerate(keys))
         (self.origin / "images" / "labels.csv").write_text(f"key,colour\n{rows}")
         (self.origin / "keys.txt").write_text("".join(f"{key}\n" for key in keys[:3]))
+        write_sources(self.origin, keys)
         return self
 
     def __exit__(self, *error: Any) -> None:

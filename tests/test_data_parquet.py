@@ -4,17 +4,21 @@ import io
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import Shell
 from PIL import Image
 from source_tools import require_as_the_folder
 
+from kdcli.data import parquet
 from kdcli.data.sources import ImageData, open_data
 from kdcli.errors import BadDataError, NotFoundError, UsageError
 
@@ -75,9 +79,7 @@ def test_rows_are_what_pyarrow_reads(tmp_path: Path, group: int, struct: bool) -
         assert data.labels[place] == cell["x"]
     again = pickle.loads(pickle.dumps(open_data(data.location)))
     assert (again.keys, again.encoded(4)) == (data.keys, data.encoded(4))
-    assert bool(data.notes) == (group > 8)
-    if group > 8:
-        assert "row groups hold up to 11 images" in data.notes[0]
+    assert not data.notes
 
 
 def test_labels_of_all_kinds(tmp_path: Path) -> None:
@@ -97,7 +99,7 @@ def test_labels_of_all_kinds(tmp_path: Path) -> None:
         open_data(text)
     assert names_of(open_data(f"{text}@names=3")) == ["2", "1", "0", "0"]
     assert names_of(open_data(f"{text}@label=name")) == ["b", "a", "", ""]
-    assert names_of(open_data(f"{text}@labels=tags")) == ["x|y", "y", "", ""]
+    assert names_of(open_data(f"{text}@labels=tags")) == ["x|y", "y", "|", ""]
     (tmp_path / "names.txt").write_text("1\n2\n0\n")
     with pytest.raises(BadDataError, match="name of one class of names= and the number of another"):
         open_data(f"{text}@names=names.txt")
@@ -130,6 +132,47 @@ def test_splits_and_keys(tmp_path: Path) -> None:
     )
     with pytest.raises(BadDataError, match="row 0: 'None' is no key"):
         open_data(f"parquet/{tmp_path}@split=train,key=id")
+
+
+def test_splits_of_a_column(tmp_path: Path, kd: Callable[..., Shell]) -> None:
+    for name, first in (("a", 0), ("b", 4)):
+        columns = {
+            "image": [png(first + row) for row in range(4)], "label": ["x", "y", "x", "z"],
+            "part": ["train", "val", "train", ""],
+        }  # fmt: skip
+        write(tmp_path / f"{name}.parquet", columns, 3)
+    with pytest.raises(UsageError, match=r"splits \(train, val, and 2 in none\)"):
+        open_data(f"parquet/{tmp_path}@split-column=part")
+    data = open_data(f"parquet/{tmp_path}@split-column=part,split=train")
+    assert list(data.keys) == [f"{name}.parquet/000000{row}" for name in "ab" for row in (0, 2)]
+    assert [data.image(row).getpixel((0, 0))[0] for row in range(4)] == [0, 2, 4, 6]  # type: ignore[index]
+    assert (names_of(data), data.class_names) == (["x"] * 4, ("x", "y", "z"))
+    assert open_data(f"{data.spec}").keys == data.keys
+    kd("data", "check", f"parquet/{tmp_path}@split-column=prt").refused(
+        2, "no column 'prt'", "Did you mean 'part'"
+    )
+
+
+@pytest.mark.parametrize(("group", "slow"), [(100, True), (8, False)])
+def test_random_order_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: int, slow: bool
+) -> None:
+    """A disk that takes 200 ms for a read: what is said is what was waited for."""
+    random = np.random.default_rng(0)
+    held = [random.bytes(2000) for _ in range(100)]
+    data = open_data(f"parquet/{write(tmp_path / 'a.parquet', {'image': held}, group)}")
+    monkeypatch.setattr(parquet, "_SLOW", 100.0)
+    assert data.source.random_cost() == ""  # read in no time
+    real = parquet.FileStamp.opened
+    monkeypatch.setattr(parquet.FileStamp, "opened", lambda self: time.sleep(0.2) or real(self))
+    said = data.source.random_cost()
+    assert bool(said) == slow
+    if slow:
+        cost, each = (float(found) for found in re.findall(r"([\d.]+) ms", said))
+        assert 200 <= cost < 20_000
+        assert each == pytest.approx(cost / 100, rel=0.1)
+        assert "group of 100 (" in said
+        assert "row_group_size=8" in said
 
 
 def test_what_is_refused(tmp_path: Path, kd: Callable[..., Shell]) -> None:

@@ -8,6 +8,7 @@ import pickle
 import struct
 import subprocess
 import sys
+import tarfile
 from collections import Counter
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from PIL import Image
 from kdcli.data.base import ImageSource
 from kdcli.data.folder import embedded_names
 from kdcli.data.glyphs import SCRIPTS, VARIANTS
+from kdcli.data.multilabel import labels_of
 from kdcli.data.sources import ImageData, open_data
 from kdcli.data.torchsets import TORCH_SETS
 from kdcli.errors import BadDataError, MissingExtraError, NotFoundError, UsageError
@@ -345,7 +347,7 @@ def test_hub_sets_never_lose_labels_in_silence(tmp_path: Path) -> None:
     assert "others: labels=coarse" in data.notes[1]
     assert named("label=coarse") == ["x", "y", "x", "y"]
     assert named("labels=name") == ["b", "a", "", "b"]
-    assert named("labels=tags") == ["ant|cow", "bee", "", "ant"]
+    assert named("labels=tags") == ["ant|cow", "bee", "|", "ant"]
     assert named("label=number,names=5") == ["4", "0", "1", "4"]
     with pytest.raises(UsageError, match="numbers, from 0 to 4"):
         open_data(f"hfds/{tmp_path}/pets@labels=number")
@@ -354,6 +356,48 @@ def test_hub_sets_never_lose_labels_in_silence(tmp_path: Path) -> None:
     write("plain", {"nr": [1, 2, 3, 4]}, {"nr": datasets.Value("int64")})
     bare = open_data(f"hfds/{tmp_path}/plain")
     assert (bare.class_names, "label=COLUMN (nr)" in bare.notes[0]) == (None, True)
+
+
+@pytest.mark.parametrize("source", ["csv", "tar-text", "tar-json", "parquet-list", "parquet-text"])
+def test_several_labels_are_the_same_through_every_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    """Of each image those that its folder's labels.csv tells; none at all (|) is not the same as nothing known."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    told = {"a": "cat|dog", "b": "|", "c": "", "d": "dog", "e": "cat"}
+    files = {name: io.BytesIO() for name in told}
+    (tmp_path / "img").mkdir()
+    for number, (name, file) in enumerate(files.items()):
+        Image.new("RGB", (4, 3), (number, 0, 0)).save(file, "PNG")
+        (tmp_path / "img" / f"{name}.png").write_bytes(file.getvalue())
+    rows = "".join(f"{name}.png,{tags}\n" for name, tags in told.items())
+    (tmp_path / "img" / "labels.csv").write_text(f"key,tags\n{rows}")
+    lists = [None if not tags else [tag for tag in tags.split("|") if tag] for tags in told.values()]
+    if source == "csv":
+        (tmp_path / "img" / "t.csv").write_text(f"path,tags\n{rows}")
+        spec = f"csv/{tmp_path}/img/t.csv@label=tags"
+    elif source.startswith("tar"):
+        with tarfile.open(tmp_path / "s.tar", "w") as tar:
+            for (name, file), tags in zip(files.items(), lists, strict=True):
+                text = json.dumps({"tags": tags}) if source == "tar-json" else told[name]
+                for ending, data in (("png", file.getvalue()), (source[4:], text.encode())):
+                    info = tarfile.TarInfo(f"{name}.{ending}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+        spec = f"tar/{tmp_path}/s.tar@label={'json:tags' if source == 'tar-json' else 'text'}"
+    else:
+        pa = pytest.importorskip("pyarrow", reason="needs the extra parquet: pip install 'kdcli[parquet]'")
+        tags_of = lists if source == "parquet-list" else [tags or None for tags in told.values()]
+        table = pa.table({"image": [file.getvalue() for file in files.values()], "tags": tags_of})
+        importlib.import_module("pyarrow.parquet").write_table(table, tmp_path / "p.parquet")
+        spec = f"parquet/{tmp_path}/p.parquet@label=tags"
+    folder, other = open_data(f"{tmp_path}/img@labels=tags"), open_data(spec)
+    found = []
+    for data in (folder, other):
+        names, which = labels_of(data, "|")
+        assert names == ("cat", "dog")
+        found.append([which[label].tolist() if label >= 0 else None for label in data.labels])
+    assert found[0] == found[1] == [[True, True], [False, False], None, [False, True], [True, False]]
 
 
 def _first_bytes(data: ImageData) -> bytes:

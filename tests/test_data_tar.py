@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import Shell
 from hypothesis import given
@@ -85,6 +86,99 @@ def test_what_shards_give_a_teacher_is_what_the_folder_gives(
         lambda key: f"{shard_of[key]}.tar/{key}",
         teachers["a"],
     )
+
+
+# --- labels, kept beside the index ----------------------------------------------------------------
+
+
+@pytest.fixture
+def labelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two splits of images, with labels in two kinds of files; an own cache folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for number, split in enumerate(("train", "val")):
+        files: dict[str, bytes | tarfile.TarInfo] = {}
+        for row in range(4):
+            files[f"{split}{row}.png"] = png(40 * row + number)
+            files[f"{split}{row}.cls"] = "abca"[row].encode()
+            files[f"{split}{row}.txt"] = ("ä|b" if row else "").encode()
+        write(tmp_path / f"set/{split}-0.tar", files)
+    return tmp_path / "set"
+
+
+QUESTIONS = ("", "@split=train", "@split=val", "@label=txt", "@split=train,label=txt")
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_labels_are_read_once(labelled: Path, monkeypatch: pytest.MonkeyPatch, question: str) -> None:
+    if question in ("", "@label=txt"):
+        (labelled / "val-0.tar").unlink()
+    first = open_data(f"tar/{labelled}{question}")
+    with monkeypatch.context() as patch:
+        patch.setattr("kdcli.data.tars.TarSource._listing", lambda *_: pytest.fail("read anew"))
+        again = open_data(f"tar/{labelled}{question}")
+    assert (again.keys, again.class_names) == (first.keys, first.class_names)
+    assert again.labels.tolist() == first.labels.tolist()
+    assert again.labels.dtype == first.labels.dtype
+    assert again.labels.flags.writeable
+    assert again.labels.flags.aligned
+    assert again.image(0).tobytes() == first.image(0).tobytes()
+    worker = pickle.loads(pickle.dumps(again))
+    assert names_of(worker) == names_of(first)
+
+
+def test_what_is_asked_otherwise_is_answered_otherwise(labelled: Path) -> None:
+    found = [names_of(open_data(f"tar/{labelled}{question}")) for question in QUESTIONS[1:3]] * 2
+    assert found == [list("abca")] * 4
+    assert names_of(open_data(f"tar/{labelled}@split=train,label=txt")) == ["", "ä|b", "ä|b", "ä|b"]
+    (labelled / "names.txt").write_text("b\na\nc\n")
+    assert names_of(open_data(f"tar/{labelled}@split=train,names=names.txt")) == list("abca")
+    assert open_data(f"tar/{labelled}@split=train,names=names.txt").class_names == ("b", "a", "c")
+    (labelled / "names.txt").write_text("c\na\nb\n\n")
+    assert open_data(f"tar/{labelled}@split=train,names=names.txt").class_names == ("c", "a", "b")
+    (labelled / "classes.txt").write_text("c\nb\na\n")
+    assert open_data(f"tar/{labelled}@split=train").class_names == ("c", "b", "a")
+
+
+def test_a_changed_tar_is_read_anew(labelled: Path) -> None:
+    (labelled / "val-0.tar").unlink()
+    assert names_of(open_data(f"tar/{labelled}")) == list("abca")
+    state = (labelled / "train-0.tar").stat()
+    data = (labelled / "train-0.tar").read_bytes()
+    found = index(labelled / "train-0.tar")
+    place = int(found.starts[found.find("train0.cls")])
+    (labelled / "train-0.tar").write_bytes(data[:place] + b"c" + data[place + 1 :])
+    os.utime(labelled / "train-0.tar", ns=(state.st_atime_ns, state.st_mtime_ns + 1000))
+    assert names_of(open_data(f"tar/{labelled}")) == list("cbca")
+    (labelled / "train-0.tar").rename(labelled / "train-1.tar")
+    assert next(iter(open_data(f"tar/{labelled}").keys)).startswith("train-1.tar/")
+
+
+@given(st.data())
+def test_a_damaged_answer_is_none(data: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", folder)
+        write(Path(folder) / "a.tar", {"1.png": png(1), "1.cls": b"a", "2.png": png(2), "2.cls": b"b"})
+        before = open_data(f"tar/{folder}/a.tar")
+        (file,) = (Path(folder) / "kd" / "tars").glob("*.listing")
+        raw = bytearray(file.read_bytes())
+        place = data.draw(st.integers(0, len(raw) - 1))
+        if data.draw(st.booleans()):
+            del raw[place:]
+        else:
+            raw[place] ^= data.draw(st.integers(1, 255))
+        file.write_bytes(raw)
+        after = open_data(f"tar/{folder}/a.tar")
+        assert after.keys == before.keys
+        assert names_of(after) == names_of(before) == ["a", "b"]
+        assert file.read_bytes() != raw
+
+
+def test_sizes_are_found_in_any_order(labelled: Path) -> None:
+    data = open_data(f"tar/{labelled}@split=train")
+    expected = [len(data.encoded(row)) for row in range(len(data))]
+    for order in ([0, 1, 2, 3], [3, 2, 1, 0], [1, 1, 3, 0]):
+        assert data.select(np.array(order)).sizes().tolist() == [expected[row] for row in order]
+    assert data.source.size("train-0.tar/none.png") == -1
 
 
 # --- the index against other readers and writers --------------------------------------------------

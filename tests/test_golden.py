@@ -120,7 +120,10 @@ def on_disk(root: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("backend", ["zarr", "hdf5"])
 @pytest.mark.parametrize("form", FORMS)
 def test_the_bytes_and_records_of_a_cache(tmp_path: Path, form: str, backend: Any) -> None:
-    random_cache.make(tmp_path / "c.kd", random_cache.Form(backend=backend, **FORMS[form]))
+    kinds = ("logits", "topk", "stats", "features", "maps.layer.4")  # pixels came after these files
+    random_cache.make(
+        tmp_path / "c.kd", random_cache.Form(teachers=(("t", kinds),), backend=backend, **FORMS[form])
+    )
     check(f"cache-{backend}-{form}", on_disk(tmp_path / "c.kd"))
 
 

@@ -67,13 +67,18 @@ def require_same_exif(root: Path | str, manifest: Manifest, data: Samples) -> No
     Raises:
         IdentityError: ``data`` is read otherwise than all that the cache holds.
     """
-    read, cached = _exif(data.location), {_exif(location) for location in manifest.locations}
-    if read not in cached:
-        (other,) = cached
+    if not reads_alike(manifest, data):
+        read = _exif(data.location)
+        other = "apply" if read == "ignore" else "ignore"
         raise IdentityError(
             f"{root} was made with exif={other}, and {data.location} is read with exif={read}",
             Advice("other-exif", exif=other),
         )
+
+
+def reads_alike(manifest: Manifest, data: Samples) -> bool:
+    """Whether EXIF counts in ``data`` as it did for some of what a cache holds."""
+    return _exif(data.location) in {_exif(location) for location in manifest.locations}
 
 
 def _exif(location: str) -> str:

@@ -18,7 +18,7 @@ from kdcli.console import console
 from kdcli.documents import from_document, shaped
 from kdcli.errors import Advice, CorruptError, IdentityError, NotFoundError, nearest
 from kdcli.geometry import LEAST_CROP
-from kdcli.outputs import STATS, Output
+from kdcli.outputs import PIXELS, STATS, Output
 from kdcli.types import AmpName, Difference, FloatName, Preprocess, differences
 
 Record = TypeVar("Record")
@@ -106,7 +106,7 @@ class ArraySpec:
 
 class _StoredArray(BaseModel, extra="forbid"):
     row_shape: tuple[Annotated[int, Field(ge=1, le=AXIS)], ...] = Field(max_length=3)
-    dtype: Literal["<f2", "<f4", "<u2", "<u4"]
+    dtype: Literal["<f2", "<f4", "|u1", "<u2", "<u4"]
 
 
 _FLOATS, _EXACT, _IDS = ("<f2", "<f4"), ("<f4",), ("<u2", "<u4")
@@ -121,6 +121,7 @@ def arrays_of(kind: str, tap: str = "") -> dict[str, tuple[int, tuple[str, ...]]
         "stats": {"lse": (1, _EXACT), "logp_max": (0, _EXACT), "logp_label": (0, _EXACT)},
         "features": {"features": (1, _FLOATS)},
         "maps": {f"maps/{tap}": (3, _FLOATS)},
+        "pixels": {"pixels": (3, ("|u1",))},
     }
     return arrays[kind]
 
@@ -130,7 +131,7 @@ class OutputRecord(BaseModel):
     """One kind of output of a teacher in a cache: which arrays, of which views.
 
     Attributes:
-        kind: logits, topk, stats, features or maps.
+        kind: logits, topk, stats, features, maps or pixels.
         top_k: K of top-k, else 0.
         tap: layer of maps, else empty.
         eval_only: kept of view 0 only.
@@ -139,7 +140,7 @@ class OutputRecord(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["logits", "topk", "features", "maps", "stats"]
+    kind: Literal["logits", "topk", "features", "maps", "pixels", "stats"]
     top_k: int = Field(0, ge=0, le=AXIS)
     tap: Annotated[str, Field(pattern=f"^({_NAME})?$")] = ""
     eval_only: bool = False
@@ -150,6 +151,8 @@ class OutputRecord(BaseModel):
         """Refuse arrays that are not those of the kind: their names become paths, their shapes sizes."""
         if bool(self.tap) != (self.kind == "maps") or bool(self.top_k) != (self.kind == "topk"):
             raise ValueError("kind: maps have a tap and topk a top_k, and no other kind has")
+        if self.kind == PIXELS and not self.eval_only:
+            raise ValueError("eval_only: pixels are kept of view 0 only")
         declared = arrays_of(self.kind, self.tap)
         if not declared.keys() - _AT_WILL <= self.arrays.keys() <= declared.keys():
             raise ValueError(f"arrays: {self.kind} keeps {', '.join(declared)}, not {', '.join(self.arrays)}")
@@ -253,6 +256,8 @@ class TeacherRecord(BaseModel):
             if kind != output.name:
                 raise ValueError(f"outputs.{kind}: it is the record of {output.name}")
             for array, spec in output.array_specs().items():
+                if array == PIXELS and spec.row_shape != (*self.preprocess.size, 3):
+                    raise ValueError(f"outputs.{kind}: images of {spec.row_shape} are not what it is shown")
                 if array in sizes and spec.row_shape != (sizes[array],):
                     raise ValueError(
                         f"outputs.{kind}: rows of {array} have {spec.row_shape[0]} values, not {sizes[array]}"

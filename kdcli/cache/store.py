@@ -20,11 +20,11 @@ from kdcli.cache.owned import CHUNK_BYTES, read_own, repair_hint, require_unlink
 from kdcli.cache.provenance import ArraySpec, OutputRecord, TeacherRecord, read_record, seal
 from kdcli.errors import Advice, CorruptError, IdentityError, StorageError, UsageError
 from kdcli.files import atomic_write_bytes, create_json, make_folder, storage_errors
-from kdcli.outputs import MAPS, STATS
+from kdcli.outputs import MAPS, PIXELS, STATS
 from kdcli.types import Difference
 
 BACKENDS: dict[BackendName, Backend] = {"zarr": ZarrBackend(), "hdf5": HDF5Backend()}
-KIND_ORDER = ("logits", "topk", STATS, "features", "maps")
+KIND_ORDER = ("logits", "topk", STATS, "features", "maps", PIXELS)
 
 
 @final

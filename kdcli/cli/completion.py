@@ -72,7 +72,7 @@ _WORDS: Mapping[str, Callable[[Given], Iterable[str]]] = {
     "method": _methods,
     "metric": _metrics,
     "model": _models,
-    "output": lambda _: ("logits", "features", "topk:", "maps:"),
+    "output": lambda _: ("logits", "features", "topk:", "maps:", "pixels@eval"),
     "geometry": lambda _: ("own", "shared", "shared:", "whole"),
     "recipe": _recipes,
     "student": _models,

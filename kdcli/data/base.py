@@ -78,6 +78,10 @@ class ImageSource(ABC):
         """What a person calls the sample: its file, or ``source#key``."""
         return f"{self.text}#{key}"
 
+    def random_cost(self) -> str:
+        """What an image costs in random order, as measured, and what to do; empty where it costs little more."""
+        return ""
+
     def keys_in(self, keys: KeyTable, sources: Collection[str]) -> KeyTable:
         """What a cache made from the data sets ``sources`` (texts of theirs) calls these samples."""
         return keys

@@ -57,6 +57,10 @@ class ConcatenatedSource(ImageSource):
         source, own = self._find(key)
         return source.path(own)
 
+    def random_cost(self) -> str:
+        """See :meth:`ImageSource.random_cost`; of the first that has one."""
+        return next(filter(None, (source.random_cost() for source in self._sources)), "")
+
     def keys_in(self, keys: KeyTable, sources: Collection[str]) -> KeyTable:
         """A cache of a member alone has no prefixes: what it holds serves the joined data set, too."""
         alone = {number for number, source in enumerate(self._sources) if source.text in sources}

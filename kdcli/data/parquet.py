@@ -4,12 +4,14 @@
 * A key is the text of the column ``key=``, or ``FILE/0000012``: the file's path below the folder, and the row in it.
 * Labels are text, whole numbers, or lists of these; class names those of Hugging Face's metadata, ``names=``, or a
   ``classes.txt`` beside the files. -1 is no label, as there.
-* A file is of a split where a word of its path is one's name (``train-00000-of-00004.parquet``).
+* A file is of a split where a word of its path is one's name (``train-00000-of-00004.parquet``); ``split-column=``
+  names a column that tells it row by row.
 * One image cannot be had without its row group, so the last one of a process is kept: order makes it fast.
 """
 
 import contextlib
 import os
+import time
 from bisect import bisect_left
 from collections.abc import Iterator
 from functools import lru_cache
@@ -20,7 +22,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from kdcli.cache.keytable import KeyTable
-from kdcli.console import counted, size
+from kdcli.console import counted, duration, size
 from kdcli.data.base import ImageSource, Listing, Opening, SourceKind, pick_task
 from kdcli.data.decode import bad_image
 from kdcli.data.formats import IMAGE_BYTES
@@ -50,6 +52,8 @@ _KEY_BYTES: Final = 4095
 _GROUP_BYTES: Final = 8 * 2**30
 """Most bytes of images in a row group: so much memory reading one of them takes."""
 _FEW_ROWS: Final = 8
+_SLOW: Final = 5.0
+"""Milliseconds that an image in random order may cost: less than decoding a photograph."""
 Files = tuple[tuple[str, FileStamp], ...]
 
 
@@ -113,24 +117,24 @@ class ParquetSource(ImageSource):
 
     def listing(self, split: str | None, task: str | None) -> Listing:
         """See :meth:`ImageSource.listing`; a task is a column."""
-        splits = [split_of(name) for name, _ in self._files]
         for name, stamp in self._files:
             pick_column(self._image, (), _opened(stamp).schema_arrow.names, "image", str(self._base / name))
-        numbers = rows_of(splits, split, self._text)
-        chosen = tuple(self._files[number] for number in numbers.tolist())
+            _require_room(stamp, self._image)
+        splits = self._splits()
         keys, places = _index(self._files, self._options.get("key"))
-        rows = np.flatnonzero(np.isin(self._file_of(places), numbers))
+        rows = np.flatnonzero(np.isin(places, rows_of(splits, split, self._text)))
         keys, places = keys.select(rows), places[rows]
         if not len(keys):
             raise BadDataError(
                 f"there are no rows in {self._text.partition('/')[2]}", "Give files with images."
             )
-        notes = self._slow(chosen)
-        columns = _opened(chosen[0][1]).schema_arrow.names
+        notes: list[str] = []
+        first, stamp = self._files[int(self._file_of(places[:1])[0])]
+        columns = _opened(stamp).schema_arrow.names
         label = self._options.get("label") if task is None else task
         if task is not None:
             pick_task(task, [name for name in columns if name != self._image], self._text)
-        label = pick_column(label, LABEL_COLUMNS, columns, "label", str(self._base / chosen[0][0]))
+        label = pick_column(label, LABEL_COLUMNS, columns, "label", str(self._base / first))
         if label is None:
             notes.append(
                 f"{self._text} is used without labels: say which column holds them: label=COLUMN "
@@ -149,21 +153,29 @@ class ParquetSource(ImageSource):
     def _ends(self) -> Int64[np.ndarray, " files"]:
         return np.cumsum([int(_starts(stamp)[-1]) for _, stamp in self._files])
 
+    def _splits(self) -> list[str]:
+        """The split of each row of all files: by a column, else by the name of its file."""
+        column = self._options.get("split-column")
+        if column is not None:
+            return [text for name, stamp in self._files for text in self._texts(name, stamp, column, "split")]
+        return [split for name, stamp in self._files for split in [split_of(name)] * int(_starts(stamp)[-1])]
+
     def _numbered(
         self, column: str, splits: list[str], notes: list[str]
     ) -> tuple[Int64[np.ndarray, " n"], tuple[str, ...]]:
         """Labels of the rows of all files, and the classes of all."""
-        values = [self._labels(name, stamp, column) for name, stamp in self._files]
+        everything = [
+            text for name, stamp in self._files for text in self._texts(name, stamp, column, "label")
+        ]
         names = names_asked(self._options.get("names"), self._base, CLASSES)
         told = _told(self._files[0][1], column) if names is None else None
-        everything = [value for each in values for value in each]
         if told is not None:
             return np.array([self._number(value, len(told), column) for value in everything], np.int64), told
         if names is None:
             names = named(set(everything), self._text)
             classes: dict[str, set[str]] = {}
-            for split, each in zip(splits, values, strict=True):
-                classes.setdefault(split, set()).update(set(each) - {""})
+            for split, value in set(zip(splits, everything, strict=True)):
+                classes.setdefault(split, set()).update({value} - {""})
             notes += untrained(classes, self._text)
         return numbered(everything, names, f"{self._text}, column {column}")
 
@@ -177,26 +189,31 @@ class ParquetSource(ImageSource):
             )
         return int(value)
 
-    def _labels(self, name: str, stamp: FileStamp, column: str) -> list[str]:
-        """The label of each row, as text; empty where it has none."""
+    def _texts(self, name: str, stamp: FileStamp, column: str, what: str) -> list[str]:
+        """The label, or the split, of each row of a file, as text; empty where it has none."""
         where = f"{self._base / name}, column {column}"
-        pick_column(column, (), _opened(stamp).schema_arrow.names, "label", str(self._base / name))
+        pick_column(column, (), _opened(stamp).schema_arrow.names, what, str(self._base / name))
         with _readable(stamp.path):
             cells = _opened(stamp).read([column], use_threads=False).column(0).to_pylist()
         return [
             "" if cell == -1 and not isinstance(cell, bool) else label_text(cell, where) for cell in cells
         ]
 
-    def _slow(self, files: Files) -> list[str]:
-        """What is to be said where an image at random costs many others."""
-        rows, held = max(_largest(stamp, self._image) for _, stamp in files)
-        if rows <= _FEW_ROWS:
-            return []
-        return [
-            f"{self._text}: row groups hold up to {rows} images ({size(held)}), all of which are read for one at "
-            "random: caching in order is fast, training from the images is slow; write small row groups "
-            f"(row_group_size={_FEW_ROWS}), or unpack them"
-        ]
+    def random_cost(self) -> str:
+        """See :meth:`ImageSource.random_cost`: the row group that holds most is read once."""
+        groups = [(bytes_, stamp) for _, stamp in self._files for bytes_ in _held(stamp, self._image)]
+        held, stamp = max(groups, key=lambda group: group[0])
+        number = _held(stamp, self._image).index(held)
+        rows, start = int(np.diff(_starts(stamp))[number]), time.perf_counter()
+        _group.__wrapped__(stamp, number, self._image, os.getpid())
+        cost = 1e3 * (time.perf_counter() - start)
+        if rows <= _FEW_ROWS or cost < _SLOW:
+            return ""
+        return (
+            f"{self._text}: an image costs {cost:.0f} ms in random order, and {cost / rows:.2g} ms in order: its row "
+            f"group of {rows} ({size(held)}) is read for it. A pass: {duration(cost * self._ends()[-1] / 1e3)} of all "
+            f"workers. Write small groups (pyarrow's row_group_size={_FEW_ROWS}), or tars"
+        )
 
     def encoded(self, key: str) -> bytes:
         """The bytes in the row."""
@@ -283,26 +300,32 @@ def _starts(stamp: FileStamp) -> Int64[np.ndarray, " groups1"]:
     )
 
 
-def _largest(stamp: FileStamp, column: str) -> tuple[int, int]:
-    """Rows of the row group of a file that has most, and most bytes of a column in one.
+def _held(stamp: FileStamp, column: str) -> list[int]:
+    """Bytes of a column in each row group of a file."""
+    about = _opened(stamp).metadata
+    groups = (about.row_group(number) for number in range(about.num_row_groups))
+    return [
+        sum(
+            part.total_uncompressed_size
+            for part in map(group.column, range(group.num_columns))
+            if part.path_in_schema.partition(".")[0] == column
+        )
+        for group in groups
+    ]
+
+
+def _require_room(stamp: FileStamp, column: str) -> None:
+    """Refuse a file with a row group that is larger than memory.
 
     Raises:
-        BadDataError: these are more than fit into memory.
+        BadDataError: a column has more bytes in one.
     """
-    about, held = _opened(stamp).metadata, 0
-    for number in range(about.num_row_groups):
-        group = about.row_group(number)
-        parts = [group.column(place) for place in range(group.num_columns)]
-        mine = [
-            part.total_uncompressed_size for part in parts if part.path_in_schema.partition(".")[0] == column
-        ]
-        held = max(held, sum(mine))
+    held = max(_held(stamp, column), default=0)
     if held > _GROUP_BYTES:
         raise BadDataError(
             f"{stamp.path} has {size(held)} of images in one row group; at most {size(_GROUP_BYTES)} are read",
             f"Write smaller row groups: row_group_size={_FEW_ROWS}",
         )
-    return int(np.diff(_starts(stamp)).max(initial=0)), held
 
 
 @lru_cache(maxsize=1)
@@ -370,6 +393,7 @@ PARQUET = SourceKind(
         "image": "column of the images",
         "label": "column of the labels",
         "key": "column of the images' keys; default: file and row",
+        "split-column": "column of the splits, of which split=NAME takes one; default: by the files' names",
         "names": NAMES,
     },
 )

@@ -57,6 +57,10 @@ class StoredSource(ImageSource):
         """See :meth:`ImageSource.path`."""
         return self._source.path(key)
 
+    def random_cost(self) -> str:
+        """See :meth:`ImageSource.random_cost`."""
+        return self._source.random_cost()
+
     def keys_in(self, keys: KeyTable, sources: Collection[str]) -> KeyTable:
         """See :meth:`ImageSource.keys_in`."""
         return self._source.keys_in(keys, sources)

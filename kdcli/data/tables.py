@@ -273,6 +273,8 @@ def is_number(text: str) -> bool:
 def label_text(value: object, where: str) -> str:
     """The class in a cell or a document: text, a whole number, or several of these, joined by ``|``; empty for none.
 
+    A list without labels says more than a cell without a value: it is ``|``, an image that has none of the labels.
+
     Raises:
         BadDataError: it is something else.
     """
@@ -285,7 +287,7 @@ def label_text(value: object, where: str) -> str:
     if isinstance(value, list):
         parts = [label_text(part, where) for part in value if not isinstance(part, list)]
         if len(parts) == len(value) and all(part and "|" not in part for part in parts):
-            return "|".join(parts)
+            return "|".join(parts) or "|"
     raise BadDataError(
         f"{where}: {str(value)[:80]!r} is no label",
         "A label is text, a whole number, or a list of these without |.",

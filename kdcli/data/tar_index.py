@@ -35,6 +35,8 @@ _PATH_BYTES: Final = 4095
 _PADDING_BYTES: Final = 64 * 2**20
 """Most zeros behind the end mark; tar fills up to 10 KiB, tapes to more."""
 _INDEX_BYTES: Final = 16 * 2**30
+_NEAR: Final = 4
+"""Files that a sample often has: asked for in order, the next image lies among so many."""
 _VERSION: Final = 1
 _COMPRESSED: Final = {
     b"\x1f\x8b": ("gzip", "gzip -dk"),
@@ -70,8 +72,11 @@ class TarIndex:
     starts: Int64[np.ndarray, " n"]
     sizes: Int64[np.ndarray, " n"]
 
-    def find(self, name: str) -> int:
-        """The row of a name; -1 where there is none."""
+    def find(self, name: str, near: int = 0) -> int:
+        """The row of a name; -1 where there is none. It is looked for at ``near`` and behind it first."""
+        for row in range(near, min(near + _NEAR, len(self.names))):
+            if self.names[row] == name:
+                return row
         row = bisect_left(self.names, name)
         return row if row < len(self.names) and self.names[row] == name else -1
 

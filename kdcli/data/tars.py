@@ -21,6 +21,7 @@ from kdcli.console import console, counted
 from kdcli.data.base import ImageSource, Listing, Opening, SourceKind
 from kdcli.data.decode import bad_image
 from kdcli.data.formats import EXTENSIONS, IMAGE_BYTES
+from kdcli.data.kept_listing import kept_listing
 from kdcli.data.paths import FileStamp, Reader, find_files
 from kdcli.data.tables import (
     CLASSES,
@@ -78,6 +79,7 @@ class TarSource(ImageSource):
 
     def __init__(self, text: str, base: Path, stamps: dict[str, FileStamp], options: dict[str, str]) -> None:
         self._text, self._base, self._stamps, self._options = text, base, stamps, options
+        self._near: dict[FileStamp, int] = {}  # behind what was last looked for in each
 
     @classmethod
     def open(cls, opening: Opening) -> "TarSource":
@@ -103,6 +105,12 @@ class TarSource(ImageSource):
 
     def listing(self, split: str | None, task: str | None) -> Listing:
         """See :meth:`ImageSource.listing`; a task is what ``label=`` may be."""
+        asked = {"text": self._text, "options": self._options, "split": split, "task": task}
+        names = self._base / self._options.get("names", CLASSES)
+        stamps = [*self._stamps.values(), *([FileStamp.of(names)] if names.is_file() else ())]
+        return kept_listing("tars", asked, stamps, lambda: self._listing(split, task))
+
+    def _listing(self, split: str | None, task: str | None) -> Listing:
         shards = []
         with console.progress(len(self._stamps), "shards", "reading what is in them") as bar:
             for name, stamp in self._stamps.items():
@@ -240,7 +248,8 @@ class TarSource(ImageSource):
             stamp = self._stamps.get(key[: slash.start()])
             if stamp is not None:
                 index = index_of(stamp)
-                row = index.find(key[slash.end() :])
+                row = index.find(key[slash.end() :], self._near.get(stamp, 0))
+                self._near[stamp] = row + 1
                 return (stamp, index, row) if row >= 0 else None
         return None
 

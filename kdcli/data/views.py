@@ -256,6 +256,9 @@ Drawn = dict[Render, Pixels]
 class Drawer:
     """Draws views at the input sizes of several models. Picklable.
 
+    Attributes:
+        renders: what it draws them as.
+
     Args:
         data: the images.
         views: what their views are.
@@ -272,7 +275,7 @@ class Drawer:
         pool: range,
         places: Int64[np.ndarray, " n"] | None = None,
     ) -> None:
-        self._data, self._views, self._renders = data, views, tuple(renders)
+        self._data, self._views, self.renders = data, views, tuple(renders)
         self._pool, self._places = pool, places
 
     def params(self, position: int, image: Image.Image, view: int) -> Params:
@@ -302,11 +305,11 @@ class Drawer:
         """The view that ``params`` describe; ``partner`` where :meth:`ViewSet.partners` names one."""
         placed = not has_box(params)
         drawn: Drawn = {}
-        for target in self._renders:  # a training view is drawn once for models that differ in view 0 only
+        for target in self.renders:  # a training view is drawn once for models that differ in view 0 only
             key = target if placed else target.unplaced
             if key not in drawn:
                 drawn[key] = self._views.draw(image, params, key, partner)
-        return {target: drawn[target if placed else target.unplaced] for target in self._renders}
+        return {target: drawn[target if placed else target.unplaced] for target in self.renders}
 
     def _partner(self, position: int, row: int, view: int) -> Partner:
         place = row if self._places is None else int(self._places[row])

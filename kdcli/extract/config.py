@@ -39,7 +39,7 @@ class CacheOptions(
     )  # fmt: skip
     keep: tuple[str, ...] = option(
         ("logits", "features"),
-        "Outputs to keep: logits, topk:K, features, maps:TAP,TAP; @eval after one: of view 0 only.",
+        "Outputs to keep: logits, topk:K, features, maps:TAP,TAP, pixels; @eval after one: of view 0 only.",
         panel="Teachers", comma=True, min_length=1, complete="output",
     )  # fmt: skip
     dtype: FloatName = option("float16", "Storage type of logits and features.", panel="Teachers")

@@ -15,6 +15,8 @@ from kdcli.errors import NoSpaceError
 from kdcli.extract.config import CacheConfig
 from kdcli.extract.places import CachePlace, opened
 from kdcli.extract.prepare import Prepared, prepare
+from kdcli.geometry import Render
+from kdcli.outputs import PIXELS
 from kdcli.results import Result, Table
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ class CachePlan(Result):
         bytes_missing: of those, what is not written yet.
         bytes_free: bytes free where the cache lies or would lie; None in a store.
         tasks_missing: of those tasks, the ones that each teacher has a part in.
+        kept: images that are not decoded, as the cache keeps their pixels.
         measured: speeds, if they were asked for.
     """
 
@@ -51,6 +54,7 @@ class CachePlan(Result):
     bytes_missing: int
     bytes_free: int | None
     tasks_missing: dict[str, int]
+    kept: int = 0
     measured: "Measured | None" = None
 
     @property
@@ -62,7 +66,7 @@ class CachePlan(Result):
         """The JSON document of ``--json``."""
         return to_document(
             self, "rows", "views", "block_rows", "tasks", "images", "arrays", "bytes", "bytes_missing", "bytes_free",
-            "fits", "measured",
+            "fits", "kept", "measured",
         )  # fmt: skip
 
     def tables(self) -> Sequence[Table]:
@@ -80,7 +84,20 @@ class CachePlan(Result):
         ]
         if self.bytes_free is not None:
             facts.append(["free there", size(self.bytes_free)])
-        if (speed := self.measured) is not None:
+        if self.kept:
+            facts.append(["read as kept, not decoded", f"{self.kept} images"])
+        speed = self.measured
+        if pixels := sum(sizes.get(PIXELS, 0) for sizes in self.arrays.values()):
+            saved = "its decoding (--measure: how long)"
+            if speed is not None and not self.kept:
+                saved = f"{duration(self.rows / speed.decode)} of decoding"
+            facts.append(
+                [
+                    f"{PIXELS}@eval",
+                    f"{size(pixels)}; saves {saved} to each later teacher or student of the render",
+                ]
+            )
+        if speed is not None:
             forward: list[list[object]] = [
                 [f"forward {name}", f"{rate:.1f} views/s"] for name, rate in speed.forward.items()
             ]
@@ -175,12 +192,20 @@ def plan_cache(config: CacheConfig, measured: bool = False) -> CachePlan:
     """
     with opened(config.cache) as place:
         prepared = prepare(config, place.root)
-        plan = plan_of(prepared, place)
+        plan, kept = plan_of(prepared, place), None
+        if prepared.exists:
+            from kdcli.extract.kept import kept_pixels
+
+            store = Store(prepared.root, prepared.manifest, prepared.records)
+            renders = [Render.of(record.preprocess) for record in prepared.records.values()]
+            missing = _missing(place.writer(prepared.manifest), store)
+            kept = kept_pixels(store, renders, missing, verify="never")
+            plan = replace(plan, kept=0 if kept is None else len(kept))
         if not measured or not plan.tasks:
             return plan
         from kdcli.extract.pipeline import open_workers
         from kdcli.extract.speeds import measure
 
         workers = open_workers(prepared, prepared.records, prepared.records)
-        found = measure(prepared, workers, plan.images, plan.bytes_missing)
+        found = measure(prepared, workers, kept, (plan.images, plan.bytes_missing))
         return replace(plan, measured=found)

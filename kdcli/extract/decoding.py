@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from kdcli.cache.backends.base import checksum
 from kdcli.cache.filling import Filling
 from kdcli.cache.layout import SAMPLES, Manifest, Unit
-from kdcli.data.views import Drawer, ViewSet
+from kdcli.data.kept_pixels import KeptPixels
+from kdcli.data.views import Drawer, Drawn, ViewSet
 from kdcli.errors import BadDataError, KdError
 from kdcli.geometry import Render
 from kdcli.handing import Handing
@@ -50,6 +51,7 @@ class BatchRequest:
         block, group: its place.
         rows: of the cache.
         views: how many of the group's views are to be drawn: an output kept of view 0 only needs no more.
+        known: nothing is wanted but view 0 of images that are recorded already: kept pixels do.
     """
 
     task: int
@@ -57,6 +59,7 @@ class BatchRequest:
     group: int
     rows: range
     views: int
+    known: bool = False
 
 
 @final
@@ -79,10 +82,26 @@ class Decoded:
 
 @final
 class Decoder(Dataset[Decoded]):
-    """Reads, checks and decodes each image once, and draws all views of a group from it."""
+    """Reads, checks and decodes each image once, and draws all views of a group from it.
 
-    def __init__(self, data: "Images", views: ViewSet, manifest: Manifest, renders: Sequence[Render]) -> None:
+    Args:
+        data: the images.
+        views: what is drawn of them.
+        manifest: of the cache.
+        renders: what to draw them as.
+        kept: pixels of the cache that need no drawing, if any.
+    """
+
+    def __init__(
+        self,
+        data: "Images",
+        views: ViewSet,
+        manifest: Manifest,
+        renders: Sequence[Render],
+        kept: KeptPixels | None = None,
+    ) -> None:
         self._data, self._views, self._manifest, self._renders = data, views, manifest, tuple(renders)
+        self._kept = kept
 
     def __getitem__(self, request: BatchRequest) -> Decoded:
         """Decode a batch; a bad image is recorded and drawn black."""
@@ -95,10 +114,17 @@ class Decoder(Dataset[Decoded]):
         params = np.full((count, len(views), len(self._manifest.param_names)), _NO_PARAMS, np.int32)
         sizes, crcs = np.zeros(count, np.int64), np.zeros(count, np.int64)
         bad: list[tuple[int, str]] = []
-        for place, row in enumerate(request.rows):
+        kept: Sequence[Drawn | None] = [None] * count
+        if self._kept is not None and request.known:
+            kept = self._kept.draw(np.arange(request.rows.start, request.rows.stop), self._renders)
+        for place, (row, ready) in enumerate(zip(request.rows, kept, strict=True)):
             try:
                 encoded = self._data.encoded(row)
                 sizes[place], crcs[place] = len(encoded), checksum(encoded)
+                if ready is not None:
+                    for render, canvas in pixels.items():
+                        canvas[0, place] = ready[render]
+                    continue
                 image = self._data.decode(row, encoded)
                 for number, view in enumerate(views):
                     if number >= request.views:
@@ -200,9 +226,11 @@ class TaskQueue(Sampler[BatchRequest]):
             rows = self._writer.manifest.rows_of(block)
             self.tasks[number] = Task(number, block, group, claimed, rows, self._now())
             views = self._views_to_draw(claimed)
+            # A block whose samples are being recorded is decoded: their parameters need the size of the image.
+            known = group == 0 and views == 1 and all(unit.part != SAMPLES for unit in claimed)
             for start in range(rows.start, rows.stop, batch_size):
                 inside = range(start, min(start + batch_size, rows.stop))
-                yield BatchRequest(number, block, group, inside, views)
+                yield BatchRequest(number, block, group, inside, views, known)
 
     def _claimed_tasks(self) -> Iterator[tuple[TaskPlace, list[Unit]]]:
         """Claim one task after the other.

@@ -99,6 +99,7 @@ class _Run:
 
     def complete(self, stop: Any) -> CacheResult:
         """Work and wait until nothing is missing, then say what was done."""
+        from kdcli.extract.kept import kept_pixels
         from kdcli.extract.pipeline import Resources, TaskRunner, open_workers
 
         for part in self._parts():
@@ -107,16 +108,20 @@ class _Run:
         runner = None
         if missing:
             self._say_plan(missing)
+            workers = open_workers(self._prepared, self._records, {unit.teacher for unit in missing})
             runner = TaskRunner(
                 self._writer,
                 self._data,
                 self._prepared.views,
-                open_workers(self._prepared, self._records, {unit.teacher for unit in missing}),
+                workers,
                 Resources(
                     worker_count(self._config.workers),
                     stop,
                     self._config.grace,
                     pinned=pick_device(self._config.device).startswith("cuda"),
+                    kept=kept_pixels(
+                        self._writer.store, [worker.render for worker in workers.values()], missing
+                    ),
                 ),
                 drop_bad=self._config.bad_images == "drop",
             )

@@ -9,7 +9,7 @@ from jaxtyping import Float, Float32, Int64
 
 from kdcli.console import console
 from kdcli.errors import BadDataError
-from kdcli.outputs import STATS, Output, raw_outputs, with_stats
+from kdcli.outputs import PIXELS, STATS, Output, raw_outputs, with_stats
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,7 +55,7 @@ class OutputPlan:
         """The rows to store for one batch, computed where the raw outputs are and copied once.
 
         Args:
-            raw: float32 ``logits``, ``features`` and ``maps.TAP``, as a TeacherRunner gives them.
+            raw: float32 ``logits``, ``features`` and ``maps.TAP``, uint8 ``pixels``, as a TeacherRunner gives them.
             labels: class numbers of the data set, -1 = unlabelled.
             only: names of the outputs wanted; default: all.
 
@@ -122,7 +122,7 @@ class OutputPlan:
         """The values in their storage type, still on the device (which need not know unsigned integers)."""
         import torch
 
-        types = {"<f2": torch.float16, "<f4": torch.float32}
+        types = {"<f2": torch.float16, "<f4": torch.float32, "|u1": torch.uint8}
         return values.to(types.get(self.arrays[name][array]["dtype"], torch.int32)).contiguous()
 
     def _check(self, name: str, largest: float, half: bool) -> None:
@@ -152,7 +152,7 @@ def plan_outputs(
         name: the teacher's name.
         model: the teacher.
         outputs: what is to be kept; statistics come with logits and top-k.
-        dtype: float16 or float32, for all but ids and statistics.
+        dtype: float16 or float32, for all but ids, statistics and pixels.
         temperatures: temperatures of the kept logsumexp.
         class_names: of the data set, in order; None when it has no labels.
 
@@ -179,8 +179,9 @@ def plan_outputs(
             "topk": [output.top_k],
             "features": [model.num_features],
             "maps": list(maps.get(output.tap, ())),
+            PIXELS: [*model.preprocess.size, 3],
         }[output.kind]
-        arrays[output.name] = {_payload(output): _array(shape, storage)}
+        arrays[output.name] = {_payload(output): _array(shape, "|u1" if output.kind == PIXELS else storage)}
         if output.kind == "topk":
             ids = "<u2" if model.num_classes <= SMALL_IDS else "<u4"
             arrays[output.name]["topk_ids"] = _array(shape, ids)
@@ -280,8 +281,8 @@ def _to_host(tensors: Sequence["Tensor"]) -> list[np.ndarray]:
     import torch
 
     copies = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
-    if tensors and tensors[0].is_cuda:
-        torch.cuda.current_stream(tensors[0].device).synchronize()
+    for device in {tensor.device for tensor in tensors if tensor.is_cuda}:
+        torch.cuda.current_stream(device).synchronize()
     return [copy.numpy() for copy in copies]
 
 

@@ -20,12 +20,14 @@ from kdcli.cache.filling import Filling
 from kdcli.cache.layout import SAMPLES, Unit
 from kdcli.cache.writer import content_digest
 from kdcli.console import Bar, console, size
+from kdcli.data.kept_pixels import DRAWN_BY, KeptPixels, drawn_by
 from kdcli.data.views import ViewSet
 from kdcli.errors import IdentityError
 from kdcli.extract.decoding import Decoded, Decoder, Task, TaskQueue, decoded_batches
 from kdcli.extract.outputs import OutputPlan, compression_error
 from kdcli.geometry import Render
 from kdcli.models.teacher import TeacherRunner
+from kdcli.outputs import PIXELS
 from kdcli.runtime import StopFlag, pick_device, versions
 from kdcli.types import Difference
 
@@ -102,12 +104,14 @@ class Resources:
         stop: raised once no more tasks are to be begun.
         grace: seconds that it leaves for the current task.
         pinned: decode into memory from where a GPU copies without waiting.
+        kept: pixels of the cache that need no decoding, if any.
     """
 
     processes: int
     stop: StopFlag
     grace: float
     pinned: bool = False
+    kept: KeptPixels | None = None
 
 
 @final
@@ -174,7 +178,7 @@ class TaskRunner:
 
     def _batches(self, queue: TaskQueue) -> Iterator[Decoded]:
         renders = list(dict.fromkeys(worker.render for worker in self._workers.values()))
-        decoder = Decoder(self._data, self._views, self._writer.manifest, renders)
+        decoder = Decoder(self._data, self._views, self._writer.manifest, renders, self._resources.kept)
         return decoded_batches(decoder, queue, self._resources.processes, self._resources.pinned)
 
     def _consume(self, queue: TaskQueue, executor: ThreadPoolExecutor, bar: Bar) -> None:
@@ -302,6 +306,8 @@ class TaskRunner:
         made: dict[str, Any] = {"versions": versions()}
         if unit.part != SAMPLES:
             made |= self._workers[unit.teacher].made
+        if unit.kind == PIXELS:
+            made[DRAWN_BY] = drawn_by(self._workers[unit.teacher].render)
         error = self._compression.get(unit.teacher, {}).get(unit.kind)
         return made if error is None else {**made, "kl": error}
 

@@ -26,7 +26,7 @@ from kdcli.console import console
 from kdcli.errors import BadDataError, IdentityError, StorageError, UsageError
 from kdcli.extract.config import CacheConfig
 from kdcli.extract.opening import open_held, open_new
-from kdcli.extract.teachers import Teacher, describe_teacher, name_teachers
+from kdcli.extract.teachers import Teacher, describe_teacher, name_teachers, pixels_once
 from kdcli.geometry import EvalGeometry, Render
 from kdcli.outputs import Output
 from kdcli.runtime import pick_device, versions
@@ -99,7 +99,9 @@ def prepare(config: CacheConfig, root: Path) -> Prepared:
     held = CacheReader(root) if Layout(root).manifest.is_file() else None
     data = open_new(config) if held is None else open_held(config, held)
     models = placed({name: open_model(spec) for name, spec in specs.items()}, config, held)
-    teachers = {name: describe_teacher(name, model, config, data) for name, model in models.items()}
+    teachers = pixels_once(
+        {name: describe_teacher(name, model, config, data) for name, model in models.items()}
+    )
     existing = None if held is None else held.manifest
     views = view_set_of(config, existing)
     manifest = existing or new_manifest(config, cast("ImageData", data), views, teachers)

@@ -11,6 +11,7 @@ import numpy as np
 
 from kdcli.cache.layout import Manifest
 from kdcli.console import console, duration
+from kdcli.data.kept_pixels import KeptPixels
 from kdcli.extract.decoding import BatchRequest, Decoded, Decoder, decoded_batches
 from kdcli.files import storage_errors
 from kdcli.runtime import worker_count
@@ -59,17 +60,18 @@ class Measured:
 
 
 def measure(
-    prepared: "Prepared", workers: Mapping[str, "Worker"], images: int, bytes_missing: int
+    prepared: "Prepared", workers: Mapping[str, "Worker"], kept: KeptPixels | None, missing: tuple[int, int]
 ) -> Measured:
     """Run a few batches of each stage alone, and a temporary write.
 
     Args:
         prepared: images, views and cache, made or planned; a temporary file is written where it lies.
         workers: the teachers that have something to do.
-        images: image views that are missing.
-        bytes_missing: bytes that are not written yet.
+        kept: pixels that need no decoding, if any.
+        missing: image views, and bytes, that are not written yet.
     """
-    batches, decode = _decode_rate(prepared, workers)
+    images, bytes_missing = missing
+    batches, decode = _decode_rate(prepared, workers, kept)
     forward = {name: _forward_rate(worker, batches) for name, worker in workers.items()}
     place = next(
         folder for folder in (prepared.root.absolute(), *prepared.root.absolute().parents) if folder.is_dir()
@@ -84,38 +86,40 @@ def measure(
     return Measured(decode, forward, write_mb, rates["write"], bound, hours)
 
 
-def _requests(manifest: Manifest, batch_size: int) -> Iterator[BatchRequest]:
+def _requests(manifest: Manifest, batch_size: int, known: bool) -> Iterator[BatchRequest]:
     """Batches from the beginning of the cache on, as a run would ask for them; again from there if it ends."""
     count = 0
     while True:
         for block in range(manifest.blocks):
-            for group in range(manifest.groups):
-                rows, views = manifest.rows_of(block), len(manifest.views_of(group))
+            for group in range(1 if known else manifest.groups):
+                rows, views = manifest.rows_of(block), 1 if known else len(manifest.views_of(group))
                 for start in range(rows.start, rows.stop, batch_size):
                     if count > BATCHES:
                         return
                     count += 1
                     yield BatchRequest(
-                        0, block, group, range(start, min(start + batch_size, rows.stop)), views
+                        0, block, group, range(start, min(start + batch_size, rows.stop)), views, known
                     )
 
 
-def _decode_rate(prepared: "Prepared", workers: Mapping[str, "Worker"]) -> tuple[list[Decoded], float]:
+def _decode_rate(
+    prepared: "Prepared", workers: Mapping[str, "Worker"], kept: KeptPixels | None
+) -> tuple[list[Decoded], float]:
     """A few decoded batches, and image views a second."""
     manifest, processes = prepared.manifest, worker_count(prepared.config.workers)
     renders = list(dict.fromkeys(worker.render for worker in workers.values()))
     size = min((worker.batch_size for worker in workers.values()), default=64)
-    decoder = Decoder(prepared.data, prepared.views, manifest, renders)
-    kept: list[Decoded] = []
-    iterator = decoded_batches(decoder, list(_requests(manifest, size)), processes)
-    kept.append(next(iterator))  # starting processes is no part of a rate
+    decoder = Decoder(prepared.data, prepared.views, manifest, renders, kept)
+    first: list[Decoded] = []
+    iterator = decoded_batches(decoder, list(_requests(manifest, size, kept is not None)), processes)
+    first.append(next(iterator))  # starting processes is no part of a rate
     start, count = time.perf_counter(), 0
     for decoded in iterator:
         count += _views_in(decoded)
-        if len(kept) < 2:
-            kept.append(decoded)
+        if len(first) < 2:
+            first.append(decoded)
     seconds = time.perf_counter() - start
-    return kept, count / seconds if count else float("inf")
+    return first, count / seconds if count else float("inf")
 
 
 def _views_in(decoded: Decoded) -> int:

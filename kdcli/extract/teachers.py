@@ -1,17 +1,19 @@
 """Teachers as the command line names them, opened and described for the cache."""
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, final
 
 from kdcli.cache.layout import SAMPLES
 from kdcli.cache.pixels import as_pixels
 from kdcli.cache.provenance import NAME_LETTERS, OutputRecord, TeacherRecord
+from kdcli.console import console
 from kdcli.errors import UsageError
 from kdcli.extract.config import CacheConfig
 from kdcli.extract.outputs import OutputPlan, plan_outputs
 from kdcli.geometry import Render
+from kdcli.outputs import PIXELS
 from kdcli.runtime import pick_device, versions
 
 if TYPE_CHECKING:
@@ -113,3 +115,19 @@ def describe_teacher(name: str, model: "Model", config: CacheConfig, data: "Imag
         },
     )
     return Teacher(model, plan, record)
+
+
+def pixels_once(teachers: Mapping[str, Teacher]) -> dict[str, Teacher]:
+    """The teachers; of those of one render, that keep more than pixels, only the first keeps these. It is said."""
+    keepers: dict[Render, str] = {}
+    found = dict(teachers)
+    for name, teacher in teachers.items():
+        outputs = {kind: output for kind, output in teacher.record.outputs.items() if kind != PIXELS}
+        if len(outputs) == len(teacher.record.outputs):
+            continue
+        first = keepers.setdefault(Render.of(teacher.model.preprocess), name)
+        if first != name and outputs:
+            console.note(f"teacher '{name}': its pixels are those of '{first}', and are kept once")
+            plan = replace(teacher.plan, outputs=tuple(o for o in teacher.plan.outputs if o.kind != PIXELS))
+            found[name] = Teacher(teacher.model, plan, teacher.record.keeping(outputs))
+    return found

@@ -6,13 +6,13 @@ from typing import final
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor, nn
 
 from kdcli.errors import BadDataError, DeviceError
 from kdcli.models.spec import Model
 from kdcli.models.taps import require_outputs
-from kdcli.outputs import Output, raw_outputs
+from kdcli.outputs import PIXELS, Output, raw_outputs
 from kdcli.types import AmpName, Preprocess
 
 _AMP_DTYPE = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -91,7 +91,7 @@ class TeacherRunner:
 
     def __call__(
         self, pixels: UInt8[np.ndarray | Tensor, "b h w 3"], only: Collection[str] | None = None
-    ) -> dict[str, Float32[Tensor, "b ..."]]:
+    ) -> dict[str, Shaped[Tensor, "b ..."]]:
         """Raw outputs for a batch of images that were rendered at this model's size.
 
         Args:
@@ -101,7 +101,7 @@ class TeacherRunner:
 
         Returns:
             float32 tensors on the device: ``logits`` [b, c] before softmax (also when only their top-k or
-            statistics are kept), ``features`` [b, d], ``maps.TAP`` [b, C, H, W].
+            statistics are kept), ``features`` [b, d], ``maps.TAP`` [b, C, H, W]; and uint8 ``pixels``, as given.
 
         Raises:
             BadDataError: the images are of another size.
@@ -113,11 +113,15 @@ class TeacherRunner:
                 f"'{self.model.spec}' wants images of {wanted} pixels, got shape {tuple(pixels.shape)}",
                 "Render them at model.preprocess.size.",
             )
-        names = raw_outputs(output for output in self.outputs if only is None or output.name in only)
+        asked = raw_outputs(output for output in self.outputs if only is None or output.name in only)
+        names = [name for name in asked if name != PIXELS]
+        raw: dict[str, Tensor] = {PIXELS: torch.as_tensor(pixels)} if PIXELS in asked else {}
+        if not names:
+            return raw
         with _memory_errors(self.model.spec), torch.inference_mode(), autocast(self._device, self._amp):
             batch = torch.as_tensor(pixels).to(self._device, non_blocking=True)
             found = self.model.network.outputs(normalise(batch, self.model.preprocess), names)
-            return {name: output.float() for name, output in found.items()}
+            return raw | {name: output.float() for name, output in found.items()}
 
 
 @contextmanager

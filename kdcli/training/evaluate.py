@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from kdcli.console import console
 from kdcli.data.drawing import show
+from kdcli.data.kept_pixels import KeptPixels
 from kdcli.data.sources import ImageData
 from kdcli.data.views import Drawn
 from kdcli.errors import BadDataError, DivergedError, KdError, StoppedEarly, nearest
@@ -152,22 +153,35 @@ class Exam(Dataset[ExamBatch | KdError]):
     Args:
         data: the images.
         renders: what the models are shown.
+        kept: pixels of a cache that may hold the images.
     """
 
-    def __init__(self, data: ImageData, renders: Iterable[Render]) -> None:
+    def __init__(self, data: ImageData, renders: Iterable[Render], kept: KeptPixels | None = None) -> None:
         self._data, self._renders = data, tuple(dict.fromkeys(renders))
+        self._known = None
+        if kept is not None and kept.shows(self._renders):
+            self._known = kept.among(data, "images to test on")
 
     def __getitem__(self, ticket: Ticket) -> ExamBatch | KdError:
         try:
-            drawn = [self._draw(int(position)) for position in ticket.positions]
+            drawn = self._draw(ticket.positions)
         except KdError as error:  # raised in a worker, it would reach the user as a worker's traceback
             return error
         pixels = {key: torch.from_numpy(np.stack([each[key] for each in drawn])) for key in self._renders}
         return pixels, torch.from_numpy(ticket.positions)
 
-    def _draw(self, position: int) -> Drawn:
-        image = self._data.image(position)
-        return {render: show(image, render) for render in self._renders}
+    def _draw(self, positions: Int64[np.ndarray, " b"]) -> list[Drawn]:
+        encoded = self._data.encoded_at(positions)
+        kept: Sequence[Drawn | None] = [None] * len(encoded)
+        if self._known is not None:
+            kept = self._known.draw(positions, encoded, self._renders)
+        drawn = []
+        for position, content, ready in zip(positions.tolist(), encoded, kept, strict=True):
+            if ready is None:
+                image = self._data.decode(position, content)
+                ready = {render: show(image, render) for render in self._renders}
+            drawn.append(ready)
+        return drawn
 
 
 @final
@@ -181,6 +195,7 @@ class Conditions:
         workers: decode processes.
         stop: raised by a signal.
         ranks: the processes that share the images.
+        kept: pixels of a cache that may hold them.
     """
 
     device: torch.device
@@ -188,6 +203,7 @@ class Conditions:
     workers: int
     stop: StopFlag
     ranks: Ranks = field(default_factory=Ranks)
+    kept: KeptPixels | None = None
 
 
 def accuracies(examinees: Sequence[Examinee], data: ImageData, how: Conditions) -> list[dict[str, float]]:
@@ -277,7 +293,8 @@ def _examine(
     """Call ``see`` with an examinee's number, its logits of a batch of images, and their positions."""
     for examinee in examinees:
         examinee.student.eval()
-    exam, ranks = Exam(data, [Render.of(examinee.preprocess) for examinee in examinees]), how.ranks
+    exam = Exam(data, [Render.of(examinee.preprocess) for examinee in examinees], how.kept)
+    ranks = how.ranks
     parts = plain_order(len(data), how.batch_size)[ranks.rank :: ranks.world]
     loader = make_loader(exam, parts, how.workers, how.device)
     with ranks.one_fate(), console.progress(len(data) // ranks.world, "images", "testing") as bar:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kdcli.cache.cacheset import CacheSet
 from kdcli.cache.layout import SAMPLES
+from kdcli.data.kept_pixels import KeptPixels
 from kdcli.data.mixing import NO_PARTNER
 from kdcli.data.sources import ImageData
 from kdcli.data.views import Drawer, Drawn, Params, ViewSet
@@ -64,11 +65,13 @@ class Recording:
         cache: where outputs are.
         rows: row in the cache of every sample of the data set.
         reads: arrays to gather: teacher -> names.
+        kept: view 0 as the students see it, where the cache keeps it.
     """
 
     cache: CacheSet
     rows: Int64[np.ndarray, " n"]
     reads: Mapping[str, tuple[str, ...]]
+    kept: KeptPixels | None = None
 
     def outputs(self, positions: Int64[np.ndarray, " b"], view: int) -> dict[str, dict[str, Tensor]]:
         """Teacher outputs for a view: teacher -> array -> [b, ...]."""
@@ -155,6 +158,9 @@ class Replay:
 
     def __init__(self, data: ImageData, recording: Recording, views: ViewSet, drawer: Drawer) -> None:
         self._data, self._recording, self._views, self._drawer = data, recording, views, drawer
+        self._kept = None
+        if recording.kept is not None and not views.train_views:  # view 0 is all that is shown
+            self._kept = recording.kept.among(data, "images to train on")
         self._places = recording.places() if views.mixes else np.empty(0, np.int64)
 
     def draw(
@@ -171,8 +177,14 @@ class Replay:
         mixed = np.flatnonzero(partners >= 0)
         others = dict(zip(mixed.tolist(), self._read(partners[mixed], view), strict=True))
         keys, decode = self._data.keys.at(positions), self._data.source.decode
+        kept: Sequence[Drawn | None] = [None] * len(encoded)
+        if self._kept is not None and view == 0:
+            kept = self._kept.draw(positions, encoded, self._drawer.renders)
         drawn = []
-        for place, (key, content) in enumerate(zip(keys, encoded, strict=True)):
+        for place, (key, content, ready) in enumerate(zip(keys, encoded, kept, strict=True)):
+            if ready is not None:
+                drawn.append(ready)
+                continue
             partner = None
             if place in others:
                 other, other_params = others[place]

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch.utils.data import Dataset
 
 from kdcli.console import console
+from kdcli.data.kept_pixels import KeptPixels
 from kdcli.data.sources import ImageData
 from kdcli.errors import DeviceError, DivergedError, KdError, UsageError
 from kdcli.files import make_folder, occupied
@@ -209,19 +210,22 @@ def _train(
     recording, held = plan.recording, None
     if recording is not None:
         with ranks.one_fate():
-            recording = Recording(recording.cache, recording.rows, _union(runs))
+            recording = Recording(recording.cache, recording.rows, _union(runs), _kept(runs))
             recording, held = bring_near(config, recording, plan.rule, plan.turns, device)
     loader = make_loader(_feed(runs, recording), order, workers, device)
     batches = Together(loader if held is None else DeviceFed(loader, order, plan.rule, held), ranks, stop)
+    how = Conditions(
+        device, plan.settings.batch_size, workers, stop, ranks, None if recording is None else recording.kept
+    )
     with ExitStack() as stack:
         lanes = []
         for run, accelerator in zip(runs, accelerators, strict=True):
-            watch = _watch(run, device, workers, stop, ranks)
+            watch = _watch(run, how)
             lanes.append(_lane(run, order.batches * epochs, accelerator, on_batch, len(runs), watch))
             stack.enter_context(tracked(accelerator, run.plan.identity(), run.plan.config.out))
         stop.at_once = False  # from here on there is something to save
         fit(lanes, Stream(batches, order, plan.rule, epochs, device), batches.stop)
-        return _finish(runs, lanes, device, workers, ranks, stop)
+        return _finish(runs, lanes, how)
 
 
 def _accelerator(plan: Plan) -> Accelerator:
@@ -234,7 +238,19 @@ def _feed(runs: Sequence[_Run], recording: Recording | None) -> Dataset[Batch | 
     renders = [Render.of(run.built.model.preprocess) for run in runs]
     # Maps are all that a cut student sees; images that are mixed are drawn, for the labels of their partners.
     decoded = plan.rule.views.mixes or any(run.plan.lower is None for run in runs)
+    for data in (plan.data, *(each.data for each in plan.sets[1:])) if decoded else ():
+        if slow := data.source.random_cost():
+            console.warn(slow)
     return feed_of(plan, renders, recording, decoded)
+
+
+def _kept(runs: Sequence[_Run]) -> KeptPixels | None:
+    """What the cache keeps of view 0 as the students see it, where any of them is shown it."""
+    plan, renders = runs[0].plan, [Render.of(run.built.model.preprocess) for run in runs]
+    trains = plan.rule.recorded and plan.rule.cached == 0
+    if plan.recording is None or not (trains or plan.test or plan.validation):
+        return None
+    return KeptPixels.find(plan.recording.cache, renders)
 
 
 def _reads(run: _Run) -> dict[str, tuple[str, ...]]:
@@ -276,14 +292,13 @@ def _lane(
     return Lane(run.name, engine, config.out, _reads(run), run.random, watch)
 
 
-def _watch(run: _Run, device: torch.device, workers: int, stop: StopFlag, ranks: Ranks) -> Watch | None:
+def _watch(run: _Run, how: Conditions) -> Watch | None:
     plan, built = run.plan, run.built
     if not plan.selects:
         return None
 
     def judge_of(head: str, data: ImageData, labels: Labels) -> Judge:
         one = Examinee(built.student, head, labels, built.model.preprocess)
-        how = Conditions(device, plan.settings.batch_size, workers, stop, ranks)
         return lambda: accuracies([one], data, how)[0]
 
     judges, chooser = {}, {"best": VAL, ON_TEST: "test"}.get(plan.config.select)
@@ -301,13 +316,10 @@ def _watch(run: _Run, device: torch.device, workers: int, stop: StopFlag, ranks:
 def _finish(
     runs: Sequence[_Run],
     lanes: Sequence[Lane],
-    device: torch.device,
-    workers: int,
-    ranks: Ranks,
-    stop: StopFlag,
+    how: Conditions,
 ) -> dict[str, TrainResult | DivergedError]:
     """Test and write what was trained; from then on those runs are finished."""
-    started = time.perf_counter()
+    started, ranks = time.perf_counter(), how.ranks
     chosen = {}
     for run, lane in zip(runs, lanes, strict=True):
         if lane.diverged is None:
@@ -323,7 +335,7 @@ def _finish(
         lane.name: lane.diverged for lane in lanes if lane.diverged is not None
     }
     done = [(run, lane) for run, lane in zip(runs, lanes, strict=True) if lane.diverged is None]
-    tests = _tests(done, device, workers, ranks, stop)
+    tests = _tests(done, how)
     seconds = (time.perf_counter() - started) / max(1, len(done))
     for run, lane in done:
         scores = tests.get(run.name, {})
@@ -338,9 +350,7 @@ def _finish(
     return results
 
 
-def _tests(
-    done: Sequence[tuple[_Run, Lane]], device: torch.device, workers: int, ranks: Ranks, stop: StopFlag
-) -> dict[str, dict[str, dict[str, float]]]:
+def _tests(done: Sequence[tuple[_Run, Lane]], how: Conditions) -> dict[str, dict[str, dict[str, float]]]:
     """Accuracies of the students that have a head to test: by student, then by test. One pass over each test's data."""
     exams: dict[str, tuple[ImageData, dict[str, Examinee]]] = {}
     for run, _ in done:
@@ -350,7 +360,6 @@ def _tests(
                 exams.setdefault(test, (data, {}))[1][run.name] = one
     found: dict[str, dict[str, dict[str, float]]] = {}
     for test, (data, examinees) in exams.items():
-        how = Conditions(device, done[0][0].plan.settings.batch_size, workers, stop, ranks)
         scores = accuracies(list(examinees.values()), data, how)
         for name, score in zip(examinees, scores, strict=True):
             found.setdefault(name, {})[test] = score
