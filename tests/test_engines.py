@@ -82,21 +82,23 @@ def holders(running: subprocess.Popen[str], root: Path, *lives: str) -> Iterator
     still until the block ends, so that the others cannot finish without it."""
     found: dict[str, int] = {}
     until = time.monotonic() + SECONDS
-    while not found.keys() >= set(lives):
-        assert running.poll() is None, f"ended before {lives} had claimed something: {found}"
-        assert time.monotonic() < until, f"{lives} never claimed anything: {found}"
-        for path in (root / "claims").rglob("*.json"):
-            owner = read_owner(path)
-            life = owner.worker.rpartition("-")[2]
-            if owner.pid is not None and life and life not in found and is_running(owner.pid):
-                with suppress(ProcessLookupError):
-                    os.kill(owner.pid, signal.SIGSTOP)
-                    found[life] = owner.pid
-        time.sleep(0.01)
-    yield [found[life] for life in lives]
-    for pid in found.values():
-        if is_running(pid):
-            os.kill(pid, signal.SIGCONT)
+    try:
+        while not found.keys() >= set(lives):
+            assert running.poll() is None, f"ended before {lives} had claimed something: {found}"
+            assert time.monotonic() < until, f"{lives} never claimed anything: {found}"
+            for path in (root / "claims").rglob("*.json"):
+                owner = read_owner(path)
+                life = owner.worker.rpartition("-")[2]
+                if owner.pid is not None and life and life not in found and is_running(owner.pid):
+                    with suppress(ProcessLookupError):
+                        os.kill(owner.pid, signal.SIGSTOP)
+                        found[life] = owner.pid
+            time.sleep(0.01)
+        yield [found[life] for life in lives]
+    finally:
+        for pid in found.values():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
 
 def parent(pid: int) -> int:

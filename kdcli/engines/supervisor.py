@@ -110,7 +110,7 @@ class _Display(ExitStack):
             said: what is to be shown beside it.
         """
         began = time.monotonic()
-        if began < self._next or (found := self._task.progress()) is None:
+        if began < self._next or not (found := self._task.progress()) or not found[1]:
             return False
         self._next = began + 10 * (time.monotonic() - began)
         if self._bar is None:
