@@ -225,7 +225,9 @@ def given_on(fields: "Mapping[str, OptionField]", values: Given) -> dict[str, An
 def _as_told(value: Any) -> Any:
     """A URL for what typer made a path of, so that it is refused by its name."""
     found = _FROM_URL.match(str(value)) if isinstance(value, Path) else None
-    return value if found is None else f"{found[0]}/{str(value)[found.end() :]}"
+    if found is None:
+        return value
+    return f"{found[0]}/{'/' if found[0] == 'file:/' else ''}{str(value)[found.end() :]}"
 
 
 # --- one parameter ----------------------------------------------------------------------------
