@@ -21,6 +21,7 @@ from test_cache_stores import files_of, same
 
 from kdcli.cache.admin.audit import audit
 from kdcli.cache.stores.push import push
+from kdcli.cache.writer import CacheWriter
 from kdcli.errors import MissingExtraError, UsageError
 from kdcli.hub import Address
 
@@ -355,3 +356,20 @@ def test_an_address_is_read_as_it_is_written() -> None:
     assert told == Address("dataset", "Or-g.1/na_me", "refs/pr/1", "a/b")
     assert str(told) == "hf://datasets/Or-g.1/na_me@refs%2Fpr%2F1/a/b"
     assert Address.parse("hf://a/b", "model") == Address("model", "a/b")
+
+
+def test_a_cache_that_keeps_images_is_not_pushed_to_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import kdcli.cache.stores.sharing as sharing
+
+    root = tmp_path / "c.kd"
+    manifest = tools.new_cache(root)
+    pixels = OUTPUTS["pixels"]
+    with CacheWriter(root, manifest) as writer:
+        writer.add_teacher(tools.record_of("t", outputs={**tools.outputs_of(), "pixels": pixels}))
+    monkeypatch.setenv("HF_TOKEN", WRITER)
+    terms = sharing.Sharing(private=True, card=lambda *_: b"")
+    with pytest.raises(UsageError, match="images do not go to the hub") as refused:
+        push(root, "hf://datasets/team/c", terms)
+    assert "kd cache rm" in refused.value.hint

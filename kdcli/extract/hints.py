@@ -122,6 +122,10 @@ HINTS: Final[dict[str, str | Callable[..., str]]] = {
     "cache pack makes.",
     "push-unfinished": "Let kd cache push finish first, or give another path.",
     "needs-licence": "Add --licence ID, by the hub's identifiers (such as cc-by-4.0), or --licence other:NAME.",
+    "images-kept": lambda cache, teacher: (
+        f"Remove them (kd cache rm {quote(str(cache))} --teacher {teacher}/pixels), or push a part without them: "
+        f"kd cache pull {quote(f'file://{cache.absolute()}')} --keep logits,features --to PART.kd"
+    ),
     "no-terms": "Leave --licence and --private out.",
     "fewer-views": "Leave --views out to pull all.",
     "pack-zstd": "Use --compress gzip, or a name that ends in .zarr or .zarr.zip.",

@@ -30,7 +30,7 @@ from kdcli.cache.stores.marks import (
 )
 from kdcli.cache.stores.opening import open_place
 from kdcli.cache.stores.places import Place
-from kdcli.cache.stores.sharing import Sharing, require_terms, tell_names, write_card
+from kdcli.cache.stores.sharing import Sharing, require_no_images, require_terms, tell_names, write_card
 from kdcli.cache.stores.transfer import copy_all, is_as_recorded, record_name, same_record
 from kdcli.documents import to_document
 from kdcli.errors import Advice, CorruptError, IdentityError, OutputExistsError, StorageError
@@ -78,7 +78,8 @@ def push(root: Path, url: str, sharing: Sharing | None = None) -> Pushed:
         sharing: on which terms, of the hub alone.
 
     Raises:
-        UsageError: the URL names no place, or terms are missing, or are not those of such a place.
+        UsageError: the URL names no place, or terms are missing, or are not those of such a place; or the cache
+            keeps images, and the place is on the hub.
         OutputExistsError: something else is there.
         IdentityError: this cache is there, and holds other bytes, or more samples or views.
         CorruptError: bytes of the cache are not those that were committed.
@@ -87,6 +88,8 @@ def push(root: Path, url: str, sharing: Sharing | None = None) -> Pushed:
     require_terms(url, sharing)
     place = open_place(url, None if sharing is None else sharing.private)
     reader = CacheReader(root)
+    if sharing is not None:
+        require_no_images(reader)
     commits = {part: committed(reader, part) for part in reader.store.parts()}
     there = manifest_in(place)
     _require_room(place, reader.manifest, there)

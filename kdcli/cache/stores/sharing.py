@@ -10,6 +10,7 @@ from kdcli.cache.stores.places import Place
 from kdcli.cards import CARD, is_ours
 from kdcli.console import console
 from kdcli.errors import Advice, UsageError
+from kdcli.outputs import PIXELS
 
 _SHOWN: Final = 3
 """Names of images that are shown of those that become public."""
@@ -43,6 +44,20 @@ def require_terms(url: str, sharing: Sharing | None) -> None:
         )
     if not hub and sharing is not None:
         raise UsageError("a licence and privacy are matters of hf:// alone", Advice("no-terms"))
+
+
+def require_no_images(reader: CacheReader) -> None:
+    """Refuse a cache that keeps its images as pixels: others' images are not for kd to publish.
+
+    Raises:
+        UsageError: naming the first teacher that does.
+    """
+    for name, record in reader.teachers.items():
+        if PIXELS in record.outputs:
+            raise UsageError(
+                f"{PIXELS}@eval of teacher '{name}' are the images, and images do not go to the hub",
+                Advice("images-kept", cache=reader.layout.root, teacher=name),
+            )
 
 
 def tell_names(reader: CacheReader, sharing: Sharing) -> None:
