@@ -7,7 +7,7 @@ from shlex import quote
 from typing import Any, Final
 
 from kdcli.cache.provenance import TeacherRecord
-from kdcli.errors import Advice
+from kdcli.errors import Advice, KdError
 from kdcli.extract.config import CacheConfig
 from kdcli.geometry import EvalGeometry
 from kdcli.options.resolving import command_line
@@ -94,7 +94,11 @@ HINTS: Final[dict[str, str | Callable[..., str]]] = {
     "new-format": "Make it anew with kd cache-teachers; --eval-geometry shared:CROP comes nearest to what it holds.",
     "update": "Update kd: pip install --upgrade kdcli",
     "list": "kd cache ls {folder} lists the caches there.",
-    "repair": "Repair it: kd cache repair {cache}",
+    "repair": lambda cache: (
+        f"Push it again from a sound copy: kd cache push CACHE {url}"
+        if (url := KdError.names.get(str(cache)))
+        else f"Repair it: kd cache repair {quote(str(cache)) if isinstance(cache, Path) else cache}"
+    ),
     "foreign-record": "Take it out: kd cache repair {cache}",
     "restore-manifest": "Restore it from a copy; kd never guesses what a cache is.",
     "restore-teacher": "Restore it from a copy; or remove its folder in teachers/ and run the kd cache-teachers "
