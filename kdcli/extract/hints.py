@@ -95,7 +95,7 @@ HINTS: Final[dict[str, str | Callable[..., str]]] = {
     "update": "Update kd: pip install --upgrade kdcli",
     "list": "kd cache ls {folder} lists the caches there.",
     "repair": lambda cache: (
-        f"Push it again from a sound copy: kd cache push CACHE {url}"
+        f"Remove these objects there, then push them again from a sound copy: kd cache push CACHE {url}"
         if (url := KdError.names.get(str(cache)))
         else f"Repair it: kd cache repair {quote(str(cache)) if isinstance(cache, Path) else cache}"
     ),
@@ -118,7 +118,8 @@ HINTS: Final[dict[str, str | Callable[..., str]]] = {
     "pack-exists": "Give another name, or --overwrite.",
     "pack-ending": "For example --to packed.h5",
     "push-first": "Check the path. A push that was killed is completed by the same kd cache push.",
-    "push-again": "Push it again from a sound copy: kd cache push; what was pulled stays.",
+    "push-again": "Remove it there if it is there, then push it again from a sound copy: kd cache push; what was "
+    "pulled stays.",
     "push-changed": "Remove this object, then push it again from a sound copy: kd cache push; what was pulled stays.",
     "pull-first": "Pull it first: kd cache pull; or give another path.",
     "no-conditions": "Use a store that honours it, or copy what kd cache pack makes.",
@@ -126,9 +127,9 @@ HINTS: Final[dict[str, str | Callable[..., str]]] = {
     "cache pack makes.",
     "push-unfinished": "Let kd cache push finish first, or give another path.",
     "needs-licence": "Add --licence ID, by the hub's identifiers (such as cc-by-4.0), or --licence other:NAME.",
-    "images-kept": lambda cache, teacher: (
-        f"Remove them (kd cache rm {quote(str(cache))} --teacher {teacher}/pixels), or push a part without them: "
-        f"kd cache pull {quote(f'file://{cache.absolute()}')} --keep logits,features --to PART.kd"
+    "images-kept": lambda cache, teacher, kinds: (
+        f"Remove them (kd cache rm {quote(str(cache))} --teacher {teacher}/pixels --yes), or push a part without them: "
+        f"kd cache pull {quote(f'file://{cache.absolute()}')} --keep {kinds} --to PART.kd"
     ),
     "no-terms": "Leave --licence and --private out.",
     "fewer-views": "Leave --views out to pull all.",
