@@ -25,6 +25,7 @@ from test_cli_crash import until
 from kdcli.cache.admin.audit import audit
 from kdcli.cache.admin.diff import compare_caches
 from kdcli.cache.admin.grow import GROWTH, grown
+from kdcli.cache.claims import Owner
 from kdcli.cache.layout import SAMPLES, Layout, Unit, load_manifest, write_manifest
 from kdcli.cache.provenance import seal
 from kdcli.cache.store import Store
@@ -240,6 +241,34 @@ def test_the_clock_is_the_store_s(store: Faulty, monkeypatch: pytest.MonkeyPatch
     assert not mine.acquire(UNIT)
     late = Leases(bucket(URL), probe(bucket(URL)) + 3600, QUICK)  # an hour later by the store's
     assert late.acquire(UNIT)
+
+
+def test_what_a_dead_worker_holds_is_freed_by_who_knows_it(
+    store: Faulty, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def of(worker: str) -> Leases:  # on another machine, where nobody here sees who runs
+        owner = Owner("elsewhere", "m", 1, "1", worker=worker, token=os.urandom(8).hex())
+        with monkeypatch.context() as patch:
+            patch.setattr(Owner, "here", lambda *_: owner)
+            return leases()
+
+    dead, late, other, bystander = of("s-0.0"), of("s-1.0"), of("s-0.00"), leases()
+    units = [Unit("t/logits", block, 0) for block in range(6)]
+    assert all(holder.acquire(unit) for holder, unit in zip((dead, dead, late, other), units, strict=False))
+    assert not bystander.acquire(units[0])
+    store.client.put_object(Bucket="bucket", Key="w/claims/t/logits/000005-0000.json", Body=b"{}")  # type: ignore[attr-defined]
+
+    def overtaken(method: str, path: str, _: int) -> None:
+        if method == "PUT" and path.endswith("000002-0000.json"):  # between look and removal
+            store.fault = lambda *_: None
+            late.keep(units[2])
+
+    store.fault = overtaken
+    leases().bury("s-0.0", "s-1.0")
+    assert all(bystander.acquire(unit) for unit in units[:2])
+    assert not any(bystander.acquire(unit) for unit in (*units[2:4], units[5]))
+    assert not dead.keep(units[0])
+    assert late.keep(units[2])
 
 
 def test_a_process_of_this_machine_that_ended_is_known_dead(store: Faulty) -> None:

@@ -15,9 +15,14 @@ from types import SimpleNamespace
 import cache_tools as tools
 import pytest
 from conftest import Shell, make_folder
+from store_servers import Faulty
+from store_writing import bucket
+from test_cache_stores import objects, server, store
 
-from kdcli.cache.claims import is_running, read_owner
-from kdcli.cache.layout import Layout
+from kdcli.cache.claims import Owner, is_running, read_owner
+from kdcli.cache.layout import Layout, Unit
+from kdcli.cache.stores.pull import Choice, pull
+from kdcli.cache.stores.push import push
 from kdcli.engines import local, on_ray, supervisor
 from kdcli.engines.base import Attempt, Engine, Job, Outcome
 from kdcli.engines.config import EngineOptions
@@ -33,10 +38,12 @@ from kdcli.errors import (
 )
 from kdcli.extract.config import CacheConfig
 from kdcli.extract.extract import cache_teachers
+from kdcli.extract.overseen import OverseenBucket, OverseenFolder
 from kdcli.runtime import StopFlag
 from kdcli.training.sweep_workers import shared_out
 from kdcli.types import Difference
 
+__all__ = ["server", "store"]  # fixtures
 ENVIRONMENT = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
 SECONDS = 120.0
 """After which a test gives up; nothing asserts how long anything takes."""
@@ -53,7 +60,7 @@ class Place:
     teacher: str
     alone: Path
 
-    def command(self, root: Path, *more: str) -> list[str]:
+    def command(self, root: Path | str, *more: str) -> list[str]:
         words = [self.images, "--cache", root, "--teacher", f"t={self.teacher}", "--block-rows", 32]
         return [sys.executable, "-m", "kdcli", "cache-teachers", *map(str, words), "--device", "cpu", *more]
 
@@ -76,8 +83,20 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return made
 
 
+def owners_in(cache: Path | str) -> dict[str, Owner]:
+    """Of all claims, by name."""
+    if isinstance(cache, Path):
+        return {path.name: read_owner(path) for path in (cache / "claims").rglob("*.json")}
+    place, found = bucket(cache), {}
+    for name in place.versions("claims"):
+        with suppress(FileNotFoundError):  # given back
+            if "/probe/" not in name:
+                found[name] = Owner(**json.loads(place.read(name))["owner"])
+    return found
+
+
 @contextmanager
-def holders(running: subprocess.Popen[str], root: Path, *lives: str) -> Iterator[list[int]]:
+def holders(running: subprocess.Popen[str], cache: Path | str, *lives: str) -> Iterator[list[int]]:
     """The processes of workers' lives, such as ``1.0``: the first of worker 1. Each has claimed something, and stands
     still until the block ends, so that the others cannot finish without it."""
     found: dict[str, int] = {}
@@ -86,8 +105,7 @@ def holders(running: subprocess.Popen[str], root: Path, *lives: str) -> Iterator
         while not found.keys() >= set(lives):
             assert running.poll() is None, f"ended before {lives} had claimed something: {found}"
             assert time.monotonic() < until, f"{lives} never claimed anything: {found}"
-            for path in (root / "claims").rglob("*.json"):
-                owner = read_owner(path)
+            for owner in owners_in(cache).values():
                 life = owner.worker.rpartition("-")[2]
                 if owner.pid is not None and life and life not in found and is_running(owner.pid):
                     with suppress(ProcessLookupError):
@@ -146,6 +164,81 @@ def test_killed_workers_are_replaced_and_the_cache_is_that_of_one_process(
     (logs,) = (tmp_path / "c.kd.logs").iterdir()
     assert (logs / "worker-0.log").read_text().count("--- worker 0 on ") == 3
     assert (logs / "worker-1.log").read_text().count("--- worker 1 on ") == 2
+
+
+def test_a_killed_worker_of_a_cache_in_a_bucket(store: Faulty, tmp_path: Path, place: Place) -> None:
+    url, freed = "s3://bucket/team/w", set[str]()
+    command = place.command(
+        url, "--engine", "local", "--num-workers", "2", "--claim-timeout", "9999", "--json"
+    )
+    running = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+    def held(life: str) -> set[str]:
+        return {name for name, owner in owners_in(url).items() if owner.worker.endswith(f"-{life}")}
+
+    with holders(running, url, "0.0", "1.0") as (_, pid):
+        (log,) = tmp_path.glob("w.logs/*/worker-1.log")
+        before = held("1.0")
+
+        def fault(method: str, path: str, _: int) -> None:
+            name = path.partition("/team/w/")[2]
+            if method == "PUT" and name in before and log.read_text().count("--- worker 1 on ") == 1:
+                freed.add(name)
+
+        store.fault = fault
+        os.kill(pid, signal.SIGKILL)
+        until = time.monotonic() + SECONDS
+        while not held("1.1"):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        assert freed == before != set(), "it went before another took its place: by who knew it dead"
+    out, err = running.communicate(timeout=SECONDS)
+    assert running.returncode == 0, err
+    assert err.count("; what it held is free, and another takes its place") == 1
+    assert {name for name in bucket(url).versions("claims") if "/probe/" not in name} == set()
+    pull(url, tmp_path / "pulled.kd", Choice())
+    equal(tmp_path / "pulled.kd", place)
+    assert json.loads(out)["teachers"]["t"]["tasks"] == {"total": 6, "done": 6, "written": 6}
+    assert "very/secret+key" not in out + err + log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("url", "code", "words"),
+    [
+        ("s3://nobucket/c", 32, "no bucket 'nobucket'"),
+        ("file:///tmp/c.kd", 2, "Give /tmp/c.kd"),
+        ("hf://datasets/org/c", 2, "no conditional writes"),
+    ],
+)
+def test_no_worker_starts_where_none_could_write(
+    store: Faulty, tmp_path: Path, kd: Callable[..., Shell], place: Place, url: str, code: int, words: str
+) -> None:
+    command = place.command(url, "--engine", "local", "--num-workers", "2")
+    kd(*command[3:], "--logs", tmp_path / "logs").refused(code, words)
+    assert not (tmp_path / "logs").exists()
+
+
+def test_what_a_supervisor_sees_of_joined_records_in_a_bucket(store: Faulty, place: Place) -> None:
+    push(place.alone, "s3://bucket/w")
+    overseen, parts = OverseenBucket(bucket("s3://bucket/w")), ["samples", "t/logits", "u/logits"]
+    records = {name: data for name, data in objects(store).items() if name.startswith("w/commits/t/logits/")}
+    assert overseen.look(parts) == OverseenFolder(place.alone).look(parts)
+    lines = b"".join(json.dumps(json.loads(data)).encode() + b"\n" for data in records.values())
+    store.client.put_object(Bucket="bucket", Key="w/commits/t/logits.jsonl", Body=lines)  # type: ignore[attr-defined]
+    for name in records:
+        store.client.delete_object(Bucket="bucket", Key=name)  # type: ignore[attr-defined]
+    store.seen.clear()
+    for _ in range(3):
+        look = overseen.look(parts)
+        assert look == OverseenFolder(place.alone).look(parts)
+    assert look is not None
+    assert look.has(Unit("t/logits", 5, 0))
+    assert not look.has(Unit("u/logits", 5, 0))
+    assert sum(path.endswith("logits.jsonl") for _, path in store.seen) == 1
+    assert len(store.seen) == 3 * 2 + 1, "a manifest and a listing each, and what is joined once"
+    assert OverseenBucket(bucket("s3://bucket/nothing")).look(parts) is None
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
@@ -319,8 +412,8 @@ class Script(Engine, supervisor.Task):
     def progress(self) -> tuple[int, int] | None:
         return self.progresses.pop(0) if len(self.progresses) > 1 else self.progresses[0]
 
-    def bury(self, worker: str) -> None:
-        self.log.append(f"bury {worker.rpartition('-')[2]}")
+    def bury(self, *workers: str) -> None:
+        self.log += [f"bury {worker.rpartition('-')[2]}" for worker in workers]
 
     def run(self, folder: Path) -> list[Outcome]:
         options = EngineOptions(engine="local", num_workers=len(self.lives))

@@ -235,15 +235,15 @@ class Claims(Claiming):
         finally:
             self.release([records])
 
-    def bury(self, worker: str) -> None:
-        """Free at once what a worker holds that its supervisor knows to be dead, on whatever host.
+    def bury(self, *workers: str) -> None:
+        """Free at once what workers hold that their supervisor knows to be dead, on whatever host.
 
         Args:
-            worker: what the supervisor called it (:data:`~kdcli.runtime.WORKER`).
+            workers: what the supervisor called them (:data:`~kdcli.runtime.WORKER`).
         """
-        self._buried.add(worker)
+        self._buried.update(workers)
         with storage_errors(self._layout.claims):
-            held = [path for path in self._layout.claims.rglob("*") if read_owner(path).worker == worker]
+            held = [path for path in self._layout.claims.rglob("*") if read_owner(path).worker in workers]
         for path in held:
             self.discard(path)
 

@@ -36,7 +36,7 @@ class EngineOptions(StepConfig):
         panel="Workers", metavar="KEY=VALUE", mechanical=True,
     )  # fmt: skip
     logs: Path | None = option(
-        None, "Folder of the workers' logs, seen by all of them; default: beside the result.",
+        None, "Folder of the workers' logs, seen by all of them; default: beside the result; here, of a bucket.",
         panel="Workers", mechanical=True,
     )  # fmt: skip
 

@@ -1,6 +1,7 @@
 """Keeps the workers of a task at work: dead ones are replaced, refusals and stops are those of all.
 
-What is done is told from the disk by the task; the engine tells who is alive. Nothing else is said between processes.
+What is done is told from disk or store by the task; the engine tells who is alive. Nothing else is said between
+processes.
 """
 
 import os
@@ -36,12 +37,14 @@ class Task(ABC):
     Attributes:
         title, unit: of the progress display.
         grace: seconds that a stop leaves a worker.
+        pause: least seconds between two looks at the progress.
         ends: exit codes of a worker that has nothing more to do.
     """
 
     title: str
     unit: str
     grace: float = 0.0
+    pause: float = 0.0
     ends: frozenset[int] = frozenset((0,))
 
     @abstractmethod
@@ -50,11 +53,11 @@ class Task(ABC):
 
     @abstractmethod
     def progress(self) -> tuple[int, int] | None:
-        """Units done and in all, told from the disk; None while that is not known."""
+        """Units done and in all, told from the disk or store; None while that is not known."""
 
     @abstractmethod
-    def bury(self, worker: str) -> None:
-        """Free what a dead worker holds."""
+    def bury(self, *workers: str) -> None:
+        """Free what dead workers hold."""
 
 
 @final
@@ -121,9 +124,12 @@ class _Display(ExitStack):
             said: what is to be shown beside it.
         """
         began = time.monotonic()
-        if began < self._next or not (found := self._task.progress()) or not found[1]:
+        if began < self._next:
             return False
-        self._next = began + 10 * (time.monotonic() - began)
+        found = self._task.progress()
+        self._next = began + max(self._task.pause, 10 * (time.monotonic() - began))
+        if not found or not found[1]:
+            return False
         if self._bar is None:
             self._bar = self.enter_context(console.progress(found[1], self._task.unit, self._task.title))
         more = max(0, found[0] - self._done)
@@ -232,11 +238,11 @@ class _Supervisor:
 
     def _bury_all(self) -> None:
         """Nobody of this run is left, and nothing is held by it."""
-        for worker in self._workers:
-            if worker.attempt is not None:
-                worker.attempt.kill()
-                self._task.bury(self._name(worker))
-                worker.attempt = None
+        left = {self._name(each): each.attempt for each in self._workers if each.attempt is not None}
+        for attempt in left.values():
+            attempt.kill()
+        if left:
+            self._task.bury(*left)
 
 
 def cpus(options: EngineOptions) -> int:

@@ -139,14 +139,7 @@ def opened(cache: Path | str) -> Iterator[CachePlace]:
     if isinstance(cache, Path):
         yield FolderCache(cache)
         return
-    place = open_place(cache)
-    if isinstance(place, FolderPlace):
-        raise UsageError(f"{cache} is a folder, which needs no URL", f"Give {cache.removeprefix('file://')}")
-    if not isinstance(place, ObjectPlace):
-        raise UsageError(
-            f"{cache}: the hub has no conditional writes, so writers cannot share a cache there",
-            "Cache into a folder or a bucket, then kd cache push.",
-        )
+    place = open_bucket(cache)
     with _scratch() as root:
         here = StoreCache(place, root)
         try:
@@ -155,6 +148,23 @@ def opened(cache: Path | str) -> Iterator[CachePlace]:
         except KdError as error:  # of the skeleton, which nobody knows
             error.message, error.hint = here.named(error.message), here.named(error.hint)
             raise
+
+
+def open_bucket(url: str) -> ObjectPlace:
+    """The place of a cache that writers share; nothing is asked of it yet.
+
+    Raises:
+        UsageError: it is in no bucket.
+    """
+    place = open_place(url)
+    if isinstance(place, FolderPlace):
+        raise UsageError(f"{url} is a folder, which needs no URL", f"Give {url.removeprefix('file://')}")
+    if not isinstance(place, ObjectPlace):
+        raise UsageError(
+            f"{url}: the hub has no conditional writes, so writers cannot share a cache there",
+            "Cache into a folder or a bucket, then kd cache push.",
+        )
+    return place
 
 
 @contextmanager

@@ -85,7 +85,7 @@ class _SweepTask(Task):
             self._configs
         )
 
-    def bury(self, worker: str) -> None:
+    def bury(self, *workers: str) -> None:
         """See :class:`~kdcli.engines.supervisor.Task`: a run's folder is free when its process is gone."""
 
 

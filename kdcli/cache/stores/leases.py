@@ -8,6 +8,7 @@ import json
 import threading
 import time
 from collections.abc import Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, final
@@ -18,13 +19,15 @@ from kdcli.cache.layout import Unit
 from kdcli.cache.stores.marks import LEASES
 from kdcli.cache.stores.objects import ObjectPlace, Tag
 from kdcli.documents import from_document, to_document
-from kdcli.errors import Advice, KdError, StorageError
+from kdcli.errors import Advice, CorruptError, KdError, StorageError
 from kdcli.reading import parse_json
 
 _PROBE: Final = f"{LEASES}/probe"
 _LEASE_BYTES: Final = 2**16
 _LITTER_SECONDS: Final = 3600.0
 """A probe takes seconds: an older one is of a process that was killed."""
+_STREAMS: Final = 8
+"""Leases that are read at a time."""
 _LOOK_SECONDS: Final = 2.0
 """What was listed is believed for this long, and for ten times as long as listing took."""
 
@@ -184,13 +187,33 @@ class Leases(Claiming):
         """See the base."""
         return str(self._owner_of(lease_name(unit)) or Owner())
 
+    def bury(self, *workers: str) -> None:
+        """Free at once what workers hold that their supervisor knows to be dead, on whatever host.
+
+        Args:
+            workers: what the supervisor called them (:data:`~kdcli.runtime.WORKER`).
+        """
+
+        def free(name: str) -> None:
+            with suppress(FileNotFoundError):  # given back, or taken over, since it was listed
+                data, tag, _ = self._place.get(name, _LEASE_BYTES)
+                if _owner_in(data, name).worker in workers:
+                    self._remove(name, tag)
+
+        with ThreadPoolExecutor(_STREAMS, "kd-bury") as pool:
+            list(pool.map(free, _claimed(self._place.versions(LEASES))))
+
     def _sweep(self) -> None:
         """Remove what dead writers left of units that are done: nobody will ask for those again."""
-        for name, (tag, written) in self._place.versions(LEASES).items():
-            if name.startswith(_PROBE) or not self._is_dead(name, tag, written):
-                continue
-            if self._place.put(name, self._document(), tag) is not None:  # else it is another's by now
-                self._place.remove(name)
+        versions = self._place.versions(LEASES)
+        for name in _claimed(versions):
+            if self._is_dead(name, *versions[name]):
+                self._remove(name, versions[name][0])
+
+    def _remove(self, name: str, tag: Tag) -> None:
+        """Remove this very version of a dead one's lease: it is this process's own first, if nobody was faster."""
+        if self._place.put(name, self._document(), tag) is not None:
+            self._place.remove(name)
 
     def _document(self) -> bytes:
         """A lease of this process; no two are alike, so that its version tells it from all others."""
@@ -237,13 +260,10 @@ class Leases(Claiming):
     def _owner_of(self, name: str) -> Owner | None:
         """The owner of a lease; of one that cannot be read nothing is known."""
         try:
-            document = parse_json(self._place.read(name, _LEASE_BYTES), name)
-            return from_document(Owner, document["owner"], name)
+            return _owner_in(self._place.read(name, _LEASE_BYTES), name)
         except FileNotFoundError:
             return None
-        except (KdError, ValueError, LookupError, TypeError) as error:
-            if isinstance(error, StorageError):
-                raise
+        except CorruptError:  # too long
             return Owner()
 
     def _list(self) -> None:
@@ -261,6 +281,18 @@ class Leases(Claiming):
                 # What a store refuses is not this thread's business: the next write says so.
                 with suppress(StorageError):
                     self.keep(unit)
+
+
+def _owner_in(data: bytes, name: str) -> Owner:
+    """The owner that a lease names; of one that cannot be read nothing is known."""
+    try:
+        return from_document(Owner, parse_json(data, name)["owner"], name)
+    except (KdError, ValueError, LookupError, TypeError):
+        return Owner()
+
+
+def _claimed(names: Iterable[str]) -> list[str]:
+    return [name for name in names if not name.startswith(_PROBE)]
 
 
 def lease_name(unit: Unit) -> str:
