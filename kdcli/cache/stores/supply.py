@@ -78,7 +78,7 @@ class Supplier(Origin):
             self.bring([chunk])
         raise StorageError(
             f"copies of {self.name} in {self._copies.place} are removed as soon as they are made",
-            "Give a higher --stage-limit.",
+            Advice("stage-limit"),
         )
 
     def most_maps(self, largest: int) -> int:
