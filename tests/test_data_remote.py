@@ -1,5 +1,6 @@
 """``tar/s3://...`` and ``parquet/s3://...``. Oracle: the same files in a folder, by the ordinary sources."""
 
+import os
 import subprocess
 import sys
 import time
@@ -10,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Shell
+from hub_server import Repo, hub
+from hub_server import environment as hub_environment
 from hypothesis import given
 from hypothesis import strategies as st
 from store_servers import Faulty
@@ -110,12 +113,14 @@ def test_caches_of_bucket_and_folder_are_the_same(
     for name, data in (("here", shards), ("there", f"{url}/*.tar")):
         done = kd("cache-teachers", f"tar/{data}@split=train", "--cache", f"{name}.kd", *more)
         assert done.code == 0, done.err
-    differences = kd("cache", "diff", "here.kd", "there.kd", "--json")
+    differences = kd("cache", "diff", "here.kd", "there.kd")
     assert differences.code == 0, differences.out + differences.err
+    assert "hold the same values" in differences.out + differences.err
     # a cache made from one serves the other, and nothing is computed again
     for name, data in (("there", shards), ("here", f"{url}/*.tar")):
         again = kd("cache-teachers", f"tar/{data}@split=train", "--cache", f"{name}.kd", *more)
         assert again.code == 0, again.err
+        assert "nothing to compute" in again.err
     checked = kd("data", "check", f"tar/{url}@split=train", "--json")
     assert checked.code == 0, checked.err
     for file in tmp_path.glob("there.kd/**/*.json*"):
@@ -123,6 +128,32 @@ def test_caches_of_bucket_and_folder_are_the_same(
         assert b"AKIDSECRETNAME" not in file.read_bytes()
     assert url.encode() in (tmp_path / "there.kd/manifest.json").read_bytes()
     assert str(tmp_path / "stage") not in (tmp_path / "there.kd/manifest.json").read_text()
+
+
+HUB = """
+import sys
+from kdcli.data.sources import open_data
+data = open_data(sys.argv[1])
+print(data.location, *data.keys, *data.labels, *data.class_names, sep="\\n")
+"""
+
+
+@pytest.mark.parametrize("large", [True, False])
+def test_a_data_set_of_the_hub(shards: Path, tmp_path: Path, large: bool) -> None:
+    pytest.importorskip("huggingface_hub", reason="extra hub is not installed")
+    with hub() as (state, proxy):
+        repo = state.repos["datasets/org/set"] = Repo()
+        repo.commit({f"data/{path.name}": path.read_bytes() for path in shards.iterdir()})
+        if large:
+            repo.large |= {f"data/{path.name}" for path in shards.glob("*.tar")}
+        spec = "tar/hf://datasets/org/set@main/data/train-*.tar@labels=cls"
+        told = subprocess.run(
+            [sys.executable, "-c", HUB, spec], capture_output=True, text=True, check=True,
+            env={**os.environ, **hub_environment(proxy.url, tmp_path / "hf")},
+        ).stdout.splitlines()  # fmt: skip
+    here = open_data(f"tar/{shards}/train-*.tar@labels=cls")
+    assert here.class_names is not None
+    assert told == [spec, *here.keys, *map(str, here.labels), *here.class_names]
 
 
 # --- fetched once -----------------------------------------------------------------------------------
@@ -235,6 +266,7 @@ def test_an_object_that_is_gone_meanwhile(store: Faulty, shards: Path) -> None:
         ("tar/s3://key:hidden@bucket/set", UsageError, "more than a bucket and a path"),
         ("tar/s3://bucket/a.tar?X-Amz-Credential=hidden", UsageError, "more than a bucket and a path"),
         ("tar/https://host/a.tar", UsageError, "not read from https://"),
+        ("s3://bucket/deep/set", NotFoundError, "folders of images are not read from a store (s3://...)"),
         ("tar/ftp://host/a.tar", UsageError, "ftp://... is no place"),
     ],
 )

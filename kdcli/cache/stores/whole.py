@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO, final
 
 from kdcli.cache.shelf import STREAMS, Shelf, Stage, keep
-from kdcli.cache.stores.places import Entry, Place
+from kdcli.cache.stores.places import Entry, Place, changed
 from kdcli.console import Bar, console, size
 from kdcli.errors import KdError, NotFoundError
 from kdcli.files import storage_errors
@@ -100,6 +100,8 @@ class _Fetcher:
                         raise InterruptedError("another object could not be had")
                     file.write(piece)
                     self._tell(len(piece))
+                if file.tell() != copy.entry.size:
+                    raise changed(copy.url)
             except FileNotFoundError:
                 message = f"{copy.url} is gone: it was there when it was looked for"
                 raise NotFoundError(message, "Run the same command again.") from None
