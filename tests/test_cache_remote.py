@@ -155,6 +155,9 @@ def test_info_ls_and_verify(place: Place, kd: Kd, store: Faulty) -> None:
     sound = kd("cache", "verify", URL)
     assert sound.code == 0, sound.err
     assert sound.out.startswith(f"{URL}: sound and complete")
+    assert (
+        sound.out.split(":")[2:] == kd("cache", "verify", place.cache).out.split(":")[1:]
+    )  # files and bytes
     assert len(gets(store, "/logits/c.")) == len(list(place.cache.glob("data.zarr/teachers/*/logits/c.*")))
     key = "c/data.zarr/teachers/gen/logits/c.0.1.0"
     body = store.client.get_object(Bucket="bucket", Key=key)["Body"].read()  # type: ignore[attr-defined]
@@ -163,12 +166,14 @@ def test_info_ls_and_verify(place: Place, kd: Kd, store: Faulty) -> None:
     damaged.refused(22, URL)
     assert "gen/logits block 0 view 1" in damaged.out
     store.client.delete_object(Bucket="bucket", Key=key)  # type: ignore[attr-defined]
-    kd("cache", "verify", URL).refused(22, "the file is missing")
+    gone = kd("cache", "verify", URL)
+    gone.refused(22, "the file is missing")
+    assert f"kd cache push CACHE {URL}" in gone.err
 
 
 def test_what_would_write_is_refused_in_words(kd: Kd) -> None:
     for words in (
-        ("repair", URL), ("rm", URL, "--yes"), ("gc", URL), ("extend", URL, "--views", "eval+train:9"),
+        ("repair", URL), ("rm", URL, "--yes"), ("gc", URL),
         ("pack", URL, "--to", "x.h5"), ("diff", URL, "a.kd"), ("merge", URL, "a.kd", "--to", "b.kd"), ("push", URL, "s3://bucket/d"),
     ):  # fmt: skip
         kd("cache", *words).refused(2, URL, "is in a store", "kd cache pull")

@@ -124,7 +124,7 @@ REFUSED = {
     "alike columns": ("path,label,label\nclass0/000.png,a,b\n", BadDataError, "has the columns"),
     "no rows": ("path,label\n", BadDataError, "has no rows"),
     "no header": ("class0/000.png,a\n", BadDataError, "no column that is usually called"),
-    "nothing": ("", BadDataError, "no column"),
+    "nothing": ("", BadDataError, "is empty"),
     "two path columns": (
         "path,image\nclass0/000.png,1\n",
         UsageError,

@@ -293,6 +293,7 @@ OWN = {
     "kdcli/models/declared.py": "a constant of its own",
     "kdcli/cli/completion.py": "files of installed packages",
     "kdcli/training/rundir.py": "JSON that it wrote in the same line",
+    "kdcli/cache/stores/supply.py": "lines between its own processes",
     "kdcli/data/embedded.py": "files of installed packages",
     "kdcli/data/glyphs.py": "files of installed packages, and its own keys",
 }

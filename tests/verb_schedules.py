@@ -361,7 +361,10 @@ def _plain(path: Path) -> bytes:
         return "\n".join(sorted({line.split("\t")[0] for line in content.decode().splitlines()})).encode()
     if path.name == "report.html":  # shows how long the trainings took
         return b""
-    if path.name == "lock":  # says which process has it
+    if path.name in (
+        "lock",
+        "used",
+    ):  # says which process has it; the bytes of a stage, counted anew if it is torn
         return b""
     return _WRITTEN.sub(b"", content)
 

@@ -17,7 +17,7 @@ from kdcli.cache.keytable import KeyTable
 from kdcli.data.base import Listing
 from kdcli.data.paths import FileStamp
 from kdcli.files import atomic_write_bytes, make_folder, storage_errors
-from kdcli.reading import read_bytes
+from kdcli.reading import parse_json, read_bytes
 
 _VERSION: Final = 1
 _BYTES: Final = 16 * 2**30
@@ -70,7 +70,7 @@ def _kept(file: Path, identity: str) -> Listing | None:
     if data[:9] != b"%08x " % google_crc32c.value(data[9:]):
         return None
     end = data.index(b"\n")
-    head = json.loads(data[9:end])  # the sum says that it is as it was written here
+    head = parse_json(data[9:end], file)
     if head["identity"] != identity:
         return None
     count = int(head["count"])

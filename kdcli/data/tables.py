@@ -73,7 +73,9 @@ def read_table(path: Path) -> Table:
         header = next(lines, [])
         rows = tuple((lines.line_num, row) for row in lines if row)
     except csv.Error as error:
-        raise BadDataError(f"{path} is not CSV: {error}", _SAVE) from error
+        raise BadDataError(f"{path}, at line {lines.line_num}, is not CSV: {error}", _SAVE) from error
+    if not header:
+        raise BadDataError(f"{path} is empty", "Give a table whose first line names its columns.")
     if len(set(header)) < len(header):
         raise BadDataError(f"{path} has the columns {header}", "Call every column differently.")
     for line, row in rows:

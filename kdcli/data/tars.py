@@ -208,9 +208,21 @@ class TarSource(ImageSource):
     def _values(self, shard: _Shard, label: str) -> list[str]:
         """The label of each image, as text; empty where it has none."""
         ending, _, field = label.partition(":")
+        if not field and ending.rpartition(".")[2] == "json":
+            raise UsageError(f"label={label} names no field of the files", self._fields(shard, ending))
         rows = [shard.samples[sample].get(ending) for sample in shard.images]
         with shard.stamp.opened() as read:
             return ["" if row is None else self._value(shard, row, field, read) for row in rows]
+
+    def _fields(self, shard: _Shard, ending: str) -> str:
+        """Which fields the first of some JSON files has, for a hint."""
+        row = next((files[ending] for files in shard.samples.values() if ending in files), None)
+        fields: list[str] = []
+        if row is not None and (size := int(shard.index.sizes[row])) <= _LABEL_BYTES:
+            with shard.stamp.opened() as read:
+                document = parse_json(read(int(shard.index.starts[row]), size), shard.index.names[row])
+            fields = list(document)[:20] if isinstance(document, dict) else []
+        return f"Give label={ending}:FIELD." + (f" Its fields are {', '.join(fields)}." if fields else "")
 
     def _value(self, shard: _Shard, row: int, field: str, read: Reader) -> str:
         where, size = f"{self._where}/{shard.name}/{shard.index.names[row]}", int(shard.index.sizes[row])

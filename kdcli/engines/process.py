@@ -1,6 +1,5 @@
 """A worker as a process of the machine that this runs on, whoever started it there."""
 
-import json
 import os
 import shlex
 import signal
@@ -15,6 +14,7 @@ from typing import final
 
 from kdcli.documents import from_document
 from kdcli.engines.base import Attempt, Job, Outcome
+from kdcli.reading import parse_json
 from kdcli.runtime import WORKER
 
 _TAIL = 2**20
@@ -34,7 +34,7 @@ class Process(Attempt):
     started = True
 
     def __init__(self, text: str) -> None:
-        job = from_document(Job, json.loads(text), "a job")
+        job = from_document(Job, parse_json(text.encode(), "a job"), "a job")
         Path(job.log).parent.mkdir(parents=True, exist_ok=True)
         self._log, self._said = Path(job.log), tempfile.TemporaryFile()  # noqa: SIM115 - as long as this lives
         self._from = self._log.stat().st_size if self._log.exists() else 0
@@ -60,7 +60,7 @@ class Process(Attempt):
         self._said.seek(0)
         lines = self._said.read().decode(errors="replace").splitlines() or ["{}"]
         try:
-            document = json.loads(lines[-1])
+            document = parse_json(lines[-1].encode(), "what a worker says")
         except ValueError:  # killed while it printed
             document = {}
         with self._log.open("rb") as log:

@@ -5,7 +5,10 @@ What the job gives comes back as JSON, beside it.
 """
 
 import json
+import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -72,8 +75,22 @@ class SlurmEngine(Engine):
     def start(self, job: Job) -> Attempt:
         """See :class:`~kdcli.engines.base.Engine`."""
         found, stop = (self._folder / f"{job.worker}.{ending}" for ending in ("json", "stop"))
-        submitted = self._executor.submit(attend, json.dumps(to_document(job)), str(found), str(stop))
+        with _told_to(self._folder / "submitit.log"):
+            submitted = self._executor.submit(attend, json.dumps(to_document(job)), str(found), str(stop))
         return _Submitted(submitted, found, stop)
+
+
+@contextmanager
+def _told_to(log: Path) -> Iterator[None]:
+    """Have processes that are started within write their errors to a log: submitit's own end with a traceback."""
+    kept = os.dup(2)
+    try:
+        with log.open("ab") as file:
+            os.dup2(file.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 @final

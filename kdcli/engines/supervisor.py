@@ -7,7 +7,7 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, final
@@ -16,7 +16,7 @@ from kdcli.console import Bar, console, counted
 from kdcli.engines.base import Attempt, Engine, Job, Outcome
 from kdcli.engines.config import EngineOptions
 from kdcli.engines.opening import open_engine
-from kdcli.errors import DeviceError, StoppedEarly, raised_elsewhere
+from kdcli.errors import DeviceError, KdError, StoppedEarly, raised_elsewhere
 from kdcli.runtime import StopFlag, processor_count, stop_signals
 
 LOOK_SECONDS: Final = 0.5
@@ -89,9 +89,20 @@ def supervise(task: Task, options: EngineOptions, logs: Path) -> list[Outcome]:
     """
     run = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}"
     folder = (logs / run).absolute()
-    with stop_signals() as stop, open_engine(options, folder) as engine:
+    with stop_signals() as stop, _opened(options, folder) as engine:
         console.note(f"{counted(options.num_workers, 'workers')} ({options.engine}), logs: {folder}")
         return _Supervisor(task, options, engine, folder).run(stop)
+
+
+def _opened(options: EngineOptions, folder: Path) -> Engine:
+    """The engine; one that is refused leaves no empty folders."""
+    try:
+        return open_engine(options, folder)
+    except KdError:
+        with suppress(OSError):
+            for each in (folder, folder.parent):
+                each.rmdir()
+        raise
 
 
 @final

@@ -51,6 +51,8 @@ def push_student(config: ExportPushConfig) -> Exported:
         BadDataError: it has not ended, or timm has no such architecture.
         StorageError: the hub refuses, or does not answer.
     """
+    if not config.to.startswith("hf://"):
+        raise UsageError(f"'{config.to}' is no address of a model on the hub", "Give hf://ORG/NAME.")
     address = Address.parse(config.to, "model")
     if address.path:
         raise UsageError("a model of the hub is a whole repository", "Give hf://ORG/NAME.")
@@ -97,6 +99,11 @@ def read_student(folder: Path) -> Student:
 def _run_at(folder: Path) -> Run:
     if (folder / "fused.json").exists():
         raise BadDataError(f"{folder} is a joint teacher, which timm cannot build", _KINDS)
+    if folder.name == "export" and (folder / CONFIG_FILE).is_file():
+        raise NotFoundError(
+            f"{folder} is the model of a run, whose data and accuracy the card tells",
+            f"Give {folder.parent}.",
+        )
     runs = read_inputs((folder,)).runs
     if len(runs) != 1 or runs[0].folder is None:
         found = ", ".join(str(run.folder) for run in runs[:3])

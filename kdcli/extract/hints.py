@@ -7,7 +7,7 @@ from shlex import quote
 from typing import Any, Final
 
 from kdcli.cache.provenance import TeacherRecord
-from kdcli.errors import Advice
+from kdcli.errors import Advice, KdError
 from kdcli.extract.config import CacheConfig
 from kdcli.geometry import EvalGeometry
 from kdcli.options.resolving import command_line
@@ -94,7 +94,11 @@ HINTS: Final[dict[str, str | Callable[..., str]]] = {
     "new-format": "Make it anew with kd cache-teachers; --eval-geometry shared:CROP comes nearest to what it holds.",
     "update": "Update kd: pip install --upgrade kdcli",
     "list": "kd cache ls {folder} lists the caches there.",
-    "repair": "Repair it: kd cache repair {cache}",
+    "repair": lambda cache: (
+        f"Remove these objects there, then push them again from a sound copy: kd cache push CACHE {url}"
+        if (url := KdError.names.get(str(cache)))
+        else f"Repair it: kd cache repair {quote(str(cache)) if isinstance(cache, Path) else cache}"
+    ),
     "foreign-record": "Take it out: kd cache repair {cache}",
     "restore-manifest": "Restore it from a copy; kd never guesses what a cache is.",
     "restore-teacher": "Restore it from a copy; or remove its folder in teachers/ and run the kd cache-teachers "
@@ -114,7 +118,8 @@ HINTS: Final[dict[str, str | Callable[..., str]]] = {
     "pack-exists": "Give another name, or --overwrite.",
     "pack-ending": "For example --to packed.h5",
     "push-first": "Check the path. A push that was killed is completed by the same kd cache push.",
-    "push-again": "Push it again from a sound copy: kd cache push; what was pulled stays.",
+    "push-again": "Remove it there if it is there, then push it again from a sound copy: kd cache push; what was "
+    "pulled stays.",
     "push-changed": "Remove this object, then push it again from a sound copy: kd cache push; what was pulled stays.",
     "pull-first": "Pull it first: kd cache pull; or give another path.",
     "no-conditions": "Use a store that honours it, or copy what kd cache pack makes.",
@@ -122,9 +127,9 @@ HINTS: Final[dict[str, str | Callable[..., str]]] = {
     "cache pack makes.",
     "push-unfinished": "Let kd cache push finish first, or give another path.",
     "needs-licence": "Add --licence ID, by the hub's identifiers (such as cc-by-4.0), or --licence other:NAME.",
-    "images-kept": lambda cache, teacher: (
-        f"Remove them (kd cache rm {quote(str(cache))} --teacher {teacher}/pixels), or push a part without them: "
-        f"kd cache pull {quote(f'file://{cache.absolute()}')} --keep logits,features --to PART.kd"
+    "images-kept": lambda cache, teacher, kinds: (
+        f"Remove them (kd cache rm {quote(str(cache))} --teacher {teacher}/pixels --yes), or push a part without them: "
+        f"kd cache pull {quote(f'file://{cache.absolute()}')} --keep {kinds} --to PART.kd"
     ),
     "no-terms": "Leave --licence and --private out.",
     "fewer-views": "Leave --views out to pull all.",

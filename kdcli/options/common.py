@@ -53,7 +53,7 @@ class StageOption(StepConfig):
     stage_limit: float | None = option(
         None, "Most GB that is kept on this disk of caches and images in stores, in $KD_STAGE or the user's cache "
         "folder; default: what the disk has.",
-        panel="Data", metavar="GB", gt=0, mechanical=True, shared=True,
+        panel="Data", metavar="GB", gt=0, le=10**6, mechanical=True, shared=True,
     )  # fmt: skip
 
 

@@ -108,12 +108,24 @@ class Options(BaseModel):
                 "is in a store, and this is about a place on this machine: pull it first (kd cache pull URL --to "
                 "CACHE), and push it when it is done"
             )
+        if (
+            wrong := next((each for each in several if Path in kinds and _is_cut_url(each)), None)
+        ) is not None:
+            raise ValueError(f"has one slash where a URL has two: {str(wrong).replace(':/', '://', 1)}")
         if not all(is_possible(each) for each in several if isinstance(each, str | Path)):
             raise ValueError("has a NUL, or half a character")
         return value
 
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://")
+
+
+_CUT_URL = re.compile(r"(s3|gs|az|hf|file):/(?!/)")
+
+
+def _is_cut_url(value: object) -> bool:
+    """Whether a path is the URL of a place but for a slash; nobody calls a folder ``s3:``."""
+    return isinstance(value, str | Path) and _CUT_URL.match(str(value)) is not None
 
 
 def is_url(value: object) -> bool:

@@ -234,6 +234,8 @@ class _Auditor:
                     for _, _, path, size, _ in chunk_files(self._store, commit):
                         self._vouched.add(path)
                         self._bytes += size
+                        if self._store.origin is not None:
+                            self._listed.append(path)  # it is in the store
                     bar.advance(1)
 
     def _check_index(self) -> None:

@@ -167,7 +167,7 @@ class PullConfig(StepConfig):
         (), "Pull only this teacher. Repeatable.", panel="Teachers", metavar="NAME", complete="teacher"
     )
     keep: tuple[str, ...] = option(
-        (), "Pull only these kinds: logits, topk, features, maps or maps:TAP.",
+        (), "Pull only these kinds: logits, topk, features, maps, maps:TAP or pixels.",
         panel="Teachers", metavar="KIND,...", comma=True, complete="output",
     )  # fmt: skip
     views: str | None = option(

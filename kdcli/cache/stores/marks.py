@@ -59,7 +59,8 @@ def require_no_other_things(place: Place) -> None:
     if place.is_empty(but=LEASES) or mark_in(place) is not None or manifest_in(place) is not None:
         return
     if mark_in(place) is None:  # still: another process may have begun meanwhile
-        raise OutputExistsError(f"{place.name} holds other things, and no cache", ELSEWHERE)
+        hint = ELSEWHERE if place.name.count("/") > 2 else f"Give a path in it: {place.name}/NAME."
+        raise OutputExistsError(f"{place.name} holds other things, and no cache", hint)
 
 
 def manifest_in(place: Place) -> Manifest | None:

@@ -24,7 +24,7 @@ from kdcli.cache.arrays import WHOLE_ARRAYS
 from kdcli.cache.commits import Commit, as_lines, parse_commit, read_commits
 from kdcli.cache.layout import SAMPLES, Layout, Manifest, Unit, parse_manifest
 from kdcli.cache.origin import stands_for
-from kdcli.cache.owned import CHUNK_BYTES, RECORDS_BYTES, stamp_of
+from kdcli.cache.owned import CHUNK_BYTES, RECORDS_BYTES, read_own, stamp_of
 from kdcli.cache.reader import CacheReader
 from kdcli.cache.shelf import STREAMS, Stage
 from kdcli.cache.store import Store
@@ -129,7 +129,7 @@ class _Mirror:
             self._known = from_document(_Editions, read_json(file, RECORDS_BYTES), file, CorruptError)
         before = self._known.model_copy(deep=True)
         self._refresh_objects()
-        if not self._layout.manifest.is_file() or self._layout.manifest.read_bytes() != manifest:
+        if not self._layout.manifest.is_file() or read_own(self._layout.manifest) != manifest:
             atomic_write_bytes(self._layout.manifest, manifest)
         reader = CacheReader(self._root)
         for _ in range(_ATTEMPTS):

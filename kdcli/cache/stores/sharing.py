@@ -10,7 +10,7 @@ from kdcli.cache.stores.places import Place
 from kdcli.cards import CARD, is_ours
 from kdcli.console import console
 from kdcli.errors import Advice, UsageError
-from kdcli.outputs import PIXELS
+from kdcli.outputs import PIXELS, STATS
 
 _SHOWN: Final = 3
 """Names of images that are shown of those that become public."""
@@ -56,8 +56,14 @@ def require_no_images(reader: CacheReader) -> None:
         if PIXELS in record.outputs:
             raise UsageError(
                 f"{PIXELS}@eval of teacher '{name}' are the images, and images do not go to the hub",
-                Advice("images-kept", cache=reader.layout.root, teacher=name),
+                Advice("images-kept", cache=reader.layout.root, teacher=name, kinds=_kinds(reader)),
             )
+
+
+def _kinds(reader: CacheReader) -> str:
+    """The kinds that are kept besides pixels, as ``--keep`` takes them."""
+    kept = {kind for record in reader.teachers.values() for kind in record.outputs}
+    return ",".join(sorted(kept - {PIXELS, STATS}))
 
 
 def tell_names(reader: CacheReader, sharing: Sharing) -> None:
