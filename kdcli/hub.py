@@ -133,8 +133,8 @@ class Repository:
         with self._lock, self._refusals():
             return self._look()
 
-    def read(self, path: str, most: int = DOCUMENT_BYTES) -> bytes:
-        """A file.
+    def read(self, path: str, most: int = DOCUMENT_BYTES, span: tuple[int, int] | None = None) -> bytes:
+        """A file, or the bytes of a span of it.
 
         Raises:
             FileNotFoundError: there is none.
@@ -153,9 +153,12 @@ class Repository:
         url = self._hub.hf_hub_url(**self._common, filename=self._full(path), revision=self._head)
         with self._refusals():
             headers = utils.build_hf_headers(library_name="kdcli", library_version=__version__)
+            if span is not None:
+                headers["Range"] = f"bytes={span[0]}-{span[1] - 1}"
             answer = utils.http_backoff("GET", url, headers=headers, timeout=_SECONDS)
             utils.hf_raise_for_status(answer)
-            return bytes(answer.content)
+            data = bytes(answer.content)
+        return data if span is None or answer.status_code == 206 else data[slice(*span)]
 
     def _look(self) -> dict[str, Entry]:
         """Find the newest commit; its files."""

@@ -19,11 +19,11 @@ from test_cache_stores import HARMS, flip, server, store
 from training_place import Place, make_place
 
 from kdcli import open_cache
-from kdcli.cache import copies as copying
+from kdcli.cache import shelf as copying
 from kdcli.cache.admin.audit import audit
 from kdcli.cache.cacheset import CacheSet
 from kdcli.cache.commits import compact
-from kdcli.cache.copies import Stage
+from kdcli.cache.shelf import Stage
 from kdcli.cache.store import Store
 from kdcli.cache.stores.push import push
 from kdcli.errors import CacheMissingError, CorruptError, IdentityError, NoSpaceError, UsageError
@@ -246,7 +246,7 @@ import sys, json
 from pathlib import Path
 import numpy as np
 from kdcli.cache.cacheset import CacheSet
-from kdcli.cache.copies import Stage
+from kdcli.cache.shelf import Stage
 sys.path.insert(0, sys.argv[3])
 import cache_tools as tools
 from cache_readers import read_all

@@ -16,8 +16,8 @@ import torch
 from conftest import Shell
 from test_cache_reader import backend, script
 
-from kdcli.cache import copies as copying
 from kdcli.cache import resident, staging
+from kdcli.cache import shelf as copying
 from kdcli.cache import verify as verifying
 from kdcli.cache.cacheset import CacheSet
 from kdcli.cache.commits import read_commit

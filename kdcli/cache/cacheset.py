@@ -7,7 +7,6 @@ from typing import Any, final
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from kdcli.cache.copies import Stage
 from kdcli.cache.keytable import KeyTable
 from kdcli.cache.layout import SAMPLES, Manifest
 from kdcli.cache.matching import (
@@ -22,6 +21,7 @@ from kdcli.cache.matching import (
 from kdcli.cache.needs import Needs
 from kdcli.cache.provenance import TeacherRecord, require_known
 from kdcli.cache.reader import CacheReader
+from kdcli.cache.shelf import Stage
 from kdcli.cache.stores.mirror import mirrored
 from kdcli.cache.verify import VerifyMode, ensure_verified
 from kdcli.console import console

@@ -14,12 +14,13 @@ from typing import TypeVar
 
 from kdcli.cache.backends.base import HEADER_BYTES
 from kdcli.cache.cacheset import CacheSet
-from kdcli.cache.copies import Copies, Stage, is_recorded
+from kdcli.cache.copies import Copies, is_recorded
 from kdcli.cache.memory import available_memory
 from kdcli.cache.needs import Needs
 from kdcli.cache.origin import ChunkFile
 from kdcli.cache.owned import CHUNK_BYTES, open_own, read_own, repair_hint
 from kdcli.cache.reader import CacheReader
+from kdcli.cache.shelf import Stage
 from kdcli.console import console, size
 from kdcli.errors import CorruptError
 from kdcli.files import storage_errors

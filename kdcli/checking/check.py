@@ -6,6 +6,7 @@ from typing import Final
 import numpy as np
 from jaxtyping import Int64
 
+from kdcli.cache.shelf import Stage
 from kdcli.checking.config import CheckConfig
 from kdcli.checking.looking import Looks, look_at_all
 from kdcli.checking.result import CheckResult, Finding, Side
@@ -62,7 +63,13 @@ def check(config: CheckConfig, tell: Callable[[CheckResult], None] | None = None
 
 
 def _opened(spec: str, config: CheckConfig) -> ImageData:
-    return open_data(spec, data_root=config.data_root, download=config.download, exif=config.exif)
+    return open_data(
+        spec,
+        data_root=config.data_root,
+        download=config.download,
+        exif=config.exif,
+        stage=Stage.told(gigabytes=config.stage_limit),
+    )
 
 
 # --- what is found ----------------------------------------------------------------------------

@@ -60,6 +60,7 @@ _FILES = ("folder/", "csv/", "tar/", "parquet/")
 
 
 def _look_for_data(text: str, given: Given) -> None:
+    from kdcli.data.remote import Objects, is_remote
     from kdcli.data.sources import open_source
     from kdcli.data.spec import DataSpec
 
@@ -69,7 +70,10 @@ def _look_for_data(text: str, given: Given) -> None:
         text = spec  # NAME=DATA
     whole = DataSpec.parse(text)
     for each in whole.members or (whole,):
-        if each.source.startswith(_FILES):
+        scheme, _, rest = each.source.partition("/")
+        if scheme in ("tar", "parquet") and is_remote(rest):
+            Objects.parse(rest)
+        elif each.source.startswith(_FILES):
             open_source(each, root, download=False)
 
 

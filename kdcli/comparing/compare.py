@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from kdcli.cache.cacheset import CacheSet, only_location
-from kdcli.cache.copies import Stage
+from kdcli.cache.shelf import Stage
 from kdcli.comparing.answers import (
     EVAL_VIEW,
     Answers,
@@ -149,7 +149,13 @@ def _labelled(config: CompareConfig, caches: CacheSet | None, field: Field) -> L
 
 
 def _named(config: CompareConfig, spec: str, caches: CacheSet | None, run: bool) -> Labelled:
-    data = open_data(spec, data_root=config.data_root, download=config.download, exif=config.exif)
+    data = open_data(
+        spec,
+        data_root=config.data_root,
+        download=config.download,
+        exif=config.exif,
+        stage=Stage.told(gigabytes=config.stage_limit),
+    )
     labelled = np.flatnonzero(data.labels >= 0)
     if not len(labelled):
         raise BadDataError(f"{spec} has no labels to compare with", "Name labelled data with --test.")

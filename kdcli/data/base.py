@@ -11,6 +11,7 @@ from jaxtyping import Int64
 from PIL import Image
 
 from kdcli.cache.keytable import KeyTable
+from kdcli.cache.shelf import Stage
 from kdcli.data.decode import decode_image
 from kdcli.data.spec import canonical_split
 from kdcli.errors import NotFoundError, UsageError, nearest
@@ -98,6 +99,7 @@ class Opening:
         data_root: folder of relative paths; None: the working directory.
         download: whether it may be downloaded.
         options: values of the kind's own modifiers that were given.
+        stage: where files of a store are brought to.
     """
 
     scheme: str
@@ -105,6 +107,7 @@ class Opening:
     data_root: Path | None = None
     download: bool = False
     options: Mapping[str, str] = field(default_factory=dict)
+    stage: Stage = field(default_factory=Stage)
 
 
 @final

@@ -242,6 +242,11 @@ def find_folder(text: str, data_root: Path | None) -> Path:
         NotFoundError: nothing is there; near names of embedded sources are suggested.
     """
     scheme, _, rest = text.partition("/")
+    if "://" in rest:
+        raise NotFoundError(
+            f"folders of images are not read from a store ({rest.partition('://')[0]}://...)",
+            "Write the images into tars or Parquet files there: tar/s3://BUCKET/PATH, parquet/s3://BUCKET/PATH",
+        )
     wanted = [rest, text] if scheme == "folder" and rest else [text]
     roots = [data_root, Path()] if data_root else [Path()]
     for name in wanted:

@@ -15,7 +15,6 @@ import time
 from bisect import bisect_left
 from collections.abc import Iterator
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, Final, final
 
 import numpy as np
@@ -27,7 +26,8 @@ from kdcli.data.base import ImageSource, Listing, Opening, SourceKind, pick_task
 from kdcli.data.decode import bad_image
 from kdcli.data.formats import IMAGE_BYTES
 from kdcli.data.names import require_distinct
-from kdcli.data.paths import FileStamp, find_files
+from kdcli.data.paths import FileStamp, Found
+from kdcli.data.remote import find_here_or_there
 from kdcli.data.tables import (
     CLASSES,
     LABEL_COLUMNS,
@@ -63,14 +63,13 @@ class ParquetSource(ImageSource):
 
     Args:
         text: what reopens it.
-        base: absolute folder of the files.
-        files: their paths below it, sorted, and their states.
+        found: the files, and the modifiers of :data:`PARQUET` that were given.
         image: column of the images.
-        options: the modifiers of :data:`PARQUET` that were given.
     """
 
-    def __init__(self, text: str, base: Path, files: Files, image: str, options: dict[str, str]) -> None:
-        self._text, self._base, self._files, self._image, self._options = text, base, files, image, options
+    def __init__(self, text: str, found: Found, image: str) -> None:
+        self._text, self._where, self._base, self._image = text, found.where, found.base, image
+        self._files, self._options = tuple(found.stamps.items()), dict(found.options)
 
     @classmethod
     def open(cls, opening: Opening) -> "ParquetSource":
@@ -89,10 +88,10 @@ class ParquetSource(ImageSource):
             raise MissingExtraError(
                 "parquet/ needs the package pyarrow, which is not installed", "pip install 'kdcli[parquet]'"
             ) from error
-        found = find_files(opening, ".parquet")
-        files = tuple((name, FileStamp.of(found.base / name)) for name in found.names)
-        schema, asked = _opened(files[0][1]).schema_arrow, opening.options.get("image")
-        where = str(found.base / files[0][0])
+        found = find_here_or_there(opening, ".parquet")
+        name, stamp = next(iter(found.stamps.items()))
+        schema, asked = _opened(stamp).schema_arrow, opening.options.get("image")
+        where = f"{found.where}/{name}"
         held = [field.name for field in schema if _may_be_images(field.type)]
         if asked is not None:
             pick_column(asked, (), schema.names, "image", where)
@@ -107,18 +106,17 @@ class ParquetSource(ImageSource):
                 f"{where}: the columns {listed_columns(held)} may all be images",
                 f"Say which: image={held[0]}",
             )
-        text = f"{opening.scheme}/{found.place.as_posix()}"
-        return cls(text, found.base, files, asked or held[0], dict(opening.options))
+        return cls(f"{opening.scheme}/{found.place}", found, asked or held[0])
 
     @property
     def text(self) -> str:
-        """``parquet//absolute/path``."""
+        """``parquet//absolute/path``, or ``parquet/URL``."""
         return self._text
 
     def listing(self, split: str | None, task: str | None) -> Listing:
         """See :meth:`ImageSource.listing`; a task is a column."""
         for name, stamp in self._files:
-            pick_column(self._image, (), _opened(stamp).schema_arrow.names, "image", str(self._base / name))
+            pick_column(self._image, (), _opened(stamp).schema_arrow.names, "image", f"{self._where}/{name}")
             _require_room(stamp, self._image)
         splits = self._splits()
         keys, places = _index(self._files, self._options.get("key"))
@@ -134,7 +132,7 @@ class ParquetSource(ImageSource):
         label = self._options.get("label") if task is None else task
         if task is not None:
             pick_task(task, [name for name in columns if name != self._image], self._text)
-        label = pick_column(label, LABEL_COLUMNS, columns, "label", str(self._base / first))
+        label = pick_column(label, LABEL_COLUMNS, columns, "label", f"{self._where}/{first}")
         if label is None:
             notes.append(
                 f"{self._text} is used without labels: say which column holds them: label=COLUMN "
@@ -191,8 +189,8 @@ class ParquetSource(ImageSource):
 
     def _texts(self, name: str, stamp: FileStamp, column: str, what: str) -> list[str]:
         """The label, or the split, of each row of a file, as text; empty where it has none."""
-        where = f"{self._base / name}, column {column}"
-        pick_column(column, (), _opened(stamp).schema_arrow.names, what, str(self._base / name))
+        where = f"{self._where}/{name}, column {column}"
+        pick_column(column, (), _opened(stamp).schema_arrow.names, what, f"{self._where}/{name}")
         with _readable(stamp.path):
             cells = _opened(stamp).read([column], use_threads=False).column(0).to_pylist()
         return [

@@ -2,12 +2,12 @@
 
 import glob
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import final
+from typing import Self, final
 
 from kdcli.data.base import Opening
 from kdcli.errors import BadDataError, NotFoundError
@@ -108,18 +108,32 @@ class Found:
     """Files.
 
     Attributes:
-        place: the absolute file, folder or pattern that they were found by.
-        base: the folder of all.
-        names: their paths below it, sorted, with / between folders.
+        place: the absolute file, folder or pattern, or the URL, that they were found by.
+        where: what a person calls the folder of all.
+        base: the folder on this machine that a relative ``names=`` begins in.
+        stamps: the files as they are now, by their paths below it, sorted, with / between folders.
+        options: of the source.
     """
 
-    place: Path
+    place: str
+    where: str
     base: Path
-    names: tuple[str, ...]
+    stamps: Mapping[str, FileStamp]
+    options: Mapping[str, str]
+
+    @classmethod
+    def here(cls, opening: Opening, place: Path, base: Path, names: Iterable[str]) -> Self:
+        """Files of a folder.
+
+        Raises:
+            StorageError: one cannot be looked at.
+        """
+        stamps = {name: FileStamp.of(base / name) for name in sorted(names)}
+        return cls(place.as_posix(), str(base), base, stamps, opening.options)
 
 
 def find_files(opening: Opening, ending: str) -> Found:
-    """The files that are meant.
+    """The files that are meant on this machine.
 
     Args:
         opening: whose rest is a file, a folder, or a pattern with ``*``, ``?``, ``[...]`` and ``**``.
@@ -136,21 +150,19 @@ def find_files(opening: Opening, ending: str) -> Found:
             raise
         return _matching(opening)
     if not place.is_dir():
-        return Found(place, place.parent, (place.name,))
+        return Found.here(opening, place, place.parent, (place.name,))
     with storage_errors(place):
-        names = tuple(
-            sorted(
-                (Path(folder) / name).relative_to(place).as_posix()
-                for folder, _, held in os.walk(place)
-                for name in held
-                if name.lower().endswith(ending) and not name.startswith(".")
-            )
-        )
+        names = [
+            (Path(folder) / name).relative_to(place).as_posix()
+            for folder, _, held in os.walk(place)
+            for name in held
+            if name.lower().endswith(ending) and not name.startswith(".")
+        ]
     if not names:
         raise NotFoundError(
             f"there is no {ending} file in {place}", f"Give a {ending} file, or a folder of them."
         )
-    return Found(place, place, names)
+    return Found.here(opening, place, place, names)
 
 
 def _matching(opening: Opening) -> Found:
@@ -165,7 +177,7 @@ def _matching(opening: Opening) -> Found:
             matched = glob.glob(pattern, root_dir=base, recursive=True)  # noqa: PTH207  (names below the folder)
             names = [name for name in matched if (base / name).is_file()]
         if names:
-            return Found(place, base, tuple(sorted(names)))
+            return Found.here(opening, place, base, names)
     raise NotFoundError(
         f"no file matches {opening.rest}", "Check the pattern, or give --data-root; quote it in a shell."
     )

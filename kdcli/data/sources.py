@@ -10,6 +10,7 @@ from jaxtyping import Int64
 from PIL import Image
 
 from kdcli.cache.keytable import KeyTable
+from kdcli.cache.shelf import Stage
 from kdcli.console import console
 from kdcli.data.base import ImageSource, Listing, Opening, SourceKind
 from kdcli.data.concatenated import ConcatenatedSource, concatenate_keys, concatenate_labels
@@ -104,7 +105,12 @@ class ImageData:
 
 
 def open_data(
-    spec: str | DataSpec, *, data_root: Path | None = None, download: bool = False, exif: Exif = "apply"
+    spec: str | DataSpec,
+    *,
+    data_root: Path | None = None,
+    download: bool = False,
+    exif: Exif = "apply",
+    stage: Stage | None = None,
 ) -> ImageData:
     """Open a data set.
 
@@ -113,6 +119,7 @@ def open_data(
         data_root: folder of relative folders and of ``torch/`` and ``hfds/`` data sets.
         download: allow ``torch/`` and ``hfds/`` data sets to be downloaded.
         exif: whether images are turned as their EXIF says, where ``spec`` does not say.
+        stage: where files of a store are brought to; default: $KD_STAGE or the user's cache folder, without limit.
 
     Raises:
         UsageError: bad grammar, unknown class or task, or splits taken for classes.
@@ -125,10 +132,13 @@ def open_data(
     if parsed.members:
         return _concatenate(
             parsed,
-            [open_data(part, data_root=data_root, download=download, exif=exif) for part in parsed.members],
+            [
+                open_data(part, data_root=data_root, download=download, exif=exif, stage=stage)
+                for part in parsed.members
+            ],
         )
     parsed = replace(parsed, exif="ignore" if (parsed.exif or exif) == "ignore" else None)
-    source = open_source(parsed, data_root, download)
+    source = open_source(parsed, data_root, download, stage)
     if parsed.exif is not None:
         source = StoredSource(source)
     listing = _listing(source, parsed)
@@ -167,7 +177,9 @@ def _concatenate(spec: DataSpec, parts: list[ImageData]) -> ImageData:
     return data
 
 
-def open_source(spec: DataSpec, data_root: Path | None, download: bool) -> ImageSource:
+def open_source(
+    spec: DataSpec, data_root: Path | None, download: bool, stage: Stage | None = None
+) -> ImageSource:
     """Where the images of a data set that is one come from; raises like :func:`open_data`."""
     scheme, _, rest = spec.source.partition("/")
     kind: SourceKind = SOURCES.find(scheme)
@@ -176,4 +188,4 @@ def open_source(spec: DataSpec, data_root: Path | None, download: bool) -> Image
     options = dict(spec.own)
     for key in options:
         require_option(key, kind.options, str(spec))
-    return kind.open(Opening(scheme, rest, data_root, download, options))
+    return kind.open(Opening(scheme, rest, data_root, download, options, stage or Stage()))

@@ -11,7 +11,6 @@
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, final
 
 import numpy as np
@@ -22,7 +21,8 @@ from kdcli.data.base import ImageSource, Listing, Opening, SourceKind
 from kdcli.data.decode import bad_image
 from kdcli.data.formats import EXTENSIONS, IMAGE_BYTES
 from kdcli.data.kept_listing import kept_listing
-from kdcli.data.paths import FileStamp, Reader, find_files
+from kdcli.data.paths import FileStamp, Found, Reader
+from kdcli.data.remote import find_here_or_there
 from kdcli.data.tables import (
     CLASSES,
     NAMES,
@@ -72,13 +72,12 @@ class TarSource(ImageSource):
 
     Args:
         text: what reopens it.
-        base: absolute folder of the shards.
-        stamps: the shards, by their paths below it.
-        options: the modifiers of :data:`TAR` that were given.
+        found: the shards, and the modifiers of :data:`TAR` that were given.
     """
 
-    def __init__(self, text: str, base: Path, stamps: dict[str, FileStamp], options: dict[str, str]) -> None:
-        self._text, self._base, self._stamps, self._options = text, base, stamps, options
+    def __init__(self, text: str, found: Found) -> None:
+        self._text, self._where, self._base = text, found.where, found.base
+        self._stamps, self._options = found.stamps, dict(found.options)
         self._near: dict[FileStamp, int] = {}  # behind what was last looked for in each
 
     @classmethod
@@ -90,17 +89,16 @@ class TarSource(ImageSource):
             UsageError: ``repeats=`` is not allowed.
             StorageError: a file cannot be looked at.
         """
-        found = find_files(opening, ".tar")
+        found = find_here_or_there(opening, ".tar")
         if (repeats := opening.options.get("repeats", _ALLOWED)) != _ALLOWED:
             raise UsageError(
                 f"repeats={repeats} is not {_ALLOWED}", f"Give repeats={_ALLOWED}, or leave it out."
             )
-        stamps = {name: FileStamp.of(found.base / name) for name in found.names}
-        return cls(f"{opening.scheme}/{found.place.as_posix()}", found.base, stamps, dict(opening.options))
+        return cls(f"{opening.scheme}/{found.place}", found)
 
     @property
     def text(self) -> str:
-        """``tar//absolute/path``."""
+        """``tar//absolute/path``, or ``tar/URL``."""
         return self._text
 
     def listing(self, split: str | None, task: str | None) -> Listing:
@@ -157,12 +155,12 @@ class TarSource(ImageSource):
             files = samples.setdefault("/".join((*folders, stem)), {})
             if (ending := ending.lower()) in files:
                 raise BadDataError(
-                    f"{self._base / name}: {index.names[files[ending]]} and {member} differ only by case",
+                    f"{self._where}/{name}: {index.names[files[ending]]} and {member} differ only by case",
                     "Rename one of them, and write the tar again.",
                 )
             files[ending] = row
         images = {
-            sample: self._image(files, f"{self._base}/{name}: {sample}") for sample, files in samples.items()
+            sample: self._image(files, f"{self._where}/{name}: {sample}") for sample, files in samples.items()
         }
         return _Shard(
             name, stamp, index, samples, {sample: row for sample, row in images.items() if row is not None}
@@ -188,7 +186,7 @@ class TarSource(ImageSource):
             for sample in shard.images:
                 if sample in seen:
                     raise BadDataError(
-                        f"{self._base}: the sample {sample} is in {seen[sample]} and in {shard.name}",
+                        f"{self._where}: the sample {sample} is in {seen[sample]} and in {shard.name}",
                         "Leave one of the shards out; if they are different images, say so: repeats=allowed",
                     )
                 seen[sample] = shard.name
@@ -227,7 +225,7 @@ class TarSource(ImageSource):
         return f"Give label={ending}:FIELD." + (f" Its fields are {', '.join(fields)}." if fields else "")
 
     def _value(self, shard: _Shard, row: int, field: str, read: Reader) -> str:
-        where, size = f"{self._base}/{shard.name}/{shard.index.names[row]}", int(shard.index.sizes[row])
+        where, size = f"{self._where}/{shard.name}/{shard.index.names[row]}", int(shard.index.sizes[row])
         if size > _LABEL_BYTES:
             raise BadDataError(f"{where} has {size} bytes; at most {_LABEL_BYTES} are read", _FIELD)
         data = read(int(shard.index.starts[row]), size)
@@ -282,7 +280,7 @@ class TarSource(ImageSource):
 
     def path(self, key: str) -> str:
         """The tar's absolute path, and the image's in it."""
-        return str(self._base / key)
+        return f"{self._where}/{key}"
 
 
 def _is_image(ending: str) -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 
 from kdcli.cache.cacheset import CacheSet
 from kdcli.cache.owned import require_outside_caches
+from kdcli.cache.shelf import Stage
 from kdcli.checking.check import check
 from kdcli.checking.config import CheckConfig
 from kdcli.comparing.compare import compare
@@ -55,7 +56,7 @@ STUDENT: Final = "distilled"
 _MARKER: Final = "distill.json"
 _BOTH: Final = ("method", "epochs", "batch_size")
 """Options of a paper's preset that are chosen elsewhere: epochs and batches are those of both students."""
-_SHARED: Final = ("data_root", "download", "exif", "device", "workers")
+_SHARED: Final = ("data_root", "download", "exif", "stage_limit", "device", "workers")
 
 
 @final
@@ -71,7 +72,8 @@ class Job:
 
     def open(self, spec: str) -> ImageData:
         """Open images as all steps do."""
-        return open_data(spec, **self._shared("data_root", "download", "exif"))
+        stage = Stage.told(gigabytes=self.config.stage_limit)
+        return open_data(spec, **self._shared("data_root", "download", "exif"), stage=stage)
 
     def require_fitting(self, parts: Parts) -> None:
         """Refuse before teachers run what would only be refused after it.
@@ -129,7 +131,7 @@ class Job:
         if parts.why:
             console.note(parts.why)
         exclude = self._path("exclude.txt")
-        options = self._shared("data_root", "download", "exif", "workers")
+        options = self._shared("data_root", "download", "exif", "stage_limit", "workers")
         several = bool(DataSpec.parse(parts.train).members)  # without= belongs to one data set
         config = CheckConfig(
             data=parts.train, test=parts.test, write_exclude=None if several else exclude, **options

@@ -11,6 +11,7 @@ from kdcli.cache.keytable import KeyTable, block_digest
 from kdcli.cache.layout import Manifest
 from kdcli.cache.matching import require_same_exif, require_unchanged
 from kdcli.cache.reader import CacheReader
+from kdcli.cache.shelf import Stage
 from kdcli.errors import IdentityError, KdError, UsageError
 from kdcli.extract.config import CacheConfig
 from kdcli.registry import recorded
@@ -84,7 +85,8 @@ def _open(config: CacheConfig, spec: str, exif: Literal["apply", "ignore"] = "ap
     """A data set; what a cache recorded says itself whether EXIF counts."""
     from kdcli.data.sources import open_data
 
-    return open_data(spec, data_root=config.data_root, download=config.download, exif=exif)
+    stage = Stage.told(gigabytes=config.stage_limit)
+    return open_data(spec, data_root=config.data_root, download=config.download, exif=exif, stage=stage)
 
 
 def _joined(config: CacheConfig, held: CacheReader, data: "ImageData | None") -> "JoinedData":

@@ -48,11 +48,11 @@ class NoOptions(StepConfig):
 
 
 class StageOption(StepConfig):
-    """Abstract: what is kept here of a cache in a store."""
+    """Abstract: what is kept here of caches and images in a store."""
 
     stage_limit: float | None = option(
-        None, "Most GB that is kept on this disk of caches in stores, in $KD_STAGE or the user's cache folder; "
-        "default: what the disk has.",
+        None, "Most GB that is kept on this disk of caches and images in stores, in $KD_STAGE or the user's cache "
+        "folder; default: what the disk has.",
         panel="Data", metavar="GB", gt=0, le=10**6, mechanical=True, shared=True,
     )  # fmt: skip
 
@@ -88,7 +88,7 @@ class DataRootOption(StepConfig):
     )
 
 
-class DataOptions(DataRootOption):
+class DataOptions(StageOption, DataRootOption):
     """Abstract: where data sets are found, and whether they may be fetched."""
 
     download: bool = option(

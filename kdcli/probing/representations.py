@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from kdcli.cache.cacheset import CacheSet
-from kdcli.cache.copies import Stage
 from kdcli.cache.provenance import TeacherRecord
+from kdcli.cache.shelf import Stage
 from kdcli.data.sources import ImageData
 from kdcli.errors import NotFoundError, UsageError, nearest
 from kdcli.models.grammar import ModelSpec

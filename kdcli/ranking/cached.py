@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from kdcli.cache.cacheset import CacheSet
-from kdcli.cache.copies import Stage
 from kdcli.cache.fingerprints import fingerprints
+from kdcli.cache.shelf import Stage
 from kdcli.data.sources import ImageData, open_data
 from kdcli.errors import BadDataError, CacheMissingError, NotFoundError
 from kdcli.ranking.config import RankConfig
@@ -131,7 +131,7 @@ def _labelled_images(
                 "Name the same images with labels: kd rank-sources --data DATA.",
             )
         return rows, *_by_name(caches.labels[rows], caches.class_names), None
-    data = open_data(config.data, data_root=config.data_root)
+    data = open_data(config.data, data_root=config.data_root, stage=Stage.told(gigabytes=config.stage_limit))
     labelled = np.flatnonzero(data.labels >= 0)
     if not len(labelled):
         raise BadDataError(f"{config.data} has no labels to rank against", "Name labelled data with --data.")

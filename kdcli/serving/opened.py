@@ -11,9 +11,9 @@ from jaxtyping import Int64, Shaped
 from torch import Tensor
 
 from kdcli.cache.cacheset import CacheSet
-from kdcli.cache.copies import Stage
 from kdcli.cache.keytable import KeyTable
 from kdcli.cache.layout import SAMPLES
+from kdcli.cache.shelf import Stage
 from kdcli.errors import CacheMissingError, NotFoundError, nearest
 from kdcli.options.fields import as_address
 

@@ -8,8 +8,8 @@ from typing import final
 import numpy as np
 
 from kdcli.cache.cacheset import CacheSet
-from kdcli.cache.copies import Stage
 from kdcli.cache.needs import Needs
+from kdcli.cache.shelf import Stage
 from kdcli.cache.staging import stage
 from kdcli.data.sources import ImageData, open_data
 from kdcli.data.views import ViewSet
@@ -219,7 +219,11 @@ class _Draft:
         """The images to train on, and those set aside of them."""
         config, needs = self.config, self.method.needs
         self.everything = self.opened(
-            self.main, data_root=config.data_root, download=config.download, exif=config.exif
+            self.main,
+            data_root=config.data_root,
+            download=config.download,
+            exif=config.exif,
+            stage=Stage.told(config.stage, config.stage_limit),
         )
         data = self.everything if needs.kinds or needs.unlabelled else labelled_only(self.everything)
         self.data, self.validation = split_off(config, self.method, data)

@@ -9,6 +9,7 @@ from typing import Any, final
 import numpy as np
 from jaxtyping import Int64
 
+from kdcli.cache.shelf import Stage
 from kdcli.console import console
 from kdcli.data.multilabel import labels_of
 from kdcli.data.sources import ImageData, open_data
@@ -131,7 +132,10 @@ def open_labelled(
         BadDataError: it has no labels.
         KdError: see :func:`~kdcli.data.sources.open_data`.
     """
-    data = labelled_only(opened(spec, data_root=config.data_root, download=config.download, exif=config.exif))
+    stage = Stage.told(config.stage, config.stage_limit)
+    data = labelled_only(
+        opened(spec, data_root=config.data_root, download=config.download, exif=config.exif, stage=stage)
+    )
     if not (data.labels >= 0).all():
         raise BadDataError(f"{what} {spec} has no labels", hint)
     return data

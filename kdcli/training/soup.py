@@ -13,6 +13,7 @@ from typing import Any, final
 import numpy as np
 import torch
 
+from kdcli.cache.shelf import Stage
 from kdcli.console import console
 from kdcli.data.sources import ImageData, open_data
 from kdcli.documents import from_document
@@ -264,7 +265,13 @@ def _finished(out: Path, stored: dict[str, Any]) -> bool:
 
 
 def _open(recipe: SoupConfig, spec: str) -> ImageData:
-    return open_data(spec, data_root=recipe.data_root, download=recipe.download, exif=recipe.exif)
+    return open_data(
+        spec,
+        data_root=recipe.data_root,
+        download=recipe.download,
+        exif=recipe.exif,
+        stage=Stage.told(gigabytes=recipe.stage_limit),
+    )
 
 
 # --- images -----------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import numpy as np
 from kdcli.cache.matching import find_places, same_content
 from kdcli.cache.provenance import TeacherRecord
 from kdcli.cache.reader import CacheReader
+from kdcli.cache.shelf import Stage
 from kdcli.console import console
 from kdcli.data.sources import ImageData
 from kdcli.errors import UsageError
@@ -91,7 +92,8 @@ class Stages:
 
 def arrange(config: StudentConfig, ranking: Ranking | None, processes: int, sources: Sources) -> Stages:
     """The teachers in their order, with the plan of each one's stage."""
-    data = sources.data(config.first_data, data_root=config.data_root, download=config.download)
+    disk = Stage.told(config.stage, config.stage_limit)
+    data = sources.data(config.first_data, data_root=config.data_root, download=config.download, stage=disk)
     training = _with_training_images(config, data, sources)
     if ranking is not None:
         require_within_labels(ranking, sources.cache(training, config), data, config)

@@ -177,6 +177,7 @@ def cache_plan(config: "PlanConfig") -> "CachePlan":
 
 def cache_extend(config: ExtendConfig) -> "ExtendResult":
     """Make room in a cache for more images or views."""
+    from kdcli.cache.shelf import Stage
     from kdcli.data.sources import open_data
     from kdcli.extract.extend import extend_cache
     from kdcli.extract.places import opened
@@ -184,7 +185,11 @@ def cache_extend(config: ExtendConfig) -> "ExtendResult":
     images = None
     if config.data is not None:
         images = open_data(
-            config.data, data_root=config.data_root, download=config.download, exif=config.exif
+            config.data,
+            data_root=config.data_root,
+            download=config.download,
+            exif=config.exif,
+            stage=Stage.told(gigabytes=config.stage_limit),
         )
     with opened(config.cache) as place:
         with place.growing(images is not None, config.dry_run):

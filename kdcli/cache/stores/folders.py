@@ -1,15 +1,16 @@
 """Places in folders, as of a shared disk. Nothing in them is reached by a link."""
 
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import final
 
 from kdcli.cache.owned import read_own, regular_size, require_unlinked, stamp_of
-from kdcli.cache.stores.places import Place
+from kdcli.cache.stores.places import PIECE, Entry, Place, changed
 from kdcli.errors import CorruptError
 from kdcli.files import atomic_write_bytes, create_text, make_folder, storage_errors
-from kdcli.reading import DOCUMENT_BYTES
+from kdcli.reading import DOCUMENT_BYTES, open_regular
 
 
 @final
@@ -23,24 +24,33 @@ class FolderPlace(Place):
         """See the base."""
         return read_own(self._own(path), most, "Put it there again.")
 
-    def sizes(self, below: str) -> dict[str, int]:
+    def pieces(self, path: str, entry: Entry) -> Iterator[bytes]:
         """See the base."""
-        found = {}
-        for folder, _, names in os.walk(self._own(below)):
-            for path in (Path(folder, name) for name in names):
-                with storage_errors(path):
-                    size = regular_size(path)
-                if size < 0:
-                    raise CorruptError(f"{path} is no regular file", "Put the file itself in its place.")
-                found[path.relative_to(self._root).as_posix()] = size
-        return found
+        own = self._own(path)
+        with os.fdopen(open_regular(own, None, CorruptError, links=False), "rb") as file:
+            while data := file.read(PIECE):
+                yield data
+            if stamp_of(own) != entry.edition or not os.path.samestat(own.lstat(), os.fstat(file.fileno())):
+                raise changed(str(own))
 
-    def editions(self, below: str) -> dict[str, str]:
+    def entry(self, path: str) -> Entry | None:
+        """See the base."""
+        own = self._own(path)
+        with storage_errors(own), suppress(FileNotFoundError, NotADirectoryError):
+            size = regular_size(own)
+            return Entry(size, stamp_of(own)) if size >= 0 else None
+        return None
+
+    def entries(self, below: str = "") -> dict[str, Entry]:
         """See the base."""
         found = {}
-        for name in self.sizes(below):
-            with suppress(FileNotFoundError):  # joined with others meanwhile
-                found[name] = stamp_of(self._root / name)
+        for folder, _, names in os.walk(self._own(below) if below else self._root):
+            for path in (Path(folder, name) for name in names):
+                with storage_errors(path), suppress(FileNotFoundError):  # joined with others meanwhile
+                    size = regular_size(path)
+                    if size < 0:
+                        raise CorruptError(f"{path} is no regular file", "Put the file itself in its place.")
+                    found[path.relative_to(self._root).as_posix()] = Entry(size, stamp_of(path))
         return found
 
     def is_empty(self, but: str) -> bool:

@@ -1,8 +1,9 @@
 """Places in data sets of the Hugging Face hub: blocks and their records come with the same commit, or in this order."""
 
+from collections.abc import Iterator
 from typing import Final, final
 
-from kdcli.cache.stores.places import Place
+from kdcli.cache.stores.places import PIECE, Entry, Place
 from kdcli.cards import CARD
 from kdcli.hub import Address, Repository
 from kdcli.reading import DOCUMENT_BYTES
@@ -28,15 +29,21 @@ class HubPlace(Place):
         """See the base."""
         return self._repository.read(path, most)
 
-    def sizes(self, below: str) -> dict[str, int]:
+    def pieces(self, path: str, entry: Entry) -> Iterator[bytes]:
         """See the base."""
-        files = self._repository.files.items()
-        return {path: entry.size for path, entry in files if path.startswith(f"{below}/")}
+        for start in range(0, entry.size, PIECE):
+            yield self._repository.read(path, entry.size, (start, min(start + PIECE, entry.size)))
 
-    def editions(self, below: str) -> dict[str, str]:
+    def entry(self, path: str) -> Entry | None:
+        """See the base."""
+        found = self._repository.files.get(path)
+        return found and Entry(found.size, found.digest)
+
+    def entries(self, below: str = "") -> dict[str, Entry]:
         """See the base."""
         files = self._repository.files.items()
-        return {path: entry.digest for path, entry in files if path.startswith(f"{below}/")}
+        within = f"{below}/" if below else ""
+        return {path: Entry(each.size, each.digest) for path, each in files if path.startswith(within)}
 
     def is_empty(self, but: str) -> bool:
         """See the base."""

@@ -22,11 +22,11 @@ from pydantic import BaseModel
 
 from kdcli.cache.arrays import WHOLE_ARRAYS
 from kdcli.cache.commits import Commit, as_lines, parse_commit, read_commits
-from kdcli.cache.copies import STREAMS, Stage
 from kdcli.cache.layout import SAMPLES, Layout, Manifest, Unit, parse_manifest
 from kdcli.cache.origin import stands_for
 from kdcli.cache.owned import CHUNK_BYTES, RECORDS_BYTES, read_own, stamp_of
 from kdcli.cache.reader import CacheReader
+from kdcli.cache.shelf import STREAMS, Stage
 from kdcli.cache.store import Store
 from kdcli.cache.stores.gates import names_record, require_own
 from kdcli.cache.stores.opening import open_place

@@ -4,9 +4,10 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import partial
 from typing import Any, Final, TypeVar, final
 
-from kdcli.cache.stores.places import Place
+from kdcli.cache.stores.places import PIECE, Entry, Place, changed
 from kdcli.errors import CorruptError, KdError, MissingExtraError, StorageError
 from kdcli.reading import DOCUMENT_BYTES
 
@@ -63,16 +64,29 @@ class ObjectPlace(Place):
         """See the base."""
         return self.get(path, most)[0]
 
-    def sizes(self, below: str) -> dict[str, int]:
+    def pieces(self, path: str, entry: Entry) -> Iterator[bytes]:
         """See the base."""
-        return {name: int(meta["size"]) for name, meta in self._listed(below).items()}
+        for start in range(0, entry.size, PIECE):
+            data, edition = self._persistently(
+                partial(self._piece, path, start, min(start + PIECE, entry.size))
+            )
+            if edition != entry.edition:
+                raise changed(f"{self.name}/{path}")
+            yield data
 
-    def editions(self, below: str) -> dict[str, str]:
+    def _piece(self, path: str, start: int, stop: int) -> tuple[bytes, str]:
+        found = self._obstore.get(self._store, path, options={"range": (start, stop)})
+        return bytes(found.bytes()), _entry(found.meta).edition
+
+    def entry(self, path: str) -> Entry | None:
         """See the base."""
-        return {
-            name: f"{meta['size']} {meta['e_tag'] or meta['last_modified']}"
-            for name, meta in self._listed(below).items()
-        }
+        with suppress(FileNotFoundError):
+            return _entry(self._persistently(partial(self._obstore.head, self._store, path)))
+        return None
+
+    def entries(self, below: str = "") -> dict[str, Entry]:
+        """See the base."""
+        return {name: _entry(meta) for name, meta in self._listed(below).items()}
 
     def is_empty(self, but: str) -> bool:
         """See the base."""
@@ -146,7 +160,9 @@ class ObjectPlace(Place):
     def _listed(self, below: str) -> dict[str, Any]:
         return self._persistently(
             lambda: {
-                str(each["path"]): each for batch in self._obstore.list(self._store, below) for each in batch
+                str(each["path"]): each
+                for batch in self._obstore.list(self._store, below or None)
+                for each in batch
             }
         )
 
@@ -193,6 +209,10 @@ class ObjectPlace(Place):
 
 def _tag(meta: Mapping[str, Any]) -> Tag:
     return {name: meta[name] for name in ("e_tag", "version") if meta.get(name) is not None}
+
+
+def _entry(meta: Mapping[str, Any]) -> Entry:
+    return Entry(int(meta["size"]), f"{meta['size']} {meta['e_tag'] or meta['last_modified']}")
 
 
 def _has(text: str, marks: tuple[str, ...]) -> bool:

@@ -31,7 +31,7 @@ def open_place(url: str, private: bool | None = None) -> Place:
     found = _URL.fullmatch(url)
     if found is None:
         scheme, colon, _ = url.partition("://")
-        raise UsageError(f"{scheme}{colon and '://...'} is no place to keep a cache in", _FORMS)
+        raise UsageError(f"{scheme}{colon and '://...'} is no place that kd reads or writes", _FORMS)
     if found[1] == "hf":
         from kdcli.cache.stores.hub import HubPlace
 

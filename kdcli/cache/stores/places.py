@@ -4,8 +4,29 @@ Objects are called as the files of a cache are (docs/format.md), so a cache in a
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, final
 
+from kdcli.errors import StorageError
 from kdcli.reading import DOCUMENT_BYTES
+
+PIECE: Final = 8 * 2**20
+"""Bytes of an object that are asked for at a time."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An object as it was when it was looked at.
+
+    Attributes:
+        size: its bytes.
+        edition: is another for another content.
+    """
+
+    size: int
+    edition: str
 
 
 class Place(ABC):
@@ -27,12 +48,33 @@ class Place(ABC):
         """
 
     @abstractmethod
-    def sizes(self, below: str) -> dict[str, int]:
-        """Bytes of every object below a folder, by name."""
+    def pieces(self, path: str, entry: Entry) -> Iterator[bytes]:
+        """The bytes of an object of any size, one after another.
+
+        Args:
+            path: its name.
+            entry: what it was when it was looked at.
+
+        Raises:
+            FileNotFoundError: there is none.
+            StorageError: it is another one now.
+        """
 
     @abstractmethod
+    def entry(self, path: str) -> Entry | None:
+        """The object of this name, if there is one."""
+
+    @abstractmethod
+    def entries(self, below: str = "") -> dict[str, Entry]:
+        """Every object below a folder, by name."""
+
+    def sizes(self, below: str) -> dict[str, int]:
+        """Bytes of every object below a folder, by name."""
+        return {name: entry.size for name, entry in self.entries(below).items()}
+
     def editions(self, below: str) -> dict[str, str]:
         """What is another for another content, of every object below a folder, by name."""
+        return {name: entry.edition for name, entry in self.entries(below).items()}
 
     @abstractmethod
     def is_empty(self, but: str) -> bool:
@@ -48,3 +90,8 @@ class Place(ABC):
 
     def flush(self) -> None:  # noqa: B027 - most places have nothing that waits
         """Make lasting what was written, in the order in which it was; elsewhere it is at once."""
+
+
+def changed(name: str) -> StorageError:
+    """The error for an object that was replaced while it was read."""
+    return StorageError(f"{name} was changed while it was read", "Run the same command again.")

@@ -15,10 +15,11 @@ from typing import Any, Final, final
 
 from kdcli import errors
 from kdcli.cache.backends.base import HEADER_BYTES
-from kdcli.cache.copies import Copies, Stage, is_recorded
+from kdcli.cache.copies import Copies, is_recorded
 from kdcli.cache.layout import BackendName
 from kdcli.cache.origin import ChunkFile, Origin, stands_for
 from kdcli.cache.owned import CHUNK_BYTES
+from kdcli.cache.shelf import Stage
 from kdcli.cache.store import BACKENDS
 from kdcli.cache.stores.opening import open_place
 from kdcli.cache.stores.places import Place
