@@ -236,7 +236,7 @@ def test_what_was_used_again_stays(cache: Path, stage: Path) -> None:
 
 
 def test_less_than_a_chunk_and_less_than_nothing_is_refused(cache: Path, kd: Kd) -> None:
-    with pytest.raises(UsageError, match="--stage-limit 1e-07"):
+    with pytest.raises(UsageError, match="the stage may hold 100 B"):
         CacheSet.open([URL], stage=Stage(limit=100)).require(READS, ROWS, [0])
     kd("rank-sources", "--cache", URL, "--stage-limit", "-1").refused(2, "stage-limit")
 

@@ -304,7 +304,7 @@ def test_no_room(store: Faulty, shards: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_limit_of_the_stage(store: Faulty, shards: Path, stage: Path, kd: Kd) -> None:
     url, bytes_ = upload(store, shards), (shards / "val-0.tar").stat().st_size
-    with pytest.raises(UsageError, match=r"--stage-limit .* have to be kept"):
+    with pytest.raises(UsageError, match=r"the stage may hold .* have to be kept"):
         open_data(f"tar/{url}@split=train", stage=Stage(stage, bytes_))
     assert not fetched(store)
     data = open_data(f"tar/{url}/val-*.tar", stage=Stage(stage, 2 * bytes_))

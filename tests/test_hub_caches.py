@@ -25,6 +25,9 @@ from kdcli.cache.writer import CacheWriter
 from kdcli.errors import MissingExtraError, UsageError
 from kdcli.hub import Address
 
+PUBLIC = tuple(kind for kind in OUTPUTS if kind != "pixels")
+"""Images do not go to the hub."""
+
 NAME, URL = "datasets/team/food", "hf://datasets/team/food"
 CC = ("--licence", "cc-by-4.0")
 _SMALL = """
@@ -102,7 +105,7 @@ def sound(done: Shell) -> Shell:
 
 @pytest.mark.parametrize("backend", ["zarr", "hdf5"])
 def test_there_and_back_is_byte_equal(place: Place, backend: Any) -> None:
-    form = Form((33, 20), (1, 2), (("t", tuple(OUTPUTS)), ("u.x-1", ("logits",))), backend, missing=0.3)
+    form = Form((33, 20), (1, 2), (("t", PUBLIC), ("u.x-1", ("logits",))), backend, missing=0.3)
     make(place.folder / "c.kd", form)
     told = sound(place.push("--json")).json
     sound(place.kd("cache", "pull", URL, "--to", "d.kd", token=None))
@@ -147,7 +150,7 @@ def test_a_folder_of_a_data_set_and_a_revision(place: Place, cache: Path) -> Non
 
 
 def test_a_part_is_pulled_and_completed(place: Place) -> None:
-    make(place.folder / "c.kd", Form((45,), (1, 2), (("t", tuple(OUTPUTS)), ("u", ("logits", "stats")))))
+    make(place.folder / "c.kd", Form((45,), (1, 2), (("t", PUBLIC), ("u", ("logits", "stats")))))
     sound(place.push())
     place.proxy.seen.clear()
     part = ("--teacher", "t", "--keep", "logits", "--views", "eval")

@@ -16,7 +16,7 @@ from kdcli.cache.origin import ChunkFile
 from kdcli.cache.owned import CHUNK_BYTES, read_own
 from kdcli.cache.shelf import KEPT, STREAMS, Shelf, Stage
 from kdcli.console import console, size
-from kdcli.errors import UsageError
+from kdcli.errors import Advice, UsageError
 from kdcli.files import storage_errors
 
 _MEMORY: Final = 2**30
@@ -88,15 +88,15 @@ class Copies:
         for chunk in chunks:
             if chunk.size > most:
                 raise UsageError(
-                    f"--stage-limit {limit / 1e9:g}: a chunk of this cache has {size(chunk.size)}",
-                    "Give a higher --stage-limit.",
+                    f"the stage may hold {size(limit)}, and a chunk of this cache has {size(chunk.size)}",
+                    Advice("stage-limit"),
                 )
             used += chunk.size
             if used <= most:
                 fit.append(chunk)
         if told and used > most:
             console.warn(
-                f"{size(used)} will be read, and --stage-limit lets {size(most)} stay on this disk: the rest is "
+                f"{size(used)} will be read, and the stage may hold {size(most)} on this disk: the rest is "
                 "fetched again whenever it is read"
             )
         return fit

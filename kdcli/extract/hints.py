@@ -131,6 +131,7 @@ HINTS: Final[dict[str, str | Callable[..., str]]] = {
         f"Remove them (kd cache rm {quote(str(cache))} --teacher {teacher}/pixels --yes), or push a part without them: "
         f"kd cache pull {quote(f'file://{cache.absolute()}')} --keep {kinds} --to PART.kd"
     ),
+    "stage-limit": "Give a higher --stage-limit, or leave it out.",
     "no-terms": "Leave --licence and --private out.",
     "fewer-views": "Leave --views out to pull all.",
     "pack-zstd": "Use --compress gzip, or a name that ends in .zarr or .zarr.zip.",
