@@ -191,7 +191,8 @@ def keep(stage: Stage, sizes: Mapping[Path, int]) -> None:
             if limit is not None and needed + sum(others.values()) > limit:
                 beside = f", beside {size(sum(others.values()))} that are in use" if others else ""
                 raise UsageError(
-                    f"the stage may hold {size(limit)}, and {size(needed)} are read and have to be kept on this disk{beside}",
+                    f"the stage may hold {size(limit)}, and {size(needed)} are read and have to be kept on this "
+                    f"disk{beside}",
                     Advice("stage-limit"),
                 )
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
