@@ -80,9 +80,10 @@ class Shelf:
         with storage_errors(self.place):
             for name in ("tmp", "locks"):
                 make_folder(self.place / name)
-            for path in (self.place / "tmp").iterdir():
-                with suppress(BlockingIOError), _held(self.place / "locks" / path.name, wait=False):
-                    path.unlink(missing_ok=True)
+            tmp, locks = self.place / "tmp", self.place / "locks"
+            for name in {path.name for folder in (tmp, locks) for path in folder.iterdir()}:
+                with suppress(BlockingIOError), _held(locks / name, wait=False):
+                    (tmp / name).unlink(missing_ok=True)
 
     def require_space(self, total: int) -> None:
         """Refuse so many bytes more than the disk has.

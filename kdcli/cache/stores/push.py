@@ -122,9 +122,7 @@ def _take(place: Place, cache_id: str) -> None:
     """Say whose this place is, unless it is another's; and see whether the store honours conditions."""
     require_no_other_things(place)
     data = Mark(cache_id).to_bytes()
-    if mark_in(place) is None:
-        place.create(MARK, data)
-    theirs = mark_in(place)
+    theirs = mark_in(place) or (Mark(cache_id) if place.create(MARK, data) else mark_in(place))
     if theirs is None or theirs.cache_id != cache_id:
         raise OutputExistsError(f"{place.name} holds another cache, or a part of one", ELSEWHERE)
     if place.create(MARK, data):  # it is there
