@@ -357,8 +357,6 @@ def _plain(path: Path) -> bytes:
             return json.dumps(_of_any_call(json.loads(content)), sort_keys=True).encode()
         except ValueError:
             return content
-    if path.name == "stamps":  # of a stage's copies: files are others in every run
-        return "\n".join(sorted({line.split("\t")[0] for line in content.decode().splitlines()})).encode()
     if path.name == "report.html":  # shows how long the trainings took
         return b""
     if path.name in (
