@@ -359,10 +359,8 @@ def _plain(path: Path) -> bytes:
             return content
     if path.name == "report.html":  # shows how long the trainings took
         return b""
-    if path.name in (
-        "lock",
-        "used",
-    ):  # says which process has it; the bytes of a stage, counted anew if it is torn
+    # Which process has it; what is known of a stage's copies, and their bytes: known anew where it is torn.
+    if path.name in ("lock", "stamps", "used"):
         return b""
     return _WRITTEN.sub(b"", content)
 
