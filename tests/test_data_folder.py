@@ -262,7 +262,7 @@ def test_labels_csv_serves_splits_and_folders_without_classes(tmp_path: Path) ->
     ("text", "said"),
     [
         (b"name,kind\na.png,x\n", "columns"),
-        (b"", "columns"),
+        (b"", "is empty"),
         (b"key,kind,kind\na.png,x,y\n", "columns"),
         (b"key,kind\na.png,x\na.png,y\n", "more than once"),
         (b"key,kind\nb.png,x\n", "none of the images"),
