@@ -1,9 +1,14 @@
-"""What the processor and the graphics cards of this machine are and can do."""
+"""What the processor and the graphics cards of this machine are and can do, which one to take, how they fail."""
 
-from collections.abc import Mapping
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, final
+
+from kdcli.errors import DeviceError, KdError
 
 Support = Literal["yes", "emulated", "no", "unknown"]
 
@@ -93,3 +98,195 @@ def graphics(index: int) -> Device:
             "tf32": "yes" if version >= (8, 0) and torch.version.hip is None else "no",
         },
     )
+
+
+# --- which one --------------------------------------------------------------------------------
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Visible:
+    """What this process sees of graphics cards: all that choosing one depends on.
+
+    Attributes:
+        cards: how many CUDA devices there are; a slice of a card (MIG) is one.
+        reason: why there is none though the machine has a card; empty where nothing is amiss.
+        environment: of the process.
+    """
+
+    cards: int
+    reason: str
+    environment: Mapping[str, str]
+
+    @property
+    def local_rank(self) -> int | None:
+        """Number of this process among those that torchrun or srun started on this machine."""
+        for name in ("LOCAL_RANK", "SLURM_LOCALID"):
+            if (text := self.environment.get(name, "")).isdecimal():
+                return int(text)
+        return None
+
+    @property
+    def local_world(self) -> int:
+        """How many processes of a run there are on this machine at least, as far as it can be told."""
+        text = self.environment.get("LOCAL_WORLD_SIZE", "")
+        return max(int(text) if text.isdecimal() else 1, (self.local_rank or 0) + 1)
+
+    @property
+    def shown(self) -> str:
+        """The cards, as an error names them."""
+        only = self.environment.get("CUDA_VISIBLE_DEVICES")
+        named = "" if only is None else f" (CUDA_VISIBLE_DEVICES={only})"
+        return {0: f"no CUDA device{named}", 1: f"one CUDA device{named}"}.get(
+            self.cards, f"{self.cards} CUDA devices{named}"
+        )
+
+
+def visible() -> Visible:
+    """Look at the cards, without starting CUDA."""
+    import torch
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    reason = ""
+    if not cards and os.environ.get("CUDA_VISIBLE_DEVICES") is None and _driver_cards():
+        told = [str(each.message).partition(". ")[0].partition(" (Triggered")[0] for each in caught]
+        built = torch.version.cuda or torch.version.hip
+        reason = " ".join((told[0] if told else "its driver gives none to CUDA").split())
+        if built is None:
+            reason = f"the torch installed here ({torch.__version__}) is made for processors only"
+    return Visible(cards, reason, os.environ)
+
+
+def _driver_cards() -> bool:
+    """Whether NVIDIA's driver knows of a card here."""
+    folder = Path("/proc/driver/nvidia/gpus")
+    return folder.is_dir() and any(folder.iterdir())
+
+
+def choose(name: str, seen: Visible) -> str:
+    """The device that ``--device`` means.
+
+    ``auto`` is a card where there is one: of several processes on a machine, each takes the one of its number,
+    and starts anew at the first where there are fewer (independent jobs share a card; one run must not, see
+    :func:`require_own_card`). Where the scheduler shows each process one card, that is cuda:0 for all of them.
+
+    Raises:
+        DeviceError: there is no such device.
+    """
+    if name == "auto":
+        if not seen.cards:
+            return "cpu"
+        return "cuda" if seen.local_rank is None else f"cuda:{seen.local_rank % seen.cards}"
+    kind, _, index = name.partition(":")
+    if kind != "cuda" or (index and not index.isdecimal()):
+        return name
+    if int(index or 0) < seen.cards:
+        return name
+    there = f"cuda:0 to cuda:{seen.cards - 1}" if seen.cards > 1 else "cuda" if seen.cards else "cpu"
+    why = f": {seen.reason}" if seen.reason else ""
+    raise DeviceError(
+        f"there is no device '{name}': this process sees {seen.shown}{why}", f"Use --device {there}, or auto."
+    )
+
+
+def require_own_card(seen: Visible) -> None:
+    """Refuse several processes of one run on one card, which NCCL cannot do. All of a machine see it alike.
+
+    One card and a higher number is right under srun where each task is shown its own; torchrun shows all to all.
+
+    Raises:
+        DeviceError: there are fewer cards than processes.
+    """
+    each_its_own = seen.cards == 1 and "TORCHELASTIC_RUN_ID" not in seen.environment
+    if seen.cards and seen.local_world > seen.cards and not each_its_own:
+        raise DeviceError(
+            f"{seen.local_world} processes of one run on this machine, which shows {seen.shown}: each needs its own",
+            f"Start as many as there are cards (torchrun --nproc-per-node {seen.cards}) with --accumulate for as many "
+            "images a step, or train on processors: --device cpu.",
+        )
+
+
+# --- when it fails ----------------------------------------------------------------------------
+
+_FAILED = (
+    "CUDA error",
+    "CUDA driver error",
+    "cuDNN error",
+    "CUBLAS_STATUS_",
+    "CUDNN_STATUS_",
+    "NCCL",
+    "HIP error",
+)
+_AGAIN = "Run the same command again: it goes on from what is saved."
+
+
+def device_error(
+    error: BaseException, what: str, smaller: str = "Use a smaller --batch-size."
+) -> DeviceError | None:
+    """An error of torch as the user's: the device is out of memory, in use, gone, or cannot do it.
+
+    Args:
+        error: anything that was raised.
+        what: what was being done, as in ``training``.
+        smaller: what to do about memory.
+
+    Returns:
+        None where it is another kind of error: kd's own, or a mistake in a program (a failed assertion on the device).
+    """
+    import torch
+
+    text = str(error)
+    if not isinstance(error, RuntimeError) or isinstance(error, KdError) or "device-side assert" in text:
+        return None
+    first = next(iter(text.splitlines()), type(error).__name__)
+    if (
+        isinstance(error, torch.OutOfMemoryError)
+        or "ALLOC_FAILED" in text
+        or "CUDA error: out of memory" in text
+    ):
+        return DeviceError(f"out of memory on the device while {what}: {first}", smaller)
+    if "busy or unavailable" in text:
+        return DeviceError(
+            f"the device is in use by another process alone (exclusive mode) while {what}: {first}",
+            "nvidia-smi shows whose it is. Wait for it, or use another one: --device cuda:N.",
+        )
+    if "Duplicate GPU detected" in text:
+        return DeviceError(
+            f"two processes of one run share a card, which NCCL cannot: {first}",
+            "Start as many processes a machine as it has cards.",
+        )
+    if "deterministic" in text and "does not have a deterministic implementation" in text:
+        operation = text.partition(" does not have")[0].split()[-1]
+        return DeviceError(
+            f"--deterministic: {operation} has no form on this device that gives the same bits again ({what})",
+            "Leave --deterministic out, or use another method or student; on --device cpu it is not needed.",
+        )
+    if "no kernel image" in text:
+        return DeviceError(
+            f"the torch installed here is not made for this card: {first}",
+            "Install one that is (https://pytorch.org/get-started/locally), or use --device cpu.",
+        )
+    if isinstance(error, torch.AcceleratorError) or any(word in text for word in _FAILED):
+        return DeviceError(
+            f"the device failed while {what}: {first}",
+            f"{_AGAIN} If it fails again: nvidia-smi, dmesg (Xid) tell why.",
+        )
+    return None
+
+
+@contextmanager
+def device_errors(what: str, smaller: str = "Use a smaller --batch-size.") -> Iterator[None]:
+    """Raise what the device does as the user's error; see :func:`device_error`.
+
+    Raises:
+        DeviceError: it did.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        told = device_error(error, what, smaller)
+        if told is None:
+            raise
+        raise told from error

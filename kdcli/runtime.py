@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, final
 
+from kdcli.devices import choose, device_error, visible
 from kdcli.errors import DeviceError, StoppedEarly, UsageError
 
 if TYPE_CHECKING:
@@ -46,24 +47,24 @@ def worker_count(requested: int | None) -> int:
 
 
 def pick_device(name: str) -> str:
-    """``auto`` becomes cuda when there is one (torchrun: this rank's), else cpu; any other name is checked.
+    """``auto`` becomes cuda when there is one (of several processes on a machine: each its own), else cpu.
 
     Raises:
         DeviceError: there is no such device here.
     """
     import torch
 
-    if name == "auto":
-        if not torch.cuda.is_available():
-            return "cpu"
-        return f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise DeviceError(f"device '{name}' cannot be used: {reason}", "Use --device auto or cpu.") from error
-    return str(device)
+    chosen = choose(name, visible())
+    if name != "auto":
+        try:
+            torch.empty(0, device=torch.device(chosen))
+        except (RuntimeError, AssertionError) as error:
+            known = device_error(error, "it was opened")
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise known or DeviceError(
+                f"device '{name}' cannot be used: {reason}", "Use --device auto or cpu."
+            ) from error
+    return chosen
 
 
 def calm_openmp() -> None:

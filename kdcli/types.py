@@ -9,7 +9,10 @@ OutputKind = Literal["logits", "features", "logp_label", "logp_max"]
 log-probabilities of the label and of the most probable class (kept beside logits)."""
 
 FloatName = Literal["float16", "float32"]
-AmpName = Literal["off", "bf16", "fp16"]
+AmpName = Literal["off", "tf32", "bf16", "fp16"]
+"""A precision that networks run at, as it is recorded; see :mod:`kdcli.precision`."""
+AmpChoice = Literal["auto", AmpName]
+"""What ``--amp`` takes."""
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 CropMode = Literal["center", "squash", "border"]
 """timm's three ways to fit an image to an input: cut the middle out, squeeze it, or pad it."""
