@@ -1,12 +1,13 @@
 """What the processor and the graphics cards of this machine are and can do, which one to take, how they fail."""
 
 import os
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, final
+from typing import Final, Literal, final
 
 from kdcli.errors import DeviceError, KdError
 
@@ -210,74 +211,74 @@ def require_own_card(seen: Visible) -> None:
 
 # --- when it fails ----------------------------------------------------------------------------
 
-_FAILED = (
-    "CUDA error",
-    "CUDA driver error",
-    "cuDNN error",
-    "CUBLAS_STATUS_",
-    "CUDNN_STATUS_",
-    "NCCL",
-    "HIP error",
+_SMALLER: Final = "Use a smaller --batch-size."
+_FAILURES: Final[tuple[tuple[tuple[str, ...], str, str], ...]] = (
+    (("out of memory", "ALLOC_FAILED", "allocate memory"), "out of memory", ""),
+    (
+        ("busy or unavailable",),
+        "the device is another process's alone (exclusive mode)",
+        "nvidia-smi shows whose. Wait for it, or use another one: --device cuda:N.",
+    ),
+    (
+        ("Duplicate GPU detected",),
+        "two processes of one run share a card, which NCCL cannot",
+        "Start as many processes on a machine as it has cards.",
+    ),
+    (
+        ("does not have a deterministic implementation",),
+        "--deterministic: an operation has no form that gives the same bits again",
+        "Leave --deterministic out, or use another method or student; with --device cpu it is not needed.",
+    ),
+    (
+        ("no kernel image",),
+        "the torch installed here is not made for this card",
+        "Install one that is (pytorch.org/get-started), or use --device cpu.",
+    ),
+    (
+        (
+            "CUDA error",
+            "CUDA driver error",
+            "cuDNN error",
+            "CUBLAS_STATUS_",
+            "CUDNN_STATUS_",
+            "NCCL",
+            "HIP error",
+        ),
+        "the device failed",
+        "Run the same command again: it goes on from what is saved. nvidia-smi and dmesg (Xid) tell why it failed.",
+    ),
 )
-_AGAIN = "Run the same command again: it goes on from what is saved."
+"""Words of torch's messages, what they mean, what to do; the first that fits counts. Programs' mistakes are none."""
 
 
-def device_error(
-    error: BaseException, what: str, smaller: str = "Use a smaller --batch-size."
-) -> DeviceError | None:
+def device_error(error: BaseException, what: str, smaller: str = _SMALLER) -> DeviceError | None:
     """An error of torch as the user's: the device is out of memory, in use, gone, or cannot do it.
 
     Args:
         error: anything that was raised.
-        what: what was being done, as in ``training``.
+        what: what was going on, as in ``training``.
         smaller: what to do about memory.
 
     Returns:
-        None where it is another kind of error: kd's own, or a mistake in a program (a failed assertion on the device).
+        None where it is of another kind: kd's own, of other processes that ended, or a mistake in a program.
     """
-    import torch
-
-    text = str(error)
-    if not isinstance(error, RuntimeError) or isinstance(error, KdError) or "device-side assert" in text:
+    torch, text = sys.modules.get("torch"), str(error)
+    if torch is None or not isinstance(error, RuntimeError) or isinstance(error, KdError):
         return None
-    first = next(iter(text.splitlines()), type(error).__name__)
-    if (
-        isinstance(error, torch.OutOfMemoryError)
-        or "ALLOC_FAILED" in text
-        or "CUDA error: out of memory" in text
-    ):
-        return DeviceError(f"out of memory on the device while {what}: {first}", smaller)
-    if "busy or unavailable" in text:
-        return DeviceError(
-            f"the device is in use by another process alone (exclusive mode) while {what}: {first}",
-            "nvidia-smi shows whose it is. Wait for it, or use another one: --device cuda:N.",
-        )
-    if "Duplicate GPU detected" in text:
-        return DeviceError(
-            f"two processes of one run share a card, which NCCL cannot: {first}",
-            "Start as many processes a machine as it has cards.",
-        )
-    if "deterministic" in text and "does not have a deterministic implementation" in text:
-        operation = text.partition(" does not have")[0].split()[-1]
-        return DeviceError(
-            f"--deterministic: {operation} has no form on this device that gives the same bits again ({what})",
-            "Leave --deterministic out, or use another method or student; on --device cpu it is not needed.",
-        )
-    if "no kernel image" in text:
-        return DeviceError(
-            f"the torch installed here is not made for this card: {first}",
-            "Install one that is (https://pytorch.org/get-started/locally), or use --device cpu.",
-        )
-    if isinstance(error, torch.AcceleratorError) or any(word in text for word in _FAILED):
-        return DeviceError(
-            f"the device failed while {what}: {first}",
-            f"{_AGAIN} If it fails again: nvidia-smi, dmesg (Xid) tell why.",
-        )
+    lost = torch.distributed.is_available() and isinstance(error, torch.distributed.DistError)
+    if "device-side assert" in text or (lost and "Duplicate GPU" not in text):
+        return None
+    first = text.partition("\n")[0].partition(", but you set")[0] or type(error).__name__
+    for words, meaning, hint in _FAILURES:
+        if any(word in text for word in words):
+            return DeviceError(f"{meaning} ({what}): {first}", hint or smaller)
+    if isinstance(error, torch.AcceleratorError):
+        return DeviceError(f"{_FAILURES[-1][1]} ({what}): {first}", _FAILURES[-1][2])
     return None
 
 
 @contextmanager
-def device_errors(what: str, smaller: str = "Use a smaller --batch-size.") -> Iterator[None]:
+def device_errors(what: str, smaller: str = _SMALLER) -> Iterator[None]:
     """Raise what the device does as the user's error; see :func:`device_error`.
 
     Raises:

@@ -1,7 +1,7 @@
 """At which precision networks compute: ``--amp`` decided once, applied to torch, recorded.
 
 off     float32, exactly: cards that would round the factors of products to TF32 are told not to
-tf32    float32, the factors of matrix products and convolutions rounded to 10 bits, on cards that have it
+tf32    float32; cards that can may round the factors of matrix products and convolutions to 10 bits
 bf16    torch's autocast to bfloat16; what autocast leaves in float32 is exact
 fp16    likewise to float16
 auto    bf16 where a graphics card does it in hardware, else off
@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, cast, final, get_args
 
-from kdcli.devices import Device, graphics, processor
+from kdcli.devices import Device, graphics, processor, visible
 from kdcli.errors import DeviceError
 from kdcli.runtime import pick_device
 from kdcli.types import AmpChoice, AmpName
@@ -41,7 +41,7 @@ def resolve_amp(asked: AmpChoice, device: str, recorded: object = None) -> AmpNa
     Raises:
         DeviceError: the device has not what was asked for by name.
     """
-    if asked == "auto" and recorded in get_args(AmpName):
+    if recorded in get_args(AmpName) and asked in ("auto", recorded):
         return cast("AmpName", recorded)
     return amp_on(asked, device_of(device))
 
@@ -56,20 +56,27 @@ def amp_on(asked: AmpChoice, device: Device) -> AmpName:
     """:func:`resolve_amp` where nothing is recorded.
 
     bf16 on a processor runs everywhere, if slowly; on an old card it would be slower than float32, and is refused.
+    tf32 is a permission to round: a device without it computes in float32, which is finer.
 
     Raises:
         DeviceError: see there.
     """
     card = device.name != "cpu"
+    able = device.precisions["bf16"] == "yes"
     if asked == "auto":
-        return "bf16" if card and device.precisions["bf16"] == "yes" else "off"
-    lacking = asked == "tf32" or (asked == "bf16" and card)
-    if lacking and device.precisions[asked] != "yes":
-        others = "--amp fp16 or off" if card else "--amp off or bf16"
+        return "bf16" if card and able else "off"
+    if asked == "bf16" and card and not able:
         raise DeviceError(
-            f"--amp {asked}: {device.name} ({device.title}) has no {asked}", f"Use {others}, or auto."
+            f"--amp bf16: {device.name} ({device.title}) has no bfloat16", "Use --amp fp16 or off, or auto."
         )
     return asked
+
+
+def told(device: str, *amps: AmpName) -> str:
+    """Where and how something computes, to be said at its start; and why on no card where there is one."""
+    words = ", ".join(dict.fromkeys("float32" if amp == "off" else amp for amp in amps))
+    reason = visible().reason if device == "cpu" else ""
+    return f"on {device} in {words}" + (f" (no card is used: {reason})" if reason else "")
 
 
 def tolerance(amp: AmpName, compute: dict[str, Any]) -> float:
@@ -156,7 +163,7 @@ def _products(tf32: bool) -> Iterator[None]:
 
 
 def _set_products(parts: list[Any], values: list[str]) -> None:
-    """torch's older names first, which then can be read; then the newer: they alone override its general switch."""
+    """Torch's older names first, which then can be read; then the newer: they alone override its general switch."""
     import torch
 
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = (v == "tf32" for v in values[:2])

@@ -59,7 +59,7 @@ def pick_device(name: str) -> str:
         try:
             torch.empty(0, device=torch.device(chosen))
         except (RuntimeError, AssertionError) as error:
-            known = device_error(error, "it was opened")
+            known = device_error(error, name)
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise known or DeviceError(
                 f"device '{name}' cannot be used: {reason}", "Use --device auto or cpu."

@@ -211,7 +211,7 @@ class _Compute(BaseModel, extra="allow"):
     batch_size: int = Field(ge=1, le=2**24)
     device: str = Field(max_length=64)
     threads: int = Field(1, ge=1, le=2**16)
-    tf32: bool = False
+    tf32: bool = False  # of matrix products alone; now it is a value of ``amp``
     parents: dict[str, Text] = {}
 
 

@@ -31,6 +31,7 @@ from kdcli.cli.cache import grow, integrity, inventory, transport
 from kdcli.cli.completion import complete
 from kdcli.cli.early import refuse_early
 from kdcli.console import console
+from kdcli.devices import device_error
 from kdcli.errors import DeviceError, KdError, UsageError
 from kdcli.files import storage_error
 from kdcli.options.command import Body, Command, Source
@@ -218,8 +219,5 @@ def _translate(error: Exception) -> KdError | None:
             return UsageError(error.format_message(), f"{command} --help lists what there is.")
         case MemoryError():
             return DeviceError("out of memory", "Use a smaller --batch-size.")
-        case RuntimeError() if type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error):
-            first = str(error).splitlines()[0]
-            return DeviceError(f"out of memory: {first}", "Use a smaller --batch-size.")
         case _:
-            return storage_error(error, "I/O") or worker_death(error)
+            return device_error(error, "in the middle") or storage_error(error, "I/O") or worker_death(error)

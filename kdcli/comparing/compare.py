@@ -64,7 +64,7 @@ def compare(config: CompareConfig) -> CompareResult:
     )
     if config.generalist is not None:
         chosen(tuple(field.candidates), (config.generalist,), "--generalist")
-    opened = look_at([each for each in field.candidates.values() if each.record is None])
+    opened = look_at([each for each in field.candidates.values() if each.record is None], config)
     labelled = _labelled(config, caches, field)
     space = one_space(labelled[2], {each.name: _classes(each, opened) for each in field.candidates.values()})
     from_file = (
@@ -240,7 +240,9 @@ def _answers(
         sources |= dict.fromkeys(earlier, "kept")
     left = [each for name, each in field.candidates.items() if name not in found]
     with stop_signals() as stop:
-        forward = forward_answers(left, images, config, stop)
+        forward = forward_answers(
+            left, {name: each.amp for name, each in opened.items()}, images, config, stop
+        )
     found |= forward
     sources |= dict.fromkeys(forward, "forward")
     if kept is not None:
@@ -270,6 +272,7 @@ def _facts(
             else parameters_of(architecture, record.num_classes),
             accuracy=accuracy_of(answers[name], images.labels),
             base=name in bases,
+            amp=opened[name].amp if record is None else record.amp,
         )
     return found
 

@@ -3,12 +3,19 @@
 from pathlib import Path
 from typing import ClassVar, final
 
-from kdcli.options.common import CachesOption, DataOptions, ForwardOptions, PartialOption, VerifyOption
+from kdcli.options.common import (
+    CachesOption,
+    DataOptions,
+    ExactAmpOption,
+    ForwardOptions,
+    PartialOption,
+    VerifyOption,
+)
 from kdcli.options.fields import option
 
 
 @final
-class CompareConfig(CachesOption, DataOptions, PartialOption, ForwardOptions, VerifyOption):
+class CompareConfig(CachesOption, DataOptions, PartialOption, ForwardOptions, ExactAmpOption, VerifyOption):
     """``kd compare``. Two models at least, on ``data`` or on what the caches hold."""
 
     command: ClassVar[str] = "compare"

@@ -1,11 +1,12 @@
 """Models that no cache holds, run over the images once: decoded once for as many of them as fit together."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from kdcli.cache.provenance import canonical_sha256
 from kdcli.comparing.answers import Answers, ClassMeans, Images, judged
@@ -14,18 +15,21 @@ from kdcli.comparing.models import Candidate
 from kdcli.comparing.space import Classes
 from kdcli.console import console
 from kdcli.data.sources import ImageData
+from kdcli.devices import device_errors
 from kdcli.errors import KdError, StoppedEarly
 from kdcli.geometry import Render
+from kdcli.models.arriving import arriving
 from kdcli.models.network import weights_sha256
 from kdcli.models.properties import count_parameters
 from kdcli.models.spec import Model, open_model
 from kdcli.models.teacher import TeacherRunner
 from kdcli.outputs import Output
+from kdcli.precision import resolve_amp
 from kdcli.runtime import StopFlag, pick_device, worker_count
 from kdcli.training.batches import make_loader
 from kdcli.training.evaluate import Exam
 from kdcli.training.samplers import plain_order
-from kdcli.types import Preprocess
+from kdcli.types import AmpName, Preprocess
 
 TOGETHER = 16
 """Models that are open at the same time."""
@@ -37,11 +41,12 @@ class Opened:
     """What is known of a model once it was open.
 
     Attributes:
-        id: digest of its weights and its preprocessing: equal ids give equal answers.
+        id: digest of its weights, its preprocessing and the precision: equal ids give equal answers.
         architecture: of its library.
         parameters: how many.
         classes: of its logits.
         preprocess: how it wants its pixels, its eval view included.
+        amp: precision that it is to run at.
     """
 
     id: str
@@ -49,27 +54,36 @@ class Opened:
     parameters: int
     classes: Classes
     preprocess: Preprocess
+    amp: AmpName
 
 
-def look_at(candidates: Sequence[Candidate]) -> dict[str, Opened]:
+def look_at(candidates: Sequence[Candidate], config: CompareConfig) -> dict[str, Opened]:
     """Open every model once, to know its classes before anything is run.
+
+    Args:
+        candidates: models to be run.
+        config: device and precision.
 
     Raises:
         NotFoundError: one cannot be had.
     """
-    found = {}
+    found: dict[str, Opened] = {}
+    if not candidates:
+        return found
+    amp = resolve_amp(config.amp, pick_device(config.device))
     with console.progress(len(candidates), "models", "opened") as bar:
         for each in candidates:
-            found[each.name] = _opened(open_model(each.spec))
+            found[each.name] = _opened(open_model(each.spec), amp)
             bar.advance(1, model=each.name)
     return found
 
 
-def _opened(model: Model) -> Opened:
+def _opened(model: Model, amp: AmpName) -> Opened:
     preprocess = model.preprocess
     document: dict[str, Any] = {
         **preprocess.document(),
         "weights": weights_sha256(model.network),
+        **({} if amp == "off" else {"amp": amp}),
     }
     return Opened(
         canonical_sha256(document),
@@ -77,16 +91,22 @@ def _opened(model: Model) -> Opened:
         count_parameters(model.network),
         Classes(model.class_names, model.num_classes),
         preprocess,
+        amp,
     )
 
 
 def forward_answers(
-    candidates: Sequence[Candidate], images: Images, config: CompareConfig, stop: StopFlag
+    candidates: Sequence[Candidate],
+    amps: Mapping[str, AmpName],
+    images: Images,
+    config: CompareConfig,
+    stop: StopFlag,
 ) -> dict[str, Answers]:
     """Run models over the images, each on its own eval view, as ``kd train-student --test`` does.
 
     Args:
         candidates: models to run.
+        amps: at which precision, by name.
         images: with their data.
         config: device, batch size, workers.
         stop: raised by a signal.
@@ -98,18 +118,22 @@ def forward_answers(
     """
     found: dict[str, Answers] = {}
     for start in range(0, len(candidates), TOGETHER):
-        found |= _run_group(candidates[start : start + TOGETHER], images, config, stop)
+        found |= _run_group(candidates[start : start + TOGETHER], amps, images, config, stop)
     return found
 
 
 def _run_group(
-    group: Sequence[Candidate], images: Images, config: CompareConfig, stop: StopFlag
+    group: Sequence[Candidate],
+    amps: Mapping[str, AmpName],
+    images: Images,
+    config: CompareConfig,
+    stop: StopFlag,
 ) -> dict[str, Answers]:
     assert images.data is not None
     device, kept = pick_device(config.device), (Output("logits"), Output("features"))
     models = {each.name: open_model(each.spec) for each in group}
     runners = {
-        name: TeacherRunner(model, device, "off", kept[: 2 if model.num_features else 1])
+        name: TeacherRunner(model, device, amps[name], kept[: 2 if model.num_features else 1])
         for name, model in models.items()
     }
     sheets = {name: _Sheet(name, models[name], images) for name in models}
@@ -138,20 +162,33 @@ def outputs_of(
     exam = Exam(data, list(renders.values()))
     loader = make_loader(exam, order, worker_count(workers), torch.device(device))
     title = f"{len(runners)} models" if len(runners) > 1 else next(iter(runners))
-    with console.progress(len(data), "images", title) as bar:
-        for batch in loader:
-            if isinstance(batch, KdError):
-                raise batch
-            pixels, index = batch
-            found = {name: runner(pixels[renders[name]]) for name, runner in runners.items()}
-            yield (
-                int(index[0]),
-                {
-                    name: {kind: values.cpu().numpy() for kind, values in outputs.items()}
-                    for name, outputs in found.items()
-                },
-            )
-            bar.advance(len(index))
+    with console.progress(len(data), "images", title) as bar, device_errors("running models"):
+        computed = _computed(loader, runners, renders)
+        for (first, count), values in arriving(computed, device):
+            outputs: dict[str, dict[str, np.ndarray]] = {name: {} for name in runners}
+            for name, value in values.items():
+                kind, _, runner = name.partition(" ")
+                outputs[runner][kind] = value
+            yield first, outputs
+            bar.advance(count)
+
+
+def _computed(
+    loader: Iterable[Any], runners: Mapping[str, TeacherRunner], renders: Mapping[str, Render]
+) -> Iterator[tuple[tuple[int, int], dict[str, Tensor]]]:
+    """Of each batch: its first image, how many there are, and ``KIND MODEL`` -> values on the device."""
+    for batch in loader:
+        if isinstance(batch, KdError):
+            raise batch
+        pixels, index = batch
+        yield (
+            (int(index[0]), len(index)),
+            {
+                f"{kind} {name}": values
+                for name, runner in runners.items()
+                for kind, values in runner(pixels[renders[name]]).items()
+            },
+        )
 
 
 @final

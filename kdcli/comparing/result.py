@@ -10,6 +10,7 @@ from kdcli.metrics.flips import Transfer
 from kdcli.metrics.transfer_summary import STRENGTHS, Bin, Mean, Strength
 from kdcli.models.properties import Family
 from kdcli.results import Result, Table
+from kdcli.types import AmpName
 
 
 @final
@@ -24,6 +25,7 @@ class ModelFacts:
         parameters: how many; None where the architecture does not tell.
         accuracy: share of the images that it gets right.
         base: False for a student after it was distilled.
+        amp: precision that its predictions were computed at.
     """
 
     name: str
@@ -34,6 +36,7 @@ class ModelFacts:
     parameters: int | None
     accuracy: float
     base: bool
+    amp: AmpName = "off"
 
 
 @final

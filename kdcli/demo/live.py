@@ -11,6 +11,7 @@ from kdcli.methods.batch import Batch
 from kdcli.models.spec import open_model
 from kdcli.models.teacher import TeacherRunner
 from kdcli.outputs import Output
+from kdcli.precision import resolve_amp
 from kdcli.runtime import pick_device
 from kdcli.training.result import TrainResult
 
@@ -52,8 +53,9 @@ class LiveTeachers:
 
     def __init__(self, specs: Mapping[str, str]) -> None:
         device = pick_device("auto")
+        amp = resolve_amp("auto", device)  # as kd cache-teachers ran them
         self._runners = {
-            name: TeacherRunner(open_model(spec), device, "off", (Output("logits"),))
+            name: TeacherRunner(open_model(spec), device, amp, (Output("logits"),))
             for name, spec in specs.items()
         }
         self._spent = dict.fromkeys(specs, 0.0)

@@ -6,14 +6,14 @@ from typing import ClassVar, final
 from pydantic import field_validator
 
 from kdcli.errors import nearest
-from kdcli.options.common import DataOptions, DeviceOption, SeedOption, WorkersOption
+from kdcli.options.common import AmpOption, DataOptions, DeviceOption, SeedOption, WorkersOption
 from kdcli.options.fields import option
 from kdcli.registry import METHODS, is_object_path
 from kdcli.training.presets import PAPERS, PresetName
 
 
 @final
-class DistillConfig(DataOptions, SeedOption, DeviceOption, WorkersOption):
+class DistillConfig(DataOptions, SeedOption, DeviceOption, AmpOption, WorkersOption):
     """``kd distill``. What is not given is chosen by what the data and the teachers are."""
 
     command: ClassVar[str] = "distill"

@@ -158,6 +158,7 @@ class Job:
             views=views,
             bad_images="drop",
             **self._shared(),
+            **self._shared("amp"),
         )
         self.steps.run(title, command_line(config), lambda: cache_teachers(config))
 
@@ -235,6 +236,7 @@ class Job:
             "bad_images": "drop",
             "out": self._path("students"),
             **self._shared(),
+            **self._shared("amp"),
         }
         return {name: value for name, value in options.items() if value is not None}
 

@@ -2,8 +2,8 @@
 
 Checksums prove that the bytes are the ones that were written; this proves that the teacher still gives them. The
 rows run in other batches than when they were cached, which changes last bits, so what is compared are
-values: |now - cached| may be :data:`TOLERANCE` of the largest absolute value of the row (of statistics: of
-at least 1), more under mixed precision and TF32. View parameters and image bytes must be equal.
+values: |now - cached| may be :func:`~kdcli.precision.tolerance` of the largest absolute value of the row (of
+statistics: of at least 1), more under mixed precision and TF32. View parameters and image bytes must be equal.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -22,6 +22,7 @@ from kdcli.documents import to_document
 from kdcli.errors import BadDataError, IdentityError
 from kdcli.extract.rerun import Sources, as_it_ran, open_images, open_views, open_workers
 from kdcli.outputs import STATS
+from kdcli.precision import tolerance
 from kdcli.types import Difference
 
 if TYPE_CHECKING:
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from kdcli.extract.pipeline import Worker
 
 ROWS = 64
-TOLERANCE = {"off": 3e-3, "tf32": 1e-2, "fp16": 1e-2, "bf16": 6e-2}
-"""Share of the largest value of a row. Half precision alone rounds by up to 1e-3 of it, twice."""
 _TINY = 1e-6
 _SMALL = 1e-2
 """A row is taken to be at least this share of the largest value that was compared."""
@@ -207,12 +206,12 @@ def _compare(
         if "logits" in raw:
             now.setdefault("logits", []).append(raw["logits"].cpu().numpy())
     live = {name: np.concatenate(parts) for name, parts in now.items()}
-    tolerance = max(TOLERANCE[record.amp], TOLERANCE["tf32"] if record.compute.get("tf32") else 0.0)
+    allowed = tolerance(record.amp, record.compute)
     for kind in kinds:
         pairs = list(_pairs(held, record, kind, rows, view, live))
         apart = [_apart(old, new, floor=1.0 if kind == STATS else 0.0) for old, new in pairs]
         difference, relative = (float(worst) for worst in np.max(apart, axis=0))  # NaN stays NaN
-        yield Comparison(record.name, kind, view, len(rows), difference, relative, tolerance)
+        yield Comparison(record.name, kind, view, len(rows), difference, relative, allowed)
 
 
 def _written(

@@ -18,6 +18,7 @@ from kdcli.extract.opening import require_same_data
 from kdcli.extract.places import opened
 from kdcli.extract.prepare import Prepared, prepare, require_same_views
 from kdcli.extract.result import CacheResult, TeacherProgress, payload_bytes, shapes
+from kdcli.precision import told
 from kdcli.runtime import Shard, parse_shard, pick_device, stop_signals, worker_count
 
 if TYPE_CHECKING:
@@ -154,9 +155,11 @@ class _Run:
         manifest, places = self._writer.manifest, {(unit.block, unit.group) for unit in missing}
         count = sum(len(manifest.rows_of(block)) * len(manifest.views_of(group)) for block, group in places)
         names = [name for name in self._records if any(unit.teacher == name for unit in missing)]
+        where = told(pick_device(self._config.device), *(self._records[name].amp for name in names))
         console.note(
             f"cache {self._config.cache}: {count} of {manifest.samples * manifest.views} views of "
-            f"{manifest.samples} images to run through {', '.join(names) or 'no teacher: only to be looked at'}"
+            f"{manifest.samples} images to run through "
+            + (f"{', '.join(names)} {where}" if names else "no teacher: only to be looked at")
         )
 
     def _require_wait(self, unit: Unit) -> None:

@@ -99,8 +99,9 @@ def prepare(config: CacheConfig, root: Path) -> Prepared:
     held = CacheReader(root) if Layout(root).manifest.is_file() else None
     data = open_new(config) if held is None else open_held(config, held)
     models = placed({name: open_model(spec) for name, spec in specs.items()}, config, held)
+    known = {} if held is None else held.teachers
     teachers = pixels_once(
-        {name: describe_teacher(name, model, config, data) for name, model in models.items()}
+        {name: describe_teacher(name, model, config, data, known.get(name)) for name, model in models.items()}
     )
     existing = None if held is None else held.manifest
     views = view_set_of(config, existing)
@@ -108,8 +109,8 @@ def prepare(config: CacheConfig, root: Path) -> Prepared:
     if existing is not None:
         require_same_views(config.cache, existing, views)
         for name, teacher in teachers.items():
-            if held is not None and name in held.teachers:
-                held.teachers[name].require_same(teacher.record, str(config.cache))
+            if name in known:
+                known[name].require_same(teacher.record, str(config.cache))
     tell_geometry("teacher", {name: model.preprocess for name, model in models.items()}, sample_sizes(data))
     if config.min_accuracy is not None:
         _require_accuracy(config, data, teachers)
@@ -254,7 +255,7 @@ def _right(config: CacheConfig, data: "Images", teacher: "Teacher", rows: np.nda
     columns = teacher.plan.label_columns
     assert columns is not None  # checked by the caller
     target, size = Render.of(teacher.model.preprocess), config.batch_size
-    runner = TeacherRunner(teacher.model, pick_device(config.device), config.amp, [Output("logits")])
+    runner = TeacherRunner(teacher.model, pick_device(config.device), teacher.record.amp, [Output("logits")])
     right = 0
     for start in range(0, len(rows), size):
         batch = rows[start : start + size]

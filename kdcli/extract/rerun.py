@@ -55,7 +55,6 @@ class Sources:
             teacher=(f"{record.name}={self.spec(record)}",),
             keep=tuple(str(output.output) for output in record.outputs.values() if output.kind != STATS),
             dtype=record.dtype,
-            amp=record.amp,
             temperatures=record.temperatures,
             batch_size=record.compute["batch_size"],
             device=self.device,
@@ -113,7 +112,7 @@ def _worker(held: CacheReader, sources: Sources, record: TeacherRecord, images: 
     try:
         model = open_model(sources.spec(record))
         model = replace(model, preprocess=EvalGeometry.of(record.preprocess).applied(model.preprocess))
-        teacher = describe_teacher(record.name, model, config, images)
+        teacher = describe_teacher(record.name, model, config, images, record)
     except NotFoundError as error:
         raise NotFoundError(
             f"teacher '{record.name}': {error.message}",
@@ -140,18 +139,15 @@ def _worker(held: CacheReader, sources: Sources, record: TeacherRecord, images: 
 
 @contextmanager
 def as_it_ran(records: Collection[TeacherRecord]) -> Iterator[None]:
-    """Compute with the recorded number of threads and TF32 mode: both change last bits."""
+    """Compute with the recorded number of threads, which changes last bits; the precision is each teacher's own."""
     import torch
 
-    matmul = torch.backends.cuda.matmul
-    before = torch.get_num_threads(), matmul.allow_tf32
-    threads = {record.compute.get("threads", before[0]) for record in records}
+    before = torch.get_num_threads()
+    threads = {record.compute.get("threads", before) for record in records}
     if len(threads) > 1:
         console.warn("the teachers ran with different numbers of threads: rows may differ in their last bits")
     try:
-        torch.set_num_threads(min(threads, default=before[0]))
-        matmul.allow_tf32 = any(record.compute.get("tf32", False) for record in records)
+        torch.set_num_threads(min(threads, default=before))
         yield
     finally:
-        torch.set_num_threads(before[0])
-        matmul.allow_tf32 = before[1]
+        torch.set_num_threads(before)

@@ -14,6 +14,7 @@ from kdcli.extract.config import CacheConfig
 from kdcli.extract.outputs import OutputPlan, plan_outputs
 from kdcli.geometry import Render
 from kdcli.outputs import PIXELS
+from kdcli.precision import resolve_amp
 from kdcli.runtime import pick_device, versions
 
 if TYPE_CHECKING:
@@ -69,10 +70,20 @@ class Teacher:
     record: TeacherRecord
 
 
-def describe_teacher(name: str, model: "Model", config: CacheConfig, data: "Images") -> Teacher:
+def describe_teacher(
+    name: str, model: "Model", config: CacheConfig, data: "Images", recorded: TeacherRecord | None = None
+) -> Teacher:
     """What the cache is to know of an open teacher, whose preprocessing is what it will be shown.
 
+    Args:
+        name: of the teacher.
+        model: opened.
+        config: what is to be kept, and how it runs.
+        data: the images.
+        recorded: what the cache knows of it already: its precision stands unless another is asked for by name.
+
     Raises:
+        DeviceError: the device has not the precision asked for.
         UsageError: it cannot give what is to be kept.
     """
     import torch
@@ -82,6 +93,9 @@ def describe_teacher(name: str, model: "Model", config: CacheConfig, data: "Imag
 
     plan = plan_outputs(name, model, config.outputs, config.dtype, config.temperatures, data.class_names)
     device = pick_device(config.device)
+    known = None if model.network.casts else "off"  # what computes by itself has one precision
+    if recorded is not None:
+        known = recorded.amp
     preprocess = model.preprocess
     record = TeacherRecord(
         name=name,
@@ -89,7 +103,7 @@ def describe_teacher(name: str, model: "Model", config: CacheConfig, data: "Imag
         architecture=model.architecture,
         weights=weights_sha256(model.network),
         dtype=config.dtype,
-        amp=config.amp,
+        amp=resolve_amp(config.amp, device, known),
         declared_preprocess=preprocess.document(),
         num_classes=model.num_classes,
         num_features=model.num_features,
@@ -100,7 +114,6 @@ def describe_teacher(name: str, model: "Model", config: CacheConfig, data: "Imag
             "batch_size": config.batch_size,
             "device": device.split(":")[0],
             "threads": torch.get_num_threads(),
-            "tf32": torch.backends.cuda.matmul.allow_tf32,
             "versions": versions(),
         },
         outputs={

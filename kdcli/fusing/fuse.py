@@ -18,6 +18,7 @@ import torch
 
 from kdcli.cache.cacheset import CacheSet
 from kdcli.console import console
+from kdcli.devices import device_errors
 from kdcli.errors import UsageError
 from kdcli.files import make_folder, occupied, storage_errors, write_json
 from kdcli.fusing.config import FuseConfig
@@ -31,9 +32,10 @@ from kdcli.models.fused import FusionSpec, JointTeacher
 from kdcli.models.fused_folder import DESCRIPTION, WEIGHTS, Ancestor, FusedFolder
 from kdcli.models.fused_network import joint_spec
 from kdcli.options.resolving import created_by
+from kdcli.precision import Precision, told
 from kdcli.runtime import StopFlag, stop_signals, versions
 from kdcli.training.out import require_folder
-from kdcli.training.rundir import finished_result, forget_checkpoints, require_same_identity
+from kdcli.training.rundir import finished_result, forget_checkpoints, identity_of, require_same_identity
 from kdcli.training.settings import resolve_device
 from kdcli.training.student import draw_xavier
 
@@ -84,6 +86,8 @@ class _Prepared:
     folder: FusedFolder
     identity: dict[str, Any]
     created: dict[str, Any]
+    device: str
+    precision: Precision
 
 
 def _prepare(config: FuseConfig, typed: FuseConfig | None = None) -> _Prepared:
@@ -107,7 +111,9 @@ def _prepare(config: FuseConfig, typed: FuseConfig | None = None) -> _Prepared:
     )
     spec.require_valid()
     settings = settings_of(config)
-    resolve_device(config.device, config.amp)
+    recorded = None if config.overwrite else identity_of(config.out).get("amp")
+    device, amp = resolve_device(config.device, config.amp, recorded=recorded)
+    typed, config = typed or config, config.model_copy(update={"amp": amp})
     _require_pieces(config, samples)
     if config.levels != "L1":
         shown = {f"'{source.record.name}'": Render.of(source.record.preprocess) for source in sources}
@@ -137,7 +143,7 @@ def _prepare(config: FuseConfig, typed: FuseConfig | None = None) -> _Prepared:
         require_name(config, caches, folder)
     if not config.overwrite:
         require_same_identity(config.out, identity)
-    return _Prepared(config, samples, folder, identity, created_by(typed or config))
+    return _Prepared(config, samples, folder, identity, created_by(typed), device, Precision(amp))
 
 
 def _require_pieces(config: FuseConfig, samples: Samples) -> None:
@@ -166,7 +172,8 @@ def _complete(prepared: _Prepared, stop: StopFlag) -> dict[str, Any]:
             forget_checkpoints(out)
             console.note(f"{out} is finished: nothing to train")
     if config.write_back is not None:
-        written = write_back(config, prepared.folder, prepared.samples, stop)
+        with Precision("off").applied(prepared.device), device_errors("writing back"):
+            written = write_back(config, prepared.folder, prepared.samples, stop)
         result = {**result, "written_back": written}
     return result
 
@@ -185,11 +192,13 @@ def _train(prepared: _Prepared, stop: StopFlag) -> dict[str, Any]:
         f"{size / 1e6:.2f} M parameters, heads {dict(folder.spec.heads)}; {len(samples.train)} images, "
         f"{config.epochs} epochs of batches of {config.batch_size}, {config.optimizer} at {config.lr:g} "
         f"({config.schedule}), weight decay {config.weight_decay:g}, "
-        f"dropout {config.dropout:g}"
+        f"dropout {config.dropout:g}; {told(prepared.device, prepared.precision.amp)}"
     )
     if config.select == "best-on-test":
         console.warn("the epoch is selected on the test set: its test accuracy is no estimate (P4 did so)")
-    chosen = Training(config, samples, joint, out, resolve_device(config.device, config.amp)).run(stop)
+    device, precision = prepared.device, prepared.precision
+    with precision.applied(device), device_errors("fusing"):
+        chosen = Training(config, samples, joint, out, (device, precision.amp)).run(stop)
     folder.write(out, joint)
     result = {
         "out": str(out.absolute()),
@@ -204,6 +213,7 @@ def _train(prepared: _Prepared, stop: StopFlag) -> dict[str, Any]:
         "select": {"by": config.select, "epoch": chosen["epoch"], "on_test": config.select == "best-on-test"},
         "metrics": chosen["metrics"],
         "tests": _tests(prepared),
+        **precision.document(),
         "created": prepared.created,
     }  # fmt: skip
     write_json(out / "result.json", result)

@@ -32,6 +32,7 @@ from kdcli.training.progress import Progress
 from kdcli.training.schedule import make_schedule
 from kdcli.training.settings import resolve_settings
 from kdcli.training.validation import BestEpoch
+from kdcli.types import AmpName
 
 
 def settings_of(config: FuseConfig) -> Settings:
@@ -64,18 +65,24 @@ class Training:
         samples: what is read.
         joint: to train, in place.
         folder: of metrics.jsonl and state/.
-        device: where to train.
+        where: device and precision.
     """
 
     def __init__(
-        self, config: FuseConfig, samples: Samples, joint: JointTeacher, folder: Path, device: str
+        self,
+        config: FuseConfig,
+        samples: Samples,
+        joint: JointTeacher,
+        folder: Path,
+        where: tuple[str, AmpName],
     ) -> None:
+        device, amp = where
         self._config, self._samples, self._device = config, samples, device
         self._folder = folder
         self._joint = joint.to(device)
         self._heads = list(joint.spec.heads)
         settings = settings_of(config)
-        self._accelerator = make_accelerator(device, config.amp)
+        self._accelerator = make_accelerator(device, amp)
         optimizer: Optimizer = create_optimizer_v2(
             [{"params": list(joint.parameters()), "weight_decay": config.weight_decay}],  # all of them decay
             opt=config.optimizer,

@@ -268,7 +268,6 @@ class _Writing:
                 "batch_size": self._config.batch_size,
                 "device": self._device.type,
                 "threads": torch.get_num_threads(),
-                "tf32": torch.backends.cuda.matmul.allow_tf32,
                 "versions": versions(),
                 "parents": made_of(folder),
             },

@@ -30,6 +30,11 @@ class Classifier(nn.Module, metaclass=ABCMeta):
         self.without = ""
 
     @property
+    def casts(self) -> bool:
+        """Whether it computes at the precision it is asked for; else it has one of its own."""
+        return True
+
+    @property
     @abstractmethod
     def head(self) -> nn.Module:
         """Its classifier: one layer, or a ``ModuleList`` of several; an ``nn.Identity`` when it has no classes."""

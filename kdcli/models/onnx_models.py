@@ -125,6 +125,11 @@ class OnnxClassifier(Classifier):
         return {**self.__dict__, "_sessions": {}}
 
     @property
+    def casts(self) -> bool:
+        """See the base."""
+        return False
+
+    @property
     def head(self) -> nn.Module:
         """See the base."""
         return self.plain
@@ -174,12 +179,13 @@ class OnnxClassifier(Classifier):
         return self._widths.get("features", 0)
 
     def _session(self, device: torch.device) -> Any:
-        if (key := str(device)) not in self._sessions:
-            self._sessions[key] = _open_session(self._graph, device, self._name)
+        tf32 = device.type == "cuda" and torch.backends.cuda.matmul.fp32_precision == "tf32"
+        if (key := f"{device} {tf32}") not in self._sessions:
+            self._sessions[key] = _open_session(self._graph, device, self._name, tf32)
         return self._sessions[key]
 
 
-def _open_session(graph: OnnxGraph, device: torch.device, name: str) -> Any:
+def _open_session(graph: OnnxGraph, device: torch.device, name: str, tf32: bool) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -190,8 +196,8 @@ def _open_session(graph: OnnxGraph, device: torch.device, name: str) -> Any:
     )
     providers: list[Any] = ["CPUExecutionProvider"]
     if device.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        tf32 = int(torch.backends.cuda.matmul.allow_tf32)
-        providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0, "use_tf32": tf32}))
+        own = {"device_id": device.index or 0, "use_tf32": int(tf32)}  # its default is TF32
+        providers.insert(0, ("CUDAExecutionProvider", own))
     elif device.type == "cuda":
         console.warn(f"'{name}' runs on the CPU: the onnxruntime installed here has no CUDA provider")
     return onnxruntime.InferenceSession(graph.document, options, providers=providers)

@@ -1,7 +1,7 @@
 """A teacher at work: pixels in, its raw outputs out; what is stored of them is for caching/outputs.py."""
 
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import final
 
 import numpy as np
@@ -13,10 +13,8 @@ from kdcli.errors import BadDataError, DeviceError
 from kdcli.models.spec import Model
 from kdcli.models.taps import require_outputs
 from kdcli.outputs import PIXELS, Output, raw_outputs
+from kdcli.precision import computing
 from kdcli.types import AmpName, Preprocess
-
-_AMP_DTYPE = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
 
 _SIMD_FLOATS = 16
 """Floats of the widest vector of a CPU (AVX-512)."""
@@ -58,11 +56,6 @@ def normalise(
     return images.to(torch.float32).div_(255).sub_(mean).div_(std)
 
 
-def autocast(device: str, amp: AmpName) -> "torch.autocast | nullcontext[None]":
-    """The mixed-precision context of a forward; ``off`` leaves everything as it is."""
-    return nullcontext() if amp == "off" else torch.autocast(torch.device(device).type, dtype=_AMP_DTYPE[amp])
-
-
 @final
 class TeacherRunner:
     """Callable ``pixels -> {name: tensor}``; picklable, so it also serves as a worker elsewhere.
@@ -72,7 +65,7 @@ class TeacherRunner:
     Args:
         model: the teacher; it is moved to the device and into the channels_last format.
         device: cpu, cuda or cuda:N.
-        amp: mixed precision of the forward (an ONNX file runs as it is); outputs are float32 all the same.
+        amp: precision of the forward (an ONNX file runs as it is); outputs are float32 all the same.
         outputs: what is to be kept; one forward gives all that it is made of.
 
     Raises:
@@ -118,7 +111,7 @@ class TeacherRunner:
         raw: dict[str, Tensor] = {PIXELS: torch.as_tensor(pixels)} if PIXELS in asked else {}
         if not names:
             return raw
-        with _memory_errors(self.model.spec), torch.inference_mode(), autocast(self._device, self._amp):
+        with _memory_errors(self.model.spec), torch.inference_mode(), computing(self._device, self._amp):
             batch = torch.as_tensor(pixels).to(self._device, non_blocking=True)
             found = self.model.network.outputs(normalise(batch, self.model.preprocess), names)
             return raw | {name: output.float() for name, output in found.items()}

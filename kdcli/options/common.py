@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, field_validator
 from kdcli.errors import UsageError
 from kdcli.geometry import EvalGeometry
 from kdcli.options.fields import Address, StepConfig, option
-from kdcli.types import AmpName
+from kdcli.types import AmpChoice
 
 MOST_WORKERS: Final = 1024
 WORKERS_PER_CORE: Final = 16
@@ -188,7 +188,21 @@ class ForwardOptions(DeviceOption, WorkersOption):
 class AmpOption(StepConfig):
     """Abstract: precision of what a network computes."""
 
-    amp: AmpName = option("off", "Mixed precision.", panel="Run", shared=True)
+    amp: AmpChoice = option(
+        "auto", "Precision. off: float32. tf32, bf16, fp16: faster on cards. auto: bf16 where a card has it, else off; "
+        "of what was begun, as it was.",
+        panel="Run", shared=True,
+    )  # fmt: skip
+
+
+class ExactAmpOption(StepConfig):
+    """Abstract: precision where figures of several machines are compared: the same unless it is asked otherwise."""
+
+    amp: AmpChoice = option(
+        "off", "Precision of forwards. off: float32, the same figures everywhere. tf32, bf16, fp16: faster on cards. "
+        "auto: bf16 where a card has it.",
+        panel="Run",
+    )  # fmt: skip
 
 
 class OverwriteOption(StepConfig):

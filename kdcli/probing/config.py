@@ -8,6 +8,7 @@ from pydantic import field_validator, model_validator
 from kdcli.options.common import (
     CachesOption,
     DataOptions,
+    ExactAmpOption,
     ForwardOptions,
     MultiLabelOption,
     SeedOption,
@@ -23,7 +24,9 @@ _MOST_SHOTS: Final = 10**7
 
 
 @final
-class ProbeConfig(CachesOption, DataOptions, MultiLabelOption, SeedOption, ForwardOptions, VerifyOption):
+class ProbeConfig(
+    CachesOption, DataOptions, MultiLabelOption, SeedOption, ForwardOptions, ExactAmpOption, VerifyOption
+):
     """``kd eval-probe``: representations (``model``, ``teacher``) times targets (``data`` with ``test``)."""
 
     command: ClassVar[str] = "eval-probe"

@@ -10,12 +10,15 @@ from torch.utils.data import DataLoader, Dataset
 from kdcli.console import console
 from kdcli.data.drawing import show
 from kdcli.data.sources import ImageData
+from kdcli.devices import device_errors
 from kdcli.errors import KdError
 from kdcli.geometry import Render
 from kdcli.handing import Handing
+from kdcli.models.arriving import arriving
 from kdcli.models.spec import Model
 from kdcli.models.teacher import TeacherRunner
 from kdcli.outputs import Output
+from kdcli.precision import resolve_amp
 from kdcli.probing.config import ProbeConfig
 from kdcli.runtime import pick_device, worker_count
 from kdcli.types import Preprocess
@@ -52,7 +55,7 @@ def model_outputs(
     Args:
         model: that is run.
         data: the images.
-        config: device, batch size, workers.
+        config: device, precision, batch size, workers.
         array: ``features`` or ``logits``.
         title: of the progress bar.
 
@@ -61,7 +64,8 @@ def model_outputs(
         UsageError: the model has no features, or no classifier.
         DeviceError: no such device, or out of memory.
     """
-    runner = TeacherRunner(model, pick_device(config.device), "off", (Output(array),))
+    device = pick_device(config.device)
+    runner = TeacherRunner(model, device, resolve_amp(config.amp, device), (Output(array),))
     workers = worker_count(config.workers)
     loader = DataLoader(
         Handing(EvalImages(data, model.preprocess)),
@@ -69,18 +73,24 @@ def model_outputs(
         num_workers=workers,
         worker_init_fn=worker_setup(workers),
         collate_fn=_stack,
+        pin_memory=device.startswith("cuda"),
     )
     width = model.num_features if array == "features" else model.num_classes
     found = np.empty((len(data), width), np.float32)
     done = 0
-    with console.progress(len(data), "images", title) as bar:
-        for batch in Watched(loader):
-            if isinstance(batch, KdError):
-                raise batch
-            found[done : done + len(batch)] = runner(batch)[array].cpu().numpy()
-            done += len(batch)
-            bar.advance(len(batch))
+    with console.progress(len(data), "images", title) as bar, device_errors(f"running '{model.spec}'"):
+        computed = ((len(batch), runner(batch)) for batch in map(_sound, Watched(loader)))
+        for count, outputs in arriving(computed, device):
+            found[done : done + count] = outputs[array]
+            done += count
+            bar.advance(count)
     return found
+
+
+def _sound(batch: torch.Tensor | KdError) -> torch.Tensor:
+    if isinstance(batch, KdError):
+        raise batch
+    return batch
 
 
 def _stack(samples: list[Rendered | KdError]) -> torch.Tensor | KdError:

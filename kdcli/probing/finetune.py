@@ -100,6 +100,7 @@ def _train(start: str, shots: ImageData, out: Path, config: ProbeConfig) -> floa
         recipe=config.recipe,
         seed=config.seed,
         device=config.device,
+        amp=config.amp,
         workers=config.workers,
         data_root=config.data_root,
     )

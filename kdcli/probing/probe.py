@@ -8,9 +8,11 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from kdcli.console import console
+from kdcli.devices import device_errors
 from kdcli.errors import UsageError
 from kdcli.metrics.checks import check_columns_vary, check_finite
 from kdcli.options.resolving import created_by
+from kdcli.precision import resolve_amp
 from kdcli.probing.config import ProbeConfig
 from kdcli.probing.head import find_head, head_marks
 from kdcli.probing.marks import class_accuracies
@@ -67,6 +69,11 @@ def eval_probes(config: ProbeConfig) -> ProbeTable:
         CacheMissingError: images that are not cached; the hint fills the cache.
     """
     _require_consistent(config)
+    with device_errors("probing", "Use --solver sklearn, or --device cpu."):
+        return _eval_probes(config)
+
+
+def _eval_probes(config: ProbeConfig) -> ProbeTable:
     representations = open_representations(config)
     opened = open_targets(config)
     baseline = baseline_of(config, [each.name for each in representations])
@@ -282,7 +289,7 @@ def _result(
 
 def _protocol(target: Target, config: ProbeConfig) -> dict[str, Any]:
     """Everything that has to be equal for two results to be comparable."""
-    common = {"version": VERSION, "view": "eval", **target.identity()}
+    common = {"version": VERSION, "view": "eval", **target.identity(), **_computed(config)}
     if config.head is not None:
         return {"name": "head", "head": config.head, "metric": "top1", **common}
     metric = "mAP" if config.multi_label is not None else "top1"
@@ -320,6 +327,14 @@ def _protocol(target: Target, config: ProbeConfig) -> dict[str, Any]:
             "scaling": "standardised by the training images of each draw",
         }
     return {"name": config.protocol, "metric": metric, **drawing, **how, **common}
+
+
+def _computed(config: ProbeConfig) -> dict[str, str]:
+    """The precision of forwards, where it is not float32."""
+    amp = "off"
+    if config.model and config.amp != amp:
+        amp = resolve_amp(config.amp, pick_device(config.device))
+    return {} if amp == "off" else {"amp": amp}
 
 
 def _folds(target: Target) -> int:

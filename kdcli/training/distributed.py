@@ -6,11 +6,13 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar, final
+from typing import Any, TypeVar, final
 
 import torch
 from torch import Tensor, distributed
 
+from kdcli.console import console
+from kdcli.devices import Visible, choose, require_own_card, visible
 from kdcli.errors import DeviceError, KdError, StoppedEarly, UsageError
 from kdcli.methods.batch import Batch
 from kdcli.runtime import StopFlag
@@ -121,17 +123,22 @@ class Ranks:
 
 
 @contextmanager
-def join_ranks() -> Iterator[Ranks]:
+def join_ranks(device: str) -> Iterator[Ranks]:
     """Meet the other processes that torchrun or accelerate launch started, for the time of the block.
+
+    Args:
+        device: what ``--device`` says. Unless it is cpu, each process takes a card of its own where there are cards.
 
     Raises:
         UsageError: WORLD_SIZE says that there are others, but nothing says how to reach them.
+        DeviceError: fewer cards than processes on this machine.
     """
     text = os.environ.get("WORLD_SIZE", "1")
     if not text.isdecimal():
         raise UsageError(f"WORLD_SIZE is '{text}', not a number of processes", "Unset it, or use torchrun.")
     world = int(text)
     if world <= 1:
+        _tell_alone()
         yield Ranks()
         return
     missing = [name for name in _NEEDED if name not in os.environ]
@@ -143,9 +150,7 @@ def join_ranks() -> Iterator[Ranks]:
         )
     ours = not distributed.is_initialized()
     if ours:
-        # Both at once: what the processes tell each other is on the CPU, gradients are where they are.
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        distributed.init_process_group(backend, timeout=TIMEOUT)
+        distributed.init_process_group(timeout=TIMEOUT, **_backend(device, visible()))
         atexit.register(gc.collect)  # where an error's frames hold the group until the end
     try:
         yield Ranks(distributed.get_rank(), distributed.get_world_size())
@@ -155,6 +160,31 @@ def join_ranks() -> Iterator[Ranks]:
             # Python is whole: one that wants to free a tensor later ends the process by SIGABRT.
             distributed.destroy_process_group()
             gc.collect()
+
+
+def _backend(device: str, seen: Visible) -> dict[str, Any]:
+    """How the processes talk: by gloo on processors. With cards both at once: what they tell each other is on the
+    processor, and gradients are where they are. The card is this process's from here on.
+
+    Raises:
+        DeviceError: there are fewer cards than processes.
+    """
+    card = "cpu" if device == "cpu" else choose("auto", seen)
+    if card == "cpu":
+        return {"backend": "gloo"}
+    require_own_card(seen)
+    torch.cuda.set_device(card)  # before anything allocates: NCCL and accelerate take the current one
+    return {"backend": "cpu:gloo,cuda:nccl", "device_id": torch.device(card)}
+
+
+def _tell_alone() -> None:
+    """One run of several processes is never implied: srun starts independent students as well."""
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if tasks.isdecimal() and int(tasks) > 1:
+        console.note(
+            f"srun started {tasks} tasks, and each trains by itself; one run of all of them: docs/scale.md, 'One "
+            "student on several cards'"
+        )
 
 
 @final

@@ -30,7 +30,7 @@ from kdcli.training.schedule import make_schedule
 from kdcli.training.student import Built
 from kdcli.types import AmpName
 
-_PRECISION = {"off": "no", "bf16": "bf16", "fp16": "fp16"}
+_PRECISION = {"off": "no", "tf32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
 def make_accelerator(

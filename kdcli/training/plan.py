@@ -9,6 +9,7 @@ from kdcli.data.views import ViewSet
 from kdcli.geometry import OWN, EvalGeometry
 from kdcli.methods.base import Average, Method, Settings, Setup
 from kdcli.models.arguments import parse_arguments
+from kdcli.precision import Precision
 from kdcli.training.classes import Classes
 from kdcli.training.config import StudentConfig
 from kdcli.training.lower import Lower
@@ -39,6 +40,7 @@ class Plan:
         ranking: the ranking that gave the weights, if any.
         start: what the student starts from.
         device: where it runs.
+        precision: how it computes there.
         classes: what the student's own classifier tells apart.
         labels: what the labels of ``data`` tell apart.
         lower: what the cache holds of the student's lower part, with ``--train-from``.
@@ -61,6 +63,7 @@ class Plan:
     ranking: Ranking | None
     start: Start
     device: str
+    precision: Precision
     classes: Classes
     labels: Classes
     lower: Lower | None = None
@@ -137,7 +140,7 @@ class Plan:
             "processes": self.processes,
             "seed": config.seed,
             "data_seed": config.data_seed,
-            "amp": config.amp,
+            **self.precision.document(),
             "views": self.rule.views.document(),
             "strong_views": None if self.strong is None else self.strong.document(),
             "teacher_view": config.teacher_view,

@@ -19,6 +19,7 @@ from kdcli.methods.base import Origin, Settings, Setup, find_method
 from kdcli.models.arguments import parse_arguments
 from kdcli.models.spec import ModelSpec, require_known_arguments
 from kdcli.options.fields import absolute
+from kdcli.precision import Precision
 from kdcli.training.classes import Classes, classes_of, columns_of
 from kdcli.training.config import StudentConfig
 from kdcli.training.lower import Lower, choose_lower
@@ -163,7 +164,8 @@ class _Draft:
         self.given, self.ranking = ranking, ranking if method.ranked else None
         self.settings: Settings = resolve_settings(self.config, numbers_of(method, trained=True))
         require_options(self.config, method, self.ranking)
-        self.device = resolve_device(config.device, config.amp, processes)
+        self.device, amp = resolve_device(config.device, config.amp, processes, pins.identity.get("amp"))
+        self.precision = Precision(amp, config.deterministic)
         self.pins, self.processes, self.sources = pins, processes, sources
         self.student = ModelSpec.parse(config.student)
         self.cache = sources.cache(config.cache, config) if self.config.cache else None
@@ -350,6 +352,7 @@ class _Draft:
             ranking=self.used,
             start=self.start,
             device=self.device,
+            precision=self.precision,
             classes=classes_of(self.method, self.teachers, self.data, self.config.multi_label),
             labels=Classes.of(self.data, self.config.multi_label),
             lower=self.lower,
@@ -371,6 +374,7 @@ class _Draft:
             update={
                 **{name: getattr(self.settings, name) for name in numbers},
                 "options": setup.options,
+                "amp": self.precision.amp,
                 "data": tuple(f"{each.name}={each.data.location}" for each in sets)
                 or self.everything.location,
                 "test": (tests or None) if sets else self.test and self.test.location,

@@ -190,6 +190,7 @@ def result_of(
             "seed": config.seed,
             "data_seed": config.data_seed,
             "device": plan.device,
+            **plan.precision.document(),
             "processes": plan.processes,
             "ema": plan.settings.ema,
             "versions": versions(),

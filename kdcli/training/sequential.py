@@ -54,7 +54,7 @@ def train_sequence(config: StudentConfig, *, ranking: Ranking | None = None) -> 
         KdError: see :func:`kdcli.training.train.train_student`.
     """
     _require_possible(config)
-    with join_ranks() as ranks, ranks.company():  # the stages meet in the same group
+    with join_ranks(config.device) as ranks, ranks.company():  # the stages meet in the same group
         before, console.silent = console.silent, not ranks.first
         try:
             return _train(config, ranking, ranks)
@@ -104,6 +104,7 @@ def _train(config: StudentConfig, ranking: Ranking | None, ranks: Ranks) -> Trai
     for number, name in enumerate(sequence.plans, 1):
         console.note(f"stage {number} of {len(sequence.plans)}: teacher '{name}'")
         stage = stage_config(config, sequence.training, name, stage_folder(out, number, name), init)
+        stage = stage.model_copy(update={"amp": sequence.first.precision.amp})  # as the sequence was begun
         results.append(train_student(stage, ranking=ranking_of(ranking, config, name)))
         init = f"local-dir:{results[-1].out}/export"
     return _finish(sequence, results, predicted, ranks)

@@ -7,11 +7,12 @@ from kdcli.console import console
 from kdcli.errors import DeviceError, UsageError, nearest
 from kdcli.methods.base import Method, Settings
 from kdcli.options.learning import LearningOptions
+from kdcli.precision import resolve_amp
 from kdcli.runtime import pick_device
 from kdcli.training.config import StudentConfig
 from kdcli.training.schedule import FINAL_SHARE, ONE_CYCLE_WARMUP
 from kdcli.training.start import NEAREST_SOURCE, UNTRAINED
-from kdcli.types import AmpName
+from kdcli.types import AmpChoice, AmpName
 
 
 def settable() -> set[str]:
@@ -128,13 +129,16 @@ def _fit_frozen(config: StudentConfig, settings: Settings, init: str) -> Setting
     return replace(settings, bn="frozen", backbone_lr_scale=0.0)
 
 
-def resolve_device(device_name: str, amp: AmpName, processes: int = 1) -> str:
-    """Where the run trains.
+def resolve_device(
+    device_name: str, asked: AmpChoice, processes: int = 1, recorded: object = None
+) -> tuple[str, AmpName]:
+    """Where the run trains, and at which precision.
 
     Args:
         device_name: as it was asked for.
-        amp: the precision.
+        asked: the precision, likewise.
         processes: that share each step.
+        recorded: precision of the run that is gone on with, if any.
 
     Raises:
         UsageError: several processes and one device.
@@ -146,6 +150,7 @@ def resolve_device(device_name: str, amp: AmpName, processes: int = 1) -> str:
             f"--device {device_name}, but every process of the run takes a device of its own",
             "Use --device auto.",
         )
+    amp = resolve_amp(asked, device, recorded)
     if amp == "fp16" and not device.startswith("cuda"):
         raise DeviceError(f"--amp fp16 does not train on {device}", "Use --amp bf16 or off.")
-    return device
+    return device, amp

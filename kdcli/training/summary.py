@@ -5,6 +5,7 @@ from typing import Final
 from kdcli.console import console, counted
 from kdcli.data.sizes import Sizes, far_apart, sample_sizes, tell_geometry
 from kdcli.methods.cells import source_sizes
+from kdcli.precision import told
 from kdcli.training.plan import Plan
 from kdcli.training.samplers import stream_sizes
 from kdcli.training.student import Built
@@ -50,7 +51,8 @@ def _lines(plan: Plan) -> list[str]:
         *_streams(plan),
         f"by {plan.method.name}: {numbers.optimizer}, lr {numbers.lr:g} (backbone {backbone_lr:g}), "
         f"weight decay {numbers.weight_decay:g}, {numbers.schedule}, {counted(numbers.epochs, 'epochs')} "
-        f"of batches of {numbers.batch_size}{each}, BatchNorm {numbers.bn}{_extras(plan)}",
+        f"of batches of {numbers.batch_size}{each}, BatchNorm {numbers.bn}{_extras(plan)}; "
+        + told(plan.device, plan.precision.amp),
     ]
     if plan.labels.separator is not None:
         lines.append(
@@ -86,6 +88,7 @@ def _extras(plan: Plan) -> str:
         f"labels smoothed by {numbers.label_smoothing:g}": numbers.label_smoothing > 0,
         f"weights averaged with decay {numbers.ema}": numbers.ema is not None,
         f"{plan.processes} processes": plan.processes > 1,
+        "deterministic": plan.precision.deterministic,
     }
     return "".join(f", {text}" for text, applies in told.items() if applies)
 

@@ -13,11 +13,13 @@ from torch.utils.data import Dataset
 from kdcli.console import console
 from kdcli.data.kept_pixels import KeptPixels
 from kdcli.data.sources import ImageData
+from kdcli.devices import device_errors
 from kdcli.errors import DeviceError, DivergedError, KdError, UsageError
 from kdcli.files import make_folder, occupied
 from kdcli.geometry import Render
 from kdcli.methods.batch import Batch
 from kdcli.models.student import LABEL_HEAD
+from kdcli.precision import require_repeatable
 from kdcli.runtime import StopFlag, StopNow, stop_signals, worker_count
 from kdcli.training.batches import feed_of, make_loader
 from kdcli.training.config import StudentConfig
@@ -110,7 +112,10 @@ def train_students(
         UsageError: they cannot share a stream.
         KdError: see :func:`kdcli.training.resolve.make_plan` for what is refused before training.
     """
-    with _stoppable() as stop, join_ranks() as ranks, ranks.company():
+    first = next(iter(configs.values()))
+    if first.deterministic:
+        require_repeatable(first.device)
+    with _stoppable() as stop, join_ranks(first.device) as ranks, ranks.company(), device_errors("training"):
         before, console.silent = console.silent, not ranks.first
         # Alone, a signal before the first step ends the run at once. Together, it does where all agree on it.
         stop.at_once = ranks.world == 1
@@ -152,7 +157,8 @@ def _run(
             runs = _prepare(left)
             if stop:
                 raise stopped_before_training()
-        with ExitStack() as stack:
+        plan = runs[0].plan
+        with plan.precision.applied(plan.device), ExitStack() as stack:
             with ranks.one_fate():  # all have read what is in OUT before the first one writes there
                 if ranks.first:
                     for run in runs:
@@ -230,7 +236,7 @@ def _train(
 
 def _accelerator(plan: Plan) -> Accelerator:
     config = plan.config
-    return make_accelerator(plan.device, config.amp, config.tracker, config.out / "trackers")
+    return make_accelerator(plan.device, plan.precision.amp, config.tracker, config.out / "trackers")
 
 
 def _feed(runs: Sequence[_Run], recording: Recording | None) -> Dataset[Batch | KdError]:
