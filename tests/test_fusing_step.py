@@ -164,7 +164,8 @@ def test_the_loss_is_each_image_by_its_own_head(place: Path, tmp_path: Path) -> 
     training = step.Training(prepared.config, samples, joint, tmp_path, "cpu")
     rows = samples.batches(16, seed=3, epoch=0)[0]
     assert set(samples.part[rows]) == {0, 1}  # batches are mixed
-    features, _ = joint.embed(samples.inputs(rows, "cpu"))
+    ((piece,),) = samples.ahead([(rows,)], "cpu")
+    features, _ = joint.embed(piece.inputs)
     expected = 0.0
     for place_in_batch, row in enumerate(rows):
         logits = joint.heads[samples.part[row]](features[place_in_batch])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -14,8 +15,10 @@ import torch
 from safetensors.torch import load_file
 from training_place import Place, make_place
 
-from kdcli.errors import OutputExistsError
+from kdcli.devices import Visible
+from kdcli.errors import DeviceError, OutputExistsError
 from kdcli.training.config import StudentConfig
+from kdcli.training.distributed import how_to_talk, join_ranks
 from kdcli.training.train import train_student
 
 LAUNCH = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -211,3 +214,81 @@ def test_torchrun_prints_one_document(pair: Pair) -> None:
     document = json.loads(done.stdout)
     assert document["processes"] == 2
     assert np.isfinite(document["history"][0]["loss"])
+
+
+@pytest.mark.slow
+def test_two_nodes_of_one_process_take_the_steps_of_one(tmp_path: Path) -> None:
+    """Each starts its own torchrun and has local rank 0, as on machines of a card each; here both are this one."""
+    place = make_place(tmp_path, views="eval")
+    config = place.config("nodes", bn="frozen", optimizer="sgd", lr=0.05, test=place.test, epochs=2)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    line = [
+        sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--master-addr",
+        "127.0.0.1", "--master-port", str(port), "--node-rank",
+    ]  # fmt: skip
+    told = [
+        "-m", "kdcli", "train-student", config.data, "--method", "labels-only", "--student", config.student,
+        "--image-size", "32", "--epochs", "2", "--batch-size", "8", "--bn", "frozen", "--optimizer", "sgd", "--lr",
+        "0.05", "--test", place.test, "--device", "cpu", "--workers", "0", "--out", str(config.out), "--json",
+    ]  # fmt: skip
+    nodes = [
+        subprocess.Popen(
+            [*line, rank, *told], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for rank in "01"
+    ]
+    (first, error), (second, other) = (node.communicate(timeout=240) for node in nodes)
+    assert [node.returncode for node in nodes] == [0, 0], error + other
+    assert second == ""
+    together, alone = json.loads(first), train_student(config.model_copy(update={"out": tmp_path / "alone"}))
+    assert together["processes"] == 2
+    assert together["test"] == alone.test
+    for one, two in zip(alone.history, together["history"], strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
+    mine, theirs = weights(tmp_path / "alone"), weights(config.out)
+    for name, value in mine.items():
+        torch.testing.assert_close(theirs[name], value, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("device", "machine", "expected"),
+    [
+        ("cpu", Visible(4, "", {"LOCAL_RANK": "1"}), {"backend": "gloo"}),
+        ("auto", Visible(0, "", {"LOCAL_RANK": "1"}), {"backend": "gloo"}),
+        ("auto", Visible(2, "", {"LOCAL_RANK": "1"}), "cuda:1"),
+        ("auto", Visible(1, "", {"LOCAL_RANK": "1"}), "cuda:0"),
+        ("auto", Visible(2, "", {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}), DeviceError),
+    ],
+)
+def test_processes_talk_by_gloo_and_cards_by_nccl(
+    device: str, machine: Visible, expected: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[str] = []
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    if expected is DeviceError:
+        with pytest.raises(DeviceError, match="4 processes of one run"):
+            how_to_talk(device, machine)
+        assert not taken
+        return
+    found = how_to_talk(device, machine)
+    if isinstance(expected, str):
+        assert taken == [expected]
+        expected = {"backend": "cpu:gloo,cuda:nccl", "device_id": torch.device(expected)}
+    assert found == expected
+
+
+def test_srun_alone_makes_no_run_of_several(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with join_ranks("cpu") as ranks:
+        assert (ranks.rank, ranks.world) == (0, 1)
+    assert "srun started 4 tasks, and each trains by itself" in capsys.readouterr().err
+    monkeypatch.delenv("SLURM_STEP_NUM_TASKS")  # the batch script itself has the other variables, too
+    with join_ranks("cpu"):
+        pass
+    assert "srun" not in capsys.readouterr().err

@@ -32,7 +32,7 @@ from kdcli.models.fused import FusionSpec, JointTeacher
 from kdcli.models.fused_folder import DESCRIPTION, WEIGHTS, Ancestor, FusedFolder
 from kdcli.models.fused_network import joint_spec
 from kdcli.options.resolving import created_by
-from kdcli.precision import Precision, told
+from kdcli.precision import Precision, require_repeatable, told
 from kdcli.runtime import StopFlag, stop_signals, versions
 from kdcli.training.out import require_folder
 from kdcli.training.rundir import finished_result, forget_checkpoints, identity_of, require_same_identity
@@ -70,6 +70,8 @@ def fuse_teachers(config: FuseConfig) -> dict[str, Any]:
             )
             for i, (name, cache) in enumerate(zip(names, config.cache, strict=True))
         }
+    if config.deterministic:
+        require_repeatable(config.device)
     with stop_signals() as stop:
         # Every refusal comes before any training.
         prepared = {name: _prepare(part, config) for name, part in parts.items()}
@@ -143,7 +145,9 @@ def _prepare(config: FuseConfig, typed: FuseConfig | None = None) -> _Prepared:
         require_name(config, caches, folder)
     if not config.overwrite:
         require_same_identity(config.out, identity)
-    return _Prepared(config, samples, folder, identity, created_by(typed), device, Precision(amp))
+    return _Prepared(
+        config, samples, folder, identity, created_by(typed), device, Precision(amp, config.deterministic)
+    )
 
 
 def _require_pieces(config: FuseConfig, samples: Samples) -> None:

@@ -1,7 +1,9 @@
 """Which cached rows a joint teacher learns from and is judged on, and in which order they are read."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -22,7 +24,38 @@ from kdcli.fusing.parents import Source
 WINDOW = 16
 """Blocks among whose rows a batch is drawn: reads stay near each other, and batches are mixed all the same."""
 
+AHEAD = 2
+"""Steps whose rows are read while an earlier one computes."""
+
 Rows = Int64[np.ndarray, " n"]
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Piece:
+    """Rows that are computed together.
+
+    Attributes:
+        rows: their numbers.
+        inputs: the parents' outputs at view 0, as they are cached.
+        parts: of each data set among them: its number, places of its images in the piece, and their labels.
+    """
+
+    rows: Rows
+    inputs: tuple[Tensor, ...]
+    parts: tuple[tuple[int, Int64[Tensor, " m"], Int64[Tensor, " m"]], ...]
+
+    def to(self, device: str) -> "Piece":
+        """On a device, without waiting where the piece is in pinned memory; inputs as the joint teacher takes them."""
+
+        def there(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        return Piece(
+            self.rows,
+            tuple(there(tensor).float() for tensor in self.inputs),
+            tuple((number, there(places), there(labels)) for number, places, labels in self.parts),
+        )
 
 
 @final
@@ -50,10 +83,32 @@ class Samples:
     validation: Rows
     test: Rows
 
-    def inputs(self, rows: Rows, device: str) -> list[Tensor]:
-        """The parents' outputs at view 0 of some rows, as the joint teacher takes them."""
-        found = [self.caches.gather(source.record.name, source.array, rows) for source in self.sources]
-        return [torch.from_numpy(values).to(device).float() for values in found]
+    def ahead(self, steps: Iterable[Sequence[Rows]], device: str) -> Iterator[list["Piece"]]:
+        """The pieces of each step, brought to a device; those of the next steps are read while one computes."""
+        pinned = torch.device(device).type != "cpu"
+        waiting: deque[Future[list[Piece]]] = deque()
+        with ThreadPoolExecutor(1, "fuse-reader") as reader:
+            for pieces in steps:
+                waiting.append(reader.submit(lambda rows: [self._piece(r, pinned) for r in rows], pieces))
+                if len(waiting) > AHEAD:
+                    yield [piece.to(device) for piece in waiting.popleft().result()]
+            while waiting:
+                yield [piece.to(device) for piece in waiting.popleft().result()]
+
+    def _piece(self, rows: Rows, pinned: bool) -> "Piece":
+        inputs = [self.caches.gather(source.record.name, source.array, rows) for source in self.sources]
+        labels, part = self.labels[rows], self.part[rows]
+        places = [(int(number), np.flatnonzero(part == number)) for number in np.unique(part)]
+
+        def ready(values: np.ndarray) -> Tensor:
+            tensor = torch.from_numpy(values)
+            return tensor.pin_memory() if pinned else tensor
+
+        return Piece(
+            rows,
+            tuple(map(ready, inputs)),
+            tuple((number, ready(where), ready(labels[where])) for number, where in places),
+        )
 
     def steps(self, batch_size: int) -> int:
         """Steps of an epoch."""

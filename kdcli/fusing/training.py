@@ -1,7 +1,8 @@
-"""Training of a joint teacher: a loop of its own, as there are no pixels; to the bit the same after a kill."""
+"""Training of a joint teacher: a loop of its own, as there are no pixels; after a kill it goes on where it was."""
 
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -15,8 +16,9 @@ from torch.optim import Optimizer
 from kdcli.console import console
 from kdcli.errors import DivergedError, StoppedEarly
 from kdcli.fusing.config import FuseConfig
-from kdcli.fusing.samples import Rows, Samples
+from kdcli.fusing.samples import Piece, Rows, Samples
 from kdcli.methods.base import Settings
+from kdcli.models.arriving import arriving
 from kdcli.models.fused import JointTeacher
 from kdcli.runtime import StopFlag
 from kdcli.training.checkpoint import (
@@ -140,7 +142,10 @@ class Training:
     def _epoch(self, progress: Progress, stop: StopFlag) -> None:
         self._joint.train()
         batches = self._samples.batches(self._config.batch_size, self._config.seed, progress.epoch)
-        for rows in batches[progress.step :]:
+        steps = [
+            [rows[i :: self._config.accumulate] for i in range(self._config.accumulate)] for rows in batches
+        ]
+        for pieces in self._samples.ahead(steps[progress.step :], self._device):
             if stop:
                 save_checkpoint(self._folder / "state", self._stateful, progress)
                 raise StoppedEarly(
@@ -148,44 +153,38 @@ class Training:
                     "Run the same command again to go on.",
                 )
             begun = time.monotonic()
-            loss = self._step(rows, progress.steps)
-            progress.add({"loss": loss}, len(rows), time.monotonic() - begun)
+            loss = self._step(pieces, progress.steps)
+            progress.add({"loss": loss}, sum(len(piece.rows) for piece in pieces), time.monotonic() - begun)
 
-    def _step(self, rows: Rows, number: int) -> float:
+    def _step(self, pieces: Sequence[Piece], number: int) -> float:
         self._schedule.step_update(number + 1)
         self._optimizer.zero_grad(set_to_none=True)
-        value, pieces = 0.0, self._config.accumulate
-        for piece in (rows[i::pieces] for i in range(pieces)):
+        count, losses = sum(len(piece.rows) for piece in pieces), []
+        for piece in pieces:
             with self._accelerator.autocast():
-                features, _ = self._joint.embed(self._samples.inputs(piece, self._device))
-                loss = self._loss(features, piece) * (
-                    len(piece) / len(rows)
-                )  # of all, however unequal the pieces
-            value += float(loss.detach())
-            if not math.isfinite(value):
-                lr = self._optimizer.param_groups[0]["lr"]
-                raise DivergedError(
-                    f"the loss is {value} at step {number + 1} (learning rate {lr:g})",
-                    f"The last checkpoint is kept. Start anew with a smaller rate: --lr {lr / 10:g} --overwrite",
-                )
+                features, _ = self._joint.embed(piece.inputs)
+                # Of all, however unequal the pieces.
+                loss = self._loss(features, piece) * (len(piece.rows) / count)
+            losses.append(loss.detach())
             self._accelerator.backward(loss)
+        value = float(sum(torch.stack(losses).tolist()))  # the one wait of a step, before anything is updated
+        if not math.isfinite(value):
+            lr = self._optimizer.param_groups[0]["lr"]
+            raise DivergedError(
+                f"the loss is {value} at step {number + 1} (learning rate {lr:g})",
+                f"The last checkpoint is kept. Start anew with a smaller rate: --lr {lr / 10:g} --overwrite",
+            )
         self._optimizer.step()
         return value
 
-    def _loss(self, features: Tensor, rows: Rows) -> Tensor:
+    def _loss(self, features: Tensor, piece: Piece) -> Tensor:
         total = torch.zeros((), device=features.device)
-        for number, places in self._by_part(rows):
+        for number, places, labels in piece.parts:
             logits = self._joint.classify(features[places], self._heads[number])
-            labels = torch.from_numpy(self._samples.labels[rows])[places].to(self._device)
             total = total + F.cross_entropy(
                 logits.float(), labels, reduction="sum", label_smoothing=self._config.label_smoothing
             )
-        return total / len(rows)
-
-    def _by_part(self, rows: Rows) -> list[tuple[int, Tensor]]:
-        """The data sets of a batch, with the places of their images in it."""
-        part = self._samples.part[rows]
-        return [(int(n), torch.from_numpy(np.flatnonzero(part == n))) for n in np.unique(part)]
+        return total / len(piece.rows)
 
     def _judged(self) -> dict[str, Any]:
         """top-1 on the validation split and on the tests: of each data set, and the mean of these."""
@@ -199,15 +198,22 @@ class Training:
 
     def _accuracy(self, rows: Rows) -> dict[str, float]:
         self._joint.eval()
-        right = np.zeros(len(self._heads), np.int64)
+        right, size = np.zeros(len(self._heads), np.int64), self._config.batch_size
+        steps = [(rows[start : start + size],) for start in range(0, len(rows), size)]
         with torch.inference_mode():
-            for start in range(0, len(rows), self._config.batch_size):
-                some = rows[start : start + self._config.batch_size]
-                features, _ = self._joint.embed(self._samples.inputs(some, self._device))
-                for number, places in self._by_part(some):
-                    guesses = self._joint.classify(features[places], self._heads[number]).argmax(dim=1)
-                    right[number] += int(
-                        np.sum(guesses.cpu().numpy() == self._samples.labels[some][places.numpy()])
-                    )
+            for _, hits in arriving(map(self._hits, self._samples.ahead(steps, self._device)), self._device):
+                for number, count in hits.items():
+                    right[int(number)] += int(count)
         counts = np.bincount(self._samples.part[rows], minlength=len(self._heads))
         return {n: float(right[i] / counts[i]) for i, n in enumerate(self._heads) if counts[i]}
+
+    def _hits(self, pieces: Sequence[Piece]) -> tuple[None, dict[str, Tensor]]:
+        """How many images of each data set are right, on the device."""
+        (piece,) = pieces
+        features, _ = self._joint.embed(piece.inputs)
+        return None, {
+            str(number): (
+                self._joint.classify(features[places], self._heads[number]).argmax(dim=1) == labels
+            ).sum()
+            for number, places, labels in piece.parts
+        }

@@ -51,6 +51,11 @@ class LearningOptions(AmpOption):
         None, "Share of each label that is spread evenly over all classes.", ge=0, lt=1
     )
 
+    deterministic: bool = option(
+        False, "On a card: only operations that give the same bits again, so that a resumed run is bit-equal; slower.",
+        panel="Run", shared=True,
+    )  # fmt: skip
+
     @field_validator("milestones")
     @classmethod
     def _rising_shares(cls, shares: tuple[float, ...] | None) -> tuple[float, ...] | None:

@@ -332,7 +332,7 @@ def _protocol(target: Target, config: ProbeConfig) -> dict[str, Any]:
 def _computed(config: ProbeConfig) -> dict[str, str]:
     """The precision of forwards, where it is not float32."""
     amp = "off"
-    if config.model and config.amp != amp:
+    if config.amp != amp and (config.model or config.protocol == "fine-tune"):
         amp = resolve_amp(config.amp, pick_device(config.device))
     return {} if amp == "off" else {"amp": amp}
 

@@ -138,10 +138,6 @@ class StudentConfig(
         None, "BatchNorm. frozen: its statistics. frozen-affine: its scale and shift as well."
     )
     compile: bool = _student(False, "Run the student through torch.compile.", mechanical=True)
-    deterministic: bool = option(
-        False, "On a card: only operations that give the same bits again, so that a resumed run is bit-equal; slower.",
-        panel="Run", shared=True,
-    )  # fmt: skip
 
     lr_grid: str | None = _optimisation(
         None, "Choose among 0.001,0.003,0.01 or 0.0001:0.1:7log on the validation split.", metavar="RATES"

@@ -150,7 +150,7 @@ def join_ranks(device: str) -> Iterator[Ranks]:
         )
     ours = not distributed.is_initialized()
     if ours:
-        distributed.init_process_group(timeout=TIMEOUT, **_backend(device, visible()))
+        distributed.init_process_group(timeout=TIMEOUT, **how_to_talk(device, visible()))
         atexit.register(gc.collect)  # where an error's frames hold the group until the end
     try:
         yield Ranks(distributed.get_rank(), distributed.get_world_size())
@@ -162,9 +162,11 @@ def join_ranks(device: str) -> Iterator[Ranks]:
             gc.collect()
 
 
-def _backend(device: str, seen: Visible) -> dict[str, Any]:
-    """How the processes talk: by gloo on processors. With cards both at once: what they tell each other is on the
-    processor, and gradients are where they are. The card is this process's from here on.
+def how_to_talk(device: str, seen: Visible) -> dict[str, Any]:
+    """Arguments of ``init_process_group``: gloo on processors; with cards both at once.
+
+    What the processes tell each other is on the processor, and gradients are where they are. The card is this
+    process's from here on.
 
     Raises:
         DeviceError: there are fewer cards than processes.
@@ -182,8 +184,7 @@ def _tell_alone() -> None:
     tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
     if tasks.isdecimal() and int(tasks) > 1:
         console.note(
-            f"srun started {tasks} tasks, and each trains by itself; one run of all of them: docs/scale.md, 'One "
-            "student on several cards'"
+            f"srun started {tasks} tasks, and each trains by itself; examples/nodes.sbatch makes one run of all of them"
         )
 
 
