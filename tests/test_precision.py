@@ -4,14 +4,27 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from training_place import Place, make_place
 
+from kdcli import precision
+from kdcli.cache.reader import CacheReader
+from kdcli.comparing.compare import compare
+from kdcli.comparing.config import CompareConfig
 from kdcli.devices import Device
-from kdcli.errors import DeviceError
+from kdcli.errors import DeviceError, IdentityError, OutputExistsError
+from kdcli.extract.canary import require_close, run_canary
+from kdcli.extract.config import CacheConfig
+from kdcli.extract.extract import cache_teachers
+from kdcli.extract.rerun import Sources
 from kdcli.precision import Precision, amp_on, computing, require_repeatable, resolve_amp, tolerance
+from kdcli.probing.config import ProbeConfig
+from kdcli.probing.probe import eval_probe
+from kdcli.training.train import train_student
 
 CPU = Device("cpu", "a processor", 8, 8, {"bf16": "yes", "fp16": "emulated", "tf32": "no"})
 OLD = Device("cuda:0", "Tesla V100", 16, 16, {"bf16": "emulated", "fp16": "yes", "tf32": "no"})
@@ -197,3 +210,95 @@ def test_records_name_what_is_unusual() -> None:
 def test_the_module_loads_without_torch() -> None:
     program = "import sys, kdcli.precision, kdcli.devices; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+# --- caches and runs keep to what they were begun with ---------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return make_place(tmp_path_factory.mktemp("precision"), views="eval", per_class=3)
+
+
+@pytest.fixture
+def _card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This processor, taken for a card that has bfloat16."""
+    monkeypatch.setattr(precision, "device_of", lambda name: NEW)
+
+
+def caching(place: Place, cache: Path, *teachers: str, **changes: Any) -> CacheConfig:
+    specs = tuple(f"{name}={place.specs[name]}" for name in teachers)
+    fields = {"data": place.data, "workers": 0, "device": "cpu", "views": "eval"}
+    return CacheConfig(cache=cache, teacher=specs, **{**fields, **changes})
+
+
+@pytest.mark.usefixtures("_card")
+def test_a_cache_goes_on_at_its_teachers_precision_and_a_new_teacher_at_the_devices(
+    place: Place, tmp_path: Path
+) -> None:
+    cache = tmp_path / "c.kd"
+    cache_teachers(caching(place, cache, "gen", amp="off", keep=("logits",)))
+    cache_teachers(caching(place, cache, "gen", "exp"))  # auto
+    assert {name: record.amp for name, record in CacheReader(cache).teachers.items()} == {
+        "gen": "off",
+        "exp": "bf16",
+    }
+    assert "tf32" not in CacheReader(cache).teachers["gen"].compute
+    with pytest.raises(IdentityError, match="amp was off, is bf16"):
+        cache_teachers(caching(place, cache, "gen", amp="bf16"))
+    require_close(cache, found := run_canary(cache, Sources(data=place.data, device="cpu", workers=0)))
+    assert {each.teacher: each.tolerance for each in found} == {"gen": 3e-3, "exp": 6e-2}
+
+
+def test_a_cache_that_a_card_began_is_filled_by_a_processor_without_being_asked(
+    place: Place, tmp_path: Path
+) -> None:
+    for amp in ("bf16", "tf32"):
+        cache = tmp_path / f"{amp}.kd"
+        cache_teachers(caching(place, cache, "gen", amp=amp, keep=("logits",)))
+        cache_teachers(caching(place, cache, "gen"))
+        record = CacheReader(cache).teachers["gen"]
+        assert (record.amp, record.keep) == (amp, ("logits", "features"))
+
+
+@pytest.mark.usefixtures("_card")
+def test_a_run_goes_on_at_its_precision(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    began = train_student(place.config("off", epochs=1, amp="off"))
+    assert began.details["amp"] == "off"
+    again = train_student(place.config("off", epochs=1))  # auto, on what is now a card
+    assert again == began
+    assert "amp: 'off'" in (place.root / "off" / "config.yaml").read_text()
+    with pytest.raises(OutputExistsError, match="amp was off, is bf16"):
+        train_student(place.config("off", epochs=1, amp="bf16"))
+    new = train_student(place.config("new", epochs=1))
+    assert new.details["amp"] == "bf16"
+    monkeypatch.undo()  # a processor again
+    assert train_student(place.config("new", epochs=1)) == new
+    anew = train_student(place.config("new", epochs=1, overwrite=True))
+    assert anew.details["amp"] == "off"
+
+
+def test_deterministic_changes_no_bit_on_a_processor_and_is_part_of_the_run(place: Place) -> None:
+    train_student(place.config("usual", epochs=2, method="distill-equal"))
+    done = train_student(place.config("same", epochs=2, method="distill-equal", deterministic=True))
+    assert done.details["deterministic"] is True
+    for file in ("heads.safetensors", "export/model.safetensors"):
+        assert (place.root / "usual" / file).read_bytes() == (place.root / "same" / file).read_bytes()
+    assert not torch.are_deterministic_algorithms_enabled()
+    with pytest.raises(OutputExistsError, match="deterministic"):
+        train_student(place.config("same", epochs=2, method="distill-equal"))
+
+
+def test_probes_and_comparisons_are_exact_unless_asked_and_say_so(place: Place, tmp_path: Path) -> None:
+    student = f"gen={place.specs['gen']}"
+    common = {"test": place.test, "workers": 0, "device": "cpu"}
+    few = {"data": place.data, "model": (student,), "draws": 2, "shots": 2, **common}
+    exact, mixed = (eval_probe(ProbeConfig(**few, amp=amp)).protocol for amp in ("off", "bf16"))
+    assert "amp" not in exact
+    assert mixed == {**exact, "amp": "bf16"}
+    assert ProbeConfig(**few).amp == "off"
+    models = (student, f"again={place.specs['gen']}")
+    for amp, source in (("off", "forward"), ("off", "kept"), ("bf16", "forward")):
+        config = CompareConfig(models=models, out=tmp_path / "out", amp=amp, **common)
+        found = compare(config).models["gen"]
+        assert (found.amp, found.source) == (amp, source)

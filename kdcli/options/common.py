@@ -191,7 +191,7 @@ class AmpOption(StepConfig):
     amp: AmpChoice = option(
         "auto", "Precision. off: float32. tf32, bf16, fp16: faster on cards. auto: bf16 where a card has it, else off; "
         "of what was begun, as it was.",
-        panel="Run", shared=True,
+        panel="Run", metavar="HOW", shared=True,
     )  # fmt: skip
 
 
@@ -201,7 +201,7 @@ class ExactAmpOption(StepConfig):
     amp: AmpChoice = option(
         "off", "Precision of forwards. off: float32, the same figures everywhere. tf32, bf16, fp16: faster on cards. "
         "auto: bf16 where a card has it.",
-        panel="Run",
+        panel="Run", metavar="HOW",
     )  # fmt: skip
 
 
