@@ -94,22 +94,28 @@ def solve(
         done = (((slack > 0) == before) | (slack.abs() <= SLACK)).all(dim=0)
         found = objective(step, step_scores, y, c)
         worse = ~done & (found >= value[pending])
-        lost = pending[worse & may_return[pending]]
-        if taken >= PATIENCE and len(lost):
+        finished = done
+        # The one read of a step here: on a graphics card each waits for all that was asked of it.
+        some_done, some_worse, some_lost = torch.stack(
+            [done.any(), worse.any(), (worse & may_return[pending]).any()]
+        ).tolist()
+        if taken >= PATIENCE and some_lost:
+            lost = pending[worse & may_return[pending]]
             active[:, lost] = solve(gram, signs[:, lost], c / 10).active
             value[lost], may_return[lost] = torch.inf, False
             continue
-        stuck = torch.zeros_like(worse)
-        if worse.any():
+        if some_worse:
             (step, step_scores, found), stuck = _shortened(
                 (beta[:, pending], scores[:, pending], value[pending]),
                 (step, step_scores, found), y, c, worse,
             )  # fmt: skip
             slack = torch.where(worse, 1 - y * step_scores, slack)
+            finished = done | stuck
         beta[:, pending], scores[:, pending], value[pending] = step, step_scores, found
         active[:, pending] = torch.where(done, before, slack > 0)
         converged[pending] = done
-        pending = pending[~(done | stuck)]
+        if some_done or some_worse:
+            pending = pending[~finished]
         if not len(pending):
             break
     if not converged.all():  # rounding may keep samples at their margin from settling: the optimum is reached
@@ -202,25 +208,26 @@ class _System:
         Weights are 0 where not active. What the systems leave over, which is much where duplicates meet a
         large C, is solved for again.
         """
-        y = self._signs[:, classes]
-        beta = self._restricted(self._everything[:, classes], y, active)
+        y, parts = self._signs[:, classes], _parts(active)
+        beta = self._restricted(self._everything[:, classes], y, active, parts)
         scores = self._gram @ beta
         for _ in range(_REFINEMENTS):
             left = (y - scores - self._ridge * beta).masked_fill_(~active, 0)
             if left.abs().max() <= SLACK:
                 break
-            beta = beta + self._restricted(torch.cholesky_solve(left, self._factor), left, active)
+            beta = beta + self._restricted(torch.cholesky_solve(left, self._factor), left, active, parts)
             scores = self._gram @ beta
         return beta, scores
 
     def _restricted(
-        self, everything: Float64[Tensor, "n p"], right: Float64[Tensor, "n p"], active: Bool[Tensor, "n p"]
+        self,
+        everything: Float64[Tensor, "n p"],
+        right: Float64[Tensor, "n p"],
+        active: Bool[Tensor, "n p"],
+        parts: tuple[Int64[Tensor, " f"], Int64[Tensor, " m"]],
     ) -> Float64[Tensor, "n p"]:
         """Solve the systems of the ``active`` rows; ``everything`` is the solution of all rows."""
-        n = active.shape[0]
-        sizes = active.sum(dim=0)
-        few, many = (sizes * 2 <= n).nonzero()[:, 0], ((sizes * 2 > n) & (sizes < n)).nonzero()[:, 0]
-        beta = everything.clone()
+        beta, (few, many) = everything.clone(), parts
         if len(few):
             beta[:, few] = self._solved(self._matrix, active[:, few], right[:, few])
         if len(many):
@@ -235,6 +242,16 @@ class _System:
         """Solve ``matrix[s, s] z = right[s]`` for the rows s ``chosen`` in each column; 0 elsewhere."""
         solve_systems = one_by_one if matrix.device.type == "cpu" else in_batches
         return solve_systems(matrix, chosen, right)
+
+
+def _parts(active: Bool[Tensor, "n p"]) -> tuple[Int64[Tensor, " f"], Int64[Tensor, " m"]]:
+    """The columns of which at most half of the rows are active, and those of which more, but not all, are."""
+    n, sizes = active.shape[0], active.sum(dim=0).tolist()
+    few = [column for column, size in enumerate(sizes) if size * 2 <= n]
+    many = [column for column, size in enumerate(sizes) if n < size * 2 < 2 * n]
+    return torch.tensor(few, device=active.device, dtype=torch.int64), torch.tensor(
+        many, device=active.device, dtype=torch.int64
+    )
 
 
 def in_batches(
@@ -291,8 +308,6 @@ def _listed(
     chosen: Bool[Tensor, "k n"], sizes: Int64[Tensor, " k"], most: int
 ) -> tuple[Int64[Tensor, "k most"], Bool[Tensor, "k most"]]:
     """The chosen columns of each row in order, filled up with 0, and which of them are not filling."""
-    row, column = chosen.nonzero(as_tuple=True)
-    place = torch.arange(len(row), device=row.device) - (sizes.cumsum(0) - sizes)[row]
-    listed = torch.zeros(len(chosen), most, dtype=torch.int64, device=row.device)
-    listed[row, place] = column
-    return listed, torch.arange(most, device=row.device) < sizes[:, None]
+    listed = chosen.to(torch.uint8).sort(dim=1, descending=True, stable=True).indices[:, :most]
+    valid = torch.arange(most, device=chosen.device) < sizes[:, None]
+    return listed.masked_fill(~valid, 0), valid
