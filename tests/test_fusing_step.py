@@ -170,7 +170,7 @@ def test_the_loss_is_each_image_by_its_own_head(place: Path, tmp_path: Path) -> 
     for place_in_batch, row in enumerate(rows):
         logits = joint.heads[samples.part[row]](features[place_in_batch])
         expected -= float(logits.detach().log_softmax(0)[samples.labels[row]])
-    assert float(training._loss(features, rows).detach()) == pytest.approx(expected / len(rows), rel=1e-5)
+    assert float(training._loss(features, piece).detach()) == pytest.approx(expected / len(rows), rel=1e-5)
     seen = np.concatenate(samples.batches(8, seed=3, epoch=1))
     assert sorted(seen) == list(samples.train)
 

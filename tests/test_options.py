@@ -348,7 +348,7 @@ def student_options(*arguments: str) -> dict[str, bool]:
 
 def test_the_core_is_shown_alone_and_with_the_options_of_the_method_on_the_line(tmp_path: Path) -> None:
     core = student_options()
-    assert 40 <= len(core) <= 70
+    assert 40 <= len(core) <= 75
     assert all(core.values())
     assert "threshold" not in core
     (tmp_path / "c.yaml").write_text("train-student: {method: fixmatch}")

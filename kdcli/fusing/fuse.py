@@ -200,9 +200,8 @@ def _train(prepared: _Prepared, stop: StopFlag) -> dict[str, Any]:
     )
     if config.select == "best-on-test":
         console.warn("the epoch is selected on the test set: its test accuracy is no estimate (P4 did so)")
-    device, precision = prepared.device, prepared.precision
-    with precision.applied(device), device_errors("fusing"):
-        chosen = Training(config, samples, joint, out, (device, precision.amp)).run(stop)
+    with prepared.precision.applied(prepared.device), device_errors("fusing"):
+        chosen = Training(config, samples, joint, out, prepared.device).run(stop)
     folder.write(out, joint)
     result = {
         "out": str(out.absolute()),
@@ -217,7 +216,7 @@ def _train(prepared: _Prepared, stop: StopFlag) -> dict[str, Any]:
         "select": {"by": config.select, "epoch": chosen["epoch"], "on_test": config.select == "best-on-test"},
         "metrics": chosen["metrics"],
         "tests": _tests(prepared),
-        **precision.document(),
+        **prepared.precision.document(),
         "created": prepared.created,
     }  # fmt: skip
     write_json(out / "result.json", result)

@@ -20,6 +20,7 @@ from kdcli.fusing.samples import Piece, Rows, Samples
 from kdcli.methods.base import Settings
 from kdcli.models.arriving import arriving
 from kdcli.models.fused import JointTeacher
+from kdcli.precision import resolve_amp
 from kdcli.runtime import StopFlag
 from kdcli.training.checkpoint import (
     Stateful,
@@ -34,7 +35,6 @@ from kdcli.training.progress import Progress
 from kdcli.training.schedule import make_schedule
 from kdcli.training.settings import resolve_settings
 from kdcli.training.validation import BestEpoch
-from kdcli.types import AmpName
 
 
 def settings_of(config: FuseConfig) -> Settings:
@@ -67,24 +67,18 @@ class Training:
         samples: what is read.
         joint: to train, in place.
         folder: of metrics.jsonl and state/.
-        where: device and precision.
+        device: where to train.
     """
 
     def __init__(
-        self,
-        config: FuseConfig,
-        samples: Samples,
-        joint: JointTeacher,
-        folder: Path,
-        where: tuple[str, AmpName],
+        self, config: FuseConfig, samples: Samples, joint: JointTeacher, folder: Path, device: str
     ) -> None:
-        device, amp = where
         self._config, self._samples, self._device = config, samples, device
         self._folder = folder
         self._joint = joint.to(device)
         self._heads = list(joint.spec.heads)
         settings = settings_of(config)
-        self._accelerator = make_accelerator(device, amp)
+        self._accelerator = make_accelerator(device, resolve_amp(config.amp, device, config.amp))
         optimizer: Optimizer = create_optimizer_v2(
             [{"params": list(joint.parameters()), "weight_decay": config.weight_decay}],  # all of them decay
             opt=config.optimizer,
