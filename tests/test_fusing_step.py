@@ -114,8 +114,8 @@ def test_the_rates_are_those_of_torchs_one_cycle(place: Path, tmp_path: Path) ->
     )
     batches = [rows for epoch in range(2) for rows in prepared.samples.batches(8, 0, epoch)]
     found = []
-    for number, rows in enumerate(batches):
-        training._step(rows, number)
+    for number, pieces in enumerate(prepared.samples.ahead([(rows,) for rows in batches], "cpu")):
+        training._step(pieces, number)
         found.append(training._optimizer.param_groups[0]["lr"])
     oracle = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
     cycle = torch.optim.lr_scheduler.OneCycleLR(
