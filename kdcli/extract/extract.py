@@ -59,6 +59,8 @@ def cache_teachers(config: CacheConfig) -> CacheResult:
 def _planned(prepared: Prepared, plan: CachePlan) -> CacheResult:
     """What a run would do, computed without writing anything."""
     manifest, parts = prepared.manifest, {}
+    where = told(pick_device(prepared.config.device), *(record.amp for record in prepared.records.values()))
+    console.note(f"cache {prepared.config.cache}: {', '.join(prepared.records)} would run {where}")
     for name, record in prepared.records.items():
         total = task_count(manifest, record)
         done = total - plan.tasks_missing[name]
