@@ -10,6 +10,7 @@ log-probabilities of the label and of the most probable class (kept beside logit
 
 FloatName = Literal["float16", "float32"]
 AmpName = Literal["off", "bf16", "fp16"]
+DecodeMode = Literal["exact", "scaled"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 CropMode = Literal["center", "squash", "border"]
 """timm's three ways to fit an image to an input: cut the middle out, squeeze it, or pad it."""

@@ -110,6 +110,11 @@ def prepare(config: CacheConfig, root: Path) -> Prepared:
         for name, teacher in teachers.items():
             if held is not None and name in held.teachers:
                 held.teachers[name].require_same(teacher.record, str(config.cache))
+    if views.decode == "scaled":
+        console.note(
+            "JPEG photos are decoded at 1/2, 1/4 or 1/8 of their sides where a view needs no more: its pixels differ "
+            "from those of --decode exact, and the cache says so (docs/caches.md)"
+        )
     tell_geometry("teacher", {name: model.preprocess for name, model in models.items()}, sample_sizes(data))
     if config.min_accuracy is not None:
         _require_accuracy(config, data, teachers)
@@ -144,7 +149,11 @@ def view_set_of(config: CacheConfig, existing: Manifest | None) -> "ViewSet":
     default = ViewSet(0, DEFAULT_RECIPE)
     if existing is not None:
         default = ViewSet.from_document(existing.view_set)
-    return ViewSet.parse(config.views or str(default), recipe=config.recipe or default.recipe)
+    return ViewSet.parse(
+        config.views or str(default),
+        recipe=config.recipe or default.recipe,
+        decode=config.decode or default.decode,
+    )
 
 
 def new_manifest(
