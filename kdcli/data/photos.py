@@ -57,10 +57,17 @@ class Photo:
             BadDataError: see :func:`~kdcli.data.decode.decode_image`.
         """
         if not self._decoded:
-            self.at(SCALES[0])
+            self.at(next((scale for scale in SCALES if scale <= min(self.size)), 1))
 
     def at(self, scale: int) -> Image.Image:
-        """The upright RGB photo with its sides divided by ``scale``, rounded up; raises as :meth:`load` does."""
+        """The upright RGB photo with its sides divided by ``scale``, rounded up.
+
+        Args:
+            scale: 1, or one of :data:`SCALES` that is no longer than a side.
+
+        Raises:
+            BadDataError: as :meth:`load` does.
+        """
         if scale not in self._decoded:
             self._decoded[scale] = decode_image(self._encoded, self._where, scale)
         return self._decoded[scale]

@@ -208,11 +208,12 @@ def require_same_views(root: Path | str, manifest: Manifest, views: "ViewSet") -
     Raises:
         IdentityError: naming each differing field, with the command that adds views.
     """
-    found = differences(manifest.view_set, views.document(), "views.")
+    told = ({"decode": "exact", **document} for document in (manifest.view_set, views.document()))
+    found = differences(*told, "views.")
     if not found:
         require_same_pixels(manifest.view_pixels, as_pixels(views.pixels()), root)
         return
-    hint = "Leave --views out to fill the recorded ones, or use another --cache."
+    hint = "Leave --views, --recipe and --decode out to fill the recorded ones, or use another --cache."
     if [difference.field for difference in found] == ["views.train_views"] and views.count > manifest.views:
         hint = f"Add them: kd cache extend {quote(str(root))} --views {views}"
     raise IdentityError(f"{root} holds other views", hint, found)
