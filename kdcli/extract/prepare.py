@@ -208,8 +208,8 @@ def require_same_views(root: Path | str, manifest: Manifest, views: "ViewSet") -
     Raises:
         IdentityError: naming each differing field, with the command that adds views.
     """
-    told = ({"decode": "exact", **document} for document in (manifest.view_set, views.document()))
-    found = differences(*told, "views.")
+    recorded, asked = ({"decode": "exact", **told} for told in (manifest.view_set, views.document()))
+    found = differences(recorded, asked, "views.")
     if not found:
         require_same_pixels(manifest.view_pixels, as_pixels(views.pixels()), root)
         return
