@@ -318,6 +318,24 @@ def test_a_bad_photo_is_bad_whatever_is_drawn_of_it(place: Path, tmp_path: Path)
     assert len(dropped[0]) == 1
 
 
+@pytest.mark.parametrize("form", ["{0}", "{0}@exif=ignore", "{0}@exif=ignore++folder/{0}"])
+def test_every_source_of_files_gives_photos(place: Path, form: str) -> None:
+    data, target = open_data(form.format(place / "images")), Render((32, 32), "bicubic", "center", 0.9)
+    photos = 0
+    for row in range(len(data)):
+        picture, whole = data.picture(row, data.encoded(row), "scaled"), data.image(row)
+        photos += isinstance(picture, Photo)
+        assert picture.size == whole.size
+        assert np.abs(show(picture, target).astype(int) - show(whole, target)).max() <= 8
+        assert isinstance(data.picture(row, data.encoded(row), "exact"), Image.Image)
+    turned = sum(number % 8 != 0 for number in range(12))  # decoded whole where that is ignored
+    assert photos == {"{0}": 12, "{0}@exif=ignore": 12 - turned}.get(form, 24 - turned)
+
+
 def test_another_way_to_decode_is_refused(kd: Kd, place: Path) -> None:
+    document = ViewSet(0, "imagenet", "scaled").document()
+    assert ViewSet.from_document(document).decode == "scaled"
+    with pytest.raises(IdentityError, match="half"):
+        ViewSet.from_document({**document, "decode": "half"})
     done = kd("cache-teachers", place / "images", "--cache", "c.kd", "--teacher", "x", "--decode", "half")
     done.refused(2, "--decode", "scaled")
