@@ -97,6 +97,7 @@ class Checkup(Result):
         devices: what ``--device`` can name.
         processors: this job may use, the machine has, and decode processes kd would start.
         folders: ``cache`` (stamps of verified caches) and ``cwd``.
+        codecs: versions of what decodes JPEG; ``libjpeg_turbo`` is null where Pillow was built with another libjpeg.
         hub: Hugging Face variables as they are set, and what follows from them.
         shards: by value of ``--shard``.
         limits: open files (soft, hard) and shared memory, which DataLoader workers need; None: unknown.
@@ -109,6 +110,7 @@ class Checkup(Result):
     devices: tuple[Device, ...]
     processors: Mapping[str, int]
     folders: Mapping[str, Folder]
+    codecs: Mapping[str, str | None]
     hub: Mapping[str, Any]
     shards: Mapping[str, ShardReading]
     limits: Mapping[str, Any]
@@ -137,6 +139,7 @@ def examine() -> Checkup:
             "workers": worker_count(None),
         },
         folders=folders,
+        codecs=_codecs(problems),
         hub=_hub(),
         shards={name: _shard(name) for name in SCHEDULER},
         limits=_limits(problems),
@@ -206,6 +209,26 @@ def _devices(problems: list[Problem]) -> tuple[dict[str, Any], tuple[Device, ...
             )
         )
     return cuda, tuple(found)
+
+
+# --- decoding ---------------------------------------------------------------------------------
+
+
+def _codecs(problems: list[Problem]) -> dict[str, str | None]:
+    from PIL import features
+
+    found = {
+        "pillow": _version("pillow"),
+        **{name: features.version(name) for name in ("jpg", "libjpeg_turbo")},
+    }
+    if found["libjpeg_turbo"] is None:
+        problems.append(
+            Problem(
+                "Pillow was built without libjpeg-turbo: it decodes JPEGs several times slower, maybe to other pixels",
+                "Use the wheel from PyPI: pip install --force-reinstall --only-binary :all: pillow",
+            )
+        )
+    return found
 
 
 # --- folders and limits -----------------------------------------------------------------------

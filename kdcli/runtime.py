@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, final
 
+from kdcli.cgroups import processor_quota
 from kdcli.devices import choose, device_error, visible
 from kdcli.errors import DeviceError, StoppedEarly, UsageError
 
@@ -30,8 +31,14 @@ _HAS_AFFINITY = "sched_getaffinity" in dir(os)  # not on macOS
 
 
 def processor_count() -> int:
-    """Processors this job may use (its affinity mask), not those of the whole node."""
-    return len(os.sched_getaffinity(0)) if _HAS_AFFINITY else os.cpu_count() or 1
+    """Processors this job may use, not those of the whole node: the least of what limits it.
+
+    That is its affinity mask, the quota of its container, and what Slurm gives a task.
+    """
+    seen = len(os.sched_getaffinity(0)) if _HAS_AFFINITY else os.cpu_count() or 1
+    task = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    limits = (seen, processor_quota(), int(task) if task.isdecimal() else None)
+    return min(limit for limit in limits if limit)
 
 
 def worker_count(requested: int | None) -> int:

@@ -13,6 +13,7 @@ AmpName = Literal["off", "tf32", "bf16", "fp16"]
 """A precision that networks run at, as it is recorded; see :mod:`kdcli.precision`."""
 AmpChoice = Literal["auto", AmpName]
 """What ``--amp`` takes."""
+DecodeMode = Literal["exact", "scaled"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 CropMode = Literal["center", "squash", "border"]
 """timm's three ways to fit an image to an input: cut the middle out, squeeze it, or pad it."""

@@ -69,7 +69,8 @@ def worker_death(error: Exception) -> DeviceError | None:
     return DeviceError(
         f"decode process {found['pids']} {found['how']}: somebody killed it, most likely the kernel because memory, "
         "or /dev/shm, was short",
-        "Run the same command again, with fewer --workers or a smaller --batch-size; what was saved is kept.",
+        "Run the same command again, with fewer --workers, a smaller --batch-size, or in Docker more --shm-size; what "
+        "was saved is kept.",
     )
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from kdcli.cgroups import processor_quota
 from kdcli.errors import KdError, OutputExistsError, StorageError, UsageError
 from kdcli.files import atomic_write_text, holds_files, write_json
 from kdcli.reading import read_json
-from kdcli.runtime import parse_shard, stop_signals
+from kdcli.runtime import parse_shard, processor_count, stop_signals, worker_count
 from kdcli.training.out import require_folder
 
 
@@ -124,3 +125,74 @@ for _ in loader:
     )
     assert done.returncode == 1
     assert "ValueError" in done.stderr
+
+
+# --- processors -----------------------------------------------------------------------------------
+
+
+def group(root: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n", encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "quota"),
+    [
+        ("0::/", {}, None),
+        ("0::/", {"cpu.max": "max 100000"}, None),
+        ("0::/", {"cpu.max": "200000 100000"}, 2),  # docker run --cpus 2
+        ("0::/", {"cpu.max": "150000 100000"}, 2),
+        ("0::/", {"cpu.max": "10000 100000"}, 1),
+        ("0::/a/b", {"a/cpu.max": "300000 100000", "a/b/cpu.max": "max 100000"}, 3),
+        ("0::/a/b", {"a/cpu.max": "300000 100000", "a/b/cpu.max": "50000 50000"}, 1),
+        ("0::/../host", {"cpu.max": "400000 100000"}, 4),  # a path of the machine, seen from a container
+        ("4:cpu,cpuacct:/", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+        ("4:cpu,cpuacct:/", {"cpu/cpu.cfs_quota_us": "600000", "cpu/cpu.cfs_period_us": "100000"}, 6),
+        (
+            "5:memory:/x\n4:cpu:/job/step",
+            {"cpu/job/cpu.cfs_quota_us": "250000", "cpu/job/cpu.cfs_period_us": "50000"},
+            5,
+        ),
+    ],
+)
+def test_the_quota_of_a_container_counts(
+    tmp_path: Path, own: str, files: dict[str, str], quota: int | None
+) -> None:
+    group(tmp_path, {"own": own, **{f"root/{name}": text for name, text in files.items()}})
+    assert processor_quota(tmp_path / "root", tmp_path / "own") == quota
+    assert processor_quota(tmp_path / "nothing", tmp_path / "nobody") is None
+
+
+@pytest.mark.parametrize(
+    ("affinity", "quota", "environment", "processors", "workers"),
+    [
+        (64, None, {}, 64, 16),
+        (8, None, {}, 8, 7),
+        (64, 2, {}, 2, 1),
+        (64, 1, {}, 1, 0),
+        (16, None, {"SLURM_CPUS_PER_TASK": "4"}, 4, 3),  # four tasks on a node, none bound to its processors
+        (4, None, {"SLURM_CPUS_PER_TASK": "16"}, 4, 3),
+        (64, None, {"LOCAL_WORLD_SIZE": "8"}, 64, 7),
+        (64, 16, {"LOCAL_WORLD_SIZE": "8", "SLURM_CPUS_PER_TASK": "32"}, 16, 1),
+        (2, None, {"LOCAL_WORLD_SIZE": "8"}, 2, 0),
+    ],
+)
+def test_decode_processes_follow_what_limits_the_job(
+    monkeypatch: pytest.MonkeyPatch,
+    affinity: int,
+    quota: int | None,
+    environment: dict[str, str],
+    processors: int,
+    workers: int,
+) -> None:
+    for name in ("SLURM_CPUS_PER_TASK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(affinity)))
+    monkeypatch.setattr("kdcli.runtime.processor_quota", lambda: quota)
+    assert processor_count() == processors
+    assert worker_count(None) == workers
+    assert worker_count(40) == 40

@@ -323,7 +323,7 @@ def only_location(manifest: Manifest) -> str | None:
 
 
 def _how(view_set: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in view_set.items() if key != "train_views"}
+    return {"decode": "exact", **{key: value for key, value in view_set.items() if key != "train_views"}}
 
 
 def _parts(member: CacheReader, reads: Mapping[str, Collection[str]]) -> list[str]:

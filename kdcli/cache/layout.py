@@ -93,6 +93,7 @@ class _Recipe(BaseModel, extra="allow"):
 class _ViewSet(BaseModel, extra="forbid"):
     train_views: int = Field(ge=0, le=CHUNKS)
     recipe: _Recipe
+    decode: Text = "exact"
 
 
 class _CreatedConfig(BaseModel, extra="allow"):

@@ -6,6 +6,8 @@ from kdcli.cells import short, yes
 from kdcli.console import console, counted
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from kdcli.demo.config import DemoConfig
     from kdcli.doctor import Checkup, ShardReading
     from kdcli.options.common import Common, NoOptions
@@ -118,6 +120,13 @@ def _shard_row(name: str, shard: "ShardReading") -> list[str]:
     return [name, "-", f"{variables} ({shard.reason})" if variables else "nothing that is set"]
 
 
+def _jpeg(codecs: "Mapping[str, str | None]") -> str:
+    turbo = codecs["libjpeg_turbo"]
+    return f"Pillow {codecs['pillow']}, " + (
+        f"libjpeg-turbo {turbo}" if turbo else f"libjpeg {codecs['jpg']}"
+    )
+
+
 def _settings(checkup: "Checkup") -> list[list[Any]]:
     cuda, hub, limits, processors = checkup.cuda, checkup.hub, checkup.limits, checkup.processors
     return [
@@ -126,6 +135,7 @@ def _settings(checkup: "Checkup") -> list[list[Any]]:
         ["CUDA_VISIBLE_DEVICES", "-" if cuda["visible"] is None else cuda["visible"] or "(empty)"],
         ["processors of this job", f"{processors['available']} of {processors['total']}"],
         ["default of --workers", processors["workers"]],
+        ["JPEGs are decoded by", _jpeg(checkup.codecs)],
         ["open files at once", limits["open_files"] or "unlimited"],
         ["/dev/shm GB", short(limits["shared_memory_gb"])],
         ["HF models offline", yes(hub["models_offline"])],

@@ -13,6 +13,7 @@ from PIL import Image
 from kdcli.cache.keytable import KeyTable
 from kdcli.cache.shelf import Stage
 from kdcli.data.decode import decode_image
+from kdcli.data.photos import Picture, open_photo
 from kdcli.data.spec import canonical_split
 from kdcli.errors import NotFoundError, UsageError, nearest
 
@@ -74,6 +75,16 @@ class ImageSource(ABC):
             BadDataError: naming the sample and the reason.
         """
         return decode_image(encoded, self.path(key))
+
+    def photo(self, key: str, encoded: bytes) -> Picture:
+        """The same for ``--decode scaled``: decoded as far as is needed, where :meth:`decode` takes image files.
+
+        Raises:
+            BadDataError: as :meth:`decode` does, now or when it is drawn.
+        """
+        if type(self).decode is ImageSource.decode:
+            return open_photo(encoded, self.path(key))
+        return self.decode(key, encoded)
 
     def path(self, key: str) -> str:
         """What a person calls the sample: its file, or ``source#key``."""

@@ -9,6 +9,7 @@ from PIL import Image
 
 from kdcli.cache.keytable import KeyTable
 from kdcli.data.base import ImageSource, Listing
+from kdcli.data.photos import Picture
 from kdcli.data.spec import JOIN
 from kdcli.errors import UsageError
 
@@ -51,6 +52,11 @@ class ConcatenatedSource(ImageSource):
         """See :meth:`ImageSource.decode`."""
         source, own = self._find(key)
         return source.decode(own, encoded)
+
+    def photo(self, key: str, encoded: bytes) -> Picture:
+        """See :meth:`ImageSource.photo`."""
+        source, own = self._find(key)
+        return source.photo(own, encoded)
 
     def path(self, key: str) -> str:
         """See :meth:`ImageSource.path`."""

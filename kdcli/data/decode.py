@@ -2,6 +2,8 @@
 
 import hashlib
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from typing import final
@@ -27,21 +29,36 @@ UPRIGHT = {
 _RAW = b"kd-raw"
 
 
-def decode_image(encoded: bytes, where: str) -> Image.Image:
+def decode_image(encoded: bytes, where: str, scale: int = 1) -> Image.Image:
     """Decode an image file: EXIF orientation applied, transparency on white, 16-bit gray scaled to 8.
 
     Args:
         encoded: the bytes of the file.
         where: what a person calls the sample, for the message.
+        scale: of a JPEG, 2, 4 or 8: that many pixels a side become one as it is decoded, from fewer DCT coefficients.
 
     Raises:
         BadDataError: Pillow cannot decode it (truncated, no image, floats without a range, a format whose package is
             not installed, or more pixels than twice PIL.Image.MAX_IMAGE_PIXELS: 178,956,970).
     """
+    with unreadable(encoded, where):
+        image = open_image(encoded)
+        if scale > 1:
+            image.draft(None, (image.width // scale, image.height // scale))
+        return to_rgb(image)
+
+
+@contextmanager
+def unreadable(encoded: bytes, where: str) -> Iterator[None]:
+    """Whatever Pillow raises of some bytes, as what is wrong with the sample; its warnings are no news to a user.
+
+    Raises:
+        BadDataError: see :func:`decode_image`.
+    """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd metadata and merely large images are no news to a user
-            return to_rgb(open_image(encoded))
+            warnings.simplefilter("ignore")  # odd metadata, merely large images
+            yield
     except UnidentifiedImageError as error:
         kind = format_of(encoded[:HEAD_BYTES])
         if kind is not None and lacks(kind):
@@ -86,7 +103,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         ValueError: the pixels are floats, whose range nobody knows.
     """
     image.load()
-    orientation = _orientation(image)
+    orientation = orientation_of(image)
     if image.mode == "F":
         raise ValueError("float pixels have no agreed range; save it with 8 or 16 bits")
     if image.mode.startswith("I"):
@@ -96,7 +113,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     elif image.has_transparency_data:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-    else:
+    elif image.mode != "RGB":  # which convert() would copy
         image = image.convert("RGB")
     return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
 
@@ -149,12 +166,13 @@ def stored_orientation(encoded: bytes) -> int:
                 "MPO",
             ):  # others know it, or have turned it themselves, once loaded
                 image.load()
-            return _orientation(image)
+            return orientation_of(image)
     except Exception:  # decoding it says what is wrong
         return 1
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation_of(image: Image.Image) -> int:
+    """EXIF's orientation of an image that is open, see :func:`stored_orientation`."""
     try:
         if image.format == "JXL" and not getattr(image, "jpeg", False):  # no JPEG that was packed as it is
             found = jxl.header(getattr(image, "fc", b""))

@@ -1,11 +1,14 @@
 """Pixels of one image: its box of a training view, and what a model's evaluation shows of it."""
 
+from io import BytesIO
 from typing import Final
 
 import numpy as np
 from jaxtyping import Int32, UInt8
 from PIL import Image
 
+from kdcli.data.boxes import Box
+from kdcli.data.photos import Photo, Picture
 from kdcli.geometry import Render
 from kdcli.types import Interpolation
 
@@ -27,7 +30,7 @@ _RESAMPLING = {
 
 
 def render(
-    image: Image.Image, params: Params, size: tuple[int, int], interpolation: Interpolation
+    image: Picture, params: Params, size: tuple[int, int], interpolation: Interpolation
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Draw what every training view begins with: crop its box, resize that with antialiasing, then mirror it.
 
@@ -38,10 +41,24 @@ def render(
         interpolation: resampling filter.
     """
     left, top, width, height, flip = (int(value) for value in params[:5])
-    box = (left, top, left + width, top + height)
-    # Cropped first, as torchvision does: resize(box=...) would let the filter see pixels outside the box.
-    pixels = np.asarray(image.crop(box).resize((size[1], size[0]), _RESAMPLING[interpolation]))
+    pixels = np.asarray(
+        _resized(image, (left, top, width, height), (size[1], size[0]), _RESAMPLING[interpolation])
+    )
     return np.ascontiguousarray(pixels[:, ::-1]) if flip else np.array(pixels)
+
+
+def _resized(image: Picture, box: Box, size: tuple[int, int], kind: Image.Resampling) -> Image.Image:
+    """A box of an image, resized to ``size`` (width, height)."""
+    # Cropped first, as torchvision does: resize(box=...) alone would let the filter see pixels outside the box.
+    if isinstance(image, Photo):
+        cut, place = image.cut(box, size)
+        return cut.resize(size, kind, place)
+    return _cropped(image, box).resize(size, kind)
+
+
+def _cropped(image: Image.Image, box: Box) -> Image.Image:
+    left, top, width, height = box
+    return image if (width, height) == image.size else image.crop((left, top, left + width, top + height))
 
 
 def has_box(params: Params) -> bool:
@@ -49,7 +66,7 @@ def has_box(params: Params) -> bool:
     return bool(params[2])
 
 
-def show(image: Image.Image, target: Render) -> UInt8[np.ndarray, "h w 3"]:
+def show(image: Picture, target: Render) -> UInt8[np.ndarray, "h w 3"]:
     """Draw view 0: an image as a model's evaluation shows it, bit by bit as timm does: resized, then cropped.
 
     Args:
@@ -58,14 +75,13 @@ def show(image: Image.Image, target: Render) -> UInt8[np.ndarray, "h w 3"]:
     """
     (height, width), fit = target.size, target.fit(*image.size)
     (left, top), (wide, tall) = fit.window, fit.resized
-    kind, (x, y, *sides) = _RESAMPLING[target.interpolation], fit.box
-    if tuple(sides) != image.size:
-        image = image.crop((x, y, x + sides[0], y + sides[1]))
+    kind = _RESAMPLING[target.interpolation]
     seen = (max(left, 0), max(top, 0), min(left + width, wide), min(top + height, tall))
     if wide * tall > _LARGEST:
-        found = _in_strips(image, (wide, tall), seen, kind)
+        whole = image.at(1) if isinstance(image, Photo) else image
+        found = _in_strips(_cropped(whole, fit.box), (wide, tall), seen, kind)
     else:
-        found = image.resize((wide, tall), kind).crop(seen)
+        found = _resized(image, fit.box, (wide, tall), kind).crop(seen)
     if found.size != (width, height):
         canvas = Image.new("RGB", (width, height), target.fill)
         canvas.paste(found, (max(-left, 0), max(-top, 0)))
@@ -101,6 +117,13 @@ def fixed_images() -> list[Image.Image]:
         pattern = np.stack([x * 5 + y, x * y // 3, (x // 4 + y // 4) % 2 * 200 + number], axis=-1) % 256
         images.append(Image.fromarray(pattern.astype(np.uint8)))
     return images
+
+
+def fixed_photo() -> Photo:
+    """The first of them as a JPEG, to be decoded at any scale."""
+    file, (image, _) = BytesIO(), fixed_images()
+    image.save(file, "JPEG", quality=90)
+    return Photo(file.getvalue(), "a fixed image", image.size, orientation=1)
 
 
 def fingerprint(target: Render) -> UInt8[np.ndarray, " k"]:

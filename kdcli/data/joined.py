@@ -8,7 +8,9 @@ from PIL import Image
 
 from kdcli.cache.keytable import KeyTable
 from kdcli.data.base import ImageSource
+from kdcli.data.photos import Picture
 from kdcli.data.sources import ImageData
+from kdcli.types import DecodeMode
 
 NOWHERE = -1
 
@@ -58,6 +60,11 @@ class JoinedData:
     def decode(self, row: int, encoded: bytes) -> Image.Image:
         """See :meth:`ImageData.decode`."""
         return self._source(row).decode(self.keys[row], encoded)
+
+    def picture(self, row: int, encoded: bytes, how: DecodeMode) -> Picture:
+        """See :meth:`ImageData.picture`."""
+        source, key = self._source(row), self.keys[row]
+        return source.photo(key, encoded) if how == "scaled" else source.decode(key, encoded)
 
     def image(self, row: int) -> Image.Image:
         """See :meth:`ImageData.image`."""

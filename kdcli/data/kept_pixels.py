@@ -25,10 +25,12 @@ from kdcli.cache.reader import CacheReader
 from kdcli.cache.verify import ensure_verified
 from kdcli.console import console
 from kdcli.data.decode import decode_image
-from kdcli.data.drawing import fixed_images, show
-from kdcli.data.views import Drawn
+from kdcli.data.drawing import fixed_images, fixed_photo, show
+from kdcli.data.photos import SCALES
+from kdcli.data.views import Drawn, decode_of
 from kdcli.geometry import Render
 from kdcli.outputs import PIXELS
+from kdcli.types import DecodeMode
 
 DRAWN_BY: Final = "drawn_by"
 """Under which a unit's record of how it was made says by what its pixels were drawn."""
@@ -37,8 +39,12 @@ _PLUGINS: Final = ("pillow", "pillow-heif", "pillow-jxl-plugin")
 
 
 @lru_cache(maxsize=64)
-def drawn_by(target: Render) -> str:
+def drawn_by(target: Render, decode: DecodeMode = "exact") -> str:
     """What decodes and draws here: versions of the libraries, and what they make of fixed images.
+
+    Args:
+        target: what is drawn.
+        decode: and of what.
 
     Returns:
         sha256, equal only where view 0 of every image comes out alike.
@@ -49,6 +55,9 @@ def drawn_by(target: Render) -> str:
             file = io.BytesIO()
             image.save(file, "JPEG", **how)
             digest.update(show(decode_image(file.getvalue(), "a fixed image"), target).tobytes())
+    if decode == "scaled":
+        for scale in SCALES:
+            digest.update(fixed_photo().at(scale).tobytes())
     return digest.hexdigest()
 
 
@@ -109,6 +118,11 @@ class KeptPixels:
             for owner in {owners[render][number] for render in renders} - {""}:
                 ensure_verified(member, f"{owner}/{PIXELS}", cache.verify)
         return cls(cache, owners, usable)
+
+    @property
+    def decode(self) -> DecodeMode:
+        """What its pixels were drawn of."""
+        return decode_of(self._cache.view_set)
 
     def __len__(self) -> int:
         """How many images need no decoding."""
@@ -195,7 +209,8 @@ def _owner(member: CacheReader, render: Render) -> tuple[str, Bool[np.ndarray, "
     for name, record in member.teachers.items():
         if PIXELS not in record.outputs or Render.of(record.preprocess) != render:
             continue
-        part, here, samples = f"{name}/{PIXELS}", drawn_by(render), member.commits(SAMPLES)
+        part, samples = f"{name}/{PIXELS}", member.commits(SAMPLES)
+        here = drawn_by(render, decode_of(member.manifest.view_set))
         found = np.zeros(member.manifest.rows, bool)
         for commit in member.commits(part).values():
             rows, recorded = member.manifest.rows_of(commit.block), samples.get((commit.block, 0))

@@ -15,11 +15,13 @@ from kdcli.console import console
 from kdcli.data.base import ImageSource, Listing, Opening, SourceKind
 from kdcli.data.concatenated import ConcatenatedSource, concatenate_keys, concatenate_labels
 from kdcli.data.folder import FolderSource, find_folder
+from kdcli.data.photos import Picture
 from kdcli.data.spec import NO_LABELS, DataSpec, Exif, require_option
 from kdcli.data.stored import StoredSource
 from kdcli.data.subset import choose, in_share
 from kdcli.data.without import leave_out
 from kdcli.registry import SOURCES
+from kdcli.types import DecodeMode
 
 __all__ = ["ImageData", "ImageSource", "Listing", "open_data", "open_source"]
 
@@ -90,6 +92,11 @@ class ImageData:
             BadDataError: naming the sample and the reason.
         """
         return self.source.decode(self.keys[row], encoded)
+
+    def picture(self, row: int, encoded: bytes, how: DecodeMode) -> Picture:
+        """:meth:`decode` for views: what they are drawn of, as ``--decode`` says."""
+        key = self.keys[row]
+        return self.source.photo(key, encoded) if how == "scaled" else self.source.decode(key, encoded)
 
     def image(self, row: int) -> Image.Image:
         """The upright RGB image of a sample; raises like :meth:`encoded` and :meth:`decode`."""

@@ -8,6 +8,7 @@ from PIL import Image
 from kdcli.cache.keytable import KeyTable
 from kdcli.data.base import ImageSource, Listing
 from kdcli.data.decode import UPRIGHT, stored_orientation
+from kdcli.data.photos import Picture
 
 _MARK: Final = b"kd-as-stored "
 _BACK: Final = {
@@ -52,6 +53,10 @@ class StoredSource(ImageSource):
             return self._source.decode(key, encoded)
         mark, _, image = encoded.partition(b"\n")
         return self._source.decode(key, image).transpose(_BACK[int(mark.removeprefix(_MARK))])
+
+    def photo(self, key: str, encoded: bytes) -> Picture:
+        """See :meth:`ImageSource.photo`; what is turned back is decoded whole."""
+        return self.decode(key, encoded) if encoded.startswith(_MARK) else self._source.photo(key, encoded)
 
     def path(self, key: str) -> str:
         """See :meth:`ImageSource.path`."""

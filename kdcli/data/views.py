@@ -11,22 +11,23 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, final
+from typing import Any, final, get_args
 
 import numpy as np
 from jaxtyping import Float32, Int32, Int64, UInt8
 from PIL import Image
 
 from kdcli.data.boxes import BOX_WORDS, UNIT, Box, centre_box, random_box
-from kdcli.data.drawing import NO_BOX, PARAM_NAMES, Params, fixed_images, has_box, render, show
+from kdcli.data.drawing import NO_BOX, PARAM_NAMES, Params, fixed_images, fixed_photo, has_box, render, show
 from kdcli.data.joined import Images
 from kdcli.data.mixing import NO_PARTNER, Pixels
 from kdcli.data.philox import WORD, words
+from kdcli.data.photos import SCALES, Picture
 from kdcli.data.recipes import CUSTOM, RECIPES, Recipe, digest_of, find_recipe, recipe_from
 from kdcli.data.stages import Stage
 from kdcli.errors import BadDataError, ConfigError, IdentityError, UsageError
 from kdcli.geometry import Render
-from kdcli.types import differences
+from kdcli.types import DecodeMode, differences
 
 __all__ = ["PARAM_NAMES", "RECIPES", "Params", "Recipe", "Render", "ViewSet"]
 
@@ -47,16 +48,18 @@ class ViewSet:
         train_views: K, the number of training views; views above K are defined all the same.
         recipe: of the training views: a name, a YAML file or a definition (see
             :func:`~kdcli.data.recipes.find_recipe`). Kept as its name, or the definition as JSON: never a path.
+        decode: what views are drawn of: ``exact``, the whole image; ``scaled``, see :mod:`kdcli.data.photos`.
     """
 
     train_views: int
     recipe: str
+    decode: DecodeMode = "exact"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "recipe", str(find_recipe(self.recipe)))
 
     @classmethod
-    def parse(cls, text: str, *, recipe: str) -> "ViewSet":
+    def parse(cls, text: str, *, recipe: str, decode: DecodeMode = "exact") -> "ViewSet":
         """Read ``eval`` or ``eval+train:K``.
 
         Raises:
@@ -69,7 +72,7 @@ class ViewSet:
                 f"views '{text}' are neither eval nor eval+train:K with K of at least 1",
                 "Use --views eval, or --views eval+train:8 for 8 replayable training views.",
             )
-        return cls(int(match[1] or 0), recipe)
+        return cls(int(match[1] or 0), recipe, decode)
 
     def __str__(self) -> str:
         return f"eval+train:{self.train_views}" if self.train_views else "eval"
@@ -143,10 +146,10 @@ class ViewSet:
 
     def draw(
         self,
-        image: Image.Image,
+        image: Picture,
         params: Params,
         target: Render,
-        partner: tuple[Image.Image, Params] | None = None,
+        partner: "Partner | None" = None,
     ) -> Pixels:
         """Draw one view.
 
@@ -165,7 +168,7 @@ class ViewSet:
         values = [int(value) for value in params[-len(self.rule.mixing.names) :]]
         return self.rule.mixing.blend(own, other, values)
 
-    def _unmixed(self, image: Image.Image, params: Params, target: Render) -> Pixels:
+    def _unmixed(self, image: Picture, params: Params, target: Render) -> Pixels:
         pixels, stages = render(image, params, target.size, target.interpolation), _stages(self.recipe)
         if not stages:
             return pixels
@@ -192,16 +195,19 @@ class ViewSet:
                 partner = None if other == NO_PARTNER else (images[other], params[other])
                 drawn = self.draw(image, own, Render((32, 32), "bilinear"), partner)
                 parts.append(drawn[4::8, 4::8].ravel())
+        if self.decode == "scaled":
+            parts += [np.asarray(fixed_photo().at(scale))[::5, ::5].ravel() for scale in SCALES]
         return np.concatenate(parts)
 
     # --- documents -------------------------------------------------------------------------------
 
     def document(self) -> dict[str, Any]:
         """The view set as JSON, with the recipe's definition; its name is ``custom`` if it has none."""
-        return {
+        document = {
             "train_views": self.train_views,
             "recipe": {"name": self.rule.name, **self.rule.document()},
         }
+        return document if self.decode == "exact" else {**document, "decode": self.decode}
 
     @classmethod
     def from_document(cls, document: dict[str, Any]) -> "ViewSet":
@@ -213,7 +219,7 @@ class ViewSet:
         """
         try:
             recipe = _recorded(document["recipe"])
-            found = cls(document["train_views"], recipe)
+            found = cls(document["train_views"], recipe, decode_of(document))
         except (KeyError, TypeError, ConfigError) as error:
             raise BadDataError(f"not a description of views: {document}", "Make the cache again.") from error
         changed = differences(document, found.document())
@@ -222,6 +228,21 @@ class ViewSet:
                 "the recipe of the views is defined differently", "Make a new cache.", changed
             )
         return found
+
+
+def decode_of(document: Mapping[str, Any]) -> DecodeMode:
+    """What views are drawn of, by the record of a view set.
+
+    Raises:
+        IdentityError: this version of kd knows no such way.
+    """
+    found: DecodeMode = document.get("decode", "exact")
+    if found not in get_args(DecodeMode):
+        raise IdentityError(
+            f"this version of kd knows no decoding '{found}'",
+            "Use the version that made the cache, or make a new one.",
+        )
+    return found
 
 
 def _recorded(recipe: Mapping[str, Any]) -> str:
@@ -245,7 +266,7 @@ def _crop(rule: Recipe, random: list[int], width: int, height: int) -> Box:
 
 # --- drawing a data set's images ---------------------------------------------------------------
 
-Partner = tuple[Image.Image, Params]
+Partner = tuple[Picture, Params]
 """The image that a view is mixed with, and the parameters of that image's own view of the same number."""
 
 Drawn = dict[Render, Pixels]
@@ -278,11 +299,11 @@ class Drawer:
         self._data, self._views, self.renders = data, views, tuple(renders)
         self._pool, self._places = pool, places
 
-    def params(self, position: int, image: Image.Image, view: int) -> Params:
+    def params(self, position: int, image: Picture, view: int) -> Params:
         """Parameters of one view of the image at a position, without drawing it."""
         return self._views.params(self._data.keys[position], view, *image.size, self._pool)
 
-    def draw(self, position: int, image: Image.Image, view: int) -> tuple[Params, Drawn]:
+    def draw(self, position: int, image: Picture, view: int) -> tuple[Params, Drawn]:
         """One view of the image at a position; a partner is decoded as well.
 
         Args:
@@ -301,7 +322,7 @@ class Drawer:
         partner = None if row == NO_PARTNER else self._partner(position, row, view)
         return params, self.replay(image, params, partner)
 
-    def replay(self, image: Image.Image, params: Params, partner: Partner | None) -> Drawn:
+    def replay(self, image: Picture, params: Params, partner: Partner | None) -> Drawn:
         """The view that ``params`` describe; ``partner`` where :meth:`ViewSet.partners` names one."""
         placed = not has_box(params)
         drawn: Drawn = {}
@@ -319,7 +340,8 @@ class Drawer:
                 "Use the whole data set that partners come from, or a recipe that does not mix.",
             )
         try:
-            image = self._data.image(place)
+            image = self._data.picture(place, self._data.encoded(place), self._views.decode)
+            image.load()
         except BadDataError as error:
             raise BadDataError(
                 f"{self._data.path(position)} is mixed with a bad image: {error.message}", error.hint

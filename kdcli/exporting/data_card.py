@@ -77,9 +77,16 @@ def _few(names: tuple[str, ...]) -> str:
 
 def _views(view_set: dict[str, Any]) -> str:
     count = int(view_set["train_views"])
+    how = (
+        ", of photos that were decoded at a reduced scale (kd's --decode scaled)"
+        if "decode" in view_set
+        else ""
+    )
     if not count:
-        return "the evaluation's"
-    return f"the evaluation's, and {count} for training by the recipe {plain(view_set['recipe']['name'])}"
+        return f"the evaluation's{how}"
+    return (
+        f"the evaluation's, and {count} for training by the recipe {plain(view_set['recipe']['name'])}{how}"
+    )
 
 
 def _complete(info: CacheInfo) -> str:

@@ -17,7 +17,7 @@ from kdcli.options.common import (
 )
 from kdcli.options.fields import Address, option
 from kdcli.outputs import STATS, Output, parse_keep
-from kdcli.types import FloatName
+from kdcli.types import DecodeMode, FloatName
 
 
 class CacheOptions(
@@ -66,6 +66,11 @@ class CacheOptions(
         None, "What view 0 shows a model: own, what timm's evaluation shows it; shared[:CROP], one centred square for "
         "all; whole, the image squeezed. Default: a cached teacher's recorded one, else own.",
         panel="Views", metavar="HOW", complete="geometry",
+    )  # fmt: skip
+    decode: DecodeMode | None = option(
+        None, "exact, or scaled: large JPEG photos are decoded at 1/2, 1/4 or 1/8 of their sides, where that leaves "
+        "twice the pixels that a view needs; recorded. Default: the cache's, else exact.",
+        panel="Views",
     )  # fmt: skip
     backend: Literal["zarr", "hdf5"] | None = option(
         None, "Storage of a new cache; default: zarr.", panel="Run"

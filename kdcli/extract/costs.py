@@ -18,6 +18,7 @@ from kdcli.extract.prepare import Prepared, prepare
 from kdcli.geometry import Render
 from kdcli.outputs import PIXELS
 from kdcli.results import Result, Table
+from kdcli.types import DecodeMode
 
 if TYPE_CHECKING:
     from kdcli.cache.provenance import TeacherRecord
@@ -40,6 +41,7 @@ class CachePlan(Result):
         bytes_missing: of those, what is not written yet.
         bytes_free: bytes free where the cache lies or would lie; None in a store.
         tasks_missing: of those tasks, the ones that each teacher has a part in.
+        decode: what views are drawn of, see ``--decode``.
         kept: images that are not decoded, as the cache keeps their pixels.
         measured: speeds, if they were asked for.
     """
@@ -54,6 +56,7 @@ class CachePlan(Result):
     bytes_missing: int
     bytes_free: int | None
     tasks_missing: dict[str, int]
+    decode: DecodeMode = "exact"
     kept: int = 0
     measured: "Measured | None" = None
 
@@ -66,7 +69,7 @@ class CachePlan(Result):
         """The JSON document of ``--json``."""
         return to_document(
             self, "rows", "views", "block_rows", "tasks", "images", "arrays", "bytes", "bytes_missing", "bytes_free",
-            "fits", "kept", "measured",
+            "fits", "decode", "kept", "measured",
         )  # fmt: skip
 
     def tables(self) -> Sequence[Table]:
@@ -84,6 +87,8 @@ class CachePlan(Result):
         ]
         if self.bytes_free is not None:
             facts.append(["free there", size(self.bytes_free)])
+        if self.decode == "scaled":
+            facts.append(["decoded", "scaled: large JPEG photos at 1/2, 1/4 or 1/8 of their sides"])
         if self.kept:
             facts.append(["read as kept, not decoded", f"{self.kept} images"])
         speed = self.measured
@@ -146,6 +151,7 @@ def plan_of(prepared: Prepared, place: CachePlace) -> CachePlan:
         bytes_missing=left,
         bytes_free=place.free_bytes(),
         tasks_missing={name: len(places_of(missing, name)) for name in records},
+        decode=prepared.views.decode,
     )
 
 

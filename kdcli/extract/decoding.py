@@ -125,7 +125,7 @@ class Decoder(Dataset[Decoded]):
                     for render, canvas in pixels.items():
                         canvas[0, place] = ready[render]
                     continue
-                image = self._data.decode(row, encoded)
+                image = self._data.picture(row, encoded, self._views.decode)
                 for number, view in enumerate(views):
                     if number >= request.views:
                         params[place, number] = drawer.params(row, image, view)
@@ -133,6 +133,7 @@ class Decoder(Dataset[Decoded]):
                     params[place, number], drawn = drawer.draw(row, image, view)
                     for render, canvas in pixels.items():
                         canvas[number, place] = drawn[render]
+                image.load()  # whether a file is bad does not depend on what is drawn of it
             except BadDataError as error:
                 bad.append((row, error.message))
                 params[place] = _NO_PARAMS

@@ -115,7 +115,7 @@ def extend_cache(
 def _wanted_views(manifest: Manifest, text: str) -> dict[str, Any]:
     """All views the cache is to hold: as many as asked for, made as the recorded ones are."""
     recorded = ViewSet.from_document(manifest.view_set)
-    wanted = ViewSet.parse(text, recipe=recorded.recipe)
+    wanted = ViewSet.parse(text, recipe=recorded.recipe, decode=recorded.decode)
     if wanted.count < recorded.count:
         raise IdentityError(
             f"the cache holds more views than --views {wanted}",

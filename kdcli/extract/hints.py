@@ -45,6 +45,8 @@ def _fill(
     views: dict[str, Any] = {}
     if count:
         views = {"views": f"eval+train:{count}", "recipe": _recipe(view_set)}
+    if "decode" in view_set:
+        views["decode"] = view_set["decode"]
     groups: dict[str, CacheConfig] = {}
     for record in teachers:
         fields = {name: getattr(record, name) for name in ("dtype", "amp", "temperatures")}

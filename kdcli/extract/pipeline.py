@@ -307,7 +307,7 @@ class TaskRunner:
         if unit.part != SAMPLES:
             made |= self._workers[unit.teacher].made
         if unit.kind == PIXELS:
-            made[DRAWN_BY] = drawn_by(self._workers[unit.teacher].render)
+            made[DRAWN_BY] = drawn_by(self._workers[unit.teacher].render, self._views.decode)
         error = self._compression.get(unit.teacher, {}).get(unit.kind)
         return made if error is None else {**made, "kl": error}
 

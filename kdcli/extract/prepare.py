@@ -111,6 +111,11 @@ def prepare(config: CacheConfig, root: Path) -> Prepared:
         for name, teacher in teachers.items():
             if name in known:
                 known[name].require_same(teacher.record, str(config.cache))
+    if views.decode == "scaled":
+        console.note(
+            "JPEG photos are decoded at 1/2, 1/4 or 1/8 of their sides where a view needs no more: its pixels differ "
+            "from those of --decode exact, and the cache says so (docs/caches.md)"
+        )
     tell_geometry("teacher", {name: model.preprocess for name, model in models.items()}, sample_sizes(data))
     if config.min_accuracy is not None:
         _require_accuracy(config, data, teachers)
@@ -145,7 +150,11 @@ def view_set_of(config: CacheConfig, existing: Manifest | None) -> "ViewSet":
     default = ViewSet(0, DEFAULT_RECIPE)
     if existing is not None:
         default = ViewSet.from_document(existing.view_set)
-    return ViewSet.parse(config.views or str(default), recipe=config.recipe or default.recipe)
+    return ViewSet.parse(
+        config.views or str(default),
+        recipe=config.recipe or default.recipe,
+        decode=config.decode or default.decode,
+    )
 
 
 def new_manifest(
@@ -200,11 +209,12 @@ def require_same_views(root: Path | str, manifest: Manifest, views: "ViewSet") -
     Raises:
         IdentityError: naming each differing field, with the command that adds views.
     """
-    found = differences(manifest.view_set, views.document(), "views.")
+    recorded, asked = ({"decode": "exact", **told} for told in (manifest.view_set, views.document()))
+    found = differences(recorded, asked, "views.")
     if not found:
         require_same_pixels(manifest.view_pixels, as_pixels(views.pixels()), root)
         return
-    hint = "Leave --views out to fill the recorded ones, or use another --cache."
+    hint = "Leave --views, --recipe and --decode out to fill the recorded ones, or use another --cache."
     if [difference.field for difference in found] == ["views.train_views"] and views.count > manifest.views:
         hint = f"Add them: kd cache extend {quote(str(root))} --views {views}"
     raise IdentityError(f"{root} holds other views", hint, found)

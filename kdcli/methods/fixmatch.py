@@ -148,7 +148,7 @@ class FixMatchMethod(Method):
         Raises:
             UsageError: one of the views mixes images.
         """
-        strong = ViewSet(0, options.strong_recipe or str(strong_recipe(weak.rule)))
+        strong = ViewSet(0, options.strong_recipe or str(strong_recipe(weak.rule)), weak.decode)
         for views in (weak, strong):
             if views.mixes:
                 raise UsageError(

@@ -127,7 +127,7 @@ class Feed(Dataset[Batch | KdError]):
         views: list[tuple[Params, Drawn]] = []
         strong: list[Drawn] = []
         for position, content in zip(positions, encoded, strict=True):
-            image = self._data.decode(int(position), content)
+            image = self._data.picture(int(position), content, self._rule.views.decode)
             views.append(self._drawer.draw(int(position), image, view))
             if self._strong is not None:
                 strong.append(self._strong.draw(int(position), image, view)[1])

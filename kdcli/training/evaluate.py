@@ -159,7 +159,7 @@ class Exam(Dataset[ExamBatch | KdError]):
     def __init__(self, data: ImageData, renders: Iterable[Render], kept: KeptPixels | None = None) -> None:
         self._data, self._renders = data, tuple(dict.fromkeys(renders))
         self._known = None
-        if kept is not None and kept.shows(self._renders):
+        if kept is not None and kept.decode == "exact" and kept.shows(self._renders):
             self._known = kept.among(data, "images to test on")
 
     def __getitem__(self, ticket: Ticket) -> ExamBatch | KdError:

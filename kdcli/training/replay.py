@@ -176,20 +176,24 @@ class Replay:
         partners = self._partners(positions, params)
         mixed = np.flatnonzero(partners >= 0)
         others = dict(zip(mixed.tolist(), self._read(partners[mixed], view), strict=True))
-        keys, decode = self._data.keys.at(positions), self._data.source.decode
+        decode = self._views.decode
         kept: Sequence[Drawn | None] = [None] * len(encoded)
         if self._kept is not None and view == 0:
             kept = self._kept.draw(positions, encoded, self._drawer.renders)
         drawn = []
-        for place, (key, content, ready) in enumerate(zip(keys, encoded, kept, strict=True)):
+        for place, (position, content, ready) in enumerate(
+            zip(positions.tolist(), encoded, kept, strict=True)
+        ):
             if ready is not None:
                 drawn.append(ready)
                 continue
             partner = None
             if place in others:
                 other, other_params = others[place]
-                partner = (self._data.decode(int(partners[place]), other), other_params)
-            drawn.append(self._drawer.replay(decode(key, content), params[place], partner))
+                partner = (self._data.picture(int(partners[place]), other, decode), other_params)
+            drawn.append(
+                self._drawer.replay(self._data.picture(position, content, decode), params[place], partner)
+            )
         return drawn, partners, params
 
     def _partners(self, positions: Int64[np.ndarray, " b"], params: Params) -> Int64[np.ndarray, " b"]:

@@ -156,6 +156,7 @@ def _facts(found: "CacheInfo") -> "Sequence[Sequence[Any]]":
         ["classes", "no labels" if names is None else len(names)],
         ["views", f"{manifest.views} in groups of {', '.join(map(str, manifest.view_groups))}"],
         ["recipe", recipe.get("name", "-") if manifest.views > 1 else "- (view 0 only)"],
+        ["decoded", views.get("decode", "exact")],
         ["backend", f"{manifest.backend}, format {manifest.format}"],
         ["blocks", f"{manifest.blocks} of {manifest.block_rows} rows"],
         ["made with", ", ".join(f"{name} {version}" for name, version in versions.items()) or "-"],
