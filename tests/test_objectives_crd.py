@@ -309,9 +309,7 @@ def test_scores_are_fp32_under_autocast() -> None:
     torch.manual_seed(0)
     again = made(5, 7, 11, negatives=10)
     with torch.autocast("cpu", torch.bfloat16):
-        loss = again.contrast(
-            student.float(), teacher.float(), index, *draw(index, 11, 10, torch.Generator())
-        )
+        loss = again.contrast(student.float(), teacher.float(), index, *draw(index, 11, 10, 0))
     assert loss.dtype == torch.float32
     assert torch.equal(loss, expected)
     half = again(student.detach().half().requires_grad_(), teacher.half(), index)  # as caches store features

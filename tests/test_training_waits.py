@@ -78,15 +78,18 @@ class Device(TorchDispatchMode):
 def reading(device: Device, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Values that leave torch without an operation of its own are noted, too."""
     with monkeypatch.context() as patch:
-        for name in ("tolist", "numpy", "__array__"):
 
-            def noted(tensor: Tensor, *args: Any, real: Any = getattr(Tensor, name), **kwargs: Any) -> Any:
+        def noting(real: Any) -> Any:
+            def noted(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
                 if tensor in device.marked:
                     device.events.append("read")
                 with torch.utils._python_dispatch._disable_current_modes():
                     return real(tensor, *args, **kwargs)
 
-            patch.setattr(Tensor, name, noted)
+            return noted
+
+        for name in ("tolist", "numpy", "__array__"):
+            patch.setattr(Tensor, name, noting(getattr(Tensor, name)))
         made = torch.tensor
 
         def uploaded(*args: Any, **kwargs: Any) -> Tensor:
@@ -202,8 +205,8 @@ def test_class_numbers_of_two_bytes_are_taken_apart_and_held_on_the_device(tmp_p
     cache = tmp_path / "top.kd"
     cache_teachers(
         CacheConfig(
-            data=place.data, cache=cache, teacher=(f"gen={place.specs['gen']}",), keep=("topk:2",), views="eval+train:2",
-            recipe="mild", workers=0, device="cpu",
+            data=place.data, cache=cache, teacher=(f"gen={place.specs['gen']}",), keep=("topk:2",),
+            views="eval+train:2", recipe="mild", workers=0, device="cpu",
         )
     )  # fmt: skip
     opened = CacheSet.open([cache])

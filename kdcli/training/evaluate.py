@@ -329,7 +329,8 @@ def require_sound(student: Student, size: tuple[int, int]) -> None:
     device = next(iter(weights.values())).device
     output = student(synthetic_image(size).to(device))
     found = {**weights, "features": output.features, **{f"logits ({n})": v for n, v in output.logits.items()}}
-    wrong = [name for name, values in found.items() if not values.isfinite().all()]
+    sound = torch.stack([values.isfinite().all() for values in found.values()]).tolist()
+    wrong = [name for name, fine in zip(found, sound, strict=True) if not fine]
     if wrong:
         raise DivergedError(
             f"'{wrong[0]}' of the trained student is not finite: nothing is exported",
