@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TypeVar, final
 
+import numpy as np
 import torch
 from torch import Tensor, distributed
 
@@ -240,8 +241,11 @@ class Together:
         if self._ranks.world == 1:
             return Coming(own)
         failed = isinstance(own, KdError)
-        counts = (0,) * (3 + self._parts) if isinstance(own, KdError) else own.known.counts
-        return Coming(own, self._ranks.along(lambda: (failed, bool(self._own), *counts)))
+        counts = np.zeros(3 + self._parts)
+        if isinstance(own, Batch):
+            known = own.known.counts
+            counts[: len(known)] = known
+        return Coming(own, self._ranks.along(lambda: (failed, bool(self._own), *counts.tolist())))
 
     def settle(self, coming: Coming) -> Batch:
         """The batch, once all processes know that each has its own.
