@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from test_training_loop import build, make_batch
 from test_training_run import same_student
 from test_training_state import make, train
@@ -162,6 +164,31 @@ def test_an_error_of_a_batch_comes_after_the_steps_before_it() -> None:
     assert all(isinstance(next(batches)[0], Batch) for _ in range(2))
     with pytest.raises(BadDataError, match="broken"):
         next(batches)
+
+
+@given(
+    st.lists(st.tuples(st.integers(-1, 1), st.integers(0, 2), st.booleans()), min_size=1), st.integers(1, 3)
+)
+def test_what_the_host_knows_of_the_rows_is_what_they_are(
+    rows: list[tuple[int, int, bool]], pieces: int
+) -> None:
+    labels, part, strong = (torch.tensor(column) for column in zip(*rows, strict=True))
+    pixels = torch.zeros(len(rows), 1, 1, 3, dtype=torch.uint8)
+    batch = Batch(labels, torch.arange(len(rows)), pixels=pixels, part=part, strong=strong).to(CPU)
+    labelled = sum(label >= 0 for label, _, _ in rows)
+    sizes = [sum(own == number for _, own, _ in rows) for number in range(int(part.max()) + 1)]
+    assert batch.known.counts == (len(rows), labelled, len(rows) - labelled, *sizes)
+    seen: list[int] = []
+    for number in range(pieces):
+        piece = batch.piece(number, pieces)
+        for kind in {row[1:] for row in rows}:  # of every kind each piece has its share, in the same order
+            own = [place for place, row in enumerate(rows) if row[1:] == kind]
+            assert [place for place in piece.index.tolist() if place in own] == own[number::pieces]
+            there = piece.known.rows(*kind)
+            assert piece.index[torch.from_numpy(there)].tolist() == own[number::pieces]
+        assert piece.known.counts[0] == len(piece.labels)
+        seen += piece.index.tolist()
+    assert sorted(seen) == list(range(len(rows)))
 
 
 def test_values_on_their_way_are_those_of_when_they_were_sent() -> None:
