@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from multiprocessing import queues
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeVar, final
@@ -43,22 +44,31 @@ class Watched(Iterable[Item]):
         self._loader = loader
 
     def __iter__(self) -> Iterator[Item]:
-        try:
+        with _named_deaths():  # begun at once: the workers are at it before the first item is asked for
             items = iter(self._loader)
-            with _Impatience() as waiting:
-                while True:
-                    waiting.since = time.monotonic()
-                    try:
-                        item = next(items)
-                    except StopIteration:
-                        return
-                    waiting.since = None
-                    yield item
-        except RuntimeError as error:
-            known = worker_death(error)
-            if known is None:
-                raise
-            raise known from error
+        return self._watched(items)
+
+    def _watched(self, items: Iterator[Item]) -> Iterator[Item]:
+        with _named_deaths(), _Impatience() as waiting:
+            while True:
+                waiting.since = time.monotonic()
+                try:
+                    item = next(items)
+                except StopIteration:
+                    return
+                waiting.since = None
+                yield item
+
+
+@contextmanager
+def _named_deaths() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        known = worker_death(error)
+        if known is None:
+            raise
+        raise known from error
 
 
 def worker_death(error: Exception) -> DeviceError | None:

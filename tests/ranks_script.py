@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from kdcli.console import console
 from kdcli.errors import KdError
@@ -24,20 +24,37 @@ from kdcli.training.config import StudentConfig
 from kdcli.training.distributed import join_ranks
 from kdcli.training.train import train_student
 
+MESSAGES = ("all_reduce", "all_gather", "all_gather_object", "broadcast")
+"""What is counted from one step to the next; the gradients are the wrapper's, and not among them."""
+
 
 def run(scenario: dict[str, Any], rank: int) -> dict[str, Any]:
-    """Train; what came of it, and a random number drawn in each step."""
+    """Train; what came of it, and of each step a random number and the messages from it to the next."""
     changes = scenario.get("rank1", {}) if rank == 1 else {}
     config = StudentConfig.model_validate({**scenario["config"], **changes})
     draws: list[float] = []
     images: list[int] = []
+    messages: list[int] = []
 
     def on_batch(batch: Batch) -> None:
+        messages.append(0)
         draws.append(float(torch.rand(1)))
         images.append(len(batch.labels))
         if rank == 1 and len(draws) == scenario.get("signal_at"):
             os.kill(os.getpid(), signal.SIGTERM)
 
+    sent = {name: getattr(distributed, name) for name in MESSAGES}
+
+    def counted(name: str) -> Any:
+        def send(*arguments: Any, **options: Any) -> Any:
+            if messages:
+                messages[-1] += 1
+            return sent[name](*arguments, **options)
+
+        return send
+
+    for name in MESSAGES:
+        setattr(distributed, name, counted(name))
     real = LabelsOnly.forward
 
     def explodes(self: LabelsOnly, *arguments: Any) -> dict[str, Tensor]:
@@ -54,7 +71,9 @@ def run(scenario: dict[str, Any], rank: int) -> dict[str, Any]:
         outcome = {**error.document(), "told": error.told}
     finally:
         LabelsOnly.forward = real  # type: ignore[method-assign]
-    return {"outcome": outcome, "draws": draws, "images": images}
+        for name in MESSAGES:
+            setattr(distributed, name, sent[name])
+    return {"outcome": outcome, "draws": draws, "images": images, "messages": messages}
 
 
 def note_threads(path: Path) -> None:

@@ -18,6 +18,7 @@ from kdcli.methods.crd import (
     CrdOptions,
     available,
     contrastive_loss,
+    draw_images,
     draw_rows,
     fit_negatives,
 )
@@ -37,9 +38,10 @@ def made(student: int, teacher: int, images: int, **options: Any) -> Contrastive
     return ContrastiveDistillation(student, teacher, np.full(images, -1), CrdOptions(**named))
 
 
-def draw(index: Tensor, images: int, negatives: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
+def draw(index: Tensor, images: int, negatives: int, step: int) -> tuple[Tensor, Tensor]:
     """Rows and columns where no label is known."""
-    return draw_rows(index, torch.full((images,), -1), negatives, negatives + 1, random)
+    drawn = draw_images(images, negatives + 1, 0, step, index.device)
+    return draw_rows(index, torch.full((images,), -1), negatives, drawn)
 
 
 def batch(index: list[int], seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -91,7 +93,7 @@ def test_losses_gradients_and_banks_are_torchdistills() -> None:
     released.memory_v2.copy_(crd.teacher_bank)
     for step, index in enumerate(([3, 0, 7], [10, 3, 1], [7, 8, 9])):
         student, teacher, places = batch(index, seed=step)
-        rows, columns = draw(places, 11, 4, torch.Generator().manual_seed(step))
+        rows, columns = draw(places, 11, 4, step)
         ours = crd.contrast(student, teacher, places, rows, columns)
         again = student.detach().clone().requires_grad_()
         embeddings = [
@@ -138,7 +140,7 @@ def test_loss_and_gradient_are_the_papers_formula_in_numpy() -> None:
     banks = crd.student_bank.numpy().copy(), crd.teacher_bank.numpy().copy()
     z = (float(crd.constants[0]), float(crd.constants[1]))
     student, teacher, index = batch([4, 9, 2])
-    rows, columns = draw(index, 11, 4, torch.Generator().manual_seed(1))
+    rows, columns = draw(index, 11, 4, 1)
     contrast, features = rows[columns].numpy(), student.detach().numpy().copy()
     loss = crd.contrast(student, teacher, index, rows, columns)
     assert loss.item() == pytest.approx(
@@ -159,9 +161,9 @@ def test_loss_and_gradient_are_the_papers_formula_in_numpy() -> None:
 
 @pytest.mark.parametrize("negatives", [1, 4, 9, 10])
 def test_negatives_are_different_others(negatives: int) -> None:
-    random, index = torch.Generator().manual_seed(0), torch.tensor([0, 5, 10, 5])
-    for _ in range(30):
-        rows, columns = draw(index, 11, negatives, random)
+    index = torch.tensor([0, 5, 10, 5])
+    for step in range(30):
+        rows, columns = draw(index, 11, negatives, step)
         contrast = rows[columns]
         assert contrast.shape == (4, negatives + 1)
         assert torch.equal(contrast[:, 0], index)
@@ -170,10 +172,10 @@ def test_negatives_are_different_others(negatives: int) -> None:
 
 
 def test_every_other_image_is_a_negative_equally_often() -> None:
-    random, index = torch.Generator().manual_seed(0), torch.tensor([2, 7])
+    index = torch.tensor([2, 7])
     counts = torch.zeros(2, 9)
-    for _ in range(4000):
-        rows, columns = draw(index, 9, 3, random)
+    for step in range(4000):
+        rows, columns = draw(index, 9, 3, step)
         for image, contrast in enumerate(rows[columns][:, 1:]):
             counts[image, contrast] += 1
     expected = 4000 * 3 / 8
@@ -184,8 +186,8 @@ def test_every_other_image_is_a_negative_equally_often() -> None:
 
 
 def test_the_draw_does_not_depend_on_the_batch() -> None:
-    one = draw(torch.tensor([0, 1, 2]), 20, 5, torch.Generator().manual_seed(3))[0][3:]
-    other = draw(torch.tensor([9]), 20, 5, torch.Generator().manual_seed(3))[0][1:]
+    one = draw(torch.tensor([0, 1, 2]), 20, 5, 3)[0][3:]
+    other = draw(torch.tensor([9]), 20, 5, 3)[0][1:]
     assert torch.equal(one, other)
 
 
@@ -213,20 +215,19 @@ def test_negatives_of_other_classes_are_those_of_a_search_image_by_image(
     index = data.draw(st.lists(st.integers(0, len(classes) - 1), min_size=1, max_size=6))
     seed = data.draw(st.integers(0, 99))
     candidates = len(classes) - most + negatives
-    rows, columns = draw_rows(
-        torch.tensor(index), torch.tensor(classes), negatives, candidates, torch.Generator().manual_seed(seed)
-    )
-    order = torch.randperm(len(classes), generator=torch.Generator().manual_seed(seed)).tolist()
+    drawn = torch.randperm(len(classes), generator=torch.Generator().manual_seed(seed))
+    rows, columns = draw_rows(torch.tensor(index), torch.tensor(classes), negatives, drawn[:candidates])
+    order = drawn.tolist()
     contrast = rows[columns].tolist()
     assert contrast == [[own, *brute_force(order, own, classes, negatives)] for own in index]
     assert {len(set(one)) for one in contrast} == {negatives + 1}
 
 
 def test_every_image_of_another_class_is_a_negative_equally_often() -> None:
-    random, classes = torch.Generator().manual_seed(0), torch.tensor([0, 0, 0, 1, 1, 2, -1, -1, 2])
+    classes = torch.tensor([0, 0, 0, 1, 1, 2, -1, -1, 2])
     index, counts = torch.tensor([1, 4, 6]), torch.zeros(3, 9)
-    for _ in range(4000):
-        rows, columns = draw_rows(index, classes, 3, 6, random)
+    for step in range(4000):
+        rows, columns = draw_rows(index, classes, 3, draw_images(9, 6, 0, step, index.device))
         for image, contrast in enumerate(rows[columns][:, 1:]):
             counts[image, contrast] += 1
     for image, others in enumerate(([3, 4, 5, 6, 7, 8], [0, 1, 2, 5, 6, 7, 8], [0, 1, 2, 3, 4, 5, 7, 8])):
@@ -304,13 +305,11 @@ def test_scores_are_fp32_under_autocast() -> None:
     torch.manual_seed(0)
     crd = made(5, 7, 11, negatives=10)
     student, teacher, index = batch([3, 0, 7])
-    expected = crd.contrast(student.float(), teacher.float(), index, *draw(index, 11, 10, torch.Generator()))
+    expected = crd.contrast(student.float(), teacher.float(), index, *draw(index, 11, 10, 0))
     torch.manual_seed(0)
     again = made(5, 7, 11, negatives=10)
     with torch.autocast("cpu", torch.bfloat16):
-        loss = again.contrast(
-            student.float(), teacher.float(), index, *draw(index, 11, 10, torch.Generator())
-        )
+        loss = again.contrast(student.float(), teacher.float(), index, *draw(index, 11, 10, 0))
     assert loss.dtype == torch.float32
     assert torch.equal(loss, expected)
     half = again(student.detach().half().requires_grad_(), teacher.half(), index)  # as caches store features

@@ -79,6 +79,7 @@ def test_a_run_that_goes_on_leaves_out_what_it_left_out_without_a_second_look(
     config = place.config("resumed", bad_images="drop")
     whole = place.config("at-once", bad_images="drop")
     train_student(whole)
+    from kdcli.training.checkpoint import CheckpointWriter
     from kdcli.training.fit import Lane
 
     real, calls = Lane.step, []
@@ -86,7 +87,8 @@ def test_a_run_that_goes_on_leaves_out_what_it_left_out_without_a_second_look(
     def step(self: Lane, *arguments: object) -> object:
         calls.append(1)
         if len(calls) == 3:
-            self.save()
+            with CheckpointWriter() as writer:
+                self.save(writer)
             raise StoppedEarly("enough", "go on")
         return real(self, *arguments)  # type: ignore[arg-type]
 

@@ -105,6 +105,17 @@ def test_no_thread_of_gloo_outlives_the_run(pair: Pair) -> None:
     assert [name for names in pair.threads for name in names if "gloo" in name] == []
 
 
+def test_processes_send_one_message_a_step_besides_the_gradients(pair: Pair) -> None:
+    """Losses, and of the next batch errors, signals and counts; more is said where an epoch ends and one begins."""
+    for name in ("exact", "whole"):
+        counts = [result["messages"] for result in pair.results[name]]
+        assert counts[0] == counts[1]
+        steps = pair.results[name][0]["outcome"]["history"][0]["steps"]
+        within = [count for number, count in enumerate(counts[0], 1) if number % steps]
+        assert len(within) >= 4
+        assert set(within) == {1}, counts
+
+
 def test_two_processes_take_the_steps_of_one(pair: Pair) -> None:
     """Labelled and unlabelled images are shared out unequally, yet every mean is that over the whole batch."""
     config = pair.configs["exact"]

@@ -19,6 +19,7 @@ from training_place import STUDENT, Place, make_place
 from kdcli.data.folder import FolderSource
 from kdcli.errors import DeviceError, DivergedError, KdError, OutputExistsError, StoppedEarly, UsageError
 from kdcli.runtime import StopFlag
+from kdcli.training import checkpoint
 from kdcli.training import fit as fitting
 from kdcli.training.checkpoint import latest_checkpoint
 from kdcli.training.config import StudentConfig
@@ -228,16 +229,16 @@ def test_a_killed_sweep_goes_on_to_the_same_bits(place: Place, monkeypatch: pyte
 def test_a_kill_between_two_checkpoints_is_made_up_for(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """One student is an epoch ahead of the others; it waits until they have come to it."""
     monkeypatch.setattr(fitting, "CHECKPOINT_SECONDS", 0.0)
-    real, saved = fitting.save_checkpoint, [0]
+    real, saved = checkpoint._write, [0]
 
-    def dying(*arguments: Any) -> Path:
+    def dying(*arguments: Any) -> None:  # in the thread that writes
         saved[0] += 1
         if saved[0] == len(DIFFERENT) + 3:  # in the second epoch two are saved
             raise _Killed
-        return real(*arguments)
+        real(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(fitting, "save_checkpoint", dying)
+        patch.setattr(checkpoint, "_write", dying)
         with pytest.raises(_Killed):
             sweep(place, "between", DIFFERENT)
     places = [latest_checkpoint(place.root / "between" / name / "state") for name in DIFFERENT]

@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Literal, final
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, Shaped, UInt8
 from torch import Tensor
 
 from kdcli.geometry import Render
@@ -52,6 +53,57 @@ class Counts:
     parts: tuple[float, ...] = ()
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What the host knows of a batch's rows, wherever the batch is: nobody has to ask the device, and wait.
+
+    Attributes:
+        labelled: whether each image has a label of its own.
+        partnered: whether the image that it is mixed with has one; None where none is mixed.
+        part, strong, turn: those of :class:`Batch`.
+    """
+
+    labelled: Bool[np.ndarray, " b"]
+    partnered: Bool[np.ndarray, " b"] | None = None
+    part: Int64[np.ndarray, " b"] | None = None
+    strong: Bool[np.ndarray, " b"] | None = None
+    turn: Int64[np.ndarray, " b"] | None = None
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Images, those with a label of their own or their partner's, those without their own; of each part."""
+        rows, images = self.labelled, len(self.labelled)
+        either = rows if self.partnered is None else rows | self.partnered
+        parts = () if self.part is None else np.bincount(self.part)
+        return images, int(either.sum()), images - int(rows.sum()), *map(int, parts)
+
+    def rows(self, part: int, strong: bool) -> Int64[np.ndarray, " k"]:
+        """Places of the rows of a part that are strong views, or that are none."""
+        kinds = np.zeros(len(self.labelled), np.bool_) if self.strong is None else self.strong
+        return np.flatnonzero((self._parts() == part) & (kinds == strong))
+
+    def piece(self, number: int, of: int) -> Int64[np.ndarray, " k"]:
+        """See :meth:`Batch.piece`. Weak and strong views of an image are at the same place of their kinds."""
+        kinds = 0 if self.strong is None else self.strong
+        groups = 2 * self._parts() + kinds
+        found = [np.flatnonzero(groups == group)[number::of] for group in np.unique(groups)]
+        return np.sort(np.concatenate(found))
+
+    def take(self, rows: Int64[np.ndarray, " k"]) -> "Known":
+        """What is known of some of the rows."""
+        others = (self.partnered, self.part, self.strong, self.turn)
+        return Known(self.labelled[rows], *(None if own is None else own[rows] for own in others))
+
+    def _parts(self) -> Int64[np.ndarray, " b"]:
+        return np.zeros(len(self.labelled), np.int64) if self.part is None else self.part
+
+
+def indexable(values: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
+    """Values of a type whose rows every device can pick: torch picks none of ``uint16``, the type of class numbers."""
+    return values.to(torch.int32) if values.dtype == torch.uint16 else values
+
+
 def _no_pixels() -> UInt8[Tensor, "0 0 0 3"]:
     return torch.empty((0, 0, 0, 3), dtype=torch.uint8)
 
@@ -77,6 +129,8 @@ class Batch:
             where that is the epoch.
         counts: where this is one of several pieces of a step's images: over how many its means go.
         further: the same views in the input sizes of other students that share the batch.
+        host: what is known of the rows without looking at the device, see :attr:`known`.
+        whole: :attr:`Known.counts` of the step over all processes, where there are several.
     """
 
     labels: Int64[Tensor, " b"]
@@ -91,6 +145,21 @@ class Batch:
     turn: Int64[Tensor, " b"] | None = None
     counts: Counts | None = None
     further: Mapping[Render, UInt8[Tensor, "b _ _ 3"]] = field(default_factory=dict)
+    host: Known | None = None
+    whole: tuple[int, ...] | None = None
+
+    @property
+    def known(self) -> Known:
+        """What the host knows of the rows. A batch on a device has it from when it was on the host."""
+        if self.host is not None:
+            return self.host
+
+        def read(values: Tensor | None) -> np.ndarray | None:
+            return None if values is None else values.cpu().numpy()
+
+        partners = None if self.mixed is None else self.mixed.labels.cpu().numpy() >= 0
+        own = self.labels.cpu().numpy() >= 0
+        return Known(own, partners, read(self.part), read(self.strong), read(self.turn))
 
     def count(self, of: Literal["images", "labelled", "unlabelled"] | int) -> float | None:
         """What a loss divides its sum over these images, or those of a part, by; None: their number in this batch."""
@@ -112,27 +181,22 @@ class Batch:
 
     def pin_memory(self) -> "Batch":
         """In pinned memory; called by the loader."""
-        return self._each(Tensor.pin_memory)
+        return self._each(Tensor.pin_memory, self.known)
 
     def to(self, device: torch.device) -> "Batch":
-        """On ``device``."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+        """On ``device``, without waiting for it."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True), self.known)
 
     def piece(self, number: int, of: int) -> "Batch":
         """Every ``of``-th image, from ``number`` on: of each part of the step, and of each kind of view."""
         if of == 1:
             return self
-        groups = torch.zeros_like(self.labels)
-        if self.part is not None:
-            groups += 2 * self.part
-        if self.strong is not None:
-            groups += self.strong
-        # In ascending order, so that weak and strong views of an image are at the same place of their kinds.
-        found = [(groups == group).nonzero().squeeze(1)[number::of] for group in sorted(set(groups.tolist()))]
-        rows = torch.cat(found).sort().values
-        return self._each(lambda tensor: tensor[rows.to(tensor.device)])
+        known = self.known
+        rows = known.piece(number, of)
+        places = torch.from_numpy(rows).to(self.labels.device, non_blocking=True)
+        return self._each(lambda tensor: tensor.index_select(0, places.to(tensor.device)), known.take(rows))
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+    def _each(self, change: Callable[[Tensor], Tensor], host: Known) -> "Batch":
         def maybe(values: Tensor | None) -> Tensor | None:
             return None if values is None else change(values)
 
@@ -152,4 +216,6 @@ class Batch:
             turn=maybe(self.turn),
             counts=self.counts,
             further={render: change(pixels) for render, pixels in self.further.items()},
+            host=host,
+            whole=self.whole,
         )

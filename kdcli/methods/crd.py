@@ -102,12 +102,49 @@ def available(classes: Int64[np.ndarray, " n"]) -> int:
     return len(classes) - int(np.bincount(classes + 1, minlength=2)[1:].max(initial=1))
 
 
+def draw_images(images: int, count: int, seed: int, step: int, device: torch.device) -> Int64[Tensor, " m"]:
+    """Different images in random order, drawn where they are needed: the same of the same numbers on every device.
+
+    The images of the smallest hashes (splitmix64's, Steele et al. 2014) of (seed, step, image). The hash maps no two
+    images to the same number, and integers are the same everywhere.
+
+    Args:
+        images: to draw from.
+        count: how many, at most ``images``.
+        seed: of the run and teacher.
+        step: how often was drawn before.
+        device: where to draw them.
+    """
+    start = _mixed_int(_mixed_int(seed) + step)
+    hashed = torch.arange(images, device=device) + start
+    for shift, factor in _MIX:
+        hashed = (hashed ^ _shifted(hashed, shift)) * factor
+    hashed = hashed ^ _shifted(hashed, _LAST)
+    drawn: Int64[Tensor, " m"] = hashed.topk(count, largest=False, sorted=True).indices
+    return drawn
+
+
+_MIX = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
+"""Of splitmix64: by how many bits it shifts, and what it multiplies by, as torch's signed integers."""
+_LAST = 31
+
+
+def _shifted(values: Int64[Tensor, " n"], bits: int) -> Int64[Tensor, " n"]:
+    """Shifted to the right as if without sign."""
+    return (values >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mixed_int(value: int) -> int:
+    """The hash of one number, as a signed one: apart by one, starts would be almost the same images in turn."""
+    value = (value + 0x9E3779B97F4A7C15) % 2**64
+    for shift, factor in _MIX:
+        value = (value ^ (value >> shift)) * factor % 2**64
+    value ^= value >> _LAST
+    return value - 2**64 if value >= 2**63 else value
+
+
 def draw_rows(
-    index: Int64[Tensor, " b"],
-    classes: Int64[Tensor, " n"],
-    negatives: int,
-    candidates: int,
-    generator: torch.Generator,
+    index: Int64[Tensor, " b"], classes: Int64[Tensor, " n"], negatives: int, drawn: Int64[Tensor, " d"]
 ) -> tuple[Int64[Tensor, " m"], Int64[Tensor, "b k1"]]:
     """Rows of the banks for a batch, and which of them each image is contrasted with.
 
@@ -118,20 +155,22 @@ def draw_rows(
         index: of each image, in [0, n).
         classes: of all images; -1 is unknown, and then only the image itself is left out.
         negatives: K, from 1 to :func:`available`.
-        candidates: images to draw, at least n - ``available`` + K.
-        generator: on the CPU; it is asked for the same numbers whatever the batch holds, so that all processes of
-            a run draw the same images.
+        drawn: different images in random order, at least n - ``available`` + K; whatever the batch holds, so that
+            all processes of a run have the same.
 
     Returns:
         ``rows``, the batch's own and then those drawn; ``columns``, per image its own and its K negatives.
     """
-    drawn = torch.randperm(len(classes), generator=generator)[:candidates].to(index.device)
     own = classes[index][:, None]
     other = (drawn != index[:, None]) & ((own < 0) | (classes[drawn] != own))
-    first = other & (other.cumsum(dim=1, dtype=torch.int32) <= negatives)
-    chosen = first.nonzero()[:, 1].view(len(index), negatives)
-    places = torch.arange(len(index), device=index.device)[:, None]
-    return torch.cat([index, drawn]), torch.cat([places, chosen + len(index)], dim=1)
+    # The k-th that fits goes to column k, all others to one column more, which is cut off: nobody waits to learn
+    # how many fit.
+    order = other.cumsum(dim=1)
+    column = torch.where(other & (order <= negatives), order - 1, negatives)
+    places = torch.arange(len(drawn), device=index.device).expand_as(column)
+    chosen = column.new_zeros(len(index), negatives + 1).scatter(1, column, places)[:, :negatives]
+    batch = torch.arange(len(index), device=index.device)[:, None]
+    return torch.cat([index, drawn]), torch.cat([batch, chosen + len(index)], dim=1)
 
 
 @final
@@ -169,15 +208,16 @@ class ContrastiveDistillation(nn.Module):
         self.register_buffer("classes", torch.tensor(classes), persistent=False)  # follows from the plan
         self._images, self._negatives, self._candidates = images, negatives, images - most + negatives
         self._temperature, self._momentum = options.crd_temperature, options.crd_momentum
-        self._generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+        self._seed, self._step, self._estimated = int(torch.randint(2**62, ())), 0, False
 
     def get_extra_state(self) -> Tensor:
-        """The state of the random numbers."""
-        return self._generator.get_state()
+        """Where the random numbers are, and whether Z is estimated: what the host knows of them."""
+        return torch.tensor([self._seed, self._step, self._estimated])
 
     def set_extra_state(self, state: Tensor) -> None:
         """Undo :meth:`get_extra_state`."""
-        self._generator.set_state(state.cpu())
+        self._seed, self._step, estimated = state.tolist()
+        self._estimated = bool(estimated)
 
     def forward(
         self,
@@ -194,7 +234,9 @@ class ContrastiveDistillation(nn.Module):
             index: position of each image in the data set.
             count: see :func:`contrastive_loss`.
         """
-        rows, columns = draw_rows(index, self.classes, self._negatives, self._candidates, self._generator)
+        drawn = draw_images(self._images, self._candidates, self._seed, self._step, index.device)
+        self._step += 1
+        rows, columns = draw_rows(index, self.classes, self._negatives, drawn)
         return self.contrast(student, teacher, index, rows, columns, count)
 
     def contrast(
@@ -225,17 +267,19 @@ class ContrastiveDistillation(nn.Module):
     @torch.no_grad()
     def _estimate_constants(self, scores: list[Tensor]) -> None:
         """Z = n times the mean score of the first batch, over all processes."""
-        if bool((self.constants > 0).all()):
+        if self._estimated:
             return
         means = torch.stack([score.mean(dim=1) for score in scores], dim=1)
-        self.constants.copy_(gather_rows(means).mean(dim=0) * self._images)
+        (gathered,) = gather_rows(means)
+        self.constants.copy_(gathered.mean(dim=0) * self._images)
+        self._estimated = True
 
     @torch.no_grad()
     def _update(self, index: Tensor, ours: Tensor, theirs: Tensor) -> None:
         """Move the rows of the batch; of an image that comes twice, the last embedding counts."""
-        index, ours, theirs = (gather_rows(values) for values in (index, ours, theirs))
-        last = ~(index[:, None] == index).triu(diagonal=1).any(dim=1)
-        index = index[last]
+        index, ours, theirs = gather_rows(index, ours, theirs)
+        places = torch.arange(len(index), device=index.device)
+        last = torch.where(index[:, None] == index, places, -1).amax(dim=1)
         for bank, embedding in ((self.student_bank, ours[last]), (self.teacher_bank, theirs[last])):
             moved = self._momentum * bank[index] + (1 - self._momentum) * embedding
             bank[index] = functional.normalize(moved)

@@ -94,12 +94,17 @@ class FixMatch(Objective):
         """FixMatch Eq. 3 and 4; parts ``label``, ``unlabelled`` and ``confident``, a share."""
         if batch.part is None or batch.strong is None:
             raise ValueError("FixMatch needs weak and strong views in one batch")
-        logits, unlabelled = student.logits[LABEL_HEAD], batch.part == 1
+        logits = student.logits[LABEL_HEAD]
         label = label_loss(logits, batch, self._smoothing)
         both = batch.count(1)  # views; each image has two
+        # Picked by places that the host knows: with a mask it would wait to learn how many they are.
+        weak, strong = (
+            torch.from_numpy(batch.known.rows(1, kind)).to(logits.device, non_blocking=True)
+            for kind in (False, True)
+        )
         term, confident = consistency(
-            logits[unlabelled & ~batch.strong],
-            logits[batch.strong],
+            logits.index_select(0, weak),
+            logits.index_select(0, strong),
             self._threshold,
             self._temperature,
             None if both is None else both / 2,

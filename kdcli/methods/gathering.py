@@ -4,9 +4,12 @@ A loss of single images needs none of this: its mean over the processes is the m
 group exists, every process calls these functions at the same place of a step, as it does for gradients.
 """
 
+from dataclasses import dataclass
 from typing import Any, final
 
+import numpy as np
 import torch
+from jaxtyping import Int64
 from torch import Tensor, distributed
 from torch.autograd import Function
 
@@ -17,16 +20,19 @@ def processes() -> int:
     return distributed.get_world_size() if grouped else 1
 
 
-def gather_rows(values: Tensor) -> Tensor:
+def gather_rows(*values: Tensor) -> tuple[Tensor, ...]:
     """The rows of all processes, without a gradient; outside a process group, the values as they are.
 
     In turn: the first row of every process, then the second of every process, and so on. That is how a step's images
     are dealt out, so it is their order in one process. The numbers of rows may differ.
 
     Args:
-        values: [b, ...] of this process.
+        values: each [b, ...] of this process.
     """
-    return values if processes() == 1 else _gathered(values)[0]
+    if processes() == 1:
+        return values
+    rows = _Rows.of(len(values[0]), values[0].device)
+    return tuple(rows.gather(each) for each in values)
 
 
 def gather_features(features: Tensor) -> Tensor:
@@ -43,30 +49,51 @@ def gather_features(features: Tensor) -> Tensor:
 
 
 @final
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Where the rows of all processes are among those that are gathered, padded to equal numbers.
+
+    The numbers are exchanged by the processes' hosts, which know them: no device is waited for.
+
+    Attributes:
+        most: rows of the process that has most.
+        places: of every row, in turn, in [process, row].
+        own: which of them are this process's.
+    """
+
+    most: int
+    places: Int64[Tensor, " n"]
+    own: Int64[Tensor, " b"]
+
+    @staticmethod
+    def of(count: int, device: torch.device) -> "_Rows":
+        sizes = torch.zeros(processes(), dtype=torch.int64)
+        sizes[distributed.get_rank()] = count
+        distributed.all_reduce(sizes)
+        most = int(sizes.max())
+        number = np.arange(most)[:, None]
+        places = (number + most * np.arange(len(sizes)))[number < sizes.numpy()]
+        own = np.flatnonzero(places // most == distributed.get_rank())
+        on_device = (torch.from_numpy(each).to(device, non_blocking=True) for each in (places, own))
+        return _Rows(most, *on_device)
+
+    def gather(self, values: Tensor) -> Tensor:
+        padded = values.new_zeros((self.most, *values.shape[1:]))
+        padded[: len(values)] = values
+        parts = [torch.empty_like(padded) for _ in range(processes())]
+        distributed.all_gather(parts, padded)
+        return torch.cat(parts).index_select(0, self.places)
+
+
+@final
 class _GatherFeatures(Function):
     @staticmethod
     def forward(context: Any, features: Tensor) -> Tensor:
-        gathered, context.own = _gathered(features)
-        return gathered
+        rows = _Rows.of(len(features), features.device)
+        context.own = rows.own
+        return rows.gather(features)
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> Tensor:
-        own: Tensor = gradients[0][context.own]
+        own: Tensor = gradients[0].index_select(0, context.own)
         return own * processes()
-
-
-def _gathered(values: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows of all processes, and which of them are this one's."""
-    world = processes()
-    count = torch.tensor([len(values)], device=values.device)
-    counts = [torch.empty_like(count) for _ in range(world)]
-    distributed.all_gather(counts, count)
-    sizes = torch.cat(counts)
-    padded = values.new_zeros((int(sizes.max()), *values.shape[1:]))
-    padded[: len(values)] = values
-    parts = [torch.empty_like(padded) for _ in range(world)]
-    distributed.all_gather(parts, padded)
-    there = torch.arange(len(padded), device=values.device)[:, None] < sizes
-    ranks = torch.arange(world, device=values.device).expand_as(there)[there]
-    own = (ranks == distributed.get_rank()).nonzero().squeeze(1)
-    return torch.stack(parts, dim=1)[there], own

@@ -283,7 +283,7 @@ def similarity_divergence(
         direction: see :func:`kl_divergence`; the formula is that of ``forward``.
         count: n of one process, see :class:`~kdcli.methods.batch.Counts`; default: the rows.
     """
-    gathered = gather_features(student.float()), gather_rows(teacher.detach().float())
+    gathered = gather_features(student.float()), *gather_rows(teacher.detach().float())
     ours, theirs = (functional.normalize(each, dim=1) for each in gathered)
     together = None if count is None else count * processes()
     return kl_divergence(ours @ ours.T, theirs @ theirs.T, 1.0, direction, together)

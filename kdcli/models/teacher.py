@@ -1,5 +1,6 @@
 """A teacher at work: pixels in, its raw outputs out; what is stored of them is for caching/outputs.py."""
 
+import functools
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import final
@@ -48,12 +49,21 @@ def normalise(
         preprocess: whose mean and std to use.
         channels_last: laid out so in memory (the pixels are not copied into another order), or contiguous.
     """
-    mean = torch.tensor(preprocess.mean, device=pixels.device).view(1, 3, 1, 1)
-    std = torch.tensor(preprocess.std, device=pixels.device).view(1, 3, 1, 1)
+    mean, std = _constants(preprocess.mean, preprocess.std, pixels.device)
     images = pixels.permute(0, 3, 1, 2)
     if not channels_last:
         images = images.contiguous()
     return images.to(torch.float32).div_(255).sub_(mean).div_(std)
+
+
+@functools.lru_cache
+@torch.inference_mode(False)
+def _constants(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[Float[Tensor, "1 3 1 1"], Float[Tensor, "1 3 1 1"]]:
+    """What :func:`normalise` computes with, brought to a device once: that waits for it."""
+    found = [torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (mean, std)]
+    return found[0], found[1]
 
 
 @final

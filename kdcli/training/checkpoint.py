@@ -9,10 +9,11 @@ A checkpoint folder is built under another name and renamed when it is whole; ol
 import json
 import os
 import shutil
+import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Self, final
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -34,13 +35,19 @@ class Stateful:
     """What a checkpoint captures besides progress: modules by name, one optimiser, one loss scaler.
 
     Random numbers are captured of every process in ``ranks``; the rest is equal in all of them, but for
-    BatchNorm statistics, which a step begins by taking from the first process.
+    BatchNorm statistics: the first process's are captured, which are those that are kept in the end.
     """
 
     modules: Mapping[str, nn.Module]
     optimizer: Optimizer
     scaler: torch.amp.GradScaler | None = None
     ranks: Ranks = field(default_factory=Ranks)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it trains, which has random numbers of its own."""
+        found = (each for module in self.modules.values() for each in module.parameters())
+        return next((each.device for each in found), torch.device("cpu"))
 
 
 @final
@@ -68,11 +75,77 @@ def save_checkpoint(folder: Path, stateful: Stateful, progress: Progress) -> Pat
         NoSpaceError: the disk is full. The last checkpoint is still there.
         StorageError: it cannot be written.
     """
-    tensors, scalars = _capture(stateful)
-    with stateful.ranks.one_fate():
-        if stateful.ranks.first:
-            _write(folder, tensors, {"progress": asdict(progress), **scalars})
+    with CheckpointWriter() as writer:
+        writer.save(folder, stateful, progress)
     return folder / f"step-{progress.steps:08d}"
+
+
+@final
+class CheckpointWriter:
+    """Writes checkpoints beside what goes on: their tensors are copied at once, the files are a thread's.
+
+    One at a time: who saves again waits for the last one, and learns what became of it. Leaving its block waits, too.
+    """
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._ranks = Ranks()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if error is None:
+            self.wait()
+            return
+        if self._thread is not None:
+            self._thread.join()
+        if self._error is not None:
+            error.add_note(f"and the checkpoint could not be written: {self._error}")
+
+    def save(self, folder: Path, stateful: Stateful, progress: Progress) -> None:
+        """Begin to write a checkpoint of this moment; see :func:`save_checkpoint`.
+
+        Raises:
+            StorageError: the last one could not be written.
+        """
+        self._ranks = stateful.ranks
+        self.wait()
+        tensors, scalars = _capture(stateful)
+        document = {"progress": asdict(progress), **scalars}
+        module = torch.get_device_module(stateful.device)
+        copied = module.Event()
+        copied.record(module.current_stream(stateful.device))
+
+        def write() -> None:
+            try:
+                copied.synchronize()
+                _write(folder, tensors, document)
+            except BaseException as error:
+                self._error = error
+
+        if stateful.ranks.first:
+            self._thread = threading.Thread(target=write, name="checkpoint")
+            self._thread.start()
+
+    def check(self) -> None:
+        """Raise what kept the last checkpoint from being written, if that is known; for a lone process."""
+        if self._ranks.world == 1 and self._error is not None:
+            self.wait()
+
+    def wait(self) -> None:
+        """Until the last checkpoint is written. All processes call it.
+
+        Raises:
+            NoSpaceError, StorageError: it is not.
+        """
+        if self._thread is not None:
+            self._thread.join()
+        self._thread, error, self._error = None, self._error, None
+        with self._ranks.one_fate():
+            if error is not None:
+                raise error
 
 
 def _write(folder: Path, tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> None:
@@ -122,7 +195,7 @@ def load_checkpoint(place: Path, stateful: Stateful) -> Progress:
         _restore_optimizer(stateful.optimizer, _under(tensors, "optimizer/"), state.optimizer)
         if stateful.scaler is not None and state.scaler:
             stateful.scaler.load_state_dict(state.scaler)
-        _restore_random(_under(tensors, _random_prefix(stateful.ranks.rank)))
+        _restore_random(_under(tensors, _random_prefix(stateful.ranks.rank)), stateful.device)
     except KdError:
         raise
     # Whatever torch and safetensors raise about what a file holds: it is not what a run like this one saved.
@@ -153,15 +226,15 @@ def _first(error: Exception) -> str:
 def _capture(stateful: Stateful) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors: dict[str, Tensor] = {}
     for name, module in stateful.modules.items():
-        tensors |= {f"{name}/{key}": value for key, value in module.state_dict().items()}
+        tensors |= {f"{name}/{key}": _copied(value) for key, value in module.state_dict().items()}
     scalars: dict[str, dict[str, Any]] = {}
     for index, state in stateful.optimizer.state_dict()["state"].items():
         for key, value in state.items():
             if isinstance(value, Tensor):
-                tensors[f"optimizer/{index}/{key}"] = value
+                tensors[f"optimizer/{index}/{key}"] = _copied(value)
             else:
                 scalars.setdefault(str(index), {})[key] = value
-    for rank, states in enumerate(stateful.ranks.gather(_random_states())):
+    for rank, states in enumerate(stateful.ranks.gather(_random_states(stateful.device))):
         tensors |= {f"{_random_prefix(rank)}{name}": state for name, state in states.items()}
     scaler = stateful.scaler.state_dict() if stateful.scaler is not None else {}
     return tensors, {"optimizer": scalars, "scaler": scaler}
@@ -171,14 +244,20 @@ def _random_prefix(rank: int) -> str:
     return f"random/rank{rank}/" if rank else "random/"
 
 
-def _random_states() -> dict[str, Tensor]:
-    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"cpu": torch.get_rng_state(), **{f"cuda{index}": state for index, state in enumerate(devices)}}
+def _copied(tensor: Tensor) -> Tensor:
+    """On the host, apart from what goes on; there once the device has come so far."""
+    return tensor.detach().to("cpu", non_blocking=True, copy=True)
+
+
+def _random_states(device: torch.device) -> dict[str, Tensor]:
+    """Of the CPU and of the device, whatever its number: a run may go on at another one."""
+    own = {} if device.type == "cpu" else {"device": torch.get_device_module(device).get_rng_state(device)}
+    return {"cpu": torch.get_rng_state(), **own}
 
 
 def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    # cloned: safetensors refuses tensors that share memory or are not laid out plainly
-    save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, path)
+    # contiguous: safetensors refuses tensors that are not laid out plainly
+    save_file({name: value.contiguous() for name, value in tensors.items()}, path)
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -205,12 +284,10 @@ def _restore_optimizer(
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _restore_random(states: Mapping[str, Tensor]) -> None:
+def _restore_random(states: Mapping[str, Tensor], device: torch.device) -> None:
     torch.set_rng_state(states["cpu"])
-    if torch.cuda.is_available():
-        for name, state in states.items():
-            if name.startswith("cuda") and int(name.removeprefix("cuda")) < torch.cuda.device_count():
-                torch.cuda.set_rng_state(state, int(name.removeprefix("cuda")))
+    if device.type != "cpu" and "device" in states:
+        torch.get_device_module(device).set_rng_state(states["device"], device)
 
 
 def write_metrics(path: Path, history: list[dict[str, Any]]) -> None:

@@ -3,11 +3,13 @@
 import atexit
 import gc
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar, final
 
+import numpy as np
 import torch
 from torch import Tensor, distributed
 
@@ -25,6 +27,15 @@ _NEEDED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 @final
+@dataclass(slots=True)
+class _Rider:
+    """What travels with another message, see :meth:`Ranks.along`."""
+
+    values: Callable[[], Sequence[float]]
+    totals: list[float] | None = None
+
+
+@final
 class Ranks:
     """One process among those of its run. Every method but the constructor is called by all of them.
 
@@ -35,6 +46,7 @@ class Ranks:
 
     def __init__(self, rank: int = 0, world: int = 1) -> None:
         self.rank, self.world = rank, world
+        self._riders: list[_Rider] = []
 
     @property
     def first(self) -> bool:
@@ -42,13 +54,38 @@ class Ranks:
         return self.rank == 0
 
     def total(self, *values: float) -> list[float]:
-        """Sum of each value over the processes."""
+        """Sum of each value over the processes. What was given to :meth:`along` is in the same message."""
         if self.world == 1:
             return list(values)
-        together = torch.tensor(values, dtype=torch.float64)
+        riders, self._riders = self._riders, []
+        parts = [values, *(rider.values() for rider in riders)]
+        together = torch.tensor([value for part in parts for value in part], dtype=torch.float64)
         distributed.all_reduce(together)
-        totals: list[float] = together.tolist()
-        return totals
+        totals, *others = (part.tolist() for part in torch.split(together, [len(part) for part in parts]))
+        for rider, found in zip(riders, others, strict=True):
+            rider.totals = found
+        found_here: list[float] = totals
+        return found_here
+
+    def along(self, values: Callable[[], Sequence[float]]) -> "Callable[[], list[float]]":
+        """Let values travel with the next message of :meth:`total`, of which there is one in each step.
+
+        Args:
+            values: asked for when that is sent.
+
+        Returns:
+            What gives their sums over the processes; it sends a message of its own if there was none since.
+        """
+        rider = _Rider(values)
+        self._riders.append(rider)
+
+        def arrived() -> list[float]:
+            if rider.totals is None:
+                self.total()
+            assert rider.totals is not None
+            return rider.totals
+
+        return arrived
 
     def gather(self, value: Value) -> list[Value]:
         """The values of all processes, in their order."""
@@ -58,11 +95,15 @@ class Ranks:
         distributed.all_gather_object(found, value)
         return found
 
-    def mean_(self, tensor: Tensor) -> None:
-        """Replace a tensor by its mean over the processes."""
-        if self.world > 1:
-            distributed.all_reduce(tensor)
-            tensor /= self.world
+    def mean_(self, tensors: Sequence[Tensor]) -> None:
+        """Replace tensors by their means over the processes, all in one message."""
+        if self.world > 1 and tensors:
+            together = torch.cat([tensor.flatten() for tensor in tensors])
+            distributed.all_reduce(together)
+            together /= self.world
+            sizes = [tensor.numel() for tensor in tensors]
+            for tensor, mean in zip(tensors, torch.split(together, sizes), strict=True):
+                tensor.copy_(mean.view_as(tensor))
 
     def copy_first_(self, tensor: Tensor) -> None:
         """Replace a tensor by the first process's."""
@@ -189,32 +230,72 @@ def _tell_alone() -> None:
 
 
 @final
+@dataclass(frozen=True, slots=True)
+class Coming:
+    """A batch of this process, or the error that kept it from being one, before its step.
+
+    Attributes:
+        own: that.
+        arrived: gives what all processes say of theirs; see :class:`Together`.
+    """
+
+    own: Batch | KdError
+    arrived: Callable[[], list[float]] = list
+
+
+@final
 class Together:
     """A loader whose errors and stop signals are those of all processes, at the same step.
+
+    Of every batch the processes tell each other whether there was an error, whether a signal arrived, and how many
+    images there are, how many with labels and of which part. That is in the message of the losses of the step before,
+    so it costs none of its own but at the beginning of an epoch.
 
     Args:
         loader: of this process's part of each batch; all have the same number of batches.
         ranks: the processes.
         own: raised by a signal to this process.
+        parts: how many :attr:`Batch.part` tells apart; 0 where it is None.
     """
 
-    def __init__(self, loader: Iterable[Batch | KdError], ranks: Ranks, own: StopFlag) -> None:
-        self._loader, self._ranks, self._own = loader, ranks, own
+    def __init__(
+        self, loader: Iterable[Batch | KdError], ranks: Ranks, own: StopFlag, parts: int = 0
+    ) -> None:
+        self._loader, self._ranks, self._own, self._parts = loader, ranks, own, parts
         self.stop = own if ranks.world == 1 else StopFlag()
         """Raised by a signal to any process, once all know of it."""
 
-    def __iter__(self) -> Iterator[Batch | KdError]:
+    def __iter__(self) -> Iterator[Coming]:
+        return map(self._coming, iter(self._loader))  # the loader's workers begin at once
+
+    def _coming(self, own: Batch | KdError) -> Coming:
         if self._ranks.world == 1:
-            yield from self._loader
-            return
-        for batch in self._loader:
-            error = batch if isinstance(batch, KdError) else None
-            errors, stops = self._ranks.total(float(error is not None), float(bool(self._own)))
+            return Coming(own)
+        failed = isinstance(own, KdError)
+        counts = np.zeros(3 + self._parts)
+        if isinstance(own, Batch):
+            known = own.known.counts
+            counts[: len(known)] = known
+        return Coming(own, self._ranks.along(lambda: (failed, bool(self._own), *counts.tolist())))
+
+    def settle(self, coming: Coming) -> Batch:
+        """The batch, once all processes know that each has its own.
+
+        Raises:
+            KdError: one has not.
+        """
+        own = coming.own
+        if self._ranks.world > 1:
+            errors, stops, *counts = coming.arrived()
             if stops:
                 self.stop.set()
             if errors:
-                self._ranks.agree(error)
-            yield batch
+                self._ranks.agree(own if isinstance(own, KdError) else None)
+            if isinstance(own, Batch):
+                return replace(own, whole=tuple(map(int, counts)))
+        if isinstance(own, KdError):
+            raise own
+        return own
 
 
 def stopped_before_training() -> StoppedEarly:

@@ -13,6 +13,7 @@ from typing import Any, final
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs
 from jaxtyping import Float
 from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]  # timm does not declare it
 from timm.utils.model_ema import ModelEmaV3
@@ -28,6 +29,7 @@ from kdcli.training.checkpoint import Stateful
 from kdcli.training.distributed import Ranks
 from kdcli.training.schedule import make_schedule
 from kdcli.training.student import Built
+from kdcli.training.transfers import Fetched, forked_random, memory_errors
 from kdcli.types import AmpName
 
 _PRECISION = {"off": "no", "tf32": "no", "bf16": "bf16", "fp16": "fp16"}
@@ -58,6 +60,11 @@ def make_accelerator(
         step_scheduler_with_optimizer=False,
         log_with=list(trackers) or None,
         project_dir=folder,
+        # Of buffers only BatchNorm's statistics change, which a training forward does not read, and the first
+        # process's are what is kept (Engine.finish): sending them in every step would change nothing.
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
+        ],
     )
 
 
@@ -178,7 +185,7 @@ class Engine:
         """Parameters of the student that no loss reaches: heads that are not active, parts of some networks."""
         parameters = [each for each in self.student.parameters() if each.requires_grad]
         self.student.eval()
-        with torch.random.fork_rng():
+        with forked_random(torch.device("cpu")):  # where the student still is
             output = self.student(torch.zeros(1, 3, *self.preprocess.size), self._heads)
             total = sum((logits.sum() for logits in output.logits.values()), output.features.sum())
             found = torch.autograd.grad(total, parameters, allow_unused=True)
@@ -233,29 +240,45 @@ class Engine:
             self._plain_optimizer.zero_grad(set_to_none=True)
             # Set anew in each step: the accelerator may be shared, and a step may have ended in an error.
             self.accelerator.gradient_accumulation_steps, self.accelerator.step = pieces, 0
-            found = [
-                self._piece(replace(batch.piece(i, pieces), counts=counts), number) for i in range(pieces)
-            ]
+            told = self._gradients(batch, counts)
             if self._settings.clip_norm is not None:
                 self.accelerator.clip_grad_norm_(self._parameters(), self._settings.clip_norm)
+            found = self._values(told, number)
             self._optimizer.step()
         if self._average and self._ema and (number + 1) % self._average.every == 0:
             self._ema.update(self.student, step=number + 1 if self._average.rising else None)
         return {name: sum(values[name] for values in found) / pieces for name in found[0]}
 
-    def _piece(self, batch: Batch, number: int) -> dict[str, float]:
-        """Add the gradient of a piece of a step's images; of the last piece, over all processes."""
-        with self.accelerator.accumulate(self._student):
-            output, teachers = self._forward(batch)
-            parts = self._objective(output, teachers, batch)
-            values = self._values(parts)
+    def _gradients(self, batch: Batch, counts: Counts | None) -> "tuple[tuple[str, ...], Fetched]":
+        """Launch forward and backward of every piece; names of the loss's parts, and the parts of all pieces."""
+        pieces, losses = self._settings.accumulate, list[Tensor]()
+        for index in range(pieces):
+            piece = replace(batch.piece(index, pieces), counts=counts)
+            with self.accelerator.accumulate(self._student):
+                output, teachers = self._forward(piece)
+                parts = self._objective(output, teachers, piece)
+                losses.append(torch.stack([part.detach().float() for part in parts.values()]))
+                if index == pieces - 1:
+                    told = Fetched(torch.stack(losses))  # before backward: it is there when that is launched
+                self.accelerator.backward(parts["loss"])
+        grads = [each.grad for each in self.objective.parameters() if each.grad is not None]
+        self.ranks.mean_(grads)  # the student's are averaged by its wrapper
+        return tuple(parts), told
+
+    def _values(self, told: "tuple[tuple[str, ...], Fetched]", number: int) -> list[dict[str, float]]:
+        """The loss and its parts of every piece, the mean of all processes. The one wait of a step.
+
+        Raises:
+            DivergedError: one is not finite.
+        """
+        names, fetched = told
+        read = fetched.read()
+        means = self.ranks.total(*read.flatten().tolist())
+        rows = [means[start : start + len(names)] for start in range(0, read.numel(), len(names))]
+        found = [dict(zip(names, (each / self.ranks.world for each in row), strict=True)) for row in rows]
+        for values in found:
             self._require_finite(values, number)
-            self.accelerator.backward(parts["loss"])
-            if self.accelerator.sync_gradients:
-                for parameter in self.objective.parameters():  # the student's are averaged by its wrapper
-                    if parameter.grad is not None:
-                        self.ranks.mean_(parameter.grad)
-        return values
+        return found
 
     def _forward(self, batch: Batch) -> tuple[StudentOutput, TeacherOutputs]:
         """The student's outputs, and those of teachers: cached ones, and of networks that the objective runs."""
@@ -266,7 +289,7 @@ class Engine:
         images = normalise(batch.pixels, self.preprocess, self._channels_last)
         if self._apart and batch.part is not None:
             # Rows are in the order of the parts.
-            sizes = [size for size in batch.part.bincount().tolist() if size]
+            sizes = [size for size in batch.known.counts[3:] if size]
             output = self._student(images, self._heads, sizes)
         else:
             output = self._student(images, self._heads, **({"taps": self._taps} if self._taps else {}))
@@ -279,21 +302,13 @@ class Engine:
         self.images = len(batch.labels)
         if pieces == 1:
             return None
-        rows = batch.labels >= 0
-        labelled = rows if batch.mixed is None else rows | (batch.mixed.labels >= 0)
-        parts = [] if batch.part is None else batch.part.bincount().tolist()
-        totals = self.ranks.total(len(rows), int(labelled.sum()), int((~rows).sum()), *parts)
+        totals = batch.whole or self.ranks.total(*batch.known.counts)
         self.images = int(totals[0])
         images, labels, others, *parts = (total / pieces for total in totals)
         return Counts(images, labels, others, tuple(parts))
 
     def _parameters(self) -> list[nn.Parameter]:
         return [each for group in self._plain_optimizer.param_groups for each in group["params"]]
-
-    def _values(self, parts: dict[str, Tensor]) -> dict[str, float]:
-        together = torch.stack([part.detach().float() for part in parts.values()])  # one wait for the device
-        self.ranks.mean_(together)
-        return dict(zip(parts, together.tolist(), strict=True))
 
     def _require_finite(self, values: dict[str, float], number: int) -> None:
         # A part is named rather than their sum, which comes first.
@@ -320,18 +335,4 @@ def require_compiler(device: torch.device) -> None:
         raise DeviceError(
             f"torch.compile does not work here on {device.type}: {first}",
             "Leave --compile out, or install what it names (on CPU: a C++ compiler such as g++).",
-        ) from error
-
-
-@contextmanager
-def memory_errors(batch_size: int, pieces: int = 1) -> Iterator[None]:
-    """Turn running out of memory in a step of so many images into a :class:`DeviceError`."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, RuntimeError) as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-            raise
-        raise DeviceError(
-            f"out of memory with {batch_size} images a step: {str(error).splitlines()[0]}",
-            f"--batch-size {max(1, batch_size // 2)}, or the same step in more pieces: --accumulate {2 * pieces}",
         ) from error

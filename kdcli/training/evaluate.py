@@ -1,15 +1,16 @@
 """Accuracy of heads on labelled images, on their eval view."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import final
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, Shaped, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from kdcli.cache.memory import available_memory
 from kdcli.console import console
 from kdcli.data.drawing import show
 from kdcli.data.kept_pixels import KeptPixels
@@ -27,7 +28,11 @@ from kdcli.training.distributed import Ranks
 from kdcli.training.plan import Plan
 from kdcli.training.samplers import Ticket, plain_order
 from kdcli.training.scores import LabelScores
+from kdcli.training.transfers import Fetched
 from kdcli.types import Preprocess
+
+KEPT_BYTES = 2 << 30
+"""Pixels of images to test on that are kept in memory from one test to the next."""
 
 Labels = Int64[np.ndarray, " n"] | Bool[np.ndarray, "n l"]
 """Of test images: their classes, or which labels each of them has."""
@@ -206,7 +211,50 @@ class Conditions:
     kept: KeptPixels | None = None
 
 
-def accuracies(examinees: Sequence[Examinee], data: ImageData, how: Conditions) -> list[dict[str, float]]:
+@final
+class ExamRoom:
+    """Images to test on in batches, as often as they are asked for.
+
+    Their pixels are kept after the first time where all of them take at most :data:`KEPT_BYTES` and a quarter of the
+    free memory; else the workers are kept, which decode them again.
+
+    Args:
+        data: the images.
+        renders: what the models are shown.
+        how: where, and by whom.
+    """
+
+    def __init__(self, data: ImageData, renders: Iterable[Render], how: Conditions) -> None:
+        self.data, self._renders, self._how = data, tuple(dict.fromkeys(renders)), how
+        self._loader: Iterable[ExamBatch | KdError] | None = None
+        self._kept: list[ExamBatch] | None = None
+
+    def batches(self) -> Iterator[ExamBatch | KdError]:
+        """Those of this process, all of them anew."""
+        if self._kept is not None:
+            yield from self._kept
+            return
+        ranks, kept = self._how.ranks, list[ExamBatch]()
+        keeps = self._bytes() <= min(KEPT_BYTES, available_memory() // 4)
+        if self._loader is None:
+            parts = plain_order(len(self.data), self._how.batch_size)[ranks.rank :: ranks.world]
+            exam = Exam(self.data, self._renders, self._how.kept)
+            self._loader = make_loader(exam, parts, self._how.workers, self._how.device)
+        for batch in self._loader:
+            if keeps and not isinstance(batch, KdError):
+                kept.append(batch)
+            yield batch
+        if keeps:
+            self._kept, self._loader = kept, None
+
+    def _bytes(self) -> int:
+        pixels = sum(3 * render.size[0] * render.size[1] for render in self._renders)
+        return pixels * len(self.data) // self._how.ranks.world
+
+
+def accuracies(
+    examinees: Sequence[Examinee], data: ImageData, how: Conditions, room: ExamRoom | None = None
+) -> list[dict[str, float]]:
     """``top1`` and ``top5`` of each, as fractions, in one pass (top-C where there are fewer than five classes); of
     several labels an image what :class:`~kdcli.training.scores.LabelScores` gives.
 
@@ -214,28 +262,36 @@ def accuracies(examinees: Sequence[Examinee], data: ImageData, how: Conditions) 
         examinees: the students.
         data: the images.
         how: where, and by whom.
+        room: the images in batches, where they are tested on again and again.
 
     Raises:
         StoppedEarly: a signal arrived.
         BadDataError: an image cannot be decoded.
     """
+
+    def answers(number: int, logits: Float[Tensor, "b c"]) -> Tensor:
+        several = examinees[number].labels.ndim == 2
+        return logits if several else logits.topk(min(5, logits.shape[1]), dim=1).indices
+
+    answered = _examine(examinees, room or _room(examinees, data, how), how, answers)
     right = np.zeros((len(examinees), 2), np.int64)
-    several = {
-        number: LabelScores(one.labels) for number, one in enumerate(examinees) if one.labels.ndim == 2
-    }
-
-    def count(number: int, logits: Float[Tensor, "b c"], index: Int64[Tensor, " b"]) -> None:
-        if number in several:
-            several[number].logits[index.numpy()] = logits.cpu().numpy()
+    several: dict[int, LabelScores] = {}
+    for number, (one, (index, values)) in enumerate(zip(examinees, answered, strict=True)):
+        if one.labels.ndim == 2:
+            several[number] = LabelScores(one.labels)
+            several[number].logits[index] = values
         else:
-            right[number] += _right(logits, examinees[number].labels[index.numpy()])
-
-    _examine(examinees, data, how, count)
+            hits = values == one.labels[index][:, None]
+            right[number] = hits[:, :1].sum(), hits.sum()
     totals = np.reshape(how.ranks.total(*right.ravel().tolist()), right.shape) / len(data)
     found = [{"top1": float(top1), "top5": float(top5)} for top1, top5 in totals]
     for number, scores in several.items():
         found[number] = scores.of(np.sum(how.ranks.gather(scores.logits), axis=0))
     return found
+
+
+def _room(examinees: Sequence[Examinee], data: ImageData, how: Conditions) -> ExamRoom:
+    return ExamRoom(data, [Render.of(examinee.preprocess) for examinee in examinees], how)
 
 
 def predictions(examinees: Sequence[Examinee], data: ImageData, how: Conditions) -> Int64[np.ndarray, "k n"]:
@@ -251,11 +307,9 @@ def predictions(examinees: Sequence[Examinee], data: ImageData, how: Conditions)
         BadDataError: an image cannot be decoded.
     """
     found = np.full((len(examinees), len(data)), -1, np.int64)
-
-    def note(number: int, logits: Float[Tensor, "b c"], index: Int64[Tensor, " b"]) -> None:
-        found[number, index.numpy()] = logits.argmax(dim=1).cpu().numpy()
-
-    _examine(examinees, data, how, note)
+    answered = _examine(examinees, _room(examinees, data, how), how, lambda _, logits: logits.argmax(dim=1))
+    for number, (index, values) in enumerate(answered):
+        found[number, index] = values
     return found
 
 
@@ -275,7 +329,8 @@ def require_sound(student: Student, size: tuple[int, int]) -> None:
     device = next(iter(weights.values())).device
     output = student(synthetic_image(size).to(device))
     found = {**weights, "features": output.features, **{f"logits ({n})": v for n, v in output.logits.items()}}
-    wrong = [name for name, values in found.items() if not values.isfinite().all()]
+    sound = torch.stack([values.isfinite().all() for values in found.values()]).tolist()
+    wrong = [name for name, fine in zip(found, sound, strict=True) if not fine]
     if wrong:
         raise DivergedError(
             f"'{wrong[0]}' of the trained student is not finite: nothing is exported",
@@ -286,19 +341,21 @@ def require_sound(student: Student, size: tuple[int, int]) -> None:
 @torch.inference_mode()
 def _examine(
     examinees: Sequence[Examinee],
-    data: ImageData,
+    room: ExamRoom,
     how: Conditions,
-    see: Callable[[int, Float[Tensor, "b c"], Int64[Tensor, " b"]], None],
-) -> None:
-    """Call ``see`` with an examinee's number, its logits of a batch of images, and their positions."""
+    answer: Callable[[int, Float[Tensor, "b c"]], Shaped[Tensor, "b ..."]],
+) -> list[tuple[Int64[np.ndarray, " n"], Shaped[np.ndarray, "n ..."]]]:
+    """What ``answer`` makes of each examinee's number and logits, and the positions of the images.
+
+    All of it is read at the end: until then nothing waits for the device.
+    """
     for examinee in examinees:
         examinee.student.eval()
-    exam = Exam(data, [Render.of(examinee.preprocess) for examinee in examinees], how.kept)
-    ranks = how.ranks
-    parts = plain_order(len(data), how.batch_size)[ranks.rank :: ranks.world]
-    loader = make_loader(exam, parts, how.workers, how.device)
-    with ranks.one_fate(), console.progress(len(data) // ranks.world, "images", "testing") as bar:
-        for batch in loader:
+    answers: list[list[Fetched]] = [[] for _ in examinees]
+    positions, sound = [], []
+    total = len(room.data) // how.ranks.world
+    with how.ranks.one_fate(), console.progress(total, "images", "testing") as bar:
+        for batch in room.batches():
             if isinstance(batch, KdError):
                 raise batch
             if how.stop:
@@ -307,21 +364,25 @@ def _examine(
                     "Run the same command again to test it.",
                 )
             pixels, index = batch
-            seen = {render: images.to(how.device) for render, images in pixels.items()}
+            seen = {render: images.to(how.device, non_blocking=True) for render, images in pixels.items()}
             for number, examinee in enumerate(examinees):
                 images = normalise(seen[Render.of(examinee.preprocess)], examinee.preprocess)
                 output = examinee.student(images, [examinee.head])
                 logits = output.logits[examinee.head].float()
-                if not logits.isfinite().all():
-                    console.warn(
-                        f"a student's outputs for images of {data.spec} are not finite: its marks mean nothing"
-                    )
-                see(number, logits, index)
+                sound.append(Fetched(logits.isfinite().all()))
+                answers[number].append(Fetched(answer(number, logits)))
+            positions.append(index.numpy())
             bar.advance(len(index))
+    if not all(bool(each.read()) for each in sound):
+        console.warn(
+            f"a student's outputs for images of {room.data.spec} are not finite: its marks mean nothing"
+        )
+    if not positions:  # a process without images
+        return [(np.zeros(0, np.int64), _none(one)) for one in examinees]
+    places = np.concatenate(positions)
+    return [(places, np.concatenate([each.read().numpy() for each in own])) for own in answers]
 
 
-def _right(logits: Float[Tensor, "b c"], labels: Int64[np.ndarray, " b"]) -> tuple[int, int]:
-    """How many images of a batch are right, and how many are among the best five."""
-    best = logits.topk(min(5, logits.shape[1]), dim=1).indices.cpu()
-    hits = best == torch.from_numpy(labels).unsqueeze(1)
-    return int(hits[:, 0].sum()), int(hits.sum())
+def _none(examinee: Examinee) -> Shaped[np.ndarray, "0 _"]:
+    labels = examinee.labels
+    return np.zeros((0, labels.shape[1] if labels.ndim == 2 else 1), np.float32)

@@ -6,35 +6,34 @@ their checkpoints or one was added later: the stream starts where the last of th
 """
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import final
+from typing import NoReturn, final
 
 import torch
 from torch import Tensor
 
 from kdcli.console import console
 from kdcli.documents import from_document
-from kdcli.errors import DeviceError, DivergedError, KdError, StoppedEarly
+from kdcli.errors import DeviceError, DivergedError, StoppedEarly
 from kdcli.files import storage_errors, write_json
 from kdcli.geometry import Render
 from kdcli.methods.batch import Batch
 from kdcli.reading import read_json
 from kdcli.runtime import StopFlag
 from kdcli.training.checkpoint import (
+    CheckpointWriter,
     append_metrics,
     latest_checkpoint,
     load_checkpoint,
-    save_checkpoint,
     write_metrics,
 )
-from kdcli.training.engine import Engine, memory_errors
+from kdcli.training.engine import Engine
 from kdcli.training.progress import Meter, Progress
-from kdcli.training.replay import ViewRule
-from kdcli.training.samplers import Order
 from kdcli.training.scores import MAIN
+from kdcli.training.stream import Stream
 from kdcli.training.tracking import track_epoch
 from kdcli.training.validation import VAL, Watch
 
@@ -53,7 +52,8 @@ class OwnRandom:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device if device.type == "cuda" else None
+        self._module = None if device.type == "cpu" else torch.get_device_module(device)
+        self._device = device
         self._state = self._read()
 
     @contextmanager
@@ -68,12 +68,13 @@ class OwnRandom:
             self._write(outside)
 
     def _read(self) -> tuple[Tensor, Tensor | None]:
-        return torch.get_rng_state(), None if self._device is None else torch.cuda.get_rng_state(self._device)
+        own = None if self._module is None else self._module.get_rng_state(self._device)
+        return torch.get_rng_state(), own
 
     def _write(self, state: tuple[Tensor, Tensor | None]) -> None:
         torch.set_rng_state(state[0])
-        if self._device is not None and state[1] is not None:
-            torch.cuda.set_rng_state(state[1], self._device)
+        if self._module is not None:
+            self._module.set_rng_state(state[1], self._device)
 
 
 @final
@@ -165,11 +166,11 @@ class Lane:
         title = f"{self.name}: epoch" if self.name else "epoch"
         console.detail(f"{title} {self.progress.epoch}: loss {document['loss']:.4f}, lr {document['lr']:g}")
 
-    def save(self) -> None:
-        """Write a checkpoint of this moment, unless the last one is of it."""
+    def save(self, writer: CheckpointWriter) -> None:
+        """Begin to write a checkpoint of this moment, unless the last one is of it."""
         if self.place != self._saved:
             with self.random():
-                save_checkpoint(self._checkpoints, self._stateful, self.progress)
+                writer.save(self._checkpoints, self._stateful, self.progress)
         self._saved = self.place
 
     def give_up(self, error: DivergedError) -> None:
@@ -208,44 +209,8 @@ def known_divergence(folder: Path) -> DivergedError | None:
     return DivergedError(found.message, found.hint)
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class Stream:
-    """Batches that students share.
-
-    Attributes:
-        loader: the batches, in the order of ``order``.
-        order: which batches an epoch has.
-        rule: which view an epoch shows, to record it.
-        epochs: of the whole training.
-        device: where the students train.
-    """
-
-    loader: Iterable[Batch | KdError]
-    order: Order
-    rule: ViewRule
-    epochs: int
-    device: torch.device
-
-    def batches(self, epoch: int, step: int) -> Iterator[tuple[Batch, float]]:
-        """The rest of an epoch, and how long each batch was waited for, in seconds.
-
-        Raises:
-            KdError: a batch could not be made.
-        """
-        self.order.seek(epoch, step)
-        started = time.perf_counter()
-        for batch in self.loader:
-            if isinstance(batch, KdError):
-                raise batch
-            with memory_errors(len(batch.labels)):
-                batch = batch.to(self.device)
-            yield batch, time.perf_counter() - started
-            started = time.perf_counter()
-
-
 def fit(lanes: Sequence[Lane], stream: Stream, stop: StopFlag) -> None:
-    """Train every student to its end, each from its last checkpoint if it has one.
+    """Train every student to its end, each from its last checkpoint if it has one, and save it there.
 
     One that diverges is left where it was, see :attr:`Lane.diverged`, and the others go on.
 
@@ -256,6 +221,18 @@ def fit(lanes: Sequence[Lane], stream: Stream, stop: StopFlag) -> None:
     """
     for lane in lanes:
         lane.resume(stream.epochs)
+    with CheckpointWriter() as writer:
+        try:
+            _train(lanes, stream, stop, writer)
+        except StoppedEarly:
+            _save(lanes, writer)
+            writer.wait()
+            console.detail(f"saved {stop.seconds():.1f} s after the signal")
+            raise
+        _save(lanes, writer)
+
+
+def _train(lanes: Sequence[Lane], stream: Stream, stop: StopFlag, writer: CheckpointWriter) -> None:
     size, end = stream.order.batches, stream.epochs * stream.order.batches
     at = min((lane.progress.epoch * size + lane.progress.step for lane in lanes), default=end)
     patience = CHECKPOINT_SECONDS * len(lanes)
@@ -272,31 +249,32 @@ def fit(lanes: Sequence[Lane], stream: Stream, stop: StopFlag) -> None:
                 if not here:
                     break
                 arrived = time.perf_counter()
+                writer.check()
                 values = _step(here, batch, waited)
                 meter.add(here[0].engine.images, waited, time.perf_counter() - arrived)
                 at, step = at + 1, step + 1
                 facts = meter.facts(_shown(values), _judged(lanes), f"{epoch + 1}/{stream.epochs}")
                 bar.advance(1, meter.said, **facts)
                 if stop and step < size:
-                    _stop(lanes, here[0], stop)
+                    _stop(here[0])
             for lane in left:
                 if lane.place == (epoch, size):
-                    _close_epoch(lane, lanes, stream, stop)
+                    _close_epoch(lane, stream)
             if stop:
-                _stop(lanes, left[0], stop)
+                _stop(left[0])
             console.detail(f"{meter.waiting:.0%} of the time waiting for batches")
             # The first process's clock decides for all, since all take part in saving.
             due, *_ = ranks.gather(time.monotonic() - saved >= patience)
             if due:
-                _save(lanes)
+                _save(lanes, writer)
                 saved = time.monotonic()
 
 
-def _close_epoch(lane: Lane, lanes: Sequence[Lane], stream: Stream, stop: StopFlag) -> None:
+def _close_epoch(lane: Lane, stream: Stream) -> None:
     try:
         lane.close_epoch(stream.rule.student(lane.progress.epoch))
     except StoppedEarly:
-        _stop(lanes, lane, stop)
+        _stop(lane)
 
 
 def _running(lanes: Sequence[Lane], epochs: int) -> list[Lane]:
@@ -338,15 +316,13 @@ def _shown(values: Mapping[str, Mapping[str, float]]) -> Mapping[str, float]:
     return losses
 
 
-def _save(lanes: Sequence[Lane]) -> None:
+def _save(lanes: Sequence[Lane], writer: CheckpointWriter) -> None:
     for lane in lanes:
         if lane.diverged is None:
-            lane.save()
+            lane.save(writer)
 
 
-def _stop(lanes: Sequence[Lane], first: Lane, stop: StopFlag) -> None:
-    _save(lanes)
-    console.detail(f"saved {stop.seconds():.1f} s after the signal")
+def _stop(first: Lane) -> NoReturn:
     progress = first.progress
     raise StoppedEarly(
         f"stopped by a signal after step {progress.steps} (epoch {progress.epoch + 1}); everything is saved",

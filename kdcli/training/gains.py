@@ -22,6 +22,7 @@ from kdcli.training.classes import Classes
 from kdcli.training.evaluate import Conditions, Examinee, heads_to_test, predictions
 from kdcli.training.plan import Plan
 from kdcli.training.student import build_student
+from kdcli.training.transfers import forked_random
 
 _ROWS_AT_ONCE = 65_536
 
@@ -139,7 +140,7 @@ def measure_stages(
     _, _, test, labels = tests[0]
     device = torch.device(plan.device)
     examinees = []
-    with torch.random.fork_rng(), stop_signals() as stop:
+    with forked_random(device), stop_signals() as stop:
         built = build_student(plan)
         opened = [(built.student, built.model.preprocess)]
         for export in exports:

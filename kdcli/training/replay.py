@@ -17,6 +17,7 @@ from kdcli.data.mixing import NO_PARTNER
 from kdcli.data.sources import ImageData
 from kdcli.data.views import Drawer, Drawn, Params, ViewSet
 from kdcli.errors import BadDataError, IdentityError
+from kdcli.methods.batch import indexable
 from kdcli.types import Difference
 
 _CHUNK = 65536
@@ -77,7 +78,10 @@ class Recording:
         """Teacher outputs for a view: teacher -> array -> [b, ...]."""
         rows = self.rows[positions]
         return {
-            teacher: {name: torch.from_numpy(self.cache.gather(teacher, name, rows, view)) for name in names}
+            teacher: {
+                name: indexable(torch.from_numpy(self.cache.gather(teacher, name, rows, view)))
+                for name in names
+            }
             for teacher, names in self.reads.items()
         }
 

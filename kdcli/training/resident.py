@@ -15,7 +15,7 @@ from kdcli.cache.resident import Table, copy_rows, hold, require_room, slots_of,
 from kdcli.cache.staging import prewarm
 from kdcli.console import console, size
 from kdcli.errors import DeviceError, KdError
-from kdcli.methods.batch import Batch
+from kdcli.methods.batch import Batch, indexable
 from kdcli.training.batches import Loader
 from kdcli.training.config import StudentConfig
 from kdcli.training.replay import Recording, ViewRule
@@ -83,7 +83,7 @@ class DeviceRows:
             positions: of images in the data set.
             view: number of the view.
         """
-        slots = self._slots[positions.to(self._slots.device)]
+        slots = self._slots[positions.to(self._slots.device, non_blocking=True)]
         return {
             teacher: {name: self._take(teacher, name, slots, view) for name in names}
             for teacher, names in self._reads.items()
@@ -93,7 +93,7 @@ class DeviceRows:
         spec = self._specs[teacher, array]
         stored = self._tables[teacher, array, view if spec.per_view else None]
         dtype = torch.from_numpy(np.empty(0, spec.dtype)).dtype
-        values: Tensor = stored.index_select(0, slots).view(dtype)
+        values = indexable(stored.index_select(0, slots).view(dtype))
         return values.reshape(len(slots), *spec.row_shape)
 
 
@@ -123,21 +123,22 @@ class DeviceFed:
         self._loader, self._order, self._rule, self._held = loader, order, rule, held
 
     def __iter__(self) -> Iterator[Batch | KdError]:
-        for batch in self._loader:
-            if isinstance(batch, KdError):
-                yield batch
-                continue
-            yield replace(batch, teacher=self._outputs(batch))
+        return map(self._fed, iter(self._loader))
+
+    def _fed(self, batch: Batch | KdError) -> Batch | KdError:
+        return batch if isinstance(batch, KdError) else replace(batch, teacher=self._outputs(batch))
 
     def _outputs(self, batch: Batch) -> dict[str, dict[str, Tensor]]:
-        if batch.turn is None:
+        turns = batch.known.turn
+        if turns is None:
             return self._held.outputs(batch.index, self._rule.teacher(self._order.epoch))
-        turns = sorted(set(batch.turn.tolist()))
-        first, *others = [self._held.outputs(batch.index, self._rule.teacher(turn)) for turn in turns]
-        for turn, outputs in zip(turns[1:], others, strict=True):
-            rows = (batch.turn == turn).nonzero().squeeze(1)
-            for teacher, arrays in first.items():
+        first, *others = np.unique(turns).tolist()
+        whole = self._held.outputs(batch.index, self._rule.teacher(first))
+        for turn in others:
+            rows = torch.from_numpy(np.flatnonzero(turns == turn))
+            outputs = self._held.outputs(batch.index[rows], self._rule.teacher(turn))
+            for teacher, arrays in whole.items():
                 for name, values in arrays.items():
-                    rows = rows.to(values.device)
-                    values[rows] = outputs[teacher][name][rows]
-        return first
+                    places = rows.to(values.device, non_blocking=True)
+                    values.index_copy_(0, places, outputs[teacher][name])
+        return whole

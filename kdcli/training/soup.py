@@ -325,7 +325,7 @@ def recalibrate(model: Model, data: ImageData, recipe: SoupConfig, stop: StopFla
                 )
             pixels, index = batch
             (images,) = pixels.values()
-            network(normalise(images.to(device), model.preprocess))
+            network(normalise(images.to(device, non_blocking=True), model.preprocess))
             bar.advance(len(index))
     for layer, (momentum, count) in zip(layers, kept, strict=True):
         layer.momentum, layer.num_batches_tracked = momentum, count

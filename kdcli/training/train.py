@@ -29,13 +29,14 @@ from kdcli.training.engine import Engine, make_accelerator
 from kdcli.training.evaluate import (
     Conditions,
     Examinee,
+    ExamRoom,
     Labels,
     accuracies,
     heads_to_test,
     labels_for,
     require_sound,
 )
-from kdcli.training.fit import Lane, OwnRandom, Stream, fit
+from kdcli.training.fit import Lane, OwnRandom, fit
 from kdcli.training.one_stream import require_one_stream
 from kdcli.training.plan import Plan
 from kdcli.training.replay import Recording
@@ -44,6 +45,7 @@ from kdcli.training.resolve import Sources
 from kdcli.training.result import TrainResult, result_of
 from kdcli.training.rundir import begin, finish
 from kdcli.training.samplers import order_of
+from kdcli.training.stream import Stream
 from kdcli.training.student import Built, build_student
 from kdcli.training.summary import tell, tell_built
 from kdcli.training.tracking import track_test, tracked
@@ -219,7 +221,7 @@ def _train(
             recording = Recording(recording.cache, recording.rows, _union(runs), _kept(runs))
             recording, held = bring_near(config, recording, plan.rule, plan.turns, device)
     loader = make_loader(_feed(runs, recording), order, workers, device)
-    batches = Together(loader if held is None else DeviceFed(loader, order, plan.rule, held), ranks, stop)
+    fed = loader if held is None else DeviceFed(loader, order, plan.rule, held)
     how = Conditions(
         device, plan.settings.batch_size, workers, stop, ranks, None if recording is None else recording.kept
     )
@@ -230,7 +232,8 @@ def _train(
             lanes.append(_lane(run, order.batches * epochs, accelerator, on_batch, len(runs), watch))
             stack.enter_context(tracked(accelerator, run.plan.identity(), run.plan.config.out))
         stop.at_once = False  # from here on there is something to save
-        fit(lanes, Stream(batches, order, plan.rule, epochs, device), batches.stop)
+        together = Together(fed, lanes[0].engine.ranks, stop, len(plan.sets) or 2 * plan.split)
+        fit(lanes, Stream(together, order, plan.rule, epochs, device), together.stop)
         return _finish(runs, lanes, how)
 
 
@@ -305,7 +308,8 @@ def _watch(run: _Run, how: Conditions) -> Watch | None:
 
     def judge_of(head: str, data: ImageData, labels: Labels) -> Judge:
         one = Examinee(built.student, head, labels, built.model.preprocess)
-        return lambda: accuracies([one], data, how)[0]
+        room = ExamRoom(data, [Render.of(one.preprocess)], how)  # of every epoch
+        return lambda: accuracies([one], data, how, room)[0]
 
     judges, chooser = {}, {"best": VAL, ON_TEST: "test"}.get(plan.config.select)
     if plan.validation is not None:
@@ -329,7 +333,6 @@ def _finish(
     chosen = {}
     for run, lane in zip(runs, lanes, strict=True):
         if lane.diverged is None:
-            lane.save()  # testing may be interrupted, and what is kept replaces what goes on
             lane.engine.finish()
             if lane.watch is not None:
                 chosen[run.name] = lane.watch.settle(lane.progress.history)

@@ -1,0 +1,55 @@
+"""Between the host and the device, without waiting.
+
+All of it runs on the CPU as well, where torch's streams and events do nothing.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import final
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+from kdcli.errors import DeviceError
+
+
+@final
+class Fetched:
+    """Values on their way to the host, begun as soon as the device has them; whatever is launched later goes on.
+
+    Args:
+        values: on any device.
+    """
+
+    def __init__(self, values: Shaped[Tensor, "..."]) -> None:
+        module = torch.get_device_module(values.device)
+        self._values = values.detach().to("cpu", non_blocking=True)  # torch takes pinned memory for it
+        self._there = module.Event()
+        self._there.record(module.current_stream(values.device))
+
+    def read(self) -> Shaped[Tensor, "..."]:
+        """The values on the host, waited for."""
+        self._there.synchronize()
+        return self._values
+
+
+def forked_random(device: torch.device) -> AbstractContextManager[None]:
+    """Within the block random numbers of the CPU and of ``device`` are drawn that are drawn again after it."""
+    devices = [] if device.type == "cpu" else [device]
+    kind = "cuda" if device.type == "cpu" else device.type
+    return torch.random.fork_rng(devices, device_type=kind)
+
+
+@contextmanager
+def memory_errors(batch_size: int, pieces: int = 1) -> Iterator[None]:
+    """Turn running out of memory in a step of so many images into a :class:`DeviceError`."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise DeviceError(
+            f"out of memory with {batch_size} images a step: {str(error).splitlines()[0]}",
+            f"--batch-size {max(1, batch_size // 2)}, or the same step in more pieces: --accumulate {2 * pieces}",
+        ) from error
