@@ -26,7 +26,7 @@ from kdcli.types import Difference
 
 if TYPE_CHECKING:
     from kdcli.extract.decoding import Decoded, Decoder
-    from kdcli.extract.pipeline import Worker
+    from kdcli.extract.worker import Worker
 
 ROWS = 64
 TOLERANCE = {"off": 3e-3, "tf32": 1e-2, "fp16": 1e-2, "bf16": 6e-2}

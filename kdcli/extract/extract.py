@@ -18,7 +18,7 @@ from kdcli.extract.opening import require_same_data
 from kdcli.extract.places import opened
 from kdcli.extract.prepare import Prepared, prepare, require_same_views
 from kdcli.extract.result import CacheResult, TeacherProgress, payload_bytes, shapes
-from kdcli.runtime import Shard, parse_shard, pick_device, stop_signals, worker_count
+from kdcli.runtime import Shard, parse_shard, stop_signals, worker_count
 
 if TYPE_CHECKING:
     from kdcli.data.sources import ImageData
@@ -118,7 +118,6 @@ class _Run:
                     worker_count(self._config.workers),
                     stop,
                     self._config.grace,
-                    pinned=pick_device(self._config.device).startswith("cuda"),
                     kept=kept_pixels(
                         self._writer.store, [worker.render for worker in workers.values()], missing
                     ),

@@ -2,22 +2,26 @@
 
 import os
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
-import numpy as np
-
 from kdcli.cache.layout import Manifest
 from kdcli.console import console, duration
 from kdcli.data.kept_pixels import KeptPixels
+from kdcli.extract.collecting import BATCHES as BATCHES_AHEAD
 from kdcli.extract.decoding import BatchRequest, Decoded, Decoder, decoded_batches
+from kdcli.extract.lanes import Lanes
+from kdcli.extract.publishing import WRITERS
 from kdcli.files import storage_errors
+from kdcli.outputs import PIXELS
 from kdcli.runtime import worker_count
 
 if TYPE_CHECKING:
-    from kdcli.extract.pipeline import Worker
+    from kdcli.extract.worker import Worker
     from kdcli.extract.prepare import Prepared
 
 BATCHES = 20
@@ -127,34 +131,55 @@ def _views_in(decoded: Decoded) -> int:
 
 
 def _forward_rate(worker: "Worker", batches: Sequence[Decoded]) -> float:
-    """Image views a second of one teacher, its outputs on the host as the cache would store them."""
-    pixels = [view for decoded in batches for view in decoded.pixels[worker.render]]
-    labels = np.full(max(len(view) for view in pixels), -1, np.int64)
-    worker.plan.derive(worker.runner(pixels[0]), labels[: len(pixels[0])])
-    start, count = time.perf_counter(), 0
-    for number in range(BATCHES):
-        batch = pixels[number % len(pixels)]
-        worker.plan.derive(worker.runner(batch), labels[: len(batch)])
-        count += len(batch)
+    """Image views a second of one teacher, its outputs on the host as the cache would store them.
+
+    As in a run, the device has the next batches before it is done with one.
+    """
+    lanes = Lanes(worker.device)
+    kinds = [output.name for output in worker.plan.outputs if output.kind != PIXELS]
+    kept = dict.fromkeys(kinds, sum(len(decoded.pixels[worker.render]) for decoded in batches))
+    forwards = [
+        (decoded.pixels[worker.render][some.start : some.stop], decoded.labels)
+        for decoded in batches
+        for some, _ in worker.forwards(range(decoded.request.views), kept)
+    ]
+    if not forwards:
+        return float("inf")  # it keeps what was decoded
+    flights: deque[tuple[Any, ...]] = deque()
+    start, count = 0.0, 0
+    for number in range(-1, BATCHES):  # the first one warms up
+        pixels, labels = forwards[number % len(forwards)]
+        there = lanes.up(pixels), lanes.up(labels)
+        lanes.arrive()
+        derived, _ = worker.launch(*there, kinds)
+        flights.append((there, derived, *lanes.down([derived])))
+        while len(flights) >= BATCHES_AHEAD or (flights and number in (-1, BATCHES - 1)):
+            flights.popleft()[-1].synchronize()
+        start, count = (start, count + len(labels) * len(pixels)) if number >= 0 else (time.perf_counter(), 0)
     return count / (time.perf_counter() - start)
 
 
 def _write_speed(place: Path, bytes_missing: int) -> float:
-    """MB/s of chunk-sized files, each fsynced, in ``place``."""
+    """MB/s of chunk-sized files, each fsynced, in ``place``, by as many threads as a run writes with."""
     total = max(2**20, min(WRITE_BYTES, bytes_missing))
-    piece = os.urandom(2**20)
-    file = place / f".kd-plan-{os.getpid()}-{os.urandom(4).hex()}.tmp"
-    written, seconds = 0, 0.0
-    with storage_errors(place):
+    piece, scratch = os.urandom(2**20), f".kd-plan-{os.getpid()}-{os.urandom(4).hex()}"
+    files = [place / f"{scratch}-{number}.tmp" for number in range(WRITERS)]
+
+    def write(file: Path) -> int:
+        written = 0
+        with file.open("wb") as stream:
+            for _ in range(16):
+                written += stream.write(piece)
+            stream.flush()
+            os.fsync(stream.fileno())
+        return written
+
+    written, start = 0, time.perf_counter()
+    with storage_errors(place), ThreadPoolExecutor(WRITERS) as writers:
         try:
             while written < total:
-                start = time.perf_counter()
-                with file.open("wb") as stream:
-                    for _ in range(16):
-                        written += stream.write(piece)
-                    stream.flush()
-                    os.fsync(stream.fileno())
-                seconds += time.perf_counter() - start
+                written += sum(writers.map(write, files))
+            return written / 1e6 / (time.perf_counter() - start)
         finally:
-            file.unlink(missing_ok=True)
-    return written / 1e6 / seconds
+            for file in files:
+                file.unlink(missing_ok=True)
