@@ -1,9 +1,9 @@
 """The thread that takes what the device has made: it alone waits for the device, checks, and fills the tasks."""
 
-import threading
 import time
 from collections.abc import Mapping, MutableMapping
 from queue import SimpleQueue
+from threading import Semaphore, Thread
 from typing import TYPE_CHECKING, Self, final
 
 from kdcli.cache.layout import SAMPLES
@@ -44,10 +44,10 @@ class Collector:
         self._publisher, self._writer, self._workers, self._tasks = publisher, writer, workers, tasks
         self._collected: tuple[int, float] = 0, 0.0
         self._taken: tuple[int, float] = 0, 0.0
-        self._room = threading.Semaphore(BATCHES)
+        self._room = Semaphore(BATCHES)
         self._batches: SimpleQueue[Batch | None] = SimpleQueue()
         self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="kd-collector", daemon=True)
+        self._thread = Thread(target=self._run, name="kd-collector", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()

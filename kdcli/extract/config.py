@@ -19,7 +19,6 @@ from kdcli.options.fields import Address, option
 from kdcli.outputs import STATS, Output, parse_keep
 from kdcli.types import FloatName
 
-
 DEFAULT_BATCH = 64
 """Images per forward: what fills a processor, and with views beside each other a card."""
 

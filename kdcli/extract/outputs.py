@@ -111,7 +111,8 @@ class OutputPlan:
         """What :meth:`derive` gives, where the raw outputs are; nothing waits for the device.
 
         Args:
-            raw, only: see there.
+            raw: see there.
+            only: likewise.
             labels: class numbers on the device.
             columns: what :meth:`columns_on` gave.
         """

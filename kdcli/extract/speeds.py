@@ -21,8 +21,8 @@ from kdcli.outputs import PIXELS
 from kdcli.runtime import worker_count
 
 if TYPE_CHECKING:
-    from kdcli.extract.worker import Worker
     from kdcli.extract.prepare import Prepared
+    from kdcli.extract.worker import Worker
 
 BATCHES = 20
 """Batches that a measurement runs, after one to warm up."""
