@@ -84,7 +84,7 @@ class Gates:
         def wait_stream(self, _: Any) -> None:
             pass
 
-    def Event(self) -> "Pending":  # noqa: N802
+    def Event(self) -> "Pending":
         return Pending(self)
 
     def stream(self, _: Any) -> Any:

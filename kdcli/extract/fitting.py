@@ -11,6 +11,7 @@ from kdcli.console import console
 from kdcli.errors import DeviceError
 from kdcli.extract.config import DEFAULT_BATCH, CacheConfig
 from kdcli.extract.lanes import Lanes
+from kdcli.outputs import PIXELS
 from kdcli.runtime import pick_device
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def _most(device: str, asked: int | Literal["auto"], views: int) -> int:
 
 
 def _runs(teacher: "Teacher") -> bool:
-    return any(output.kind != "pixels" for output in teacher.plan.outputs)
+    return any(output.kind != PIXELS for output in teacher.plan.outputs)
 
 
 def _computing(teacher: "Teacher", compute: dict[str, Any]) -> "Teacher":
@@ -82,7 +83,8 @@ def _computing(teacher: "Teacher", compute: dict[str, Any]) -> "Teacher":
 def _worker(teacher: "Teacher", device: str) -> "Worker":
     from kdcli.extract.worker import Worker
 
-    return Worker.of(teacher, teacher.record.compute, device)
+    # Compiling takes minutes, and less memory.
+    return Worker.of(teacher, {**teacher.record.compute, "compile": False}, device)
 
 
 def fitting(worker: "Worker", most: int) -> int:
@@ -110,7 +112,7 @@ def _try(worker: "Worker", size: int) -> None:
     """As in a run, where the outputs of a batch are on their way down while the next one is computed."""
     lanes, kinds = (
         Lanes(worker.device),
-        [output.name for output in worker.plan.outputs if output.kind != "pixels"],
+        [output.name for output in worker.plan.outputs if output.kind != PIXELS],
     )
     pixels = torch.zeros((1, size, *worker.render.size, 3), dtype=torch.uint8)
     labels = torch.zeros(size, dtype=torch.int64)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, final
 from kdcli.cache.layout import Manifest
 from kdcli.console import console, duration
 from kdcli.data.kept_pixels import KeptPixels
-from kdcli.extract.collecting import BATCHES as BATCHES_AHEAD
+from kdcli.extract.collecting import BATCHES as ON_DEVICE
 from kdcli.extract.decoding import BatchRequest, Decoded, Decoder, decoded_batches
 from kdcli.extract.lanes import Lanes
 from kdcli.extract.publishing import WRITERS
@@ -76,7 +76,7 @@ def measure(
     """
     images, bytes_missing = missing
     batches, decode = _decode_rate(prepared, workers, kept)
-    forward = {name: _forward_rate(worker, batches) for name, worker in workers.items()}
+    forward = {name: _forward_rate(worker, prepared.manifest, batches) for name, worker in workers.items()}
     place = next(
         folder for folder in (prepared.root.absolute(), *prepared.root.absolute().parents) if folder.is_dir()
     )
@@ -130,32 +130,33 @@ def _views_in(decoded: Decoded) -> int:
     return len(decoded.request.rows) * decoded.request.views
 
 
-def _forward_rate(worker: "Worker", batches: Sequence[Decoded]) -> float:
+def _forward_rate(worker: "Worker", manifest: Manifest, batches: Sequence[Decoded]) -> float:
     """Image views a second of one teacher, its outputs on the host as the cache would store them.
 
     As in a run, the device has the next batches before it is done with one.
     """
-    lanes = Lanes(worker.device)
-    kinds = [output.name for output in worker.plan.outputs if output.kind != PIXELS]
-    kept = dict.fromkeys(kinds, sum(len(decoded.pixels[worker.render]) for decoded in batches))
-    forwards = [
-        (decoded.pixels[worker.render][some.start : some.stop], decoded.labels)
-        for decoded in batches
-        for some, _ in worker.forwards(range(decoded.request.views), kept)
-    ]
+    lanes, forwards = Lanes(worker.device), []
+    kept = {out.name: out.views(manifest.views) for out in worker.plan.outputs if out.kind != PIXELS}
+    for decoded in batches:
+        views = manifest.views_of(decoded.request.group)[: decoded.request.views]
+        for some, kinds in worker.forwards(views, kept):
+            pixels = decoded.pixels[worker.render][some.start - views.start : some.stop - views.start]
+            forwards.append((pixels, decoded.labels, kinds))
     if not forwards:
         return float("inf")  # it keeps what was decoded
     flights: deque[tuple[Any, ...]] = deque()
     start, count = 0.0, 0
     for number in range(-1, BATCHES):  # the first one warms up
-        pixels, labels = forwards[number % len(forwards)]
+        pixels, labels, kinds = forwards[number % len(forwards)]
         there = lanes.up(pixels), lanes.up(labels)
         lanes.arrive()
         derived, _ = worker.launch(*there, kinds)
         flights.append((there, derived, *lanes.down([derived])))
-        while len(flights) >= BATCHES_AHEAD or (flights and number in (-1, BATCHES - 1)):
+        count += len(labels) * len(pixels)
+        while len(flights) >= ON_DEVICE or (flights and number in (-1, BATCHES - 1)):
             flights.popleft()[-1].synchronize()
-        start, count = (start, count + len(labels) * len(pixels)) if number >= 0 else (time.perf_counter(), 0)
+        if number < 0:
+            start, count = time.perf_counter(), 0
     return count / (time.perf_counter() - start)
 
 
