@@ -156,7 +156,7 @@ def _products(tf32: bool) -> Iterator[None]:
 
 
 def _set_products(parts: list[Any], values: list[str]) -> None:
-    """Torch's older names first, which then can be read; then the newer: they alone override its general switch."""
+    """torch's older names first, which then can be read; then the newer: they alone override its general switch."""
     import torch
 
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = (v == "tf32" for v in values[:2])

@@ -1,5 +1,6 @@
 """The inner loop on a device that is told when its work is done: what runs while what is pending, and how it ends."""
 
+import functools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import small_cache as small
 import torch
+from conftest import Shell
 
 import kdcli.extract.collecting as collecting_module
 import kdcli.extract.lanes as lanes_module
@@ -344,6 +346,47 @@ def test_not_even_one_image_is_said(
     assert not (tmp_path / "c.kd").exists()
 
 
+# --- compiled teachers ---------------------------------------------------------------------------
+
+
+def test_compiled_is_recorded_and_a_resume_goes_on_with_it(
+    place: tuple[str, dict[str, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    compiled: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        compiled.append(len(inputs))
+        return graph.forward
+
+    monkeypatch.setattr("kdcli.models.compiling.require_compiler", lambda _: None)
+    monkeypatch.setattr("torch.compile", functools.partial(torch.compile, backend=backend))
+    root = tmp_path / "c.kd"
+    cache_teachers(config(place, root, compile=True, shard="0/2"))
+    assert CacheReader(root).teachers["small"].compute["compile"] is True
+    first = len(compiled)
+    assert first
+    torch._dynamo.reset()
+    capsys.readouterr()
+    cache_teachers(config(place, root))
+    assert len(compiled) > first
+    assert "going on with --compile, as recorded" in capsys.readouterr().err
+
+
+def test_compiling_where_there_is_no_compiler_is_refused_plainly(
+    place: tuple[str, dict[str, str]], kd: Callable[..., Shell], tmp_path: Path
+) -> None:
+    data, teachers = place
+    done = kd(
+        "cache-teachers", data, "--cache", "c.kd", "--teacher", f"small={teachers['small']}", "--compile", "--workers",
+        0,
+        env={"CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor")},
+    )  # fmt: skip
+    done.refused(30, "torch.compile does not work here on cpu", "Leave --compile out")
+
+
 # --- what is stored ------------------------------------------------------------------------------
 
 
@@ -361,11 +404,12 @@ def test_what_is_stored_is_what_a_plain_loop_gives(
 
     data_spec, teachers = place
     of = Worker.of.__func__  # type: ignore[attr-defined]
-    monkeypatch.setattr(
-        Worker,
-        "of",
-        classmethod(lambda cls, teacher, compute, device: of(cls, teacher, {**compute, "views_per_forward": folded}, device)),
-    )  # fmt: skip
+
+    def beside(cls: type[Worker], teacher: Any, compute: dict[str, Any], device: str) -> Worker:
+        worker: Worker = of(cls, teacher, {**compute, "views_per_forward": folded}, device)
+        return worker
+
+    monkeypatch.setattr(Worker, "of", classmethod(beside))
     root = tmp_path / "c.kd"
     cache_teachers(
         config(

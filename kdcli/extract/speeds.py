@@ -136,7 +136,9 @@ def _forward_rate(worker: "Worker", manifest: Manifest, batches: Sequence[Decode
     As in a run, the device has the next batches before it is done with one.
     """
     lanes, forwards = Lanes(worker.device), []
-    kept = {out.name: out.views(manifest.views) for out in worker.plan.outputs if out.kind != PIXELS}
+    kept = {
+        out.name: 1 if out.eval_only else manifest.views for out in worker.plan.outputs if out.kind != PIXELS
+    }
     for decoded in batches:
         views = manifest.views_of(decoded.request.group)[: decoded.request.views]
         for some, kinds in worker.forwards(views, kept):
