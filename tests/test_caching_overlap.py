@@ -375,6 +375,7 @@ def test_compiled_is_recorded_and_a_resume_goes_on_with_it(
     assert "going on with --compile, as recorded" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_compiling_where_there_is_no_compiler_is_refused_plainly(
     place: tuple[str, dict[str, str]], kd: Callable[..., Shell], tmp_path: Path
 ) -> None:
