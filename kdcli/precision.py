@@ -15,12 +15,15 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, cast, final, get_args
+from typing import TYPE_CHECKING, Any, Final, cast, final, get_args
 
 from kdcli.devices import Device, graphics, processor, visible
 from kdcli.errors import DeviceError
 from kdcli.runtime import pick_device
 from kdcli.types import AmpChoice, AmpName
+
+if TYPE_CHECKING:
+    import torch
 
 TOLERANCE: Final[dict[AmpName, float]] = {"off": 3e-3, "tf32": 1e-2, "fp16": 1e-2, "bf16": 6e-2}
 """How far outputs computed anew may be apart, as a share of the largest value of a row. float16 alone, as which
@@ -140,9 +143,16 @@ def computing(device: str, amp: AmpName) -> AbstractContextManager[object]:
     stack, kind = ExitStack(), torch.device(device).type
     if kind != "cpu":  # whose products this does not touch
         stack.enter_context(_products(amp == "tf32"))
-    if amp in ("bf16", "fp16"):
-        stack.enter_context(torch.autocast(kind, dtype=torch.bfloat16 if amp == "bf16" else torch.float16))
+    if (dtype := half_of(amp)) is not None:
+        stack.enter_context(torch.autocast(kind, dtype=dtype))
     return stack
+
+
+def half_of(amp: AmpName) -> "torch.dtype | None":
+    """The type in half precision that autocast takes; None where it is not used."""
+    import torch
+
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(amp)
 
 
 @contextmanager

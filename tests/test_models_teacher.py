@@ -1,5 +1,6 @@
 """Teachers at work."""
 
+import functools
 import pickle
 from pathlib import Path
 
@@ -98,3 +99,71 @@ def test_logits_of_a_network_without_classes_are_refused(tmp_path: Path, batch: 
         TeacherRunner(headless, "cpu", "off", parse_keep(["logits", "features"]))
     outputs = TeacherRunner(headless, "cpu", "off", parse_keep(["features"]))(batch)
     assert outputs["features"].shape == (4, headless.num_features)
+
+
+# --- weights in half precision, compiled forwards -------------------------------------------------
+
+
+@pytest.mark.parametrize(("amp", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_weights_cast_once_give_the_bits_of_autocast(
+    model: Model, batch: np.ndarray, amp: str, dtype: torch.dtype
+) -> None:
+    runner = TeacherRunner(model, "cpu", amp, parse_keep(["logits", "features"]))  # type: ignore[arg-type]
+    cast = runner._forward.__self__  # type: ignore[attr-defined]
+    assert any(parameter.dtype == dtype for parameter in cast.parameters())
+    assert {parameter.dtype for parameter in model.network.parameters()} == {torch.float32}
+    with torch.inference_mode(), torch.autocast("cpu", dtype):
+        wanted = model.network.outputs(
+            normalise(torch.from_numpy(batch), model.preprocess), ["logits", "features"]
+        )
+    for kind, found in runner(batch).items():
+        assert torch.equal(found, wanted[kind].float())
+
+
+def test_a_network_that_reads_its_weights_elsewhere_keeps_all_their_digits(
+    model: Model, batch: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that divides by the norm of its weights, which autocast leaves in float32."""
+    network = model.network
+    plain = type(network).outputs
+
+    def scaled(self: object, images: torch.Tensor, names: list[str]) -> dict[str, torch.Tensor]:
+        weight = next(self.parameters())  # type: ignore[attr-defined]
+        return {
+            name: value.float() * weight.exp().sum() for name, value in plain(self, images, names).items()
+        }
+
+    monkeypatch.setattr(type(network), "outputs", scaled)
+    runner = TeacherRunner(model, "cpu", "bf16", parse_keep(["logits"]))
+    assert runner._forward.__self__ is network  # type: ignore[attr-defined]
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        wanted = scaled(network, normalise(torch.from_numpy(batch), model.preprocess), ["logits"])["logits"]
+    assert torch.equal(runner(batch)["logits"], wanted)
+
+
+def test_a_compiled_runner_compiles_each_shape_by_itself(
+    model: Model, batch: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one graph for any shape the bits of a batch would depend on what went before it."""
+    shapes: list[tuple[int, ...]] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> object:
+        shapes.append(next(tuple(each.shape) for each in inputs if each.shape[1:] == (3, 48, 48)))
+        return graph.forward
+
+    monkeypatch.setattr("kdcli.models.compiling.require_compiler", lambda _: None)
+    monkeypatch.setattr("torch.compile", functools.partial(torch.compile, backend=backend))
+    plain = TeacherRunner(model, "cpu", "off", parse_keep(["logits"]))
+    compiled = TeacherRunner(model, "cpu", "off", parse_keep(["logits"]), compiled=True)
+    for count in (4, 3, 2, 4, 3):
+        found = compiled(batch[:count])["logits"]
+        torch.testing.assert_close(found, plain(batch[:count])["logits"], rtol=1e-5, atol=1e-6)
+    assert [shape[0] for shape in shapes] == [4, 3, 2]
+
+
+def test_normalising_brings_its_constants_to_a_device_once(
+    model: Model, batch: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    normalise(torch.from_numpy(batch), model.preprocess)
+    monkeypatch.setattr(torch, "tensor", lambda *_, **__: pytest.fail("made anew"))
+    normalise(torch.from_numpy(batch), model.preprocess)

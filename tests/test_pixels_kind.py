@@ -273,7 +273,7 @@ def test_pixels_of_other_versions_are_not_used_and_it_is_said(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     with monkeypatch.context() as then:
-        then.setattr("kdcli.extract.pipeline.drawn_by", lambda *_: "0" * 64)
+        then.setattr("kdcli.extract.publishing.drawn_by", lambda *_: "0" * 64)
         cache = keep_pixels(place, tmp_path / "c.kd")
     decoded.clear()
     capsys.readouterr()
@@ -293,7 +293,7 @@ def test_pixels_of_these_versions_are_used_beside_those_of_others(
     cache = tmp_path / "c.kd"
     keep_pixels(place, cache, shard="0/2")
     with monkeypatch.context() as then:
-        then.setattr("kdcli.extract.pipeline.drawn_by", lambda *_: "0" * 64)
+        then.setattr("kdcli.extract.publishing.drawn_by", lambda *_: "0" * 64)
         keep_pixels(place, cache)
     blocks = CacheReader(cache).manifest
     decoded.clear()

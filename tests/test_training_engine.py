@@ -410,7 +410,7 @@ def test_memory_that_runs_out_in_training_exits_30_and_a_smaller_batch_helps(
         return real(self, images, heads)
 
     monkeypatch.setattr(Student, "forward", hungry)
-    with pytest.raises(DeviceError, match="out of memory with 8 images a step") as caught:
+    with pytest.raises(DeviceError, match=r"out of memory \(8 images a step\)") as caught:
         train_student(place.config("hungry"))
     assert caught.value.exit_code == 30
     assert "--batch-size 4" in caught.value.hint

@@ -27,7 +27,7 @@ from kdcli.types import Difference
 
 if TYPE_CHECKING:
     from kdcli.extract.decoding import Decoded, Decoder
-    from kdcli.extract.pipeline import Worker
+    from kdcli.extract.worker import Worker
 
 ROWS = 64
 _TINY = 1e-6

@@ -19,6 +19,9 @@ from kdcli.options.fields import Address, option
 from kdcli.outputs import STATS, Output, parse_keep
 from kdcli.types import DecodeMode, FloatName
 
+DEFAULT_BATCH = 64
+"""Images per forward: what fills a processor, and with views beside each other a card."""
+
 
 class CacheOptions(
     EngineOptions, DataOptions, BadImagesOption, AmpOption, DeviceOption, WorkersOption, DryRunOption
@@ -75,8 +78,12 @@ class CacheOptions(
     backend: Literal["zarr", "hdf5"] | None = option(
         None, "Storage of a new cache; default: zarr.", panel="Run"
     )
-    batch_size: int = option(
-        64, "Images per forward; recorded, and reused by a resume.", panel="Run", ge=1, le=2**20
+    batch_size: int | Literal["auto"] = option(
+        DEFAULT_BATCH, "Images per forward, or auto: as many as the device's memory takes, up to what fills it; "
+        "recorded, and reused by a resume.", panel="Run", metavar="N",
+    )  # fmt: skip
+    compile: bool = option(
+        False, "Run the teachers through torch.compile; recorded, and reused by a resume.", panel="Run"
     )
     block_rows: int | None = option(
         None,
@@ -110,6 +117,20 @@ class CacheOptions(
     @classmethod
     def _known_geometry(cls, text: str | None) -> str | None:
         return text if text is None else known_geometry(text)
+
+    @field_validator("batch_size", mode="before")
+    @classmethod
+    def _known_batch_size(cls, value: object) -> object:
+        """A number, or auto."""
+        if value == "auto":
+            return value
+        try:
+            size = int(str(value))
+        except ValueError:
+            size = 0
+        if not 1 <= size <= 2**20:
+            raise ValueError(f"must be a number from 1 to {2**20}, or auto")
+        return size
 
     @field_validator("keep")
     @classmethod

@@ -3,7 +3,7 @@
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
@@ -28,23 +28,50 @@ if TYPE_CHECKING:
 @final
 @dataclass(slots=True)
 class Task:
-    """A block and a group of views, for the units of it that this process has claimed."""
+    """A block and a group of views, for the units of it that this process has claimed.
+
+    Attributes:
+        number: of it in this run.
+        block, group: its place.
+        units: claimed.
+        rows: of the block.
+        batch_size: how many of them go through the teachers together.
+        started: when (monotonic seconds).
+        begun: whether images of it have been decoded.
+        collected: rows that are in :attr:`arrays`.
+        arrays: [rows, ...] by part and name.
+        bad: rows whose images cannot be read, and why.
+    """
 
     number: int
     block: int
     group: int
     units: list[Unit]
     rows: range
+    batch_size: int
     started: float
+    begun: bool = False
+    collected: int = 0
     arrays: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
-    done: int = 0
     bad: list[tuple[int, str]] = field(default_factory=list)
+
+    def batch_of(self, rows: range) -> range:
+        """The rows that go through the teachers together with these."""
+        first = rows.start - (rows.start - self.rows.start) % self.batch_size
+        return range(first, min(first + self.batch_size, self.rows.stop))
+
+    def array(self, part: str, name: str, row_shape: Sequence[int], dtype: np.dtype | str) -> np.ndarray:
+        """[rows, *row_shape] of an array; the first time not filled."""
+        arrays = self.arrays.setdefault(part, {})
+        if name not in arrays:
+            arrays[name] = np.empty((len(self.rows), *row_shape), dtype)
+        return arrays[name]
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class BatchRequest:
-    """Rows of one task to decode together; a batch never crosses a block.
+    """Rows of one task to decode together, at most as many as go through its teachers together.
 
     Attributes:
         task: its number.
@@ -65,19 +92,21 @@ class BatchRequest:
 @final
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """What a decode process hands over: pixels by what they are drawn as, [views, b, h, w, 3] uint8."""
+    """What a decode process hands over: pixels by what they are drawn as, [views, b, h, w, 3] uint8; labels [b], -1
+    = none; of each image its view parameters, size and checksum."""
 
     request: BatchRequest
     pixels: dict[Render, torch.Tensor]
+    labels: torch.Tensor
     params: torch.Tensor
     sizes: torch.Tensor
     crcs: torch.Tensor
     bad: tuple[tuple[int, str], ...]
 
     def pin_memory(self) -> "Decoded":
-        """With its pixels in pinned memory, from where a GPU copies without waiting; called by the loader."""
+        """With what a GPU needs in pinned memory, from where it copies without waiting; called by the loader."""
         pixels = {render: tensor.pin_memory() for render, tensor in self.pixels.items()}
-        return Decoded(self.request, pixels, self.params, self.sizes, self.crcs, self.bad)
+        return replace(self, pixels=pixels, labels=self.labels.pin_memory())
 
 
 @final
@@ -142,6 +171,7 @@ class Decoder(Dataset[Decoded]):
         return Decoded(
             request,
             {key: torch.from_numpy(canvas) for key, canvas in pixels.items()},
+            torch.from_numpy(self._data.labels[request.rows.start : request.rows.stop].astype(np.int64)),
             torch.from_numpy(params),
             torch.from_numpy(sizes),
             torch.from_numpy(crcs),
@@ -172,6 +202,7 @@ def decoded_batches(
         batch_size=None,
         sampler=order,
         num_workers=processes,
+        prefetch_factor={0: None, 1: 2}.get(processes, _AHEAD),
         collate_fn=_as_it_is,
         worker_init_fn=worker_setup(processes),
         pin_memory=pinned,
@@ -184,6 +215,19 @@ def decoded_batches(
 
 def _as_it_is(decoded: Any) -> Any:
     return decoded
+
+
+_LEAST_PIECE = 8
+"""Rows that are worth a message of a decode process."""
+_AHEAD = 4
+"""Pieces that each of several decode processes may be ahead: in all about four batches."""
+
+
+def pieces_of(batch: range, processes: int) -> Iterator[range]:
+    """The rows that one decode process is asked for at once: a batch is shared, so that it is there the sooner."""
+    size = max(_LEAST_PIECE, -(-len(batch) // max(1, processes)))
+    for first in range(batch.start, batch.stop, size):
+        yield range(first, min(first + size, batch.stop))
 
 
 TaskPlace = tuple[int, int, int]
@@ -204,6 +248,7 @@ class TaskQueue(Sampler[BatchRequest]):
         missing: units to do.
         stop: raised once no more tasks are to be begun.
         now: clock for how long a task took.
+        processes: that decode.
     """
 
     def __init__(
@@ -213,8 +258,9 @@ class TaskQueue(Sampler[BatchRequest]):
         missing: Sequence[Unit],
         stop: StopFlag,
         now: Callable[[], float],
+        processes: int = 0,
     ) -> None:
-        self._writer, self._stop, self._now = writer, stop, now
+        self._writer, self._stop, self._now, self._processes = writer, stop, now, processes
         self._places: dict[TaskPlace, list[Unit]] = {}
         smallest = min(batch_sizes.values(), default=64)
         for unit in missing:
@@ -225,13 +271,14 @@ class TaskQueue(Sampler[BatchRequest]):
     def __iter__(self) -> Iterator[BatchRequest]:
         for number, ((block, group, batch_size), claimed) in enumerate(self._claimed_tasks()):
             rows = self._writer.manifest.rows_of(block)
-            self.tasks[number] = Task(number, block, group, claimed, rows, self._now())
+            self.tasks[number] = Task(number, block, group, claimed, rows, batch_size, self._now())
             views = self._views_to_draw(claimed)
             # A block whose samples are being recorded is decoded: their parameters need the size of the image.
             known = group == 0 and views == 1 and all(unit.part != SAMPLES for unit in claimed)
-            for start in range(rows.start, rows.stop, batch_size):
-                inside = range(start, min(start + batch_size, rows.stop))
-                yield BatchRequest(number, block, group, inside, views, known)
+            for first in range(rows.start, rows.stop, batch_size):
+                batch = range(first, min(first + batch_size, rows.stop))
+                for piece in pieces_of(batch, self._processes):
+                    yield BatchRequest(number, block, group, piece, views, known)
 
     def _claimed_tasks(self) -> Iterator[tuple[TaskPlace, list[Unit]]]:
         """Claim one task after the other.

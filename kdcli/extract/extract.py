@@ -121,7 +121,6 @@ class _Run:
                     worker_count(self._config.workers),
                     stop,
                     self._config.grace,
-                    pinned=pick_device(self._config.device).startswith("cuda"),
                     kept=kept_pixels(
                         self._writer.store, [worker.render for worker in workers.values()], missing
                     ),

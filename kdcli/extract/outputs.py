@@ -1,6 +1,6 @@
 """From a teacher's raw outputs to the rows that the cache keeps."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
@@ -12,6 +12,7 @@ from kdcli.errors import BadDataError
 from kdcli.outputs import PIXELS, STATS, Output, raw_outputs, with_stats
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from kdcli.models.spec import Model
@@ -23,6 +24,28 @@ ERROR_TEMPERATURES = (1.0, 4.0)
 """Where :func:`compression_error` looks: plain probabilities, and softened ones."""
 _SMALLEST_TAIL = 1e-8
 _HALF_MAX = float(np.finfo(np.float16).max)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Derived:
+    """What is to be stored of a batch, on the device or copied to the host.
+
+    Attributes:
+        stored: per output its arrays, in (or, of unsigned numbers, as wide as) their storage types.
+        largest: the largest absolute value of each raw output, NaN when there is one.
+    """
+
+    stored: "dict[str, dict[str, Tensor]]"
+    largest: "dict[str, Tensor]"
+
+    def mapped(self, change: "Callable[[Tensor], Tensor]") -> "Derived":
+        """With every tensor changed."""
+        stored = {
+            name: {array: change(tensor) for array, tensor in arrays.items()}
+            for name, arrays in self.stored.items()
+        }
+        return Derived(stored, {name: change(tensor) for name, tensor in self.largest.items()})
 
 
 @final
@@ -52,7 +75,7 @@ class OutputPlan:
         labels: Int64[np.ndarray, " b"],
         only: Collection[str] | None = None,
     ) -> dict[str, dict[str, np.ndarray]]:
-        """The rows to store for one batch, computed where the raw outputs are and copied once.
+        """The rows to store for one batch, on the host at once: :meth:`launch`, a copy, and :meth:`checked`.
 
         Args:
             raw: float32 ``logits``, ``features`` and ``maps.TAP``, uint8 ``pixels``, as a TeacherRunner gives them.
@@ -68,40 +91,75 @@ class OutputPlan:
         """
         import torch
 
+        device = next((tensor.device for tensor in raw.values()), torch.device("cpu"))
+        there = torch.as_tensor(labels, device=device)
+        return self.checked(_on_host(self.launch(raw, there, self.columns_on(device), only)))
+
+    def columns_on(self, device: "str | torch.device") -> "Int64[Tensor, ' c'] | None":
+        """:attr:`label_columns` where the teacher runs; to be brought there once."""
+        import torch
+
+        return None if self.label_columns is None else torch.as_tensor(self.label_columns, device=device)
+
+    def launch(
+        self,
+        raw: Mapping[str, "Float32[Tensor, 'b ...']"],
+        labels: "Int64[Tensor, ' b']",
+        columns: "Int64[Tensor, ' c'] | None",
+        only: Collection[str] | None = None,
+    ) -> "Derived":
+        """What :meth:`derive` gives, where the raw outputs are; nothing waits for the device.
+
+        Args:
+            raw: see there.
+            only: likewise.
+            labels: class numbers on the device.
+            columns: what :meth:`columns_on` gave.
+        """
+        import torch
+
         wanted = {output.name: output for output in self.outputs if only is None or output.name in only}
         with torch.inference_mode():
-            values = {name: self._values(output, raw, labels) for name, output in wanted.items()}
+            values = {name: self._values(output, raw, labels, columns) for name, output in wanted.items()}
             checked = {name: values[name][_payload(each)] for name, each in wanted.items() if name != STATS}
             if "logits" in raw_outputs(wanted.values()):
                 checked["logits"] = raw["logits"]  # also what top-k leaves out must be finite
-            # Copied with the rest: to ask the device now would be to wait for it once more.
-            largest = {name: _largest(tensor) for name, tensor in checked.items()}
             stored = {
-                (name, array): self._as_stored(name, array, tensor)
+                name: {array: self._as_stored(name, array, tensor) for array, tensor in arrays.items()}
                 for name, arrays in values.items()
-                for array, tensor in arrays.items()
             }
-            copies = _to_host([*stored.values(), *largest.values()])
-        for name, value in zip(largest, copies[len(stored) :], strict=True):
-            self._check(name, float(value), half=self.dtype == "float16" and name in wanted)
-        rows: dict[str, dict[str, np.ndarray]] = {name: {} for name in wanted}
-        for (name, array), copy in zip(stored, copies, strict=False):
-            rows[name][array] = copy.astype(self.arrays[name][array]["dtype"], copy=False)
-        return rows
+            # Copied with the rest: to ask the device now would be to wait for it once more.
+            return Derived(stored, {name: _largest(tensor) for name, tensor in checked.items()})
+
+    def checked(self, derived: "Derived") -> dict[str, dict[str, np.ndarray]]:
+        """What was launched, once it is on the host: the rows of each output's arrays.
+
+        Raises:
+            BadDataError: raw outputs are not finite, or too large for half precision.
+        """
+        for name, value in derived.largest.items():
+            self._check(name, float(value), half=self.dtype == "float16" and name in derived.stored)
+        return {
+            name: {
+                array: values.numpy().astype(self.arrays[name][array]["dtype"], copy=False)
+                for array, values in arrays.items()
+            }
+            for name, arrays in derived.stored.items()
+        }
 
     def _values(
-        self, output: Output, raw: Mapping[str, "Tensor"], labels: Int64[np.ndarray, " b"]
+        self, output: Output, raw: Mapping[str, "Tensor"], labels: "Tensor", columns: "Tensor | None"
     ) -> dict[str, "Tensor"]:
         """The arrays of one output, still in full precision."""
         if output.kind == STATS:
-            return self._statistics(raw["logits"], labels)
+            return self._statistics(raw["logits"], labels, columns)
         if output.kind == "topk":
             values, ids = top_k(raw["logits"], output.top_k)
             return {"topk_ids": ids, "topk_values": values}
         return {_payload(output): raw[output.name]}
 
     def _statistics(
-        self, logits: "Float32[Tensor, 'b c']", labels: Int64[np.ndarray, " b"]
+        self, logits: "Float32[Tensor, 'b c']", labels: "Tensor", columns: "Tensor | None"
     ) -> dict[str, "Tensor"]:
         import torch
 
@@ -111,11 +169,9 @@ class OutputPlan:
             "lse": torch.stack([(exact / t).logsumexp(dim=1) for t in self.temperatures], dim=1),
             "logp_max": exact.amax(dim=1) - normaliser,
         }
-        if self.label_columns is not None:
-            columns = torch.as_tensor(self.label_columns[np.maximum(labels, 0)], device=exact.device)
-            picked = exact.gather(1, columns[:, None])[:, 0] - normaliser
-            known = torch.as_tensor(labels >= 0, device=exact.device)
-            arrays["logp_label"] = picked.where(known, float("nan"))
+        if columns is not None:
+            picked = exact.gather(1, columns[labels.clamp(min=0)][:, None])[:, 0] - normaliser
+            arrays["logp_label"] = picked.where(labels >= 0, float("nan"))
         return arrays
 
     def _as_stored(self, name: str, array: str, values: "Tensor") -> "Tensor":
@@ -276,14 +332,16 @@ def _largest(values: "Tensor") -> "Tensor":
     return torch.maximum(-low, high)
 
 
-def _to_host(tensors: Sequence["Tensor"]) -> list[np.ndarray]:
-    """Copies on the CPU, all under way before one wait (torch makes their memory pinned)."""
+def _on_host(derived: Derived) -> Derived:
+    """A copy on the CPU, all of it under way before one wait (torch makes its memory pinned)."""
     import torch
 
-    copies = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
-    for device in {tensor.device for tensor in tensors if tensor.is_cuda}:
-        torch.cuda.current_stream(device).synchronize()
-    return [copy.numpy() for copy in copies]
+    device = next((tensor.device for tensor in derived.largest.values()), torch.device("cpu"))
+    module = torch.get_device_module(device)
+    copy, done = derived.mapped(lambda tensor: tensor.to("cpu", non_blocking=True)), module.Event()
+    done.record(module.current_stream(device))
+    done.synchronize()
+    return copy
 
 
 def label_columns(

@@ -88,6 +88,7 @@ def prepare(config: CacheConfig, root: Path) -> Prepared:
     """
     from kdcli.data.sizes import sample_sizes, tell_geometry
     from kdcli.data.views import ViewSet
+    from kdcli.extract.fitting import as_they_fit
     from kdcli.models.spec import open_model
 
     specs = name_teachers(config.teacher)
@@ -100,11 +101,12 @@ def prepare(config: CacheConfig, root: Path) -> Prepared:
     data = open_new(config) if held is None else open_held(config, held)
     models = placed({name: open_model(spec) for name, spec in specs.items()}, config, held)
     known = {} if held is None else held.teachers
+    existing = None if held is None else held.manifest
+    views = view_set_of(config, existing)
     teachers = pixels_once(
         {name: describe_teacher(name, model, config, data, known.get(name)) for name, model in models.items()}
     )
-    existing = None if held is None else held.manifest
-    views = view_set_of(config, existing)
+    teachers = as_they_fit(teachers, config, known, views.count)
     manifest = existing or new_manifest(config, cast("ImageData", data), views, teachers)
     if existing is not None:
         require_same_views(config.cache, existing, views)
@@ -264,7 +266,7 @@ def _right(config: CacheConfig, data: "Images", teacher: "Teacher", rows: np.nda
 
     columns = teacher.plan.label_columns
     assert columns is not None  # checked by the caller
-    target, size = Render.of(teacher.model.preprocess), config.batch_size
+    target, size = Render.of(teacher.model.preprocess), int(teacher.record.compute["batch_size"])
     runner = TeacherRunner(teacher.model, pick_device(config.device), teacher.record.amp, [Output("logits")])
     right = 0
     for start in range(0, len(rows), size):

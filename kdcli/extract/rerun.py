@@ -23,7 +23,7 @@ from kdcli.runtime import pick_device
 if TYPE_CHECKING:
     from kdcli.data.joined import Images
     from kdcli.data.views import ViewSet
-    from kdcli.extract.pipeline import Worker
+    from kdcli.extract.worker import Worker
 
 
 @final
@@ -105,7 +105,7 @@ def open_workers(
 
 
 def _worker(held: CacheReader, sources: Sources, record: TeacherRecord, images: "Images") -> "Worker":
-    from kdcli.extract.pipeline import Worker
+    from kdcli.extract.worker import Worker
     from kdcli.models.spec import open_model
 
     config, device = sources.config(held.layout.root, record), pick_device(sources.device)
@@ -134,7 +134,7 @@ def _worker(held: CacheReader, sources: Sources, record: TeacherRecord, images: 
             f"teacher '{record.name}' ran on {record.compute['device']} and runs on {device} now: rows may differ "
             "in their last bits"
         )
-    return Worker.of(teacher, config.batch_size, device)
+    return Worker.of(teacher, record.compute, device)
 
 
 @contextmanager

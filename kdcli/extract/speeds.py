@@ -2,23 +2,27 @@
 
 import os
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
-import numpy as np
-
 from kdcli.cache.layout import Manifest
 from kdcli.console import console, duration
 from kdcli.data.kept_pixels import KeptPixels
+from kdcli.extract.collecting import BATCHES as ON_DEVICE
 from kdcli.extract.decoding import BatchRequest, Decoded, Decoder, decoded_batches
+from kdcli.extract.lanes import Lanes
+from kdcli.extract.publishing import WRITERS
 from kdcli.files import storage_errors
+from kdcli.outputs import PIXELS
 from kdcli.runtime import worker_count
 
 if TYPE_CHECKING:
-    from kdcli.extract.pipeline import Worker
     from kdcli.extract.prepare import Prepared
+    from kdcli.extract.worker import Worker
 
 BATCHES = 20
 """Batches that a measurement runs, after one to warm up."""
@@ -72,7 +76,7 @@ def measure(
     """
     images, bytes_missing = missing
     batches, decode = _decode_rate(prepared, workers, kept)
-    forward = {name: _forward_rate(worker, batches) for name, worker in workers.items()}
+    forward = {name: _forward_rate(worker, prepared.manifest, batches) for name, worker in workers.items()}
     place = next(
         folder for folder in (prepared.root.absolute(), *prepared.root.absolute().parents) if folder.is_dir()
     )
@@ -126,35 +130,59 @@ def _views_in(decoded: Decoded) -> int:
     return len(decoded.request.rows) * decoded.request.views
 
 
-def _forward_rate(worker: "Worker", batches: Sequence[Decoded]) -> float:
-    """Image views a second of one teacher, its outputs on the host as the cache would store them."""
-    pixels = [view for decoded in batches for view in decoded.pixels[worker.render]]
-    labels = np.full(max(len(view) for view in pixels), -1, np.int64)
-    worker.plan.derive(worker.runner(pixels[0]), labels[: len(pixels[0])])
-    start, count = time.perf_counter(), 0
-    for number in range(BATCHES):
-        batch = pixels[number % len(pixels)]
-        worker.plan.derive(worker.runner(batch), labels[: len(batch)])
-        count += len(batch)
+def _forward_rate(worker: "Worker", manifest: Manifest, batches: Sequence[Decoded]) -> float:
+    """Image views a second of one teacher, its outputs on the host as the cache would store them.
+
+    As in a run, the device has the next batches before it is done with one.
+    """
+    lanes, forwards = Lanes(worker.device), []
+    kept = {
+        out.name: 1 if out.eval_only else manifest.views for out in worker.plan.outputs if out.kind != PIXELS
+    }
+    for decoded in batches:
+        views = manifest.views_of(decoded.request.group)[: decoded.request.views]
+        for some, kinds in worker.forwards(views, kept):
+            pixels = decoded.pixels[worker.render][some.start - views.start : some.stop - views.start]
+            forwards.append((pixels, decoded.labels, kinds))
+    if not forwards:
+        return float("inf")  # it keeps what was decoded
+    flights: deque[tuple[Any, ...]] = deque()
+    start, count = 0.0, 0
+    for number in range(-1, BATCHES):  # the first one warms up
+        pixels, labels, kinds = forwards[number % len(forwards)]
+        there = lanes.up(pixels), lanes.up(labels)
+        lanes.arrive()
+        derived, _ = worker.launch(*there, kinds)
+        flights.append((there, derived, *lanes.down([derived])))
+        count += len(labels) * len(pixels)
+        while len(flights) >= ON_DEVICE or (flights and number in (-1, BATCHES - 1)):
+            flights.popleft()[-1].synchronize()
+        if number < 0:
+            start, count = time.perf_counter(), 0
     return count / (time.perf_counter() - start)
 
 
 def _write_speed(place: Path, bytes_missing: int) -> float:
-    """MB/s of chunk-sized files, each fsynced, in ``place``."""
+    """MB/s of chunk-sized files, each fsynced, in ``place``, by as many threads as a run writes with."""
     total = max(2**20, min(WRITE_BYTES, bytes_missing))
-    piece = os.urandom(2**20)
-    file = place / f".kd-plan-{os.getpid()}-{os.urandom(4).hex()}.tmp"
-    written, seconds = 0, 0.0
-    with storage_errors(place):
+    piece, scratch = os.urandom(2**20), f".kd-plan-{os.getpid()}-{os.urandom(4).hex()}"
+    files = [place / f"{scratch}-{number}.tmp" for number in range(WRITERS)]
+
+    def write(file: Path) -> int:
+        written = 0
+        with file.open("wb") as stream:
+            for _ in range(16):
+                written += stream.write(piece)
+            stream.flush()
+            os.fsync(stream.fileno())
+        return written
+
+    written, start = 0, time.perf_counter()
+    with storage_errors(place), ThreadPoolExecutor(WRITERS) as writers:
         try:
             while written < total:
-                start = time.perf_counter()
-                with file.open("wb") as stream:
-                    for _ in range(16):
-                        written += stream.write(piece)
-                    stream.flush()
-                    os.fsync(stream.fileno())
-                seconds += time.perf_counter() - start
+                written += sum(writers.map(write, files))
+            return written / 1e6 / (time.perf_counter() - start)
         finally:
-            file.unlink(missing_ok=True)
-    return written / 1e6 / seconds
+            for file in files:
+                file.unlink(missing_ok=True)

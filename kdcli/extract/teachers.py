@@ -10,7 +10,7 @@ from kdcli.cache.pixels import as_pixels
 from kdcli.cache.provenance import NAME_LETTERS, OutputRecord, TeacherRecord
 from kdcli.console import console
 from kdcli.errors import UsageError
-from kdcli.extract.config import CacheConfig
+from kdcli.extract.config import DEFAULT_BATCH, CacheConfig
 from kdcli.extract.outputs import OutputPlan, plan_outputs
 from kdcli.geometry import Render
 from kdcli.outputs import PIXELS
@@ -111,7 +111,8 @@ def describe_teacher(
         temperatures=plan.temperatures,
         pixels=as_pixels(fingerprint(Render.of(preprocess))),
         compute={
-            "batch_size": config.batch_size,
+            "batch_size": DEFAULT_BATCH if config.batch_size == "auto" else config.batch_size,
+            **({"compile": True} if config.compile else {}),
             "device": device.split(":")[0],
             "threads": torch.get_num_threads(),
             "versions": versions(),

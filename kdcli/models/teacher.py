@@ -1,8 +1,8 @@
 """A teacher at work: pixels in, its raw outputs out; what is stored of them is for caching/outputs.py."""
 
 import functools
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
+from copy import deepcopy
 from typing import final
 
 import numpy as np
@@ -10,12 +10,18 @@ import torch
 from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor, nn
 
-from kdcli.errors import BadDataError, DeviceError
+from kdcli.devices import device_errors
+from kdcli.errors import BadDataError
+from kdcli.models.compiling import compiled_forward
+from kdcli.models.network import Classifier, synthetic_image
 from kdcli.models.spec import Model
 from kdcli.models.taps import require_outputs
 from kdcli.outputs import PIXELS, Output, raw_outputs
-from kdcli.precision import computing
+from kdcli.precision import computing, half_of
 from kdcli.types import AmpName, Preprocess
+
+_CAST = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+"""Whose weights autocast casts in each forward: these alone, as a subclass may compute with its weights before."""
 
 _SIMD_FLOATS = 16
 """Floats of the widest vector of a CPU (AVX-512)."""
@@ -68,29 +74,62 @@ def _constants(
 
 @final
 class TeacherRunner:
-    """Callable ``pixels -> {name: tensor}``; picklable, so it also serves as a worker elsewhere.
+    """Callable ``pixels -> {name: tensor}``; picklable unless compiled, so it also serves as a worker elsewhere.
 
-    The same batch gives the same bits on the same machine; another batch composition may not.
+    The same batch gives the same bits on the same machine; another batch composition may not. Nothing in a call
+    waits for the device.
 
     Args:
-        model: the teacher; it is moved to the device and into the channels_last format.
+        model: the teacher; it is moved to the device and into the channels_last format, one runner at a time.
         device: cpu, cuda or cuda:N.
         amp: precision of the forward (an ONNX file runs as it is); outputs are float32 all the same.
         outputs: what is to be kept; one forward gives all that it is made of.
+        compiled: whether the forward goes through torch.compile.
 
     Raises:
         UsageError: the model does not give it, see :func:`kdcli.models.taps.require_outputs`.
-        DeviceError: out of memory.
+        DeviceError: out of memory, the device fails, or torch.compile does not work on it.
     """
 
-    def __init__(self, model: Model, device: str, amp: AmpName, outputs: Sequence[Output]) -> None:
+    def __init__(
+        self, model: Model, device: str, amp: AmpName, outputs: Sequence[Output], compiled: bool = False
+    ) -> None:
         require_outputs(model, outputs)
         self.model = model
         self.outputs = tuple(outputs)
-        self._device = device
-        self._amp = amp
-        with _memory_errors(model.spec):
+        self._device, self._amp = device, amp
+        with device_errors(self._running):
             model.network.eval().to(device).to(memory_format=torch.channels_last)
+            half = half_of(amp)
+            network = model.network if half is None else self._cast_once(half)
+            self._forward = compiled_forward(network.outputs, device) if compiled else network.outputs
+
+    @property
+    def _running(self) -> str:
+        return f"running '{self.model.spec}'"
+
+    def _cast_once(self, dtype: torch.dtype) -> Classifier:
+        """The network with the weights in half precision that autocast would cast in every forward.
+
+        A copy, as whoever else has the model wants all digits. Where its outputs are not the same to the bit (a
+        network may read its weights elsewhere, too), the network as it is.
+        """
+        network = self.model.network
+        names = [name for name in raw_outputs(self.outputs) if name != PIXELS]
+        if not names or not any(type(module) in _CAST for module in network.modules()):
+            return network
+        copy = deepcopy(network)
+        for module in copy.modules():
+            if type(module) in _CAST:
+                module.to(dtype)
+        images = synthetic_image(self.model.preprocess.size).to(self._device).repeat(2, 1, 1, 1)
+        with torch.inference_mode(), computing(self._device, self._amp):
+            images = images.contiguous(memory_format=torch.channels_last)
+            one, other = (each.outputs(images, names) for each in (network, copy))
+            same = all(torch.equal(one[name], other[name]) for name in names)
+        if same:
+            network.to("cpu")  # its room on the device is better used
+        return copy if same else network
 
     def __call__(
         self, pixels: UInt8[np.ndarray | Tensor, "b h w 3"], only: Collection[str] | None = None
@@ -108,7 +147,7 @@ class TeacherRunner:
 
         Raises:
             BadDataError: the images are of another size.
-            DeviceError: out of memory.
+            DeviceError: out of memory, or the device fails.
         """
         if tuple(pixels.shape[1:]) != (*self.model.preprocess.size, 3):
             wanted = " x ".join(map(str, self.model.preprocess.size))
@@ -121,18 +160,7 @@ class TeacherRunner:
         raw: dict[str, Tensor] = {PIXELS: torch.as_tensor(pixels)} if PIXELS in asked else {}
         if not names:
             return raw
-        with _memory_errors(self.model.spec), torch.inference_mode(), computing(self._device, self._amp):
+        with device_errors(self._running), torch.inference_mode(), computing(self._device, self._amp):
             batch = torch.as_tensor(pixels).to(self._device, non_blocking=True)
-            found = self.model.network.outputs(normalise(batch, self.model.preprocess), names)
+            found = self._forward(normalise(batch, self.model.preprocess), names)
             return raw | {name: output.float() for name, output in found.items()}
-
-
-@contextmanager
-def _memory_errors(name: str) -> Iterator[None]:
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise DeviceError(
-            f"out of memory on the device while running '{name}': {str(error).splitlines()[0]}",
-            "Use a smaller --batch-size, or --amp bf16.",
-        ) from error

@@ -20,9 +20,10 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from kdcli.errors import DeviceError, DivergedError
+from kdcli.errors import DivergedError
 from kdcli.methods.base import Average, Objective, Settings
 from kdcli.methods.batch import Batch, Counts, TeacherOutputs
+from kdcli.models.compiling import require_compiler
 from kdcli.models.student import Student, StudentOutput
 from kdcli.models.teacher import normalise, trains_channels_last
 from kdcli.training.checkpoint import Stateful
@@ -319,20 +320,3 @@ class Engine:
                 f"the loss part '{name}' is {values[name]} at step {number + 1} (learning rate {lr:g})",
                 f"The last checkpoint is kept. Start anew with a smaller rate: --lr {lr / 10:g} --overwrite",
             )
-
-
-def require_compiler(device: torch.device) -> None:
-    """Refuse what torch.compile cannot do here, before the student is compiled.
-
-    Raises:
-        DeviceError: with what torch says.
-    """
-    try:
-        torch.compile(lambda tensor: tensor * 2 + 1)(torch.ones(8, device=device))
-    # Whatever goes wrong in there (no C++ compiler, no Triton, a Python that is too new) says the same.
-    except Exception as error:
-        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise DeviceError(
-            f"torch.compile does not work here on {device.type}: {first}",
-            "Leave --compile out, or install what it names (on CPU: a C++ compiler such as g++).",
-        ) from error

@@ -3,15 +3,14 @@
 All of it runs on the CPU as well, where torch's streams and events do nothing.
 """
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from typing import final
 
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from kdcli.errors import DeviceError
+from kdcli.devices import device_errors
 
 
 @final
@@ -41,15 +40,9 @@ def forked_random(device: torch.device) -> AbstractContextManager[None]:
     return torch.random.fork_rng(devices, device_type=kind)
 
 
-@contextmanager
-def memory_errors(batch_size: int, pieces: int = 1) -> Iterator[None]:
-    """Turn running out of memory in a step of so many images into a :class:`DeviceError`."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, RuntimeError) as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-            raise
-        raise DeviceError(
-            f"out of memory with {batch_size} images a step: {str(error).splitlines()[0]}",
-            f"--batch-size {max(1, batch_size // 2)}, or the same step in more pieces: --accumulate {2 * pieces}",
-        ) from error
+def memory_errors(batch_size: int, pieces: int = 1) -> AbstractContextManager[None]:
+    """Within the block running out of memory in a step of so many images is told with what to do about it."""
+    return device_errors(
+        f"{batch_size} images a step",
+        f"--batch-size {max(1, batch_size // 2)}, or the same step in more pieces: --accumulate {2 * pieces}",
+    )
