@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from gpu_place import Place
 from gpu_stages import Found, resident
-from measuring import Figures, figure
+from measuring import figure
 from safetensors.torch import load_file
 
 from kdcli.methods.batch import Batch
@@ -67,7 +67,6 @@ def epoch(place: Place, out: str, method: str, live: str | None = None, **fields
 def resumed(place: Place) -> Found:
     """Weights of a run that was stopped in the middle and went on in a new process, against an unstopped one's."""
     values: dict[str, Any] = {}
-    figures: Figures = {}
     for word in ("off", "on"):
         own = {"deterministic": word == "on"}
         straight, stopped = (job_of(place, f"{case}-{word}") | own for case in ("straight", "stopped"))

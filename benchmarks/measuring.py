@@ -93,7 +93,7 @@ def parser_of(text: str) -> argparse.ArgumentParser:
     return parser
 
 
-def run(
+def benchmark(
     text: str,
     measure: Callable[[argparse.Namespace], Figures],
     packages: Sequence[str] = (),
