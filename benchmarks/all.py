@@ -15,7 +15,6 @@ here; the exit code is 1 only when a benchmark fails to run.
 import argparse
 import json
 import re
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -116,7 +115,9 @@ def compare(commit: str, names: list[str], turns: int, quick: bool) -> int:
         before = found["before"].get(name)
         cells = ["-" if each is None else f"{each['value']:.3f} ({each['low']:.3f}-{each['high']:.3f})"
                  for each in (before, now)]  # fmt: skip
-        print(f"{name:34} {now['goal']:7g} {cells[0]:>24} {cells[1]:>24}{'' if reached(now) else '  NOT REACHED'}")
+        print(
+            f"{name:34} {now['goal']:7g} {cells[0]:>24} {cells[1]:>24}{'' if reached(now) else '  NOT REACHED'}"
+        )
     return 0
 
 
@@ -134,10 +135,15 @@ def in_turns(
                 for key, found in figures.items():
                     values[label].setdefault(key, []).append(found["value"])
                     shapes[key] = found
-                say(f"{name}, turn {turn + 1}, {label}: " + ", ".join(f"{k} {f['value']:g}" for k, f in figures.items()))
+                say(
+                    f"{name}, turn {turn + 1}, {label}: "
+                    + ", ".join(f"{k} {f['value']:g}" for k, f in figures.items())
+                )
     return {
         label: {
-            key: of_turns(each, shapes[key]["goal"], shapes[key]["unit"], higher=shapes[key]["higher_is_better"])
+            key: of_turns(
+                each, shapes[key]["goal"], shapes[key]["unit"], higher=shapes[key]["higher_is_better"]
+            )
             for key, each in own.items()
         }
         for label, own in values.items()
@@ -217,7 +223,9 @@ def chosen(options: argparse.Namespace, parser: argparse.ArgumentParser) -> list
 
 def main() -> int:
     """See the module; the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", help="benchmarks, with commas: " + ", ".join(BENCHMARKS))
     parser.add_argument("--steps", action="store_true", help="the design's step figures, about 20 minutes")
     parser.add_argument("--long", action="store_true", help="also those that take very long, hours")

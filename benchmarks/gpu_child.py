@@ -1,6 +1,6 @@
 """Trainings in a process of their own, for benchmarks/gpu.py: stopped at a step, or one of two on a device.
 
-    python gpu_child.py '[{"config": {...}, "stop_at": STEP, "deterministic": true}, ...]'
+    python gpu_child.py '[{"config": {...}, "stop_at": STEP}, ...]'
 
 Prints a JSON document for each: the exported weights' file and its sha256, or at which step it was stopped.
 """
@@ -16,7 +16,6 @@ from typing import Any
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA starts; what determinism needs
 os.environ["LOCAL_RANK" if "LOCAL_RANK" in os.environ else "_"] = "0"  # all processes share the first device
 
-import torch
 from torch import distributed
 
 from kdcli.console import console
@@ -28,7 +27,7 @@ from kdcli.training.train import train_student
 
 def train(job: dict[str, Any]) -> dict[str, Any]:
     """Train as told."""
-    config = StudentConfig.model_validate(with_determinism(job["config"], bool(job.get("deterministic"))))
+    config = StudentConfig.model_validate(job["config"])
     steps = 0
 
     def count(_batch: Batch) -> None:
@@ -48,16 +47,6 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
         "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
         "world": world,
     }
-
-
-def with_determinism(config: dict[str, Any], wanted: bool) -> dict[str, Any]:
-    """The option where this kd has it, else torch's switch."""
-    if not wanted:
-        return config
-    if "deterministic" in StudentConfig.model_fields:
-        return {**config, "deterministic": True}
-    torch.use_deterministic_algorithms(True)
-    return config
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from gpu_place import Place, tf32
+from gpu_place import Place
 from gpu_waits import Waits
 from measuring import Figures, figure, processor
 from torch.autograd import DeviceType
@@ -220,8 +220,7 @@ def against_cpu(place: Place) -> Found:
     for name in place.scale.teachers:
         expected = derived(place, name, pixels, "off", "cpu")
         for setting, goal in TOLERANCE.items():
-            with tf32(setting == "tf32"):
-                found = derived(place, name, pixels, setting.replace("tf32", "off"), place.device)
+            found = derived(place, name, pixels, setting, place.device)
             for array, values in expected.items():
                 worst = difference(found[array], values)
                 what = f"{array} of {place.scale.teachers[name]} against the CPU's"
@@ -266,8 +265,8 @@ def forward(place: Place) -> Found:
                     what = f"{place.scale.teachers[name]}, {setting}: teacher and derive against F, {batch} images"
                     figures[f"{name}_{batch}_derive_vs_F"] = figure(ours / bare, 0.97, "x images/s", what)
         values[f"{name}_{large}_tf32"] = {"F": place.bare(name, large, "tf32")}
-        share = busy_share(place, name, large)
-        what = f"{place.scale.teachers[name]}, {amp}: share of the time in which the device computes"
+        share = busy_share(place, name)
+        what = f"{place.scale.teachers[name]}, {amp}: share of cache-teachers in which the device computes"
         figures[f"{name}_busy"] = figure(share, 0.99, "of the time", what)
     first = next(iter(place.scale.teachers))
     values[f"{first}_{large}_{amp}_compile"] = attempt_rate(
@@ -283,26 +282,24 @@ def attempt_rate(rate: Callable[[], float]) -> float | str:
     return found[0] if found else told
 
 
-def deriving(place: Place, name: str, batch: int, amp: str) -> Callable[[], object]:
-    """One batch through a teacher, and what is kept of it on the host; pixels are on the device already."""
-    runner, plan = place.runner(name, amp), place.plan(name)
-    pixels, labels = place.pixels(batch).to(place.device), np.zeros(batch, np.int64)
-    return lambda: plan.derive(runner(pixels), labels)
-
-
 def derive_rate(place: Place, name: str, batch: int, amp: str) -> float:
-    return place.rate_of(deriving(place, name, batch, amp), batch)
+    """Images a second of a teacher and of what is kept of it, launched as cache-teachers does, on the device."""
+    runner, plan = place.runner(name, amp), place.plan(name)
+    pixels, labels = (
+        place.pixels(batch).to(place.device),
+        torch.zeros(batch, dtype=torch.int64).to(place.device),
+    )
+    columns = plan.columns_on(place.device)
+    return place.rate_of(lambda: plan.launch(runner(pixels), labels, columns), batch)
 
 
-def busy_share(place: Place, name: str, batch: int) -> float:
-    """Share of the time of ten batches in which the device computes."""
-    work = deriving(place, name, batch, place.best_amp)
-    work()
+def busy_share(place: Place, name: str) -> float:
+    """Share of the time in which the device computes, from the first to the last kernel of cache-teachers."""
     wanted = DeviceType.CUDA if place.cuda else DeviceType.CPU
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if place.cuda else [])]
-    with profile(activities=activities) as found:
-        for _ in range(10):
-            work()
+    images = place.memory(32 * place.scale.batches[0])
+    with removed(place.root / "busy.kd") as cache, profile(activities=activities) as found:
+        place.cached(cache, (name,), data=images)
         place.synchronize()
     spans = sorted(
         (event.time_range.start, event.time_range.end)

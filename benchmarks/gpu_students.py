@@ -15,6 +15,7 @@ from gpu_stages import Found, resident
 from measuring import figure
 from safetensors.torch import load_file
 
+import kdcli
 from kdcli.methods.batch import Batch
 from kdcli.probing.solver import Classifier, Linear, fit
 from kdcli.training.train import train_student
@@ -68,8 +69,8 @@ def resumed(place: Place) -> Found:
     """Weights of a run that was stopped in the middle and went on in a new process, against an unstopped one's."""
     values: dict[str, Any] = {}
     for word in ("off", "on"):
-        own = {"deterministic": word == "on"}
-        straight, stopped = (job_of(place, f"{case}-{word}") | own for case in ("straight", "stopped"))
+        cases = (f"straight-{word}", f"stopped-{word}")
+        straight, stopped = (job_of(place, case, deterministic=word == "on") for case in cases)
         expected, cut = children(place, [straight, {**stopped, "stop_at": 20}])
         (found,) = children(place, [stopped])
         equal = expected["sha256"] == found["sha256"]
@@ -94,10 +95,10 @@ def children(place: Place, jobs: list[dict[str, Any]], processes: int = 1) -> li
     """
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command = [sys.executable, *(launch if processes > 1 else []), str(CHILD), json.dumps(jobs, default=str)]
-    paths = [str(Path(__file__).parent), str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    paths = [str(Path(__file__).parent), str(Path(kdcli.__file__).parents[1])]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, timeout=max(1.0, place.left),
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
     )  # fmt: skip
     documents = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode or len(documents) != processes * len(jobs):
