@@ -14,6 +14,7 @@ here; the exit code is 1 only when a benchmark fails to run.
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -93,8 +94,6 @@ def run(name: str, arguments: tuple[str, ...], tree: Path = TREE) -> Document:
 
 
 def environment(tree: Path) -> dict[str, str]:
-    import os
-
     return {**os.environ, "PYTHONPATH": str(tree)}
 
 

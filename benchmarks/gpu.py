@@ -121,7 +121,8 @@ def main() -> int:
     if unknown := set(chosen) - {stage.name for stage in STAGES}:
         parser.error(f"no such stage: {', '.join(sorted(unknown))}")
     console.quiet = True
-    faulthandler.dump_traceback_later(options.seconds + 60, exit=True)  # a device that hangs hears no signal
+    # A device that hangs hears no signal.
+    faulthandler.dump_traceback_later(options.seconds + 60, exit=True, file=sys.__stderr__)
     scale = SMALL if options.device == "cpu" or options.quick else FULL
     conditions = {**machine(("torch", "timm", "pillow")), "device": options.device}
     root, failed, figures = Path(tempfile.mkdtemp(prefix="kd-gpu-")), False, Figures()
