@@ -74,7 +74,12 @@ class Runs:
         return StudentConfig(out=out, method=method, **{**fields, **own})
 
     def cached(self, out: Path, names: Sequence[str]) -> StudentConfig:
-        own = {"cache": (self.root / "c.kd",), "teacher": tuple(names), "label_weight": LABEL_WEIGHT}
+        own = {
+            "cache": (self.root / "c.kd",),
+            "teacher": tuple(names),
+            "teacher_view": "same",
+            "label_weight": LABEL_WEIGHT,
+        }
         return self.config(out, "distill-equal", **own)
 
     def labels_epoch(self, out: Path) -> float:

@@ -179,7 +179,9 @@ class CacheReader(Opened):
         out, grouped = np.empty(len(rows), column.item), np.empty(min(len(rows), column.run), column.item)
         for chunk, start, stop in pieces:
             first = start - start % column.run
-            chunk.take(places[start:stop], 0, grouped[start - first : stop - first], "clip")  # all are in range
+            chunk.take(
+                places[start:stop], 0, grouped[start - first : stop - first], "clip"
+            )  # all are in range
             if stop - first == len(grouped) or stop == len(rows):
                 out[order[first:stop]] = grouped[: stop - first]
         column.cold = disk_reads() > before
