@@ -65,6 +65,7 @@ BENCHMARKS = {
     "step_path": Benchmark(0.5),
     "geometry": Benchmark(6),
     "digits": Benchmark(4),
+    "niceness": Benchmark(8, long=True),
     "memory": Benchmark(12, long=True),
     "coverage": Benchmark(60, long=True),
     "probing": Benchmark(90, long=True),
