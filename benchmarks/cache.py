@@ -9,9 +9,7 @@ processes of their own; it is left out with --quick.
 """
 
 import argparse
-import json
 import os
-import platform
 import re
 import statistics
 import subprocess
@@ -29,7 +27,7 @@ import zarr
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import cache_tools as tools
-import throughput
+from measuring import Figure, Figures, benchmark, figure, of_turns, parser_of, say
 
 from kdcli.cache.cacheset import CacheSet
 from kdcli.cache.layout import SAMPLES, BackendName, Unit
@@ -39,7 +37,6 @@ from kdcli.cache.writer import CacheWriter, create_cache
 
 CLASSES, BATCH = 1000, 256
 Read = Callable[[np.ndarray], object]
-Figure = dict[str, Any]
 
 
 def build(root: Path, values: np.ndarray, backend: BackendName = "zarr") -> None:
@@ -130,18 +127,20 @@ def warm_figures(root: Path, values: np.ndarray, files: int, seconds: float) -> 
             np.testing.assert_array_equal(np.asarray(read(batch)), values[batch])
         found = compare(reads, seconds)
 
-    def faster(rival: str, goal: float, ours: str = "kd") -> Figure:
-        ratio = statistics.median(b / a for a, b in zip(found[ours], found[rival], strict=True))
+    def faster(rival: str, goal: float, what: str, ours: str = "kd") -> Figure:
+        ratios = [b / a for a, b in zip(found[ours], found[rival], strict=True)]
         say(f"{ours} {1000 * statistics.median(found[ours]):8.3f} ms, {rival} "
-            f"{1000 * statistics.median(found[rival]):8.3f} ms a batch, {len(found[ours])} turns")  # fmt: skip
-        return figure(ratio, goal, "x rows/s")
+            f"{1000 * statistics.median(found[rival]):8.3f} ms a batch, {len(ratios)} turns")  # fmt: skip
+        return of_turns(ratios, goal, "x rows/s", what)
 
     return {
-        "gather_vs_memmap": faster("memmap", 0.4),
-        "gather_vs_zarr_oindex": faster("zarr", 100.0),
-        "gather_vs_h5py": faster("h5py", 3.0),
-        "gather_vs_torch_files": faster("torch", 10.0),
-        "hdf5_gather_vs_memmap": faster("memmap", 0.4, "hdf5"),
+        "gather_vs_memmap": faster("memmap", 0.5, "against `np.memmap` of one `.npy`, fancy indexing"),
+        "hdf5_gather_vs_memmap": faster("memmap", 0.5, "the same for a cache of the HDF5 backend", "hdf5"),
+        "gather_vs_zarr_oindex": faster("zarr", 100.0, "against zarr-python on the same files"),
+        "gather_vs_h5py": faster(
+            "h5py", 3.0, "against one contiguous data set, increasing unique rows in a call"
+        ),
+        "gather_vs_torch_files": faster("torch", 10.0, "against one `torch.save` file a sample"),
     }
 
 
@@ -193,17 +192,20 @@ def cold_figures(root: Path, values: np.ndarray, turns: int) -> dict[str, Figure
     for name, taken in found.items():
         say(f"cold, {name}: {1000 * statistics.median(taken):.1f} ms a batch, {len(taken)} turns")
     names = {
-        "cold_gather_vs_tensorstore": "same files",
-        "cold_gather_vs_tensorstore_rows": "a row a chunk",
+        "cold_gather_vs_tensorstore": (
+            "same files",
+            "a first batch against tensorstore, same files dropped from memory",
+        ),
+        "cold_gather_vs_tensorstore_rows": (
+            "a row a chunk",
+            "against its own best layout, shards of one-row chunks",
+        ),
     }
     return {
-        figure_name: figure(
-            statistics.median(a / b for a, b in zip(found["kd"], found[name], strict=True)),
-            1.3,
-            "x time",
-            higher=False,
+        name: of_turns(
+            [a / b for a, b in zip(found["kd"], found[rival], strict=True)], 1.3, "x time", what, higher=False
         )
-        for figure_name, name in names.items()
+        for name, (rival, what) in names.items()
     }
 
 
@@ -255,31 +257,15 @@ def memory_figures(root: Path) -> dict[str, Figure]:
         sizes[rows] = int(weighed.stdout)
         say(f"reader of {rows} rows: {sizes[rows] / 2**20:.1f} MiB of anonymous memory")
     more = (sizes[1_000_000] - sizes[1_000]) / 2**20
-    return {"reader_memory_1m_rows": figure(more, 64.0, "MiB more than at 1k rows", higher=False)}
+    what = "anonymous memory of a reader, 1M rows above 1k rows"
+    return {"reader_memory_1m_rows": figure(more, 64.0, "MiB", what, higher=False)}
 
 
 # --- all -----------------------------------------------------------------------------------------
 
 
-def figure(value: float, goal: float, unit: str, higher: bool = True) -> Figure:
-    return {"value": round(value, 3), "goal": goal, "higher_is_better": higher, "unit": unit}
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument(
-        "--quick", action="store_true", help="under 50 s: fewer rows and turns, no memory figure"
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
-    parser.add_argument("--weigh", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.weigh:
-        read_and_weigh(options.weigh)
-        return
+def figures(options: argparse.Namespace) -> Figures:
+    """All of them; ``options.turns``: of each rival at least."""
     torch.set_num_threads(1)
     rows, files, seconds, turns = (20_000, 1_000, 6.0, 5) if options.quick else (100_000, 10_000, 20.0, 9)
     values = np.random.default_rng(0).normal(size=(rows, CLASSES)).astype(np.float16)
@@ -291,20 +277,15 @@ def main() -> None:
         with h5py.File(root / "one.h5", "w") as file:
             file["logits"] = values
         write_files(root / "files", values[:files])
-        figures = cold_figures(root, values, turns) | warm_figures(root, values, files, seconds)
-        figures |= {} if options.quick else memory_figures(root)
-        figures |= throughput.figures(options.quick)
-    machine = (
-        f"{platform.machine()}, {os.cpu_count()} processors, {rows} rows, Python {platform.python_version()}, "
-        f"numpy {np.__version__}, zarr {zarr.__version__}, h5py {h5py.__version__}, torch {torch.__version__}"
-    )
-    if options.json:
-        print(json.dumps({"figures": figures, "machine": machine}))
-        return
-    print(machine)
-    for name, found in figures.items():
-        print(f"{name:34} {found['value']:9.3f} {found['unit']:24} goal {found['goal']:g}")
+        found = cold_figures(root, values, options.turns or turns)
+        found |= warm_figures(root, values, files, seconds)
+        return found | ({} if options.quick else memory_figures(root))
 
 
 if __name__ == "__main__":
-    main()
+    parser = parser_of(__doc__)
+    parser.add_argument("--weigh", type=Path, help=argparse.SUPPRESS)
+    if "--weigh" in sys.argv:
+        read_and_weigh(parser.parse_args().weigh)
+    else:
+        benchmark(__doc__, figures, ("numpy", "zarr", "h5py", "tensorstore", "torch"), parser)

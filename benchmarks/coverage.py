@@ -13,10 +13,7 @@ and depth from those that are opened, seldom in kind. ``--quick`` opens twelve o
 
 import argparse
 import gc
-import json
-import platform
 import random
-import sys
 import tempfile
 import time
 import warnings
@@ -25,6 +22,7 @@ from typing import Any
 
 import timm
 import torch
+from measuring import Figures, benchmark, figure, parser_of, say
 
 from kdcli.errors import KdError
 from kdcli.models.export import export_model
@@ -33,10 +31,6 @@ from kdcli.models.spec import Model, open_model
 from kdcli.models.student import LABEL_HEAD, Student
 
 GOALS = {"logits": 99.0, "features": 97.0, "student": 97.0}
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def size_of(name: str) -> tuple[int, int]:
@@ -99,22 +93,16 @@ def judge(name: str) -> tuple[set[str], str]:
     return right, model.network.without
 
 
-def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    arguments.add_argument("--quick", action="store_true")
-    arguments.add_argument("--json", action="store_true")
-    arguments.add_argument("--sample", type=int, default=150)
-    arguments.add_argument("--seed", type=int, default=0)
-    arguments.add_argument("--parameters", type=float, default=400.0, metavar="MILLIONS")
-    given = arguments.parse_args()
+def figures(options: argparse.Namespace) -> Figures:
+    """Shares of what was opened, in percent."""
     warnings.filterwarnings("ignore")
-    sample, limit = (12, 8.0) if given.quick else (given.sample, given.parameters)
+    sample, limit = (12, 8.0) if options.quick else (options.sample, options.parameters)
     names = timm.list_models()
-    random.Random(given.seed).shuffle(names)
-    counts, missing = dict.fromkeys(GOALS, 0), []
+    random.Random(options.seed).shuffle(names)
+    counts = dict.fromkeys(GOALS, 0)
     opened = headless = large = 0
     for name in names:
-        if opened == sample or (not given.quick and opened + headless + large == sample):
+        if opened == sample or (not options.quick and opened + headless + large == sample):
             break
         classes, parameters = size_of(name)
         if not classes or parameters > limit * 1e6:
@@ -125,33 +113,20 @@ def main() -> None:
         opened += 1
         for kind in right:
             counts[kind] += 1
-        if right != set(GOALS):
-            missing.append({"model": name, "not": sorted(set(GOALS) - right), "why": why})
-        lacks = f": no {', '.join(missing[-1]['not'])} ({why})" if right != set(GOALS) else ""
+        lacks = f": no {', '.join(sorted(set(GOALS) - right))} ({why})" if right != set(GOALS) else ""
         say(f"{opened:4d} {name} {parameters / 1e6:.1f} M, {time.perf_counter() - start:.1f} s{lacks}")
         gc.collect()
-    figures = {
-        kind: {
-            "value": 100 * counts[kind] / max(opened, 1),
-            "goal": goal,
-            "higher_is_better": True,
-            "unit": "%",
-        }
+    say(f"left out: {headless} without a classifier, {large} above {limit:g} M parameters")
+    what = f"of {opened} architectures that were opened, {large} above {limit:g} M parameters left out"
+    return {
+        f"opens_{kind}": figure(100 * counts[kind] / max(opened, 1), goal, "%", what)
         for kind, goal in GOALS.items()
     }
-    left_out = {"without a classifier": headless, f"above {limit:g} M parameters": large}
-    if given.json:
-        machine = f"{platform.machine()}, torch {torch.__version__}, timm {timm.__version__}"
-        document = {"figures": figures, "machine": machine, "opened": opened, "left_out": left_out}
-        print(json.dumps({**document, "not_served": missing}, indent=2))
-        return
-    print(f"{opened} opened of {opened + headless + large} drawn; left out: {headless} without a classifier,")
-    print(f"{large} above {limit:g} M parameters.")
-    for kind, figure in figures.items():
-        print(f"  {kind:9} {figure['value']:6.1f} %  goal {figure['goal']:g} %")
-    for each in missing:
-        print(f"  {each['model']}: no {', '.join(each['not'])}: {each['why']}")
 
 
 if __name__ == "__main__":
-    main()
+    parser = parser_of(__doc__)
+    parser.add_argument("--sample", type=int, default=150)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--parameters", type=float, default=400.0, metavar="MILLIONS")
+    benchmark(__doc__, figures, ("torch", "timm"), parser)

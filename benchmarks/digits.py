@@ -10,18 +10,14 @@ the seeds. ``--quick`` takes one seed and two epochs, and then means little.
 """
 
 import argparse
-import json
-import os
-import platform
 import statistics
-import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import timm
 import torch
+from measuring import Figures, benchmark, figure, say
 from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -36,7 +32,6 @@ from kdcli.extract.config import CacheConfig
 from kdcli.training.config import StudentConfig
 from kdcli.training.train import train_student
 
-Figure = dict[str, Any]
 SIZE, LR, BATCH, WEIGHT_DECAY = 32, 1e-3, 64, 0.01
 TEMPERATURE, SHARE = 4.0, 0.5
 STUDENT = "resnet10t"
@@ -177,8 +172,9 @@ def make_teacher(root: Path, epochs: int) -> nn.Module:
     return timm.create_model(f"local-dir:{export}", pretrained=True).eval()
 
 
-def figures(quick: bool) -> dict[str, Figure]:
-    seeds, epochs = ((0,), 2) if quick else ((0, 1, 2), 6)
+def figures(options: argparse.Namespace) -> Figures:
+    """Test accuracies of the same training, done by kd and otherwise."""
+    seeds, epochs = ((0,), 2) if options.quick else ((0, 1, 2), 6)
     found: dict[str, list[float]] = {"kd": [], "kd by timm": [], "timm.task": [], "plain loop": []}
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
@@ -196,38 +192,24 @@ def figures(quick: bool) -> dict[str, Figure]:
     noise = max(0.01, 2 * max(float(np.std(values)) for values in found.values()))
     apart = max(abs(a - b) for a, b in zip(found["kd"], found["kd by timm"], strict=True))
     return {
-        "kd_minus_timm_task": figure(means["kd"] - means["timm.task"], -noise, "accuracy", higher=True),
-        "kd_minus_plain_loop": figure(means["kd"] - means["plain loop"], -noise, "accuracy", higher=True),
-        "kd_against_timm_validation": figure(apart, 0.0, "accuracy, largest difference of one student"),
-        "kd_accuracy": figure(means["kd"], 0.9, f"mean of {len(seeds)} seeds", higher=True),
+        "kd_minus_timm_task": figure(
+            means["kd"] - means["timm.task"],
+            -noise,
+            "accuracy",
+            f"mean of {len(seeds)} seeds; goal: within noise",
+        ),
+        "kd_minus_plain_loop": figure(
+            means["kd"] - means["plain loop"],
+            -noise,
+            "accuracy",
+            f"mean of {len(seeds)} seeds; goal: within noise",
+        ),
+        "kd_against_timm_validation": figure(
+            apart, 0.0, "accuracy", "largest difference of one student's two tests", higher=False
+        ),
+        "kd_accuracy": figure(means["kd"], 0.9, "accuracy", f"mean of {len(seeds)} seeds"),
     }
 
 
-def figure(value: float, goal: float, unit: str, higher: bool = False) -> Figure:
-    return {"value": float(f"{value:.4g}"), "goal": round(goal, 4), "higher_is_better": higher, "unit": unit}
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one seed and two epochs")
-    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
-    options = parser.parse_args()
-    found = figures(options.quick)
-    machine = (
-        f"{platform.machine()}, {os.cpu_count()} processors, Python {platform.python_version()}, "
-        f"torch {torch.__version__}, timm {timm.__version__}"
-    )
-    if options.json:
-        print(json.dumps({"figures": found, "machine": machine}))
-        return
-    print(machine)
-    for name, each in found.items():
-        print(f"{name:30} {each['value']:9.4g} {each['unit']:48} goal {each['goal']:g}")
-
-
 if __name__ == "__main__":
-    main()
+    benchmark(__doc__, figures, ("torch", "timm"))

@@ -10,22 +10,18 @@ and one filter.
 """
 
 import argparse
-import json
-import os
-import platform
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import timm
 import torch
 import zarr
+from measuring import Figures, benchmark, figure, say
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
 from timm.models import save_for_hf
@@ -35,7 +31,6 @@ from kdcli.demo.weights import export_pretrained_weights
 from kdcli.extract import cache_teachers
 from kdcli.extract.config import CacheConfig
 
-Figure = dict[str, Any]
 PHOTOS = {
     "foolbox": "data/imagenet_*.jpg",
     "skimage": "data/*[a-z].[jp][pn]g",
@@ -195,52 +190,38 @@ def judge(case: Case, kd: np.ndarray, right: np.ndarray, dtype: str, found: dict
         say(f"{case.name} {dtype}: top-1 equal {agree:.3f}, {worst:.2f} of the rounding allowed")
 
 
-def figures(quick: bool) -> tuple[dict[str, Figure], int]:
+def figures(options: argparse.Namespace) -> Figures:
+    """How far any case is from timm's pipeline."""
     found: dict[str, list[float]] = {"top1": [], "float32": [], "float16": []}
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
         images = save_photos(root / "photos")
         export_pretrained_weights(root / "lite0")
-        for group in cases(quick):
-            say(
-                f"{group[0].option}, {group[0].geometry} {group[0].crop}, {group[0].shape}: {len(group)} networks"
-            )
+        for group in cases(options.quick):
+            first = group[0]
+            say(f"{first.option}, {first.geometry} {first.crop}, {first.shape}: {len(group)} networks")
             compare(group, root, images, found)
+    every = f"in {len(found['top1'])} geometries x networks x precisions, {len(images)} images"
     return {
-        "top1_equal": figure(min(found["top1"]), 1.0, "least share of images, any case", higher=True),
-        "fp32_difference": figure(max(found["float32"]), 1.0, f"largest, in {ROUNDING:g} of the spread"),
-        "fp16_difference": figure(max(found["float16"]), 1.0, "largest, in what rounding to fp16 allows"),
-        "cases": figure(
-            len(found["top1"]), 0, f"geometries x networks x precisions, {len(images)} images", True
+        "top1_equal": figure(
+            min(found["top1"]), 1.0, "of images", f"least share whose top-1 is timm's, {every}"
         ),
-    }, len(images)
-
-
-def figure(value: float, goal: float, unit: str, higher: bool = False) -> Figure:
-    return {"value": float(f"{value:.4g}"), "goal": goal, "higher_is_better": higher, "unit": unit}
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one crop and one filter")
-    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
-    options = parser.parse_args()
-    found, count = figures(options.quick)
-    machine = (
-        f"{platform.machine()}, {os.cpu_count()} processors, {count} images, Python {platform.python_version()}, "
-        f"torch {torch.__version__}, timm {timm.__version__}"
-    )
-    if options.json:
-        print(json.dumps({"figures": found, "machine": machine}))
-        return
-    print(machine)
-    for name, each in found.items():
-        print(f"{name:20} {each['value']:9.4g} {each['unit']:48} goal {each['goal']:g}")
+        "fp32_difference": figure(
+            max(found["float32"]),
+            1.0,
+            f"x {ROUNDING:g} of the spread",
+            "largest difference of outputs",
+            higher=False,
+        ),
+        "fp16_difference": figure(
+            max(found["float16"]),
+            1.0,
+            "of what rounding allows",
+            "largest difference of outputs",
+            higher=False,
+        ),
+    }
 
 
 if __name__ == "__main__":
-    main()
+    benchmark(__doc__, figures, ("torch", "timm", "pillow"))

@@ -10,22 +10,22 @@ difference in MiB. cache-teachers computes four blocks; the rest of the cache is
 
 import argparse
 import contextlib
-import json
-import platform
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+from measuring import Figures, benchmark, figure, parser_of
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 MIB = 2**20
-STEPS = ("cache", "rank", "train")
+STEPS = {"cache": "cache-teachers (four blocks)", "rank": "rank-sources", "train": "train-student (30 steps)"}
 
 
 class SyntheticSource:
@@ -159,7 +159,7 @@ def make_net(folder: Path) -> None:
     export_model(open_model("test_resnet", weights="random", num_classes=10, image_size=32), folder, None)
 
 
-def measure(rows: int, steps: tuple[str, ...]) -> dict[str, float]:
+def measure(rows: int, steps: Iterable[str]) -> dict[str, float]:
     """MiB at the peak of each step, each in its own process."""
     found = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -184,36 +184,24 @@ def measure(rows: int, steps: tuple[str, ...]) -> dict[str, float]:
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--step", choices=STEPS)
-    parser.add_argument("--rows", type=int, default=1000)
-    parser.add_argument("--root", type=Path)
-    options = parser.parse_args()
-    if options.step:
-        print(run_step(options.step, options.rows, options.root))
-        return
+def figures(options: argparse.Namespace) -> Figures:
+    """The difference in MiB of each step."""
     many = 50_000 if options.quick else 1_000_000
     few, lots = measure(1000, STEPS), measure(many, STEPS)
-    figures = {
-        f"anonymous_{step}_{many}_above_1000": {
-            "value": round(lots[step] - few[step], 1),
-            "goal": 64.0,
-            "higher_is_better": False,
-            "unit": "MiB",
-        }
-        for step in STEPS
-    }
-    machine = f"{platform.machine()}, Python {platform.python_version()}"
-    if options.json:
-        print(json.dumps({"figures": figures, "machine": machine}))
-        return
-    print(machine)
-    for step in STEPS:
-        print(f"{step:6} {few[step]:8.1f} MiB at 1000 rows, {lots[step]:8.1f} MiB at {many}")
+    found = {}
+    for step, name in STEPS.items():
+        what = f"largest anonymous memory of {name} at {many} rows above 1,000 ({few[step]:.0f} MiB)"
+        found[f"memory_{step}"] = figure(lots[step] - few[step], 64, "MiB", what, higher=False)
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    parser = parser_of(__doc__)
+    parser.add_argument("--step", choices=list(STEPS), help=argparse.SUPPRESS)
+    parser.add_argument("--rows", type=int, default=1000, help=argparse.SUPPRESS)
+    parser.add_argument("--root", type=Path, help=argparse.SUPPRESS)
+    own = parser.parse_args()
+    if own.step:
+        print(run_step(own.step, own.rows, own.root))
+    else:
+        benchmark(__doc__, figures, ("torch", "numpy"), parser)

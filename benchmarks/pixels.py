@@ -9,18 +9,18 @@ forward and writing share one core, so the ratio is of a core's work.
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from measuring import Figures, benchmark, of_turns, say
 from PIL import Image
 
 from kdcli.cache.reader import CacheReader
+from kdcli.console import console
 from kdcli.extract import cache_teachers
 from kdcli.extract.config import CacheConfig
 from kdcli.models.export import export_model
@@ -74,7 +74,7 @@ def run(root: Path, cache: str, teacher: str, keep: str) -> float:
     return rate
 
 
-def measure(count: int, repeats: int) -> dict[str, Any]:
+def measure(count: int, repeats: int) -> Figures:
     """All figures."""
     with tempfile.TemporaryDirectory(prefix="kd-pixels-") as folder:
         root = Path(folder)
@@ -96,40 +96,26 @@ def measure(count: int, repeats: int) -> dict[str, Any]:
                 logits = CacheReader(root / name).gather("t1", "logits", np.arange(count))
                 first = logits if first is None else first
                 assert np.array_equal(first.view(np.uint16), logits.view(np.uint16)), name
-        median = {name: statistics.median(values) for name, values in rates.items()}
+        for name, values in rates.items():
+            say(f"{name:22} {statistics.median(values):8.1f} images/s")
+        say(f"{count} JPEGs of {size / count / 1e3:.0f} kB; a row of {SIDE * SIDE * 3 / 1e3:.1f} kB")
         ratios = [kept / plain for plain, kept in zip(rates["decoded"], rates["read as kept"], strict=True)]
+        keeping = [
+            kept / plain for plain, kept in zip(rates["decoded"], rates["decoded, pixels kept"], strict=True)
+        ]
+        what = f"a second teacher that reads kept pixels against decoding {count} JPEGs of 1500 x 1000"
         return {
-            "images": count,
-            "kB_per_image": size / count / 1e3,
-            "kB_per_row": SIDE * SIDE * 3 / 1e3,
-            "images_per_second": median,
-            "ratio": statistics.median(ratios),
-            "ratios": ratios,
+            "kept_pixels_vs_decoding": of_turns(ratios, 5, "x images/s", what),
+            "keeping_vs_decoding": of_turns(keeping, 0.95, "x images/s", "keeping pixels besides"),
         }
 
 
-def main() -> None:
+def figures(options: argparse.Namespace) -> Figures:
     """See the module."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="few images, one turn")
-    parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    found = measure(64, 1) if arguments.quick else measure(512, 5)
-    if arguments.json:
-        print(json.dumps(found, indent=1))
-        return
-    print(
-        f"{found['images']} JPEGs of 1500 x 1000, {found['kB_per_image']:.0f} kB each; {NETWORK} at {SIDE}, "
-        f"patches of {PATCH}"
-    )
-    for name, rate in found["images_per_second"].items():
-        print(f"{name:22} {rate:8.1f} images/s")
-    spread = f"{min(found['ratios']):.1f} to {max(found['ratios']):.1f}"
-    print(f"ratio {found['ratio']:.1f} ({spread}); logits equal to the bit")
+    console.quiet = True
+    return measure(64, options.turns or 1) if options.quick else measure(512, options.turns or 5)
 
 
 if __name__ == "__main__":
-    main()
+    benchmark(__doc__, figures, ("torch", "timm", "pillow"))

@@ -1,6 +1,6 @@
 """Many workers on one cache: what sharing costs, measured here and carried on to clusters.
 
-    python benchmarks/scale.py [--real 1,2,4,8,16] [--tasks N] [--seconds S] | --table [--rate R]
+    python benchmarks/scale.py [--quick] [--json] [--real 1,2,4,8,16] [--tasks N] [--seconds S] | --table [--rate R]
 
 * The real run: N processes with a numpy teacher (it sleeps as long as a model would take) fill one cache by kd's own
   queue, claims, and records.
@@ -28,6 +28,7 @@ from typing import Any, Final
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import cache_tools as tools
 import numpy as np
+from measuring import Figures, benchmark, figure, parser_of
 from torch.utils.data import Sampler  # noqa: F401 -- before the processes fork
 
 from kdcli.cache.layout import SAMPLES, choose_block_rows
@@ -272,21 +273,28 @@ def work_alone(folder: Path) -> float:
     return taken / 100
 
 
+def figures(options: argparse.Namespace) -> Figures:
+    """What sharing leaves of a teacher's time, by the number of workers, beside the model."""
+    workers = [
+        int(count) for count in (options.real or ("1,4" if options.quick else "1,2,4,8,16")).split(",")
+    ]
+    found = {}
+    for row in compared(workers, 40 if options.quick else options.tasks, options.seconds, options.folder):
+        what = f"part of the time as teachers; the model says {row['model']:.3f}"
+        found[f"{row['workers']}_workers"] = figure(row["efficiency"], 0.85, "of the time", what)
+    return found
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--real", default="1,2,4,8,16", help="numbers of workers of real runs")
+    parser = parser_of(__doc__)
+    parser.add_argument("--real", help="numbers of workers of real runs, with commas; default: 1,2,4,8,16")
     parser.add_argument("--tasks", type=int, default=400)
     parser.add_argument("--seconds", type=float, default=0.2, help="of a task")
     parser.add_argument("--folder", type=Path, default=Path("/dev/shm"))
     parser.add_argument("--rate", type=float, default=2000, help="images a second of a worker, for the table")
-    parser.add_argument("--table", action="store_true")
-    args = parser.parse_args()
-    rows = (
-        table(args.rate)
-        if args.table
-        else compared([int(n) for n in args.real.split(",")], args.tasks, args.seconds, args.folder)
-    )
-    for row in rows:
-        print(json.dumps(row), flush=True)
+    parser.add_argument("--table", action="store_true", help="the model's clusters, a JSON line a row")
+    if "--table" in sys.argv:
+        for row in table(parser.parse_args().rate):
+            print(json.dumps(row), flush=True)
+    else:
+        benchmark(__doc__, figures, ("numpy", "torch"), parser)

@@ -25,9 +25,7 @@ Every figure should be 0, but what is computed twice; with --verbs, --stores and
 import argparse
 import errno
 import itertools
-import json
 import os
-import platform
 import random
 import signal
 import sys
@@ -39,6 +37,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import cache_tools as tools
 from crash_tools import Server, computed, records
+from measuring import figure, machine, parser_of, tell
 
 from kdcli.cache.commits import Commit
 from kdcli.cache.garbage import collect_garbage
@@ -245,9 +244,7 @@ def fuzz(root: Path, options: argparse.Namespace) -> tuple[Figures, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--writers", type=int, default=4)
     parser.add_argument("--backend", choices=["zarr", "hdf5"], default="zarr")
@@ -255,27 +252,19 @@ def main() -> None:
     parser.add_argument("--stores", type=int, default=0, help="kills of writers of a bucket, and of pushers")
     parser.add_argument("--fuzz", type=int, default=0, help="wrong inputs")
     parser.add_argument("--seed", type=int, default=0, help="of --verbs, --stores and --fuzz")
-    parser.add_argument("--quick", action="store_true", help="40 kills")
-    parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     if options.quick:
         options.kills = min(options.kills, 40)
-    start, run = time.monotonic(), kill_writers
+    run, place = kill_writers, machine()
     for count, other in ((options.fuzz, fuzz), (options.verbs, kill_verbs), (options.stores, kill_stores)):
         run = other if count else run
     with tempfile.TemporaryDirectory() as folder:
         values, done = run(Path(folder), options)
     figures = {
-        name: {"value": value, "goal": goal, "higher_is_better": False, "unit": unit}
+        f"{run.__name__}_{name}": figure(value, goal, unit, done, higher=False)
         for name, (value, goal, unit) in values.items()
     }
-    machine = f"{platform.machine()}, Python {platform.python_version()}, {done}"
-    if options.json:
-        print(json.dumps({"figures": figures, "machine": machine}))
-    else:
-        print(f"{machine}, {time.monotonic() - start:.0f} s")
-        for name, figure in figures.items():
-            print(f"{name:30} {figure['value']:8.3g}  goal {figure['goal']}")
+    tell({"figures": figures, "machine": place}, options.json)
     if run is not kill_writers and any(value for value, _, _ in values.values()):
         sys.exit(1)
 

@@ -8,19 +8,18 @@ is the median of an epoch after the first one, remote over local; the goal is at
 """
 
 import argparse
-import json
 import os
 import statistics
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from cache import build
+from measuring import Figures, benchmark, of_turns, say
 from store_servers import environment, s3
 from training_place import make_place
 
@@ -39,8 +38,8 @@ def epoch(cache: CacheSet, order: np.ndarray) -> float:
     return time.perf_counter() - started
 
 
-def gathered(folder: Path, rows: int, epochs: int) -> dict[str, Any]:
-    """Rows from both, in turns."""
+def gathered(folder: Path, rows: int, epochs: int) -> list[float]:
+    """Rows from both, in turns: remote over local."""
     random = np.random.default_rng(0)
     build(folder / "c.kd", random.normal(size=(rows, 1000)).astype(np.float16))
     push(folder / "c.kd", URL)
@@ -55,14 +54,12 @@ def gathered(folder: Path, rows: int, epochs: int) -> dict[str, Any]:
         order = random.permutation(rows)
         for name, cache in caches.items():
             seconds[name].append(epoch(cache, order))
-    later = {name: statistics.median(times[2:]) for name, times in seconds.items()}
-    return {
-        "ratio": later["remote"] / later["local"], "seconds_an_epoch": later,
-        "seconds_to_begin": {name: times[0] for name, times in seconds.items()}, "rows": rows,
-    }  # fmt: skip
+    begun = ", ".join(f"{name} {times[0]:.2f} s" for name, times in seconds.items())
+    say(f"to begin: {begun}; an epoch of {rows} rows: {statistics.median(seconds['local'][2:]):.4f} s")
+    return [far / near for near, far in zip(seconds["local"][2:], seconds["remote"][2:], strict=True)]
 
 
-def trained(folder: Path, rounds: int, epochs: int) -> dict[str, Any]:
+def trained(folder: Path, rounds: int, epochs: int) -> list[float]:
     """Epochs of a student of two teachers; trainings in turns, the first of each begins without copies."""
     place = make_place(folder / "place", per_class=100)
     push(place.cache, URL + "2")
@@ -72,27 +69,27 @@ def trained(folder: Path, rounds: int, epochs: int) -> dict[str, Any]:
             run = place.config(f"{name}{number}", "distill-equal", cache=(cache,), epochs=epochs)
             history = train.train_student(run).history
             seconds[name] += [entry["seconds"] for entry in history[1:]]
-    later = {name: statistics.median(times) for name, times in seconds.items()}
-    return {"ratio": later["remote"] / later["local"], "seconds_an_epoch": later, "images": 300}
+    return [far / near for near, far in zip(seconds["local"], seconds["remote"], strict=True)]
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
+def figures(options: argparse.Namespace) -> Figures:
+    """Both; ``options.turns`` are trainings."""
     import boto3
 
+    epochs, rounds, further = (11, 1, 3) if options.quick else (41, options.turns or 4, 7)
     with tempfile.TemporaryDirectory() as name, s3() as server:
         os.environ.update(environment(server.url), KD_STAGE=f"{name}/stage")
         boto3.client("s3", endpoint_url=server.url).create_bucket(Bucket="bucket")
-        found = {
-            "gather": gathered(Path(name), 8192 if options.quick else 40960, 11 if options.quick else 41),
-            "train": trained(Path(name), 1 if options.quick else 4, 3 if options.quick else 7),
-        }
-    print(json.dumps(found, indent=None if options.json else 1))
+        rows = gathered(Path(name), 8192 if options.quick else 40960, epochs)
+        trainings = trained(Path(name), rounds, further)
+    what = "an epoch after the first from a cache in a store against one in a folder: "
+    return {
+        "store_gather_vs_folder": of_turns(
+            rows, 1.1, "x seconds", what + "batches of 256 random rows", higher=False
+        ),
+        "store_training_vs_folder": of_turns(trainings, 1.1, "x seconds", what + "training", higher=False),
+    }
 
 
 if __name__ == "__main__":
-    main()
+    benchmark(__doc__, figures, ("torch", "obstore", "moto"))

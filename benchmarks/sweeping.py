@@ -1,12 +1,11 @@
-"""How long a sweep of four small students takes, against four lone runs. Used by training.py.
+"""How long a sweep of four small students takes, against four lone runs.
 
 Photographs as cameras make them (1600 x 1200 pixels, from scikit-image's) are decoded for students of 64 and 96
 pixels: decoding takes most of the time, and a sweep does it once. Each ratio is of two neighbouring runs in one
 process with the same loader; the value is the median over the turns.
 """
 
-import statistics
-import sys
+import argparse
 import tempfile
 import time
 from collections.abc import Callable
@@ -16,8 +15,10 @@ from typing import Any
 import numpy as np
 import skimage.data
 import torch
+from measuring import Figures, benchmark, of_turns, say
 from PIL import Image
 
+from kdcli.console import console
 from kdcli.extract import cache_teachers
 from kdcli.extract.config import CacheConfig
 from kdcli.models.export import export_model
@@ -73,24 +74,24 @@ def seconds_of(function: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def figures(quick: bool) -> dict[str, dict[str, object]]:
+def figures(options: argparse.Namespace) -> Figures:
     """Time of the sweep as a share of that of the four runs."""
-    images, epochs, turns = (40, 1, 2) if quick else (192, 2, 3)
+    console.quiet = True
+    torch.set_num_threads(1)
+    images, epochs, turns = (40, 1, 2) if options.quick else (192, 2, 5)
     ratios = []
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         make_place(root, images)
-        for turn in range(turns):
+        for turn in range(options.turns or turns):
             together, alone = (configs(root, root / f"{kind}{turn}", epochs) for kind in ("sweep", "lone"))
             swept = seconds_of(lambda together=together: train_students(together))
             apart = seconds_of(lambda alone=alone: [train_student(config) for config in alone.values()])
             ratios.append(swept / apart)
-            print(f"sweep {swept:.2f} s, four runs {apart:.2f} s", file=sys.stderr, flush=True)
-    return {
-        "sweep_of_four_vs_four_runs": {
-            "value": round(statistics.median(ratios), 3),
-            "goal": 0.6,
-            "higher_is_better": False,
-            "unit": "x seconds",
-        }
-    }
+            say(f"sweep {swept:.2f} s, four runs {apart:.2f} s")
+    what = "a sweep of four small students against four lone runs, 1600 x 1200 JPEGs"
+    return {"sweep_of_four_vs_four_runs": of_turns(ratios, 0.4, "x seconds", what, higher=False)}
+
+
+if __name__ == "__main__":
+    benchmark(__doc__, figures, ("torch", "timm", "pillow"))

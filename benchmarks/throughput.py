@@ -1,16 +1,17 @@
-"""How much of a teacher's speed is left when it also writes a cache. Used by cache.py.
+"""How much of a teacher's speed is left when it also writes a cache.
 
 Each rate is the median of several runs in one process, kd and its rival taking turns. The bare loop has the
 same loader, decoder and forward, moves the same outputs to the host, and writes nothing.
 """
 
-import statistics
+import argparse
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from measuring import Figures, benchmark, of_turns
 from PIL import Image
 
 from kdcli.cache.layout import load_manifest
@@ -27,6 +28,18 @@ from kdcli.workers import worker_init
 
 ARCHITECTURES = {"a": "resnet18", "b": "resnet34", "c": "mobilenetv3_large_100"}
 SIZE, BATCH = 96, 64
+SAYS = {
+    "cache_teachers_vs_bare_loop": (
+        0.98,
+        "one teacher, against the same loader and forward with nothing written",
+    ),
+    "three_teachers_vs_bare_loop": (0.98, "three teachers, against the same loader and forwards"),
+    "three_teachers_vs_forward_limit": (
+        0.95,
+        "three teachers, against the forwards alone, on pixels in memory",
+    ),
+}
+"""Goal and meaning of each figure."""
 
 
 def make_place(root: Path, rows: int) -> None:
@@ -108,37 +121,23 @@ def outputs() -> tuple:
     return parse_keep(["logits", "features"])
 
 
-def figures(quick: bool) -> dict[str, dict[str, object]]:
-    """The second and third row of the design's table of numbers.
-
-    The limit of several teachers is their forward alone, one after the other, on pixels that are in memory:
-    with teachers this large on two processors, decoding (one process) takes little of it.
-    """
-    rows, repeats = (192, 2) if quick else (768, 3)
-    one: list[float] = []
-    three: list[float] = []
-    limit: list[float] = []
+def figures(options: argparse.Namespace) -> Figures:
+    """The second and third row of the design's table of numbers."""
+    rows, turns = (192, 2) if options.quick else (768, 5)
+    found: dict[str, list[float]] = {name: [] for name in SAYS}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         make_place(root, rows)
         cache_teachers(config(root, root / "sample.kd", "a"))
-        for _ in range(repeats):
+        for _ in range(options.turns or turns):
             bare, _ = bare_rate(root, root / "sample.kd", "a")
-            one.append(cached_rate(root, "a") / bare)
+            found["cache_teachers_vs_bare_loop"].append(cached_rate(root, "a") / bare)
             bare, forward = bare_rate(root, root / "sample.kd", "abc")
             cached = cached_rate(root, "abc")
-            three.append(cached / bare)
-            limit.append(cached / forward)
-    shape = {"goal": 0.95, "higher_is_better": True, "unit": "x images/s"}
-    return {
-        "cache_teachers_vs_bare_loop": {"value": statistics.median(one), **shape},
-        "three_teachers_vs_bare_loop": {"value": statistics.median(three), **shape},
-        "three_teachers_vs_forward_limit": {"value": statistics.median(limit), **shape},
-    }
+            found["three_teachers_vs_bare_loop"].append(cached / bare)
+            found["three_teachers_vs_forward_limit"].append(cached / forward)
+    return {name: of_turns(found[name], goal, "x images/s", what) for name, (goal, what) in SAYS.items()}
 
 
 if __name__ == "__main__":
-    import json
-    import sys
-
-    print(json.dumps(figures("--quick" in sys.argv), indent=1))
+    benchmark(__doc__, figures, ("torch", "timm", "pillow"))

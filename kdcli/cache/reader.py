@@ -18,6 +18,9 @@ from kdcli.errors import Advice, CacheMissingError, CorruptError, IdentityError
 
 _ATTEMPTS: Final = 4
 """How often a copy is fetched anew that other processes remove before it is mapped."""
+_RUN_BYTES: Final = 2**16
+"""What a processor's cache holds beside all else. A whole batch besides the result would be two pieces of memory that
+malloc gives back to the system after every batch, and page faults in the next: 0.9 ms in place of 0.2."""
 _READER: Final = getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)
 
 
@@ -29,15 +32,17 @@ class Column:
         part, name, spec: the array.
         row_bytes: of one row of one view.
         item: a row as one item, so that numpy copies rows as it copies bytes.
+        run: rows that are brought together before they are put in order.
         cold: whether the last batch, or a chunk mapped since, made the kernel read a disk.
     """
 
-    __slots__ = ("cold", "item", "name", "part", "row_bytes", "spec")
+    __slots__ = ("cold", "item", "name", "part", "row_bytes", "run", "spec")
 
     def __init__(self, part: str, name: str, spec: ArraySpec) -> None:
         self.part, self.name, self.spec = part, name, spec
         self.row_bytes = spec.row_bytes
         self.item = np.dtype((np.void, max(1, self.row_bytes)))
+        self.run = max(1, _RUN_BYTES // max(1, self.row_bytes))
         self.cold = True
 
 
@@ -56,6 +61,8 @@ class CacheReader(Opened):
         self.labels = self.store.load_labels()
         self.staged: Path | None = None
         self._block_rows, self._views = self.manifest.block_rows, self.manifest.views
+        small = self.manifest.blocks * self._views <= 2**16
+        self._chunk_type = np.dtype(np.uint16 if small else np.int64)  # 16 bits are sorted by counting
         self._columns: dict[tuple[str, str], Column] = {}
         self._maps: dict[tuple[Column, int], np.ndarray] = {}
         self._max_maps = self._most_maps()
@@ -151,25 +158,32 @@ class CacheReader(Opened):
         spec = column.spec
         if not (len(rows) and column.row_bytes):
             return np.empty((len(rows), *spec.row_shape), spec.dtype)
-        if np.max(view) >= self._views:
-            raise CacheMissingError(f"{self.layout.root} has {self._views} views, no view {np.max(view)}")
+        largest = view if isinstance(view, int) else view.max()
+        if largest >= self._views:
+            raise CacheMissingError(f"{self.layout.root} has {self._views} views, no view {largest}")
         blocks = rows // self._block_rows
         chunks = blocks * self._views + (view if spec.per_view else 0)
-        order = np.argsort(chunks)
+        order = chunks.astype(self._chunk_type).argsort(kind="stable")
         chunks, places = chunks[order], (rows - blocks * self._block_rows)[order]
-        edges = [0, *(np.flatnonzero(chunks[1:] != chunks[:-1]) + 1).tolist(), len(rows)]
+        ends = chunks[1:] != chunks[:-1]
+        ends[column.run - 1 :: column.run] = True
+        edges = [0, *(ends.nonzero()[0] + 1).tolist(), len(rows)]
         numbers = chunks[edges[:-1]].tolist()
-        self._bring(column, [number for number in numbers if (column, number) not in self._maps])
+        self._bring(column, numbers)
         mapped = [self._chunk(column, number) for number in numbers]
         pieces = list(zip(mapped, edges[:-1], edges[1:], strict=True))
         before = disk_reads()
         if column.cold:
             for chunk, start, stop in pieces:
                 prefetch(chunk, places[start:stop])
-        grouped, out = np.empty(len(rows), column.item), np.empty(len(rows), column.item)
+        out, grouped = np.empty(len(rows), column.item), np.empty(min(len(rows), column.run), column.item)
         for chunk, start, stop in pieces:
-            chunk.take(places[start:stop], 0, grouped[start:stop], "clip")  # all are in range
-        out[order] = grouped
+            first = start - start % column.run
+            chunk.take(
+                places[start:stop], 0, grouped[start - first : stop - first], "clip"
+            )  # all are in range
+            if stop - first == len(grouped) or stop == len(rows):
+                out[order[first:stop]] = grouped[: stop - first]
         column.cold = disk_reads() > before
         return out.view(spec.dtype).reshape(len(rows), *spec.row_shape)
 
@@ -192,8 +206,11 @@ class CacheReader(Opened):
 
     def _bring(self, column: Column, numbers: list[int]) -> None:
         """Have several chunks of a cache that is elsewhere fetched at a time; they are mapped one by one."""
-        if self.store.origin is not None and len(numbers) > 1:
-            places = (divmod(number, self._views) for number in numbers)
+        if self.store.origin is None:
+            return
+        missing = [number for number in dict.fromkeys(numbers) if (column, number) not in self._maps]
+        if len(missing) > 1:
+            places = (divmod(number, self._views) for number in missing)
             self.store.origin.bring([self._written(column.part, column.name, *place) for place in places])
 
     def _map(self, chunk: ChunkFile, spec: ArraySpec) -> np.ndarray:
