@@ -85,7 +85,7 @@ def note_threads(path: Path) -> None:
 def main() -> None:
     """Run them all; which threads there are still when Python ends, is written last."""
     atexit.register(note_threads, Path(sys.argv[2]) / f"threads.{os.environ['RANK']}.json")
-    with join_ranks() as ranks:
+    with join_ranks("cpu") as ranks:
         for name, scenario in json.loads(Path(sys.argv[1]).read_text()).items():
             print(f"--- {name}", file=sys.stderr, flush=True)
             document = run(scenario, ranks.rank)

@@ -25,7 +25,7 @@ class ModelFacts:
         parameters: how many; None where the architecture does not tell.
         accuracy: share of the images that it gets right.
         base: False for a student after it was distilled.
-        amp: precision that its predictions were computed at.
+        amp: precision of its predictions.
     """
 
     name: str
@@ -336,9 +336,8 @@ def _pairs(result: CompareResult) -> Table:
 
 
 def _most(classes: Sequence[str]) -> str:
-    return (
-        "-" if not classes else classes[0] if len(classes) == 1 else f"{classes[0]}, {len(classes) - 1} more"
-    )
+    more = f", {len(classes) - 1} more" if len(classes) > 1 else ""
+    return f"{classes[0]}{more}" if classes else "-"
 
 
 def _changes(changes: Sequence[Change]) -> Table:
@@ -374,10 +373,8 @@ def _methods(methods: Sequence[MethodSummary]) -> Table:
     rows = []
     for method in methods:
         whole = method.whole
-        split = [
-            method.by_strength[name].delta_transf if name in method.by_strength else None
-            for name in STRENGTHS
-        ]
+        found = (method.by_strength.get(name) for name in STRENGTHS)
+        split = [None if each is None else each.delta_transf for each in found]
         rows.append(
             [
                 method.method,
