@@ -98,10 +98,8 @@ def fitting(worker: "Worker", most: int) -> int:
         try:
             _try(worker, size)
         except DeviceError as error:
-            if not isinstance(error.__cause__, torch.OutOfMemoryError):
+            if not _is_of_memory(error):
                 raise
-            # Else the frames of the forward that failed keep what they have made.
-            traceback.clear_frames(error.__cause__.__traceback__)
             size //= 2
         else:
             return size
@@ -128,15 +126,22 @@ def _try(worker: "Worker", size: int) -> None:
 
 def with_what_fits(error: DeviceError, workers: Mapping[str, "Worker"]) -> DeviceError:
     """An error of memory in the middle of a run, with the batch size that fits now; any other as it is."""
-    if not isinstance(error.__cause__, torch.OutOfMemoryError):
+    if not _is_of_memory(error):
         return error
-    traceback.clear_frames(error.__cause__.__traceback__)
     room = min(fitting(worker, worker.batch_size * worker.views_per_forward) for worker in workers.values())
     return DeviceError(
         error.message,
         "Others may be using its memory (nvidia-smi): the same command goes on when it is free. "
         + _fits(room, "The batch size is recorded; of a new cache: --batch-size"),
     )
+
+
+def _is_of_memory(error: DeviceError) -> bool:
+    """Whether it is of memory; what the frames of the forward that failed have made is let go then."""
+    if error.__cause__ is None or not error.message.startswith("out of memory"):
+        return False
+    traceback.clear_frames(error.__cause__.__traceback__)
+    return True
 
 
 def _fits(room: int, words: str) -> str:
