@@ -8,7 +8,6 @@ on the device at a time. The collector alone waits for the device, once a batch.
 writing is waited for most is named on the display.
 """
 
-import os
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from kdcli.extract.fitting import with_what_fits
 from kdcli.extract.lanes import Lanes
 from kdcli.extract.publishing import Publisher
 from kdcli.extract.worker import Worker
-from kdcli.runtime import StopFlag, pick_device
+from kdcli.runtime import StopFlag, pick_device, processor_count
 
 if TYPE_CHECKING:
     from kdcli.cache.provenance import TeacherRecord
@@ -160,7 +159,7 @@ class TaskRunner:
         """What the run waits for most, in words."""
         waited = {**self._waited, "write": self._publisher.waited}
         most = max(waited, key=lambda name: waited[name])
-        spare = self._resources.processes < (os.cpu_count() or 1)
+        spare = self._resources.processes < processor_count()
         return {
             "decode": "waiting for image decoding" + (": add --workers" if spare else ""),
             "forward": "waiting for the teachers",
