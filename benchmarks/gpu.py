@@ -28,12 +28,15 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import gpu_stages as stages
 import gpu_students as students
+import psutil
 import torch
 from gpu_place import FULL, SMALL, Place
 from gpu_stages import Found
 from measuring import Figures, machine, parser_of, reached
 
 from kdcli.console import console
+from kdcli.errors import StoppedEarly
+from kdcli.runtime import step_of_a_job
 
 
 @dataclass(frozen=True)
@@ -80,16 +83,18 @@ def limited(seconds: float) -> Iterator[None]:
 
 def run_stage(stage: Stage, place: Place) -> tuple[dict[str, Any], Figures]:
     """The line of a stage, and its figures."""
-    needed, left = stage.seconds * place.scale.share, place.left
+    needed, left = stage.seconds * place.scale.share, max(0.0, place.left)
     if needed > left:
         return {"stage": stage.name, "skipped": f"needs {needed:.0f} s, and {left:.0f} s are left"}, {}
     start, line, figures = time.monotonic(), {"stage": stage.name}, Figures()
     try:
-        with limited(left):
+        with limited(left), step_of_a_job():
             found = stage.run(place)
         line, figures = {**line, **found.values}, found.figures
     except OutOfTime:
         line["error"] = f"not done when the time was over, {left:.0f} s after it began"
+    except StoppedEarly:
+        raise
     except Exception as error:
         line["error"] = f"{type(error).__name__}: {error}"
         line["where"] = traceback.format_exc().splitlines()[-8:]
@@ -110,6 +115,11 @@ def rounded(value: Any) -> Any:
     return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
+def _begun() -> float:
+    """When this process was started, by the monotonic clock: importing torch is part of the time."""
+    return time.monotonic() - (time.time() - psutil.Process().create_time())
+
+
 def main() -> int:
     """Run the stages; the exit code."""
     parser = parser_of(__doc__)
@@ -120,13 +130,15 @@ def main() -> int:
     chosen = options.only.split(",") if options.only else [stage.name for stage in STAGES]
     if unknown := set(chosen) - {stage.name for stage in STAGES}:
         parser.error(f"no such stage: {', '.join(sorted(unknown))}")
+    if options.device == "cpu":
+        print("on the CPU: the same lines with tiny networks; of no device's speed", file=sys.stderr)
     console.quiet = True
     # A device that hangs hears no signal.
     faulthandler.dump_traceback_later(options.seconds + 60, exit=True, file=sys.__stderr__)
     scale = SMALL if options.device == "cpu" or options.quick else FULL
     conditions = {**machine(("torch", "timm", "pillow")), "device": options.device}
     root, failed, figures = Path(tempfile.mkdtemp(prefix="kd-gpu-")), False, Figures()
-    place = Place(root, options.device, scale, time.monotonic() + options.seconds)
+    place = Place(root, options.device, scale, _begun() + options.seconds)
     try:
         for stage in STAGES:
             if stage.name in chosen:
@@ -134,6 +146,9 @@ def main() -> int:
                 failed |= "error" in line
                 figures |= found
                 tell(line)
+    except StoppedEarly as stopped:
+        tell({"stopped": stopped.message})
+        return stopped.exit_code
     finally:
         shutil.rmtree(root, ignore_errors=True)
         faulthandler.cancel_dump_traceback_later()

@@ -1,6 +1,7 @@
 """What the processor and the graphics cards of this machine are and can do, which one to take, how they fail."""
 
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, final
 
-from kdcli.errors import DeviceError, KdError
+from kdcli.errors import DeviceError, KdError, UsageError
 
 Support = Literal["yes", "emulated", "no", "unknown"]
 
@@ -174,16 +175,19 @@ def choose(name: str, seen: Visible) -> str:
     :func:`require_own_card`). Where the scheduler shows each process one card, that is cuda:0 for all of them.
 
     Raises:
+        UsageError: it is no name of a device.
         DeviceError: there is no such device.
     """
     if name == "auto":
         if not seen.cards:
             return "cpu"
         return "cuda" if seen.local_rank is None else f"cuda:{seen.local_rank % seen.cards}"
-    kind, _, index = name.partition(":")
-    if kind != "cuda" or (index and not index.isdecimal()):
+    if name == "cpu":
         return name
-    if int(index or 0) < seen.cards:
+    found = re.fullmatch(r"cuda(?::([0-9]{1,4}))?", name, re.ASCII)
+    if found is None:
+        raise UsageError(f"--device {name} is none of auto, cpu, cuda and cuda:N", "Use --device auto.")
+    if int(found[1] or 0) < seen.cards:
         return name
     there = f"cuda:0 to cuda:{seen.cards - 1}" if seen.cards > 1 else "cuda" if seen.cards else "cpu"
     why = f": {seen.reason}" if seen.reason else ""

@@ -59,7 +59,7 @@ def amp_on(asked: AmpChoice, device: Device) -> AmpName:
     """:func:`resolve_amp` where nothing is recorded.
 
     bf16 on a processor runs everywhere, if slowly; on an old card it would be slower than float32, and is refused.
-    tf32 is a permission to round: a device without it computes in float32, which is finer.
+    tf32 is a permission to round: a device without it computes in float32, and that is what it is then.
 
     Raises:
         DeviceError: see there.
@@ -68,6 +68,8 @@ def amp_on(asked: AmpChoice, device: Device) -> AmpName:
     able = device.precisions["bf16"] == "yes"
     if asked == "auto":
         return "bf16" if card and able else "off"
+    if asked == "tf32" and device.precisions["tf32"] != "yes":
+        return "off"
     if asked == "bf16" and card and not able:
         raise DeviceError(
             f"--amp bf16: {device.name} ({device.title}) has no bfloat16", "Use --amp fp16 or off, or auto."

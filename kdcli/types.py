@@ -36,7 +36,7 @@ class Difference:
 
 
 def _short(value: Any) -> str:
-    text = str(value)
+    text = "not set" if value is None else str(value)
     return text if len(text) <= 64 else f"{text[:61]}..."
 
 

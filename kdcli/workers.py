@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing import queues
@@ -143,6 +144,8 @@ def worker_setup(processes: int) -> Callable[[int], None] | None:
     """What to give a DataLoader as ``worker_init_fn``; its workers end with this process, come what may."""
     if not processes:
         return None
+    # How many there should be is known better here than by torch, which counts processors only.
+    warnings.filterwarnings("ignore", message="This DataLoader will create")
     _end_workers_at_exit(os.getpid())
     return worker_init
 

@@ -1,6 +1,8 @@
 """The inner loop on a device that is told when its work is done: what runs while what is pending, and how it ends."""
 
 import functools
+import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -20,7 +22,7 @@ from kdcli.cache.reader import CacheReader
 from kdcli.cache.writer import CacheWriter
 from kdcli.data.drawing import show
 from kdcli.data.sources import open_data
-from kdcli.errors import BadDataError, DeviceError
+from kdcli.errors import BadDataError, DeviceError, StoppedEarly
 from kdcli.extract import cache_teachers
 from kdcli.extract.batches import Launcher
 from kdcli.extract.config import CacheConfig
@@ -314,7 +316,7 @@ def tight(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
 def test_out_of_memory_names_the_batch_size_that_fits(
     place: tuple[str, dict[str, str]], tmp_path: Path
 ) -> None:
-    with pytest.raises(DeviceError, match="out of memory on the device") as caught:
+    with pytest.raises(DeviceError, match=r"out of memory \(running") as caught:
         cache_teachers(config(place, tmp_path / "c.kd"))
     assert caught.value.exit_code == 30
     assert "--batch-size 16 fits" in caught.value.hint
@@ -361,7 +363,8 @@ def test_compiled_is_recorded_and_a_resume_goes_on_with_it(
         compiled.append(len(inputs))
         return graph.forward
 
-    monkeypatch.setattr("kdcli.models.compiling.require_compiler", lambda _: None)
+    for module in ("kdcli.models.compiling", "kdcli.extract.fitting"):
+        monkeypatch.setattr(f"{module}.require_compiler", lambda _: None)
     monkeypatch.setattr("torch.compile", functools.partial(torch.compile, backend=backend))
     root = tmp_path / "c.kd"
     cache_teachers(config(place, root, compile=True, shard="0/2"))
@@ -386,6 +389,25 @@ def test_compiling_where_there_is_no_compiler_is_refused_plainly(
         env={"CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor")},
     )  # fmt: skip
     done.refused(30, "torch.compile does not work here on cpu", "Leave --compile out")
+    again = kd(
+        "cache-teachers", data, "--cache", "c.kd", "--teacher", f"small={teachers['small']}", "--workers", 0
+    )
+    assert again.code == 0  # as the hint says: nothing was recorded that would go on with it
+
+
+def test_a_device_that_fails_after_a_stop_signal_is_a_stop(
+    place: tuple[str, dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise DeviceError("the compiler was killed", "Leave --compile out.")
+
+    monkeypatch.setattr("kdcli.extract.fitting.require_compiler", killed)
+    with pytest.raises(
+        StoppedEarly, match="stopped by a signal; meanwhile: the compiler was killed"
+    ) as caught:
+        cache_teachers(config(place, tmp_path / "c.kd", compile=True))
+    assert caught.value.exit_code == 75
 
 
 # --- what is stored ------------------------------------------------------------------------------

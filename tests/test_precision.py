@@ -36,7 +36,7 @@ NEW = Device("cuda:0", "NVIDIA A100", 40, 40, {"bf16": "yes", "fp16": "yes", "tf
     [
         ("auto", "off", "off", "bf16"),
         ("off", "off", "off", "off"),
-        ("tf32", "tf32", "tf32", "tf32"),
+        ("tf32", "off", "off", "tf32"),
         ("bf16", "bf16", None, "bf16"),
         ("fp16", "fp16", "fp16", "fp16"),
     ],
@@ -253,12 +253,18 @@ def test_a_cache_goes_on_at_its_teachers_precision_and_a_new_teacher_at_the_devi
 def test_a_cache_that_a_card_began_is_filled_by_a_processor_without_being_asked(
     place: Place, tmp_path: Path
 ) -> None:
-    for amp in ("bf16", "tf32"):
-        cache = tmp_path / f"{amp}.kd"
-        cache_teachers(caching(place, cache, "gen", amp=amp, keep=("logits",)))
-        cache_teachers(caching(place, cache, "gen"))
-        record = CacheReader(cache).teachers["gen"]
-        assert (record.amp, record.keep) == (amp, ("logits", "features"))
+    cache = tmp_path / "c.kd"
+    cache_teachers(caching(place, cache, "gen", amp="bf16", keep=("logits",)))
+    cache_teachers(caching(place, cache, "gen"))
+    record = CacheReader(cache).teachers["gen"]
+    assert (record.amp, record.keep) == ("bf16", ("logits", "features"))
+
+
+def test_what_a_processor_computes_in_float32_is_recorded_as_float32(place: Place, tmp_path: Path) -> None:
+    cache = tmp_path / "c.kd"
+    cache_teachers(caching(place, cache, "gen", amp="tf32"))
+    assert CacheReader(cache).teachers["gen"].amp == "off"
+    cache_teachers(caching(place, cache, "gen", amp="off"))  # and so is no other teacher
 
 
 @pytest.mark.usefixtures("_card")

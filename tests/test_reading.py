@@ -288,6 +288,7 @@ OWN = {
     "kdcli/cache/claims.py": "the kernel's files",
     "kdcli/runtime.py": "the kernel's files",
     "kdcli/devices.py": "the kernel's files",
+    "kdcli/cgroups.py": "the kernel's files",
     "kdcli/files.py": "the kernel's files",
     "kdcli/workers.py": "the kernel's files",
     "kdcli/models/declared.py": "a constant of its own",

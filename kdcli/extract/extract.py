@@ -11,7 +11,7 @@ from kdcli.cache.provenance import TeacherRecord
 from kdcli.console import console
 from kdcli.data.spec import ClassSubset
 from kdcli.data.without import lost_classes
-from kdcli.errors import BadDataError, ClaimedError, StoppedEarly
+from kdcli.errors import BadDataError, ClaimedError, DeviceError, StoppedEarly
 from kdcli.extract.config import CacheConfig
 from kdcli.extract.costs import CachePlan, places_of, plan_of, task_count
 from kdcli.extract.opening import require_same_data
@@ -19,7 +19,7 @@ from kdcli.extract.places import opened
 from kdcli.extract.prepare import Prepared, prepare, require_same_views
 from kdcli.extract.result import CacheResult, TeacherProgress, payload_bytes, shapes
 from kdcli.precision import told
-from kdcli.runtime import Shard, parse_shard, pick_device, stop_signals, worker_count
+from kdcli.runtime import Shard, StopFlag, parse_shard, pick_device, stop_signals, worker_count
 
 if TYPE_CHECKING:
     from kdcli.data.sources import ImageData
@@ -38,8 +38,22 @@ def cache_teachers(config: CacheConfig) -> CacheResult:
         from kdcli.extract.supervised import cache_with_workers
 
         return cache_with_workers(config)
+    with stop_signals() as stop:
+        try:
+            return _cached(config, stop)
+        except DeviceError as error:
+            if not stop:
+                raise
+            # A signal to the whole group also ends compilers, and a scheduler's may take the device away.
+            raise StoppedEarly(
+                f"stopped by a signal; meanwhile: {error.message}", "Run the same command again to go on."
+            ) from error
+
+
+def _cached(config: CacheConfig, stop: StopFlag) -> CacheResult:
+    """In this process."""
     shard = parse_shard(config.shard)
-    with stop_signals() as stop, opened(config.cache) as place, ExitStack() as stack:
+    with opened(config.cache) as place, ExitStack() as stack:
         prepared = prepare(config, place.root)
         plan = plan_of(prepared, place)
         if config.dry_run:
@@ -149,7 +163,7 @@ class _Run:
             self._refuse_bad_images()
         for part in self._parts():
             self._writer.finish(part)
-        self._name_lost_classes()
+        self._tell_dropped()
         return self._result(runner)
 
     def _say_plan(self, missing: Sequence[Unit]) -> None:
@@ -183,11 +197,16 @@ class _Run:
             "Repair or remove them, or run again with --bad-images drop.",
         )
 
-    def _name_lost_classes(self) -> None:
-        """Say which classes have no image in the cache, whoever dropped them."""
+    def _tell_dropped(self) -> None:
+        """Say what the cache has no outputs of, whoever dropped it: images, and classes of which no image is left."""
         rows = self._writer.dropped()
-        lost = lost_classes(self._data.labels, self._data.class_names, rows) if rows else ()
-        if lost:
+        if not rows:
+            return
+        console.warn(
+            f"{len(rows)} of {self._writer.manifest.samples} images cannot be read and are recorded as absent, first "
+            f"{self._data.path(min(rows))}; kd cache info names them"
+        )
+        if lost := lost_classes(self._data.labels, self._data.class_names, rows):
             console.warn(
                 f"all images of class {', '.join(lost)} cannot be read and are left out; restore them and make the "
                 f"cache anew, or leave the class out with DATA@classes={ClassSubset('except', names=lost)}"

@@ -11,6 +11,7 @@ from kdcli.console import console
 from kdcli.errors import DeviceError
 from kdcli.extract.config import DEFAULT_BATCH, CacheConfig
 from kdcli.extract.lanes import Lanes
+from kdcli.models.compiling import require_compiler
 from kdcli.outputs import PIXELS
 from kdcli.runtime import pick_device
 
@@ -38,13 +39,16 @@ def as_they_fit(
         views: of the cache.
 
     Raises:
-        DeviceError: the batch size that was asked for does not fit; it names one that does.
+        DeviceError: the batch size that was asked for does not fit, and it names one that does; torch.compile does not
+            work here.
     """
     found = dict(teachers)
     for name in teachers.keys() & held.keys():
         found[name] = _computing(found[name], dict(held[name].compute))
     device, asked = pick_device(config.device), config.batch_size
     new = [name for name in teachers if name not in held and _runs(teachers[name])]
+    if new and config.compile:
+        require_compiler(device)  # before anything is recorded that could not go on
     if not new or (device == "cpu" and asked != "auto"):
         return found
     most = _most(device, asked, views)

@@ -161,7 +161,7 @@ class TaskRunner:
         most = max(waited, key=lambda name: waited[name])
         spare = self._resources.processes < processor_count()
         return {
-            "decode": "waiting for image decoding" + (": add --workers" if spare else ""),
+            "decode": "waiting for images" + (": add --workers" if spare else ""),
             "forward": "waiting for the teachers",
             "write": "waiting for the disk",
         }[most]
@@ -209,4 +209,5 @@ class TaskRunner:
         self.images += amount
         self._waited["forward"] += waited
         written = self._publisher.bytes
-        bar.advance(amount, self.said(), **({"written": size(written)} if written else {}))
+        # What is waited for comes first: a narrow display cuts from the right.
+        bar.advance(amount, f"{self.said()}, {size(written)} written" if written else self.said())

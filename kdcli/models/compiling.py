@@ -26,7 +26,8 @@ def require_compiler(device: torch.device | str) -> None:
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise DeviceError(
             f"torch.compile does not work here on {torch.device(device).type}: {first}",
-            "Leave --compile out, or install what it names (on CPU: a C++ compiler such as g++).",
+            "Leave --compile out, or install what it names (on CPU: a C++ compiler such as g++). What was begun "
+            "with it goes on with it.",
         ) from error
 
 

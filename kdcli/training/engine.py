@@ -4,6 +4,7 @@ Devices, precision, processes and accumulation are accelerate's; optimisers and 
 """
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -161,7 +162,9 @@ class Engine:
         self._apart = self.objective.apart() and settings.bn == "train"
         network = OneByOne(self.student) if self._apart else self.student
         self._student: Any
-        self._student, self._optimizer = accelerator.prepare(network, optimizer)
+        with warnings.catch_warnings():  # accelerate knows the option by its old name only
+            warnings.filterwarnings("ignore", message=".*broadcast_buffers")
+            self._student, self._optimizer = accelerator.prepare(network, optimizer)
         if compiled:
             require_compiler(accelerator.device)
             self._student = torch.compile(self._student)

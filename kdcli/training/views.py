@@ -61,6 +61,10 @@ def replayed(cache: CacheSet, views: ViewSet) -> ViewRule:
     """
     for member in cache.members:
         require_same_pixels(member.manifest.view_pixels, as_pixels(views.pixels()), member.layout.root)
+    if views.decode == "scaled":
+        console.note(
+            "views are drawn of photos decoded at a reduced scale, as the cache's were (--decode scaled)"
+        )
     if not views.train_views:
         console.warn(
             "the cache has only the eval view: every epoch shows the same pixels; "

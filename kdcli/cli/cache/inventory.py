@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from kdcli.cache.admin.inventory import CacheInfo, CacheSummary, Unreadable
     from kdcli.cache.admin.progress import Progress
     from kdcli.cache.admin.remove import Removal
+    from kdcli.cache.provenance import TeacherRecord
     from kdcli.options.common import Common
 
 SCREEN_SECONDS = 2.0
@@ -114,7 +115,8 @@ def info(config: "InfoConfig", common: "Common") -> None:
     if found.teachers:
         console.say()
         console.table(
-            ["teacher", "id", "architecture", "classes", "dtype", "view 0", "spec"], _teachers(found)
+            ["teacher", "id", "architecture", "classes", "dtype", "forward", "view 0", "spec"],
+            _teachers(found),
         )
         console.say()
     console.table(_KINDS, _kinds(found))
@@ -173,11 +175,19 @@ def _teachers(found: "CacheInfo") -> list[list[Any]]:
             record.architecture,
             record.num_classes,
             record.dtype,
+            _ran(record),
             Render.of(record.preprocess),
             record.spec,
         ]
         for name, record in found.teachers.items()
     ]
+
+
+def _ran(record: "TeacherRecord") -> str:
+    """What decides the bits of its outputs: images at once, views of each, precision."""
+    compute = record.compute
+    views = f" x {compute['views_per_forward']} views" if "views_per_forward" in compute else ""
+    return f"{compute['batch_size']}{views}, {record.amp}{', compiled' if compute.get('compile') else ''}"
 
 
 _DTYPES = {"f2": "float16", "f4": "float32", "i2": "int16", "i4": "int32", "u2": "uint16", "u1": "uint8"}
