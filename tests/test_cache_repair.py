@@ -60,9 +60,9 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     from kdcli.data.sources import ImageData
 
     rows: list[int] = []
-    real = ImageData.decode
+    real = ImageData.picture
     monkeypatch.setattr(
-        ImageData, "decode", lambda self, row, encoded: rows.append(row) or real(self, row, encoded)
+        ImageData, "picture", lambda self, row, *how: rows.append(row) or real(self, row, *how)
     )
     return iter([rows])  # type: ignore[return-value]
 

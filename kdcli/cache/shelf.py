@@ -150,7 +150,7 @@ class Shelf:
                     file.flush()
                     os.fsync(file.fileno())
             except BaseException:
-                temporary.unlink()
+                temporary.unlink(missing_ok=True)  # a full disk refuses even the name
                 raise
             make_folder(target.parent)
             temporary.replace(target)
