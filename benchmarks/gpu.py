@@ -1,7 +1,7 @@
 """What kd does on a GPU, in nine minutes: one JSON line a stage, as soon as it is known, the most valuable first.
 
     python benchmarks/gpu.py [--seconds 540] [--device cuda] [--only STAGE,STAGE]
-    python benchmarks/gpu.py --device cpu        # the same lines with tiny networks, about a minute
+    python benchmarks/gpu.py --device cpu        # the same lines with tiny networks, three to four minutes
 
 The last line has the form of all benchmarks: figures with goals, and the machine. A stage that would not end in the
 seconds that are left is skipped, and its line says so; one that fails says what went wrong, and the next goes on:
