@@ -101,7 +101,7 @@ def test_more_views_than_the_cache_has_are_refused_with_the_command_that_adds_th
 ) -> None:
     for views, hint in (
         ("eval+train:2", f"kd cache extend {grown} --views eval+train:2"),
-        ("eval", "--views out"),
+        ("eval", "Leave --views, --recipe and --decode out"),
     ):
         with pytest.raises(IdentityError, match="train_views was 1") as caught:
             cache_teachers(config(grown, teachers["a"], views=views))

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import final
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from torch.utils.data import Dataset
 from training_place import Place, make_place
 
 from kdcli.cache.cacheset import CacheSet
@@ -165,6 +167,30 @@ def test_workers_give_the_same_batches_as_the_process_itself(place: Place) -> No
         assert torch.equal(alone.pixels, worker.pixels)
         assert torch.equal(alone.index, worker.index)
         assert torch.equal(alone.teacher["gen"]["logits"], worker.teacher["gen"]["logits"])
+
+
+@final
+class _Parted(Dataset[Batch]):
+    """Batches of which the host is to know parts, strong views and turns."""
+
+    def __getitem__(self, ticket: Ticket) -> Batch:
+        count = len(ticket.positions)
+        part, turn = torch.arange(count) % 2, torch.full((count,), int(ticket.positions[0]))
+        return Batch(part - 1, torch.arange(count), part=part, turn=turn, strong=torch.arange(count) % 3 == 0)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_the_host_knows_of_a_batch_is_what_its_tensors_say(workers: int) -> None:
+    """A worker sends both: its tensors leave their memory for a shared one, and other batches are made in it."""
+    batches = list(make_loader(_Parted(), plain_order(4000, 8), workers, torch.device("cpu")))
+    assert len(batches) == 500
+    for batch in batches:
+        assert batch.host is not None and batch.part is not None  # noqa: PT018
+        assert batch.strong is not None and batch.turn is not None  # noqa: PT018
+        np.testing.assert_array_equal(batch.host.labelled, batch.labels.numpy() >= 0)
+        np.testing.assert_array_equal(batch.host.part, batch.part.numpy())
+        np.testing.assert_array_equal(batch.host.strong, batch.strong.numpy())
+        np.testing.assert_array_equal(batch.host.turn, batch.turn.numpy())
 
 
 def test_a_loader_does_not_move_the_runs_random_numbers(place: Place) -> None:

@@ -155,7 +155,8 @@ class Batch:
             return self.host
 
         def read(values: Tensor | None) -> np.ndarray | None:
-            return None if values is None else values.cpu().numpy()
+            # A copy: a tensor that goes to another process leaves its memory for a shared one, and is not the view's.
+            return None if values is None else values.cpu().numpy().copy()
 
         partners = None if self.mixed is None else self.mixed.labels.cpu().numpy() >= 0
         own = self.labels.cpu().numpy() >= 0
