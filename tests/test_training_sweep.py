@@ -25,11 +25,11 @@ from kdcli.training.checkpoint import latest_checkpoint
 from kdcli.training.config import StudentConfig
 from kdcli.training.engine import Engine
 from kdcli.training.evaluate import Conditions, Examinee, accuracies
-from kdcli.training.fit import OwnRandom
 from kdcli.training.resolve import make_plan
 from kdcli.training.student import build_student
 from kdcli.training.sweep import train_sweep
 from kdcli.training.train import TrainResult, train_student, train_students
+from kdcli.training.transfers import OwnRandom
 
 DIFFERENT: dict[str, dict[str, Any]] = {
     "plain": {"method": "labels-only", "lr": 3e-3},

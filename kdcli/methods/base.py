@@ -186,6 +186,14 @@ class Objective(nn.Module, ABC):
         """Whether the batches of a step (:attr:`Batch.part`) are mixed by no layer, BatchNorm included."""
         return False
 
+    def relational(self) -> bool:
+        """Whether it compares images with each other, so that a step's loss is no mean over pieces of its images.
+
+        Then :meth:`forward` sees all images of a step at once, outputs with a gradient, also with ``accumulate``: the
+        student goes through each piece twice (:mod:`kdcli.training.whole_step`).
+        """
+        return False
+
     def notes(self) -> tuple[str, ...]:
         """Lines that a run says at its start about what was made to fit the student."""
         return ()

@@ -60,8 +60,12 @@ class SimilarityDistillation(Objective):
         """Features of the teachers."""
         return dict.fromkeys(self._weights, ("features",))
 
+    def relational(self) -> bool:
+        """Similarities are those between all images of a step."""
+        return True
+
     def forward(self, student: StudentOutput, teacher: TeacherOutputs, batch: Batch) -> dict[str, Tensor]:
-        """The parts ``label`` and ``distill``; similarities are those within this piece, over all processes."""
+        """The parts ``label`` and ``distill``; similarities are over all processes."""
         ours, count = student.features, batch.count("images")
         terms = {
             name: similarity_divergence(ours, teacher[name]["features"], self._direction, count)
@@ -138,12 +142,12 @@ class Similarities(Method):
         return [
             f"KL({kl_order(setup.options.kl_direction)}) of similarities{beside(setup.options)}; "
             f"teachers: {setup.shares}",
-            f"similarities within {_compared(setup)} images",
+            f"similarities within {setup.settings.batch_size} images",
         ]
 
     def identity(self, setup: Setup) -> dict[str, Any]:
-        """With how many images are compared with each other: a piece of a step."""
-        return {**Method.identity(self, setup), "contrasted": _compared(setup)}
+        """With how many images are compared with each other: those of a step, in however many pieces."""
+        return {**Method.identity(self, setup), "contrasted": setup.settings.batch_size}
 
     def build(self, setup: Setup) -> Objective:
         """See :class:`SimilarityDistillation`."""
@@ -151,10 +155,6 @@ class Similarities(Method):
         return SimilarityDistillation(
             setup.weights, options.kl_weight, setup.settings.label_smoothing, options.kl_direction
         )
-
-
-def _compared(setup: Setup) -> int:
-    return setup.settings.batch_size // setup.settings.accumulate
 
 
 @final

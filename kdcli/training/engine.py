@@ -31,7 +31,8 @@ from kdcli.training.checkpoint import Stateful
 from kdcli.training.distributed import Ranks
 from kdcli.training.schedule import make_schedule
 from kdcli.training.student import Built
-from kdcli.training.transfers import Fetched, forked_random, memory_errors
+from kdcli.training.transfers import Fetched, OwnRandom, forked_random, memory_errors
+from kdcli.training.whole_step import WholeStep
 from kdcli.types import AmpName
 
 _PRECISION = {"off": "no", "tf32": "no", "bf16": "bf16", "fp16": "fp16"}
@@ -160,6 +161,7 @@ class Engine:
                 parameter.requires_grad_(False)
         # With frozen statistics an image's output does not depend on the others: one forward is as good, and faster.
         self._apart = self.objective.apart() and settings.bn == "train"
+        self._together = self.objective.relational() and settings.accumulate > 1
         network = OneByOne(self.student) if self._apart else self.student
         self._student: Any
         with warnings.catch_warnings():  # accelerate knows the option by its old name only
@@ -251,10 +253,17 @@ class Engine:
             self._optimizer.step()
         if self._average and self._ema and (number + 1) % self._average.every == 0:
             self._ema.update(self.student, step=number + 1 if self._average.rising else None)
-        return {name: sum(values[name] for values in found) / pieces for name in found[0]}
+        return {name: sum(values[name] for values in found) / len(found) for name in found[0]}
 
     def _gradients(self, batch: Batch, counts: Counts | None) -> "tuple[tuple[str, ...], Fetched]":
-        """Launch forward and backward of every piece; names of the loss's parts, and the parts of all pieces."""
+        """Launch forward and backward of every piece; names of the loss's parts, and the parts of all losses."""
+        told = (self._of_whole if self._together else self._of_pieces)(batch, counts)
+        grads = [each.grad for each in self.objective.parameters() if each.grad is not None]
+        self.ranks.mean_(grads)  # the student's are averaged by its wrapper
+        return told
+
+    def _of_pieces(self, batch: Batch, counts: Counts | None) -> "tuple[tuple[str, ...], Fetched]":
+        """A loss a piece: their mean is that of the step."""
         pieces, losses = self._settings.accumulate, list[Tensor]()
         for index in range(pieces):
             piece = replace(batch.piece(index, pieces), counts=counts)
@@ -265,8 +274,34 @@ class Engine:
                 if index == pieces - 1:
                     told = Fetched(torch.stack(losses))  # before backward: it is there when that is launched
                 self.accelerator.backward(parts["loss"])
-        grads = [each.grad for each in self.objective.parameters() if each.grad is not None]
-        self.ranks.mean_(grads)  # the student's are averaged by its wrapper
+        return tuple(parts), told
+
+    def _of_whole(self, batch: Batch, counts: Counts | None) -> "tuple[tuple[str, ...], Fetched]":
+        """One loss of all pieces' rows, see :mod:`~kdcli.training.whole_step`."""
+        replayed, buffers = (
+            OwnRandom(self.accelerator.device),
+            [each.clone() for each in self.student.buffers()],
+        )
+        whole = WholeStep(batch, self._settings.accumulate)
+        # With a graph, which is dropped: other kernels, or another compiled graph, might draw other random numbers.
+        with self.accelerator.no_sync(self._student):
+            for piece in whole.pieces:
+                output, teachers = self._forward(piece)
+                whole.add(output, {name: teachers[name] for name in self._live})
+        with torch.no_grad():  # the second forward is the one that BatchNorm learns from
+            for buffer, before in zip(self.student.buffers(), buffers, strict=True):
+                buffer.copy_(before)
+        parts = self._objective(
+            whole.output(), {**batch.teacher, **whole.live()}, replace(batch, counts=counts)
+        )
+        told = Fetched(torch.stack([part.detach().float() for part in parts.values()])[None])
+        self.accelerator.gradient_accumulation_steps = 1  # what the accelerator would divide this loss by
+        self.accelerator.backward(parts["loss"])
+        self.accelerator.gradient_accumulation_steps = len(whole.pieces)
+        with replayed():
+            for index, piece in enumerate(whole.pieces):
+                with self.accelerator.accumulate(self._student):
+                    whole.backward(index, self._forward(piece)[0])
         return tuple(parts), told
 
     def _values(self, told: "tuple[tuple[str, ...], Fetched]", number: int) -> list[dict[str, float]]:
@@ -302,7 +337,7 @@ class Engine:
 
     def _counts(self, batch: Batch) -> Counts | None:
         """Over how many images the means of this step go; None where a batch is all there is."""
-        pieces = self._settings.accumulate * self.ranks.world
+        pieces = self.ranks.world * (1 if self._together else self._settings.accumulate)
         self.images = len(batch.labels)
         if pieces == 1:
             return None

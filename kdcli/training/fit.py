@@ -6,14 +6,10 @@ their checkpoints or one was added later: the stream starts where the last of th
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NoReturn, final
-
-import torch
-from torch import Tensor
 
 from kdcli.console import console
 from kdcli.documents import from_document
@@ -35,46 +31,13 @@ from kdcli.training.progress import Meter, Progress
 from kdcli.training.scores import MAIN
 from kdcli.training.stream import Stream
 from kdcli.training.tracking import track_epoch
+from kdcli.training.transfers import OwnRandom
 from kdcli.training.validation import VAL, Watch
 
 CHECKPOINT_SECONDS = 10.0
 """An epoch's end is saved unless the last checkpoint is younger: epochs of a second cost more to save than to run.
 Of n students each may take as much longer, so that saving takes the same share of the time."""
 _SHOWN = 4
-
-
-@final
-class OwnRandom:
-    """Torch's random numbers as one student sees them, whoever else draws from them in between.
-
-    Args:
-        device: where the student trains.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._module = None if device.type == "cpu" else torch.get_device_module(device)
-        self._device = device
-        self._state = self._read()
-
-    @contextmanager
-    def __call__(self) -> Iterator[None]:
-        """Within the block torch draws this student's numbers; after it, those of before."""
-        outside = self._read()
-        self._write(self._state)
-        try:
-            yield
-        finally:
-            self._state = self._read()
-            self._write(outside)
-
-    def _read(self) -> tuple[Tensor, Tensor | None]:
-        own = None if self._module is None else self._module.get_rng_state(self._device)
-        return torch.get_rng_state(), own
-
-    def _write(self, state: tuple[Tensor, Tensor | None]) -> None:
-        torch.set_rng_state(state[0])
-        if self._module is not None:
-            self._module.set_rng_state(state[1], self._device)
 
 
 @final

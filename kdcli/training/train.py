@@ -36,7 +36,7 @@ from kdcli.training.evaluate import (
     labels_for,
     require_sound,
 )
-from kdcli.training.fit import Lane, OwnRandom, fit
+from kdcli.training.fit import Lane, fit
 from kdcli.training.one_stream import require_one_stream
 from kdcli.training.plan import Plan
 from kdcli.training.replay import Recording
@@ -49,6 +49,7 @@ from kdcli.training.stream import Stream
 from kdcli.training.student import Built, build_student
 from kdcli.training.summary import tell, tell_built
 from kdcli.training.tracking import track_test, tracked
+from kdcli.training.transfers import OwnRandom
 from kdcli.training.validation import ON_TEST, VAL, Judge, Watch
 from kdcli.types import Ranking
 

@@ -1,9 +1,10 @@
-"""Between the host and the device, without waiting.
+"""Between the host and the device, without waiting; and the random numbers of both.
 
 All of it runs on the CPU as well, where torch's streams and events do nothing.
 """
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import final
 
 import torch
@@ -31,6 +32,40 @@ class Fetched:
         """The values on the host, waited for."""
         self._there.synchronize()
         return self._values
+
+
+@final
+class OwnRandom:
+    """Torch's random numbers as one student sees them, whoever else draws from them in between.
+
+    Args:
+        device: where the student trains.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._module = None if device.type == "cpu" else torch.get_device_module(device)
+        self._device = device
+        self._state = self._read()
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Within the block torch draws this student's numbers; after it, those of before."""
+        outside = self._read()
+        self._write(self._state)
+        try:
+            yield
+        finally:
+            self._state = self._read()
+            self._write(outside)
+
+    def _read(self) -> tuple[Tensor, Tensor | None]:
+        own = None if self._module is None else self._module.get_rng_state(self._device)
+        return torch.get_rng_state(), own
+
+    def _write(self, state: tuple[Tensor, Tensor | None]) -> None:
+        torch.set_rng_state(state[0])
+        if self._module is not None:
+            self._module.set_rng_state(state[1], self._device)
 
 
 def forked_random(device: torch.device) -> AbstractContextManager[None]:
