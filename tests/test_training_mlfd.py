@@ -133,7 +133,7 @@ def test_conventions_and_weights(place: Place, changes: dict[str, Any], parts: d
     out = "-".join(f"{key}{value}" for key, value in changes.items())
     epoch = train_student(mlfd(place, out, epochs=1, **changes)).history[0]
     label = 0.2 if "loss_convention" in changes else 1.0
-    wanted = label * epoch["label"] + changes.get("distill_weight", 0.6) * epoch["distill"]
+    wanted = label * epoch["label"] + changes.get("distill_weight", 0.6) * epoch.get("distill", 0.0)
     wanted += sum(weight * epoch[name] for name, weight in parts.items())
     assert epoch["loss"] == pytest.approx(wanted, rel=1e-5)
     assert {name for name in epoch if name.startswith("mse/")} == set(parts)

@@ -14,6 +14,7 @@ from kdcli.errors import CacheMissingError, IdentityError, KdError, UsageError, 
 from kdcli.geometry import Render
 from kdcli.methods.base import Setup
 from kdcli.methods.cells import require_same_places, source_sizes
+from kdcli.methods.declarations import Kind
 from kdcli.methods.options import MethodOptions, method_option
 from kdcli.models.fused_network import FUSED
 from kdcli.models.spec import Model, open_model
@@ -26,6 +27,9 @@ Resize = Literal["pool", "bilinear"]
 EMBEDDING = "features"
 """The level that is no map: the pooled features, in the cache's name for them."""
 _MAPS = "maps/"
+_KINDS: dict[str, tuple[Kind, ...]] = {
+    "all": ("features", "maps"), "features": ("features",), "maps": ("maps",), "none": (),
+}  # fmt: skip
 _MAPLESS = f"{FUSED}/L1"
 """Architecture of a joint teacher that fuses embeddings."""
 
@@ -53,6 +57,16 @@ class LevelOptions(MethodOptions):
     map_resize: Resize | None = method_option(
         None, "pool or bilinear: make maps of unequal height and width equal; default: they are refused."
     )
+
+    @property
+    def matched(self) -> str:
+        """``mlfd_levels``, or ``none`` where no level has a weight."""
+        return self.mlfd_levels if any(self.level_weight) else "none"
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """What is matched of a teacher."""
+        return _KINDS[self.matched]
 
 
 @final
@@ -126,17 +140,15 @@ def choose_matching(setup: Setup, method: str) -> Matching:
 
     Raises:
         UsageError: options that contradict each other.
-        IdentityError: the teacher knows other classes than the student learns.
         CacheMissingError: the cache lacks the map or the features, with the command that adds them.
     """
     options: LevelOptions = setup.options
-    data, cache = setup.data, setup.cache
-    if data is None or cache is None:
+    cache = setup.cache
+    if cache is None:
         raise ValueError("this method reads a cache")
     record = setup.teachers[next(iter(setup.weights))]
-    columns = _columns(record, data, method)
     taps = _teacher_taps(setup, record, cache, method)
-    arrays = [EMBEDDING] if options.mlfd_levels in ("all", "features") else []
+    arrays = [EMBEDDING] if options.matched in ("all", "features") else []
     arrays += [_MAPS + tap for tap in taps]
     cache.require_kept({record.name: arrays})
     shapes = record.array_specs()
@@ -160,7 +172,7 @@ def choose_matching(setup: Setup, method: str) -> Matching:
             "--adaptor teacher trains a layer on the teacher's side: the squared error also falls when that "
             "layer shrinks what the student is to match"
         )
-    return Matching(levels, options.adaptor, options.map_resize, columns)
+    return Matching(levels, options.adaptor, options.map_resize)
 
 
 def fit_matching(matching: Matching, model: Model) -> Matching:
@@ -228,7 +240,7 @@ def _require_unmoved(setup: Setup, teacher: str) -> None:
 def _teacher_taps(setup: Setup, record: TeacherRecord, cache: CacheSet, method: str) -> tuple[str, ...]:
     """The maps of the teacher that are matched, checked against what the cache keeps."""
     options: LevelOptions = setup.options
-    if options.mlfd_levels not in ("all", "maps"):
+    if options.matched not in ("all", "maps"):
         if options.teacher_tap:
             raise UsageError(
                 f"--teacher-tap {options.teacher_tap[0]}, but --mlfd-levels {options.mlfd_levels} matches no map",
@@ -272,9 +284,23 @@ def _last_tap(record: TeacherRecord) -> str:
     return taps[-1] if taps else "TAP"
 
 
-def _columns(record: TeacherRecord, data: ImageData, method: str) -> tuple[int, ...] | None:
-    """The teacher's logit of each of the student's classes; None where they are in the same order."""
+def choose_columns(
+    record: TeacherRecord, data: ImageData, method: str, labels: bool = True
+) -> tuple[int, ...] | None:
+    """The teacher's logit of each of the student's classes; None where they are in the same order.
+
+    Args:
+        record: of the teacher.
+        data: the images, with the classes that the student learns.
+        method: what messages call the method.
+        labels: whether labels are learnt from, too; else images that name no classes take the teacher's.
+
+    Raises:
+        IdentityError: the teacher knows other classes than the student learns.
+    """
     names = data.class_names
+    if names is None and not labels:
+        return None
     count = len(names) if names is not None else int(data.labels.max()) + 1
     known = record.class_names
     hint = (

@@ -21,9 +21,9 @@
 * Out of scope: the action recognition of P4's supplement.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, final
+from typing import Any, ClassVar, Literal, Self, final
 
 import torch
 from jaxtyping import Float
@@ -41,6 +41,7 @@ from kdcli.methods.levels import (
     Matching,
     Resize,
     Side,
+    choose_columns,
     choose_matching,
     fit_matching,
     require_correspondence,
@@ -73,6 +74,20 @@ class MlfdOptions(LevelOptions):
     distill_weight: float = method_option(
         CONVENTIONS["paper"]["distill_weight"], "Weight alpha of the softened cross-entropy.", ge=0, le=1e4
     )
+
+    @property
+    def reads_logits(self) -> bool:
+        """Whether any term is of the teacher's logits."""
+        return self.distill_weight > 0
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if not self.reads_logits and self.matched == "none":
+            raise ValueError(
+                "--distill-weight 0, and no level is matched: nothing is learnt from the teacher; raise one of the "
+                "weights, or use --method labels-only"
+            )
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -186,12 +201,12 @@ class MultiLevelDistillation(Objective):
         self.register_buffer("_columns", columns, persistent=False)
 
     def active(self) -> tuple[str, ...]:
-        """The classifier, where labels and teacher meet."""
-        return (LABEL_HEAD,)
+        """The classifier, where labels and teacher meet; none where neither has a weight."""
+        return (LABEL_HEAD,) if self._options.label_weight or self._options.reads_logits else ()
 
     def reads(self) -> dict[str, tuple[str, ...]]:
         """The teacher's logits and what is matched."""
-        return {self._teacher: ("logits", *self._matching.arrays)}
+        return {self._teacher: read_of(self._options, self._matching)}
 
     def taps(self) -> tuple[str, ...]:
         """The student's side of the maps."""
@@ -216,15 +231,19 @@ class MultiLevelDistillation(Objective):
         return layer + (f", resized by --map-resize {self._matching.resize}" if resized else "")
 
     def forward(self, student: StudentOutput, teacher: TeacherOutputs, batch: Batch) -> dict[str, Tensor]:
-        """P4 Eq. 3; parts ``label``, ``distill`` (softened cross-entropy times T^2) and ``mse/LEVEL``."""
-        theirs, logits = teacher[self._teacher], student.logits[LABEL_HEAD]
-        images, temperature = batch.count("images"), self._options.temperature
-        parts = {
-            "label": label_loss(logits, batch, self._smoothing),
-            "distill": temperature**2
-            * soft_cross_entropy(logits, self._ordered(theirs["logits"]), temperature, count=images),
-        }
-        weights = {"label": self._options.label_weight, "distill": self._options.distill_weight}
+        """P4 Eq. 3; parts ``label``, ``distill`` (softened cross-entropy times T^2) and ``mse/LEVEL``.
+
+        Labels and logits of weight 0 are not looked at: they need not be there.
+        """
+        theirs, images, options = teacher[self._teacher], batch.count("images"), self._options
+        weights = {"label": options.label_weight, "distill": options.distill_weight}
+        parts = {}
+        if options.label_weight:
+            parts["label"] = label_loss(student.logits[LABEL_HEAD], batch, self._smoothing)
+        if options.reads_logits:
+            parts["distill"] = options.temperature**2 * soft_cross_entropy(
+                student.logits[LABEL_HEAD], self._ordered(theirs["logits"]), options.temperature, count=images
+            )
         for level, adaptor in zip(self._matching.levels, self.adaptors, strict=True):
             own = student.features if level.tap is None else student.maps[level.tap]
             target = theirs[level.array].detach().float()
@@ -242,6 +261,11 @@ class MultiLevelDistillation(Objective):
         return logits[:, columns] if len(columns) else logits
 
 
+def read_of(options: MlfdOptions, matching: Matching | None) -> tuple[str, ...]:
+    """Arrays that are read of the teacher."""
+    return (*(("logits",) if options.reads_logits else ()), *(matching.arrays if matching else ()))
+
+
 def _shape(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape))
 
@@ -249,6 +273,14 @@ def _shape(shape: Sequence[int]) -> str:
 @final
 class Mlfd(Method):
     """P4's student; :attr:`Setup.own` is a :class:`~kdcli.methods.levels.Matching`."""
+
+    spares: ClassVar[Mapping[str, str]] = {"labels": "--label-weight 0", "logits": "--distill-weight 0"}
+
+    def needs_of(self, options: MlfdOptions) -> Needs:
+        """No labels, and no logits, where they have no weight; what is matched besides."""
+        logits = options.reads_logits
+        kinds = {*(("logits",) if logits else ()), *options.kinds}
+        return replace(self.needs, kinds=frozenset(kinds), labels=options.label_weight > 0, same=logits)
 
     def weigh(self, choice: Choice) -> dict[str, float]:
         """All weight on the one teacher.
@@ -266,11 +298,16 @@ class Mlfd(Method):
 
     def check(self, setup: Setup) -> Setup:
         """Decides which levels are matched."""
-        return replace(setup, own=choose_matching(setup, self.name))
+        matching = choose_matching(setup, self.name)
+        needs = self.needs_of(setup.options)
+        if needs.same and setup.data is not None:
+            record = setup.teachers[next(iter(setup.weights))]
+            matching = replace(matching, columns=choose_columns(record, setup.data, self.name, needs.labels))
+        return replace(setup, own=matching)
 
     def arrays(self, setup: Setup) -> dict[str, tuple[str, ...]]:
-        """Logits, and what is matched."""
-        return dict.fromkeys(setup.weights, ("logits", *(setup.own.arrays if setup.own else ())))
+        """Logits that have a weight, and what is matched."""
+        return dict.fromkeys(setup.weights, read_of(setup.options, setup.own))
 
     def identity(self, setup: Setup) -> dict[str, Any]:
         """With the levels."""
@@ -279,10 +316,10 @@ class Mlfd(Method):
     def describe(self, setup: Setup) -> list[str]:
         """P4's Eq. 3 with its numbers."""
         options: MlfdOptions = setup.options
+        soft = f"{options.temperature**2:g} soft cross-entropy at T = {options.temperature:g}"
         terms = [
-            f"{options.label_weight:g} CE",
-            f"{options.distill_weight:g} x {options.temperature**2:g} soft cross-entropy at T = "
-            f"{options.temperature:g}",
+            *([f"{options.label_weight:g} CE"] if options.label_weight else []),
+            *([f"{options.distill_weight:g} x {soft}"] if options.reads_logits else []),
             *(f"{level.weight:g} MSE of {level.array}" for level in setup.own.levels),
         ]
         return [

@@ -1,7 +1,7 @@
 """P3's transfer of features: CD and CRD beside the labels; :mod:`kdcli.methods.transfer` has the paper."""
 
 from collections.abc import Mapping
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 from jaxtyping import Int64
@@ -26,7 +26,7 @@ from kdcli.methods.losses import (
     weighted_sum,
 )
 from kdcli.methods.options import Direction, MethodOptions, kl_direction_option, kl_weight_option
-from kdcli.methods.transfer import PAPER, PRINTED, beside
+from kdcli.methods.transfer import PAPER, PRINTED, beside, without_labels
 from kdcli.models.student import LABEL_HEAD, StudentOutput
 
 
@@ -135,7 +135,12 @@ class ClassContrastOptions(CrdOptions):
 class Similarities(Method):
     """CD."""
 
+    spares: ClassVar[Mapping[str, str]] = {"labels": "--kl-weight 1"}
     tunes = True
+
+    def needs_of(self, options: SimilarityOptions) -> Needs:
+        """No labels where lambda is 1."""
+        return without_labels(self.needs, options.kl_weight)
 
     def describe(self, setup: Setup) -> list[str]:
         """P3 Eq. 6 with its numbers."""

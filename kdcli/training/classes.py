@@ -11,7 +11,7 @@ from kdcli.console import console
 from kdcli.data.multilabel import labels_of
 from kdcli.data.sources import ImageData
 from kdcli.errors import BadDataError
-from kdcli.methods.base import Method, method_names
+from kdcli.methods.base import Needs, method_names
 from kdcli.models.spec import Model
 from kdcli.training.teachers import Teachers
 
@@ -70,7 +70,7 @@ class Classes:
 
 
 def classes_of(
-    method: Method, teachers: Teachers | None, data: ImageData, separator: str | None = None
+    needs: Needs, teachers: Teachers | None, data: ImageData, separator: str | None = None
 ) -> Classes:
     """What the student's own classifier tells apart; ``separator`` is that of ``--multi-label``.
 
@@ -79,17 +79,17 @@ def classes_of(
     if teachers is not None and teachers.generalist is not None:
         record = teachers.generalist
         return Classes(record.class_names, record.num_classes)
-    if teachers is not None and method.needs.classes and data.class_names is None:
+    if teachers is not None and (needs.classes or needs.same) and data.class_names is None:
         first = next(iter(teachers.records.values()))
         return Classes(first.class_names, first.num_classes)
     return Classes.of(data, separator)
 
 
-def columns_of(method: Method, teachers: Teachers | None, classes: Classes) -> dict[str, tuple[int, ...]]:
+def columns_of(method: str, teachers: Teachers | None, classes: Classes) -> dict[str, tuple[int, ...]]:
     """Of each teacher whose order of the classes differs, its number of each of the student's.
 
     Args:
-        method: whose classifier learns from their logits.
+        method: name of that whose classifier learns from their logits.
         teachers: of the run.
         classes: of the student.
 
@@ -97,7 +97,7 @@ def columns_of(method: Method, teachers: Teachers | None, classes: Classes) -> d
         BadDataError: a teacher tells apart other classes.
     """
     found: dict[str, tuple[int, ...]] = {}
-    if teachers is None or not method.needs.classes:
+    if teachers is None:
         return found
     names, count = classes.names, classes.count
     for record in teachers.records.values():
@@ -105,7 +105,7 @@ def columns_of(method: Method, teachers: Teachers | None, classes: Classes) -> d
         if record.num_classes != count or (theirs and names and set(theirs) != set(names)):
             raise BadDataError(
                 f"teacher '{record.name}' tells apart {record.num_classes} classes and the data {count}"
-                f"{_first_difference(theirs, names)}; {method.name} needs the same ones",
+                f"{_first_difference(theirs, names)}; {method} needs the same ones",
                 f"Fine-tune the teacher's classifier on this data first ({_fine_tuning()}) and cache its export, or "
                 "use a method whose heads are the teachers'; see kd methods.",
             )

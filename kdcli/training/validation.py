@@ -51,7 +51,7 @@ def split_off(config: StudentConfig, method: Method, data: ImageData) -> tuple[I
                 "Add --validation 0.2, or leave --select out.",
             )
         return data, None
-    if not method.needs.labels:
+    if not method.needs_of(config.options).labels:
         raise UsageError(
             f"--validation judges the classifier on labels, and {method.name} learns from none",
             "Leave --validation out; judge the finished student by kd eval-probe.",
@@ -68,7 +68,7 @@ def split_off(config: StudentConfig, method: Method, data: ImageData) -> tuple[I
 
 
 def _require_test(config: StudentConfig, method: Method) -> None:
-    if config.test is None or not method.needs.labels or not isinstance(config.data, str):
+    if config.test is None or not method.needs_of(config.options).labels or not isinstance(config.data, str):
         reason = (
             "no --test is given" if config.test is None else f"{method.name} has no one test to select by"
         )
