@@ -3,6 +3,7 @@
     L_PKT = 1/b^2 sum_ij p_t log(p_t / p_s),   p: the rows of (cos(f_i, f_j) + 1) / 2, each of sum 1      (Eq. 5 to 8)
 
 * The diagonal counts [RepDistiller's and torchdistill's code]; 1e-7 is added to lengths and probabilities [code].
+* In float64: probabilities are all about 1/b, and what fp32 rounds off is as much as a divergence of late training.
 * Default beta (``--relation-weight``) 30000 for 64 images a step [RepDistiller]; see :mod:`~kdcli.methods.relations`.
 """
 
@@ -18,7 +19,6 @@ from kdcli.methods.relations import (
     Term,
     directions,
     relation_weight_option,
-    wide,
 )
 from kdcli.methods.transfer import PRINTED
 
@@ -31,9 +31,9 @@ def probability_loss(student: Float[Tensor, "b ds"], teacher: Float[Tensor, "b d
         teacher: likewise, of any width.
 
     Returns:
-        The mean over all b^2 pairs, in nats: 1/b of the mean divergence of a row.
+        The mean over all b^2 pairs, in nats and float64: 1/b of the mean divergence of a row.
     """
-    units = (directions(wide(each), 1e-7) for each in (student, teacher))
+    units = (directions(each.double(), 1e-7) for each in (student, teacher))
     shares = ((unit @ unit.T + 1) / 2 for unit in units)
     ours, theirs = (each / each.sum(dim=1, keepdim=True) for each in shares)
     return (theirs * ((theirs + 1e-7) / (ours + 1e-7)).log()).mean()
@@ -55,7 +55,7 @@ class Pkt(RelationalMethod):
 
 
 PKT = Pkt(
-    name="pkt", paper="Passalis, Tefas 2018", equation="Eq. 8",
+    name="pkt", paper="PKT, Passalis and Tefas 2018", equation="Eq. 8",
     summary="Probabilities of a step's images given each other, and labels.", Options=PktOptions, needs=NEEDS,
     defaults=PRINTED,
 )  # fmt: skip

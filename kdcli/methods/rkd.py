@@ -72,7 +72,7 @@ def _distances(gram: Float[Tensor, "b b"], rows: slice = slice(None)) -> Float[T
     lengths = gram.diagonal()
     both = lengths[rows, None] + lengths
     squares = both - 2 * gram[rows]
-    apart: Bool[Tensor, "r b"] = squares > _SAME**2 * both
+    apart: Bool[Tensor, "r b"] = ~(squares <= _SAME**2 * both)  # what is not a number stays so
     return torch.where(apart, torch.where(apart, squares, 1.0).sqrt(), 0.0)
 
 
@@ -141,7 +141,7 @@ class Rkd(RelationalMethod):
 
 
 RKD = Rkd(
-    name="rkd", paper="Park et al. 2019", equation="Eq. 8, 11",
+    name="rkd", paper="RKD, Park et al. 2019", equation="Eq. 8, 11",
     summary="Distances and angles between a step's images, and labels.", Options=RkdOptions, needs=NEEDS,
     defaults=PRINTED, least=3,
 )  # fmt: skip

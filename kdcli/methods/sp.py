@@ -144,6 +144,6 @@ def _map_of(setup: Setup, teacher: str) -> str:
 
 
 SP = Sp(
-    name="sp", paper="Tung, Mori 2019", equation="Eq. 4", summary="Similarities between a step's images, and labels.",
-    Options=SpOptions, needs=NEEDS, defaults=PRINTED,
+    name="sp", paper="SP, Tung and Mori 2019", equation="Eq. 4",
+    summary="Similarities between a step's images, and labels.", Options=SpOptions, needs=NEEDS, defaults=PRINTED,
 )  # fmt: skip
