@@ -191,6 +191,7 @@ BASES: tuple[str, ...] = (
     "cache unpack c.zarr --to n.kd",
     EXTRA[4],
     f"{TRAIN} --method crd --cache c.kd --teacher exp",
+    f"{TRAIN} --method rkd --cache c.kd --teacher exp --accumulate 2 --label-weight 0",
     f"distill images --test held-out --teacher a=local-dir:gen/export --student test_efficientnet --epochs 1 {RUN} "
     "--image-size 32 --views 1",
     f"eval-probe images --test held-out --model gen {RUN} --protocol fine-tune --epochs 1 --out tuned",

@@ -152,6 +152,7 @@ METHODS = (
         for name in ("kl", "xe-kl", "kl-ls", "mcl", "dp", "dp-unsup", "cd", "soft-ce")
     ),
     train("crd", f"--method crd {P3} --crd-negatives 8", START),
+    *(train(name, f"--method {name} {P3} --accumulate 2", START) for name in ("sp", "pkt", "rkd")),
     train("topk-kl", f"--method topk-kl {P3} --top-classes 2", START),
     train("dp-live-two", f"--method dp {C} --frozen live --kl-direction reverse", START),
     train(

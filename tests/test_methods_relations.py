@@ -221,13 +221,23 @@ class Allocations(TorchDispatchMode):
 
 
 def test_rkd_never_holds_b_cubed() -> None:
-    rows = 192  # b^3 is 7 million, 57 MB in float64
+    rows = 192  # b^3 is 7 million
     ours, theirs = (each.float() for each in features(rows, 32, 48))
     ours.requires_grad_()
     with Allocations() as made:
         (25 * distance_loss(ours, theirs) + 50 * angle_loss(ours, theirs)).backward()
     assert ours.grad is not None
     assert made.elements <= rkd.ELEMENTS < rows**3 / 3
+
+
+def test_rkds_peak_follows_the_angles_that_exist_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, at_once = 128, 2**16
+    monkeypatch.setattr(rkd, "ELEMENTS", at_once)
+    ours, theirs = (each.float().requires_grad_() for each in features(rows, 32, 48))
+    with Allocations() as made:
+        angle_loss(ours, theirs.detach()).backward()
+    assert made.elements == at_once
+    assert 8 * at_once < made.peak < 8 * rows**3 / 2  # one of b^3 would be 17 MB
 
 
 def test_the_counter_of_elements_would_see_b_cubed(monkeypatch: pytest.MonkeyPatch) -> None:
