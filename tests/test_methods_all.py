@@ -39,7 +39,7 @@ def config_of(place: Place, method: Method, out: str) -> StudentConfig:
     if needs.generalist:
         fields["generalist"] = "gen"
         fields["teacher"] = ("gen", "exp")
-    small = {"mlfd_levels": "features", "top_classes": 2, "crd_dim": 8, "unlabelled_ratio": 1.0}
+    small = {"levels": "features", "top_classes": 2, "crd_dim": 8, "unlabelled_ratio": 1.0}
     fields |= {name: value for name, value in small.items() if name in method.Options.model_fields}
     if needs.kinds and not needs.unlabelled:
         fields.pop("unlabelled_ratio", None)
