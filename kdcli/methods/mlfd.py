@@ -21,9 +21,9 @@
 * Out of scope: the action recognition of P4's supplement.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, Self, final
+from typing import Any, Literal, Self, final
 
 import torch
 from jaxtyping import Float
@@ -249,8 +249,6 @@ def read_of(options: MlfdOptions, matching: Matching) -> tuple[str, ...]:
 class Mlfd(Method):
     """P4's student; :attr:`Setup.own` is a :class:`~kdcli.methods.levels.Matching`."""
 
-    spares: ClassVar[Mapping[str, str]] = {"labels": "--label-weight 0", "logits": "--distill-weight 0"}
-
     def needs_of(self, options: MlfdOptions) -> Needs:
         """No labels, and no logits, where they have no weight; what is matched besides."""
         logits = options.reads_logits
@@ -341,4 +339,5 @@ MLFD = Mlfd(
     ),
     recipe="autoaugment",
     teacher_view="eval",
+    spares={"labels": "--label-weight 0", "logits": "--distill-weight 0"},
 )
