@@ -172,6 +172,7 @@ METHODS = Registry(
         "hint": "kdcli.methods.feature:HINT",
         "at": "kdcli.methods.attention:AT",
         "vid": "kdcli.methods.variational:VID",
+        "srrl": "kdcli.methods.srrl:SRRL",
     },
     "kdcli.methods.base:Method",
 )

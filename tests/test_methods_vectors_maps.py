@@ -8,9 +8,13 @@ import torch
 from numpy.random import default_rng
 from torch import Tensor
 
+from kdcli.cache.classifier import Classifier
 from kdcli.methods.adaptors import at_one_grid, mean_squared_error
 from kdcli.methods.attention import attention, attention_distance
+from kdcli.methods.batch import Batch
+from kdcli.methods.srrl import SoftmaxRegression, ThroughClassifier
 from kdcli.methods.variational import VariationalPart, gaussian_error
+from kdcli.models.student import LABEL_HEAD, StudentOutput
 
 td = pytest.importorskip("torchdistill.losses.mid_level")
 Regressor4VID = pytest.importorskip("torchdistill.models.wrapper").Regressor4VID
@@ -28,6 +32,8 @@ MAP_S, MAP_T, MAP_T3, MAP_HALF, PREDICTED = drawn(
 X = torch.from_numpy(default_rng(4).standard_normal((64, 8)) * [5, 4, 3, 2, 1, 0.5, 0.2, 0.1] + np.arange(8))
 N = drawn(5, (64, 8))[0]
 
+LOGITS, THEIRS = (scale * each for scale, each in zip((1, 2), drawn(0, (4, 10), (4, 10)), strict=True))
+
 VECTORS: list[tuple[str, Callable[[], Tensor], float]] = [
     ("hint: MSE of maps", lambda: mean_squared_error(MAP_S, MAP_T3), 1.7199565),
     ("feature: MSE / phi^2", lambda: mean_squared_error(X + N, X) / X.var(0).mean(), 0.11493521),
@@ -35,6 +41,11 @@ VECTORS: list[tuple[str, Callable[[], Tensor], float]] = [
     ("at: code", lambda: attention_distance(MAP_S, MAP_T), 0.036478571),
     ("at: paper", lambda: attention_distance(MAP_S, MAP_T, "paper"), 0.75373485),
     ("at: code, unequal grids", lambda: attention_distance(*at_one_grid(MAP_S, MAP_HALF)), 0.054245399),
+    (
+        "srrl: both errors",
+        lambda: mean_squared_error(FS, FT8) + mean_squared_error(LOGITS, THEIRS),
+        7.7509440,
+    ),
     ("vid: v = 5", lambda: gaussian_error(PREDICTED, MAP_T, torch.full((5,), 5.0)), 1.0120761),
 ]
 
@@ -105,6 +116,39 @@ def test_unequal_pieces_of_a_step_give_its_mean(
     own, theirs = drawn(9, (7, 3, 2, 2), (7, 3, 2, 2))
     pieces = [loss(own[rows], theirs[rows], 3.5) for rows in (slice(0, 5), slice(5, 7))]
     assert float(sum(pieces) / 2) == pytest.approx(float(loss(own, theirs, None)), rel=1e-6)
+
+
+@pytest.mark.parametrize("relu", [True, False])
+def test_srrl_is_the_formula_in_numpy(relu: bool) -> None:
+    """BatchNorm by hand, the teacher's classifier as it is, mean over images times features or classes."""
+    random = default_rng(3)
+    classifier = Classifier(
+        random.standard_normal((5, 12)).astype(np.float32), random.standard_normal(5).astype(np.float32)
+    )
+    torch.manual_seed(0)
+    part = ThroughClassifier(8, classifier, relu)
+    objective = SoftmaxRegression({"t": part}, {"t": 1.0}, 0.5, 2.0)
+    logits, labels = drawn(4, (6, 3))[0].float(), torch.tensor([0, 2, 1, 1, -1, 0])
+    said = {"features": FT.half(), "logits": drawn(5, (6, 5))[0].half()}
+    output = StudentOutput(FS.float(), {LABEL_HEAD: logits}, {})
+    found = objective(output, {"t": said}, Batch(labels, torch.arange(6)))
+    mapped = FS.numpy() @ part.connector[0].weight.detach().numpy().T.astype(np.float64)
+    h = (mapped - mapped.mean(0)) / np.sqrt(mapped.var(0) + 1e-5)
+    h = np.maximum(h, 0) if relu else h
+    features = np.square(h - said["features"].numpy().astype(np.float64)).mean()
+    through = h @ classifier.weight.T.astype(np.float64) + classifier.bias
+    errors = np.square(through - said["logits"].numpy().astype(np.float64)).mean()
+    rows = labels.numpy() >= 0
+    shifted = logits.numpy()[rows] - np.log(np.exp(logits.numpy()[rows]).sum(1, keepdims=True))
+    label = -shifted[np.arange(rows.sum()), labels.numpy()[rows]].mean()
+    assert float(found["loss"].detach()) == pytest.approx(label + 0.5 * features + 2 * errors, rel=1e-5)
+    found["loss"].backward()
+    assert {name for name, _ in objective.named_parameters()} == {
+        "parts.0.connector.0.weight", "parts.0.connector.1.weight", "parts.0.connector.1.bias"
+    }  # fmt: skip
+    assert not {"parts.0.weight", "parts.0.bias"} & set(
+        objective.state_dict()
+    )  # the teacher's, not the run's
 
 
 def test_maps_meet_at_the_smaller_grid_axis_by_axis() -> None:

@@ -1,4 +1,4 @@
-"""VID: Ahn et al., "Variational Information Distillation for Knowledge Transfer" (arXiv 1904.05835), section 2.2.
+"""VID: Ahn et al., "Variational Information Distillation for Knowledge Transfer" (arXiv 1904.05835).
 
     L = w CE(labels) + sum_k w_k sum_l beta_l VID_l
     VID = mean over images, channels and cells of  ((mu(F_s) - F_t)^2 / v_c + log v_c) / 2,   v_c = softplus(a_c) + 1e-5
@@ -42,7 +42,7 @@ def gaussian_error(
     variance: Float[Tensor, " c"],
     count: float | None = None,
 ) -> Float[Tensor, ""]:
-    """Negative log-likelihood of a Gaussian without its constant, mean over all elements (VID Eq. 4), in fp32.
+    """Negative log-likelihood of a Gaussian without its constant, mean over all elements (VID), in fp32.
 
     Args:
         mean: what the student predicts.
@@ -125,7 +125,7 @@ class Variational(LevelMethod):
 
 
 VID = Variational(
-    name="vid", paper="VID", equation="Eq. 4, 5",
+    name="vid", paper="VID", equation="Gaussian, a variance a channel",
     summary="Labels, and maps of a teacher predicted with a variance of each channel.", Options=VariationalOptions,
     needs=Needs(frozenset({"maps"}), labels=True, several_labels=True), defaults=OURS,
     spares={"labels": "--label-weight 0"},
