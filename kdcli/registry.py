@@ -171,6 +171,11 @@ METHODS = Registry(
         "soft-ce": "kdcli.methods.transfer:SOFT_CE",
         "topk-kl": "kdcli.methods.transfer:TOPK_KL",
         "mlfd": "kdcli.methods.mlfd:MLFD",
+        "feature": "kdcli.methods.feature:FEATURE",
+        "hint": "kdcli.methods.feature:HINT",
+        "at": "kdcli.methods.attention:AT",
+        "vid": "kdcli.methods.variational:VID",
+        "srrl": "kdcli.methods.srrl:SRRL",
     },
     "kdcli.methods.base:Method",
 )

@@ -9,16 +9,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kdcli.errors import UsageError
+from kdcli.methods.adaptors import Adaptor, mean_squared_error
 from kdcli.methods.base import Choice
 from kdcli.methods.batch import Batch, Counts
-from kdcli.methods.levels import Level, Matching
+from kdcli.methods.levels import Level
 from kdcli.methods.mlfd import (
     MLFD,
-    Adaptor,
+    Matching,
     MlfdOptions,
     MultiLevelDistillation,
     make_adaptor,
-    mean_squared_error,
 )
 from kdcli.models.student import LABEL_HEAD, StudentOutput
 from kdcli.registry import METHODS

@@ -50,15 +50,15 @@ MATCHED = {"label_weight": 0.0, "distill_weight": 0.0, "map_resize": "pool"}
     ("method", "options", "parts"),
     [
         ("mlfd", {**MATCHED, "lr": 1e-2}, {"mse/features", "mse/blocks.5"}),
-        ("mlfd", {**MATCHED, "mlfd_levels": "features", "lr": 1e-2}, {"mse/features"}),
-        ("mlfd", {**MATCHED, "level_weight": (1.0, 1.0), "mlfd_levels": "all"}, {"mse/features", "mse/blocks.5"}),
+        ("mlfd", {**MATCHED, "levels": "features", "lr": 1e-2}, {"mse/features"}),
+        ("mlfd", {**MATCHED, "level_weight": (1.0, 1.0), "levels": "all"}, {"mse/features", "mse/blocks.5"}),
         ("cd", {"kl_weight": 1.0}, {"distill"}),
     ],
 )  # fmt: skip
 def test_it_trains_without_labels_and_logits(
     place: Place, method: str, options: dict[str, Any], parts: set[str]
 ) -> None:
-    config = free(place, f"{method}{len(options)}{options.get('mlfd_levels')}", method, **options)
+    config = free(place, f"{method}{len(options)}{options.get('levels')}", method, **options)
     history = train_student(config).history
     assert parts <= set(history[0])
     assert not {"label", "distill"} - parts & set(history[0])
@@ -77,7 +77,7 @@ def test_labels_that_have_no_weight_are_not_looked_at(
 
 def test_the_teachers_classes_are_the_students_where_the_images_have_none(place: Place) -> None:
     """Softened outputs without labels: the classifier is as wide as the teacher's."""
-    plan = make_plan(free(place, "soft", "mlfd", teacher=("gen",), label_weight=0.0, mlfd_levels="none"))
+    plan = make_plan(free(place, "soft", "mlfd", teacher=("gen",), label_weight=0.0, levels="none"))
     assert (plan.classes.count, plan.needs.labels) == (3, False)
     history = train_student(
         free(place, "xe", "xe-kl", teacher=("gen",), student=place.specs["gen"], kl_weight=1.0)
@@ -105,7 +105,7 @@ def test_refusals_lead_somewhere(
 
 
 def test_nothing_to_learn_from_the_teacher_is_refused(place: Place) -> None:
-    for nothing in ({"mlfd_levels": "none"}, {"level_weight": (0.0,)}):
+    for nothing in ({"levels": "none"}, {"level_weight": (0.0,)}):
         with pytest.raises(ConfigError, match="nothing is learnt from the teacher"):
             free(place, "nothing", "mlfd", distill_weight=0.0, **nothing)
 

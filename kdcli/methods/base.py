@@ -218,12 +218,11 @@ class Method(ABC):
         recipe: of live views unless told otherwise; None: the cache's, or ``imagenet`` without one.
         teacher_view: what teachers saw unless told otherwise; with ``eval`` the student's views are live.
         ranked: whether a ranking, where one is given, says which teachers it learns from.
+        spares: which of its needs an option does without, ``labels`` or ``logits``, and that option.
         scheme: name of P2's scheme of weighting that it stands for, if any.
-        spares: what its options can do without, ``labels`` or ``logits``, and the option that says so.
         tunes: whether ``defaults`` are for a student of trained weights, too slow for random ones.
     """
 
-    spares: ClassVar[Mapping[str, str]] = {}
     tunes: ClassVar[bool] = False
 
     name: str
@@ -237,6 +236,7 @@ class Method(ABC):
     teacher_view: Literal["same", "eval"] = "same"
     ranked: bool = False
     scheme: str | None = None
+    spares: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def example(self) -> str:

@@ -1,7 +1,7 @@
 """P3's transfer of features: CD and CRD beside the labels; :mod:`kdcli.methods.transfer` has the paper."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, final
+from typing import Any, final
 
 import numpy as np
 from jaxtyping import Int64
@@ -135,7 +135,6 @@ class ClassContrastOptions(CrdOptions):
 class Similarities(Method):
     """CD."""
 
-    spares: ClassVar[Mapping[str, str]] = {"labels": "--kl-weight 1"}
     tunes = True
 
     def needs_of(self, options: SimilarityOptions) -> Needs:
@@ -187,7 +186,7 @@ _NEEDS = Needs(frozenset({"features"}), labels=True, several_labels=True)
 
 CD = Similarities(
     name="cd", paper=PAPER, equation="Eq. 6", summary="Similarities between a batch's images, and labels.",
-    Options=SimilarityOptions, needs=_NEEDS, defaults=PRINTED,
+    Options=SimilarityOptions, needs=_NEEDS, defaults=PRINTED, spares={"labels": "--kl-weight 1"},
 )  # fmt: skip
 CRD = Contrast(
     name="crd", paper=PAPER, equation="Eq. 7", summary="Features contrasted as Tian et al. do, and labels.",
