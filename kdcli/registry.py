@@ -166,8 +166,12 @@ METHODS = Registry(
         "cd": "kdcli.methods.transfer_features:CD",
         "crd": "kdcli.methods.transfer_features:CRD",
         "soft-ce": "kdcli.methods.transfer:SOFT_CE",
-        "topk-kl": "kdcli.methods.transfer:TOPK_KL",
+        "topk-kl": "kdcli.methods.topk:TOPK_KL",
         "mlfd": "kdcli.methods.mlfd:MLFD",
+        "kd": "kdcli.methods.kd:KD",
+        "dkd": "kdcli.methods.dkd:DKD",
+        "nkd": "kdcli.methods.nkd:NKD",
+        "dist": "kdcli.methods.dist:DIST",
     },
     "kdcli.methods.base:Method",
 )

@@ -18,6 +18,7 @@ from kdcli.methods.crd import (
     fit_negatives,
     negatives_option,
 )
+from kdcli.methods.logits import beside
 from kdcli.methods.losses import (
     beside_labels,
     kl_order,
@@ -26,7 +27,7 @@ from kdcli.methods.losses import (
     weighted_sum,
 )
 from kdcli.methods.options import Direction, MethodOptions, kl_direction_option, kl_weight_option
-from kdcli.methods.transfer import PAPER, PRINTED, beside
+from kdcli.methods.transfer import PAPER, PRINTED
 from kdcli.models.student import LABEL_HEAD, StudentOutput
 
 
