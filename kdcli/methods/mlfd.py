@@ -34,6 +34,7 @@ from torch.nn import functional
 from kdcli.errors import UsageError
 from kdcli.methods.base import Choice, Method, Needs, Objective, Settings, Setup
 from kdcli.methods.batch import Batch, TeacherOutputs
+from kdcli.methods.comparison import compared
 from kdcli.methods.levels import (
     EMBEDDING,
     Level,
@@ -45,8 +46,9 @@ from kdcli.methods.levels import (
     fit_matching,
     require_correspondence,
 )
+from kdcli.methods.logits import standardised, warn_of_scale
 from kdcli.methods.losses import label_loss, soft_cross_entropy, weighted_sum
-from kdcli.methods.options import method_option, temperature_option
+from kdcli.methods.options import StandardiseOptions, method_option, temperature_option
 from kdcli.models.student import LABEL_HEAD, StudentOutput
 
 PAPER = "P4, Multi-Level Feature Distillation"
@@ -59,7 +61,7 @@ CONVENTIONS: dict[object, dict[str, Any]] = {
 """Weights and levels of the two readings of Eq. 3."""
 
 
-class MlfdOptions(LevelOptions):
+class MlfdOptions(LevelOptions, StandardiseOptions):
     """What the multi-level student can be told. What is not given follows the convention."""
 
     loss_convention: Literal["paper", "code"] = method_option(
@@ -222,7 +224,12 @@ class MultiLevelDistillation(Objective):
         parts = {
             "label": label_loss(logits, batch, self._smoothing),
             "distill": temperature**2
-            * soft_cross_entropy(logits, self._ordered(theirs["logits"]), temperature, count=images),
+            * soft_cross_entropy(
+                compared(self._options, logits),
+                compared(self._options, self._ordered(theirs["logits"])),
+                temperature,
+                count=images,
+            ),
         }
         weights = {"label": self._options.label_weight, "distill": self._options.distill_weight}
         for level, adaptor in zip(self._matching.levels, self.adaptors, strict=True):
@@ -266,6 +273,7 @@ class Mlfd(Method):
 
     def check(self, setup: Setup) -> Setup:
         """Decides which levels are matched."""
+        warn_of_scale(setup.options, setup.options.label_weight)
         return replace(setup, own=choose_matching(setup, self.name))
 
     def arrays(self, setup: Setup) -> dict[str, tuple[str, ...]]:
@@ -287,7 +295,8 @@ class Mlfd(Method):
         ]
         return [
             f"loss ({options.loss_convention}): {' + '.join(terms)}; teacher '{next(iter(setup.weights))}', "
-            f"{setup.teacher_view} view"
+            f"{setup.teacher_view} view",
+            *standardised(options),
         ]
 
     def build(self, setup: Setup) -> Objective:
