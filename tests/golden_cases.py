@@ -4,7 +4,7 @@ METHODS = (
     "labels-only", "distill-nearest", "distill-weighted", "distill-equal", "fixmatch", "consolidation",
     "consolidation-crd", "multi-head-kd", "multi-head-crd", "soft-label", "multi-task", "replay-oracle", "kl", "xe-kl",
     "kl-ls", "mcl", "dp", "dp-unsup", "cd", "crd", "sp", "pkt", "rkd", "soft-ce", "topk-kl",
-    "mlfd",
+    "mlfd", "kd", "dkd", "nkd", "dist",
 )  # fmt: skip
 
 ONE = "train-student images --student test_efficientnet --cache c.kd --out o"
@@ -46,6 +46,9 @@ CONFIGS = (
     f"{line_of('topk-kl')} --top-classes 3 --kl-weight 0.3",
     f"{line_of('sp')} --sp-level map --teacher-tap layer4 --relation-weight 100 --label-weight 0",
     f"{line_of('rkd')} --angle-weight 0 --label-weight 0.5 --accumulate 4",
+    f"{line_of('topk-kl')} --top-classes 3 --rest spread --temperature 4",
+    f"{line_of('kd')} --standardise-logits --combine confidence --teacher gen --teacher exp",
+    f"{line_of('dkd')} --dkd-beta 2 --dkd-warmup 0 --label-weight 0.1 --combine probs",
     f"{line_of('mlfd')} --loss-convention code --teacher exp --teacher-tap layer4 --student-tap blocks.4 "
     "--level-weight 0.1 --adaptor teacher --map-resize pool",
     f"{line_of('multi-task')} --label-space joint --test a=held-out --backbone-lr-scale 1",

@@ -19,10 +19,10 @@ from kdcli.methods.losses import (
     chosen_logits,
     kl_divergence,
     similarity_divergence,
-    top_classes_divergence,
 )
 from kdcli.methods.partitioning import FROZEN, DataPartitioning, Frozen, LabelledPartitionOptions
-from kdcli.methods.transfer import PAPER, MclOptions, Transfer, slow_copy
+from kdcli.methods.topk import top_classes_divergence
+from kdcli.methods.transfer import PAPER, MclOptions, slow_copy
 from kdcli.models.student import StudentOutput
 from kdcli.registry import METHODS
 
@@ -180,21 +180,28 @@ def test_half_precision_would_make_ties_that_exact_log_probabilities_do_not() ->
 # --- all methods ------------------------------------------------------------------------------
 
 
-def built(name: str, teachers: tuple[str, ...] = ("t",), **numbers: Any) -> Objective:
+def built(
+    name: str,
+    teachers: tuple[str, ...] = ("t",),
+    columns: dict[str, list[int]] | None = None,
+    own: dict[str, int] | None = None,
+    **numbers: Any,
+) -> Objective:
     method = find_method(name)
     numbers = {"top_classes": 2, "crd_negatives": 7, "crd_dim": 4, **numbers}
-    own = {key: value for key, value in numbers.items() if key in method.Options.model_fields}
+    options = {key: value for key, value in numbers.items() if key in method.Options.model_fields}
     data: Any = SimpleNamespace(labels=np.full(8, -1))
     network: Any = SimpleNamespace(num_features=2, network=nn.Identity())
-    records: Any = dict.fromkeys(teachers, SimpleNamespace(num_classes=3, num_features=4))
+    records: Any = dict.fromkeys(teachers, SimpleNamespace(num_classes=3, num_features=4, temperatures=(1.0, 3.0)))
     return method.build(
         Setup(
-            options=method.Options(**own),
+            options=method.Options(**options),
             settings=method.defaults,
             weights=dict.fromkeys(teachers, 1 / len(teachers)),
             teachers=records,
             data=data,
-            own=Frozen() if method.needs.frozen else None,
+            columns={name: tuple(order) for name, order in (columns or {}).items()},
+            own=Frozen() if method.needs.frozen else own,
             model=network,
         )
     )
@@ -300,10 +307,7 @@ def test_teachers_of_another_order_of_classes_are_brought_into_the_students() ->
     theirs = torch.empty_like(outputs["t"]["logits"])
     theirs[:, order] = outputs["t"]["logits"]
 
-    def term(a: Tensor, b: Tensor, count: float | None) -> Tensor:
-        return kl_divergence(a, b, 1.0, count=count)
-
-    turned = Transfer({"t": 1.0}, term, columns={"t": order})
+    turned = built("kl", columns={"t": order})
     found = turned(student, {"t": {"logits": theirs}}, batch(labels))["loss"]
     torch.testing.assert_close(found, built("kl")(student, outputs, batch(labels))["loss"])
     assert not turned.state_dict()
@@ -319,10 +323,8 @@ def test_the_largest_logits_say_what_all_of_them_say(direction: str) -> None:
     values, ids = theirs.sort(dim=1, descending=True)
     said = {"topk_ids": ids[:, :2].to(torch.uint16), "topk_values": values[:, :2]}
 
-    def term(a: Tensor, b: Tensor, count: float | None) -> Tensor:
-        return top_classes_divergence(a, b, 2, 3.0, direction, count)  # type: ignore[arg-type]
-
-    objective = Transfer({"t": 1.0}, term, columns={"t": order}, largest=("t",))
+    numbers: dict[str, Any] = {"top_classes": 2, "temperature": 3.0, "kl_direction": direction}
+    objective = built("topk-kl", columns={"t": order}, own={"t": 2}, **numbers)
     assert objective.reads() == {"t": ("topk_ids", "topk_values")}
     found = objective(student, {"t": said}, batch(labels))["loss"]
     expected = 0.0

@@ -286,7 +286,7 @@ class Method(ABC):
 
     def identity(self, setup: Setup) -> dict[str, Any]:
         """What of the method makes a run this run, as JSON: by default its options."""
-        document: dict[str, Any] = setup.options.model_dump(mode="json")
+        document: dict[str, Any] = setup.options.identity()
         return document
 
     @abstractmethod

@@ -23,7 +23,8 @@ class Needs:
         sets: whether it learns from several data sets, each with a name.
         classes: whether teachers and student must tell apart the same classes: the student's own classifier
             learns from their logits.
-        same: whether teachers must tell apart the classes of the labels, which a new classifier of the student learns.
+        same: whether teachers must tell apart the classes of the labels, which a new classifier of the student learns;
+            with ``classes``, one that has as many classes goes on.
         frozen: whether it compares with the student as it was before training.
         largest: whether, of the logits, a teacher's K largest will do where not all of them are cached.
         several_labels: whether images may have several: only ``losses.label_loss`` sees them and their head's logits.

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import final
 
 import torch
-from jaxtyping import Bool, Float, Int64, Integer
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -158,31 +158,6 @@ def kl_name(options: KlOptions) -> str:
     return f"T^2/n KL({kl_order(options.kl_direction)}) at T = {options.temperature:g}"
 
 
-def top_classes_divergence(
-    student_logits: Float[Tensor, "b c"],
-    teacher_logits: Float[Tensor, "b c"],
-    classes: int,
-    temperature: float,
-    direction: Direction = "forward",
-    count: float | None = None,
-) -> Float[Tensor, ""]:
-    """:func:`kl_divergence` over each image's ``classes`` most probable classes by the teacher (P3 App. B.1).
-
-    Both distributions are renormalised over these classes (ours: the paper does not say), so the value is a
-    divergence, >= 0, and all of them give the plain one.
-
-    Args:
-        student_logits: raw.
-        teacher_logits: raw; no gradient flows into them.
-        classes: K, from 1 to all.
-        temperature: T > 0; it changes no order.
-        direction: see :func:`kl_divergence`.
-        count: likewise.
-    """
-    best, columns = teacher_logits.detach().float().topk(classes, dim=1)
-    return kl_divergence(student_logits.gather(1, columns), best, temperature, direction, count)
-
-
 @final
 class Columns(nn.Module):
     """Brings logits of teachers into the order of the student's classes.
@@ -204,20 +179,6 @@ class Columns(nn.Module):
             return logits
         order: Tensor = self.get_buffer(f"order{self._names.index(name)}")
         return logits[:, order]
-
-
-def spread_logits(
-    ids: Integer[Tensor, "b k"], values: Float[Tensor, "b k"], classes: int
-) -> Float[Tensor, "b {classes}"]:
-    """Logits of which only the largest are known, each at its class; minus infinity elsewhere.
-
-    Args:
-        ids: classes of the largest logits, in [0, ``classes``), each once in a row.
-        values: these logits.
-        classes: how many there are.
-    """
-    logits = values.new_full((len(values), classes), float("-inf"))
-    return logits.scatter(1, ids.long(), values)
 
 
 def choose_source(confidences: Sequence[Float[Tensor, " b"]]) -> Int64[Tensor, " b"]:
@@ -247,21 +208,28 @@ def chosen_logits(
 
 
 def beside_labels(
-    student: StudentOutput, batch: Batch, parts: dict[str, Tensor], kl_weight: float, smoothing: float
+    student: StudentOutput,
+    batch: Batch,
+    parts: dict[str, Tensor],
+    distill_weight: float,
+    smoothing: float,
+    label_weight: float | None = None,
 ) -> dict[str, Tensor]:
-    """Loss and parts of P3 Eq. 2, from the part ``distill`` and, unless lambda is 1, the labels.
+    """Loss and parts of P3 Eq. 2, from the part ``distill`` and, unless they weigh nothing, the labels.
 
     Args:
         student: whose classifier learns from the labels.
         batch: has them.
         parts: of the loss; all of them are returned, too.
-        kl_weight: lambda in [0, 1].
+        distill_weight: lambda >= 0.
         smoothing: of the labels, in [0, 1).
+        label_weight: theirs, >= 0; None: 1 - lambda.
     """
-    loss = kl_weight * parts["distill"]
-    if kl_weight < 1:
+    loss = distill_weight * parts["distill"]
+    labels = 1 - distill_weight if label_weight is None else label_weight
+    if labels > 0:
         label = label_loss(student.logits[LABEL_HEAD], batch, smoothing)
-        loss, parts = loss + (1 - kl_weight) * label, {"label": label, **parts}
+        loss, parts = loss + labels * label, {"label": label, **parts}
     return {"loss": loss, **{name: part.detach() for name, part in parts.items()}}
 
 

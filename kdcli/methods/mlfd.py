@@ -35,6 +35,7 @@ from kdcli.errors import UsageError
 from kdcli.methods.adaptors import Adaptor, Resize, mean_squared_error
 from kdcli.methods.base import Choice, Method, Needs, Objective, Settings, Setup
 from kdcli.methods.batch import Batch, TeacherOutputs
+from kdcli.methods.comparison import compared
 from kdcli.methods.levels import (
     EMBEDDING,
     KINDS,
@@ -46,8 +47,9 @@ from kdcli.methods.levels import (
     require_correspondence,
     taps_of,
 )
+from kdcli.methods.logits import standardised, warn_of_scale
 from kdcli.methods.losses import label_loss, soft_cross_entropy, weighted_sum
-from kdcli.methods.options import method_option, temperature_option
+from kdcli.methods.options import StandardiseOptions, method_option, temperature_option
 from kdcli.models.student import LABEL_HEAD, StudentOutput
 
 Side = Literal["student", "teacher", "none"]
@@ -79,7 +81,7 @@ class Matching:
     columns: tuple[int, ...] | None = None
 
 
-class MlfdOptions(LevelOptions):
+class MlfdOptions(LevelOptions, StandardiseOptions):
     """What the multi-level student can be told. What is not given follows the convention."""
 
     adaptor: Side = method_option(
@@ -221,7 +223,10 @@ class MultiLevelDistillation(Objective):
             parts["label"] = label_loss(student.logits[LABEL_HEAD], batch, self._smoothing)
         if options.reads_logits:
             parts["distill"] = options.temperature**2 * soft_cross_entropy(
-                student.logits[LABEL_HEAD], self._ordered(theirs["logits"]), options.temperature, count=images
+                compared(options, student.logits[LABEL_HEAD]),
+                compared(options, self._ordered(theirs["logits"])),
+                options.temperature,
+                count=images,
             )
         for level, adaptor in zip(self._matching.levels, self.adaptors, strict=True):
             own = student.features if level.tap is None else student.maps[level.tap]
@@ -272,6 +277,7 @@ class Mlfd(Method):
     def check(self, setup: Setup) -> Setup:
         """Decides which levels are matched."""
         options: MlfdOptions = setup.options
+        warn_of_scale(options, options.label_weight)
         (teacher,) = setup.weights
         levels = choose_levels(setup, self.name, teacher, options.matched, options.level_weight)
         if options.adaptor == "teacher" and levels:
@@ -306,7 +312,8 @@ class Mlfd(Method):
         ]
         return [
             f"loss ({options.loss_convention}): {' + '.join(terms)}; teacher '{next(iter(setup.weights))}', "
-            f"{setup.teacher_view} view"
+            f"{setup.teacher_view} view",
+            *standardised(options),
         ]
 
     def build(self, setup: Setup) -> Objective:

@@ -6,10 +6,21 @@ from kdcli.options.fields import Options, option
 
 Direction = Literal["forward", "reverse"]
 """Order of the arguments of a KL divergence."""
+Combine = Literal["terms", "probs", "logits", "confidence"]
+"""What becomes of several teachers of the same classes, see :mod:`kdcli.methods.comparison`."""
 
 
 class MethodOptions(Options):
     """Base of a method's options. A default is the method's own."""
+
+    def identity(self) -> dict[str, Any]:
+        """What of them makes a run this run, as JSON.
+
+        Options that came later are not part of it where they change nothing: runs begun before them go on.
+        """
+        later = {"standardise_logits": False, "combine": "terms", "rest": "drop"}
+        document = self.model_dump(mode="json")
+        return {name: value for name, value in document.items() if name not in later or value != later[name]}
 
 
 def method_option(default: Any, help: str, **marks: Any) -> Any:
@@ -29,6 +40,11 @@ def kl_weight_option(default: float) -> Any:
     return method_option(
         default, "Weight of the distillation term (P3's lambda); labels have the rest.", ge=0, le=1
     )
+
+
+def label_weight_option() -> Any:
+    """Of the labels' cross-entropy beside terms that have weights of their own."""
+    return method_option(1.0, "Weight of the labels' cross-entropy.", ge=0, le=1e4)
 
 
 def kl_direction_option() -> Any:
@@ -72,8 +88,30 @@ class StreamOptions(MethodOptions):
     unlabelled_includes_labelled: bool | None = unlabelled_includes_labelled_option(None)
 
 
-class KlOptions(MethodOptions):
+class StandardiseOptions(MethodOptions):
+    """Of methods that compare logits of teacher and student class by class."""
+
+    standardise_logits: bool = method_option(
+        False, "Compare logits of mean 0 and standard deviation 1 in each image (Sun 2024), on both sides."
+    )
+
+
+class LogitOptions(StandardiseOptions):
+    """Of methods that learn from logits of several teachers of the same classes."""
+
+    combine: Combine = method_option(
+        "terms",
+        "Several teachers: the mean of their loss terms, or one term against the mean of their probs or logits, or "
+        "of their probs weighted by what each gives the label (confidence).",
+    )
+
+
+class KlOptions(StandardiseOptions):
     """Of P3's methods that compare logits by a KL divergence."""
 
     temperature: float = temperature_option(1.0)
     kl_direction: Direction = kl_direction_option()
+
+
+class LogitKlOptions(KlOptions, LogitOptions):
+    """The same, of several teachers of the student's classes."""

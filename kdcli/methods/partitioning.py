@@ -17,10 +17,13 @@ from kdcli.cache.cacheset import CacheSet
 from kdcli.cache.provenance import TeacherRecord
 from kdcli.console import console
 from kdcli.data.sources import ImageData
-from kdcli.errors import BadDataError, CacheMissingError, IdentityError, UsageError
+from kdcli.errors import CacheMissingError, IdentityError, UsageError
 from kdcli.geometry import EvalGeometry
 from kdcli.methods.base import Method, Needs, Objective, Origin, Setup, equal_shares
 from kdcli.methods.batch import Batch, TeacherOutputs
+from kdcli.methods.comparison import compared
+from kdcli.methods.labelled import require_cached_label, require_one_label
+from kdcli.methods.logits import beside, standardised, warn_of_scale
 from kdcli.methods.losses import (
     Columns,
     beside_labels,
@@ -30,7 +33,7 @@ from kdcli.methods.losses import (
     kl_name,
 )
 from kdcli.methods.options import KlOptions, kl_weight_option, method_option
-from kdcli.methods.transfer import PAPER, PRINTED, beside
+from kdcli.methods.transfer import PAPER, PRINTED
 from kdcli.models.network import Classifier
 from kdcli.models.spec import Model, open_model, weights_sha256
 from kdcli.models.student import LABEL_HEAD, StudentOutput
@@ -158,6 +161,7 @@ class DataPartitioning(Objective):
             [self._columns(name, teacher[name]["logits"]) for name in self._sources], choice
         )
         logits, options = student.logits[LABEL_HEAD], self._options
+        logits, targets = compared(options, logits), compared(options, targets)
         parts = {"distill": kl_divergence(logits, targets, options.temperature, options.kl_direction, count)}
         for number, name in enumerate(self._teachers, start=1):
             parts[f"share/{name}"] = (choice == number).sum() / count
@@ -192,9 +196,11 @@ class Partition(Method):
 
     def check(self, setup: Setup) -> Setup:
         """Decides where the frozen student is from; it is none of the teachers unless asked for."""
-        data, cache = _there(setup)
         if "logp_label" in self.needs.kinds:
-            self._require_labels(setup, data, cache)
+            does = f"{self.name} compares what teachers and student give an image's label"
+            require_one_label(setup, does, f"--method {DP_UNSUP.name}")
+            require_cached_label(setup, f"--method {DP_UNSUP.name}")
+        warn_of_scale(setup.options, 1 - getattr(setup.options, "kl_weight", 1.0))
         frozen = choose_frozen(setup, self.needs.kinds)
         weights, teacher = dict(setup.weights), frozen.teacher
         if teacher is not None and not setup.asked and len(weights) > 1 and teacher.name in weights:
@@ -206,36 +212,6 @@ class Partition(Method):
             weights=weights,
             teachers={name: setup.teachers[name] for name in weights},
         )
-
-    def _require_labels(self, setup: Setup, data: ImageData, cache: CacheSet) -> None:
-        """Refuse data whose labels are not those that the cached log-probabilities are of."""
-        if setup.mixes:
-            raise UsageError(
-                f"{self.name} compares what teachers and student give an image's label, and mixed images have two",
-                f"Use --method {DP_UNSUP.name}, or views of a recipe without MixUp and CutMix.",
-            )
-        unlabelled = int((data.labels < 0).sum())
-        if unlabelled:
-            raise BadDataError(
-                f"{unlabelled} of {len(data)} images have no label, and {self.name} compares what teachers and "
-                "student give the label",
-                f"Use --method {DP_UNSUP.name}, which needs none, or labelled images only.",
-            )
-        names, known = data.class_names, cache.class_names
-        if names is None or known is None or not set(names) <= set(known):
-            raise BadDataError(
-                "the labels are not those that the cache was made with, and the teachers' log-probabilities are of "
-                "those",
-                f"Make a cache of these labels, or use --method {DP_UNSUP.name} instead of {self.name}.",
-            )
-        rows = cache.rows_of(data, check_content=False)  # refuses images whose class differs
-        without = int((cache.labels[rows] < 0).sum())
-        if without:
-            raise BadDataError(
-                f"{without} of {len(data)} images had no label when they were cached, so nothing is known of what "
-                "teachers give it",
-                f"Cache the labelled data set anew, or use --method {DP_UNSUP.name} instead of {self.name}.",
-            )
 
     def arrays(self, setup: Setup) -> dict[str, tuple[str, ...]]:
         """With the cached frozen student's."""
@@ -256,6 +232,7 @@ class Partition(Method):
         )
         return [
             f"{kl_name(setup.options)}{beside(setup.options)}; teachers: {', '.join(setup.weights)}",
+            *standardised(setup.options),
             f"frozen student: {place}",
         ]
 

@@ -1,6 +1,7 @@
 """P3's transfer of features: CD and CRD beside the labels; :mod:`kdcli.methods.transfer` has the paper."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, final
 
 import numpy as np
@@ -18,6 +19,7 @@ from kdcli.methods.crd import (
     fit_negatives,
     negatives_option,
 )
+from kdcli.methods.logits import beside
 from kdcli.methods.losses import (
     beside_labels,
     kl_order,
@@ -26,7 +28,7 @@ from kdcli.methods.losses import (
     weighted_sum,
 )
 from kdcli.methods.options import Direction, MethodOptions, kl_direction_option, kl_weight_option
-from kdcli.methods.transfer import PAPER, PRINTED, beside, without_labels
+from kdcli.methods.transfer import PAPER, PRINTED
 from kdcli.models.student import LABEL_HEAD, StudentOutput
 
 
@@ -139,7 +141,7 @@ class Similarities(Method):
 
     def needs_of(self, options: SimilarityOptions) -> Needs:
         """No labels where lambda is 1."""
-        return without_labels(self.needs, options.kl_weight)
+        return self.needs if options.kl_weight < 1 else replace(self.needs, labels=False)
 
     def describe(self, setup: Setup) -> list[str]:
         """P3 Eq. 6 with its numbers."""

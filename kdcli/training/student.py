@@ -55,7 +55,8 @@ def build_student(plan: Plan) -> Built:
         if record is not None:
             require_as_cached(record)
     torch.manual_seed(seed)
-    own = plan.needs.classes and plan.init not in UNTRAINED  # its classifier learns on
+    needs = plan.needs
+    own = needs.classes and not needs.same and plan.init not in UNTRAINED  # its classifier learns on
     model = open_model(
         config.student if plan.init in FRESH else plan.init,
         weights="random" if plan.init in UNTRAINED else "pretrained",
