@@ -44,7 +44,7 @@ CONFIGS = (
     f"{line_of('mcl')} --mcl-share 0.4 --mcl-every 3",
     f"{line_of('dp')} --frozen cache --frozen-teacher gen --kl-direction reverse --temperature 2",
     f"{line_of('topk-kl')} --top-classes 3 --kl-weight 0.3",
-    f"{line_of('sp')} --sp-level map --teacher-tap layer4 --relation-weight 100 --label-weight 0",
+    f"{line_of('sp')} --levels maps --teacher-tap layer4 --relation-weight 100 --label-weight 0",
     f"{line_of('rkd')} --angle-weight 0 --label-weight 0.5 --accumulate 4",
     f"{line_of('topk-kl')} --top-classes 3 --rest spread --temperature 4",
     f"{line_of('kd')} --standardise-logits --combine confidence --teacher gen --teacher exp",

@@ -309,14 +309,14 @@ def test_the_weights_of_sp_and_pkt_are_for_64_images() -> None:
 
 
 def test_sp_compares_maps_of_any_shapes(place: Place) -> None:
-    config = place.config("maps", "sp", teacher=("mapped",), teacher_tap=("layer4",), sp_level="map", lr=0.01)
+    config = place.config("maps", "sp", teacher=("mapped",), teacher_tap=("layer4",), levels="maps", lr=0.01)
     plan = make_plan(config)
     assert plan.method.arrays(plan.setup) == {"mapped": ("maps/layer4",)}
-    assert plan.identity()["maps"] == {"mapped": "maps/layer4"}
+    assert plan.identity()["maps"] == {"mapped/maps/layer4": {"weight": 1.0, "tap": None}}
     result = train_student(config)
     assert result.history[-1]["sp"] < result.history[0]["sp"]
     other = train_student(
-        place.config("maps3", "sp", teacher=("mapped",), teacher_tap=("layer3",), sp_level="map", lr=0.01)
+        place.config("maps3", "sp", teacher=("mapped",), teacher_tap=("layer3",), levels="maps", lr=0.01)
     )
     assert other.history[0]["sp"] != result.history[0]["sp"]
 
@@ -330,12 +330,14 @@ def test_sp_compares_maps_of_any_shapes(place: Place) -> None:
         ("pkt", {"freeze": "backbone"}, UsageError, "would have to change the backbone"),
         ("rkd", {"distance_weight": 0.0, "angle_weight": 0.0}, UsageError, "learns nothing from its teachers"),
         ("pkt", {"data": "unlabelled"}, KdError, r"no labels.*\n.*--label-weight 0"),
-        ("sp", {"teacher_tap": ("layer4",)}, UsageError, "names a map, and --sp-level features compares none"),
-        ("sp", {"sp_level": "map"}, UsageError, "there are 2 of 'mapped': layer3, layer4"),
-        ("sp", {"sp_level": "map", "teacher": ("gen",)}, CacheMissingError, "the cache keeps none"),
-        ("sp", {"sp_level": "map", "teacher_tap": ("layer5",)}, CacheMissingError, "Did you mean 'layer"),
-        ("sp", {"sp_level": "map", "teacher_tap": ("layer4",), "student_tap": ("a", "b")}, UsageError, "once"),
-        ("sp", {"sp_level": "map", "teacher_tap": ("layer4",), "student_tap": ("x",)}, UsageError, "has no"),
+        ("sp", {"teacher_tap": ("layer4",)}, UsageError, "--teacher-tap layer4, but --levels features matches no map"),
+        ("sp", {"levels": "maps"}, UsageError, "keeps 2 maps of 'mapped': layer3, layer4"),
+        ("sp", {"levels": "maps", "teacher": ("gen",)}, CacheMissingError, "sp matches a map of 'gen', and the cache"),
+        ("sp", {"levels": "maps", "teacher_tap": ("layer5",)}, CacheMissingError, "Did you mean 'layer"),
+        ("sp", {"levels": "maps", "teacher_tap": ("layer4",), "student_tap": ("a", "b")}, UsageError, "equally often"),
+        ("sp", {"levels": "maps", "teacher_tap": ("layer3", "layer4"), "student_tap": ("a", "b")}, UsageError,
+         "compares one map a teacher, and 2 of 'mapped'"),
+        ("sp", {"levels": "maps", "teacher_tap": ("layer4",), "student_tap": ("x",)}, UsageError, "has no"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused_in_two_lines(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kdcli.methods.relations import (
     NEEDS,
+    SPARES,
     RelationalMethod,
     RelationOptions,
     Term,
@@ -57,5 +58,5 @@ class Pkt(RelationalMethod):
 PKT = Pkt(
     name="pkt", paper="PKT, Passalis and Tefas 2018", equation="Eq. 8",
     summary="Probabilities of a step's images given each other, and labels.", Options=PktOptions, needs=NEEDS,
-    defaults=PRINTED,
+    defaults=PRINTED, spares=SPARES,
 )  # fmt: skip

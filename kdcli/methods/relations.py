@@ -13,7 +13,7 @@ here are b/64 times the formulas (ours): a beta then weighs an image's row again
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, final
+from typing import Any, final
 
 import torch
 from jaxtyping import Float
@@ -30,6 +30,7 @@ from kdcli.models.student import LABEL_HEAD, StudentOutput
 PRINTED_IMAGES = 64
 """Images of a step that the printed weights of SP and PKT are for."""
 NEEDS = Needs(frozenset({"features"}), labels=True, several_labels=True)
+SPARES = {"labels": "--label-weight 0"}
 
 Relation = Callable[[Tensor, Tensor], Tensor]
 """Loss of the student's features of all images against a teacher's."""
@@ -152,7 +153,6 @@ class RelationalMethod(Method):
         least: images without which there is no relation.
     """
 
-    spares: ClassVar[Mapping[str, str]] = {"labels": "--label-weight 0"}
     tunes = True
 
     least: int = 2
@@ -189,15 +189,19 @@ class RelationalMethod(Method):
         return setup
 
     def arrays(self, setup: Setup) -> dict[str, tuple[str, ...]]:
-        """Features, unless :attr:`Setup.own` names another array of each teacher."""
-        return {name: (array,) for name, array in _arrays(setup).items()}
+        """The one that is compared."""
+        return {name: (array,) for name, array in self.read_of(setup).items()}
+
+    def read_of(self, setup: Setup) -> dict[str, str]:
+        """What is compared of each teacher: the name of an array."""
+        return dict.fromkeys(setup.weights, "features")
 
     def describe(self, setup: Setup) -> list[str]:
         """The loss with its numbers."""
         options = setup.options
         terms = [f"{term.weight:g} {term.name}" for term in self.terms(options) if term.weight]
         terms += [f"{options.label_weight:g} CE"] if options.label_weight else ["no labels"]
-        read = ", ".join(sorted(set(_arrays(setup).values())))
+        read = ", ".join(sorted(set(self.read_of(setup).values())))
         return [
             f"relations between the {setup.settings.batch_size} images of a step, by {read}: {' + '.join(terms)}; "
             f"teachers: {setup.shares}"
@@ -208,7 +212,7 @@ class RelationalMethod(Method):
         options = setup.options
         return Relations(
             setup.weights,
-            _arrays(setup),
+            self.read_of(setup),
             [term for term in self.terms(options) if term.weight],
             options.label_weight,
             setup.settings.label_smoothing,
@@ -218,7 +222,3 @@ class RelationalMethod(Method):
     def tap(self, setup: Setup) -> str | None:
         """The student's layer that is compared; None: its features."""
         return None
-
-
-def _arrays(setup: Setup) -> dict[str, str]:
-    return setup.own or dict.fromkeys(setup.weights, "features")

@@ -22,7 +22,14 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from kdcli.methods.relations import NEEDS, RelationalMethod, RelationOptions, Term, relation_weight_option
+from kdcli.methods.relations import (
+    NEEDS,
+    SPARES,
+    RelationalMethod,
+    RelationOptions,
+    Term,
+    relation_weight_option,
+)
 from kdcli.methods.transfer import PRINTED
 
 ELEMENTS = 2**21
@@ -143,5 +150,5 @@ class Rkd(RelationalMethod):
 RKD = Rkd(
     name="rkd", paper="RKD, Park et al. 2019", equation="Eq. 8, 11",
     summary="Distances and angles between a step's images, and labels.", Options=RkdOptions, needs=NEEDS,
-    defaults=PRINTED, least=3,
+    defaults=PRINTED, spares=SPARES, least=3,
 )  # fmt: skip

@@ -2,7 +2,7 @@
 
     L_SP = 1/b^2 sum_ij (G_s - G_t)_ij^2,   G: the rows of F F^T, each of length 1                        (Eq. 2 to 4)
 
-* F: [b, D] the pooled features (ours), or with ``--sp-level map`` a map, flattened [paper: the last one]. The diagonal
+* F: [b, D] the pooled features (ours), or with ``--levels maps`` a map, flattened [paper: the last one]. The diagonal
   counts. Grids and channels may differ.
 * Default beta (``--relation-weight``) 3000 for 64 images a step [RepDistiller]; see :mod:`~kdcli.methods.relations`.
 """
@@ -13,11 +13,13 @@ from typing import Any, Literal, final
 from jaxtyping import Float
 from torch import Tensor
 
-from kdcli.errors import CacheMissingError, UsageError, nearest
+from kdcli.errors import UsageError
 from kdcli.methods.base import Method, Needs, Setup
+from kdcli.methods.levels import KINDS, TapOptions, choose_levels, fit_levels
 from kdcli.methods.options import method_option
 from kdcli.methods.relations import (
     NEEDS,
+    SPARES,
     RelationalMethod,
     RelationOptions,
     Term,
@@ -26,7 +28,6 @@ from kdcli.methods.relations import (
     wide,
 )
 from kdcli.methods.transfer import PRINTED
-from kdcli.models.taps import tap_shapes
 
 
 def similarity_loss(student: Float[Tensor, "b ..."], teacher: Float[Tensor, "b ..."]) -> Float[Tensor, ""]:
@@ -44,24 +45,18 @@ def similarity_loss(student: Float[Tensor, "b ..."], teacher: Float[Tensor, "b .
     return (ours - theirs).square().mean()
 
 
-class SpOptions(RelationOptions):
+class SpOptions(RelationOptions, TapOptions):
     """What SP can be told."""
 
     relation_weight: float = relation_weight_option(3000.0, rows=True)
-    sp_level: Literal["features", "map"] = method_option(
+    levels: Literal["features", "maps"] = method_option(
         "features", "What is compared: the pooled features, or a map (the paper: the last)."
-    )
-    student_tap: tuple[str, ...] = method_option(
-        (), "Layer of the student whose map is compared; default: its last.", metavar="TAP"
-    )
-    teacher_tap: tuple[str, ...] = method_option(
-        (), "Cached map of a teacher; default: the only one of each. Repeatable.", metavar="TAP"
     )
 
 
 @final
 class Sp(RelationalMethod):
-    """SP; :attr:`Setup.own` names the map of each teacher, if maps are compared."""
+    """SP; :attr:`Setup.own` has the map of each teacher, if maps are compared."""
 
     def terms(self, options: SpOptions) -> tuple[Term, ...]:
         """See :func:`similarity_loss`."""
@@ -69,37 +64,35 @@ class Sp(RelationalMethod):
 
     def needs_of(self, options: RelationOptions) -> Needs:
         """Maps instead of features, where these are compared."""
-        needs = RelationalMethod.needs_of(self, options)
-        return replace(needs, kinds=frozenset({"maps"})) if _of_maps(options) else needs
+        levels = options.levels if isinstance(options, SpOptions) else "features"
+        return replace(RelationalMethod.needs_of(self, options), kinds=KINDS[levels])
 
     def check(self, setup: Setup) -> Setup:
-        """Decides which maps are compared."""
+        """Decides which level is compared."""
         setup = RelationalMethod.check(self, setup)
-        options: SpOptions = setup.options
-        taps = {"--student-tap": options.student_tap, "--teacher-tap": options.teacher_tap}
-        given = next((name for name, own in taps.items() if own), None)
-        if given is not None and not _of_maps(options):
+        levels = {
+            name: choose_levels(setup, self.name, name, setup.options.levels, (1.0,))
+            for name in setup.weights
+        }
+        several = next((name for name, found in levels.items() if len(found) > 1), None)
+        if several is not None:
             raise UsageError(
-                f"{given} names a map, and --sp-level features compares none",
-                "Add --sp-level map, or leave the taps out.",
+                f"{self.name} compares one map a teacher, and {len(levels[several])} of '{several}' are named",
+                "Give --student-tap once, and --teacher-tap once or as NAME=TAP for each teacher.",
             )
-        if len(options.student_tap) > 1:
-            raise UsageError(f"{self.name} compares one map of the student", "Give --student-tap once.")
-        if _of_maps(options) and setup.origin.train_from is not None:
-            raise UsageError(
-                f"--train-from {setup.origin.train_from}: a student that is cut gives no maps to compare",
-                "Leave --train-from out, or use --sp-level features.",
-            )
-        return replace(
-            setup, own={name: _map_of(setup, name) for name in setup.weights} if _of_maps(options) else None
-        )
+        return replace(setup, own={name: found[0] for name, found in levels.items()})
 
     def identity(self, setup: Setup) -> dict[str, Any]:
-        """With the maps."""
+        """With the level of each teacher."""
+        levels = {f"{name}/{level.array}": level.document() for name, level in setup.own.items()}
         return {
             **Method.identity(self, setup),
-            **({"maps": dict(sorted(setup.own.items()))} if setup.own else {}),
+            **({"maps": levels} if setup.options.levels == "maps" else {}),
         }
+
+    def read_of(self, setup: Setup) -> dict[str, str]:
+        """The array of its level."""
+        return {name: level.array for name, level in setup.own.items()}
 
     def tap(self, setup: Setup) -> str | None:
         """The one that is named, or the last.
@@ -107,43 +100,11 @@ class Sp(RelationalMethod):
         Raises:
             UsageError: the student has no such layer.
         """
-        if not _of_maps(setup.options):
-            return None
-        taps = setup.options.student_tap or setup.opened().network.taps[-1:] or ("the last",)
-        tap_shapes(setup.opened(), [taps[0]])
-        return str(taps[0])
-
-
-def _of_maps(options: Any) -> bool:
-    return isinstance(options, SpOptions) and options.sp_level == "map"
-
-
-def _map_of(setup: Setup, teacher: str) -> str:
-    """The array of a teacher's map that is compared.
-
-    Raises:
-        CacheMissingError: none is cached, or not the one that is named.
-        UsageError: there are several.
-    """
-    named, record = setup.options.teacher_tap, setup.teachers[teacher]
-    kept = [array for output in record.outputs.values() if output.kind == "maps" for array in output.arrays]
-    chosen = [array for array in kept if not named or array.removeprefix("maps/") in named]
-    taps = [array.removeprefix("maps/") for array in kept]
-    if not chosen and setup.cache is not None:
-        tap = named[0] if named else "TAP"
-        raise CacheMissingError(
-            f"a map of '{teacher}' is needed, and the cache keeps {', '.join(taps) or 'none'}.{nearest(tap, taps)}",
-            setup.cache.adding([teacher], [f"maps:{tap}"]),
-        )
-    if len(chosen) > 1:
-        raise UsageError(
-            f"one map a teacher is compared, and there are {len(chosen)} of '{teacher}': {', '.join(taps)}",
-            "Name it: --teacher-tap TAP.",
-        )
-    return chosen[0]
+        return fit_levels(tuple(setup.own.values()), setup.opened())[0].tap
 
 
 SP = Sp(
     name="sp", paper="SP, Tung and Mori 2019", equation="Eq. 4",
     summary="Similarities between a step's images, and labels.", Options=SpOptions, needs=NEEDS, defaults=PRINTED,
+    spares=SPARES,
 )  # fmt: skip
