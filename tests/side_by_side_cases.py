@@ -165,6 +165,12 @@ METHODS = (
         f"--map-resize pool --loss-convention code {PLAIN}",
         MAPS,
     ),
+    train("feature", f"--method feature {P3} --levels all --teacher-tap layer4 --student-tap layer3", MAPS_ONE),
+    *(
+        train(name, f"--method {name} {P3} --teacher-tap layer3 --student-tap layer3", MAPS_ONE)
+        for name in ("hint", "at", "vid")
+    ),
+    train("srrl", f"--method srrl {P3}", START),
 )
 
 RUNS = (
