@@ -122,6 +122,7 @@ def describe_teacher(
                 kind=output.kind,
                 top_k=output.top_k,
                 tap=output.tap,
+                pool=output.pool,
                 eval_only=output.eval_only,
                 arrays=plan.arrays[output.name],
             )
