@@ -7,8 +7,8 @@
     tokens                 the map of the last tap: what its features are pooled from
     pixels@eval            what it is shown of view 0, before its normalisation
 
-Maps and tokens may be followed by ``@poolN``: averaged over an N x N grid before they are stored. Any of them may end in
-``@eval``: kept of view 0 only; pixels must. With logits or top-k come small exact statistics
+Maps and tokens may be followed by ``@poolN``: averaged over an N x N grid before they are stored. Any of them may end
+in ``@eval``: kept of view 0 only; pixels must. With logits or top-k come small exact statistics
 (``stats``: fp32 logsumexp at each temperature, largest log-probability, log-probability of the label).
 """
 
@@ -58,7 +58,7 @@ class Output:
 
     @property
     def name(self) -> str:
-        """What commits, claims and messages call it: ``logits``, ``topk``, ``maps.layer4``, ``maps.layer4@pool7``, ..."""
+        """What commits, claims and messages call it: ``logits``, ``maps.layer4``, ``maps.layer4@pool7``, ..."""
         return MAPS + self.place if self.kind == "maps" else self.kind
 
     @property
@@ -146,7 +146,9 @@ def resolved(outputs: Iterable[Output], last_tap: Callable[[], str]) -> tuple[Ou
     for output in outputs:
         own = replace(output, tap=last_tap()) if output.kind == "maps" and not output.tap else output
         if own.name in found:
-            raise UsageError(f"--keep names {own.name} twice: it is what {output} means", "Leave one of them out.")
+            raise UsageError(
+                f"--keep names {own.name} twice: it is what {output} means", "Leave one of them out."
+            )
         found[own.name] = own
     return tuple(found.values())
 

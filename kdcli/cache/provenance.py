@@ -245,7 +245,8 @@ class _Compute(BaseModel, extra="allow"):
 class TeacherRecord(BaseModel):
     """What a cache knows of a teacher.
 
-    Its identity is :meth:`gate`; ``spec`` is where it was found; ``compute`` is how it ran, reused by a
+    Its identity is :meth:`gate`; ``spec`` is where it was found; ``pooling`` is how its features come of its last
+    map, where that is known (its weights' digest tells one from another); ``compute`` is how it ran, reused by a
     resume; ``pixels`` are a few rendered pixels that show when another library version draws differently.
     ``outputs`` is what is kept of it: it may grow, and is no part of the identity.
     """
@@ -261,6 +262,7 @@ class TeacherRecord(BaseModel):
     declared_preprocess: Annotated[dict[str, Any], shaped(Preprocess), AfterValidator(_drawable)]
     num_classes: int = Field(ge=0, le=AXIS)
     num_features: int = Field(ge=0, le=AXIS)
+    pooling: Annotated[str, Field(max_length=64)] | None = None
     class_names: tuple[Text, ...] | None
     temperatures: tuple[Annotated[float, Field(gt=0)], ...] = Field(max_length=1024)
     pixels: tuple[Annotated[int, Field(ge=0, le=255)], ...]
@@ -335,7 +337,9 @@ class TeacherRecord(BaseModel):
 
     def document(self) -> dict[str, Any]:
         """The record as JSON, without its outputs: they have files of their own."""
-        return self.model_dump(mode="json", exclude={"outputs"})
+        return self.model_dump(
+            mode="json", exclude={"outputs"} | ({"pooling"} if self.pooling is None else set())
+        )
 
     def array_specs(self, of_all_views: bool = False) -> dict[str, ArraySpec]:
         """The arrays it keeps; or only those that it keeps of every view."""

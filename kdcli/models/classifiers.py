@@ -5,14 +5,13 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, final
 
-import torch
 from jaxtyping import Float
 from timm.models import get_model_args
 from torch import Tensor, nn
 
 from kdcli.errors import UsageError
 from kdcli.models.arguments import known_arguments, telling
-from kdcli.models.network import Classifier, looking, nearly_equal, synthetic_image
+from kdcli.models.network import Classifier, looking, nearly_equal
 from kdcli.outputs import MAPS
 
 NORM: Final = "norm"
@@ -81,14 +80,18 @@ class TimmClassifier(Classifier):
             return self.finish(plain.forward_features(images), names)
         stages = self._tap_names
         asked = {stages.index(tap) for tap in taps if tap in stages}
-        last, found = self._run_stages(images, asked | (set() if len(asked) == len(taps) else {len(stages) - 1}))
+        last, found = self._run_stages(
+            images, asked | (set() if len(asked) == len(taps) else {len(stages) - 1})
+        )
         for tap in {NORM, _FINAL} & set(taps) - set(stages):
             found[tap] = _final_map(plain, last, found[stages[-1]])
         outputs = {MAPS + tap: each for tap, each in found.items()}
         outputs |= self.finish(last, [name for name in names if name not in outputs])
         return {name: outputs[name] for name in names}
 
-    def _run_stages(self, images: Float[Tensor, "b 3 h w"], places: set[int]) -> tuple[Any, dict[str, Tensor]]:
+    def _run_stages(
+        self, images: Float[Tensor, "b 3 h w"], places: set[int]
+    ) -> tuple[Any, dict[str, Tensor]]:
         """What ``forward_features`` gives, and the maps of some stages on the way, by name."""
         plain: Any = self.plain
         indices, names = sorted(places), self._tap_names
@@ -125,7 +128,7 @@ class TimmClassifier(Classifier):
         """See the base: as timm calls it, where it has a word."""
         plain: Any = self.plain
         places = (plain, getattr(plain, "head", None))
-        pools = [pool for place in places if (pool := getattr(place, "global_pool", None)) is not None]
+        pools = [getattr(place, name, None) for place in places for name in ("global_pool", "pool_type")]
         kinds = [getattr(pool, "pool_type", pool) for pool in pools]
         return next((_POOLING[kind] for kind in kinds if isinstance(kind, str) and kind in _POOLING), "")
 
@@ -270,8 +273,12 @@ class TorchvisionClassifier(Classifier):
         features, or their class token."""
         names, pooled = self.stages, list[Tensor]()
         pools = [each for each in self.plain.modules() if isinstance(each, nn.AdaptiveAvgPool2d)]
-        pools = [] if isinstance(self.head, nn.Conv2d) else pools  # there it is the classes' maps that are pooled
-        handles = [pool.register_forward_pre_hook(lambda _module, inputs: pooled.append(inputs[0])) for pool in pools]
+        pools = (
+            [] if isinstance(self.head, nn.Conv2d) else pools
+        )  # there it is the classes' maps that are pooled
+        handles = [
+            pool.register_forward_pre_hook(lambda _module, inputs: pooled.append(inputs[0])) for pool in pools
+        ]
         try:
             with looking(self) as image, _outputs_of(self.plain, names) as caught:
                 features = self.outputs(image, ("features",))["features"]

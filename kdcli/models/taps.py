@@ -48,8 +48,14 @@ def with_last_tap(model: Model, outputs: Iterable[Output]) -> tuple[Output, ...]
         if model.network.last_tap:
             return model.network.last_tap
         known = model.network.taps
-        taps = f"Keep a map by its tap, maps:TAP: {_listed(known)}." if known else "Leave tokens out: --keep features."
-        raise UsageError(f"'{model.spec}' has no map that its features are pooled from, so it has no tokens", taps)
+        taps = (
+            f"Keep a map by its tap, maps:TAP: {_listed(known)}."
+            if known
+            else "Leave tokens out: --keep features."
+        )
+        raise UsageError(
+            f"'{model.spec}' has no map that its features are pooled from, so it has no tokens", taps
+        )
 
     return resolved(outputs, last_tap)
 
@@ -100,8 +106,8 @@ def pooled_shape(model: Model, output: Output, shape: tuple[int, int, int]) -> l
         size = " x ".join(map(str, model.preprocess.size))
         raise UsageError(
             f"--keep {output}: the map '{output.tap}' of '{model.spec}' is {height} x {width} at {size} pixels",
-            f"Pool over a grid of at most {min(height, width)}, leave {POOL}{output.pool} out, or show it larger images: "
-            "--teacher-size.",
+            f"Pool over a grid of at most {min(height, width)}, leave {POOL}{output.pool} out, or show it larger "
+            "images: --teacher-size.",
         )
     return [channels, output.pool or height, output.pool or width]
 

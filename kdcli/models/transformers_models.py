@@ -23,7 +23,7 @@ from kdcli.models.hub import snapshot
 from kdcli.models.image_processors import preprocess_of
 from kdcli.models.network import Classifier, nearly_equal, synthetic_image
 from kdcli.reading import DOCUMENT_BYTES, read_json, require_name, require_regular
-from kdcli.types import Preprocess
+from kdcli.types import Preprocess, Size
 
 _FILES: Final = ("*.json", "model*.safetensors")
 LOCAL: Final[dict[str, Any]] = {"local_files_only": True, "trust_remote_code": False}
@@ -82,7 +82,7 @@ class TransformersArchitecture(Architecture):
         """See the base: the class of the network."""
         return f"transformers/{(self._config.architectures or [self._config.model_type])[0]}"
 
-    def random(self, num_classes: int | None, image_size: int | None) -> Classifier:
+    def random(self, num_classes: int | None, image_size: Size | None) -> Classifier:
         """See the base: it has no other weights than its own.
 
         Raises:
@@ -90,7 +90,7 @@ class TransformersArchitecture(Architecture):
         """
         raise only_a_teacher(self._spec)
 
-    def pretrained(self, image_size: int | None) -> Classifier:
+    def pretrained(self, image_size: Size | None) -> Classifier:
         """See the base."""
         classifies = self.name.endswith(_CLASSIFIERS)
         kind = self._library.AutoModelForImageClassification if classifies else self._library.AutoModel
@@ -120,12 +120,12 @@ class TransformersArchitecture(Architecture):
             )
         return network, report["missing_keys"]
 
-    def preprocess(self, image_size: int | None) -> Preprocess:
+    def preprocess(self, image_size: Size | None) -> Preprocess:
         """See the base: its image processor's."""
         with self._errors("preprocessor_config.json"):
             processor = self._library.AutoImageProcessor.from_pretrained(self._folder, **LOCAL)
             own = preprocess_of(processor.to_dict(), f"the image processor of '{self._spec}'")
-        return own if image_size is None else replace(own, size=(image_size, image_size))
+        return own if image_size is None else replace(own, size=image_size)
 
     def class_names(self) -> tuple[str, ...] | None:
         """See the base: none where they are transformers' numbers, or one is there twice (ImageNet's cranes)."""
