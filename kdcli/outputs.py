@@ -147,7 +147,7 @@ def resolved(outputs: Iterable[Output], last_tap: Callable[[], str]) -> tuple[Ou
         own = replace(output, tap=last_tap()) if output.kind == "maps" and not output.tap else output
         if own.name in found:
             raise UsageError(
-                f"--keep names {own.name} twice: it is what {output} means", "Leave one of them out."
+                f"--keep names {own.name} twice: {TOKENS} are that map here", "Leave one of them out."
             )
         found[own.name] = own
     return tuple(found.values())
