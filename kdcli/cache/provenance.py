@@ -4,21 +4,13 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, TypeVar, final
 
 import numpy as np
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    model_serializer,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_serializer, model_validator
 
 from kdcli.cache.owned import read_own_json, repair_hint
 from kdcli.cache.pixels import PIXEL_TOLERANCE, pixel_drift
@@ -189,12 +181,10 @@ class OutputRecord(BaseModel):
         return Output(self.kind, self.top_k, self.tap, self.eval_only, self.pool)
 
     @model_serializer(mode="wrap")
-    def _without_no_pool(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_no_pool(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
         """Of a map as it is the record says nothing of pooling, as kd always wrote it."""
-        document: dict[str, Any] = handler(self)
-        if not self.pool:
-            del document["pool"]
-        return document
+        document = handler(self)
+        return document if self.pool else {name: each for name, each in document.items() if name != "pool"}
 
     @property
     def name(self) -> str:

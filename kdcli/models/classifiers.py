@@ -189,7 +189,7 @@ def _final_map(plain: Any, last: Any, stage: Float[Tensor, "b _ h w"]) -> Float[
     if isinstance(last, Tensor) and last.ndim == 3:
         others = last.shape[1] - height * width
         if others == getattr(plain, "num_prefix_tokens", 0):
-            return last[:, others:].transpose(1, 2).unflatten(2, (height, width))
+            return last[:, others:].transpose(1, 2).reshape(len(last), -1, height, width)
     raise UsageError(
         "what its features are pooled from is no map of places", "Choose one of its stages: maps:TAP."
     )
@@ -341,7 +341,8 @@ def _as_map(
     if patch is not None and len(found) == 1 and isinstance(found[0], Tensor) and found[0].ndim == 3:
         grid = images.shape[2] // patch, images.shape[3] // patch
         if found[0].shape[1] == 1 + grid[0] * grid[1]:
-            return found[0][:, 1:].transpose(1, 2).unflatten(2, grid)
+            tokens: Tensor = found[0][:, 1:]
+            return tokens.transpose(1, 2).reshape(len(tokens), -1, *grid)
     if len(found) != 1 or not isinstance(found[0], Tensor) or found[0].ndim != 4:
         times = f"runs {len(found)} times" if len(found) != 1 else "gives no 4-D tensor"
         raise UsageError(f"'{tap}' is no feature map: it {times} in a forward", "Choose a stage, or a block.")

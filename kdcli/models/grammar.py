@@ -57,7 +57,8 @@ class ModelSpec:
         text, told = _split(text.strip())
         kind, rest = _kind_of(text)
         size, arguments = parse_told(told, text)
-        return cls(kind, *MODELS.find(kind).read(rest, text), size, arguments)
+        name, file = MODELS.find(kind).read(rest, text)
+        return cls(kind, name, file, size, arguments)
 
     @property
     def bare(self) -> "ModelSpec":

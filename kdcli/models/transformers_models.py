@@ -5,6 +5,7 @@ A checkpoint of an image classifier gives logits, and as features what its last 
 token, else its mean over places.
 """
 
+import functools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -19,9 +20,11 @@ from torch import Tensor, nn
 from kdcli.errors import BadDataError, KdError, MissingExtraError, NotFoundError, UsageError
 from kdcli.models.architectures import Architecture
 from kdcli.models.grammar import ModelSpec, only_a_teacher
+from kdcli.models.hidden_states import LAST_HIDDEN, as_map, catching, pooled_how
 from kdcli.models.hub import snapshot
 from kdcli.models.image_processors import preprocess_of
-from kdcli.models.network import Classifier, nearly_equal, synthetic_image
+from kdcli.models.network import Classifier, looking, nearly_equal, synthetic_image
+from kdcli.outputs import MAPS
 from kdcli.reading import DOCUMENT_BYTES, read_json, require_name, require_regular
 from kdcli.types import Preprocess, Size
 
@@ -277,13 +280,40 @@ class TransformersClassifier(Classifier):
         return self.outputs(images, ("logits",))["logits"]
 
     def outputs(self, images: Float[Tensor, "b 3 h w"], names: Collection[str]) -> dict[str, Tensor]:
-        """See the base: logits and features."""
-        found = self._classified(images) if self._classes else {"features": self._embedded(images)}
+        """See the base: logits, features, and the map of the last hidden state."""
+        with catching(self.plain) as caught:
+            found = self._classified(images) if self._classes else {"features": self._embedded(images)}
+        if MAPS + LAST_HIDDEN in names:
+            found[MAPS + LAST_HIDDEN] = as_map(self.plain, caught, images)
         if missing := [name for name in names if name not in found]:
             raise UsageError(
                 f"a {type(self.plain).__name__} gives no {missing[0]}", f"Use --keep {' or '.join(found)}."
             )
         return {name: found[name] for name in names}
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """See the base: the last hidden state alone."""
+        return (self.last_tap,) if self.last_tap else ()
+
+    @functools.cached_property
+    def last_tap(self) -> str:
+        """See the base."""
+        try:
+            with looking(self) as image:
+                self.outputs(image, (MAPS + LAST_HIDDEN,))
+        except UsageError:
+            return ""
+        return LAST_HIDDEN
+
+    @property
+    def pooling(self) -> str:
+        """See the base."""
+        if not self.last_tap:
+            return ""
+        with looking(self) as image, catching(self.plain) as caught:
+            given = self.outputs(image, ("features", MAPS + LAST_HIDDEN))
+        return pooled_how(given["features"], caught[0], given[MAPS + LAST_HIDDEN])
 
     def _classified(self, images: Tensor) -> dict[str, Tensor]:
         last, caught = getattr(self.plain, "classifier", None), list[Tensor]()
@@ -323,6 +353,7 @@ class TransformersClassifier(Classifier):
             UsageError: it takes no images, or none of that size; or the same image gives different outputs.
         """
         self.eval()
+        self.size = size
         image = synthetic_image(size)
         wanted = ("logits",) if self._classes else ("features",)
         with torch.inference_mode():
