@@ -161,7 +161,7 @@ def fit_levels(
     Raises:
         UsageError: it has no such tap (the nearest is named), or none at all.
     """
-    known = model.network.taps
+    known = model.network.stages
     own = known[-1 if default == "last" else len(known) // 2] if known else "the last"
     named = [replace(level, tap=level.tap or own) if level.is_map else level for level in levels]
     shapes = tap_shapes(model, taps_of(named))
