@@ -168,6 +168,7 @@ METHODS = Registry(
         "soft-ce": "kdcli.methods.transfer:SOFT_CE",
         "topk-kl": "kdcli.methods.transfer:TOPK_KL",
         "mlfd": "kdcli.methods.mlfd:MLFD",
+        "agglomerate": "kdcli.methods.agglomerate:AGGLOMERATE",
     },
     "kdcli.methods.base:Method",
 )

@@ -302,7 +302,7 @@ def _judged(lanes: Sequence[Lane]) -> dict[str, float]:
     """The best of the students' last scores on the images set aside; nothing before the first epoch's end."""
     last = [lane.progress.history[-1] for lane in lanes if lane.progress.history]
     found = {name: [each[f"{VAL}_{name}"] for each in last if f"{VAL}_{name}" in each] for name in MAIN}
-    short = {"top1": "val acc", "mAP": "val mAP"}
+    short = {"top1": "val acc", "mAP": "val mAP", "r2": "val R2"}
     return {short[name]: max(scores) for name, scores in found.items() if scores}
 
 

@@ -154,9 +154,9 @@ def _judge(
 
 
 def _score(judged: Mapping[str, Any]) -> float:
-    """-1 of a rate that diverged."""
+    """Minus infinity of a rate that diverged."""
     scores = {name: judged[name] for name in MAIN if judged.get(name) is not None}
-    return main_score(scores) if scores else -1.0
+    return main_score(scores) if scores else float("-inf")
 
 
 def _last(config: StudentConfig, rate: float) -> StudentConfig:

@@ -8,8 +8,8 @@ from jaxtyping import Bool, Float
 
 from kdcli.metrics.average_precision import average_precisions
 
-MAIN = ("top1", "mAP")
-"""The scores that runs are compared by: of images of one class, and of several labels."""
+MAIN = ("top1", "mAP", "r2")
+"""The scores that runs are compared by: of images of one class, of several labels, and of what teachers gave."""
 
 
 def main_score(scores: Mapping[str, float]) -> float:

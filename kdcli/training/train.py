@@ -22,6 +22,7 @@ from kdcli.models.student import LABEL_HEAD
 from kdcli.precision import require_repeatable
 from kdcli.runtime import StopFlag, StopNow, stop_signals, worker_count
 from kdcli.training.batches import feed_of, make_loader
+from kdcli.training.checkpoint import settle
 from kdcli.training.config import StudentConfig
 from kdcli.training.decide import LONE, decide, for_each, known_outcome
 from kdcli.training.distributed import Ranks, Together, join_ranks, stopped_before_training
@@ -36,6 +37,7 @@ from kdcli.training.evaluate import (
     labels_for,
     require_sound,
 )
+from kdcli.training.fidelity import fidelities, fidelity_of, judged_of
 from kdcli.training.fit import Lane, OwnRandom, fit
 from kdcli.training.one_stream import require_one_stream
 from kdcli.training.plan import Plan
@@ -157,8 +159,13 @@ def _run(
     if left:
         with ranks.one_fate():
             runs = _prepare(left)
+            for run in runs if ranks.first else ():
+                settle(run.plan, run.built.objective)
             if stop:
                 raise stopped_before_training()
+        for run in runs:
+            for constant in run.built.objective.constants():
+                ranks.copy_first_(constant)
         plan = runs[0].plan
         with plan.precision.applied(plan.device), ExitStack() as stack:
             with ranks.one_fate():  # all have read what is in OUT before the first one writes there
@@ -312,7 +319,9 @@ def _watch(run: _Run, how: Conditions) -> Watch | None:
         return lambda: accuracies([one], data, how, room)[0]
 
     judges, chooser = {}, {"best": VAL, ON_TEST: "test"}.get(plan.config.select)
-    if plan.validation is not None:
+    if plan.validation is not None and plan.predicts:
+        judges[VAL] = fidelity_of(plan, built, plan.validation, how)
+    elif plan.validation is not None:
         judges[VAL] = judge_of(LABEL_HEAD, plan.validation, labels_for(plan.validation, plan.classes))
     if plan.config.select == ON_TEST:
         _, head, data, labels = heads_to_test(plan)[0]
@@ -368,6 +377,11 @@ def _tests(done: Sequence[tuple[_Run, Lane]], how: Conditions) -> dict[str, dict
                 one = Examinee(run.built.student, head, labels, run.built.model.preprocess)
                 exams.setdefault(test, (data, {}))[1][run.name] = one
     found: dict[str, dict[str, dict[str, float]]] = {}
+    if predicting := {run.name: run for run, _ in done if run.plan.predicts and run.plan.test}:
+        data = next(iter(predicting.values())).plan.test
+        assert data is not None
+        scores = fidelities([judged_of(run.plan, run.built, data) for run in predicting.values()], data, how)
+        found = {name: {"test": each} for name, each in zip(predicting, scores, strict=True)}
     for test, (data, examinees) in exams.items():
         scores = accuracies(list(examinees.values()), data, how)
         for name, score in zip(examinees, scores, strict=True):
