@@ -259,19 +259,24 @@ def write_json(path: Path, document: Any) -> None:
 
 
 def create_text(path: Path, text: str, tmp: Path, durable: bool = True) -> bool:
+    """:func:`create_bytes` for text in UTF-8."""
+    return create_bytes(path, text.encode(), tmp, durable)
+
+
+def create_bytes(path: Path, data: bytes, tmp: Path, durable: bool = True) -> bool:
     """Create a file that nobody ever sees half-written; False, and nothing changed, when it is there.
 
     Args:
         path: the file; its folder exists.
-        text: what to write.
+        data: what to write.
         tmp: folder on the same file system for the unpublished file.
         durable: also after a power cut.
     """
     temporary = tmp / scratch_name()
     with storage_errors(path):
         try:
-            with temporary.open("w", encoding="utf-8") as file:
-                file.write(text)
+            with temporary.open("wb") as file:
+                file.write(data)
                 if durable:
                     file.flush()
                     os.fsync(file.fileno())

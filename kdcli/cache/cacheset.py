@@ -7,6 +7,7 @@ from typing import Any, final
 import numpy as np
 from jaxtyping import Bool, Int64
 
+from kdcli.cache.classifier import Classifier
 from kdcli.cache.keytable import KeyTable
 from kdcli.cache.layout import SAMPLES, Manifest
 from kdcli.cache.matching import (
@@ -101,6 +102,20 @@ class CacheSet:
         for record in records[1:]:
             records[0].beside(record).require_same(record.beside(records[0]), self._paths())
         return self.teachers[name]
+
+    def classifier(self, teacher: str) -> Classifier | None:
+        """A teacher's classifier: what makes its logits of its features.
+
+        Returns:
+            None where its logits are no linear function of its features, or no cache keeps it.
+
+        Raises:
+            NotFoundError, IdentityError: see :meth:`teacher`.
+            CorruptError: it was changed after it was written.
+        """
+        self.teacher(teacher)
+        holders = (member.store for member in self.members if teacher in member.teachers)
+        return next((found for store in holders if (found := store.classifier(teacher)) is not None), None)
 
     def _paths(self) -> str:
         return ", ".join(str(member.layout.root) for member in self.members)

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from kdcli.cache.claiming import Claiming
+from kdcli.cache.classifier import Classifier
 from kdcli.cache.layout import Unit
 from kdcli.cache.provenance import TeacherRecord
 from kdcli.cache.store import Opened
@@ -42,6 +43,10 @@ class Filling(Opened):
         Raises:
             IdentityError: another teacher has this name in the cache, or keeps a kind differently.
         """
+
+    @abstractmethod
+    def add_classifier(self, name: str, classifier: Classifier) -> None:
+        """Keep the linear classifier of a recorded teacher, unless one is kept already."""
 
     @abstractmethod
     def missing(self, part: str, withdraw: bool = True) -> list[Unit]:

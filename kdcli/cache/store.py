@@ -13,13 +13,14 @@ from kdcli.cache.arrays import WHOLE_ARRAYS, ArrayExtent, array_folder, sample_a
 from kdcli.cache.backends.base import Backend, Inspection
 from kdcli.cache.backends.hdf5 import HDF5Backend
 from kdcli.cache.backends.zarr import ZarrBackend
+from kdcli.cache.classifier import CLASSIFIER, Classifier, read_classifier
 from kdcli.cache.keytable import KeyTable, block_digest
 from kdcli.cache.layout import SAMPLES, BackendName, Layout, Manifest
 from kdcli.cache.origin import origin_of
 from kdcli.cache.owned import CHUNK_BYTES, read_own, repair_hint, require_unlinked
 from kdcli.cache.provenance import ArraySpec, OutputRecord, TeacherRecord, read_record, seal
 from kdcli.errors import Advice, CorruptError, IdentityError, StorageError, UsageError
-from kdcli.files import atomic_write_bytes, create_json, make_folder, storage_errors
+from kdcli.files import atomic_write_bytes, create_bytes, create_json, make_folder, storage_errors
 from kdcli.outputs import MAPS, PIXELS, STATS
 from kdcli.types import Difference
 
@@ -228,6 +229,20 @@ class Store:
             document = output.model_dump(mode="json")
             create_json(self.layout.output(record.name, kind), seal(document), self.layout.tmp)
         self.refresh()
+
+    def classifier(self, name: str) -> Classifier | None:
+        """The linear classifier that is kept of a teacher; None: it has none, or none is kept.
+
+        Raises:
+            CorruptError: it was changed after it was written.
+        """
+        return read_classifier(self.layout, self.teachers[name])
+
+    def add_classifier(self, name: str, classifier: Classifier) -> Path:
+        """Keep the classifier of a recorded teacher, where none is kept yet; its file."""
+        path = self.layout.teacher(name).with_name(CLASSIFIER)
+        create_bytes(path, classifier.to_bytes(self.teachers[name].id), self.layout.tmp)
+        return path
 
     def write_metadata(self, keys: KeyTable) -> None:
         """Make every folder, and every metadata file that is missing or out of date."""

@@ -13,6 +13,7 @@ from jaxtyping import Int64
 
 from kdcli.cache.arrays import WHOLE_ARRAYS
 from kdcli.cache.claims import Claims
+from kdcli.cache.classifier import Classifier
 from kdcli.cache.commits import (
     Commit,
     chunk_files,
@@ -158,6 +159,10 @@ class CacheWriter(Filling):
         recorded.require_same(record, where)  # another process may have been faster
         describe(self.layout.root)
         return recorded
+
+    def add_classifier(self, name: str, classifier: Classifier) -> None:
+        """See the base."""
+        self.store.add_classifier(name, classifier)
 
     def missing(self, part: str, withdraw: bool = True) -> list[Unit]:
         """See the base."""

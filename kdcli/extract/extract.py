@@ -17,6 +17,7 @@ from kdcli.extract.costs import CachePlan, places_of, plan_of, task_count
 from kdcli.extract.opening import require_same_data
 from kdcli.extract.places import opened
 from kdcli.extract.prepare import Prepared, prepare, require_same_views
+from kdcli.extract.recording import record_teacher
 from kdcli.extract.result import CacheResult, TeacherProgress, payload_bytes, shapes
 from kdcli.precision import told
 from kdcli.runtime import Shard, StopFlag, parse_shard, pick_device, stop_signals, worker_count
@@ -66,7 +67,7 @@ def _cached(config: CacheConfig, stop: StopFlag) -> CacheResult:
             require_same_data(config.cache, manifest, cast("ImageData", prepared.data))
             require_same_views(config.cache, manifest, prepared.views)
         writer = stack.enter_context(place.writer(manifest, config.claim_timeout))
-        records = {name: writer.add_teacher(record) for name, record in prepared.records.items()}
+        records = {name: record_teacher(writer, teacher) for name, teacher in prepared.teachers.items()}
         return _Run(prepared, writer, records, shard).complete(stop)
 
 

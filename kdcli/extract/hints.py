@@ -105,6 +105,8 @@ HINTS: Final[dict[str, str | Callable[..., str]]] = {
     "restore-manifest": "Restore it from a copy; kd never guesses what a cache is.",
     "restore-teacher": "Restore it from a copy; or remove its folder in teachers/ and run the kd cache-teachers "
     "command that made it again: what is computed is found again if the teacher is the same.",
+    "restore-classifier": "Take it out: kd cache repair; the kd cache-teachers command that made the cache adds it "
+    "again.",
     "restore-output": "Restore it from a copy; or remove it and run the kd cache-teachers command that made it again: "
     "what is computed is found again if the output is the same.",
     "not-resident": "Leave --resident out, or use --prewarm: rows are then read from the cache as they are needed.",

@@ -64,6 +64,11 @@ class Classifier(nn.Module, metaclass=ABCMeta):
         """Whether its classifier is one linear layer, and that of the features."""
         return isinstance(self.head, nn.Linear)
 
+    @property
+    def last_layer(self) -> nn.Module:
+        """What may make its logits of its features; whether it does, :func:`kdcli.models.heads.linear_head` tells."""
+        return self.head
+
     def features(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         """Pooled features of normalised images."""
         return self.outputs(images, ("features",))["features"]

@@ -254,6 +254,12 @@ class TransformersClassifier(Classifier):
         return nn.Identity()
 
     @property
+    def last_layer(self) -> nn.Module:
+        """See the base."""
+        found = getattr(self.plain, "classifier", None)
+        return found if isinstance(found, nn.Module) else self.head
+
+    @property
     def num_classes(self) -> int:
         """See the base."""
         return self._classes

@@ -27,6 +27,7 @@ from kdcli.cache.admin.records import (
 )
 from kdcli.cache.arrays import array_folder
 from kdcli.cache.claims import Claims
+from kdcli.cache.classifier import CLASSIFIER
 from kdcli.cache.commits import Commit, chunk_files, misfits
 from kdcli.cache.damage import Audit, Damage, Gap, chunk_damage, rows_of
 from kdcli.cache.keytable import KeyTable
@@ -83,7 +84,8 @@ class _Auditor:
         self._damages += (lost := lost_records(self._layout, sound, self._unsound))
         self._unsound |= {damage.part for damage in lost}
         self._store = Store(root, manifest, sound)
-        self._vouched = {self._layout.manifest, *self._layout.teachers.glob("*/*.json")}
+        records = self._layout.teachers.glob("*/*.json"), self._layout.teachers.glob(f"*/{CLASSIFIER}")
+        self._vouched = {self._layout.manifest, *(path for found in records for path in found)}
         self._records: dict[str, dict[Place, Commit]] = {}
         self._lost: set[Unit] = set()
         self._key_digests: dict[int, str] = {}

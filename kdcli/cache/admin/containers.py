@@ -44,11 +44,11 @@ _ZARR = ZarrBackend()
 
 
 class Container(ABC):
-    """Named arrays and texts in one file. Made by :func:`create` and :func:`open_container`.
+    """Named arrays and documents in one file. Made by :func:`create` and :func:`open_container`.
 
     Attributes:
         path: the file.
-        compression: of the chunks of arrays; texts are not compressed.
+        compression: of the chunks of arrays; documents are not compressed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -71,17 +71,17 @@ class Container(ABC):
             CorruptError: the chunk is not there, or is damaged.
         """
 
-    def put_text(self, name: str, text: str) -> None:
-        """Write a text."""
-        data = np.frombuffer(text.encode(), np.uint8)
+    def put_bytes(self, name: str, content: bytes) -> None:
+        """Write a document."""
+        data = np.frombuffer(content, np.uint8)
         spec = ArraySpec((), "|u1", per_view=False)
         extent = ArrayExtent("", "", name, data.shape, (max(1, len(data)),), spec, whole=True)
         self.declare(extent)
         self.write(extent, 0, None, data)
 
     @abstractmethod
-    def text(self, name: str) -> str:
-        """A text that :meth:`put_text` wrote.
+    def bytes_of(self, name: str) -> bytes:
+        """What :meth:`put_bytes` wrote.
 
         Raises:
             CorruptError: it is not there, or is damaged.
@@ -148,14 +148,14 @@ class _HDF5File(Container):
         values[: len(found)] = found
         return values
 
-    def text(self, name: str) -> str:
+    def bytes_of(self, name: str) -> bytes:
         with _reading(self.path):
             array = plain_dataset(self._file, name, self.path)
             if array.dtype != np.uint8 or array.ndim != 1 or len(array) > TEXT_BYTES:
                 raise CorruptError(f"{self.path}: {name} holds {array.dtype} {array.shape}", PACK_AGAIN)
             if array.chunks not in (None, (max(1, len(array)),)):
                 raise CorruptError(f"{self.path}: {name} is in chunks of {array.chunks}", PACK_AGAIN)
-            return bytes(array[:]).decode()
+            return bytes(array[:])
 
     def __contains__(self, name: str) -> bool:
         with _reading(self.path):
@@ -227,9 +227,9 @@ class _ZarrGroup(Container):
                 raise CorruptError(f"{self.path}: {name} does not describe what kd packs there", PACK_AGAIN)
             self._described |= {name}
 
-    def text(self, name: str) -> str:
+    def bytes_of(self, name: str) -> bytes:
         with _reading(self.path):
-            return self._body(f"{name}/c.0", TEXT_BYTES).decode()
+            return self._body(f"{name}/c.0", TEXT_BYTES)
 
     def _body(self, name: str, most: int) -> bytes:
         """A chunk file without its checksum, which has to fit."""

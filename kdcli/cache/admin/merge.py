@@ -12,6 +12,7 @@ from typing import Any, final
 
 from kdcli.cache.admin.moving import (
     Moved,
+    classifiers_in,
     committed,
     finish_cache,
     made_before,
@@ -71,7 +72,8 @@ def merge(inputs: Sequence[Path], target: Path) -> Moved:
             copied = [reader.store.data for reader in readers if not _same_disk(reader, target)]
             require_space(target, sum(sum(sizes_in(folder).values()) for folder in copied))
         labels = None if manifest.data.labels is None else first.labels
-        store = start_cache(root, manifest, first.keys, labels, teachers)
+        classifiers = classifiers_in([reader.store for reader in readers], teachers)
+        store = start_cache(root, manifest, first.keys, labels, teachers, classifiers)
         merged = _Merger(readers, store).run()
         finish_cache(store, merged)
     return Moved(target, manifest.cache_id, manifest.backend, units(store, merged))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final, final
 
 from kdcli.cache.admin.audit import audit
+from kdcli.cache.classifier import Classifier
 from kdcli.cache.commits import Commit, as_lines, read_commits
 from kdcli.cache.garbage import is_abandoned
 from kdcli.cache.keytable import KeyTable
@@ -178,17 +179,35 @@ def say_made_before(target: Path) -> None:
 
 
 def start_cache(
-    root: Path, manifest: Manifest, keys: KeyTable, labels: Any, teachers: Iterable[TeacherRecord]
+    root: Path,
+    manifest: Manifest,
+    keys: KeyTable,
+    labels: Any,
+    teachers: Iterable[TeacherRecord],
+    classifiers: Mapping[str, Classifier],
 ) -> Store:
-    """An empty cache with its teachers, to be filled by somebody who has the bytes already."""
+    """An empty cache with its teachers and their classifiers, to be filled by somebody who has the bytes already."""
     layout = Layout(root)
     with storage_errors(root):
         build_skeleton(layout, manifest, keys, labels)
         store = Store(root, manifest)
         for record in teachers:
             store.add_teacher(record)
+            if record.name in classifiers:
+                store.add_classifier(record.name, classifiers[record.name])
         store.write_metadata(keys)
     return store
+
+
+def classifiers_in(stores: Iterable[Store], teachers: Iterable[TeacherRecord]) -> dict[str, Classifier]:
+    """The classifiers that any of some caches keeps of these teachers."""
+    names = {record.name for record in teachers}
+    found: dict[str, Classifier] = {}
+    for store in stores:
+        for name in names & store.teachers.keys() - found.keys():
+            if (classifier := store.classifier(name)) is not None:
+                found[name] = classifier
+    return found
 
 
 def finish_cache(store: Store, commits: dict[str, list[Commit]]) -> None:

@@ -23,6 +23,7 @@ from kdcli.cache.admin.containers import (
 )
 from kdcli.cache.admin.moving import (
     Moved,
+    classifiers_in,
     committed,
     finish_cache,
     made_before,
@@ -38,6 +39,7 @@ from kdcli.cache.admin.moving import (
 )
 from kdcli.cache.admin.zips import PACK_AGAIN
 from kdcli.cache.arrays import ArrayExtent, array_extents, whole_extent
+from kdcli.cache.classifier import Classifier, parse_classifier
 from kdcli.cache.commits import Commit, as_lines, chunk_files, misfits, parse_commit
 from kdcli.cache.keytable import KeyTable, block_digest
 from kdcli.cache.layout import BackendName, Layout, Manifest
@@ -143,6 +145,8 @@ def _is_packed(reader: CacheReader, target: Path, records: Packed, commits: dict
             if _read_records(box) != records:
                 return False
             _read_samples(box, records.manifest)
+            if not _same_classifiers(_read_classifiers(box, records), reader.store, records.teachers):
+                return False
             for part, found in commits.items():
                 packed = _read_commits(box, store, part)
                 if packed != [_pack_unit(store, commit, extents, lambda *_: None) for commit in found]:
@@ -189,9 +193,11 @@ def _pack_all(
             for commit in found:
                 packed.append(_pack_unit(store, commit, extents, box.write))
                 bar.advance(sum(map(len, commit.arrays.values())))
-            box.put_text(f"kd/commits/{part}", as_lines(packed))
+            box.put_bytes(f"kd/commits/{part}", as_lines(packed).encode())
+    for name, classifier in classifiers_in([store], teachers).items():
+        box.put_bytes(_classifier(name), classifier.to_bytes(store.teachers[name].id))
     records = Packed(compress=box.compression, manifest=manifest, teachers=tuple(teachers))
-    box.put_text(RECORDS, json.dumps(seal(records.model_dump(mode="json"))))
+    box.put_bytes(RECORDS, json.dumps(seal(records.model_dump(mode="json"))).encode())
 
 
 def _pack_unit(store: Store, commit: Commit, extents: Extents, write: Write) -> Commit:
@@ -237,6 +243,7 @@ def unpack(packed: Path, target: Path, backend: BackendName | None = None) -> Mo
         store = Store(target, manifest, {record.name: record for record in records.teachers})
         commits = {part: _read_commits(box, store, part) for part in store.parts()}
         keys, labels = _read_samples(box, manifest)
+        classifiers = _read_classifiers(box, records)
         extents = _extents(manifest, keys, records.teachers)
         if (there := same_cache(target, manifest, records.teachers)) is not None:
             foreseen = _unpack_all(
@@ -247,7 +254,7 @@ def unpack(packed: Path, target: Path, backend: BackendName | None = None) -> Mo
         require_new(target)
         require_space(target, _total_bytes(commits))
         with published(target) as root:
-            store = start_cache(root, manifest, keys, labels, records.teachers)
+            store = start_cache(root, manifest, keys, labels, records.teachers, classifiers)
             remade = _unpack_all(box, store, extents, commits, store.write)
             finish_cache(store, remade)
     return Moved(target, manifest.cache_id, manifest.backend, units(store, remade))
@@ -257,7 +264,7 @@ def _read_records(box: Container) -> Packed:
     if RECORDS not in box:
         raise BadDataError(f"{box.path} is no packed cache", Advice("not-packed"))
     where = f"{box.path}: {RECORDS}"
-    document = parse_json(box.text(RECORDS), where, CorruptError, PACK_AGAIN)
+    document = parse_json(box.bytes_of(RECORDS), where, CorruptError, PACK_AGAIN)
     version = document.get("packed") if isinstance(document, dict) else None
     if isinstance(version, int) and version > 1:
         raise CorruptError(f"{box.path}: packed in form {version}, this kd reads form 1", Advice("update"))
@@ -268,6 +275,32 @@ def _read_records(box: Container) -> Packed:
     return records
 
 
+def _classifier(name: str) -> str:
+    """What the classifier of a teacher is called in a packed cache."""
+    return f"kd/classifiers/{name}"
+
+
+def _read_classifiers(box: Container, records: Packed) -> dict[str, Classifier]:
+    """The classifiers of the teachers, each that of its teacher, by name."""
+    found = {}
+    for record in records.teachers:
+        if (place := _classifier(record.name)) in box:
+            try:
+                found[record.name] = parse_classifier(box.bytes_of(place), f"{box.path}: {place}", record)
+            except CorruptError as error:
+                raise CorruptError(error.message, PACK_AGAIN) from error
+    return found
+
+
+def _same_classifiers(packed: dict[str, Classifier], store: Store, teachers: Iterable[TeacherRecord]) -> bool:
+    own = classifiers_in([store], teachers)
+    files = [
+        {name: each.to_bytes(store.teachers[name].id) for name, each in found.items()}
+        for found in (packed, own)
+    ]
+    return files[0] == files[1]
+
+
 def _read_commits(box: Container, store: Store, part: str) -> list[Commit]:
     """The records of a part: each of this cache, of a unit of it, of that unit's chunks and of their sizes."""
     name, zarr = f"kd/commits/{part}", BACKENDS["zarr"]
@@ -276,8 +309,8 @@ def _read_commits(box: Container, store: Store, part: str) -> list[Commit]:
     found = []
     try:
         places = set(store.units_of(part))
-        for line in box.text(name).splitlines():
-            commit = parse_commit(line.encode(), box.path / name)
+        for line in box.bytes_of(name).splitlines():
+            commit = parse_commit(line, box.path / name)
             fits = commit.part == part and (commit.block, commit.group) in places
             if (
                 not fits

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from kdcli.cache.arrays import WHOLE_ARRAYS
+from kdcli.cache.classifier import CLASSIFIER, read_classifier
 from kdcli.cache.commits import Commit, parse_commit
 from kdcli.cache.damage import Damage, Remedy, rows_of
 from kdcli.cache.keytable import KeyTable, block_digest
@@ -62,6 +63,7 @@ def scan_teachers(layout: Layout) -> tuple[dict[str, TeacherRecord], list[Damage
             damages += bad
             if not any(damage.remedy == "restore" for damage in bad):
                 found[record.name] = keeping(record, in_order(outputs.values()), path)
+                damages += _scan_classifier(layout, record)
         except StorageError:
             raise
         except KdError as error:
@@ -89,6 +91,19 @@ def _scan_outputs(layout: Layout, folder: Path) -> tuple[dict[str, OutputRecord]
             continue
         found[record.name] = record
     return found, damages
+
+
+def _scan_classifier(layout: Layout, record: TeacherRecord) -> list[Damage]:
+    """What is wrong with a teacher's classifier: a cache without it is a sound one, so a damaged one goes."""
+    try:
+        read_classifier(layout, record)
+    except StorageError:
+        raise
+    except KdError as error:
+        path = layout.teacher(record.name).with_name(CLASSIFIER)
+        reason = _short(error.message, path)
+        return [Damage(str(path.relative_to(layout.root)), reason, "remove")]
+    return []
 
 
 def lost_records(layout: Layout, teachers: dict[str, TeacherRecord], unsound: set[str]) -> list[Damage]:

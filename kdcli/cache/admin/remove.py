@@ -18,6 +18,7 @@ from typing import Any, final
 from kdcli.cache.admin.holders import Writer, claim_holders
 from kdcli.cache.admin.inventory import manifest_at, open_store
 from kdcli.cache.claims import Claims
+from kdcli.cache.classifier import CLASSIFIER
 from kdcli.cache.garbage import SCRATCH, is_abandoned, sweep
 from kdcli.cache.layout import Layout
 from kdcli.cache.owned import require_unlinked
@@ -191,7 +192,11 @@ def _is_own(file: Path) -> bool:
     folder = file.parts[0]
     if folder.startswith("data."):
         return _CHUNK.fullmatch(file.name) is not None
-    return folder not in ("teachers", "commits") or file.suffix in (".json", ".jsonl", ".tmp")
+    return (
+        folder not in ("teachers", "commits")
+        or file.suffix in (".json", ".jsonl", ".tmp")
+        or file.name == CLASSIFIER
+    )
 
 
 # --- doing it --------------------------------------------------------------------------------------

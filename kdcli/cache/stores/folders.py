@@ -9,7 +9,7 @@ from typing import final
 from kdcli.cache.owned import read_own, regular_size, require_unlinked, stamp_of
 from kdcli.cache.stores.places import PIECE, Entry, Place, changed
 from kdcli.errors import CorruptError
-from kdcli.files import atomic_write_bytes, create_text, make_folder, storage_errors
+from kdcli.files import atomic_write_bytes, create_bytes, make_folder, storage_errors
 from kdcli.reading import DOCUMENT_BYTES, open_regular
 
 
@@ -64,7 +64,7 @@ class FolderPlace(Place):
 
     def create(self, path: str, data: bytes) -> bool:
         """See the base."""
-        return create_text(self._new(path), data.decode(), self._root / "tmp")
+        return create_bytes(self._new(path), data, self._root / "tmp")
 
     def _own(self, path: str) -> Path:
         own = self._root / path

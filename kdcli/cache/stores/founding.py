@@ -11,7 +11,7 @@ from pathlib import Path
 from jaxtyping import Int64
 from numpy import ndarray
 
-from kdcli.cache.admin.moving import start_cache
+from kdcli.cache.admin.moving import classifiers_in, start_cache
 from kdcli.cache.arrays import WHOLE_ARRAYS, whole_arrays
 from kdcli.cache.keytable import KeyTable
 from kdcli.cache.layout import SAMPLES, Manifest, load_manifest
@@ -50,7 +50,10 @@ def adopt(place: ObjectPlace, root: Path) -> bool:
         return False
     with described(place, root) as source:
         labels = None if source.manifest.data.labels is None else source.labels
-        start_cache(root, source.manifest, source.keys, labels, source.teachers.values())
+        teachers = source.teachers.values()
+        start_cache(
+            root, source.manifest, source.keys, labels, teachers, classifiers_in([source.store], teachers)
+        )
     return True
 
 

@@ -1,5 +1,6 @@
 """What is taken of a cache in a store: only what its names and records say is its own."""
 
+from kdcli.cache.classifier import CLASSIFIER
 from kdcli.cache.commits import Commit, misfits
 from kdcli.cache.layout import Unit
 from kdcli.cache.provenance import is_name
@@ -8,10 +9,12 @@ from kdcli.errors import Advice, CorruptError
 
 
 def names_record(name: str) -> bool:
-    """Whether an object that is called so may be the record of a teacher, or of a kind of its output."""
+    """Whether an object that is called so may be of a teacher: its record, that of a kind of output, its classifier."""
     _, teacher, file, *deeper = [*name.split("/"), "", ""]
     stem, dot, ending = file.rpartition(".")
-    known = (stem == "teacher" or names_output(stem)) and (dot, ending) == (".", "json")
+    known = file == CLASSIFIER or (
+        (stem == "teacher" or names_output(stem)) and (dot, ending) == (".", "json")
+    )
     return is_name(teacher) and known and not any(deeper)
 
 

@@ -17,9 +17,19 @@ from typing import Final, final
 import numpy as np
 
 from kdcli.cache.admin.grow import Growth, has_grown_from, publish_growth, sole_growth
-from kdcli.cache.admin.moving import Moved, committed, parts_of, published, require_space, start_cache, units
+from kdcli.cache.admin.moving import (
+    Moved,
+    classifiers_in,
+    committed,
+    parts_of,
+    published,
+    require_space,
+    start_cache,
+    units,
+)
 from kdcli.cache.arrays import WHOLE_ARRAYS
 from kdcli.cache.backends.base import HEADER_BYTES
+from kdcli.cache.classifier import Classifier
 from kdcli.cache.commits import Commit, chunk_files, parse_commit, read_commits, write_commit
 from kdcli.cache.keytable import block_digest
 from kdcli.cache.layout import SAMPLES, Layout, Manifest, Unit, load_manifest
@@ -136,10 +146,13 @@ def pull(url: str, target: Path, choice: Choice) -> Moved:
     with described(place, target) as source:
         records = choice.records(source.store.teachers, place.name)
         groups = choice.groups(source.manifest)
-        _prepare(source, target, records)
+        classifiers = classifiers_in([source.store], records)
+        _prepare(source, target, records, classifiers)
     with CacheWriter(target, load_manifest(target)) as writer:
         for record in records:
             writer.add_teacher(record)
+            if record.name in classifiers:
+                writer.add_classifier(record.name, classifiers[record.name])
         parts = parts_of(records)
         Puller(place, writer).run(parts, groups)
         for part in parts:
@@ -181,6 +194,8 @@ def described(place: Place, target: Path) -> Iterator[CacheReader]:
                 path = bare.chunk(SAMPLES, name, WHOLE_ARRAYS[name], 0, None)
                 _fetch(place, path.relative_to(folder).as_posix(), folder, CHUNK_BYTES)
             reader = CacheReader(folder)
+            for name in reader.teachers:
+                reader.store.classifier(name)
         except (CorruptError, IdentityError) as error:
             raise CorruptError(error.message.replace(str(folder), place.name), _AGAIN) from error
         yield reader
@@ -202,14 +217,16 @@ def _fetch(place: Place, name: str, folder: Path, most: int | None = None) -> No
     atomic_write_bytes(folder / name, data)
 
 
-def _prepare(source: CacheReader, target: Path, records: list[TeacherRecord]) -> None:
+def _prepare(
+    source: CacheReader, target: Path, records: list[TeacherRecord], classifiers: dict[str, Classifier]
+) -> None:
     """Make the target an empty cache, or see that what is there is this one, and let it grow as the other did."""
     manifest = source.manifest
     labels = None if manifest.data.labels is None else source.labels
     if not Layout(target).manifest.is_file():
         try:
             with published(target) as root:
-                start_cache(root, manifest, source.keys, labels, records)
+                start_cache(root, manifest, source.keys, labels, records, classifiers)
         except OutputExistsError:
             if not Layout(target).manifest.is_file():  # else another pull was faster
                 raise

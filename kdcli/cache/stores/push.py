@@ -13,6 +13,7 @@ from kdcli.cache.admin.grow import has_grown_from
 from kdcli.cache.admin.moving import committed, parts_table, units
 from kdcli.cache.arrays import WHOLE_ARRAYS, whole_arrays
 from kdcli.cache.backends.base import HEADER_BYTES
+from kdcli.cache.classifier import CLASSIFIER
 from kdcli.cache.commits import Commit, chunk_files, parse_commit
 from kdcli.cache.layout import SAMPLES, Manifest, Unit
 from kdcli.cache.owned import CHUNK_BYTES, read_own, repair_hint
@@ -139,6 +140,10 @@ def _describe(place: Place, reader: CacheReader) -> None:
         files = [reader.layout.teacher(name), *(reader.layout.output(name, kind) for kind in record.outputs)]
         for path in files:
             _create_record(place, path.relative_to(root).as_posix(), read_own(path))
+        if (
+            classifier := store.classifier(name)
+        ) is not None:  # the teacher is the same: whose it is, it is the one
+            place.create(f"teachers/{name}/{CLASSIFIER}", classifier.to_bytes(record.id))
     for name, content in store.backend.metadata(reader.manifest, reader.keys, reader.teachers).items():
         place.write(f"{store.data.name}/{name}", content)
     for name in whole_arrays(reader.manifest, reader.keys):

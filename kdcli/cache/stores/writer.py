@@ -19,6 +19,7 @@ from typing import Any, Final, final
 import numpy as np
 
 from kdcli.cache.backends.base import HEADER_BYTES
+from kdcli.cache.classifier import Classifier
 from kdcli.cache.commits import Commit, chunk_files, misfits, parse_commit, read_commit
 from kdcli.cache.filling import Content, Filling
 from kdcli.cache.layout import SAMPLES, Manifest, Unit
@@ -89,6 +90,13 @@ class StoreWriter(Filling):
         ).items():
             self._place.write(f"{self.store.data.name}/{name}", content)
         return recorded
+
+    def add_classifier(self, name: str, classifier: Classifier) -> None:
+        """See the base; the one that is in the store first counts."""
+        path = self.store.add_classifier(name, classifier)
+        place = path.relative_to(self.layout.root).as_posix()
+        if self._place.put(place, read_own(path)) is None:
+            atomic_write_bytes(path, self._place.read(place))
 
     # --- what is done -----------------------------------------------------------------------------
 
