@@ -28,6 +28,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
+from kdcli.cache.classifier import Classifier
 from kdcli.console import console, counted
 from kdcli.methods.agglomerate_options import AgglomerateOptions, teacher_weights
 from kdcli.methods.base import Choice, Method, Needs, Objective, Settings, Setup
@@ -101,11 +102,11 @@ class Agglomeration(Objective):
         self.register_buffer("weights", torch.tensor([weights[name] for name in paths]), persistent=False)
         self._pieces, self._calls, self._seed = pieces, 0, int(torch.randint(2**62, ()))
         self._seen: Seen | None = None
-        self._records: Sequence[AdaptorRecord] = ()
+        self._kept_of: Sequence[tuple[AdaptorRecord, Classifier | None]] = ()
 
-    def bind(self, seen: Seen, records: Sequence[AdaptorRecord]) -> "Agglomeration":
-        """Say what statistics are computed of, and what the adaptors predict, teacher by teacher, level by level."""
-        self._seen, self._records = seen, tuple(records)
+    def bind(self, seen: Seen, kept: Sequence[tuple[AdaptorRecord, Classifier | None]]) -> "Agglomeration":
+        """Say what statistics are computed of, and what is kept beside each adaptor: level by level of each teacher."""
+        self._seen, self._kept_of = seen, tuple(kept)
         return self
 
     def get_extra_state(self) -> Tensor:
@@ -219,10 +220,10 @@ class Agglomeration(Objective):
                 )
         return found
 
-    def adaptors(self) -> tuple[KeptAdaptor, ...]:
+    def kept_adaptors(self) -> tuple[KeptAdaptor, ...]:
         """The adaptors with the standardisation undone in their last layers."""
-        paths = [path for _, own in self._each() for path in own]
-        return tuple(kept_adaptor(path, record) for path, record in zip(paths, self._records, strict=True))
+        paths = (path for _, own in self._each() for path in own)
+        return tuple(kept_adaptor(path, *kept) for path, kept in zip(paths, self._kept_of, strict=True))
 
     def _each(self) -> list[tuple[str, list[LevelPath]]]:
         return [(name, list(own)) for name, own in zip(self._names, self.paths, strict=True)]  # type: ignore[call-overload]
@@ -245,14 +246,16 @@ def _fidelity(
     return {f"cos/{name}": cosines / count, f"r2/{name}": len(own) / count - error / count}
 
 
-def kept_adaptor(path: LevelPath, record: AdaptorRecord) -> KeptAdaptor:
-    """A path's adaptor as a run keeps it, on the CPU, apart from what trains."""
+def kept_adaptor(path: LevelPath, record: AdaptorRecord, classifier: Classifier | None) -> KeptAdaptor:
+    """A path's adaptor as a run keeps it: apart from what trains, for features with the teacher's classifier."""
     layers = FeatureAdaptor(record.student_shape[0], record.teacher_shape[0], record.hidden)
     layers.load_state_dict({name: value.detach().cpu() for name, value in path.adaptor.state_dict().items()})
     layers.out = path.standard.folded(path.adaptor.out)
     layers.requires_grad_(False)
     found = replace(record, phi=float(path.standard.phi), statistics=path.standard.digest())
-    return KeptAdaptor(found, layers)
+    if classifier is None or path.level.is_map:
+        return KeptAdaptor(found, layers)
+    return KeptAdaptor(found, layers, (torch.tensor(classifier.weight), torch.tensor(classifier.bias)))
 
 
 # --- the method -------------------------------------------------------------------------------
@@ -320,18 +323,18 @@ class Agglomerate(Method):
             name: [LevelPath(level, options.standardise, hidden) for level in levels[name]]
             for name in setup.weights
         }
-        records = [
-            AdaptorRecord(
+        kept = [
+            (AdaptorRecord(
                 name, setup.teachers[name].id, level.array, level.tap, tuple(level.student_shape),
                 tuple(level.teacher_shape), level.grid, hidden, options.standardise, 1.0, "",
                 setup.teachers[name].class_names,
-            )
+            ), setup.cache.classifier(name))
             for name in setup.weights
             for level in levels[name]
         ]  # fmt: skip
         seen = Seen(setup.cache, setup.cache.rows_of(setup.data, check_content=False), setup.views)
         found = Agglomeration(paths, setup.weights, options, setup.settings.accumulate)
-        return found.bind(seen, records)
+        return found.bind(seen, kept)
 
 
 AGGLOMERATE = Agglomerate(

@@ -219,7 +219,7 @@ class Objective(nn.Module, ABC):
         """
         return {}
 
-    def adaptors(self) -> Sequence[KeptAdaptor]:
+    def kept_adaptors(self) -> Sequence[KeptAdaptor]:
         """Trained layers that predict a teacher's outputs from the student's, to be kept with the run."""
         return ()
 

@@ -20,7 +20,8 @@ def hashed(values: Int64[Tensor, "..."], seed: int, step: int) -> Int64[Tensor, 
 
 def uniform(values: Int64[Tensor, "..."], seed: int, step: int) -> Float[Tensor, "..."]:
     """A number in [0, 1) for each value: the first 24 bits of :func:`hashed`."""
-    return _shifted(hashed(values, seed, step), 64 - _BITS).float() / 2**_BITS
+    drawn: Tensor = _shifted(hashed(values, seed, step), 64 - _BITS).float() / 2**_BITS
+    return drawn
 
 
 def _shifted(values: Int64[Tensor, "..."], bits: int) -> Int64[Tensor, "..."]:

@@ -102,9 +102,10 @@ def hadamard(size: int) -> Float64[np.ndarray, "n n"] | None:
     if (half := size // 2) % 4 == 2 and _is_prime(half - 1):  # of 1 modulo 4
         border = np.zeros((half, half))
         border[0, 1:], border[1:, 0], border[1:, 1:] = 1, 1, _residues(half - 1)
-        return np.kron(border, [[1, 1], [1, -1]]) + np.kron(np.eye(half), [[1, -1], [-1, -1]])
+        blocks = np.kron(border, [[1, 1], [1, -1]]), np.kron(np.eye(half), [[1, -1], [-1, -1]])
+        return np.asarray(blocks[0] + blocks[1], np.float64)
     smaller = hadamard(half)
-    return None if smaller is None else np.kron([[1, 1], [1, -1]], smaller)
+    return None if smaller is None else np.asarray(np.kron([[1, 1], [1, -1]], smaller), np.float64)
 
 
 def _is_prime(number: int) -> bool:

@@ -161,10 +161,10 @@ class KeptAdaptor:
         Args:
             values: the student's pooled features [b, D], or its map at the tap [b, C, H, W].
         """
-        rows = self.layers(CellRows(values.shape[1:], self.record.grid)(values))
+        rows: Tensor = self.layers(CellRows(values.shape[1:], self.record.grid)(values))
         if self.record.grid is None:
             return rows[:, 0]
-        return rows.transpose(1, 2).unflatten(2, self.record.grid)
+        return rows.transpose(1, 2).reshape(len(rows), -1, *self.record.grid)
 
 
 def write_adaptors(folder: Path, kept: Sequence[KeptAdaptor]) -> None:

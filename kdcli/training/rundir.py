@@ -235,7 +235,7 @@ def finish(plan: Plan, built: Built, result: Mapping[str, Any]) -> None:
         for key, tensor in head.state_dict().items()
     }
     atomic_write_bytes(out / "heads.safetensors", save(tensors))
-    if kept := built.objective.adaptors():
+    if kept := built.objective.kept_adaptors():
         write_adaptors(out, kept)
     export_model(built.model, out / "export", plan.classes.names)
     write_json(out / "result.json", result)

@@ -377,11 +377,13 @@ def _tests(done: Sequence[tuple[_Run, Lane]], how: Conditions) -> dict[str, dict
                 one = Examinee(run.built.student, head, labels, run.built.model.preprocess)
                 exams.setdefault(test, (data, {}))[1][run.name] = one
     found: dict[str, dict[str, dict[str, float]]] = {}
-    if predicting := {run.name: run for run, _ in done if run.plan.predicts and run.plan.test}:
-        data = next(iter(predicting.values())).plan.test
-        assert data is not None
-        scores = fidelities([judged_of(run.plan, run.built, data) for run in predicting.values()], data, how)
-        found = {name: {"test": each} for name, each in zip(predicting, scores, strict=True)}
+    predicting = [run for run, _ in done if run.plan.predicts]
+    if predicting and (held := predicting[0].plan.test) is not None:
+        judged = [judged_of(run.plan, run.built, held) for run in predicting]
+        found = {
+            run.name: {"test": each}
+            for run, each in zip(predicting, fidelities(judged, held, how), strict=True)
+        }
     for test, (data, examinees) in exams.items():
         scores = accuracies(list(examinees.values()), data, how)
         for name, score in zip(examinees, scores, strict=True):
