@@ -118,13 +118,13 @@ def _residues(prime: int) -> Float64[np.ndarray, "q q"]:
     signs[np.arange(1, prime) ** 2 % prime] = 1
     signs[0] = 0
     places = np.arange(prime)
-    return signs[(places[:, None] - places) % prime]
+    return np.asarray(signs[(places[:, None] - places) % prime], np.float64)
 
 
 def mixing(size: int) -> Float64[np.ndarray, "n n"]:
     """An orthogonal matrix that spreads every axis over all others: Hadamard's, else a random one of a fixed seed."""
     if (found := hadamard(size)) is not None:
-        return found / np.sqrt(size)
+        return np.asarray(found / np.sqrt(size), np.float64)
     drawn = np.random.Generator(np.random.Philox(_SEED)).standard_normal((size, size))
     orthogonal, upper = np.linalg.qr(drawn)
     return np.asarray(orthogonal * np.sign(np.diag(upper)))  # Haar's measure: QR alone favours signs
@@ -296,4 +296,5 @@ def _sampled(
     if cells.shape[1] > most:
         places = random.random(cells.shape[:2]).argsort(axis=1)[:, :most]
         cells = np.take_along_axis(cells, places[..., None], axis=1)
-    return cells.reshape(-1, cells.shape[2])
+    rows: Float[np.ndarray, "n c"] = cells.reshape(-1, cells.shape[2])
+    return rows
