@@ -2,7 +2,7 @@
 
 Of each array of each teacher, over the rows (images, or cells of their maps) of the held-out images' view 0:
 
-    R^2 = 1 - sum |prediction - output|^2 / sum |output - mean output|^2     (scikit-learn's, variance-weighted)
+    R^2 = 1 - sum |prediction - output|^2 / sum |output - mean output|^2
     cos = mean of the cosine of both, less the mean of the training outputs
 
 No label is looked at. 1 is the teacher itself; R^2 is 0 for whoever always gives the mean, and may be below.
@@ -93,7 +93,7 @@ def judged_of(plan: Plan, built: Built, data: ImageData) -> Judged:
     if plan.recording is None:
         raise ValueError("teachers judge what they have outputs for")
     cache, objective = plan.recording.cache, built.objective
-    held = Recording(cache, cache.rows_of(data, check_content=False), objective.reads())
+    held = Recording(cache, cache.rows_of(data), objective.reads())
     return Judged(built.student, objective, built.model.preprocess, held)
 
 
