@@ -48,7 +48,7 @@ def test_moments_are_numpys_however_the_rows_come(sizes: list[int], seed: int) -
     assert found.count == len(x)
 
 
-@pytest.mark.parametrize("width", (1, 2, 4, 12, 20, 28, 36, 44, *WIDTHS))
+@pytest.mark.parametrize("width", [1, 2, 4, 12, 20, 28, 36, 44, *WIDTHS])
 def test_a_hadamard_matrix_is_one(width: int) -> None:
     found = hadamard(width)
     assert found is not None

@@ -236,7 +236,12 @@ def test_stopped_with_teachers_dropped_it_goes_on_to_the_same_bits(
     result = train_student(whole)
     settled = []
     real = Agglomeration.settle
-    monkeypatch.setattr(Agglomeration, "settle", lambda own: (settled.append(1), real(own)) and None)
+
+    def counted(objective: Agglomeration) -> None:
+        settled.append(1)
+        real(objective)
+
+    monkeypatch.setattr(Agglomeration, "settle", counted)
     step = Engine.step
 
     def stopped(engine: Engine, batch: Any, number: int) -> dict[str, float]:
@@ -319,8 +324,10 @@ def test_a_teachers_own_head_reads_the_adapted_features(place: Place) -> None:
     wanted = np.mean(names == np.array(data.class_names)[data.labels])
     assert found.accuracy.mean == pytest.approx(wanted)
     rows = eval_probes(
-        probe(place, data=place.data, test=place.test, model=(f"one={config.out}",), adapted=("res", "gen"), protocol="knn",
-              cache=with_held(place), teacher=("res",))
+        probe(
+            place, data=place.data, test=place.test, model=(f"one={config.out}",), adapted=("res", "gen"),
+            protocol="knn", cache=with_held(place), teacher=("res",),
+        )
     ).results  # fmt: skip
     assert [row.representation for row in rows] == ["res", "one", "one/res", "one/gen"]
     assert len({row.weights for row in rows}) == 4
