@@ -170,6 +170,15 @@ def test_unlabelled_images_are_set_aside_judged_and_select(place: Place) -> None
     assert chosen["images"] == 6
     assert chosen["epoch"] == 1 + int(np.argmax(scores))
     assert chosen["r2"] == max(scores)
+    # What is kept with the student is of that epoch, too.
+    (first,) = [each for each in read_adaptors(config.out) if each.record.teacher == "exp"]
+    held, cache = make_plan(config).validation, CacheSet.open([place.cache])
+    assert held is not None
+    features, _ = student_outputs(config.out, held, "blocks.0")
+    wanted = cache.gather("exp", "features", cache.rows_of(held), 0).astype(float)
+    predicted = first.predict(torch.from_numpy(features)).numpy()
+    r2 = r2_score(*((each - wanted.mean(axis=0)).ravel() for each in (wanted, predicted)))
+    assert chosen["r2/exp/features"] == pytest.approx(r2, abs=1e-4)
     figure = result.plot()
     assert [line.get_label() for line in figure.axes[1].lines] == [
         f"val_r2/{name}" for name in ("exp/features", "gen/features", "res/features", "res/maps/layer3")
@@ -178,7 +187,7 @@ def test_unlabelled_images_are_set_aside_judged_and_select(place: Place) -> None
 
 
 def test_rates_are_chosen_by_what_is_explained_of_the_teachers(place: Place) -> None:
-    config = config_of(place, "grid", validation=0.25, lr_grid="0.0000001,0.002", epochs=2, teacher=("gen",))
+    config = config_of(place, "grid", validation=0.25, lr=None, lr_grid="0.0000001,0.002", epochs=2, teacher=("gen",))
     result = train_grid(config)
     scores = {each["lr"]: each["r2"] for each in result.details["grid"]}
     best = max(scores, key=lambda rate: scores[rate])
@@ -395,6 +404,7 @@ def test_damaged_adaptors_are_refused(place: Place) -> None:
         ({"teacher_tap": ("layer3", "res=layer3")}, UsageError, "gives 'res' two maps"),
         ({"student_tap": ("blocks.9",)}, UsageError, "has no tap 'blocks.9'"),
         ({"student_tap": ("blocks.1",), "levels": "features"}, UsageError, "matches no map"),
+        ({"ema": 0.9}, UsageError, "its adaptors would not fit them"),
         ({"freeze": "backbone"}, UsageError, "--freeze backbone, but learning features"),
         ({"teacher_weight": ("res=0", "gen=0", "exp=0")}, UsageError, "no teacher has a positive weight"),
         ({"multi_label": "|"}, UsageError, "one class an image"),

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from kdcli.cache.classifier import Classifier
 from kdcli.console import console, counted
+from kdcli.errors import UsageError
 from kdcli.methods.agglomerate_options import AgglomerateOptions, teacher_weights
 from kdcli.methods.base import Choice, Method, Needs, Objective, Settings, Setup
 from kdcli.methods.batch import Batch, TeacherOutputs
@@ -280,6 +281,11 @@ class Agglomerate(Method):
     def check(self, setup: Setup) -> Setup:
         """Decides what is learnt of whom."""
         options: AgglomerateOptions = setup.options
+        if setup.settings.ema is not None:
+            raise UsageError(
+                f"--ema {setup.settings.ema:g} averages the student's weights, and its adaptors would not fit them",
+                "Leave --ema out; --select best keeps the best epoch, adaptors included.",
+            )
         tap = options.student_tap[0] if options.student_tap else None
         levels = choose_levels(setup, options.levels, tap, options.teacher_tap)
         views = len(setup.views)

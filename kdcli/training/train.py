@@ -8,6 +8,7 @@ from typing import final
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 from torch.utils.data import Dataset
 
 from kdcli.console import console
@@ -326,7 +327,9 @@ def _watch(run: _Run, how: Conditions) -> Watch | None:
     if plan.config.select == ON_TEST:
         _, head, data, labels = heads_to_test(plan)[0]
         judges["test"] = judge_of(head, data, labels)
-    return Watch(built.student, judges, chooser)
+    # What predicts teachers goes with the student that it was trained with.
+    kept = nn.ModuleList([built.student, built.objective]) if plan.predicts else None
+    return Watch(built.student, judges, chooser, kept)
 
 
 # --- the end ----------------------------------------------------------------------------------

@@ -137,11 +137,19 @@ class Watch:
         student: that is trained.
         judges: by the prefix of what metrics.jsonl calls their scores: ``val``, ``test``.
         keep_best: the judge that chooses, if any does (``--select``).
+        kept: what is kept of the best epoch; default: the student.
     """
 
-    def __init__(self, student: Student, judges: Mapping[str, Judge], keep_best: str | None) -> None:
+    def __init__(
+        self,
+        student: Student,
+        judges: Mapping[str, Judge],
+        keep_best: str | None,
+        kept: nn.Module | None = None,
+    ) -> None:
         self._student, self._judges, self._chooser = student, judges, keep_best
-        self.best = BestEpoch(student) if keep_best is not None else None
+        self._kept = kept or student
+        self.best = BestEpoch(self._kept) if keep_best is not None else None
 
     def after_epoch(self, epoch: int) -> dict[str, float]:
         """Judge epoch ``epoch`` (from 1).
@@ -155,7 +163,7 @@ class Watch:
         scores = {name: judge() for name, judge in self._judges.items()}
         self._student.train()
         if self.best is not None and self._chooser is not None:
-            self.best.offer(self._student, main_score(scores[self._chooser]), epoch)
+            self.best.offer(self._kept, main_score(scores[self._chooser]), epoch)
         return {f"{name}_{key}": value for name, own in scores.items() for key, value in own.items()}
 
     def settle(self, history: list[dict[str, Any]]) -> dict[str, Any]:
@@ -169,7 +177,7 @@ class Watch:
         """
         epoch = len(history)
         if self.best is not None:
-            self.best.restore(self._student)
+            self.best.restore(self._kept)
             epoch = int(self.best.epoch)
         chosen = history[epoch - 1]
         start = f"{VAL}_"
