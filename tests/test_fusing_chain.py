@@ -139,9 +139,9 @@ def test_the_default_levels_refuse_a_joint_teacher_of_embeddings_and_name_the_op
     }  # fmt: skip
     with pytest.raises(UsageError, match="'l1' is a joint teacher of embeddings") as refused:
         train_student(StudentConfig(**options))
-    assert "--mlfd-levels features" in refused.value.hint
+    assert "--levels features" in refused.value.hint
     assert not (tmp_path / "s").exists()
-    epoch = train_student(StudentConfig(**options, mlfd_levels="features")).history[0]
+    epoch = train_student(StudentConfig(**options, levels="features")).history[0]
     assert {name for name in epoch if name.startswith("mse/")} == {"mse/features"}
 
 

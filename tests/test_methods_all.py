@@ -25,7 +25,7 @@ from kdcli.types import RankedSource, Ranking
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    return make_place(tmp_path_factory.mktemp("methods"))
+    return make_place(tmp_path_factory.mktemp("methods"), maps=True)
 
 
 def config_of(place: Place, method: Method, out: str) -> StudentConfig:
@@ -39,7 +39,9 @@ def config_of(place: Place, method: Method, out: str) -> StudentConfig:
     if needs.generalist:
         fields["generalist"] = "gen"
         fields["teacher"] = ("gen", "exp")
-    small = {"mlfd_levels": "features", "top_classes": 2, "crd_dim": 8, "unlabelled_ratio": 1.0}
+    if "maps" in needs.kinds:  # of the student as of the teacher: its last has one cell
+        fields |= {"student_tap": ("blocks.3",), "teacher_tap": ("blocks.3",)}
+    small = {"levels": "features", "top_classes": 2, "crd_dim": 8, "unlabelled_ratio": 1.0}
     fields |= {name: value for name, value in small.items() if name in method.Options.model_fields}
     if needs.kinds and not needs.unlabelled:
         fields.pop("unlabelled_ratio", None)

@@ -9,16 +9,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kdcli.errors import UsageError
+from kdcli.methods.adaptors import Adaptor, mean_squared_error
 from kdcli.methods.base import Choice
 from kdcli.methods.batch import Batch, Counts
-from kdcli.methods.levels import Level, Matching
+from kdcli.methods.levels import Level
 from kdcli.methods.mlfd import (
     MLFD,
-    Adaptor,
+    Matching,
     MlfdOptions,
     MultiLevelDistillation,
     make_adaptor,
-    mean_squared_error,
 )
 from kdcli.models.student import LABEL_HEAD, StudentOutput
 from kdcli.registry import METHODS
@@ -77,7 +77,7 @@ def test_every_level_counts_with_its_own_weight() -> None:
     second = Level("maps/layer3", 0.1, (2, 2, 2), "layer3", (2, 2, 2))
     objective = made((embedding, MAP, second), label_weight=0.0, distill_weight=0.0)
     assert objective.taps() == ("layer4", "layer3")
-    assert objective.reads() == {"joint": ("logits", "features", "maps/fused", "maps/layer3")}
+    assert objective.reads() == {"joint": ("features", "maps/fused", "maps/layer3")}
     features, inner = torch.randn(2, 4), torch.randn(2, 2, 2, 2)
     output = StudentOutput(features, {LABEL_HEAD: STUDENT}, {"layer4": OWN_MAP, "layer3": inner})
     said = {"logits": TEACHER, "features": torch.ones(2, 4), "maps/fused": THEIR_MAP, "maps/layer3": -inner}

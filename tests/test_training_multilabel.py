@@ -262,7 +262,7 @@ def test_methods_of_one_class_an_image_refuse_several_labels(place: Place) -> No
         make_plan(config(place, "x", "xe-kl", teacher=("gen",)))
     assert "labels-only" in caught.value.hint
     with pytest.raises(UsageError, match="mlfd learns one class"):
-        make_plan(config(place, "x", "mlfd", teacher=("gen",), mlfd_levels="none"))
+        make_plan(config(place, "x", "mlfd", teacher=("gen",), levels="none"))
     with pytest.raises(UsageError, match="kl learns one class"):  # teachers of combinations are no reason
         make_plan(config(place, "x", "kl", teacher=("gen",)))
     softmaxed = {"xe-kl", "kl-ls", "mcl", "dp", "mlfd", "fixmatch", "multi-task", "replay-oracle"}

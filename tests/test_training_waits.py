@@ -150,7 +150,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    return make_place(tmp_path_factory.mktemp("waits"))
+    return make_place(tmp_path_factory.mktemp("waits"), maps=True)
 
 
 @pytest.mark.slow

@@ -213,10 +213,10 @@ class Study:
         """What each student of a task learns from."""
         own = {"teacher": [name], "teacher_tap": [self.plan.tasks[name].tap]}
         options: dict[str, dict[str, object]] = {
-            "own teacher": {"teacher": [name], "mlfd_levels": "none"},
-            "own teacher, levels": {**own, "mlfd_levels": "all"},
-            "student L1": {"teacher": ["joint-L1"], "mlfd_levels": "features"},
-            "student L2": {"teacher": ["joint-L2"], "mlfd_levels": "all"},
+            "own teacher": {"teacher": [name], "levels": "none"},
+            "own teacher, levels": {**own, "levels": "all"},
+            "student L1": {"teacher": ["joint-L1"], "levels": "features"},
+            "student L2": {"teacher": ["joint-L2"], "levels": "all"},
         }
         return {slug(row): {"method": "mlfd", **options[row]} for row in STUDENTS}
 

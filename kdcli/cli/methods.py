@@ -89,6 +89,8 @@ def _print_one(method: "Method") -> None:
         "needs": ", ".join(_needs(method)) or "nothing but images",
         "defaults": ", ".join(_defaults(method)),
     }
+    if method.spares:
+        facts["less"] = "; ".join(f"no {what} with {option}" for what, option in method.spares.items())
     if method.tunes:
         facts["random"] = "a student of random weights takes instead: " + ", ".join(_differing(method))
     if presets := [name for name, known in PAPERS.items() if known == method.name]:

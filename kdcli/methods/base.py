@@ -238,11 +238,12 @@ class Method(ABC):
         equation: its formula there.
         summary: one line.
         Options: its options, on the command line beside those of every run.
-        needs: what must be there first.
+        needs: what must be there first, unless its options say otherwise: :meth:`needs_of`.
         defaults: the numbers it runs with unless told otherwise.
         recipe: of live views unless told otherwise; None: the cache's, or ``imagenet`` without one.
         teacher_view: what teachers saw unless told otherwise; with ``eval`` the student's views are live.
         ranked: whether a ranking, where one is given, says which teachers it learns from.
+        spares: which of its needs an option does without, ``labels`` or ``logits``, and that option.
         scheme: name of P2's scheme of weighting that it stands for, if any.
         tunes: whether ``defaults`` are for a student of trained weights, too slow for random ones.
     """
@@ -260,6 +261,7 @@ class Method(ABC):
     teacher_view: Literal["same", "eval"] = "same"
     ranked: bool = False
     scheme: str | None = None
+    spares: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def example(self) -> str:
@@ -276,13 +278,17 @@ class Method(ABC):
         ]
         return " ".join(words)
 
+    def needs_of(self, options: Any) -> Needs:
+        """What must be there first for a run with these options: less where a term of the loss has weight 0."""
+        return self.needs
+
     def weigh(self, choice: Choice) -> dict[str, float]:
         """Weight of each teacher: by default the same for all. One of weight 0 is neither read nor given a head."""
         return equal_shares(choice.teachers) if self.needs.kinds else {}
 
     def arrays(self, setup: Setup) -> dict[str, tuple[str, ...]]:
         """What is read of each teacher: name -> arrays of the cache."""
-        return dict.fromkeys(setup.weights, tuple(sorted(self.needs.kinds)))
+        return dict.fromkeys(setup.weights, tuple(sorted(self.needs_of(setup.options).kinds)))
 
     def check(self, setup: Setup) -> Setup:
         """Refuse what the method cannot do, and decide what it decides, before any model is opened.
@@ -322,7 +328,7 @@ class Method(ABC):
 
     def label_head(self, options: Any) -> str | None:
         """The student's head that learns from the labels of the data, if any does."""
-        return LABEL_HEAD if self.needs.labels else None
+        return LABEL_HEAD if self.needs_of(options).labels else None
 
     def predicts(self, options: Any) -> bool:
         """Whether features and maps of teachers are all that is learnt, and no class.

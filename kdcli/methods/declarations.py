@@ -5,6 +5,9 @@ from typing import Literal, final
 
 from kdcli.types import OutputKind
 
+Kind = OutputKind | Literal["maps"]
+"""Of outputs; maps are arrays ``maps/TAP``, of which a method decides which it reads."""
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -12,7 +15,7 @@ class Needs:
     """What must be there before a method can run.
 
     Attributes:
-        kinds: arrays that every teacher it uses must have in the cache; empty: no cache is needed.
+        kinds: outputs that every teacher it uses must have in the cache; empty: no cache is needed.
         labels: whether some images must be labelled.
         ranking: whether a ranking of the teachers must be given.
         generalist: whether one cached teacher must be named as the generalist.
@@ -26,7 +29,7 @@ class Needs:
         several_labels: whether images may have several: only ``losses.label_loss`` sees them and their head's logits.
     """
 
-    kinds: frozenset[OutputKind] = frozenset()
+    kinds: frozenset[Kind] = frozenset()
     labels: bool = False
     ranking: bool = False
     generalist: bool = False

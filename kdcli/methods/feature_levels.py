@@ -8,7 +8,7 @@ from kdcli.cache.cacheset import CacheSet
 from kdcli.cache.provenance import TeacherRecord
 from kdcli.errors import CacheMissingError, UsageError, nearest
 from kdcli.methods.base import Setup
-from kdcli.methods.levels import Level, Matching, require_correspondence
+from kdcli.methods.levels import require_correspondence
 from kdcli.models.spec import Model
 from kdcli.models.taps import tap_shapes
 
@@ -158,12 +158,7 @@ def fit_levels(setup: Setup, levels: LevelsOf) -> LevelsOf:
     model = setup.opened()
     fitted = {name: [_fitted(level, model) for level in own] for name, own in levels.items()}
     for name, own in fitted.items():
-        maps = tuple(
-            Level(each.array, 1.0, (each.teacher_shape[0], *each.grid), each.tap, each.student_shape)
-            for each in own
-            if each.grid is not None
-        )
-        require_correspondence(replace(setup, weights={name: setup.weights[name]}), Matching(maps))
+        require_correspondence(setup, name, [each.grid for each in own if each.grid is not None])
     return fitted
 
 

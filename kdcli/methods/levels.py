@@ -1,8 +1,8 @@
-"""What a student matches of a teacher's representation, level by level: for P4's method."""
+"""What a student matches of a teacher's representation, level by level: its embedding, and its feature maps."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, final
+from typing import Annotated, Any, Final, Literal, final
 
 from pydantic import Field
 
@@ -14,6 +14,7 @@ from kdcli.errors import CacheMissingError, IdentityError, KdError, UsageError, 
 from kdcli.geometry import Render
 from kdcli.methods.base import Setup
 from kdcli.methods.cells import require_same_places, source_sizes
+from kdcli.methods.declarations import Kind
 from kdcli.methods.options import MethodOptions, method_option
 from kdcli.models.fused_network import FUSED
 from kdcli.models.spec import Model, open_model
@@ -21,38 +22,52 @@ from kdcli.models.taps import tap_shapes
 from kdcli.registry import recorded
 from kdcli.types import Difference
 
-Side = Literal["student", "teacher", "none"]
-Resize = Literal["pool", "bilinear"]
+Levels = Literal["all", "maps", "features", "none"]
+LevelWeights = tuple[Annotated[float, Field(ge=0, le=1e4)], ...]
 EMBEDDING = "features"
 """The level that is no map: the pooled features, in the cache's name for them."""
 _MAPS = "maps/"
+KINDS: Final[dict[Levels, frozenset[Kind]]] = {
+    "all": frozenset({"features", "maps"}), "features": frozenset({"features"}), "maps": frozenset({"maps"}),
+    "none": frozenset(),
+}  # fmt: skip
+"""What is read of a teacher."""
 _MAPLESS = f"{FUSED}/L1"
 """Architecture of a joint teacher that fuses embeddings."""
 
 
-class LevelOptions(MethodOptions):
-    """What is matched, and how."""
+class TapOptions(MethodOptions):
+    """Which maps are compared."""
 
-    mlfd_levels: Literal["all", "maps", "features", "none"] = method_option(
-        "all",
-        "What of the teacher is matched: all (embedding and maps: the paper), maps (the code), features, none.",
-    )
-    level_weight: tuple[Annotated[float, Field(ge=0, le=1e4)], ...] = method_option(
-        (0.2,), "Weight beta of each level's squared error; one for all, or one a level, the embedding first."
-    )
     student_tap: tuple[str, ...] = method_option(
         (), "Layer of the student that is matched; default: its last. Repeatable.", metavar="TAP"
     )
     teacher_tap: tuple[str, ...] = method_option(
-        (), "Cached map of the teacher, one a student tap; default: the only one. Repeatable.", metavar="TAP"
+        (),
+        "Cached map of the teachers, or of one, one a student tap; default: the only one. Repeatable.",
+        metavar="[NAME=]TAP",
     )
-    adaptor: Side = method_option(
-        "student",
-        "Side on which a trained layer makes unequal channels equal: student, teacher or none.",
+
+
+def level_weight_option(*default: float) -> Any:
+    """Weights of levels, with the method's own default."""
+    return method_option(
+        default, "Weight beta of each level's term; one for all, or one a level, the embedding first."
     )
-    map_resize: Resize | None = method_option(
-        None, "pool or bilinear: make maps of unequal height and width equal; default: they are refused."
+
+
+class LevelOptions(TapOptions):
+    """What is compared: the embedding, maps, or both."""
+
+    levels: Levels = method_option(
+        "all", "What of the teacher is matched: all (embedding and maps), maps, features, none."
     )
+    level_weight: LevelWeights = level_weight_option(0.2)
+
+    @property
+    def matched(self) -> Levels:
+        """``levels``, or ``none`` where no level has a weight."""
+        return self.levels if any(self.level_weight) else "none"
 
 
 @final
@@ -80,132 +95,110 @@ class Level:
         return self.array != EMBEDDING
 
     @property
-    def name(self) -> str:
-        """What logs call its term: ``mse/features`` or ``mse/TAP`` of the teacher."""
-        return f"mse/{self.array.removeprefix('maps/')}"
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Matching:
-    """How the student's loss is put together.
-
-    Attributes:
-        levels: what is matched, the embedding first; empty: logits alone.
-        adaptor: on which side shapes are made equal.
-        resize: how maps of unequal height and width are; None: they are refused.
-        columns: of the teacher's logits, in the order of the student's classes; None: they are in that order.
-    """
-
-    levels: tuple[Level, ...] = ()
-    adaptor: Side = "student"
-    resize: Resize | None = None
-    columns: tuple[int, ...] | None = None
+    def place(self) -> str:
+        """``features``, or the tap of the teacher, as logs have it."""
+        return self.array.removeprefix(_MAPS)
 
     @property
-    def arrays(self) -> tuple[str, ...]:
-        """Arrays of the teacher that are read beside its logits."""
-        return tuple(level.array for level in self.levels)
+    def grid(self) -> tuple[int, int]:
+        """Height and width of the smaller map, axis by axis: what the larger one is averaged to."""
+        (_, *own), (_, *theirs) = self.student_shape, self.teacher_shape
+        return min(own[0], theirs[0]), min(own[1], theirs[1])
 
     def document(self) -> dict[str, Any]:
-        """What of it makes a run this run, as JSON; the taps of a student that is not open are None."""
-        return {"levels": {level.array: {"weight": level.weight, "tap": level.tap} for level in self.levels}}
+        """What of it makes a run this run; the tap of a student that is not open is None."""
+        return {"weight": self.weight, "tap": self.tap}
 
-    @property
-    def taps(self) -> tuple[str, ...]:
-        """The student's taps, each once."""
-        return tuple(dict.fromkeys(level.tap for level in self.levels if level.tap is not None))
+    def __str__(self) -> str:
+        own, theirs = (" x ".join(map(str, shape)) for shape in (self.student_shape, self.teacher_shape))
+        return f"level {self.array} {theirs}, of the student {self.tap or EMBEDDING} {own}"
 
 
-def choose_matching(setup: Setup, method: str) -> Matching:
-    """Which levels of the teacher are matched, with which weights.
+def choose_levels(
+    setup: Setup, method: str, teacher: str, levels: Levels, weights: Sequence[float]
+) -> tuple[Level, ...]:
+    """Which levels of a teacher are matched, with which weights.
 
     Args:
         setup: of the run.
         method: what messages call the method.
+        teacher: its name.
+        levels: as asked for.
+        weights: one for all levels, or one a level.
 
     Raises:
         UsageError: options that contradict each other.
-        IdentityError: the teacher knows other classes than the student learns.
         CacheMissingError: the cache lacks the map or the features, with the command that adds them.
     """
-    options: LevelOptions = setup.options
-    data, cache = setup.data, setup.cache
-    if data is None or cache is None:
+    cache, record = setup.cache, setup.teachers[teacher]
+    if cache is None:
         raise ValueError("this method reads a cache")
-    record = setup.teachers[next(iter(setup.weights))]
-    columns = _columns(record, data, method)
-    taps = _teacher_taps(setup, record, cache, method)
-    arrays = [EMBEDDING] if options.mlfd_levels in ("all", "features") else []
-    arrays += [_MAPS + tap for tap in taps]
-    cache.require_kept({record.name: arrays})
-    shapes = record.array_specs()
-    student_taps: tuple[str | None, ...] = options.student_tap or (None,) * len(taps)
-    if len(student_taps) != len(taps) or (len(taps) > 1 and not options.student_tap):
-        raise UsageError(
-            f"{len(taps)} maps of the teacher ({', '.join(taps) or 'none'}) and "
-            f"{len(options.student_tap)} of the student ({', '.join(options.student_tap) or 'none named'})",
-            "Give --student-tap and --teacher-tap equally often: the first matches the first."
-            if taps
-            else "Leave --student-tap out, or match maps: --mlfd-levels all or maps.",
-        )
-    own = dict(zip((_MAPS + tap for tap in taps), student_taps, strict=True))
-    levels = tuple(
-        Level(array, weight, shapes[array].row_shape, own.get(array))
-        for array, weight in zip(arrays, _weights(options, arrays), strict=True)
+    pairs = (
+        _pairs(setup, method, record, cache) if "maps" in KINDS[levels] else _no_pairs(setup.options, levels)
     )
-    _require_trainable(setup, levels)
-    if options.adaptor == "teacher" and levels:
-        console.warn(
-            "--adaptor teacher trains a layer on the teacher's side: the squared error also falls when that "
-            "layer shrinks what the student is to match"
-        )
-    return Matching(levels, options.adaptor, options.map_resize, columns)
+    arrays = [EMBEDDING] if "features" in KINDS[levels] else []
+    arrays += [_MAPS + tap for tap in pairs]
+    cache.require_kept({teacher: arrays})
+    shapes = record.array_specs()
+    found = tuple(
+        Level(array, weight, shapes[array].row_shape, pairs.get(array.removeprefix(_MAPS)))
+        for array, weight in zip(arrays, _weights(weights, arrays), strict=True)
+    )
+    _require_trainable(setup, found)
+    return found
 
 
-def fit_matching(matching: Matching, model: Model) -> Matching:
+def fit_levels(
+    levels: Sequence[Level], model: Model, default: Literal["last", "middle"] = "last"
+) -> tuple[Level, ...]:
     """The same with the student's taps and shapes.
 
     Args:
-        matching: as it was chosen.
+        levels: as they were chosen.
         model: the open student.
+        default: which of its taps is meant where none is named.
 
     Raises:
         UsageError: it has no such tap (the nearest is named), or none at all.
     """
-    last = model.network.taps[-1] if model.network.taps else "the last"
-    named = [replace(level, tap=level.tap or last) if level.is_map else level for level in matching.levels]
-    shapes = tap_shapes(model, list(dict.fromkeys(level.tap for level in named if level.tap is not None)))
-    return replace(
-        matching,
-        levels=tuple(
-            replace(level, student_shape=(model.num_features,) if level.tap is None else shapes[level.tap])
-            for level in named
-        ),
+    known = model.network.taps
+    own = known[-1 if default == "last" else len(known) // 2] if known else "the last"
+    named = [replace(level, tap=level.tap or own) if level.is_map else level for level in levels]
+    shapes = tap_shapes(model, taps_of(named))
+    return tuple(
+        replace(level, student_shape=(model.num_features,) if level.tap is None else shapes[level.tap])
+        for level in named
     )
 
 
-def require_correspondence(setup: Setup, matching: Matching) -> None:
+def taps_of(levels: Iterable[Level]) -> tuple[str, ...]:
+    """The student's taps, each once."""
+    return tuple(dict.fromkeys(level.tap for level in levels if level.tap is not None))
+
+
+def require_correspondence(setup: Setup, teacher: str, grids: Sequence[Sequence[int]]) -> None:
     """See that the cells of matched maps are of the same places of the images.
 
     Recorded training views are the same for teacher and student. View 0 is each one's own; and beside it
     (``--teacher-view eval``) the student sees what its recipe makes.
 
+    Args:
+        setup: of the run; the student is open.
+        teacher: whose maps these are.
+        grids: height and width at which maps are compared.
+
     Raises:
         UsageError: they are not.
     """
-    maps = [level for level in matching.levels if level.is_map]
-    if not maps or 0 not in setup.views or setup.data is None or setup.cache is None:
+    if not grids or 0 not in setup.views or setup.data is None or setup.cache is None:
         return
-    name = next(iter(setup.weights))
-    student, teacher = Render.of(setup.opened().preprocess), Render.of(setup.teachers[name].preprocess)
+    student, theirs = Render.of(setup.opened().preprocess), Render.of(setup.teachers[teacher].preprocess)
     if setup.teacher_view == "eval":
-        _require_unmoved(setup, name)
+        _require_unmoved(setup, teacher)
         student = replace(student, mode="squash", crop=1.0)
     sizes = source_sizes(setup.cache, setup.cache.rows_of(setup.data, check_content=False))
-    for level in maps:
-        grid = level.student_shape if matching.adaptor == "teacher" else level.teacher_shape
-        require_same_places({"the student": student, f"'{name}'": teacher}, grid[1:], sizes)
+    for grid in grids:
+        require_same_places({"the student": student, f"'{teacher}'": theirs}, grid, sizes)
 
 
 def _require_unmoved(setup: Setup, teacher: str) -> None:
@@ -220,47 +213,81 @@ def _require_unmoved(setup: Setup, teacher: str) -> None:
         raise UsageError(
             f"recipe {recipe.name} {moved} what the student sees, and with --teacher-view eval '{teacher}' saw the "
             "image as it is: the cells of their maps are not of the same places",
-            "Use a recipe that does neither, such as autoaugment (P4's), match no map (--mlfd-levels features), or "
+            f"Use a recipe that does neither, such as autoaugment (P4's){_no_map(setup.options)}, or "
             "cache the views and use --teacher-view same.",
         )
 
 
-def _teacher_taps(setup: Setup, record: TeacherRecord, cache: CacheSet, method: str) -> tuple[str, ...]:
-    """The maps of the teacher that are matched, checked against what the cache keeps."""
-    options: LevelOptions = setup.options
-    if options.mlfd_levels not in ("all", "maps"):
-        if options.teacher_tap:
+def _no_map(options: TapOptions) -> str:
+    return ", match no map (--levels features)" if isinstance(options, LevelOptions) else ""
+
+
+def _no_pairs(options: TapOptions, levels: Levels) -> dict[str, str | None]:
+    for flag, taps in (("--teacher-tap", options.teacher_tap), ("--student-tap", options.student_tap)):
+        if taps:
             raise UsageError(
-                f"--teacher-tap {options.teacher_tap[0]}, but --mlfd-levels {options.mlfd_levels} matches no map",
-                "Leave one of them out.",
+                f"{flag} {taps[0]}, but --levels {levels} matches no map", "Leave one of them out."
             )
-        return ()
-    kept = [output.tap for output in record.outputs.values() if output.kind == "maps"]
-    unknown = [tap for tap in options.teacher_tap if tap not in kept]
+    return {}
+
+
+def _pairs(setup: Setup, method: str, record: TeacherRecord, cache: CacheSet) -> dict[str, str | None]:
+    """The maps of the teacher that are matched, and the student's tap of each where it was named."""
+    options: TapOptions = setup.options
+    taps = _teacher_taps(setup, method, record, cache)
+    own = options.student_tap or (None,) * len(taps)
+    if len(own) != len(taps) or (len(taps) > 1 and not options.student_tap):
+        raise UsageError(
+            f"{len(taps)} maps of the teacher ({', '.join(taps)}) and "
+            f"{len(options.student_tap)} of the student ({', '.join(options.student_tap) or 'none named'})",
+            "Give --student-tap and --teacher-tap equally often: the first matches the first.",
+        )
+    return dict(zip(taps, own, strict=True))
+
+
+def _teacher_taps(setup: Setup, method: str, record: TeacherRecord, cache: CacheSet) -> tuple[str, ...]:
+    """The maps of a teacher that are matched, checked against what the cache keeps."""
+    arrays = [array for output in record.outputs.values() if output.kind == "maps" for array in output.arrays]
+    kept = [array.removeprefix(_MAPS) for array in arrays]
+    named = _named_taps(setup.options.teacher_tap, record.name, tuple(setup.weights))
+    unknown = [tap for tap in named if tap not in kept]
     if not kept and record.architecture == _MAPLESS:
         raise UsageError(
-            f"--mlfd-levels {options.mlfd_levels} matches a map, and '{record.name}' is a joint teacher of "
-            "embeddings, which has none",
-            "Match its embedding, as P4's L1 student does: --mlfd-levels features (the released code: none).",
+            f"{method} matches a map, and '{record.name}' is a joint teacher of embeddings, which has none",
+            "Match its embedding, as P4's L1 student does: --levels features (the released code: none).",
         )
     if unknown or not kept:
         tap = unknown[0] if unknown else _last_tap(record)
         word = f"maps:{tap}" + ("@eval" if setup.teacher_view == "eval" and cache.view_count > 1 else "")
         wanted = f"the map '{tap}'" if unknown else "a map"
         known = f"{'maps' if len(kept) > 1 else 'map'} {', '.join(kept)}" if kept else ", ".join(record.keep)
+        less = " (--levels features matches no map)" if isinstance(setup.options, LevelOptions) else ""
         raise CacheMissingError(
-            f"{method} matches {wanted} of '{record.name}', and the cache keeps its {known} only.{nearest(tap, kept)} "
-            "(--mlfd-levels features and none match no map)",
+            f"{method} matches {wanted} of '{record.name}', and the cache keeps its {known} only.{nearest(tap, kept)}"
+            f"{less}",
             cache.adding([record.name], [word]),
         )
-    if options.teacher_tap:
-        return tuple(dict.fromkeys(options.teacher_tap))
-    if len(kept) > 1:
-        raise UsageError(
-            f"the cache keeps {len(kept)} maps of '{record.name}': {', '.join(kept)}",
-            "Name those to match, and the student's layers in the same order: --teacher-tap TAP --student-tap TAP.",
-        )
-    return tuple(kept)
+    if named or len(kept) == 1:
+        return named or tuple(kept)
+    raise UsageError(
+        f"the cache keeps {len(kept)} maps of '{record.name}': {', '.join(kept)}",
+        "Name those to match, and the student's layers in the same order: --teacher-tap TAP --student-tap TAP.",
+    )
+
+
+def _named_taps(words: Sequence[str], teacher: str, teachers: Sequence[str]) -> tuple[str, ...]:
+    """Which of the ``[NAME=]TAP`` are of a teacher, each once."""
+    found = []
+    for word in words:
+        name, equals, tap = word.partition("=")
+        if equals and name not in teachers:
+            raise UsageError(
+                f"--teacher-tap {word}: no teacher '{name}' is learnt from.{nearest(name, teachers)}",
+                f"The teachers are {', '.join(teachers)}.",
+            )
+        if not equals or name == teacher:
+            found.append(tap if equals else word)
+    return tuple(dict.fromkeys(found))
 
 
 def _last_tap(record: TeacherRecord) -> str:
@@ -272,9 +299,23 @@ def _last_tap(record: TeacherRecord) -> str:
     return taps[-1] if taps else "TAP"
 
 
-def _columns(record: TeacherRecord, data: ImageData, method: str) -> tuple[int, ...] | None:
-    """The teacher's logit of each of the student's classes; None where they are in the same order."""
+def choose_columns(
+    record: TeacherRecord, data: ImageData, method: str, labels: bool = True
+) -> tuple[int, ...] | None:
+    """The teacher's logit of each of the student's classes; None where they are in the same order.
+
+    Args:
+        record: of the teacher.
+        data: the images, with the classes that the student learns.
+        method: what messages call the method.
+        labels: whether labels are learnt from, too; else images that name no classes take the teacher's.
+
+    Raises:
+        IdentityError: the teacher knows other classes than the student learns.
+    """
     names = data.class_names
+    if names is None and not labels:
+        return None
     count = len(names) if names is not None else int(data.labels.max()) + 1
     known = record.class_names
     hint = (
@@ -307,9 +348,9 @@ def _such_as(names: Sequence[str]) -> str:
     return f" (among them '{names[0]}')" if names else ""
 
 
-def _weights(options: LevelOptions, arrays: Sequence[str]) -> tuple[float, ...]:
-    given = options.level_weight or (0.0,)
-    weights = given * len(arrays) if len(given) == 1 else given
+def _weights(given: Sequence[float], arrays: Sequence[str]) -> tuple[float, ...]:
+    weights = tuple(given or (0.0,))
+    weights = weights * len(arrays) if len(weights) == 1 else weights
     if len(weights) != len(arrays):
         raise UsageError(
             f"--level-weight is given {len(given)} times, and the levels are {', '.join(arrays) or 'none'}",
@@ -320,13 +361,14 @@ def _weights(options: LevelOptions, arrays: Sequence[str]) -> tuple[float, ...]:
 
 def _require_trainable(setup: Setup, levels: Sequence[Level]) -> None:
     """Refuse to match what does not train."""
+    less = isinstance(setup.options, LevelOptions)
     if levels and setup.origin.freeze is not None:
         raise UsageError(
             f"--freeze {setup.origin.freeze}, but matching {levels[0].array} would have to change the backbone",
-            "Leave --freeze out, or match nothing: --mlfd-levels none.",
+            "Leave --freeze out" + (", or match nothing: --levels none." if less else "."),
         )
     if setup.origin.train_from is not None and any(level.is_map for level in levels):
         raise UsageError(
             f"--train-from {setup.origin.train_from}: a student that is cut gives no maps to match",
-            "Leave --train-from out, or use --mlfd-levels features or none.",
+            "Leave --train-from out" + (", or use --levels features or none." if less else "."),
         )

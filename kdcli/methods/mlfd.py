@@ -6,7 +6,7 @@
   released code computes 0.6 softCE T^2 + 0.2 MSE + 0.2 CE (``code``); without maps it leaves the MSE out and
   keeps 0.2 CE. So the labels weigh five times less there. Which of them made the paper's numbers is not known.
 * Levels. ``paper``: the embedding (pooled features, the level of L1) and every map that is named (L2: one). ``code``:
-  the maps alone; its hook for the embedding is never read. ``--mlfd-levels`` says otherwise.
+  the maps alone; its hook for the embedding is never read. ``--levels`` says otherwise.
 * softCE: the cross-entropy of softened outputs, mean over the images, T = 2 on both sides, times T^2 [code].
 * MSE: a mean over all elements, B C H W or B D [code]: the larger a map, the smaller its gradient at a pixel.
 * Adaptors [paper section 3: "an adaptor layer can be inserted"; which layer is ours]: a 1x1 convolution where channels
@@ -22,45 +22,73 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any, Literal, final
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self, final
 
 import torch
 from jaxtyping import Float
 from pydantic import model_validator
 from torch import Tensor, nn
-from torch.nn import functional
 
+from kdcli.console import console
 from kdcli.errors import UsageError
+from kdcli.methods.adaptors import Adaptor, Resize, mean_squared_error
 from kdcli.methods.base import Choice, Method, Needs, Objective, Settings, Setup
 from kdcli.methods.batch import Batch, TeacherOutputs
 from kdcli.methods.levels import (
     EMBEDDING,
+    KINDS,
     Level,
     LevelOptions,
-    Matching,
-    Resize,
-    Side,
-    choose_matching,
-    fit_matching,
+    choose_columns,
+    choose_levels,
+    fit_levels,
     require_correspondence,
+    taps_of,
 )
 from kdcli.methods.losses import label_loss, soft_cross_entropy, weighted_sum
 from kdcli.methods.options import method_option, temperature_option
 from kdcli.models.student import LABEL_HEAD, StudentOutput
 
+Side = Literal["student", "teacher", "none"]
 PAPER = "P4, Multi-Level Feature Distillation"
 
 
 CONVENTIONS: dict[object, dict[str, Any]] = {
-    "paper": {"label_weight": 1.0, "distill_weight": 0.6, "level_weight": (0.2,), "mlfd_levels": "all"},
-    "code": {"label_weight": 0.2, "distill_weight": 0.6, "level_weight": (0.2,), "mlfd_levels": "maps"},
+    "paper": {"label_weight": 1.0, "distill_weight": 0.6, "level_weight": (0.2,), "levels": "all"},
+    "code": {"label_weight": 0.2, "distill_weight": 0.6, "level_weight": (0.2,), "levels": "maps"},
 }
 """Weights and levels of the two readings of Eq. 3."""
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class Matching:
+    """How the student's loss is put together.
+
+    Attributes:
+        levels: what is matched, the embedding first; empty: logits alone.
+        adaptor: on which side shapes are made equal.
+        resize: how maps of unequal height and width are; None: they are refused.
+        columns: of the teacher's logits, in the order of the student's classes; None: they are in that order.
+    """
+
+    levels: tuple[Level, ...] = ()
+    adaptor: Side = "student"
+    resize: Resize | None = None
+    columns: tuple[int, ...] | None = None
+
+
 class MlfdOptions(LevelOptions):
     """What the multi-level student can be told. What is not given follows the convention."""
+
+    adaptor: Side = method_option(
+        "student",
+        "Side on which a trained layer makes unequal channels equal: student, teacher or none.",
+    )
+    map_resize: Resize | None = method_option(
+        None, "pool or bilinear: make maps of unequal height and width equal; default: they are refused."
+    )
 
     loss_convention: Literal["paper", "code"] = method_option(
         "paper",
@@ -74,57 +102,24 @@ class MlfdOptions(LevelOptions):
         CONVENTIONS["paper"]["distill_weight"], "Weight alpha of the softened cross-entropy.", ge=0, le=1e4
     )
 
+    @property
+    def reads_logits(self) -> bool:
+        """Whether any term is of the teacher's logits."""
+        return self.distill_weight > 0
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if not self.reads_logits and self.matched == "none":
+            raise ValueError(
+                "--distill-weight 0, and no level is matched: nothing is learnt from the teacher; raise one of the "
+                "weights, or use --method labels-only"
+            )
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _by_convention(cls, given: dict[str, Any]) -> dict[str, Any]:
         return {**CONVENTIONS.get(given.get("loss_convention"), {}), **given}
-
-
-def mean_squared_error(
-    one: Float[Tensor, "b ..."], other: Float[Tensor, "b ..."], count: float | None = None
-) -> Float[Tensor, ""]:
-    """Mean squared difference over all elements of all images (P4 Eq. 3), in fp32.
-
-    Args:
-        one: the student's.
-        other: the teacher's; whether a gradient flows into it is the caller's.
-        count: what the sum of the images' means is divided by (see :class:`~kdcli.methods.batch.Counts`);
-            default: their number.
-
-    Returns:
-        The mean, in squared units of the representation, >= 0.
-    """
-    rows = (one.float() - other.float()).square().flatten(1).mean(1)
-    return rows.mean() if count is None else rows.sum() / (count or 1.0)
-
-
-@final
-class Adaptor(nn.Module):
-    """Brings one side's representation to the shape of the other's.
-
-    Args:
-        own: shape of what is changed: [D] or [C, H, W].
-        wanted: shape of the other side.
-        resize: how height and width are changed; None where they are equal.
-    """
-
-    def __init__(self, own: Sequence[int], wanted: Sequence[int], resize: Resize | None = None) -> None:
-        super().__init__()
-        self._size = (wanted[1], wanted[2]) if tuple(own[1:]) != tuple(wanted[1:]) else None
-        self._resize = resize
-        self.layer: nn.Module = nn.Identity()
-        if own[0] != wanted[0]:
-            flat = len(own) == 1
-            self.layer = nn.Linear(own[0], wanted[0]) if flat else nn.Conv2d(own[0], wanted[0], 1)
-
-    def forward(self, values: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
-        """Resize, then the layer: both are linear, and the smaller map is cheaper to convolve."""
-        if self._size is not None and self._resize == "pool":
-            values = functional.adaptive_avg_pool2d(values, self._size)
-        elif self._size is not None:
-            values = functional.interpolate(values, self._size, mode="bilinear", antialias=True)
-        adapted: Tensor = self.layer(values)
-        return adapted
 
 
 def make_adaptor(level: Level, side: Side, resize: Resize | None) -> Adaptor:
@@ -186,22 +181,21 @@ class MultiLevelDistillation(Objective):
         self.register_buffer("_columns", columns, persistent=False)
 
     def active(self) -> tuple[str, ...]:
-        """The classifier, where labels and teacher meet."""
-        return (LABEL_HEAD,)
+        """The classifier, where labels and teacher meet; none where neither has a weight."""
+        return (LABEL_HEAD,) if self._options.label_weight or self._options.reads_logits else ()
 
     def reads(self) -> dict[str, tuple[str, ...]]:
         """The teacher's logits and what is matched."""
-        return {self._teacher: ("logits", *self._matching.arrays)}
+        return {self._teacher: read_of(self._options, self._matching)}
 
     def taps(self) -> tuple[str, ...]:
         """The student's side of the maps."""
-        return self._matching.taps
+        return taps_of(self._matching.levels)
 
     def notes(self) -> tuple[str, ...]:
         """One line a level: its shapes, and its adaptor."""
         return tuple(
-            f"level {level.array} {_shape(level.teacher_shape)}, of the student {level.tap or EMBEDDING} "
-            f"{_shape(level.student_shape)}: weight {level.weight:g}, {self._adapted(level, adaptor)}"
+            f"{level}: weight {level.weight:g}, {self._adapted(level, adaptor)}"
             for level, adaptor in zip(self._matching.levels, self.adaptors, strict=True)
         )
 
@@ -216,15 +210,19 @@ class MultiLevelDistillation(Objective):
         return layer + (f", resized by --map-resize {self._matching.resize}" if resized else "")
 
     def forward(self, student: StudentOutput, teacher: TeacherOutputs, batch: Batch) -> dict[str, Tensor]:
-        """P4 Eq. 3; parts ``label``, ``distill`` (softened cross-entropy times T^2) and ``mse/LEVEL``."""
-        theirs, logits = teacher[self._teacher], student.logits[LABEL_HEAD]
-        images, temperature = batch.count("images"), self._options.temperature
-        parts = {
-            "label": label_loss(logits, batch, self._smoothing),
-            "distill": temperature**2
-            * soft_cross_entropy(logits, self._ordered(theirs["logits"]), temperature, count=images),
-        }
-        weights = {"label": self._options.label_weight, "distill": self._options.distill_weight}
+        """P4 Eq. 3; parts ``label``, ``distill`` (softened cross-entropy times T^2) and ``mse/LEVEL``.
+
+        Labels and logits of weight 0 are not looked at: they need not be there.
+        """
+        theirs, images, options = teacher[self._teacher], batch.count("images"), self._options
+        weights = {"label": options.label_weight, "distill": options.distill_weight}
+        parts = {}
+        if options.label_weight:
+            parts["label"] = label_loss(student.logits[LABEL_HEAD], batch, self._smoothing)
+        if options.reads_logits:
+            parts["distill"] = options.temperature**2 * soft_cross_entropy(
+                student.logits[LABEL_HEAD], self._ordered(theirs["logits"]), options.temperature, count=images
+            )
         for level, adaptor in zip(self._matching.levels, self.adaptors, strict=True):
             own = student.features if level.tap is None else student.maps[level.tap]
             target = theirs[level.array].detach().float()
@@ -232,8 +230,8 @@ class MultiLevelDistillation(Objective):
                 target = adaptor(target)
             else:
                 own = adaptor(own.float())
-            parts[level.name] = mean_squared_error(own, target, images)
-            weights[level.name] = level.weight
+            parts[f"mse/{level.place}"] = mean_squared_error(own, target, images)
+            weights[f"mse/{level.place}"] = level.weight
         loss = weighted_sum(parts, weights, list(parts))
         return {"loss": loss, **{name: part.detach() for name, part in parts.items()}}
 
@@ -242,13 +240,20 @@ class MultiLevelDistillation(Objective):
         return logits[:, columns] if len(columns) else logits
 
 
-def _shape(shape: Sequence[int]) -> str:
-    return " x ".join(map(str, shape))
+def read_of(options: MlfdOptions, matching: Matching) -> tuple[str, ...]:
+    """Arrays that are read of the teacher."""
+    return (*(("logits",) if options.reads_logits else ()), *(level.array for level in matching.levels))
 
 
 @final
 class Mlfd(Method):
     """P4's student; :attr:`Setup.own` is a :class:`~kdcli.methods.levels.Matching`."""
+
+    def needs_of(self, options: MlfdOptions) -> Needs:
+        """No labels, and no logits, where they have no weight; what is matched besides."""
+        logits = options.reads_logits
+        kinds = KINDS[options.matched] | (self.needs.kinds if logits else frozenset())
+        return replace(self.needs, kinds=kinds, labels=options.label_weight > 0, same=logits)
 
     def weigh(self, choice: Choice) -> dict[str, float]:
         """All weight on the one teacher.
@@ -266,23 +271,37 @@ class Mlfd(Method):
 
     def check(self, setup: Setup) -> Setup:
         """Decides which levels are matched."""
-        return replace(setup, own=choose_matching(setup, self.name))
+        options: MlfdOptions = setup.options
+        (teacher,) = setup.weights
+        levels = choose_levels(setup, self.name, teacher, options.matched, options.level_weight)
+        if options.adaptor == "teacher" and levels:
+            console.warn(
+                "--adaptor teacher trains a layer on the teacher's side: the squared error also falls when that "
+                "layer shrinks what the student is to match"
+            )
+        columns, needs = None, self.needs_of(options)
+        if needs.same and setup.data is not None:
+            columns = choose_columns(setup.teachers[teacher], setup.data, self.name, needs.labels)
+        return replace(setup, own=Matching(levels, options.adaptor, options.map_resize, columns))
 
     def arrays(self, setup: Setup) -> dict[str, tuple[str, ...]]:
-        """Logits, and what is matched."""
-        return dict.fromkeys(setup.weights, ("logits", *(setup.own.arrays if setup.own else ())))
+        """Logits that have a weight, and what is matched."""
+        return dict.fromkeys(setup.weights, read_of(setup.options, setup.own))
 
     def identity(self, setup: Setup) -> dict[str, Any]:
         """With the levels."""
-        return {**Method.identity(self, setup), **setup.own.document()}
+        return {
+            **Method.identity(self, setup),
+            "levels": {level.array: level.document() for level in setup.own.levels},
+        }
 
     def describe(self, setup: Setup) -> list[str]:
         """P4's Eq. 3 with its numbers."""
         options: MlfdOptions = setup.options
+        soft = f"{options.temperature**2:g} soft cross-entropy at T = {options.temperature:g}"
         terms = [
-            f"{options.label_weight:g} CE",
-            f"{options.distill_weight:g} x {options.temperature**2:g} soft cross-entropy at T = "
-            f"{options.temperature:g}",
+            *([f"{options.label_weight:g} CE"] if options.label_weight else []),
+            *([f"{options.distill_weight:g} x {soft}"] if options.reads_logits else []),
             *(f"{level.weight:g} MSE of {level.array}" for level in setup.own.levels),
         ]
         return [
@@ -292,11 +311,14 @@ class Mlfd(Method):
 
     def build(self, setup: Setup) -> Objective:
         """See :class:`MultiLevelDistillation`."""
-        matching = fit_matching(setup.own, setup.opened())
-        require_correspondence(setup, matching)
-        return MultiLevelDistillation(
-            next(iter(setup.weights)), matching, setup.options, setup.settings.label_smoothing
+        (teacher,) = setup.weights
+        matching: Matching = replace(setup.own, levels=fit_levels(setup.own.levels, setup.opened()))
+        maps = [level for level in matching.levels if level.is_map]
+        sides = (
+            level.student_shape if matching.adaptor == "teacher" else level.teacher_shape for level in maps
         )
+        require_correspondence(setup, teacher, [side[1:] for side in sides])
+        return MultiLevelDistillation(teacher, matching, setup.options, setup.settings.label_smoothing)
 
 
 MLFD = Mlfd(
@@ -317,4 +339,5 @@ MLFD = Mlfd(
     ),
     recipe="autoaugment",
     teacher_view="eval",
+    spares={"labels": "--label-weight 0", "logits": "--distill-weight 0"},
 )

@@ -175,6 +175,10 @@ class LogitTransfer(Method):
 
     tunes = True
 
+    def needs_of(self, options: Any) -> Needs:
+        """No labels where lambda is 1."""
+        return without_labels(self.needs, getattr(options, "kl_weight", 1.0))
+
     def term(self, options: Any) -> Term:
         """The divergence from one teacher."""
         return lambda ours, theirs, count: kl_divergence(
@@ -200,6 +204,11 @@ class LogitTransfer(Method):
             setup.settings.label_smoothing,
             setup.own or (),
         )
+
+
+def without_labels(needs: Needs, kl_weight: float) -> Needs:
+    """What is needed where labels have the rest of a weight: none of them where it is 1 (P3 Eq. 2)."""
+    return needs if kl_weight < 1 else replace(needs, labels=False)
 
 
 def beside(options: Any) -> str:

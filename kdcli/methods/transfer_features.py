@@ -26,7 +26,7 @@ from kdcli.methods.losses import (
     weighted_sum,
 )
 from kdcli.methods.options import Direction, MethodOptions, kl_direction_option, kl_weight_option
-from kdcli.methods.transfer import PAPER, PRINTED, beside
+from kdcli.methods.transfer import PAPER, PRINTED, beside, without_labels
 from kdcli.models.student import LABEL_HEAD, StudentOutput
 
 
@@ -133,6 +133,10 @@ class Similarities(Method):
 
     tunes = True
 
+    def needs_of(self, options: SimilarityOptions) -> Needs:
+        """No labels where lambda is 1."""
+        return without_labels(self.needs, options.kl_weight)
+
     def describe(self, setup: Setup) -> list[str]:
         """P3 Eq. 6 with its numbers."""
         return [
@@ -182,7 +186,7 @@ _NEEDS = Needs(frozenset({"features"}), labels=True, several_labels=True)
 
 CD = Similarities(
     name="cd", paper=PAPER, equation="Eq. 6", summary="Similarities between a batch's images, and labels.",
-    Options=SimilarityOptions, needs=_NEEDS, defaults=PRINTED,
+    Options=SimilarityOptions, needs=_NEEDS, defaults=PRINTED, spares={"labels": "--kl-weight 1"},
 )  # fmt: skip
 CRD = Contrast(
     name="crd", paper=PAPER, equation="Eq. 7", summary="Features contrasted as Tian et al. do, and labels.",

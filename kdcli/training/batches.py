@@ -273,7 +273,7 @@ def _feed_of(
         live = ViewRule(replace(plan.rule.views, train_views=0), None)
         feeds = [Feed(each.data, live, renders) for each in plan.sets]
         feeds[0] = Feed(plan.data, plan.rule, renders, recording)
-        labelled = [plan.method.needs.labels, *[True] * (len(feeds) - 1)]
+        labelled = [plan.needs.labels, *[True] * (len(feeds) - 1)]
         offsets = np.cumsum([0, *(len(each.data) for each in plan.sets[:-1])]).tolist()
         return JointFeed(feeds, labelled, offsets)
     if plan.split:

@@ -78,20 +78,21 @@ def classes_of(config: StudentConfig, method: Method, teachers: Teachers | None,
     """
     if method.predicts(config.options):
         return Classes(None, 0)
+    needs = method.needs_of(config.options)
     if teachers is not None and teachers.generalist is not None:
         record = teachers.generalist
         return Classes(record.class_names, record.num_classes)
-    if teachers is not None and method.needs.classes and data.class_names is None:
+    if teachers is not None and (needs.classes or needs.same) and data.class_names is None:
         first = next(iter(teachers.records.values()))
         return Classes(first.class_names, first.num_classes)
     return Classes.of(data, config.multi_label)
 
 
-def columns_of(method: Method, teachers: Teachers | None, classes: Classes) -> dict[str, tuple[int, ...]]:
+def columns_of(method: str, teachers: Teachers | None, classes: Classes) -> dict[str, tuple[int, ...]]:
     """Of each teacher whose order of the classes differs, its number of each of the student's.
 
     Args:
-        method: whose classifier learns from their logits.
+        method: name of that whose classifier learns from their logits.
         teachers: of the run.
         classes: of the student.
 
@@ -99,7 +100,7 @@ def columns_of(method: Method, teachers: Teachers | None, classes: Classes) -> d
         BadDataError: a teacher tells apart other classes.
     """
     found: dict[str, tuple[int, ...]] = {}
-    if teachers is None or not method.needs.classes:
+    if teachers is None:
         return found
     names, count = classes.names, classes.count
     for record in teachers.records.values():
@@ -107,7 +108,7 @@ def columns_of(method: Method, teachers: Teachers | None, classes: Classes) -> d
         if record.num_classes != count or (theirs and names and set(theirs) != set(names)):
             raise BadDataError(
                 f"teacher '{record.name}' tells apart {record.num_classes} classes and the data {count}"
-                f"{_first_difference(theirs, names)}; {method.name} needs the same ones",
+                f"{_first_difference(theirs, names)}; {method} needs the same ones",
                 f"Fine-tune the teacher's classifier on this data first ({_fine_tuning()}) and cache its export, or "
                 "use a method whose heads are the teachers'; see kd methods.",
             )

@@ -69,10 +69,12 @@ def head_to_test(plan: Plan) -> tuple[str, Labels] | None:
     """
     if plan.test is None:
         return None
-    if plan.method.needs.labels or plan.method.needs.classes:
+    needs = plan.needs
+    if needs.labels or needs.classes or needs.same:
         return LABEL_HEAD, labels_for(plan.test, plan.classes)
     names = plan.test.class_names
-    teachers = plan.teachers.records.values() if plan.teachers is not None else ()
+    heads = plan.teachers is not None and "logits" in needs.kinds
+    teachers = plan.teachers.records.values() if plan.teachers is not None and heads else ()
     for record in teachers:
         if record.class_names is not None and names is not None and set(record.class_names) == set(names):
             first = plan.teachers is not None and record is plan.teachers.generalist
@@ -82,9 +84,12 @@ def head_to_test(plan: Plan) -> tuple[str, Labels] | None:
     own = plan.method.label_head(plan.setup.options)
     if own is not None:
         return own, labels_for(plan.test, plan.labels)
-    console.warn(
-        "no teacher has the class names of the test data, so no head can be tested; use kd eval-probe"
+    reason = (
+        "no teacher has the class names of the test data"
+        if heads
+        else f"{plan.method.name} trains no classifier"
     )
+    console.warn(f"{reason}, so no head can be tested; use kd eval-probe")
     return None
 
 
@@ -339,12 +344,7 @@ def require_sound(student: Student, size: tuple[int, int]) -> None:
 
 
 def shown(room: ExamRoom, how: Conditions) -> Iterator[tuple[dict[Render, UInt8[Tensor, "b _ _ 3"]], Tensor]]:
-    """Batches of this process: their pixels on the device, and their positions on the host. To be read in one fate.
-
-    Raises:
-        StoppedEarly: a signal arrived.
-        BadDataError: an image cannot be decoded.
-    """
+    """Batches of this process: their pixels on the device, and their positions on the host. To be read in one fate."""
     total = len(room.data) // how.ranks.world
     with console.progress(total, "images", "testing") as bar:
         for batch in room.batches():

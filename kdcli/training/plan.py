@@ -7,7 +7,7 @@ from typing import Any, final
 from kdcli.data.sources import ImageData
 from kdcli.data.views import ViewSet
 from kdcli.geometry import OWN, EvalGeometry
-from kdcli.methods.base import Average, Method, Settings, Setup
+from kdcli.methods.base import Average, Method, Needs, Settings, Setup
 from kdcli.models.arguments import parse_arguments
 from kdcli.precision import Precision
 from kdcli.training.classes import Classes
@@ -78,6 +78,11 @@ class Plan:
     def settings(self) -> Settings:
         """The engine's numbers."""
         return self.setup.settings
+
+    @property
+    def needs(self) -> Needs:
+        """What the method needs with its options."""
+        return self.method.needs_of(self.setup.options)
 
     @property
     def init(self) -> str:

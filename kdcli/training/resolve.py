@@ -8,14 +8,14 @@ from typing import final
 import numpy as np
 
 from kdcli.cache.cacheset import CacheSet
-from kdcli.cache.needs import Needs
+from kdcli.cache.needs import Needs as Reads
 from kdcli.cache.shelf import Stage
 from kdcli.cache.staging import stage
 from kdcli.data.sources import ImageData, open_data
 from kdcli.data.views import ViewSet
 from kdcli.errors import CacheMissingError, UsageError
 from kdcli.geometry import EvalGeometry
-from kdcli.methods.base import Origin, Settings, Setup, find_method
+from kdcli.methods.base import Needs, Origin, Settings, Setup, find_method
 from kdcli.models.arguments import parse_arguments
 from kdcli.models.spec import ModelSpec, require_known_arguments
 from kdcli.options.fields import absolute
@@ -190,13 +190,18 @@ class _Draft:
         return self.given if self.config.init == NEAREST_SOURCE else self.ranking
 
     @property
+    def needs(self) -> Needs:
+        """What the method needs with its options."""
+        return self.method.needs_of(self.config.options)
+
+    @property
     def split(self) -> bool:
         """Whether labelled and unlabelled images come in batches of their own."""
         return self.method.unlabelled_ratio(self.config.options) is not None
 
     def choose_teachers(self) -> None:
         """Which cached teachers are read, with which weight."""
-        if self.cache is not None and self.method.needs.kinds:
+        if self.cache is not None and self.needs.kinds:
             self.teachers = choose_teachers(
                 self.config, self.method, self.cache, self.ranking, self.pins.teachers
             )
@@ -220,7 +225,7 @@ class _Draft:
 
     def open_data(self) -> None:
         """The images to train on, and those set aside of them."""
-        config, needs = self.config, self.method.needs
+        config, needs = self.config, self.needs
         self.everything = self.opened(
             self.main,
             data_root=config.data_root,
@@ -234,7 +239,7 @@ class _Draft:
 
     def _require_learnable(self) -> None:
         if self.method.label_head(self.config.options) is not None:
-            require_classes(self.data, self.main)
+            require_classes(self.data, self.main, self.method.spares.get("labels"))
             require_labels(self.data, self.config.multi_label)
         if self.split and not self.method.repeats_labelled(self.config.options):
             require_unlabelled(self.data, self.main)
@@ -257,7 +262,7 @@ class _Draft:
             recipe=self.rule.views.rule,
             classes=classes.count,
             labels=Classes.of(self.data, config.multi_label).count,
-            columns=columns_of(self.method, teachers, classes),
+            columns=columns_of(self.method.name, teachers, classes) if self.needs.classes else {},
             origin=self._origin(),
             before=self.pins.identity,
         )
@@ -284,7 +289,7 @@ class _Draft:
 
     def _views(self, cache: CacheSet) -> list[int]:
         """Views that the teachers are asked about."""
-        turns = turns_of(self.settings.epochs, self.rule, self.split or self.method.needs.sets)
+        turns = turns_of(self.settings.epochs, self.rule, self.split or self.needs.sets)
         return sorted({self.rule.teacher(turn) for turn in range(turns)} & set(range(cache.view_count)))
 
     def choose_geometry(self) -> None:
@@ -307,7 +312,7 @@ class _Draft:
         if self.lower is not None:
             reads = self.lower.with_maps(reads)
         if config.stage is not None:
-            stage(cache, Needs(reads, rows, views), config.stage, config.stage_limit)
+            stage(cache, Reads(reads, rows, views), config.stage, config.stage_limit)
         usable = cache.require(reads, rows, views, config.allow_partial)
         if not usable.any():
             raise CacheMissingError(
@@ -334,9 +339,8 @@ class _Draft:
         self.test = None if self.sets else open_test(self.config, not by_teachers, self.opened)
         if by_teachers and self.cache is not None:
             reads, held = self.method.arrays(self.setup), (self.test, self.validation)
-            self.test, self.validation = (
-                each and judged_images(each, self.cache, reads, self.config) for each in held
-            )
+            found = (each and judged_images(each, self.cache, reads, self.config) for each in held)
+            self.test, self.validation = found
 
     def plan(self) -> Plan:
         """What was decided."""

@@ -244,7 +244,7 @@ def order_of(plan: Plan, rank: int = 0, world: int = 1) -> Order:
     if plan.split:
         shares = ratio_shares(numbers.batch_size, plan.unlabelled_ratio or 1.0)
         return StreamOrder(_split(plan), shares, seed, rank, world)
-    labels = plan.data.labels if plan.method.needs.labels else np.zeros(len(plan.data), np.int64)
+    labels = plan.data.labels if plan.needs.labels else np.zeros(len(plan.data), np.int64)
     return EpochOrder(labels, numbers.batch_size, seed, rank, world, numbers.accumulate)
 
 

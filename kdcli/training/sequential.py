@@ -64,10 +64,11 @@ def train_sequence(config: StudentConfig, *, ranking: Ranking | None = None) -> 
 
 def _require_possible(config: StudentConfig) -> None:
     method = find_method(config.method)
+    needs = method.needs_of(config.options)
     contradictions = {
-        f"{method.name} reads no teacher": not method.needs.kinds,
-        f"{method.name} starts from its generalist": method.needs.generalist,
-        f"{method.name} learns from several data sets": method.needs.sets,
+        f"{method.name} reads no teacher": not needs.kinds,
+        f"{method.name} starts from its generalist": needs.generalist,
+        f"{method.name} learns from several data sets": needs.sets,
         "--lr-grid makes a grid of runs": config.lr_grid is not None,
         "--train-from starts from a cached teacher": config.train_from is not None,
         "--init nearest-source starts from a cached teacher": config.init == NEAREST_SOURCE,

@@ -52,8 +52,8 @@ def require_sets(config: StudentConfig, method: Method) -> None:
     Raises:
         UsageError: that, or names that are missing, given twice, unknown or taken.
     """
-    several = not isinstance(config.data, str)
-    if several and not method.needs.sets:
+    several, needs = not isinstance(config.data, str), method.needs_of(config.options)
+    if several and not needs.sets:
         raise UsageError(
             f"{method.name} learns from one data set, and {len(config.data)} are given",
             f"Use --method {' or '.join(method_names('sets'))}, or one DATA.",
@@ -67,7 +67,7 @@ def require_sets(config: StudentConfig, method: Method) -> None:
         raise UsageError(
             f"{given[0]} is for one data set, and {len(config.data)} are given", f"Leave {given[0]} out."
         )
-    if not several and method.needs.sets:
+    if not several and needs.sets:
         raise UsageError(f"{method.name} learns from several data sets, each as NAME=DATA", _EXAMPLE)
     names = list(train_specs(config)) if several else []
     if several and len(names) < 2:
@@ -210,8 +210,13 @@ def require_unlabelled(data: ImageData, name: str) -> None:
         )
 
 
-def require_classes(data: ImageData, name: str) -> None:
+def require_classes(data: ImageData, name: str, spare: str | None = None) -> None:
     """Refuse data without at least two classes to tell apart.
+
+    Args:
+        data: to learn from.
+        name: of it.
+        spare: the option with which the method would need no labels, if there is one.
 
     Raises:
         BadDataError: naming the data set.
@@ -221,7 +226,9 @@ def require_classes(data: ImageData, name: str) -> None:
     if not len(present):
         raise BadDataError(
             f"{name} has no labels, and this method learns from labels",
-            "Put the images into one folder a class (CLASS/NAME.jpg), or use a method that needs no labels: kd methods",
+            "Put the images into one folder a class (CLASS/NAME.jpg), "
+            + (f"learn without labels ({spare}), " if spare else "")
+            + "or use a method that needs no labels: kd methods",
         )
     if len(present) == 1:
         only = data.class_names[present[0]] if data.class_names is not None else str(present[0])

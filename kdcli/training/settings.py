@@ -22,12 +22,12 @@ def settable() -> set[str]:
 
 def unused_by(config: StudentConfig, method: Method) -> set[str]:
     """Options of every run that change nothing for ``method``."""
-    unused = set()
+    unused, needs = set(), method.needs_of(config.options)
     if method.label_head(config.options) is None:
         unused.add("label_smoothing")
-        if method.needs.several_labels:  # others would take a combination of labels for a class: refused
+        if needs.several_labels:  # others would take a combination of labels for a class: refused
             unused.add("multi_label")
-    if not method.needs.kinds:
+    if not needs.kinds:
         unused.add("teacher")
     if not method.ranked and config.init != NEAREST_SOURCE:
         unused.add("ranking")
@@ -43,7 +43,8 @@ def without_unused(config: StudentConfig, method: Method) -> StudentConfig:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         console.note(f"{method.name} does not use {flags}")
     changes = {name: StudentConfig.model_fields[name].default for name in unused}
-    if config.cache and not method.needs.kinds and (method.needs.unlabelled or method.needs.sets):
+    needs = method.needs_of(config.options)
+    if config.cache and not needs.kinds and (needs.unlabelled or needs.sets):
         console.note(f"{method.name} draws live views and does not use --cache")
         changes["cache"] = ()
     return config.model_copy(update={**changes, "aside": {}})

@@ -55,7 +55,7 @@ def build_student(plan: Plan) -> Built:
         if record is not None:
             require_as_cached(record)
     torch.manual_seed(seed)
-    own = plan.method.needs.classes and plan.init not in UNTRAINED  # its classifier learns on
+    own = plan.needs.classes and plan.init not in UNTRAINED  # its classifier learns on
     model = open_model(
         config.student if plan.init in FRESH else plan.init,
         weights="random" if plan.init in UNTRAINED else "pretrained",
@@ -78,7 +78,7 @@ def build_student(plan: Plan) -> Built:
         student.freeze_backbone()
     if plan.lower is not None:
         student.freeze_up_to(cut_at(model, plan.lower.tap))
-    _require_pieces(plan, student)
+    _require_pieces(plan, student, objective)
     return Built(model, student, objective, plan.lower, plan.average)
 
 
@@ -102,13 +102,14 @@ def draw_xavier(network: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
 
 
-def _require_pieces(plan: Plan, student: Student) -> None:
+def _require_pieces(plan: Plan, student: Student, objective: Objective) -> None:
     """Refuse steps of which some process, or some piece of --accumulate, has too few images."""
     sizes, numbers = [len(each.data) for each in plan.sets] or [len(plan.data)], plan.settings
     images = sum(sizes) if plan.joint else max(sizes)
     step = images // -(-images // numbers.batch_size)  # batches are of equal size up to one image
     pieces = numbers.accumulate * plan.processes
-    least = 2 if numbers.bn == "train" and _has_batchnorm(student) else 1
+    # --bn is of the student; what an objective trains beside it averages in any case.
+    least = 2 if (numbers.bn == "train" and _has_batchnorm(student)) or _trains_batchnorm(objective) else 1
     if step // pieces >= least:
         return
     if pieces == 1:
@@ -121,6 +122,13 @@ def _require_pieces(plan: Plan, student: Student) -> None:
         + (": BatchNorm needs two in each" if least == 2 else ""),
         f"Use --batch-size {least * pieces} or more"
         + (", or fewer pieces (--accumulate)." if numbers.accumulate > 1 else ", or fewer processes."),
+    )
+
+
+def _trains_batchnorm(objective: Objective) -> bool:
+    return any(
+        isinstance(each, nn.modules.batchnorm._BatchNorm) and each.weight.requires_grad
+        for each in objective.modules()
     )
 
 

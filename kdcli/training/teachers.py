@@ -60,23 +60,24 @@ def require_options(config: StudentConfig, method: Method, ranking: Ranking | No
     Raises:
         UsageError: naming the command that makes what is missing.
     """
-    if config.multi_label is not None and not method.needs.several_labels:
+    needs = method.needs_of(config.options)
+    if config.multi_label is not None and not needs.several_labels:
         raise UsageError(
             f"{method.name} learns one class an image, and --multi-label gives several labels",
             f"Use --method {' or '.join(method_names('several_labels'))}; or leave --multi-label out.",
         )
     name = method.name
-    if method.needs.kinds and not config.cache:
+    if needs.kinds and not config.cache:
         raise UsageError(
             f"{name} reads teachers from a cache, and no --cache is given",
             f"kd cache-teachers {config.first_data} --cache PATH --teacher SPEC, then add --cache PATH here",
         )
-    if method.needs.ranking and ranking is None:
+    if needs.ranking and ranking is None:
         raise UsageError(
             f"{name} needs --ranking",
             f"{_ranking(config)} | " + command_line(config.model_copy(update={"ranking": "-"})),
         )
-    if ranking is not None and not ranking.sources and method.needs.kinds:
+    if ranking is not None and not ranking.sources and needs.kinds:
         raise UsageError("the ranking has no sources", "Make it anew: " + _ranking(config))
 
 
@@ -102,7 +103,7 @@ def choose_teachers(
         UsageError: no generalist is named, ``--teacher`` contradicts the ranking, or no teacher is left.
     """
     own = method.generalist(config.options)
-    if method.needs.generalist and own is None:
+    if method.needs_of(config.options).generalist and own is None:
         raise UsageError(
             f"{method.name} needs --generalist NAME, the cached teacher that the student starts from",
             f"Cached teachers: {', '.join(cache.teachers) or 'none yet'}.",
@@ -120,7 +121,22 @@ def choose_teachers(
             "Raise --generalist-weight above 0, or cache more teachers.",
         )
     used = dict.fromkeys([*weights, *([generalist.name] if generalist else [])])
-    return Teachers(weights, {name: cache.teacher(name) for name in used}, generalist)
+    records = {name: cache.teacher(name) for name in used}
+    if "logits" in method.needs_of(config.options).kinds:
+        _require_classifiers(method, records)
+    return Teachers(weights, records, generalist)
+
+
+def _require_classifiers(method: Method, records: Mapping[str, TeacherRecord]) -> None:
+    """Refuse teachers whose logits no command could add to the cache."""
+    headless = [name for name, record in records.items() if not record.num_classes]
+    if headless:
+        spare = method.spares.get("logits")
+        raise UsageError(
+            f"teacher '{headless[0]}' has no classifier, so it gives no logits, and {method.name} learns from logits",
+            (f"Learn without logits ({spare}), or use" if spare else "Use")
+            + f" a method of features: --method {' or '.join(method_names('only_features'))}; see kd methods.",
+        )
 
 
 def _names(
@@ -215,7 +231,7 @@ def require_within_labels(ranking: Ranking, cache: CacheSet, data: ImageData, co
         )
         return
     probe = unpack(ranking.probe["images"])
-    if not find_method(config.method).needs.labels:
+    if not find_method(config.method).needs_of(config.options).labels:
         console.note(f"the ranking was made with {len(probe)} labels, and {config.method} learns from none")
         return
     labelled = data.select(np.flatnonzero(data.labels >= 0))

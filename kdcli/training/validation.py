@@ -53,7 +53,7 @@ def split_off(config: StudentConfig, method: Method, data: ImageData) -> tuple[I
             )
         return data, None
     by_teachers = method.predicts(config.options)
-    if not method.needs.labels and not by_teachers:
+    if not method.needs_of(config.options).labels and not by_teachers:
         raise UsageError(
             f"--validation judges the classifier on labels, and {method.name} learns from none",
             "Leave --validation out; judge the finished student by kd eval-probe.",
@@ -71,7 +71,7 @@ def split_off(config: StudentConfig, method: Method, data: ImageData) -> tuple[I
 
 
 def _require_test(config: StudentConfig, method: Method) -> None:
-    if config.test is None or not method.needs.labels or not isinstance(config.data, str):
+    if config.test is None or not method.needs_of(config.options).labels or not isinstance(config.data, str):
         reason = (
             "no --test is given" if config.test is None else f"{method.name} has no one test to select by"
         )

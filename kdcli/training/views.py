@@ -42,7 +42,7 @@ def choose_views(
         recipe = method.recipe
     asked = views if recipe is None else replace(views, recipe=recipe)
     if config.teacher_view == "eval":
-        if method.needs.kinds:
+        if method.needs_of(config.options).kinds:
             _require_unmixed(asked)
         return ViewRule(asked, cached, "eval")
     if asked != views:

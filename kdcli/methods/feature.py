@@ -1,0 +1,151 @@
+"""Regression on a teacher's representation: of several teachers without labels, or FitNets' hint beside them.
+
+    L = w CE(labels) + sum_k w_k sum_l beta_l MSE(A_kl x_l, t_kl) / phi_kl^2
+
+* x_l is the student's pooled features or a map of its, t_kl those of teacher k, A_kl a trained layer on the student's
+  side: linear for features, a 1x1 convolution for maps. It is there also where shapes agree: the student has one
+  representation, the teachers one each. Saved in checkpoints, not exported.
+* Maps meet at the smaller grid, axis by axis; the larger one is averaged to it (as RepDistiller and mdistiller do).
+* phi_kl^2 is the teacher's variance, the mean over channels, from the cached rows that the run reads (--standardise
+  global). Without it the squared error of a teacher is as large as its numbers happen to be, and so is its say among
+  several. With it a term is the share of the teacher's variance that is left unexplained: 1 - R^2. A rotation to equal
+  variances (PHI-S, arXiv 2410.01680) has the same squared error. What a layer adds or scales it learns itself. A column
+  that is constant adds no variance and is learnt by the layer's bias; a teacher that is constant is refused.
+* ``feature``: no labels, pooled features (--levels), beta 1. ``hint``: labels, one map at the student's middle tap,
+  beta 100, raw (FitNets, arXiv 1412.6550, at the numbers of RepDistiller, trained jointly; the paper trains the
+  lower half first). Its regressor there is a convolution with BatchNorm and ReLU, which no negative target is reached
+  by: here it is linear.
+* lr, schedule, batch: OURS, those of P2's methods here.
+"""
+
+from collections.abc import Mapping
+from typing import Literal, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kdcli.errors import BadDataError
+from kdcli.methods.adaptors import mean_squared_error
+from kdcli.methods.base import Needs, Objective, Setup
+from kdcli.methods.cached_rows import some_rows
+from kdcli.methods.levels import Levels, LevelWeights, level_weight_option
+from kdcli.methods.matching import LevelMethod, LevelObjective, LevelsOf, MatchOptions, label_weight_option
+from kdcli.methods.options import method_option
+from kdcli.methods.weighted import OURS
+
+Standard = Literal["global", "none"]
+
+
+def _standardise_option(default: Standard) -> Standard:
+    option: Standard = method_option(
+        default, "Scale of the targets: global (divided by their standard deviation, from the cache), none."
+    )
+    return option
+
+
+class FeatureOptions(MatchOptions):
+    """What regression on features can be told."""
+
+    levels: Literal["all", "maps", "features"] = method_option(
+        "features", "What of the teachers is learnt: features, maps, or all (both)."
+    )
+    level_weight: LevelWeights = level_weight_option(1.0)
+    standardise: Standard = _standardise_option("global")
+    label_weight: float = label_weight_option(0.0)
+
+
+class HintOptions(MatchOptions):
+    """What a hint can be told."""
+
+    level_weight: LevelWeights = level_weight_option(100.0)
+    standardise: Standard = _standardise_option("none")
+    label_weight: float = label_weight_option(1.0)
+
+
+@final
+class FeatureRegression(LevelObjective):
+    """Squared errors of what trained layers make of the student.
+
+    Args:
+        levels: of each teacher, with the shapes of both sides.
+        scales: phi^2 of each level of each teacher, > 0.
+        weights: of each teacher, > 0.
+        label_weight: of the labels, >= 0.
+        smoothing: of the labels, in [0, 1).
+    """
+
+    part = "mse"
+    scales: Tensor
+
+    def __init__(
+        self,
+        levels: LevelsOf,
+        scales: Mapping[str, tuple[float, ...]],
+        weights: Mapping[str, float],
+        label_weight: float = 0.0,
+        smoothing: float = 0.0,
+    ) -> None:
+        super().__init__(levels, weights, label_weight, smoothing)
+        self.adaptors = nn.ModuleList(
+            (nn.Conv2d(level.student_shape[0], level.teacher_shape[0], 1) if level.is_map else
+             nn.Linear(level.student_shape[0], level.teacher_shape[0]))
+            for _, level in self.terms
+        )  # fmt: skip
+        self.register_buffer("scales", torch.tensor([each for name in levels for each in scales[name]]))
+
+    def term(self, number: int, own: Tensor, target: Tensor, count: float | None) -> Tensor:
+        """The mean squared error over all elements of all images, divided by phi^2."""
+        return mean_squared_error(self.adaptors[number](own), target, count) / self.scales[number]
+
+
+@final
+class Regression(LevelMethod):
+    """``feature`` and ``hint``."""
+
+    def levels(self, options: MatchOptions) -> Levels:
+        """Those asked for; of a hint maps."""
+        return options.levels if isinstance(options, FeatureOptions) else "maps"
+
+    def build(self, setup: Setup) -> Objective:
+        """See :class:`FeatureRegression`."""
+        options: FeatureOptions | HintOptions = setup.options
+        levels = self.fitted(setup)
+        whole = options.standardise == "global"
+        scales = {
+            name: tuple(mean_variance(setup, name, level.array) if whole else 1.0 for level in own)
+            for name, own in levels.items()
+        }
+        return FeatureRegression(
+            levels, scales, setup.weights, options.label_weight, setup.settings.label_smoothing
+        )
+
+
+def mean_variance(setup: Setup, teacher: str, array: str) -> float:
+    """Variance (n - 1) of a teacher's output over images and cells, the mean over its channels; > 0.
+
+    Raises:
+        BadDataError: it is the same for all images.
+    """
+    values = some_rows(setup, teacher, array).astype(np.float64)
+    channels = np.moveaxis(values, 1, -1).reshape(-1, values.shape[1])
+    variance, size = float(channels.var(axis=0, ddof=1).mean()), float(np.square(channels).mean())
+    if not variance > 1e-12 * size:
+        raise BadDataError(
+            f"the {array} of '{teacher}' are the same for all images: there is nothing to learn from them",
+            "Look at the teacher's weights and preprocessing; kd cache info shows what was cached.",
+        )
+    return variance
+
+
+FEATURE = Regression(
+    name="feature", paper="FitNets, without labels", equation="section 2.2, MSE / phi^2",
+    summary="Features, maps or both of one or several teachers; no labels.", Options=FeatureOptions,
+    needs=Needs(frozenset({"features"}), several_labels=True), defaults=OURS,
+)  # fmt: skip
+HINT = Regression(
+    name="hint", paper="FitNets", equation="Eq. 3, beside the labels",
+    summary="Labels, and a map in the middle of the student that predicts one of the teacher.", Options=HintOptions,
+    needs=Needs(frozenset({"maps"}), labels=True, several_labels=True), defaults=OURS,
+    spares={"labels": "--label-weight 0"}, tap="middle",
+)  # fmt: skip
