@@ -180,6 +180,7 @@ METHODS = Registry(
         "dkd": "kdcli.methods.dkd:DKD",
         "nkd": "kdcli.methods.nkd:NKD",
         "dist": "kdcli.methods.dist:DIST",
+        "agglomerate": "kdcli.methods.agglomerate:AGGLOMERATE",
     },
     "kdcli.methods.base:Method",
 )

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, final
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from kdcli.cache.cacheset import CacheSet
@@ -20,6 +20,7 @@ from kdcli.data.views import ViewSet
 from kdcli.methods.batch import Batch, TeacherOutputs
 from kdcli.methods.declarations import Needs, Settings
 from kdcli.methods.options import GeneralistOptions, MethodOptions, StreamOptions
+from kdcli.models.adaptors import KeptAdaptor
 from kdcli.models.arguments import Argument
 from kdcli.models.spec import Model
 from kdcli.models.student import LABEL_HEAD, StudentOutput
@@ -194,8 +195,40 @@ class Objective(nn.Module, ABC):
         """
         return False
 
+    def pooled(self) -> bool:
+        """Whether :meth:`forward` reads the pooled features, or logits made of them; else maps alone."""
+        return True
+
     def notes(self) -> tuple[str, ...]:
         """Lines that a run says at its start about what was made to fit the student."""
+        return ()
+
+    def settle(self) -> None:
+        """Compute buffers of the cache that training does not change.
+
+        Called once, by the first process, before the first step of a run that has no checkpoint; the others are given
+        its :meth:`constants`.
+
+        Raises:
+            KdError: what is cached cannot be learnt from.
+        """
+
+    def constants(self) -> Sequence[Tensor]:
+        """The buffers that :meth:`settle` computes."""
+        return ()
+
+    def compare(
+        self, student: StudentOutput, teacher: TeacherOutputs
+    ) -> Mapping[str, tuple[Float[Tensor, "b n c"], Float[Tensor, "b n c"]]]:
+        """Where :meth:`Method.predicts`: by name ``TEACHER/ARRAY`` what is predicted of it, and what it is.
+
+        Rows are vectors of an image, or cells of its map. Both are in the teacher's units, but for a rotation, and less
+        the same centre, which their cosine is of.
+        """
+        return {}
+
+    def kept_adaptors(self) -> Sequence[KeptAdaptor]:
+        """Trained layers that predict a teacher's outputs from the student's, to be kept with the run."""
         return ()
 
     @abstractmethod
@@ -304,6 +337,14 @@ class Method(ABC):
     def label_head(self, options: Any) -> str | None:
         """The student's head that learns from the labels of the data, if any does."""
         return LABEL_HEAD if self.needs_of(options).labels else None
+
+    def predicts(self, options: Any) -> bool:
+        """Whether features and maps of teachers are all that is learnt, and no class.
+
+        The student has no classifier then, and held-out images, which need no labels, are judged by how near it comes
+        to what is cached of their view 0 (:meth:`Objective.compare`).
+        """
+        return False
 
     def unlabelled_ratio(self, options: Any) -> float | None:
         """Unlabelled images per labelled one, where they come in batches of their own."""

@@ -189,6 +189,24 @@ def old_new_weight(text: str) -> float:
     return 2 * old / (old + new)
 
 
+def one_ratio(given: dict[str, Any]) -> dict[str, Any]:
+    """Options with ``old_new`` as the ``generalist_weight`` that it stands for.
+
+    Raises:
+        ValueError: both are given, or it is no ratio.
+    """
+    ratio = given.get("old_new")
+    if ratio is None:
+        return given
+    weight = old_new_weight(str(ratio))
+    if given.get("generalist_weight") is not None:
+        raise ValueError(
+            f"--old-new {ratio} and --generalist-weight {given['generalist_weight']} both set lambda_0: give "
+            "one of them, OLD:NEW is --generalist-weight 2 OLD / (OLD + NEW)"
+        )
+    return {**given, "old_new": None, "generalist_weight": weight}
+
+
 # --- options ----------------------------------------------------------------------------------
 
 
@@ -217,16 +235,7 @@ class PairOptions(HeadOptions):
     @model_validator(mode="before")
     @classmethod
     def _one_weight(cls, given: dict[str, Any]) -> dict[str, Any]:
-        ratio = given.get("old_new")
-        if ratio is None:
-            return given
-        weight = old_new_weight(str(ratio))
-        if given.get("generalist_weight") is not None:
-            raise ValueError(
-                f"--old-new {ratio} and --generalist-weight {given['generalist_weight']} both set lambda_0: give "
-                "one of them, OLD:NEW is --generalist-weight 2 OLD / (OLD + NEW)"
-            )
-        return {**given, "old_new": None, "generalist_weight": weight}
+        return one_ratio(given)
 
 
 class CrdHeadOptions(CrdOptions, HeadOptions):

@@ -33,6 +33,7 @@ from kdcli.console import console
 from kdcli.errors import BadDataError
 from kdcli.methods.base import Setup
 from kdcli.methods.gathering import gather_rows
+from kdcli.methods.keyed import hashed
 from kdcli.methods.options import MethodOptions, method_option
 
 EPSILON = 1e-7
@@ -105,8 +106,7 @@ def available(classes: Int64[np.ndarray, " n"]) -> int:
 def draw_images(images: int, count: int, seed: int, step: int, device: torch.device) -> Int64[Tensor, " m"]:
     """Different images in random order, drawn where they are needed: the same of the same numbers on every device.
 
-    The images of the smallest hashes (splitmix64's, Steele et al. 2014) of (seed, step, image). The hash maps no two
-    images to the same number, and integers are the same everywhere.
+    The images of the smallest hashes of (seed, step, image): integers are the same everywhere.
 
     Args:
         images: to draw from.
@@ -115,32 +115,9 @@ def draw_images(images: int, count: int, seed: int, step: int, device: torch.dev
         step: how often was drawn before.
         device: where to draw them.
     """
-    start = _mixed_int(_mixed_int(seed) + step)
-    hashed = torch.arange(images, device=device) + start
-    for shift, factor in _MIX:
-        hashed = (hashed ^ _shifted(hashed, shift)) * factor
-    hashed = hashed ^ _shifted(hashed, _LAST)
-    drawn: Int64[Tensor, " m"] = hashed.topk(count, largest=False, sorted=True).indices
+    order = hashed(torch.arange(images, device=device), seed, step)
+    drawn: Int64[Tensor, " m"] = order.topk(count, largest=False, sorted=True).indices
     return drawn
-
-
-_MIX = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
-"""Of splitmix64: by how many bits it shifts, and what it multiplies by, as torch's signed integers."""
-_LAST = 31
-
-
-def _shifted(values: Int64[Tensor, " n"], bits: int) -> Int64[Tensor, " n"]:
-    """Shifted to the right as if without sign."""
-    return (values >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _mixed_int(value: int) -> int:
-    """The hash of one number, as a signed one: apart by one, starts would be almost the same images in turn."""
-    value = (value + 0x9E3779B97F4A7C15) % 2**64
-    for shift, factor in _MIX:
-        value = (value ^ (value >> shift)) * factor % 2**64
-    value ^= value >> _LAST
-    return value - 2**64 if value >= 2**63 else value
 
 
 def draw_rows(

@@ -49,8 +49,8 @@ class Needs:
 
     @property
     def only_features(self) -> bool:
-        """Whether features are all that it reads of teachers."""
-        return self.kinds == {"features"}
+        """Whether features are all that it reads of teachers, beside labels."""
+        return self.kinds == {"features"} and self.labels
 
 
 @final

@@ -51,6 +51,10 @@ class ProbeConfig(
         (), "Cached teacher to probe, without a forward. Repeatable.",
         panel="Teachers", metavar="NAME", complete="teacher",
     )  # fmt: skip
+    adapted: tuple[str, ...] = option(
+        (), "Teacher whose features a --model run predicts by an adaptor: probe these, too. Repeatable.",
+        panel="Teachers", metavar="NAME", complete="teacher",
+    )  # fmt: skip
     protocol: Literal["svm", "logistic", "knn", "fine-tune"] = option(
         "svm", "What is trained on the representation.", panel="Method"
     )
@@ -114,7 +118,7 @@ class ProbeConfig(
             return {"data": (), **values}
         return values
 
-    @field_validator("model", "teacher", "related", "unrelated", mode="before")
+    @field_validator("model", "teacher", "adapted", "related", "unrelated", mode="before")
     @classmethod
     def _one_or_several(cls, value: object) -> object:
         return () if value is None else (value,) if isinstance(value, str) else value

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import TYPE_CHECKING, Any, Literal, final
 
 import numpy as np
 from jaxtyping import Float, Float64, Int64
@@ -25,6 +25,9 @@ from kdcli.reading import require_regular
 from kdcli.reading_yaml import read_yaml
 from kdcli.registry import recorded
 
+if TYPE_CHECKING:
+    from kdcli.models.adaptors import KeptAdaptor
+
 OWN = "label"
 """What the network's own classifier is called, as in kdcli.models.student; that module needs torch."""
 HEADS = "heads.safetensors"
@@ -40,17 +43,21 @@ class KeptHead:
         weight: of the linear layer; None where the answer is there already.
         bias: likewise.
         class_names: of its outputs, where known.
+        adaptor: what predicts the features that the layer is of, where they are a teacher's.
     """
 
     array: Literal["features", "logits"]
     weight: Float[np.ndarray, "c d"] | None
     bias: Float[np.ndarray, " c"] | None
     class_names: tuple[str, ...] | None
+    adaptor: "KeptAdaptor | None" = None
 
     def scores(self, outputs: Float64[np.ndarray, "m _"]) -> Float64[np.ndarray, "m c"]:
         """Logits of images."""
         if self.weight is None:
             return outputs
+        if self.adaptor is not None:
+            outputs = predicted(self.adaptor, outputs)
         found = outputs @ self.weight.T.astype(np.float64)
         return found if self.bias is None else found + self.bias
 
@@ -61,14 +68,18 @@ def find_head(representation: Representation, name: str, config: ProbeConfig) ->
     Raises:
         NotFoundError: it was not kept.
     """
-    place = _heads_of(representation)
+    place = _file_of(representation, HEADS)
     heads = {} if place is None else _tensors(place)
     known = [key.removesuffix(".weight") for key in heads if key.endswith(".weight")]
     if f"{name}.weight" in heads and place is not None:
         names = _names_of(representation, name, heads[f"{name}.weight"], place.parent, config)
         return KeptHead("features", heads[f"{name}.weight"], heads.get(f"{name}.bias"), names)
+    adapted = adaptors_of(representation)
+    if name in adapted:
+        return _teachers_own(adapted[name], representation)
     if name == OWN:
         return KeptHead("logits", None, None, representation.class_names())
+    known += [each for each, adaptor in adapted.items() if adaptor.classifier is not None]
     own = [] if isinstance(representation, RunModel) and OWN in known else [OWN]
     heads_text = ", ".join([*known, *own])
     raise NotFoundError(
@@ -77,6 +88,40 @@ def find_head(representation: Representation, name: str, config: ProbeConfig) ->
         if known
         else f"It has only its own, --head {OWN}; {HEADS} in the folder of a run holds the others.",
     )
+
+
+def _teachers_own(adaptor: "KeptAdaptor", representation: Representation) -> KeptHead:
+    """A teacher's own classifier of its features, as the student's adaptor predicts them."""
+    if adaptor.classifier is None:
+        teacher = adaptor.record.teacher
+        raise NotFoundError(
+            f"'{representation.name}' predicts features of '{teacher}', and no classifier of them was cached: there "
+            "is none, or its logits are no linear function of its features",
+            f"Train a probe on the features that it predicts: --adapted {teacher} in place of --head.",
+        )
+    weight, bias = (each.numpy() for each in adaptor.classifier)
+    return KeptHead("features", weight, bias, adaptor.record.class_names, adaptor)
+
+
+def adaptors_of(representation: Representation) -> "dict[str, KeptAdaptor]":
+    """What predicts the features of teachers from those of a run, by teacher.
+
+    Raises:
+        BadDataError: its files are damaged.
+    """
+    from kdcli.models.adaptors import RECORDS, read_adaptors  # torch takes seconds to load
+
+    place = _file_of(representation, RECORDS)
+    found = () if place is None else read_adaptors(place.parent)
+    return {each.record.teacher: each for each in found if each.record.level == "features"}
+
+
+def predicted(adaptor: "KeptAdaptor", features: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "m c"]:
+    """A teacher's features as an adaptor predicts them from a student's."""
+    import torch
+
+    found: Float[np.ndarray, "m c"] = adaptor.predict(torch.from_numpy(features)).numpy()
+    return found
 
 
 def _tensors(place: Path) -> dict[str, np.ndarray]:
@@ -103,14 +148,15 @@ def _tensors(place: Path) -> dict[str, np.ndarray]:
     return heads
 
 
-def _heads_of(representation: Representation) -> Path | None:
+def _file_of(representation: Representation, name: str) -> Path | None:
+    """A file of a run, beside its export or in a copy of it."""
     if not isinstance(representation, RunModel) or representation.parsed.kind != "local-dir":
         return None
     folder = representation.parsed.file
     if folder is None:
         return None
-    places = [folder.parent / HEADS] if folder.name == EXPORT else []
-    return next((place for place in (*places, folder / HEADS) if place.exists()), None)
+    places = [folder.parent / name] if folder.name == EXPORT else []
+    return next((place for place in (*places, folder / name) if place.exists()), None)
 
 
 def _names_of(

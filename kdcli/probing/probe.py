@@ -13,6 +13,7 @@ from kdcli.errors import UsageError
 from kdcli.metrics.checks import check_columns_vary, check_finite
 from kdcli.options.resolving import created_by
 from kdcli.precision import resolve_amp
+from kdcli.probing.adapted import with_adapted
 from kdcli.probing.config import ProbeConfig
 from kdcli.probing.head import find_head, head_marks
 from kdcli.probing.marks import class_accuracies
@@ -74,7 +75,7 @@ def eval_probes(config: ProbeConfig) -> ProbeTable:
 
 
 def _eval_probes(config: ProbeConfig) -> ProbeTable:
-    representations = open_representations(config)
+    representations = with_adapted(open_representations(config), config)
     opened = open_targets(config)
     baseline = baseline_of(config, [each.name for each in representations])
     targets = [_shared(target, representations, config) for target in opened]
@@ -96,6 +97,12 @@ def _require_consistent(config: ProbeConfig) -> None:
         ("--protocol fine-tune", config.protocol == "fine-tune"),
         ("--multi-label", config.multi_label is not None),
     ]
+    if config.adapted and (config.head is not None or config.protocol == "fine-tune"):
+        other = "--protocol fine-tune" if config.head is None else f"--head {config.head}"
+        raise UsageError(
+            f"--adapted {config.adapted[0]} and {other} do not go together",
+            "Probe adapted features by svm, logistic or knn; --head NAME adapts them itself.",
+        )
     together = [name for name, there in given if there]
     if len(together) > 1:
         hints = {

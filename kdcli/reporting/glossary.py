@@ -17,6 +17,8 @@ GLOSSARY: Final[dict[str, str]] = {
     "Test mAP, %": "mean over the labels of the average precision with which each is found",
     "Labels right, %": "share of yes and no that are right, over all images and labels",
     "All labels right, %": "share of the images whose labels are all right",
+    "Test R2": "share of the variance of teachers' features and maps, on held-out images, that the student predicts",
+    "Validation R2": "the same on images set aside from training; the epoch may have been chosen by it",
     "Validation mAP, %": "the same on images set aside from training; the epoch may have been chosen by it",
     "Validation top-1, %": "accuracy on images set aside from training; the epoch may have been chosen by it",
     "Images seen": "shown to the student while it trained, repeats counted: the budget",

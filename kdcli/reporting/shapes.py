@@ -39,6 +39,7 @@ class _Scores(_Shape):
     mAP: _Number | None = None
     label_accuracy: _Number | None = None
     exact_match: _Number | None = None
+    r2: _Number | None = None
 
 
 class _Stage(_Shape):

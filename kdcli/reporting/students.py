@@ -155,6 +155,8 @@ _COLUMNS: Columns = {
     Column("Test mAP, %", best="high"): lambda run: percent(_of(run, "test", "mAP")),
     Column("Labels right, %", best="high"): lambda run: percent(_of(run, "test", "label_accuracy")),
     Column("All labels right, %", best="high"): lambda run: percent(_of(run, "test", "exact_match")),
+    Column("Test R2", best="high"): lambda run: number(_of(run, "test", "r2"), 3),
+    Column("Validation R2"): lambda run: number(_of(run, "validation", "r2"), 3),
     Column("Validation mAP, %"): lambda run: percent(_of(run, "validation", "mAP")),
     Column("Validation top-1, %"): lambda run: percent(_of(run, "validation", "top1")),
     Column("Parameters, M", setting=True): lambda run: number(_cost(run)[0], 2, 1e6),

@@ -24,8 +24,10 @@ from torch.optim import Optimizer
 from kdcli.documents import from_document
 from kdcli.errors import BadDataError, KdError
 from kdcli.files import atomic_write_text, fsync_folder, storage_errors, write_json
+from kdcli.methods.base import Objective
 from kdcli.reading import read_json, require_regular
 from kdcli.training.distributed import Ranks
+from kdcli.training.plan import Plan
 from kdcli.training.progress import Progress
 
 
@@ -171,6 +173,12 @@ def _write(folder: Path, tensors: Mapping[str, Tensor], document: Mapping[str, A
 def latest_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint in OUT/state, if there is one."""
     return max(folder.glob(f"step-{'[0-9]' * 8}"), default=None) if folder.is_dir() else None
+
+
+def settle(plan: Plan, objective: Objective) -> None:
+    """Let the objective of a run compute what it keeps from before its first step on; a checkpoint has it already."""
+    if plan.config.overwrite or latest_checkpoint(plan.config.out / "state") is None:
+        objective.settle()
 
 
 def load_checkpoint(place: Path, stateful: Stateful) -> Progress:

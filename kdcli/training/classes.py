@@ -11,8 +11,9 @@ from kdcli.console import console
 from kdcli.data.multilabel import labels_of
 from kdcli.data.sources import ImageData
 from kdcli.errors import BadDataError
-from kdcli.methods.base import Needs, method_names
+from kdcli.methods.base import Method, method_names
 from kdcli.models.spec import Model
+from kdcli.training.config import StudentConfig
 from kdcli.training.teachers import Teachers
 
 
@@ -69,20 +70,22 @@ class Classes:
         return np.asarray([number.get(name, -1) for name in teacher.class_names], np.int64)
 
 
-def classes_of(
-    needs: Needs, teachers: Teachers | None, data: ImageData, separator: str | None = None
-) -> Classes:
-    """What the student's own classifier tells apart; ``separator`` is that of ``--multi-label``.
+def classes_of(config: StudentConfig, method: Method, teachers: Teachers | None, data: ImageData) -> Classes:
+    """What the student's own classifier tells apart.
 
-    The generalist's classes; else the data's, or unnamed ones of the first teacher where teachers must know the same.
+    Nothing where no class is learnt. The generalist's classes; else the data's, or unnamed ones of the first teacher
+    where teachers must know the same.
     """
+    if method.predicts(config.options):
+        return Classes(None, 0)
+    needs = method.needs_of(config.options)
     if teachers is not None and teachers.generalist is not None:
         record = teachers.generalist
         return Classes(record.class_names, record.num_classes)
     if teachers is not None and (needs.classes or needs.same) and data.class_names is None:
         first = next(iter(teachers.records.values()))
         return Classes(first.class_names, first.num_classes)
-    return Classes.of(data, separator)
+    return Classes.of(data, config.multi_label)
 
 
 def columns_of(method: str, teachers: Teachers | None, classes: Classes) -> dict[str, tuple[int, ...]]:

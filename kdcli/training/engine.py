@@ -192,8 +192,10 @@ class Engine:
         parameters = [each for each in self.student.parameters() if each.requires_grad]
         self.student.eval()
         with forked_random(torch.device("cpu")):  # where the student still is
-            output = self.student(torch.zeros(1, 3, *self.preprocess.size), self._heads)
-            total = sum((logits.sum() for logits in output.logits.values()), output.features.sum())
+            taps = () if self.objective.pooled() else self._taps
+            output = self.student(torch.zeros(1, 3, *self.preprocess.size), self._heads, taps=taps)
+            read = output.maps if taps else {**output.logits, "features": output.features}
+            total = sum((each.sum() for each in read.values()), torch.zeros(()))
             found = torch.autograd.grad(total, parameters, allow_unused=True)
         return [each for each, gradient in zip(parameters, found, strict=True) if gradient is None]
 

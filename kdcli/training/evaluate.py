@@ -45,7 +45,7 @@ def heads_to_test(plan: Plan) -> list[tuple[str, str, ImageData, Labels]]:
         BadDataError: test data has classes that its head was not trained on.
     """
     found = []
-    if plan.test is not None and (choice := head_to_test(plan)) is not None:
+    if plan.test is not None and not plan.predicts and (choice := head_to_test(plan)) is not None:
         found.append(("test", choice[0], plan.test, choice[1]))
     for number, each in enumerate(plan.sets):
         if each.test is None:
@@ -343,6 +343,24 @@ def require_sound(student: Student, size: tuple[int, int]) -> None:
         )
 
 
+def shown(room: ExamRoom, how: Conditions) -> Iterator[tuple[dict[Render, UInt8[Tensor, "b _ _ 3"]], Tensor]]:
+    """Batches of this process: their pixels on the device, and their positions on the host. To be read in one fate."""
+    total = len(room.data) // how.ranks.world
+    with console.progress(total, "images", "testing") as bar:
+        for batch in room.batches():
+            if isinstance(batch, KdError):
+                raise batch
+            if how.stop:
+                raise StoppedEarly(
+                    "stopped by a signal while testing; the trained student is saved",
+                    "Run the same command again to test it.",
+                )
+            pixels, index = batch
+            seen = {render: images.to(how.device, non_blocking=True) for render, images in pixels.items()}
+            yield seen, index
+            bar.advance(len(index))
+
+
 @torch.inference_mode()
 def _examine(
     examinees: Sequence[Examinee],
@@ -358,18 +376,8 @@ def _examine(
         examinee.student.eval()
     answers: list[list[Fetched]] = [[] for _ in examinees]
     positions, sound = [], []
-    total = len(room.data) // how.ranks.world
-    with how.ranks.one_fate(), console.progress(total, "images", "testing") as bar:
-        for batch in room.batches():
-            if isinstance(batch, KdError):
-                raise batch
-            if how.stop:
-                raise StoppedEarly(
-                    "stopped by a signal while testing; the trained student is saved",
-                    "Run the same command again to test it.",
-                )
-            pixels, index = batch
-            seen = {render: images.to(how.device, non_blocking=True) for render, images in pixels.items()}
+    with how.ranks.one_fate():
+        for seen, index in shown(room, how):
             for number, examinee in enumerate(examinees):
                 images = normalise(seen[Render.of(examinee.preprocess)], examinee.preprocess)
                 output = examinee.student(images, [examinee.head])
@@ -377,7 +385,6 @@ def _examine(
                 sound.append(Fetched(logits.isfinite().all()))
                 answers[number].append(Fetched(answer(number, logits)))
             positions.append(index.numpy())
-            bar.advance(len(index))
     if not all(bool(each.read()) for each in sound):
         console.warn(
             f"a student's outputs for images of {room.data.spec} are not finite: its marks mean nothing"

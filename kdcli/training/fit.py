@@ -28,7 +28,7 @@ from kdcli.training.checkpoint import (
 )
 from kdcli.training.engine import Engine
 from kdcli.training.progress import Meter, Progress
-from kdcli.training.scores import MAIN
+from kdcli.training.scores import JUDGED
 from kdcli.training.stream import Stream
 from kdcli.training.tracking import track_epoch
 from kdcli.training.transfers import OwnRandom
@@ -264,8 +264,8 @@ def _step(here: Sequence[Lane], batch: Batch, waited: float) -> dict[str, dict[s
 def _judged(lanes: Sequence[Lane]) -> dict[str, float]:
     """The best of the students' last scores on the images set aside; nothing before the first epoch's end."""
     last = [lane.progress.history[-1] for lane in lanes if lane.progress.history]
-    found = {name: [each[f"{VAL}_{name}"] for each in last if f"{VAL}_{name}" in each] for name in MAIN}
-    short = {"top1": "val acc", "mAP": "val mAP"}
+    found = {name: [each[f"{VAL}_{name}"] for each in last if f"{VAL}_{name}" in each] for name in JUDGED}
+    short = {"top1": "val acc", "mAP": "val mAP", "r2": "val R2"}
     return {short[name]: max(scores) for name, scores in found.items() if scores}
 
 

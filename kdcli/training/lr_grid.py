@@ -15,7 +15,7 @@ from kdcli.training.out import GRID, require_folder
 from kdcli.training.resolve import Sources
 from kdcli.training.result import TrainResult
 from kdcli.training.rundir import remove_run
-from kdcli.training.scores import MAIN, main_score
+from kdcli.training.scores import JUDGED, MAIN, main_score
 from kdcli.training.train import train_student
 from kdcli.training.validation import ON_TEST
 from kdcli.types import Ranking, differences
@@ -82,7 +82,7 @@ def train_grid(
         console.note(f"learning rate {rate:g} ({number} of {len(rates)})")
         judged.append(_judge(config, rate, ranking, diverged, sources))
     best = max(judged, key=lambda found: (_score(found), -found["lr"]))
-    if _score(best) < 0:
+    if _score(best) == float("-inf"):
         raise DivergedError(
             f"all of the learning rates {config.lr_grid} diverged",
             "Choose smaller ones, and add --overwrite.",
@@ -148,15 +148,15 @@ def _judge(
             write_json(config.out / GRID, to_document(grid))
         else:
             found = result.details["validation"]
-            scores = {name: found[name] for name in MAIN if name in found}
+            scores = {name: found[name] for name in JUDGED if name in found}
             return {"lr": rate, **scores, "epoch": found["epoch"], "out": str(folder)}
     return {"lr": rate, MAIN[config.multi_label is not None]: None, "epoch": None, "out": str(folder)}
 
 
 def _score(judged: Mapping[str, Any]) -> float:
-    """-1 of a rate that diverged."""
-    scores = {name: judged[name] for name in MAIN if judged.get(name) is not None}
-    return main_score(scores) if scores else -1.0
+    """Minus infinity of a rate that diverged."""
+    scores = {name: judged[name] for name in JUDGED if judged.get(name) is not None}
+    return main_score(scores) if scores else float("-inf")
 
 
 def _last(config: StudentConfig, rate: float) -> StudentConfig:

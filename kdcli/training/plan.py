@@ -33,7 +33,7 @@ class Plan:
         method: what the student learns from.
         setup: the run as its method sees it.
         data: the images to train on; those without cached outputs are left out.
-        test: labelled images to test on, if any.
+        test: images to test on, if any; labelled, unless teachers judge.
         rule: which view each epoch shows.
         recording: the open cache and the rows of ``data`` in it; None without a cache.
         teachers: who is used, with which weight; None without teachers.
@@ -44,7 +44,7 @@ class Plan:
         classes: what the student's own classifier tells apart.
         labels: what the labels of ``data`` tell apart.
         lower: what the cache holds of the student's lower part, with ``--train-from``.
-        validation: labelled images that were set aside of ``data``, if any.
+        validation: images that were set aside of ``data``, if any; likewise.
         processes: that share each step; BatchNorm and random numbers are each one's own.
         strong: makes the strong views, where the method compares two.
         sets: the data sets with their names, ``data`` the first; empty where there is one.
@@ -93,6 +93,11 @@ class Plan:
     def joint(self) -> bool:
         """Whether several data sets share one classifier."""
         return self.method.joint(self.setup.options)
+
+    @property
+    def predicts(self) -> bool:
+        """Whether held-out images are judged by what teachers gave for them, see :meth:`Method.predicts`."""
+        return self.method.predicts(self.setup.options)
 
     @property
     def unlabelled_ratio(self) -> float | None:

@@ -22,6 +22,7 @@ from kdcli.options.fields import absolute
 from kdcli.precision import Precision
 from kdcli.training.classes import Classes, classes_of, columns_of
 from kdcli.training.config import StudentConfig
+from kdcli.training.fidelity import judged_images
 from kdcli.training.lower import Lower, choose_lower
 from kdcli.training.plan import Pins, Plan, turns_of
 from kdcli.training.readable import Readable, unreadable
@@ -246,7 +247,7 @@ class _Draft:
     def ask_method(self) -> None:
         """The method's own checks and decisions."""
         config, teachers, cache = self.config, self.teachers, self.cache
-        classes = classes_of(self.needs, teachers, self.data, config.multi_label)
+        classes = classes_of(config, self.method, teachers, self.data)
         setup = Setup(
             options=config.options,
             settings=self.settings,
@@ -334,7 +335,12 @@ class _Draft:
             require_classes(each.data, spec)
         if self.sets and joint:
             self.data = self.sets[0].data
-        self.test = None if self.sets else open_test(self.config, self.opened)
+        by_teachers = self.method.predicts(self.config.options)
+        self.test = None if self.sets else open_test(self.config, not by_teachers, self.opened)
+        if by_teachers and self.cache is not None:
+            reads, held = self.method.arrays(self.setup), (self.test, self.validation)
+            found = (each and judged_images(each, self.cache, reads, self.config) for each in held)
+            self.test, self.validation = found
 
     def plan(self) -> Plan:
         """What was decided."""
@@ -358,7 +364,7 @@ class _Draft:
             start=self.start,
             device=self.device,
             precision=self.precision,
-            classes=classes_of(self.needs, self.teachers, self.data, self.config.multi_label),
+            classes=classes_of(self.config, self.method, self.teachers, self.data),
             labels=Classes.of(self.data, self.config.multi_label),
             lower=self.lower,
             validation=self.validation,

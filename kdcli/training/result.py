@@ -31,7 +31,8 @@ class TrainResult(Result):
         out: the output folder, absolute.
         epochs: passes over the data.
         test: ``{"top1", "top5"}`` as fractions, of several labels an image ``{"mAP", "label_accuracy",
-            "exact_match"}``; None when nothing was tested. Of several data sets: of the first one tested;
+            "exact_match"}``, by teachers' outputs ``{"r2", "cos"}`` and those of each array, as ``r2/TEACHER/ARRAY``;
+            None when nothing was tested. Of several data sets: of the first one tested;
             ``details`` has all ``tests``.
         history: one document per epoch, as in metrics.jsonl.
         cache_id: of the cache it read; None without one.
@@ -68,7 +69,9 @@ class TrainResult(Result):
         """Scores on the images that were set aside, by what a table calls them."""
         found = self.details.get("validation") or {}
         return {
-            f"validation {name}": value for name, value in found.items() if name not in ("images", "epoch")
+            f"validation {name}": value
+            for name, value in found.items()
+            if name not in ("images", "epoch") and "/" not in name
         }
 
     @property
@@ -84,7 +87,7 @@ class TrainResult(Result):
         """See :class:`~kdcli.results.Result`."""
         tests: Mapping[str, Mapping[str, float]] = self.details.get("tests") or {"": self.test or {}}
         several, judged = bool(self.details.get("tests")), self.validated
-        names = tuple(next(iter(tests.values())))
+        names = tuple(name for name in next(iter(tests.values())) if "/" not in name)
         rows = [
             [
                 self.method,
@@ -96,7 +99,11 @@ class TrainResult(Result):
             for name, scores in tests.items()
         ]
         header = ["method", *(["set"] if several else []), "epochs", *(f"test {name}" for name in names)]
-        return (Table([*header, *judged], rows), *_stages(self.details.get("stages") or ()))
+        further = (
+            *_by_array(self.test or {}, self.details.get("validation") or {}),
+            *_stages(self.details.get("stages") or ()),
+        )
+        return (Table([*header, *judged], rows), *further)
 
     def plot(self) -> "Figure":
         """Loss and, where epochs are judged, accuracies by epoch."""
@@ -116,7 +123,8 @@ class TrainResult(Result):
 
 def _drawn(history: Sequence[Mapping[str, Any]]) -> "Figure":
     epochs = [epoch["epoch"] for epoch in history]
-    judged = [name for name in (history[0] if history else {}) if name.endswith(("_top1", "_mAP"))]
+    names = list(history[0]) if history else []
+    judged = [name for name in names if name.endswith(("_top1", "_mAP")) or "_r2/" in name]
     with style():
         figure = figure_of(3.5 if not judged else 7, 3)
         panels = figure.subplots(1, 2 if judged else 1, squeeze=False)[0]
@@ -125,9 +133,30 @@ def _drawn(history: Sequence[Mapping[str, Any]]) -> "Figure":
         for number, name in enumerate(judged):
             panels[1].plot(epochs, [epoch.get(name) for epoch in history], color=color_of(number), label=name)
         if judged:
-            panels[1].set(xlabel="epoch", ylabel="share that is right")
+            explained = any("_r2/" in name for name in judged)
+            panels[1].set(
+                xlabel="epoch", ylabel="variance explained (R2)" if explained else "share that is right"
+            )
             legend(panels[1])
     return figure
+
+
+def _by_array(test: Mapping[str, float], validation: Mapping[str, float]) -> tuple[Table, ...]:
+    """The table of what teachers' arrays were predicted how well; none where none was."""
+    judged = {"validation": validation, "test": test}
+    known = {what: scores for what, scores in judged.items() if any("/" in name for name in scores)}
+    arrays = dict.fromkeys(
+        name.partition("/")[2] for scores in known.values() for name in scores if "/" in name
+    )
+    rows = [
+        [
+            *array.split("/", 1),
+            *(fraction(scores[f"{name}/{array}"]) for scores in known.values() for name in ("cos", "r2")),
+        ]
+        for array in arrays
+    ]
+    columns = [f"{what} {name}" for what in known for name in ("cos", "R2")]
+    return (Table(["teacher", "array", *columns], rows),) if rows else ()
 
 
 def _stages(stages: Sequence[Mapping[str, Any]]) -> tuple[Table, ...]:

@@ -6,6 +6,7 @@ ranking.json        the ranking, where one gave the weights
 metrics.jsonl       one line per epoch, written as it goes
 state/              the last checkpoint, until the run is finished
 heads.safetensors   all heads of the student
+adaptors.*          layers that predict teachers' outputs, where the method trains some (see kdcli.models.adaptors)
 export/             the student as timm opens it
 result.json         the result; its presence marks the run as finished
 grid.json           with --lr-grid: its rates, and those that diverged; marks the folder as kd's, too
@@ -32,6 +33,7 @@ from kdcli.files import (
     storage_errors,
     write_json,
 )
+from kdcli.models.adaptors import RECORDS, TENSORS, write_adaptors
 from kdcli.models.export import export_model
 from kdcli.models.folder import CONFIG_FILE, WEIGHTS_FILE
 from kdcli.models.student import LABEL_HEAD
@@ -43,7 +45,15 @@ from kdcli.training.plan import Pins, Plan
 from kdcli.training.student import Built
 from kdcli.types import Difference, differences
 
-_FILES = ("result.json", "config.yaml", "ranking.json", "metrics.jsonl", "heads.safetensors")
+_FILES = (
+    "result.json",
+    "config.yaml",
+    "ranking.json",
+    "metrics.jsonl",
+    "heads.safetensors",
+    RECORDS,
+    TENSORS,
+)
 _EXPORT = (CONFIG_FILE, WEIGHTS_FILE)
 _MAX_SHOWN = 8
 _WEIGHT_BYTES = 2**40
@@ -211,7 +221,7 @@ def remove_run(out: Path) -> None:
 
 
 def finish(plan: Plan, built: Built, result: Mapping[str, Any]) -> None:
-    """Write the heads, the export and, last of all, the result, which marks the run as finished."""
+    """Write the heads, adaptors, the export and, last of all, the result, which marks the run as finished."""
     out = plan.config.out
     own = LABEL_HEAD
     if plan.teachers and plan.teachers.generalist:
@@ -225,6 +235,8 @@ def finish(plan: Plan, built: Built, result: Mapping[str, Any]) -> None:
         for key, tensor in head.state_dict().items()
     }
     atomic_write_bytes(out / "heads.safetensors", save(tensors))
+    if kept := built.objective.kept_adaptors():
+        write_adaptors(out, kept)
     export_model(built.model, out / "export", plan.classes.names)
     write_json(out / "result.json", result)
     forget_checkpoints(out)

@@ -10,11 +10,13 @@ from kdcli.metrics.average_precision import average_precisions
 
 MAIN = ("top1", "mAP")
 """The scores that runs are compared by: of images of one class, and of several labels."""
+JUDGED = (*MAIN, "r2")
+"""Those that epochs and rates are chosen by: where teachers judge, the variance of their outputs that is explained."""
 
 
 def main_score(scores: Mapping[str, float]) -> float:
-    """The one of :data:`MAIN` that there is, as a fraction."""
-    return next(scores[name] for name in MAIN if name in scores)
+    """The one of :data:`JUDGED` that there is, as a fraction."""
+    return next(scores[name] for name in JUDGED if name in scores)
 
 
 @final

@@ -132,13 +132,20 @@ def open_labelled(
         BadDataError: it has no labels.
         KdError: see :func:`~kdcli.data.sources.open_data`.
     """
-    stage = Stage.told(config.stage, config.stage_limit)
-    data = labelled_only(
-        opened(spec, data_root=config.data_root, download=config.download, exif=config.exif, stage=stage)
-    )
+    data = labelled_only(open_with(config, spec, opened))
     if not (data.labels >= 0).all():
         raise BadDataError(f"{what} {spec} has no labels", hint)
     return data
+
+
+def open_with(config: StudentConfig, spec: str, opened: OpenData) -> ImageData:
+    """A data set, opened as the options of a run say.
+
+    Raises:
+        KdError: see :func:`~kdcli.data.sources.open_data`.
+    """
+    stage = Stage.told(config.stage, config.stage_limit)
+    return opened(spec, data_root=config.data_root, download=config.download, exif=config.exif, stage=stage)
 
 
 def open_sets(
@@ -249,8 +256,13 @@ def require_labels(data: ImageData, separator: str | None) -> None:
         )
 
 
-def open_test(config: StudentConfig, opened: OpenData = open_data) -> ImageData | None:
+def open_test(config: StudentConfig, labelled: bool = True, opened: OpenData = open_data) -> ImageData | None:
     """What one data set is tested on, if anything.
+
+    Args:
+        config: names it.
+        labelled: whether only its labelled images will do.
+        opened: opens it.
 
     Raises:
         BadDataError: it has no labels.
@@ -258,6 +270,8 @@ def open_test(config: StudentConfig, opened: OpenData = open_data) -> ImageData 
     if config.test is None:
         return None
     spec = config.test if isinstance(config.test, str) else config.test[0]
+    if not labelled:
+        return open_with(config, spec, opened)
     return open_labelled(config, spec, "--test", "Test on data with labels, or leave --test out.", opened)
 
 

@@ -67,7 +67,8 @@ def _lines(plan: Plan) -> list[str]:
         )
     if plan.validation is not None:
         chosen = {ON_TEST: "epoch that is best on the test data"}.get(config.select, f"{config.select} epoch")
-        lines.append(f"{len(plan.validation)} labelled images are set aside; the {chosen} is exported")
+        labelled = "" if plan.predicts else "labelled "
+        lines.append(f"{len(plan.validation)} {labelled}images are set aside; the {chosen} is exported")
     if plan.processes > 1 and numbers.bn == "train":
         lines.append(
             f"BatchNorm averages over each process's {numbers.batch_size // plan.processes} images; "

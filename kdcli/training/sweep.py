@@ -117,6 +117,6 @@ def train_sweep(
 def _by_accuracy(results: Mapping[str, TrainResult]) -> dict[str, TrainResult]:
     def accuracy(name: str) -> float:
         test = results[name].test
-        return -1.0 if test is None else main_score(test)
+        return float("-inf") if test is None else main_score(test)
 
     return {name: results[name] for name in sorted(results, key=accuracy, reverse=True)}

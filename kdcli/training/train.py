@@ -8,6 +8,7 @@ from typing import final
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 from torch.utils.data import Dataset
 
 from kdcli.console import console
@@ -22,6 +23,7 @@ from kdcli.models.student import LABEL_HEAD
 from kdcli.precision import require_repeatable
 from kdcli.runtime import StopFlag, StopNow, stop_signals, worker_count
 from kdcli.training.batches import feed_of, make_loader
+from kdcli.training.checkpoint import settle
 from kdcli.training.config import StudentConfig
 from kdcli.training.decide import LONE, decide, for_each, known_outcome
 from kdcli.training.distributed import Ranks, Together, join_ranks, stopped_before_training
@@ -36,6 +38,7 @@ from kdcli.training.evaluate import (
     labels_for,
     require_sound,
 )
+from kdcli.training.fidelity import fidelities, fidelity_of, judged_of
 from kdcli.training.fit import Lane, fit
 from kdcli.training.one_stream import require_one_stream
 from kdcli.training.plan import Plan
@@ -158,8 +161,13 @@ def _run(
     if left:
         with ranks.one_fate():
             runs = _prepare(left)
+            for run in runs if ranks.first else ():
+                settle(run.plan, run.built.objective)
             if stop:
                 raise stopped_before_training()
+        for run in runs:
+            for constant in run.built.objective.constants():
+                ranks.copy_first_(constant)
         plan = runs[0].plan
         with plan.precision.applied(plan.device), ExitStack() as stack:
             with ranks.one_fate():  # all have read what is in OUT before the first one writes there
@@ -313,12 +321,16 @@ def _watch(run: _Run, how: Conditions) -> Watch | None:
         return lambda: accuracies([one], data, how, room)[0]
 
     judges, chooser = {}, {"best": VAL, ON_TEST: "test"}.get(plan.config.select)
-    if plan.validation is not None:
+    if plan.validation is not None and plan.predicts:
+        judges[VAL] = fidelity_of(plan, built, plan.validation, how)
+    elif plan.validation is not None:
         judges[VAL] = judge_of(LABEL_HEAD, plan.validation, labels_for(plan.validation, plan.classes))
     if plan.config.select == ON_TEST:
         _, head, data, labels = heads_to_test(plan)[0]
         judges["test"] = judge_of(head, data, labels)
-    return Watch(built.student, judges, chooser)
+    # What predicts teachers goes with the student that it was trained with.
+    kept = nn.ModuleList([built.student, built.objective]) if plan.predicts else None
+    return Watch(built.student, judges, chooser, kept)
 
 
 # --- the end ----------------------------------------------------------------------------------
@@ -369,6 +381,13 @@ def _tests(done: Sequence[tuple[_Run, Lane]], how: Conditions) -> dict[str, dict
                 one = Examinee(run.built.student, head, labels, run.built.model.preprocess)
                 exams.setdefault(test, (data, {}))[1][run.name] = one
     found: dict[str, dict[str, dict[str, float]]] = {}
+    predicting = [run for run, _ in done if run.plan.predicts]
+    if predicting and (held := predicting[0].plan.test) is not None:
+        judged = [judged_of(run.plan, run.built, held) for run in predicting]
+        found = {
+            run.name: {"test": each}
+            for run, each in zip(predicting, fidelities(judged, held, how), strict=True)
+        }
     for test, (data, examinees) in exams.items():
         scores = accuracies(list(examinees.values()), data, how)
         for name, score in zip(examinees, scores, strict=True):

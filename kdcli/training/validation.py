@@ -28,7 +28,8 @@ ON_TEST = "best-on-test"
 
 def split_off(config: StudentConfig, method: Method, data: ImageData) -> tuple[ImageData, ImageData | None]:
     """Set aside ``--validation`` of the labelled images, as large a share of every class; at least one of each
-    class stays for training, and unlabelled images all stay. With ``--multi-label`` they are drawn at random.
+    class stays for training, and unlabelled images all stay. With ``--multi-label``, and where teachers judge them and
+    not labels, they are drawn at random.
 
     Args:
         config: the share, and the data seed that draws it.
@@ -51,13 +52,15 @@ def split_off(config: StudentConfig, method: Method, data: ImageData) -> tuple[I
                 "Add --validation 0.2, or leave --select out.",
             )
         return data, None
-    if not method.needs_of(config.options).labels:
+    by_teachers = method.predicts(config.options)
+    if not method.needs_of(config.options).labels and not by_teachers:
         raise UsageError(
             f"--validation judges the classifier on labels, and {method.name} learns from none",
             "Leave --validation out; judge the finished student by kd eval-probe.",
         )
     # Images of several labels cannot be drawn label by label: as many of all that have any.
     groups = data.labels if config.multi_label is None else np.minimum(data.labels, 0)
+    groups = np.zeros_like(groups) if by_teachers else groups
     aside = draw(groups, _quotas(groups, config.validation), "validation", config.data_seed)
     if not aside.any():
         raise BadDataError(
@@ -104,7 +107,7 @@ class BestEpoch(nn.Module):
         self._names = list(student.state_dict())
         for index, tensor in enumerate(student.state_dict().values()):
             self.register_buffer(f"copy{index}", tensor.detach().clone())
-        self.register_buffer("accuracy", torch.tensor(-1.0, dtype=torch.float64))
+        self.register_buffer("accuracy", torch.tensor(-torch.inf, dtype=torch.float64))
         self.register_buffer("epoch", torch.tensor(0))
 
     def offer(self, student: nn.Module, accuracy: float, epoch: int) -> None:
@@ -134,11 +137,19 @@ class Watch:
         student: that is trained.
         judges: by the prefix of what metrics.jsonl calls their scores: ``val``, ``test``.
         keep_best: the judge that chooses, if any does (``--select``).
+        kept: what is kept of the best epoch; default: the student.
     """
 
-    def __init__(self, student: Student, judges: Mapping[str, Judge], keep_best: str | None) -> None:
+    def __init__(
+        self,
+        student: Student,
+        judges: Mapping[str, Judge],
+        keep_best: str | None,
+        kept: nn.Module | None = None,
+    ) -> None:
         self._student, self._judges, self._chooser = student, judges, keep_best
-        self.best = BestEpoch(student) if keep_best is not None else None
+        self._kept = kept or student
+        self.best = BestEpoch(self._kept) if keep_best is not None else None
 
     def after_epoch(self, epoch: int) -> dict[str, float]:
         """Judge epoch ``epoch`` (from 1).
@@ -152,7 +163,7 @@ class Watch:
         scores = {name: judge() for name, judge in self._judges.items()}
         self._student.train()
         if self.best is not None and self._chooser is not None:
-            self.best.offer(self._student, main_score(scores[self._chooser]), epoch)
+            self.best.offer(self._kept, main_score(scores[self._chooser]), epoch)
         return {f"{name}_{key}": value for name, own in scores.items() for key, value in own.items()}
 
     def settle(self, history: list[dict[str, Any]]) -> dict[str, Any]:
@@ -166,7 +177,7 @@ class Watch:
         """
         epoch = len(history)
         if self.best is not None:
-            self.best.restore(self._student)
+            self.best.restore(self._kept)
             epoch = int(self.best.epoch)
         chosen = history[epoch - 1]
         start = f"{VAL}_"
