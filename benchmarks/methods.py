@@ -1,6 +1,6 @@
 """Every method of kd on one task with labels and one without: one cache, one protocol; writes docs/method-table.md.
 
-    python benchmarks/methods.py [--quick | --full] [--only METHOD,METHOD] [--out FOLDER] [--page FILE] [--jobs N]
+    python benchmarks/methods.py [--quick | --full] [--only METHOD,METHOD] [--turns SEEDS] [--out FOLDER]
 
 Each method of the registry is tried on both tasks. Those that can be trained there choose their rate in the same
 grid, on validation images, and are then trained on as many other training sets as there are seeds; students of a set
@@ -159,7 +159,7 @@ def section(study: Study, rates: Mapping[str, float], refused: Mapping[str, str]
     return Section(task, rows, {key: [own[key] for own in references] for key in references[0]}, refused)
 
 
-def study(place: Place, options: argparse.Namespace) -> list[Section]:
+def compare(place: Place, options: argparse.Namespace) -> list[Section]:
     """Both tasks, from images to numbers."""
     rows = candidates(options.only)
     for task in place.plan.tasks:
@@ -190,22 +190,21 @@ def study(place: Place, options: argparse.Namespace) -> list[Section]:
 def figures(options: argparse.Namespace) -> Figures:
     """Write the page; gives how far the teachers and the best methods are from the baselines."""
     plan = QUICK if options.quick else FULL if options.full else Plan()
-    plan = replace(plan, seeds=options.seeds or plan.seeds, epochs=options.epochs or plan.epochs)
+    plan = replace(plan, seeds=options.turns or plan.seeds, epochs=options.epochs or plan.epochs)
+    where = machine(("torch", "timm"))  # before: the load is not to be its own
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) if options.quick else options.out.absolute()
         require_same_code(folder)
         with timed(folder):
-            sections = study(Place(folder, plan), options)
-        text = page(
-            sections, plan, {**machine(("torch", "timm")), "minutes": minutes_of(folder)}, command(options)
-        )
+            sections = compare(Place(folder, plan), options)
+        text = page(sections, plan, {**where, "minutes": minutes_of(folder)}, command(options))
     if options.quick:
         say(text)
     else:
         options.page.write_text(text, encoding="utf-8")
     found: Figures = {}
     for each in sections:
-        base, best = each.middle(each.task.baseline), max(each.rows, key=lambda row: row.mean)
+        base, best = each.base.mean, max(each.rows, key=lambda row: row.mean)
         lead = statistics.fmean(each.references[LETTERS]) - base
         what = f"the teacher above {each.task.baseline}, {each.task.name}"
         found[f"{each.task.name}_teacher_lead"] = figure(lead, 5, "points", what)
@@ -216,7 +215,7 @@ def figures(options: argparse.Namespace) -> Figures:
 
 def command(options: argparse.Namespace) -> str:
     """As it was called, without what is particular to a machine."""
-    told = {name: getattr(options, name) for name in ("only", "seeds", "epochs")}
+    told = {name: getattr(options, name) for name in ("only", "turns", "epochs")}
     words = [
         *(["--full"] if options.full else []),
         *(f"--{name} {value}" for name, value in told.items() if value),
@@ -245,7 +244,6 @@ def options_of() -> argparse.ArgumentParser:
     parser = parser_of(__doc__ or "")
     parser.add_argument("--full", action="store_true", help="ten seeds, more rates, images, views and epochs")
     parser.add_argument("--only", help="methods, with commas; both baselines are added")
-    parser.add_argument("--seeds", type=int, help="at least 2; default: 5")
     parser.add_argument("--epochs", type=int, help="of every student; default: 12")
     parser.add_argument(
         "--out", type=Path, default=TREE / "build" / "method-table", help="what is kept, and gone on with"

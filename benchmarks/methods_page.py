@@ -212,7 +212,7 @@ def page(sections: Sequence[Section], plan: Plan, machine: Mapping[str, Any], co
         .format(
             command=command,
             seeds=plan.seeds,
-            machine=f"{machine['processor']}, {machine['processors']} processors, load {machine['load']} at the end, "
+            machine=f"{machine['processor']}, {machine['processors']} processors, load {machine['load']} at the start, "
             f"{versions}; commit {machine['commit']}; {machine['minutes']:.0f} minutes",
             rates=", ".join(f"{rate:g}" for rate in plan.rates),
             epochs=plan.epochs,

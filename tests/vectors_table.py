@@ -1,9 +1,9 @@
-"""Print every test vector of the methods: its id, what kd computes here, what the source prints, and how far they are apart.
+"""Print the test vectors of the methods: what kd computes here, what their sources print, how far they are apart.
 
     python tests/vectors_table.py [NAME ...]        # of tests/test_methods_vectors_NAME.py; default: of all
 
-Each of these files has ``VECTORS = [(id, callable, printed), ...]``; a difference is relative where what is printed is not 0.
-The exit code is 1 where one is above 1e-6.
+Each of these files has ``VECTORS = [(id, callable, printed), ...]``. A difference is relative where what is printed is
+not 0. The exit code is 1 where one is above 1e-6.
 """
 
 import importlib
@@ -37,9 +37,9 @@ def main() -> int:
     print(f"{'id':{width}} {'here':>14} {'printed':>14} {'difference':>11}")
     for name, here, printed in rows:
         print(f"{name:{width}} {here:14.8g} {printed:14.8g} {difference(here, printed):11.1e}")
-    worst = max((difference(here, printed) for _, here, printed in rows), default=0.0)
-    print(f"{len(rows)} vectors, largest difference {worst:.1e}")
-    return int(not worst <= TOLERANCE)  # NaN is no agreement
+    apart = [difference(here, printed) for _, here, printed in rows]
+    print(f"{len(rows)} vectors, largest difference {max(apart, default=0.0):.1e}")
+    return int(not all(each <= TOLERANCE for each in apart))  # NaN is no agreement
 
 
 if __name__ == "__main__":
