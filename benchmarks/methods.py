@@ -102,7 +102,7 @@ class Unit:
             for row in self.rows
         }
         place.sweep(task, self.number, self.name, students)
-        if not task.labels:
+        if not task.labels and self.finished():
             models = {row: str(self.folder / row) for row in self.finished()}
             place.probe(task, self.number, self.name, models)
 
@@ -113,7 +113,8 @@ class Unit:
     def scores(self) -> dict[str, float]:
         """Accuracy in percent, by row, of those that did not diverge."""
         if not self.study.task.labels:
-            return self.study.place.probed(self.study.task, self.name)
+            probed = self.study.place.probed(self.study.task, self.name)
+            return {row: probed[row] for row in self.finished()}
         return {row: 100 * float(self._result(row)["test"]["top1"]) for row in self.finished()}
 
     def seconds(self) -> dict[str, float]:
@@ -143,7 +144,10 @@ def section(study: Study, rates: Mapping[str, float], refused: Mapping[str, str]
             scores[row].append(score)
         seconds[unit.number - 1] |= unit.seconds()
     costs = {row: [own[row] / own[task.baseline] for own in seconds if row in own] for row in rates}
-    references = [place.references(task, seed) for seed in range(1, place.plan.seeds + 1)]
+    judged = range(
+        1, 2 if task.labels else place.plan.seeds + 1
+    )  # with labels teachers do not depend on the seed
+    references = [place.references(task, seed) for seed in judged]
     rows = [
         Row(
             name=row,
@@ -162,13 +166,8 @@ def section(study: Study, rates: Mapping[str, float], refused: Mapping[str, str]
 def compare(place: Place, options: argparse.Namespace) -> list[Section]:
     """Both tasks, from images to numbers."""
     rows = candidates(options.only)
-    for task in place.plan.tasks:
-        place.divide(task)
-    place.make_teachers()
     tasks = place.plan.tasks
-    with ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(place.fill, tasks))
-    place.rank(tasks[0])  # the other has no labels to rank by
+    place.prepare(options.jobs)
     tried = {task: try_all(place, task, rows, options.jobs) for task in tasks}
     studies = {
         task: Study(place, task, {row: each for row, each in trials.items() if not each.refused})
@@ -244,7 +243,7 @@ def options_of() -> argparse.ArgumentParser:
     parser = parser_of(__doc__ or "")
     parser.add_argument("--full", action="store_true", help="ten seeds, more rates, images, views and epochs")
     parser.add_argument("--only", help="methods, with commas; both baselines are added")
-    parser.add_argument("--epochs", type=int, help="of every student; default: 12")
+    parser.add_argument("--epochs", type=int, help="of every student; default: 10")
     parser.add_argument(
         "--out", type=Path, default=TREE / "build" / "method-table", help="what is kept, and gone on with"
     )

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,12 +58,13 @@ class Task:
 class Plan:
     """How much of it."""
 
-    seeds: int = 5
+    seeds: int = 4
     rates: tuple[float, ...] = (0.003, 0.01, 0.03)
-    epochs: int = 12
+    epochs: int = 10
     batch_size: int = 32
     views: int = 4
-    shots: int = 10
+    labelled_shots: int = 10
+    unlabelled_shots: int = 6
     teacher_epochs: int = 10
     teacher_part: str = "pool"
     student: str = "test_resnet"
@@ -72,13 +74,19 @@ class Plan:
     def tasks(self) -> tuple[Task, Task]:
         """One with labels, of the teacher's own classes; one without, of a script that no teacher has seen."""
         return (
-            Task("labelled", "glyphs/latin", self.shots, True, "labels-only", LETTERS),
-            Task("unlabelled", "glyphs/armenian", self.shots, False, "kl", IMAGENET),
+            Task("labelled", "glyphs/latin", self.labelled_shots, True, "labels-only", LETTERS),
+            Task("unlabelled", "glyphs/armenian", self.unlabelled_shots, False, "kl", IMAGENET),
         )
 
 
-QUICK = Plan(seeds=2, rates=(0.01,), epochs=1, views=1, shots=2, teacher_epochs=1, teacher_part="used")
-FULL = Plan(seeds=10, rates=(0.001, 0.003, 0.01, 0.03), epochs=40, views=20, shots=20, teacher_epochs=20)
+QUICK = Plan(
+    seeds=2, rates=(0.01,), epochs=1, views=1, labelled_shots=2, unlabelled_shots=2, teacher_epochs=1,
+    teacher_part="used",
+)  # fmt: skip
+FULL = Plan(
+    seeds=10, rates=(0.001, 0.003, 0.01, 0.03), epochs=40, views=20, labelled_shots=20, unlabelled_shots=20,
+    teacher_epochs=20,
+)  # fmt: skip
 
 
 def kd(*words: object, output: Path | None = None, allowed: tuple[int, ...] = ()) -> None:
@@ -158,11 +166,9 @@ class Place:
             IMAGENET: f"local-dir:{self.folder / 'teachers' / IMAGENET}",
         }
 
-    def make_teachers(self) -> None:
-        """That of letters learns from the pool, which has six times a student's images; the other is only written."""
-        task = self.plan.tasks[0]
-        export_pretrained_weights(self.folder / "teachers" / IMAGENET, 2 * SIDE)
-        out = self.folder / "teachers" / LETTERS
+    def train_letters(self) -> None:
+        """Train that teacher on the pool, which has more than five times a student's images."""
+        task, out = self.plan.tasks[0], self.folder / "teachers" / LETTERS
         if not (out / "result.json").exists():
             kd("train-student", self.data(task, self.plan.teacher_part), "--method", "labels-only", "--student",
                self.plan.teacher, "--image-size", SIDE, "--init", "random", "--recipe", "glyph",
@@ -175,13 +181,24 @@ class Place:
         """The one cache of a task."""
         return self.folder / task.name / "cache.kd"
 
-    def fill(self, task: Task) -> None:
-        """Ask both teachers about every image that any student learns from, in every view."""
-        data = self.data(task, "used", labels=task.labels)
-        for name, keep in ((LETTERS, f"logits,features,maps:{TAP}"), (IMAGENET, "logits,features")):
-            kd("cache-teachers", data, "--cache", self.cache(task), "--teacher", f"{name}={self.specs[name]}",
-               "--keep", keep, "--views", f"eval+train:{self.plan.views}", "--recipe", "glyph", "--workers", 0,
-               "--device", "cpu")  # fmt: skip
+    def fill(self, task: Task, teacher: str) -> None:
+        """Ask a teacher about every image that any student learns from, in every view."""
+        keep = "logits,features" + (f",maps:{TAP}" if teacher == LETTERS else "")
+        kd("cache-teachers", self.data(task, "used", labels=task.labels), "--cache", self.cache(task), "--teacher",
+           f"{teacher}={self.specs[teacher]}", "--keep", keep, "--views", f"eval+train:{self.plan.views}",
+           "--recipe", "glyph", "--workers", 0, "--device", "cpu")  # fmt: skip
+
+    def prepare(self, jobs: int) -> None:
+        """Images, teachers and caches: ImageNet's teacher is asked while the other one learns."""
+        for task in self.plan.tasks:
+            self.divide(task)
+        export_pretrained_weights(self.folder / "teachers" / IMAGENET, 2 * SIDE)
+        with ThreadPoolExecutor(jobs) as pool:
+            learning = pool.submit(self.train_letters)
+            list(pool.map(lambda task: self.fill(task, IMAGENET), self.plan.tasks))
+            learning.result()
+            list(pool.map(lambda task: self.fill(task, LETTERS), self.plan.tasks))
+            list(pool.map(self.rank, (task for task in self.plan.tasks if task.labels)))
 
     def ranking(self, task: Task, part: str) -> Path:
         """P2's ranking of the teachers by the labels of a training set."""

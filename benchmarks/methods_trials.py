@@ -2,7 +2,7 @@
 
 import json
 import multiprocessing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,7 +26,7 @@ Options = dict[str, Any]
 
 EXTRA: dict[str, Options] = {
     "distill-equal": {"teacher": [LETTERS, IMAGENET]},
-    "agglomerate": {"teacher": [LETTERS, IMAGENET]},
+    "agglomerate": {"teacher": [LETTERS, IMAGENET], "levels": "features"},
     "fixmatch": {"unlabelled_ratio": 1.0},
     "mcl": {"mcl_share": 0.99},
 }
@@ -39,6 +39,8 @@ UNLABELLED: dict[str, Options] = {"cd": {"kl_weight": 1.0}}
 VARIANTS: dict[str, tuple[str, Options]] = {
     "kd+standardise-logits": ("kd", {"standardise_logits": True}),
     "dkd+standardise-logits": ("dkd", {"standardise_logits": True}),
+    "feature+maps": ("feature", {"levels": "all"}),
+    "agglomerate+one-teacher": ("agglomerate", {"teacher": [LETTERS]}),
     "topk-kl+spread": ("topk-kl", {"rest": "spread"}),
 }
 """Options that are rows of their own, where this kd has them."""
@@ -74,7 +76,7 @@ def candidates(only: str | None) -> dict[str, tuple[str, Options]]:
         raise SystemExit(f"error: no method {', '.join(unknown)}\nhint: there are {', '.join(METHODS)}")
     rows = {name: (name, EXTRA.get(name, {})) for name in wanted}
     for label, (name, options) in VARIANTS.items():
-        if name in wanted and name in METHODS and set(options) <= set(find_method(name).Options.model_fields):
+        if name in wanted and set(options) <= {"teacher", *find_method(name).Options.model_fields}:
             rows[label] = (name, {**EXTRA.get(name, {}), **options})
     return rows
 
@@ -82,16 +84,20 @@ def candidates(only: str | None) -> dict[str, tuple[str, Options]]:
 def told(name: str, task: Task, extra: Options) -> Options:
     """The options of a student that its method alone has: the one teacher, or what the method asks for instead."""
     method = find_method(name)
+    fields = method.Options.model_fields
     own: Options = {"method": name}
     if method.needs.generalist:
         own["generalist"] = task.generalist  # the other one is the expert
     elif not method.needs.ranking:
         own["teacher"] = [LETTERS]
     if not task.labels:
-        own |= {"label_weight": 0.0} if "label_weight" in method.Options.model_fields else {}
+        own |= {"label_weight": 0.0} if "label_weight" in fields else {}
         own |= UNLABELLED.get(name, {})
-    taps = {key: [TAP] for key in ("student_tap", "teacher_tap") if key in method.Options.model_fields}
-    return {**own, **taps, **extra}
+    own |= extra
+    levels = [own.get(key, fields[key].default) for key in fields if key.endswith(("level", "levels"))]
+    if "student_tap" in fields and not {"features", "none"} & set(levels):
+        own |= {"student_tap": [TAP], "teacher_tap": [TAP]}
+    return own
 
 
 def ranked(place: Place, task: Task, part: str, options: Options) -> Options:
@@ -118,29 +124,26 @@ def attempt(place: Place, task: Task, label: str, options: Options) -> Trial:
             if "cannot share one stream" not in error.message:
                 raise
             tested, alone = trained(folder / "alone", {label: own}, common)[label], True
-        ranking = own.get("ranking")
-        plan = make_plan(
-            kdcli.StudentConfig(out=folder, **common, **own),
-            ranking and ranking_of(read_json(Path(ranking)), Path(ranking)),
-        )
+        file = Path(own["ranking"]) if "ranking" in own else None
+        ranking = None if file is None else ranking_of(read_json(file), file)
+        plan = make_plan(kdcli.StudentConfig(out=folder, **common, **own), ranking)
     except KdError as error:
         reason = error.message.removeprefix(f"student '{label}': ").replace(str(common["data"]), "the data")
         return Trial(name, options, refused=reason)
     if task.labels and not tested:
         return Trial(name, options, refused="it trains no classifier of the task's classes")
-    return Trial(
-        name, options, "", alone, {key: list(each) for key, each in plan.method.arrays(plan.setup).items()}
-    )
+    arrays = {key: list(each) for key, each in plan.method.arrays(plan.setup).items()}
+    return Trial(name, options, alone=alone, arrays=arrays)
 
 
 def trained(out: Path, students: Mapping[str, Options], common: Options) -> dict[str, bool]:
-    """Train students in this process, anew; gives whether each was tested."""
+    """Train students in this process, anew; gives whether the classifier of each was tested, if it did not diverge."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "sweep.json").unlink(missing_ok=True)
     file = out / "students.json"
     file.write_text(json.dumps({"students": students}), encoding="utf-8")
     found = kdcli.train_sweep(file, out=out, overwrite=True, **common)
-    return {name: name in found.diverged or found.students[name].tested for name in students}
+    return {name: name in found.diverged or "top1" in (found.students[name].test or {}) for name in students}
 
 
 def try_all(place: Place, task: Task, rows: Mapping[str, tuple[str, Options]], jobs: int) -> dict[str, Trial]:
@@ -150,15 +153,12 @@ def try_all(place: Place, task: Task, rows: Mapping[str, tuple[str, Options]], j
     missing = {key: told(name, task, extra) for key, (name, extra) in rows.items() if key not in known}
     say(f"{task.name}: trying {len(missing)} methods")
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for key, trial in zip(missing, pool.map(attempt, *_columns(place, task, missing)), strict=True):
+        found = [pool.submit(attempt, place, task, key, options) for key, options in missing.items()]
+        for key, trial in zip(missing, (each.result() for each in found), strict=True):
             say(f"{task.name}, {key}: {trial.refused or ('alone' if trial.alone else 'runs')}")
             known[key] = trial
             write_json(file, {name: asdict(each) for name, each in known.items()})
     return {key: known[key] for key in rows}
-
-
-def _columns(place: Place, task: Task, rows: Mapping[str, Options]) -> tuple[Iterable[Any], ...]:
-    return [place] * len(rows), [task] * len(rows), list(rows), list(rows.values())
 
 
 def _read(file: Path, default: Any) -> Any:
