@@ -183,10 +183,14 @@ class Place:
 
     def fill(self, task: Task, teacher: str) -> None:
         """Ask a teacher about every image that any student learns from, in every view."""
+        done = self.folder / task.name / f"asked-{teacher}"
+        if done.exists():
+            return
         keep = "logits,features" + (f",maps:{TAP}" if teacher == LETTERS else "")
         kd("cache-teachers", self.data(task, "used", labels=task.labels), "--cache", self.cache(task), "--teacher",
            f"{teacher}={self.specs[teacher]}", "--keep", keep, "--views", f"eval+train:{self.plan.views}",
            "--recipe", "glyph", "--workers", 0, "--device", "cpu")  # fmt: skip
+        done.touch()
 
     def prepare(self, jobs: int) -> None:
         """Images, teachers and caches: ImageNet's teacher is asked while the other one learns."""
@@ -237,9 +241,13 @@ class Place:
         """Train students on one stream of a training set; gives their folder. Those that diverge have no result."""
         out = self.folder / task.name / "runs" / name
         file = self.folder / task.name / "sweeps" / f"{name}.json"  # JSON is YAML
-        file.parent.mkdir(parents=True, exist_ok=True)
         common = {"cache": [str(self.cache(task))], "seed": number, "data_seed": number, **self.common()}
-        file.write_text(json.dumps({"students": students, "common": common}, indent=1), encoding="utf-8")
+        text = json.dumps({"students": students, "common": common}, indent=1)
+        if (out / "sweep.json").exists() and file.read_text(encoding="utf-8") == text:
+            return out
+        (out / "sweep.json").unlink(missing_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
         tested = (
             ("--test", self.data(task, "validation" if number == GRID else "test")) if task.labels else ()
         )
