@@ -61,7 +61,7 @@ class Plan:
     seeds: int = 4
     rates: tuple[float, ...] = (0.003, 0.01, 0.03)
     epochs: int = 10
-    batch_size: int = 32
+    batch_size: int = 16
     views: int = 4
     labelled_shots: int = 10
     unlabelled_shots: int = 6
