@@ -55,7 +55,10 @@ def test_only_what_was_run_is_written_into_a_page() -> None:
 def test_every_benchmark_is_listed_and_its_markers_are_in_the_results() -> None:
     results = (BENCHMARKS / "RESULTS.md").read_text(encoding="utf-8")
     files = {path.stem for path in BENCHMARKS.glob("*.py")}
-    parts = {"all", "measuring", "gpu_place", "gpu_stages", "gpu_students", "gpu_waits", "gpu_child"}
+    parts = {
+        *("all", "measuring", "gpu_place", "gpu_stages", "gpu_students", "gpu_waits", "gpu_child"),
+        *("methods_page", "methods_place", "methods_trials"),
+    }
     assert set(every.BENCHMARKS) == files - parts
     assert [name for name in every.BENCHMARKS if f"<!-- table {name} -->" not in results] == []
 
