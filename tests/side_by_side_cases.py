@@ -118,6 +118,7 @@ def train(name: str, options: str, base: str = TRAIN, out: str = "out") -> Case:
 
 P3 = f"{C} --teacher exp"
 MAPS = "train-student images --student test_resnet"
+SMALL = f"{MAPS} {PLAIN}"
 TWO = f"train-student a=images b=digits --student test_efficientnet {PLAIN} --test a=held-out"
 METHODS = (
     train("labels-only", "--method labels-only --ema 0.9 --validation 0.25 --select best --epochs 2"),
@@ -166,6 +167,16 @@ METHODS = (
         f"--map-resize pool --loss-convention code {PLAIN}",
         MAPS,
     ),
+    train(
+        "feature",
+        f"--method feature {P3} --levels all --teacher-tap layer4 --student-tap layer3",
+        SMALL,
+    ),
+    *(
+        train(name, f"--method {name} {P3} --teacher-tap layer3 --student-tap layer3", SMALL)
+        for name in ("hint", "at", "vid")
+    ),
+    train("srrl", f"--method srrl {P3}", START),
 )
 
 RUNS = (

@@ -20,9 +20,7 @@ from kdcli.cache.cacheset import CacheSet
 from kdcli.errors import BadDataError, CacheMissingError, ConfigError, OutputExistsError, UsageError
 from kdcli.extract.config import CacheConfig
 from kdcli.extract.extract import cache_teachers
-from kdcli.methods.attention import AttentionTransfer
 from kdcli.methods.feature import mean_variance
-from kdcli.methods.levels import Level
 from kdcli.methods.variational import VariationalTransfer
 from kdcli.models.export import export_model
 from kdcli.models.spec import open_model
@@ -287,14 +285,28 @@ def test_a_teacher_that_says_the_same_of_all_images_is_refused(tmp_path: Path) -
         train_student(run(place, "dead-run", "feature", teacher=("dead",)))
 
 
-def test_a_constant_column_is_learnt_by_the_bias(place: Place) -> None:
-    """One of the teacher's columns says nothing: the others count as before."""
-    values = torch.randn(50, 4).numpy()
-    values[:, 2] = 7.0
-    assert np.isfinite(values.var(0, ddof=1).mean())
-    level = Level("maps/a", 1.0, (4, 1, 1), "b", (4, 1, 1))
-    with pytest.raises(UsageError, match="one cell"):
-        AttentionTransfer({"t": (level,)}, {"t": 1.0})
+def test_a_constant_column_is_learnt_by_the_bias(tmp_path: Path) -> None:
+    """It adds nothing to the variance that errors are divided by, and the others are learnt as without it."""
+    place = make_place(tmp_path, views="eval")
+    torch.manual_seed(7)
+    model = open_model("test_vit", weights="random", num_classes=0, image_size=32)
+    with torch.no_grad():
+        model.network.plain.norm.weight[2], model.network.plain.norm.bias[2] = 0.0, 3.0
+    export_model(model, place.root / "flat", None)
+    cache_teachers(
+        CacheConfig(
+            data=place.data, cache=place.cache, teacher=(f"flat=local-dir:{place.root / 'flat'}",), keep=("features",),
+            workers=0, device="cpu",
+        )
+    )  # fmt: skip
+    values = np.asarray(CacheSet.open([place.cache]).gather("flat", "features", np.arange(24), 0), np.float64)
+    assert set(values[:, 2]) == {3.0}
+    config = run(place, "flat-run", "feature", teacher=("flat",), epochs=8, lr=3e-2)
+    plan = make_plan(config)
+    variance = mean_variance(plan.setup, "flat", "features")
+    assert variance == pytest.approx(np.delete(values, 2, 1).var(0, ddof=1).sum() / 64, rel=1e-6)
+    history = train_student(config).history
+    assert history[-1]["loss"] < history[0]["loss"] / 2
 
 
 def test_from_the_shell(place: Place, kd: Any, tmp_path: Path) -> None:
