@@ -192,7 +192,9 @@ def built(
     options = {key: value for key, value in numbers.items() if key in method.Options.model_fields}
     data: Any = SimpleNamespace(labels=np.full(8, -1))
     network: Any = SimpleNamespace(num_features=2, network=nn.Identity())
-    records: Any = dict.fromkeys(teachers, SimpleNamespace(num_classes=3, num_features=4, temperatures=(1.0, 3.0)))
+    records: Any = dict.fromkeys(
+        teachers, SimpleNamespace(num_classes=3, num_features=4, temperatures=(1.0, 3.0))
+    )
     return method.build(
         Setup(
             options=method.Options(**options),

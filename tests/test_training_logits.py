@@ -213,8 +213,7 @@ REFUSALS: list[Refusal] = [
         (method, {"teacher": ("exp",)}, BadDataError, "'exp' tells apart 5 classes and the data 3", "fine-tune")
         for method in NEW
     ),
-    ("dist", {"batch_size": 1}, UsageError, "--batch-size 1, --accumulate 1 leaves 1", "larger --batch-size"),
-    ("dist", {"batch_size": 4, "accumulate": 3}, UsageError, "leaves 1", "fewer pieces"),
+    ("dist", {"batch_size": 1}, UsageError, "there is 1", "--batch-size 2"),
     (
         "kl", {"combine": "confidence", "teacher": BOTH, "data": "{data}@labels=none"}, BadDataError,
         "24 of 24 images have no label: --combine confidence weighs teachers", "--combine probs, which needs none",

@@ -20,7 +20,7 @@ from kdcli.cache.cacheset import CacheSet
 from kdcli.errors import BadDataError, CacheMissingError, ConfigError, OutputExistsError, UsageError
 from kdcli.extract.config import CacheConfig
 from kdcli.extract.extract import cache_teachers
-from kdcli.methods.feature import mean_variance
+from kdcli.methods.feature import statistics_of
 from kdcli.methods.variational import VariationalTransfer
 from kdcli.models.export import export_model
 from kdcli.models.spec import open_model
@@ -156,7 +156,9 @@ def test_a_teacher_of_other_units_says_as_much(tmp_path: Path) -> None:
         spread[standardise] = float(objective.scales[1] / objective.scales[0])  # type: ignore[index,operator]
     assert spread["global"] == pytest.approx(100, rel=1e-2)  # fp16
     assert spread["none"] == 1
-    variance = mean_variance(make_plan(run(place, "v", "feature", teacher=("one",))).setup, "one", "features")
+    variance, _ = statistics_of(
+        make_plan(run(place, "v", "feature", teacher=("one",))).setup, "one", "features"
+    )
     cached = np.asarray(CacheSet.open([place.cache]).gather("one", "features", np.arange(24), 0), np.float64)
     assert variance == pytest.approx(cached.var(0, ddof=1).mean(), rel=1e-6)
 
@@ -303,7 +305,7 @@ def test_a_constant_column_is_learnt_by_the_bias(tmp_path: Path) -> None:
     assert set(values[:, 2]) == {3.0}
     config = run(place, "flat-run", "feature", teacher=("flat",), epochs=8, lr=3e-2)
     plan = make_plan(config)
-    variance = mean_variance(plan.setup, "flat", "features")
+    variance, _ = statistics_of(plan.setup, "flat", "features")
     assert variance == pytest.approx(np.delete(values, 2, 1).var(0, ddof=1).sum() / 64, rel=1e-6)
     history = train_student(config).history
     assert history[-1]["loss"] < history[0]["loss"] / 2

@@ -23,7 +23,7 @@ from torch.nn import functional
 from kdcli.errors import UsageError
 from kdcli.methods.base import Needs, Objective, Setup
 from kdcli.methods.levels import LevelWeights, level_weight_option
-from kdcli.methods.matching import LevelMethod, LevelObjective, LevelsOf, MatchOptions, label_weight_option
+from kdcli.methods.matching import LevelMethod, LevelObjective, LevelsOf, MatchOptions
 from kdcli.methods.options import method_option
 from kdcli.methods.weighted import OURS
 
@@ -38,7 +38,6 @@ class AttentionOptions(MatchOptions):
         "code",
         "code: mean squared difference of attention maps (what all code computes); paper: its L2 norm.",
     )
-    label_weight: float = label_weight_option(1.0)
 
 
 def attention(values: Float[Tensor, "b c h w"]) -> Float[Tensor, "b hw"]:

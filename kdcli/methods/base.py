@@ -319,7 +319,7 @@ class Method(ABC):
 
     def identity(self, setup: Setup) -> dict[str, Any]:
         """What of the method makes a run this run, as JSON: by default its options."""
-        document: dict[str, Any] = setup.options.identity()
+        document: dict[str, Any] = setup.options.model_dump(mode="json")
         return document
 
     @abstractmethod

@@ -6,8 +6,8 @@ With p = softmax(s / tau), q = softmax(t / tau), both [b, c], and rho Pearson's 
     L = CE + beta inter + gamma intra
 
 * beta = gamma = 2, tau = 1: the released code multiplies a loss of weights 1 by 2.
-* intra correlates a class over the batch: over the images of all processes, and over those of one piece of a step with
-  ``--accumulate``. It depends on the batch size, and one image alone has none.
+* intra correlates a class over all images of a step: those of all processes and of all pieces of ``--accumulate``. It
+  depends on the batch size, and one image alone has none.
 * A class (or image) whose probabilities are all equal correlates with nothing: rho is 0, and so is its gradient. The
   released code adds 1e-8 to the product of the norms instead, whose gradient is that times 1e8.
 * A correlation is free of scale; tau^2 stands as in the released code.
@@ -106,32 +106,32 @@ class Dist(LogitMethod):
         return Shares(1.0, options.label_weight)
 
     def check(self, setup: Setup) -> Setup:
-        """Refuses steps, or pieces of them, of one image."""
-        images = min(_compared(setup), setup.images)
+        """Refuses steps of one image."""
+        images = min(setup.settings.batch_size, setup.images)
         if images < 2:
             raise UsageError(
-                f"{self.name} correlates each class over the images of a batch, and --batch-size "
-                f"{setup.settings.batch_size}, --accumulate {setup.settings.accumulate} leaves {images}",
-                "Use a larger --batch-size, or fewer pieces.",
+                f"{self.name} correlates each class over the images of a step, and there "
+                f"{'is' if images == 1 else 'are'} {images}",
+                "Use --batch-size 2 or more." if setup.images > 1 else "Give more images.",
             )
         return LogitMethod.check(self, setup)
 
     def identity(self, setup: Setup) -> dict[str, Any]:
-        """With how many images a class is correlated over: a piece of a step."""
-        return {**Method.identity(self, setup), "contrasted": _compared(setup)}
+        """With how many images a class is correlated over: those of a step."""
+        return {**Method.identity(self, setup), "contrasted": setup.settings.batch_size}
 
     def describe(self, setup: Setup) -> list[str]:
         """With how many images a class is correlated over."""
-        return [*LogitMethod.describe(self, setup), f"correlations of a class over {_compared(setup)} images"]
-
-
-def _compared(setup: Setup) -> int:
-    return setup.settings.batch_size // setup.settings.accumulate
+        return [
+            *LogitMethod.describe(self, setup),
+            f"correlations of a class over {setup.settings.batch_size} images",
+        ]
 
 
 DIST = Dist(
     name="dist", paper="Huang et al., Knowledge Distillation from A Stronger Teacher, NeurIPS 2022",
     equation="inter + intra",
     summary="Labels, and correlations with the teacher's probabilities: within images and within classes.",
-    Options=DistOptions, needs=SAME_CLASSES, defaults=CIFAR,
+    Options=DistOptions, needs=SAME_CLASSES, defaults=CIFAR, relational=True,
+    spares={"labels": "--label-weight 0"},
 )  # fmt: skip

@@ -36,7 +36,7 @@ class DkdOptions(LogitOptions):
     dkd_warmup: float = method_option(
         20 / 240, "Share of the training in which both of DKD's weights rise.", ge=0, le=1
     )
-    label_weight: float = label_weight_option()
+    label_weight: float = label_weight_option(spares=False)
 
 
 def decoupled(

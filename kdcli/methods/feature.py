@@ -18,21 +18,24 @@
 * lr, schedule, batch: OURS, those of P2's methods here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, final
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from kdcli.errors import BadDataError
 from kdcli.methods.adaptors import mean_squared_error
 from kdcli.methods.base import Needs, Objective, Setup
+from kdcli.methods.batch import TeacherOutputs
 from kdcli.methods.cached_rows import some_rows
 from kdcli.methods.levels import Levels, LevelWeights, level_weight_option
-from kdcli.methods.matching import LevelMethod, LevelObjective, LevelsOf, MatchOptions, label_weight_option
-from kdcli.methods.options import method_option
+from kdcli.methods.matching import LevelMethod, LevelObjective, LevelsOf, MatchOptions
+from kdcli.methods.options import label_weight_option, method_option
 from kdcli.methods.weighted import OURS
+from kdcli.models.student import StudentOutput
 
 Standard = Literal["global", "none"]
 
@@ -69,7 +72,7 @@ class FeatureRegression(LevelObjective):
 
     Args:
         levels: of each teacher, with the shapes of both sides.
-        scales: phi^2 of each level of each teacher, > 0.
+        statistics: of each level of each teacher: phi^2, > 0, and the mean of each channel.
         weights: of each teacher, > 0.
         label_weight: of the labels, >= 0.
         smoothing: of the labels, in [0, 1).
@@ -81,7 +84,7 @@ class FeatureRegression(LevelObjective):
     def __init__(
         self,
         levels: LevelsOf,
-        scales: Mapping[str, tuple[float, ...]],
+        statistics: Mapping[str, Sequence[tuple[float, Float[np.ndarray, " c"]]]],
         weights: Mapping[str, float],
         label_weight: float = 0.0,
         smoothing: float = 0.0,
@@ -92,11 +95,33 @@ class FeatureRegression(LevelObjective):
              nn.Linear(level.student_shape[0], level.teacher_shape[0]))
             for _, level in self.terms
         )  # fmt: skip
-        self.register_buffer("scales", torch.tensor([each for name in levels for each in scales[name]]))
+        found = [each for name in levels for each in statistics[name]]
+        self.register_buffer("scales", torch.tensor([scale for scale, _ in found]))
+        for number, (_, mean) in enumerate(found):
+            self.register_buffer(f"mean{number}", torch.tensor(mean, dtype=torch.float32))
 
     def term(self, number: int, own: Tensor, target: Tensor, count: float | None) -> Tensor:
         """The mean squared error over all elements of all images, divided by phi^2."""
         return mean_squared_error(self.adaptors[number](own), target, count) / self.scales[number]
+
+    def compare(
+        self, student: StudentOutput, teacher: TeacherOutputs
+    ) -> dict[str, tuple[Float[Tensor, "b n c"], Float[Tensor, "b n c"]]]:
+        """Of each level ``TEACHER/ARRAY``: predictions and the teacher's outputs, both less their mean."""
+        found = {}
+        for number, (name, level) in enumerate(self.terms):
+            own, target = self.pair(level, student, teacher[name])
+            both = (self.adaptors[number](own), target.float())
+            mean = self.get_buffer(f"mean{number}")
+            ours, theirs = (
+                each.flatten(2).transpose(1, 2) if level.is_map else each[:, None] for each in both
+            )
+            found[f"{name}/{level.array}"] = ours - mean, theirs - mean
+        return found
+
+    def pooled(self) -> bool:
+        """Whether labels are learnt from, or any features predicted."""
+        return bool(self._label_weight) or any(not level.is_map for _, level in self.terms)
 
 
 @final
@@ -111,18 +136,22 @@ class Regression(LevelMethod):
         """See :class:`FeatureRegression`."""
         options: FeatureOptions | HintOptions = setup.options
         levels = self.fitted(setup)
-        whole = options.standardise == "global"
-        scales = {
-            name: tuple(mean_variance(setup, name, level.array) if whole else 1.0 for level in own)
-            for name, own in levels.items()
+        statistics = {
+            name: [statistics_of(setup, name, level.array) for level in own] for name, own in levels.items()
         }
+        if options.standardise == "none":
+            statistics = {name: [(1.0, mean) for _, mean in own] for name, own in statistics.items()}
         return FeatureRegression(
-            levels, scales, setup.weights, options.label_weight, setup.settings.label_smoothing
+            levels, statistics, setup.weights, options.label_weight, setup.settings.label_smoothing
         )
 
+    def predicts(self, options: FeatureOptions | HintOptions) -> bool:
+        """Features are all that is learnt, where labels have no weight."""
+        return not options.label_weight
 
-def mean_variance(setup: Setup, teacher: str, array: str) -> float:
-    """Variance (n - 1) of a teacher's output over images and cells, the mean over its channels; > 0.
+
+def statistics_of(setup: Setup, teacher: str, array: str) -> tuple[float, Float[np.ndarray, " c"]]:
+    """Variance (n - 1) of a teacher's output over images and cells, the mean over its channels, > 0; and their means.
 
     Raises:
         BadDataError: it is the same for all images.
@@ -135,7 +164,7 @@ def mean_variance(setup: Setup, teacher: str, array: str) -> float:
             f"the {array} of '{teacher}' are the same for all images: there is nothing to learn from them",
             "Look at the teacher's weights and preprocessing; kd cache info shows what was cached.",
         )
-    return variance
+    return variance, channels.mean(axis=0)
 
 
 FEATURE = Regression(

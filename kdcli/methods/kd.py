@@ -47,5 +47,5 @@ class Kd(LogitMethod):
 KD = Kd(
     name="kd", paper="Hinton et al., Distilling the Knowledge in a Neural Network, 2015", equation="0.9 KD + 0.1 CE",
     summary="The classic recipe: softened probabilities (T = 4) and labels.", Options=KdOptions, needs=SAME_CLASSES,
-    defaults=CIFAR,
+    defaults=CIFAR, spares={"labels": "--kl-weight 1"},
 )  # fmt: skip

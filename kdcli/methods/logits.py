@@ -86,6 +86,7 @@ class Transfer(Objective):
         shares: what teachers and labels weigh.
         smoothing: of the labels, in [0, 1).
         rise: of the teachers' weight, if it rises.
+        relational: whether the term compares images with each other.
     """
 
     def __init__(
@@ -95,10 +96,11 @@ class Transfer(Objective):
         shares: Shares,
         smoothing: float = 0.0,
         rise: Rise | None = None,
+        relational: bool = False,
     ) -> None:
         super().__init__()
         self._comparison, self._term, self._shares = comparison, term, shares
-        self._smoothing, self.rise = smoothing, rise
+        self._smoothing, self.rise, self._relational = smoothing, rise, relational
 
     def active(self) -> tuple[str, ...]:
         """The classifier."""
@@ -107,6 +109,10 @@ class Transfer(Objective):
     def reads(self) -> dict[str, tuple[str, ...]]:
         """Logits of the teachers."""
         return self._comparison.reads()
+
+    def relational(self) -> bool:
+        """Whether the term is."""
+        return self._relational
 
     def forward(self, student: StudentOutput, teacher: TeacherOutputs, batch: Batch) -> dict[str, Tensor]:
         """The parts ``label``, ``distill`` (the mean) and, of several terms, ``distill/TEACHER``."""
@@ -125,9 +131,11 @@ class LogitMethod(Method):
 
     Attributes:
         look: what the term needs the one label of each image for, to be told; None: it does not.
+        relational: whether the term compares images with each other.
     """
 
     look: str | None = None
+    relational: bool = False
 
     def term(self, options: Any) -> Term:
         """The loss of one teacher: by default the KL."""
@@ -193,6 +201,7 @@ class LogitMethod(Method):
             shares,
             setup.settings.label_smoothing,
             Rise(rising, setup.settings.accumulate) if rising > 1 else None,
+            self.relational,
         )
 
 

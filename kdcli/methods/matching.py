@@ -24,25 +24,18 @@ from kdcli.methods.levels import (
     taps_of,
 )
 from kdcli.methods.losses import label_loss, weighted_sum
-from kdcli.methods.options import method_option
+from kdcli.methods.options import label_weight_option
 from kdcli.models.student import LABEL_HEAD, StudentOutput
 
 LevelsOf = Mapping[str, tuple[Level, ...]]
 """What is matched of each teacher."""
 
 
-def label_weight_option(default: float) -> Any:
-    """Weight of the labels' term beside others, with the method's own default."""
-    return method_option(
-        default, "Weight of the labels' cross-entropy; 0: no labels are needed.", ge=0, le=1e4
-    )
-
-
 class MatchOptions(TapOptions):
     """Of methods that compare levels; theirs are the defaults."""
 
     level_weight: LevelWeights = level_weight_option(1.0)
-    label_weight: float = label_weight_option(1.0)
+    label_weight: float = label_weight_option()
 
     @model_validator(mode="after")
     def _something(self) -> Self:
@@ -106,13 +99,18 @@ class LevelObjective(Objective):
             parts["label"] = label_loss(student.logits[LABEL_HEAD], batch, self._smoothing)
             weights["label"] = self._label_weight
         for number, (name, level) in enumerate(self.terms):
-            own = student.features if level.tap is None else student.maps[level.tap]
-            pair = at_one_grid(own, teacher[name][level.array].detach())
             part = "/".join([self.part, *([name] if len(self._weights) > 1 else []), level.place])
-            parts[part] = self.term(number, *pair, images)
+            parts[part] = self.term(number, *self.pair(level, student, teacher[name]), images)
             weights[part] = level.weight * self._weights[name]
         loss = weighted_sum(parts, weights, list(parts))
         return {"loss": loss, **{name: part.detach() for name, part in parts.items()}}
+
+    def pair(
+        self, level: Level, student: StudentOutput, outputs: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """The student's side of a level, in fp32, and the teacher's, maps on one grid."""
+        own = student.features if level.tap is None else student.maps[level.tap]
+        return at_one_grid(own, outputs[level.array].detach())
 
     @abstractmethod
     def term(self, number: int, own: Tensor, target: Tensor, count: float | None) -> Tensor:

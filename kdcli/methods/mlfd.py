@@ -49,7 +49,7 @@ from kdcli.methods.levels import (
 )
 from kdcli.methods.logits import standardised, warn_of_scale
 from kdcli.methods.losses import label_loss, soft_cross_entropy, weighted_sum
-from kdcli.methods.options import StandardiseOptions, method_option, temperature_option
+from kdcli.methods.options import StandardiseOptions, label_weight_option, method_option, temperature_option
 from kdcli.models.student import LABEL_HEAD, StudentOutput
 
 Side = Literal["student", "teacher", "none"]
@@ -97,9 +97,7 @@ class MlfdOptions(LevelOptions, StandardiseOptions):
         "Weights as P4 prints them (CE 1, KD 0.6, MSE 0.2), or as its code computes (CE 0.2).",
     )
     temperature: float = temperature_option(2.0)
-    label_weight: float = method_option(
-        CONVENTIONS["paper"]["label_weight"], "Weight of the labels' cross-entropy.", ge=0, le=1
-    )
+    label_weight: float = label_weight_option(CONVENTIONS["paper"]["label_weight"])
     distill_weight: float = method_option(
         CONVENTIONS["paper"]["distill_weight"], "Weight alpha of the softened cross-entropy.", ge=0, le=1e4
     )

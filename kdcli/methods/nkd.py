@@ -27,7 +27,7 @@ class NkdOptions(LogitOptions):
 
     temperature: float = temperature_option(1.0)
     nkd_gamma: float = method_option(1.5, "Weight of NKD's term of the other classes.", ge=0, le=1e4)
-    label_weight: float = label_weight_option()
+    label_weight: float = label_weight_option(spares=False)
 
 
 def normalised(

@@ -13,15 +13,6 @@ Combine = Literal["terms", "probs", "logits", "confidence"]
 class MethodOptions(Options):
     """Base of a method's options. A default is the method's own."""
 
-    def identity(self) -> dict[str, Any]:
-        """What of them makes a run this run, as JSON.
-
-        Options that came later are not part of it where they change nothing: runs begun before them go on.
-        """
-        later = {"standardise_logits": False, "combine": "terms", "rest": "drop"}
-        document = self.model_dump(mode="json")
-        return {name: value for name, value in document.items() if name not in later or value != later[name]}
-
 
 def method_option(default: Any, help: str, **marks: Any) -> Any:
     """:func:`~kdcli.options.fields.option` in the panel of methods."""
@@ -42,9 +33,10 @@ def kl_weight_option(default: float) -> Any:
     )
 
 
-def label_weight_option() -> Any:
-    """Of the labels' cross-entropy beside terms that have weights of their own."""
-    return method_option(1.0, "Weight of the labels' cross-entropy.", ge=0, le=1e4)
+def label_weight_option(default: float = 1.0, spares: bool = True) -> Any:
+    """Of the labels' cross-entropy beside terms with weights of their own; ``spares``: nothing else needs labels."""
+    spared = "; 0: no labels are needed" if spares else ""
+    return method_option(default, f"Weight of the labels' cross-entropy{spared}.", ge=0, le=1e4)
 
 
 def kl_direction_option() -> Any:

@@ -24,7 +24,7 @@ from kdcli.methods.base import Method, Needs, Objective, Setup
 from kdcli.methods.batch import Batch, TeacherOutputs
 from kdcli.methods.gathering import gather_features, gather_rows
 from kdcli.methods.losses import label_loss, weighted_sum
-from kdcli.methods.options import MethodOptions, method_option
+from kdcli.methods.options import MethodOptions, label_weight_option, method_option
 from kdcli.models.student import LABEL_HEAD, StudentOutput
 
 PRINTED_IMAGES = 64
@@ -134,9 +134,7 @@ class Relations(Objective):
 class RelationOptions(MethodOptions):
     """What every one of them can be told."""
 
-    label_weight: float = method_option(
-        1.0, "Weight of the labels' cross-entropy; 0: no label is needed.", ge=0, le=1
-    )
+    label_weight: float = label_weight_option()
 
 
 def relation_weight_option(default: float, of: str = "the relation", rows: bool = False) -> Any:

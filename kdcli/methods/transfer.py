@@ -177,6 +177,7 @@ PRINTED = Settings(
 
 _SAME = Needs(frozenset({"logits"}), classes=True)
 _LABELS = replace(_SAME, labels=True)
+_SPARES = {"labels": "--kl-weight 1"}
 
 KL = Kl(
     name="kl", paper=PAPER, equation="Eq. 1", summary="KL from teachers of the same classes; no labels.",
@@ -184,16 +185,16 @@ KL = Kl(
 )  # fmt: skip
 XE_KL = Kl(
     name="xe-kl", paper=PAPER, equation="Eq. 2", summary="KL and labels.", Options=HalfKlOptions, needs=_LABELS,
-    defaults=PRINTED,
+    defaults=PRINTED, spares=_SPARES,
 )  # fmt: skip
 KL_LS = Kl(
     name="kl-ls", paper=PAPER, equation="Eq. 2, smoothed labels", summary="KL and smoothed labels.",
-    Options=HalfKlOptions, needs=_LABELS, defaults=replace(PRINTED, label_smoothing=0.1),
+    Options=HalfKlOptions, needs=_LABELS, defaults=replace(PRINTED, label_smoothing=0.1), spares=_SPARES,
 )  # fmt: skip
 MCL = Mcl(
     name="mcl", paper=PAPER, equation="Eq. 2, 3",
     summary="KL and labels; a slowly following copy of the student is kept.", Options=MclOptions, needs=_LABELS,
-    defaults=replace(PRINTED, lr=0.01),
+    defaults=replace(PRINTED, lr=0.01), spares=_SPARES,
 )  # fmt: skip
 SOFT_CE = SoftCe(
     name="soft-ce", paper=PAPER, equation="Eq. 1, cross-entropy",

@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from kdcli.methods.base import Needs, Objective, Setup
 from kdcli.methods.levels import LevelWeights, level_weight_option
-from kdcli.methods.matching import LevelMethod, LevelObjective, LevelsOf, MatchOptions, label_weight_option
+from kdcli.methods.matching import LevelMethod, LevelObjective, LevelsOf, MatchOptions
 from kdcli.methods.weighted import OURS
 
 _LEAST = 1e-5
@@ -33,7 +33,6 @@ class VariationalOptions(MatchOptions):
     """What VID can be told."""
 
     level_weight: LevelWeights = level_weight_option(1.0)
-    label_weight: float = label_weight_option(1.0)
 
 
 def gaussian_error(
