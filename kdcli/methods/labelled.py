@@ -27,7 +27,7 @@ def require_one_label(setup: Setup, does: str, instead: str) -> None:
     if unlabelled:
         raise BadDataError(
             f"{unlabelled} of {len(setup.data)} images have no label: {does}",
-            f"Use {instead}, which needs none, or labelled images only.",
+            f"Use {instead}, which takes images without one, or labelled images only.",
         )
 
 
