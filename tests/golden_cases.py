@@ -3,7 +3,8 @@
 METHODS = (
     "labels-only", "distill-nearest", "distill-weighted", "distill-equal", "fixmatch", "consolidation",
     "consolidation-crd", "multi-head-kd", "multi-head-crd", "soft-label", "multi-task", "replay-oracle", "kl", "xe-kl",
-    "kl-ls", "mcl", "dp", "dp-unsup", "cd", "crd", "soft-ce", "topk-kl", "mlfd",
+    "kl-ls", "mcl", "dp", "dp-unsup", "cd", "crd", "soft-ce", "topk-kl", "mlfd", "feature", "hint", "at", "vid",
+    "srrl", "agglomerate",
 )  # fmt: skip
 
 ONE = "train-student images --student test_efficientnet --cache c.kd --out o"

@@ -187,7 +187,9 @@ def test_unlabelled_images_are_set_aside_judged_and_select(place: Place) -> None
 
 
 def test_rates_are_chosen_by_what_is_explained_of_the_teachers(place: Place) -> None:
-    config = config_of(place, "grid", validation=0.25, lr=None, lr_grid="0.0000001,0.002", epochs=2, teacher=("gen",))
+    config = config_of(
+        place, "grid", validation=0.25, lr=None, lr_grid="0.0000001,0.002", epochs=2, teacher=("gen",)
+    )
     result = train_grid(config)
     scores = {each["lr"]: each["r2"] for each in result.details["grid"]}
     best = max(scores, key=lambda rate: scores[rate])
