@@ -173,7 +173,7 @@ def fit_matching(matching: Matching, model: Model) -> Matching:
     Raises:
         UsageError: it has no such tap (the nearest is named), or none at all.
     """
-    last = model.network.taps[-1] if model.network.taps else "the last"
+    last = model.network.stages[-1] if model.network.stages else "the last"
     named = [replace(level, tap=level.tap or last) if level.is_map else level for level in matching.levels]
     shapes = tap_shapes(model, list(dict.fromkeys(level.tap for level in named if level.tap is not None)))
     return replace(
@@ -235,7 +235,7 @@ def _teacher_taps(setup: Setup, record: TeacherRecord, cache: CacheSet, method: 
                 "Leave one of them out.",
             )
         return ()
-    kept = [output.tap for output in record.outputs.values() if output.kind == "maps"]
+    kept = [output.output.place for output in record.outputs.values() if output.kind == "maps"]
     unknown = [tap for tap in options.teacher_tap if tap not in kept]
     if not kept and record.architecture == _MAPLESS:
         raise UsageError(
