@@ -52,7 +52,7 @@ class CacheOptions(
     teacher_arg: tuple[str, ...] = option(
         (), "An argument of the library that builds a teacher, or each of them, such as global_pool=token; recorded. "
         "Repeatable.",
-        panel="Teachers", metavar="[NAME=]KEY=VALUE",
+        panel="Teachers", metavar="[NAME=]K=V",
     )  # fmt: skip
     keep: tuple[str, ...] = option(
         ("logits", "features"),
