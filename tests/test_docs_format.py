@@ -122,11 +122,11 @@ def test_every_file_of_a_cache_is_specified(tmp_path: Path, backend: Any) -> Non
     form = Form(backend=backend, segments=(45, 40))
     make(tmp_path / "c.kd", form)
     tree = PAGE.partition("NAME.kd/\n")[2].partition("\nA kind kept")[0]
-    part = r"(samples|t/(logits|topk|stats|features|maps\.layer\.4|pixels))"
+    part = r"(samples|t/(logits|topk|stats|features|maps\.layer\.4(@pool2)?|pixels))"
     chunk = r"c\.\d+(\.\d+)*" if backend == "zarr" else r"c\.\d+(\.\d+)?\.h5"
-    array = r"(samples|views|teachers/t)(/(\w+|maps/layer\.4|labels/class))"
+    array = r"(samples|views|teachers/t)(/(\w+|maps/layer\.4(@pool2)?|labels/class))"
     known = [
-        "manifest.json", r"teachers/t/teacher\.json", r"teachers/t/(\w+|maps\.layer\.4)\.json",
+        "manifest.json", r"teachers/t/teacher\.json", r"teachers/t/(\w+|maps\.layer\.4(@pool2)?)\.json",
         rf"commits/{part}\.jsonl", rf"data\.{backend}/{array}/{chunk}", r"data\.zarr/(.*/)?zarr\.json", r"index\.h5",
     ]  # fmt: skip
     for path in (tmp_path / "c.kd").rglob("*"):

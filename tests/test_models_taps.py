@@ -206,7 +206,7 @@ def test_layers_of_which_a_name_is_shared_are_no_taps() -> None:
     model = opened("resnet10t")
     plain: Any = model.network.plain
     plain.feature_info[1]["module"] = "layer4"
-    assert model.network.taps == ("act1", "layer2", "layer3")
+    assert model.network.stages == ("act1", "layer2", "layer3")
 
 
 @pytest.mark.parametrize(("name", "tap"), [("test_efficientnet", "blocks.2"), ("test_vit", "blocks.4")])

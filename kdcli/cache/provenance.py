@@ -263,6 +263,11 @@ class TeacherRecord(BaseModel):
     def _require_sound(self) -> Self:
         return self._require_own_outputs()
 
+    @model_serializer(mode="wrap")
+    def _without_unknown_pooling(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        found = handler(self)
+        return found if self.pooling else {name: each for name, each in found.items() if name != "pooling"}
+
     def _require_own_outputs(self) -> Self:
         """Refuse outputs under another name, or of other classes, features or temperatures than the teacher's."""
         sizes = {
@@ -327,9 +332,7 @@ class TeacherRecord(BaseModel):
 
     def document(self) -> dict[str, Any]:
         """The record as JSON, without its outputs: they have files of their own."""
-        return self.model_dump(
-            mode="json", exclude={"outputs"} | ({"pooling"} if self.pooling is None else set())
-        )
+        return self.model_dump(mode="json", exclude={"outputs"})
 
     def array_specs(self, of_all_views: bool = False) -> dict[str, ArraySpec]:
         """The arrays it keeps; or only those that it keeps of every view."""

@@ -80,7 +80,7 @@ class _Auditor:
             if path.is_symlink() or not path.is_dir()
         ]
         sound, self._damages = scan_teachers(self._layout)
-        self._unsound = {damage.part for damage in self._damages}
+        self._unsound = {damage.part for damage in self._damages if damage.part}
         self._damages += (lost := lost_records(self._layout, sound, self._unsound))
         self._unsound |= {damage.part for damage in lost}
         self._store = Store(root, manifest, sound)
