@@ -25,7 +25,9 @@ from test_cli_crash import until
 from kdcli.cache.admin.audit import audit
 from kdcli.cache.admin.diff import compare_caches
 from kdcli.cache.admin.grow import GROWTH, grown
+from kdcli.cache.cacheset import CacheSet
 from kdcli.cache.claims import Owner
+from kdcli.cache.classifier import Classifier
 from kdcli.cache.layout import SAMPLES, Layout, Unit, load_manifest, write_manifest
 from kdcli.cache.provenance import seal
 from kdcli.cache.store import Store
@@ -318,6 +320,24 @@ def test_chunks_of_who_died_before_its_record_are_replaced(store: Any, tmp_path:
         writer.claims.release([UNIT])
         tools.complete(writer, ("t",))
     same(URL, tmp_path)
+
+
+def test_a_classifier_is_sent_once_and_every_later_skeleton_has_it(store: Any, tmp_path: Path) -> None:
+    first, second = (
+        Classifier(np.full((5, 3), value, np.float32), np.zeros(5, np.float32)) for value in (1, 2)
+    )
+    with writing(URL) as one, one, writing(URL) as other, other:
+        for writer, classifier in ((one, first), (other, second)):
+            writer.add_teacher(tools.record_of("t"))
+            writer.add_classifier("t", classifier)
+        tools.complete(one, ("t",))
+        kept = [writer.store.classifier("t") for writer in (one, other)]
+    with writing(URL) as later:
+        kept.append(later.store.classifier("t"))
+    kept.append(CacheSet.open([URL]).classifier("t"))
+    pull(URL, tmp_path / "pulled.kd", Choice())
+    kept.append(CacheSet.open([tmp_path / "pulled.kd"]).classifier("t"))
+    assert [each is not None and float(each.weight[0, 0]) for each in kept] == [1.0] * 5
 
 
 def test_who_was_taken_for_dead_writes_over_nothing(store: Any, tmp_path: Path) -> None:
