@@ -4,15 +4,17 @@
     topk:K                 the K largest logits and their classes
     features               pooled: the input of the last linear layer
     maps:TAP[,TAP...]      feature maps, by timm's feature_info names
+    tokens                 the map of the last tap: what its features are pooled from
     pixels@eval            what it is shown of view 0, before its normalisation
 
-Any of them may end in ``@eval``: kept of view 0 only; pixels must. With logits or top-k come small exact statistics
+Maps and tokens may be followed by ``@poolN``: averaged over an N x N grid before they are stored. Any of them may end
+in ``@eval``: kept of view 0 only; pixels must. With logits or top-k come small exact statistics
 (``stats``: fp32 logsumexp at each temperature, largest log-probability, log-probability of the label).
 """
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Final, Literal, final
 
 from kdcli.errors import UsageError
@@ -23,8 +25,16 @@ MAPS: Final = "maps."
 """What the name of a feature map begins with; its tap follows."""
 PIXELS: Final = "pixels"
 """Kind, and array, that holds view 0 as a teacher is shown it: the same for all that share its render."""
+TOKENS: Final = "tokens"
+"""Word for the map of a teacher's last tap, which is called otherwise in each; see :func:`resolved`."""
+POOL: Final = "@pool"
+"""What stands between the tap of a pooled map and the side of its grid."""
 _TAP = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-_FORMS = "Kinds are logits, topk:K, features, maps:TAP,TAP, each with @eval or without, and pixels@eval."
+_POOL = re.compile(r"pool([1-9][0-9]{0,3})")
+_FORMS = (
+    "Kinds are logits, topk:K, features, maps:TAP,TAP, tokens, each with @eval or without, and pixels@eval; "
+    "maps and tokens also with @poolN."
+)
 
 
 @final
@@ -35,7 +45,8 @@ class Output:
     Attributes:
         kind: which.
         top_k: K of ``topk``, else 0.
-        tap: name of the layer of ``maps``, else empty.
+        tap: name of the layer of ``maps``, else empty; also of ``tokens`` of a teacher that is not known yet.
+        pool: side of the grid that a map is averaged over; 0: it is kept as it is.
         eval_only: kept of view 0 only.
     """
 
@@ -43,14 +54,33 @@ class Output:
     top_k: int = 0
     tap: str = ""
     eval_only: bool = False
+    pool: int = 0
 
     @property
     def name(self) -> str:
-        """What commits, claims and messages call it: ``logits``, ``topk``, ``maps.layer4``, ..."""
-        return MAPS + self.tap if self.kind == "maps" else self.kind
+        """What commits, claims and messages call it: ``logits``, ``maps.layer4``, ``maps.layer4@pool7``, ..."""
+        return MAPS + self.place if self.kind == "maps" else self.kind
+
+    @property
+    def place(self) -> str:
+        """What tells a map from all others of its teacher: its tap, and how it is pooled (``layer4@pool7``)."""
+        return f"{self.tap or TOKENS}{POOL}{self.pool}" if self.pool else self.tap or TOKENS
+
+    @property
+    def payload(self) -> str:
+        """Name of the array with its values."""
+        return {"topk": "topk_values", "maps": f"maps/{self.place}"}.get(self.kind, self.kind)
+
+    @property
+    def raw(self) -> str:
+        """What a forward must give for it: ``logits``, ``features``, ``maps.TAP`` or ``pixels``."""
+        if self.kind == "maps":
+            return MAPS + self.tap
+        return self.kind if self.kind in ("features", PIXELS) else "logits"
 
     def __str__(self) -> str:
-        text = {"topk": f"topk:{self.top_k}", "maps": f"maps:{self.tap}"}.get(self.kind, self.kind)
+        maps = f"maps:{self.place}" if self.tap else self.place
+        text = {"topk": f"topk:{self.top_k}", "maps": maps}.get(self.kind, self.kind)
         return f"{text}@eval" if self.eval_only else text
 
 
@@ -61,21 +91,26 @@ def parse_keep(items: Iterable[str]) -> tuple[Output, ...]:
         The outputs in a fixed order, ``stats`` among them where logits or top-k are kept.
 
     Raises:
-        UsageError: an unknown kind, K below 1, a tap without a name, or the same kind twice.
+        UsageError: an unknown kind, K below 1, a tap without a name, a pooling of what is no map, or the same kind
+            twice.
     """
     found: dict[str, Output] = {}
     in_maps = False
     for item in items:
-        word, at, views = item.strip().partition("@")
-        if at and views != "eval":
-            raise UsageError(f"--keep {item}: views are @eval or left out (all views)", _FORMS)
+        word, eval_only, pool = _modified(item)
         kind, colon, rest = word.partition(":")
         if kind == "maps" and colon:
-            in_maps, output = True, _tap(rest, item, bool(at))
-        elif in_maps and not colon and word not in ("logits", "features", PIXELS):
-            output = _tap(word, item, bool(at))
+            in_maps, output = True, _tap(rest, item, eval_only)
+        elif in_maps and not colon and word not in ("logits", "features", TOKENS, PIXELS):
+            output = _tap(word, item, eval_only)
         else:
-            in_maps, output = False, _plain(kind, colon, rest, item, bool(at))
+            in_maps, output = False, _plain(kind, colon, rest, item, eval_only)
+        if pool and output.kind != "maps":
+            raise UsageError(
+                f"--keep {item}: only maps have places to pool over",
+                f"Leave {POOL}{pool} out, or keep maps:TAP{POOL}{pool} or {TOKENS}{POOL}{pool}.",
+            )
+        output = replace(output, pool=pool)
         if output.name in found:
             raise UsageError(f"--keep names {output.name} twice", "Name every output once.")
         found[output.name] = output
@@ -89,13 +124,46 @@ def with_stats(outputs: Iterable[Output]) -> tuple[Output, ...]:
     if sources:
         chosen[STATS] = Output("stats", eval_only=all(source.eval_only for source in sources))
     rank = ("logits", "topk", "stats", "features", "maps", PIXELS)
-    return tuple(sorted(chosen.values(), key=lambda output: (rank.index(output.kind), output.tap)))
+    return tuple(sorted(chosen.values(), key=lambda each: (rank.index(each.kind), each.tap, each.pool)))
 
 
 def raw_outputs(outputs: Iterable[Output]) -> tuple[str, ...]:
     """What a forward must give for these: names among ``logits``, ``features``, ``maps.TAP``, ``pixels``, each once."""
-    names = (output.name if output.kind in ("features", "maps", PIXELS) else "logits" for output in outputs)
-    return tuple(dict.fromkeys(names))
+    return tuple(dict.fromkeys(output.raw for output in outputs))
+
+
+def resolved(outputs: Iterable[Output], last_tap: Callable[[], str]) -> tuple[Output, ...]:
+    """The outputs of one teacher, ``tokens`` by the name of the last tap.
+
+    Args:
+        outputs: as they were asked for.
+        last_tap: its name; asked for only where there are tokens.
+
+    Raises:
+        UsageError: the same map was asked for by its name, too.
+    """
+    found: dict[str, Output] = {}
+    for output in outputs:
+        own = replace(output, tap=last_tap()) if output.kind == "maps" and not output.tap else output
+        if own.name in found:
+            raise UsageError(
+                f"--keep names {own.name} twice: {TOKENS} are that map here", "Leave one of them out."
+            )
+        found[own.name] = own
+    return tuple(found.values())
+
+
+def _modified(item: str) -> tuple[str, bool, int]:
+    """A word without what follows its @s, whether it is kept of view 0 only, and the side of its pooled grid."""
+    word, *modifiers = item.strip().split("@")
+    pools = [match for each in modifiers if (match := _POOL.fullmatch(each))]
+    evals = modifiers.count("eval")
+    if len(pools) + evals < len(modifiers) or len(pools) > 1 or evals > 1:
+        raise UsageError(
+            f"--keep {item}: behind an @ stands eval (view 0 only) or poolN (a grid of N x N places), each once",
+            _FORMS,
+        )
+    return word, evals == 1, int(pools[0][1]) if pools else 0
 
 
 def _tap(name: str, item: str, eval_only: bool) -> Output:
@@ -113,6 +181,8 @@ def _plain(kind: str, colon: str, rest: str, item: str, eval_only: bool) -> Outp
         return Output("logits", eval_only=eval_only)
     if kind == "features" and not colon:
         return Output("features", eval_only=eval_only)
+    if kind == TOKENS and not colon:
+        return Output("maps", eval_only=eval_only)
     if kind == PIXELS and not colon:
         if not eval_only:
             raise UsageError(f"--keep {item}: pixels are kept of view 0 only", "Write pixels@eval.")

@@ -29,7 +29,7 @@ def recorded(text: str) -> str:
         UsageError: opening it would run Python code that only a file names.
     """
     for part in text.split("++"):
-        path = re.split("[/@]", part, maxsplit=1)[0]
+        path = re.split(r"[/@\[]", part, maxsplit=1)[0]
         if is_object_path(path):
             raise UsageError(
                 f"a file names {path}, which is Python code, and kd runs none that only a file names",

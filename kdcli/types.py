@@ -13,6 +13,8 @@ AmpName = Literal["off", "tf32", "bf16", "fp16"]
 """A precision that networks run at, as it is recorded; see :mod:`kdcli.precision`."""
 AmpChoice = Literal["auto", AmpName]
 """What ``--amp`` takes."""
+Size = tuple[int, int]
+"""Height and width in pixels."""
 DecodeMode = Literal["exact", "scaled"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 CropMode = Literal["center", "squash", "border"]

@@ -37,6 +37,12 @@ OUTPUTS = {
     "maps.layer.4": OutputRecord(
         kind="maps", tap="layer.4", arrays={"maps/layer.4": {"row_shape": [2, 3, 2], "dtype": "<f2"}}
     ),
+    "maps.layer.4@pool2": OutputRecord(
+        kind="maps",
+        tap="layer.4",
+        pool=2,
+        arrays={"maps/layer.4@pool2": {"row_shape": [2, 2, 2], "dtype": "<f2"}},
+    ),
     "pixels": OutputRecord(
         kind="pixels", eval_only=True, arrays={"pixels": {"row_shape": [8, 8, 3], "dtype": "|u1"}}
     ),

@@ -26,6 +26,8 @@ import yaml
 from golden_place import make_images, make_place, set_up
 from kd_driver import Driver
 
+from kdcli.cache.classifier import Classifier
+from kdcli.cache.writer import CacheWriter
 from kdcli.data.recipes import RECIPES
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -125,6 +127,16 @@ def test_the_bytes_and_records_of_a_cache(tmp_path: Path, form: str, backend: An
         tmp_path / "c.kd", random_cache.Form(teachers=(("t", kinds),), backend=backend, **FORMS[form])
     )
     check(f"cache-{backend}-{form}", on_disk(tmp_path / "c.kd"))
+
+
+@pytest.mark.parametrize("backend", ["zarr", "hdf5"])
+def test_the_bytes_of_what_came_later(tmp_path: Path, backend: Any) -> None:
+    kinds = ("features", "maps.layer.4@pool2")
+    form = random_cache.Form(teachers=(("t", kinds),), backend=backend, **FORMS["whole"])
+    with CacheWriter(tmp_path / "c.kd", random_cache.make(tmp_path / "c.kd", form)) as writer:
+        weight = np.arange(20, dtype=np.float32).reshape(5, 4) / 7
+        writer.add_classifier("t", Classifier(weight, np.arange(5, dtype=np.float32)))
+    check(f"cache-{backend}-later", on_disk(tmp_path / "c.kd"))
 
 
 # --- images and views ---------------------------------------------------------------------------

@@ -4,13 +4,13 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, TypeVar, final
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_serializer, model_validator
 
 from kdcli.cache.owned import read_own_json, repair_hint
 from kdcli.cache.pixels import PIXEL_TOLERANCE, pixel_drift
@@ -113,14 +113,19 @@ _FLOATS, _EXACT, _IDS = ("<f2", "<f4"), ("<f4",), ("<u2", "<u4")
 _AT_WILL: Final = {"logp_max", "logp_label"}
 
 
-def arrays_of(kind: str, tap: str = "") -> dict[str, tuple[int, tuple[str, ...]]]:
-    """The arrays of a kind of output: number of axes of a row, and types."""
+def arrays_of(kind: str, place: str = "") -> dict[str, tuple[int, tuple[str, ...]]]:
+    """The arrays of a kind of output: number of axes of a row, and types.
+
+    Args:
+        kind: which.
+        place: of maps: the tap, and how they are pooled (``layer4@pool7``).
+    """
     arrays: dict[str, dict[str, tuple[int, tuple[str, ...]]]] = {
         "logits": {"logits": (1, _FLOATS)},
         "topk": {"topk_values": (1, _FLOATS), "topk_ids": (1, _IDS)},
         "stats": {"lse": (1, _EXACT), "logp_max": (0, _EXACT), "logp_label": (0, _EXACT)},
         "features": {"features": (1, _FLOATS)},
-        "maps": {f"maps/{tap}": (3, _FLOATS)},
+        "maps": {f"maps/{place}": (3, _FLOATS)},
         "pixels": {"pixels": (3, ("|u1",))},
     }
     return arrays[kind]
@@ -135,6 +140,7 @@ class OutputRecord(BaseModel):
         top_k: K of top-k, else 0.
         tap: layer of maps, else empty.
         eval_only: kept of view 0 only.
+        pool: side of the grid that maps were averaged over, else 0.
         arrays: row shape and storage type of each array.
     """
 
@@ -144,6 +150,7 @@ class OutputRecord(BaseModel):
     top_k: int = Field(0, ge=0, le=AXIS)
     tap: Annotated[str, Field(pattern=f"^({_NAME})?$")] = ""
     eval_only: bool = False
+    pool: int = Field(0, ge=0, le=AXIS)
     arrays: dict[str, Annotated[dict[str, Any], shaped(_StoredArray)]]
 
     @model_validator(mode="after")
@@ -151,15 +158,18 @@ class OutputRecord(BaseModel):
         """Refuse arrays that are not those of the kind: their names become paths, their shapes sizes."""
         if bool(self.tap) != (self.kind == "maps") or bool(self.top_k) != (self.kind == "topk"):
             raise ValueError("kind: maps have a tap and topk a top_k, and no other kind has")
+        if self.pool and self.kind != "maps":
+            raise ValueError("pool: only maps are pooled")
         if self.kind == PIXELS and not self.eval_only:
             raise ValueError("eval_only: pixels are kept of view 0 only")
-        declared = arrays_of(self.kind, self.tap)
+        declared = arrays_of(self.kind, self.output.place)
         if not declared.keys() - _AT_WILL <= self.arrays.keys() <= declared.keys():
             raise ValueError(f"arrays: {self.kind} keeps {', '.join(declared)}, not {', '.join(self.arrays)}")
         for name, array in self.arrays.items():
             axes, types = declared[name]
             shape = list(array["row_shape"])
-            if array["dtype"] not in types or len(shape) != axes or (self.top_k and shape != [self.top_k]):
+            wrong = (self.top_k and shape != [self.top_k]) or (self.pool and shape[1:] != [self.pool] * 2)
+            if array["dtype"] not in types or len(shape) != axes or wrong:
                 raise ValueError(f"arrays.{name}: {array['dtype']} {shape} is not what {self.name} keeps")
             if math.prod(shape) * np.dtype(array["dtype"]).itemsize > ROW_BYTES:
                 raise ValueError(f"arrays.{name}: a row of {shape} has more than {ROW_BYTES} bytes")
@@ -168,7 +178,13 @@ class OutputRecord(BaseModel):
     @property
     def output(self) -> Output:
         """What ``--keep`` calls it."""
-        return Output(self.kind, self.top_k, self.tap, self.eval_only)
+        return Output(self.kind, self.top_k, self.tap, self.eval_only, self.pool)
+
+    @model_serializer(mode="wrap")
+    def _without_no_pool(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        """Of a map as it is the record says nothing of pooling, as kd always wrote it."""
+        document = handler(self)
+        return document if self.pool else {name: each for name, each in document.items() if name != "pool"}
 
     @property
     def name(self) -> str:
@@ -219,7 +235,8 @@ class _Compute(BaseModel, extra="allow"):
 class TeacherRecord(BaseModel):
     """What a cache knows of a teacher.
 
-    Its identity is :meth:`gate`; ``spec`` is where it was found; ``compute`` is how it ran, reused by a
+    Its identity is :meth:`gate`; ``spec`` is where it was found; ``pooling`` is how its features come of its last
+    map, where that is known (its weights' digest tells one from another); ``compute`` is how it ran, reused by a
     resume; ``pixels`` are a few rendered pixels that show when another library version draws differently.
     ``outputs`` is what is kept of it: it may grow, and is no part of the identity.
     """
@@ -235,6 +252,7 @@ class TeacherRecord(BaseModel):
     declared_preprocess: Annotated[dict[str, Any], shaped(Preprocess), AfterValidator(_drawable)]
     num_classes: int = Field(ge=0, le=AXIS)
     num_features: int = Field(ge=0, le=AXIS)
+    pooling: Annotated[str, Field(max_length=64)] | None = None
     class_names: tuple[Text, ...] | None
     temperatures: tuple[Annotated[float, Field(gt=0)], ...] = Field(max_length=1024)
     pixels: tuple[Annotated[int, Field(ge=0, le=255)], ...]
@@ -309,7 +327,9 @@ class TeacherRecord(BaseModel):
 
     def document(self) -> dict[str, Any]:
         """The record as JSON, without its outputs: they have files of their own."""
-        return self.model_dump(mode="json", exclude={"outputs"})
+        return self.model_dump(
+            mode="json", exclude={"outputs"} | ({"pooling"} if self.pooling is None else set())
+        )
 
     def array_specs(self, of_all_views: bool = False) -> dict[str, ArraySpec]:
         """The arrays it keeps; or only those that it keeps of every view."""

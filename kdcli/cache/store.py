@@ -370,7 +370,7 @@ def read_teacher(path: Path) -> TeacherRecord:
 
 def in_order(outputs: Iterable[OutputRecord]) -> dict[str, OutputRecord]:
     """Outputs by name, in a fixed order."""
-    ordered = sorted(outputs, key=lambda output: (KIND_ORDER.index(output.kind), output.tap))
+    ordered = sorted(outputs, key=lambda output: (KIND_ORDER.index(output.kind), output.tap, output.pool))
     return {output.name: output for output in ordered}
 
 

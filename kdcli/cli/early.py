@@ -115,7 +115,7 @@ def _look_for_model(text: str, given: Given) -> None:
 
     named, equals, spec = text.partition("=")
     folder = (spec if equals and named.replace("-", "_").isidentifier() else text).partition("local-dir:")
-    if not folder[0] and folder[2]:
+    if not folder[0] and folder[2] and not folder[2].endswith("]"):  # what is told in brackets is read later
         require_model_folder(Path(folder[2]))
 
 

@@ -1,11 +1,14 @@
 """What ``kd cache-teachers`` and ``kd cache plan`` can be told."""
 
-from typing import Annotated, ClassVar, Literal, final
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, final
 
 from pydantic import Field, field_validator
 
 from kdcli.engines.config import EngineOptions
 from kdcli.errors import UsageError
+from kdcli.models.arguments import parse_arguments
+from kdcli.models.grammar import parse_size
 from kdcli.options.common import (
     AmpOption,
     BadImagesOption,
@@ -19,6 +22,7 @@ from kdcli.options.fields import Address, option
 from kdcli.outputs import STATS, Output, parse_keep
 from kdcli.types import DecodeMode, FloatName
 
+Value = TypeVar("Value")
 DEFAULT_BATCH = 64
 """Images per forward: what fills a processor, and with views beside each other a card."""
 
@@ -40,9 +44,20 @@ class CacheOptions(
         ..., "A teacher: a model spec. Repeatable.",
         panel="Teachers", metavar="[NAME=]SPEC", min_length=1, complete="model", there="model",
     )  # fmt: skip
+    teacher_size: tuple[str, ...] = option(
+        (), "Size of the images that a teacher, or each, is shown, as 224 or HEIGHTxWIDTH; recorded. Default: its own. "
+        "Repeatable.",
+        panel="Teachers", metavar="[NAME=]SIZE",
+    )  # fmt: skip
+    teacher_arg: tuple[str, ...] = option(
+        (), "An argument of the library that builds a teacher, or each of them, such as global_pool=token; recorded. "
+        "Repeatable.",
+        panel="Teachers", metavar="[NAME=]K=V",
+    )  # fmt: skip
     keep: tuple[str, ...] = option(
         ("logits", "features"),
-        "Outputs to keep: logits, topk:K, features, maps:TAP,TAP, pixels; @eval after one: of view 0 only.",
+        "Outputs to keep: logits, topk:K, features, maps:TAP,TAP, tokens (the last map), pixels; @poolN after a map: "
+        "averaged over N x N places; @eval after one: of view 0 only.",
         panel="Teachers", comma=True, min_length=1, complete="output",
     )  # fmt: skip
     dtype: FloatName = option("float16", "Storage type of logits and features.", panel="Teachers")
@@ -118,6 +133,20 @@ class CacheOptions(
     def _known_geometry(cls, text: str | None) -> str | None:
         return text if text is None else known_geometry(text)
 
+    @field_validator("teacher_size")
+    @classmethod
+    def _known_sizes(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+        for text in texts:
+            _checked(parse_size, split_size(text)[1])
+        return texts
+
+    @field_validator("teacher_arg")
+    @classmethod
+    def _known_arguments(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+        for text in texts:
+            _checked(lambda words: parse_arguments(words, "--teacher-arg"), [split_argument(text)[1]])
+        return texts
+
     @field_validator("batch_size", mode="before")
     @classmethod
     def _known_batch_size(cls, value: object) -> object:
@@ -167,8 +196,24 @@ class PlanConfig(CacheOptions):
         return CacheConfig(**self.model_dump(exclude={"measure"}))
 
 
-def _outputs(words: tuple[str, ...]) -> tuple[Output, ...]:
+def split_size(text: str) -> tuple[str, str]:
+    """``[NAME=]SIZE``: the name, empty for all teachers, and the size."""
+    name, _, size = text.rpartition("=")
+    return name, size
+
+
+def split_argument(text: str) -> tuple[str, str]:
+    """``[NAME=]KEY=VALUE``: the name, empty for all teachers, and KEY=VALUE."""
+    name, _, argument = text.partition("=") if text.count("=") > 1 else ("", "", text)
+    return name, argument
+
+
+def _checked(read: Callable[[Any], Value], given: Any) -> Value:
     try:
-        return parse_keep(words)
+        return read(given)
     except UsageError as error:
         raise ValueError(f"{error.message}. {error.hint}") from error
+
+
+def _outputs(words: tuple[str, ...]) -> tuple[Output, ...]:
+    return _checked(parse_keep, words)

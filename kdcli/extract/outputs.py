@@ -121,7 +121,7 @@ class OutputPlan:
         wanted = {output.name: output for output in self.outputs if only is None or output.name in only}
         with torch.inference_mode():
             values = {name: self._values(output, raw, labels, columns) for name, output in wanted.items()}
-            checked = {name: values[name][_payload(each)] for name, each in wanted.items() if name != STATS}
+            checked = {name: values[name][each.payload] for name, each in wanted.items() if name != STATS}
             if "logits" in raw_outputs(wanted.values()):
                 checked["logits"] = raw["logits"]  # also what top-k leaves out must be finite
             stored = {
@@ -156,7 +156,7 @@ class OutputPlan:
         if output.kind == "topk":
             values, ids = top_k(raw["logits"], output.top_k)
             return {"topk_ids": ids, "topk_values": values}
-        return {_payload(output): raw[output.name]}
+        return {output.payload: pooled(raw[output.raw], output.pool)}
 
     def _statistics(
         self, logits: "Float32[Tensor, 'b c']", labels: "Tensor", columns: "Tensor | None"
@@ -215,11 +215,11 @@ def plan_outputs(
     Raises:
         UsageError: the model does not give it: no classifier, fewer than K classes, no such tap.
     """
-    from kdcli.models.taps import require_outputs, tap_shapes
+    from kdcli.models.taps import pooled_shape, require_outputs, tap_shapes, with_last_tap
 
-    outputs = with_stats(outputs)
+    outputs = with_stats(with_last_tap(model, outputs))
     require_outputs(model, outputs)
-    maps = tap_shapes(model, [output.tap for output in outputs if output.kind == "maps"])
+    maps = tap_shapes(model, list(dict.fromkeys(output.tap for output in outputs if output.kind == "maps")))
     needs_columns = "logits" in raw_outputs(outputs)
     columns = label_columns(name, model, class_names) if needs_columns else None
     storage = STORAGE[dtype]
@@ -234,10 +234,10 @@ def plan_outputs(
             "logits": [model.num_classes],
             "topk": [output.top_k],
             "features": [model.num_features],
-            "maps": list(maps.get(output.tap, ())),
+            "maps": pooled_shape(model, output, maps[output.tap]) if output.kind == "maps" else [],
             PIXELS: [*model.preprocess.size, 3],
         }[output.kind]
-        arrays[output.name] = {_payload(output): _array(shape, "|u1" if output.kind == PIXELS else storage)}
+        arrays[output.name] = {output.payload: _array(shape, "|u1" if output.kind == PIXELS else storage)}
         if output.kind == "topk":
             ids = "<u2" if model.num_classes <= SMALL_IDS else "<u4"
             arrays[output.name]["topk_ids"] = _array(shape, ids)
@@ -315,9 +315,12 @@ def _spread(
     return others.scatter(1, ids, kept).log_softmax(dim=1)
 
 
-def _payload(output: Output) -> str:
-    """Name of the array with an output's values."""
-    return {"topk": "topk_values", "maps": f"maps/{output.tap}"}.get(output.kind, output.kind)
+def pooled(values: "Float[Tensor, 'b ...']", side: int) -> "Float[Tensor, 'b ...']":
+    """A map [b, C, H, W] averaged over a grid of ``side`` x ``side`` places, as adaptive average pooling cuts it; 0:
+    as it is."""
+    import torch
+
+    return torch.nn.functional.adaptive_avg_pool2d(values, side) if side else values
 
 
 def _array(row_shape: list[int], dtype: str) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from kdcli.console import console
 from kdcli.errors import BadDataError, IdentityError, StorageError, UsageError
 from kdcli.extract.config import CacheConfig
 from kdcli.extract.opening import open_held, open_new
-from kdcli.extract.teachers import Teacher, describe_teacher, name_teachers, pixels_once
+from kdcli.extract.teachers import Teacher, describe_teacher, pixels_once, teacher_specs
 from kdcli.geometry import EvalGeometry, Render
 from kdcli.outputs import Output
 from kdcli.runtime import pick_device, versions
@@ -91,7 +91,7 @@ def prepare(config: CacheConfig, root: Path) -> Prepared:
     from kdcli.extract.fitting import as_they_fit
     from kdcli.models.spec import open_model
 
-    specs = name_teachers(config.teacher)
+    specs = teacher_specs(config)
     if root.exists() and not root.is_dir():
         raise StorageError(f"{root} is a file, not a cache folder", "Give --cache another path.")
     require_outside_caches(root)

@@ -68,7 +68,9 @@ class CacheTask(Task):
         self._words = shlex.split(
             command_line(config.model_copy(update=alone(shard=shard, workers=workers)))
         )[1:]
-        self._kept = {name: config.outputs for name in name_teachers(config.teacher)}
+        # What tokens are called is known to who opens the teacher; with all else of a task they come and go.
+        kept = [output for output in config.outputs if output.kind != "maps" or output.tap]
+        self._kept = {name: kept for name in name_teachers(config.teacher)}
         self._first: int | None = None
         self.unit = "images" if config.views in (None, "eval") else "views"
 

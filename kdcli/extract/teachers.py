@@ -1,7 +1,7 @@
 """Teachers as the command line names them, opened and described for the cache."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, final
 
@@ -9,16 +9,18 @@ from kdcli.cache.layout import SAMPLES
 from kdcli.cache.pixels import as_pixels
 from kdcli.cache.provenance import NAME_LETTERS, OutputRecord, TeacherRecord
 from kdcli.console import console
-from kdcli.errors import UsageError
-from kdcli.extract.config import DEFAULT_BATCH, CacheConfig
+from kdcli.errors import UsageError, nearest
+from kdcli.extract.config import DEFAULT_BATCH, CacheConfig, split_argument, split_size
 from kdcli.extract.outputs import OutputPlan, plan_outputs
 from kdcli.geometry import Render
+from kdcli.models.arguments import parse_arguments
 from kdcli.outputs import PIXELS
 from kdcli.precision import resolve_amp
 from kdcli.runtime import pick_device, versions
 
 if TYPE_CHECKING:
     from kdcli.data.joined import Images
+    from kdcli.models.grammar import ModelSpec
     from kdcli.models.spec import Model
 
 
@@ -36,7 +38,7 @@ def name_teachers(arguments: Sequence[str]) -> dict[str, str]:
         head, equals, tail = argument.partition("=")
         if equals and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", head):
             name, spec = head, tail
-        elif equals and not re.search(r"[:/@]", head):
+        elif equals and not re.search(r"[:/@\[]", head):
             raise UsageError(
                 f"'{head}' cannot name a teacher",
                 "Names hold letters, digits, '.', '_' and '-': --teacher NAME=SPEC",
@@ -53,9 +55,46 @@ def name_teachers(arguments: Sequence[str]) -> dict[str, str]:
     return named
 
 
+def teacher_specs(config: CacheConfig) -> "dict[str, ModelSpec]":
+    """The teachers by name, each with the size and the arguments that it was told.
+
+    Raises:
+        UsageError: a bad or repeated name, an option of a teacher that is not there, or one that it is told twice.
+    """
+    from kdcli.models.grammar import ModelSpec, parse_size
+
+    named = name_teachers(config.teacher)
+    sizes = _by_teacher("--teacher-size", map(split_size, config.teacher_size), named)
+    arguments = _by_teacher("--teacher-arg", map(split_argument, config.teacher_arg), named)
+    found = {}
+    for name, text in named.items():
+        told = sizes[name]
+        if len(told) > 1:
+            raise UsageError(f"--teacher-size gives '{name}' two sizes: {', '.join(told)}", "Give it one.")
+        size = parse_size(told[0]) if told else None
+        spec = ModelSpec.parse(text)
+        found[name] = spec.telling(size, parse_arguments(arguments[name], "--teacher-arg"))
+    return found
+
+
+def _by_teacher(
+    option: str, given: Iterable[tuple[str, str]], named: Collection[str]
+) -> dict[str, list[str]]:
+    """What each teacher is told: what is given to it by name, or else to all."""
+    listed = list(given)
+    for name, text in listed:
+        if name and name not in named:
+            raise UsageError(
+                f"{option} {name}={text}: no teacher is called '{name}'.{nearest(name, named)}",
+                f"Teachers: {', '.join(named)}.",
+            )
+    own = {name: [text for each, text in listed if each == name] for name in named}
+    return {name: own[name] or [text for each, text in listed if not each] for name in named}
+
+
 def slug(spec: str) -> str:
     """The name of a teacher that was given none."""
-    last = re.split(r"[/:]", spec.rstrip("/"))[-1]
+    last = re.split(r"[/:]", re.sub(r"\[[^\[\]]*=[^\[\]]*\]$", "", spec).rstrip("/"))[-1]
     last = re.sub(r"\.(safetensors|onnx)$", "", last.split("@")[-1])
     return re.sub(r"[^a-z0-9._-]+", "-", last.lower()).strip("-.") or "teacher"
 
@@ -107,6 +146,7 @@ def describe_teacher(
         declared_preprocess=preprocess.document(),
         num_classes=model.num_classes,
         num_features=model.num_features,
+        pooling=(model.network.pooling or None) if model.num_features else None,
         class_names=model.class_names,
         temperatures=plan.temperatures,
         pixels=as_pixels(fingerprint(Render.of(preprocess))),
@@ -122,6 +162,7 @@ def describe_teacher(
                 kind=output.kind,
                 top_k=output.top_k,
                 tap=output.tap,
+                pool=output.pool,
                 eval_only=output.eval_only,
                 arrays=plan.arrays[output.name],
             )

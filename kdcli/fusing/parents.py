@@ -89,7 +89,7 @@ def _array(caches: CacheSet, record: TeacherRecord, levels: LevelsName, tap: str
         name.removeprefix(MAPS): output.array_specs()[f"maps/{output.tap}"].row_shape[1:]
         for known in held
         for name, output in known.outputs.items()
-        if output.kind == "maps"
+        if output.kind == "maps" and not output.pool  # a joint teacher takes maps as its parents give them
     }
     listed = ", ".join(f"{name} {size[0]}x{size[1]}" for name, size in sizes.items()) or "none"
     if tap is not None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from kdcli.errors import UsageError
 from kdcli.models.arguments import Argument
 from kdcli.models.network import Classifier
-from kdcli.types import Preprocess
+from kdcli.types import Preprocess, Size
 
 
 class Architecture(ABC):
@@ -30,19 +30,19 @@ class Architecture(ABC):
             )
 
     @abstractmethod
-    def random(self, num_classes: int | None, image_size: int | None) -> Classifier:
+    def random(self, num_classes: int | None, image_size: Size | None) -> Classifier:
         """The network with random weights.
 
         Args:
             num_classes: width of its classifier; default: the architecture's own.
-            image_size: side of its input in pixels; default: its own.
+            image_size: of its input; default: its own.
 
         Raises:
             UsageError: its input size is fixed.
         """
 
     @abstractmethod
-    def pretrained(self, image_size: int | None) -> Classifier:
+    def pretrained(self, image_size: Size | None) -> Classifier:
         """The network with the weights and the classes its spec names.
 
         Raises:
@@ -52,7 +52,7 @@ class Architecture(ABC):
         """
 
     @abstractmethod
-    def preprocess(self, image_size: int | None) -> Preprocess:
+    def preprocess(self, image_size: Size | None) -> Preprocess:
         """The preprocessing its spec declares, at another input size when one is given."""
 
     @abstractmethod

@@ -44,8 +44,12 @@ _TEXT: Final = 256
 """Longest text of an argument."""
 
 
-def parse_arguments(texts: Iterable[str]) -> dict[str, Argument]:
+def parse_arguments(texts: Iterable[str], option: str = "--model-arg") -> dict[str, Argument]:
     """``KEY=VALUE`` texts; values are YAML's numbers, true, false, and texts.
+
+    Args:
+        texts: as they were typed.
+        option: what messages call who told them.
 
     Raises:
         UsageError: a text has no ``=``, a key comes twice, or a value is none of these.
@@ -55,17 +59,17 @@ def parse_arguments(texts: Iterable[str]) -> dict[str, Argument]:
         key, equals, written = text.partition("=")
         if not (equals and key.strip().isidentifier()) or key.strip() in found:
             again = " comes twice" if key.strip() in found else " is not KEY=VALUE"
-            raise UsageError(f"--model-arg {text}{again}", "E.g. --model-arg drop_path_rate=0.2, once a key.")
+            raise UsageError(f"{option} {text}{again}", "E.g. drop_path_rate=0.2, once a key.")
         try:
-            value = parse_yaml(written, "--model-arg")
+            value = parse_yaml(written, option)
         except ConfigError:
             value = None
         if not isinstance(value, bool | int | float | str) or (
             isinstance(value, float) and not math.isfinite(value)
         ):
             raise UsageError(
-                f"--model-arg {text}: the value must be a number, true, false or a text",
-                "E.g. --model-arg drop_path_rate=0.2.",
+                f"{option} {text}: the value must be a number, true, false or a text",
+                "E.g. drop_path_rate=0.2.",
             )
         found[key.strip()] = value
     return found

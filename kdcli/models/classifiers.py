@@ -1,8 +1,9 @@
 """The classifiers of timm and torchvision: logits by calling them, features from before their heads."""
 
+import functools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, final
+from typing import Any, Final, final
 
 from jaxtyping import Float
 from timm.models import get_model_args
@@ -10,8 +11,27 @@ from torch import Tensor, nn
 
 from kdcli.errors import UsageError
 from kdcli.models.arguments import known_arguments, telling
-from kdcli.models.network import Classifier
+from kdcli.models.network import Classifier, looking, nearly_equal
 from kdcli.outputs import MAPS
+
+NORM: Final = "norm"
+"""Tap of the normalised tokens of a transformer, those of no place left out."""
+_FINAL: Final = "final"
+"""Tap of what other networks pool, where no stage of timm's feature_info is that."""
+_POOLING: Final[Mapping[str, str]] = {
+    "token": "class token",
+    "map": "attention pool",
+    "avg": "average",
+    "fast": "average",
+    "fastavg": "average",
+    "max": "maximum",
+    "fastmax": "maximum",
+    "avgmax": "mean of average and maximum",
+    "fastavgmax": "mean of average and maximum",
+    "catavgmax": "average and maximum",
+    "fastcatavgmax": "average and maximum",
+}
+"""timm's words."""
 
 
 @final
@@ -55,16 +75,29 @@ class TimmClassifier(Classifier):
             raise UsageError("the model has no classifier, so it gives no logits", "Use --keep features.")
         if set(names) == {"logits"}:
             return {"logits": plain(images)}
-        places = sorted(
-            self._tap_names.index(name.removeprefix(MAPS)) for name in names if name.startswith(MAPS)
-        )
-        if not places:
+        taps = [name.removeprefix(MAPS) for name in names if name.startswith(MAPS)]
+        if not taps:
             return self.finish(plain.forward_features(images), names)
+        stages = self._tap_names
+        asked = {stages.index(tap) for tap in taps if tap in stages}
+        last, found = self._run_stages(
+            images, asked | (set() if len(asked) == len(taps) else {len(stages) - 1})
+        )
+        for tap in {NORM, _FINAL} & set(taps) - set(stages):
+            found[tap] = _final_map(plain, last, found[stages[-1]])
+        outputs = {MAPS + tap: each for tap, each in found.items()}
+        outputs |= self.finish(last, [name for name in names if name not in outputs])
+        return {name: outputs[name] for name in names}
+
+    def _run_stages(
+        self, images: Float[Tensor, "b 3 h w"], places: set[int]
+    ) -> tuple[Any, dict[str, Tensor]]:
+        """What ``forward_features`` gives, and the maps of some stages on the way, by name."""
+        plain: Any = self.plain
+        indices, names = sorted(places), self._tap_names
         # stop_early is timm's default for some (Hiera), and what they return then is not the last layer's.
-        last, maps = plain.forward_intermediates(images, indices=places, stop_early=False)
-        found = {MAPS + self._tap_names[place]: each for place, each in zip(places, maps, strict=True)}
-        found |= self.finish(last, [name for name in names if name not in found])
-        return {name: found[name] for name in names}
+        last, maps = plain.forward_intermediates(images, indices=indices, stop_early=False)
+        return last, {names[place]: each for place, each in zip(indices, maps, strict=True)}
 
     def finish(self, last: Any, names: Collection[str]) -> dict[str, Tensor]:
         """Features, logits, or both, of what ``forward_features`` gave.
@@ -91,7 +124,16 @@ class TimmClassifier(Classifier):
         return width
 
     @property
-    def taps(self) -> tuple[str, ...]:
+    def pooling(self) -> str:
+        """See the base: as timm calls it, where it has a word."""
+        plain: Any = self.plain
+        places = (plain, getattr(plain, "head", None))
+        pools = [getattr(place, name, None) for place in places for name in ("global_pool", "pool_type")]
+        kinds = [getattr(pool, "pool_type", pool) for pool in pools]
+        return next((_POOLING[kind] for kind in kinds if isinstance(kind, str) and kind in _POOLING), "")
+
+    @property
+    def stages(self) -> tuple[str, ...]:
         """See the base: timm's feature_info names, without those that name several layers."""
         if not hasattr(self.plain, "forward_intermediates"):
             return ()
@@ -99,9 +141,58 @@ class TimmClassifier(Classifier):
         return tuple(name for name in names if names.count(name) == 1)
 
     @property
+    def taps(self) -> tuple[str, ...]:
+        """See the base: the stages, then what its features are pooled from, where that is none of them."""
+        return tuple(dict.fromkeys([*self.stages, *([self.last_tap] if self.last_tap else [])]))
+
+    @functools.cached_property
+    def last_tap(self) -> str:
+        """See the base: what timm's ``forward_features`` gives."""
+        if not self.stages:
+            return ""
+        place = len(self._tap_names) - 1
+        with looking(self) as image:
+            last, found = self._run_stages(image, {place})
+            stage = found[self._tap_names[place]]
+            try:
+                final = _final_map(self.plain, last, stage)
+            except UsageError:
+                return ""
+        if self._tap_names[place] in self.stages and nearly_equal(final, stage):
+            return self._tap_names[place]
+        return NORM if isinstance(getattr(self.plain, NORM, None), nn.Module) else _FINAL
+
+    @property
     def _tap_names(self) -> list[str]:
         plain: Any = self.plain
         return [str(entry["module"]) for entry in getattr(plain, "feature_info", None) or ()]
+
+
+def _final_map(plain: Any, last: Any, stage: Float[Tensor, "b _ h w"]) -> Float[Tensor, "b C H W"]:
+    """What timm's ``forward_features`` gave, as a map.
+
+    Args:
+        plain: timm's network.
+        last: tokens [b, n, C] of which those of the places come last, or a map in timm's or the other order of axes.
+        stage: the map of its last stage, whose grid is that of the tokens.
+
+    Raises:
+        UsageError: it has no places.
+    """
+    height, width = stage.shape[2:]
+    if isinstance(last, Tensor) and last.ndim == 4:
+        channels = getattr(plain, "num_features", None)
+        behind = last.shape[3] == channels and (
+            last.shape[1] != channels or getattr(plain, "output_fmt", "") == "NHWC"
+        )
+        return last.permute(0, 3, 1, 2) if behind else last
+    if isinstance(last, Tensor) and last.ndim == 3:
+        others = last.shape[1] - height * width
+        if others == getattr(plain, "num_prefix_tokens", 0):
+            return last[:, others:].transpose(1, 2).reshape(len(last), -1, height, width)
+    raise UsageError(
+        "what its features are pooled from is no map of places", "Choose one of its stages: maps:TAP."
+    )
 
 
 @final
@@ -150,13 +241,68 @@ class TorchvisionClassifier(Classifier):
             handle.remove()
         features = caught[-1]
         found["features"] = features.mean(dim=(2, 3)) if features.ndim == 4 else features
-        found |= {MAPS + tap: _as_map(tap, each, images) for tap, each in maps.items()}
+        found |= {MAPS + tap: _as_map(tap, each, images, self._patch) for tap, each in maps.items()}
         return {name: found[name] for name in names}
 
     @property
-    def taps(self) -> tuple[str, ...]:
-        """See the base: names of submodules, of which those with 4-D outputs give maps."""
+    def pooling(self) -> str:
+        """See the base."""
+        tap = self.last_tap
+        if not tap:
+            return ""
+        with looking(self) as image:
+            given = self.outputs(image, ("features", MAPS + tap))
+        if nearly_equal(given["features"], given[MAPS + tap].mean(dim=(2, 3))):
+            return "average"
+        return _POOLING["token"] if self._patch is not None else ""
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """See the base: names of submodules, of which those with outputs [b, C, H, W] (or tokens) give maps."""
         return tuple(name for name, _ in self.plain.named_modules() if name)
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """See the base: the stages, the one that its features are pooled from last."""
+        rest = tuple(name for name in self.stages if name != self.last_tap)
+        return (*rest, self.last_tap) if self.last_tap else rest
+
+    @functools.cached_property
+    def last_tap(self) -> str:
+        """See the base: the outermost module that gives what its last pooling gets, or else what averages to its
+        features, or their class token."""
+        names, pooled = self.stages, list[Tensor]()
+        pools = [each for each in self.plain.modules() if isinstance(each, nn.AdaptiveAvgPool2d)]
+        pools = (
+            [] if isinstance(self.head, nn.Conv2d) else pools
+        )  # there it is the classes' maps that are pooled
+        handles = [
+            pool.register_forward_pre_hook(lambda _module, inputs: pooled.append(inputs[0])) for pool in pools
+        ]
+        try:
+            with looking(self) as image, _outputs_of(self.plain, names) as caught:
+                features = self.outputs(image, ("features",))["features"]
+        finally:
+            for handle in handles:
+                handle.remove()
+        found: list[tuple[int, int, int, str]] = []
+        for order, name in enumerate(names):
+            try:
+                each = _as_map(name, caught[name], image, self._patch)
+            except UsageError:
+                continue
+            own = each if pooled else each.mean(dim=(2, 3))
+            wanted = pooled[-1] if pooled else features
+            tokens = caught[name][0]
+            if nearly_equal(own, wanted) or (tokens.ndim == 3 and nearly_equal(tokens[:, 0], features)):
+                found.append((-each.shape[2] * each.shape[3], name.count("."), order, name))
+        return min(found)[-1] if found else ""
+
+    @property
+    def _patch(self) -> int | None:
+        """Side of the patches of a vision transformer, whose tokens begin with that of the class."""
+        side = getattr(self.plain, "patch_size", None)
+        return side if isinstance(side, int) else None
 
 
 @contextmanager
@@ -181,8 +327,22 @@ def _outputs_of(plain: nn.Module, names: Sequence[str]) -> Iterator[dict[str, li
             handle.remove()
 
 
-def _as_map(tap: str, found: list[Any], images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b _ _ _"]:
-    """What a hook caught, as [b, C, H, W]: the two sides that are in proportion to the image's are H, W."""
+def _as_map(
+    tap: str, found: list[Any], images: Float[Tensor, "b 3 h w"], patch: int | None
+) -> Float[Tensor, "b _ _ _"]:
+    """What a hook caught, as [b, C, H, W]: the two sides that are in proportion to the image's are H, W.
+
+    Args:
+        tap: for messages.
+        found: what it gave, each time it ran.
+        images: that went in.
+        patch: side of the patches of a transformer, of whose tokens the first is left out.
+    """
+    if patch is not None and len(found) == 1 and isinstance(found[0], Tensor) and found[0].ndim == 3:
+        grid = images.shape[2] // patch, images.shape[3] // patch
+        if found[0].shape[1] == 1 + grid[0] * grid[1]:
+            tokens: Tensor = found[0][:, 1:]
+            return tokens.transpose(1, 2).reshape(len(tokens), -1, *grid)
     if len(found) != 1 or not isinstance(found[0], Tensor) or found[0].ndim != 4:
         times = f"runs {len(found)} times" if len(found) != 1 else "gives no 4-D tensor"
         raise UsageError(f"'{tap}' is no feature map: it {times} in a forward", "Choose a stage, or a block.")

@@ -20,7 +20,7 @@ from kdcli.geometry import LEAST_CROP
 from kdcli.models.arguments import is_reserved
 from kdcli.models.folder import WEIGHTS_FILE
 from kdcli.models.grammar import TORCHVISION
-from kdcli.types import CropMode, Interpolation, Preprocess
+from kdcli.types import CropMode, Interpolation, Preprocess, Size
 
 EXAMPLE: Final = (
     '{"input_size": [3, 224, 224], "interpolation": "bicubic", "mean": [0.485, 0.456, 0.406],'
@@ -91,14 +91,14 @@ class _Classes(BaseModel):
     label_names: list[str] | dict[str, str] | None = None
 
 
-def declared_preprocess(config: Mapping[str, Any], where: str, image_size: int | None) -> Preprocess:
+def declared_preprocess(config: Mapping[str, Any], where: str, image_size: Size | None) -> Preprocess:
     """The preprocessing that ``config`` declares.
 
     Args:
         config: input_size, interpolation, mean, std and crop_pct, as in :data:`EXAMPLE`, and crop_mode where it is
             not ``center``; what else there is does not matter.
         where: what to call it in errors.
-        image_size: side of the images in place of ``input_size``'s.
+        image_size: of the images in place of ``input_size``'s.
 
     Raises:
         BadDataError: a field is missing, of another type, or out of range.
@@ -111,7 +111,7 @@ def declared_preprocess(config: Mapping[str, Any], where: str, image_size: int |
         raise BadDataError(f"{where} is no plain numbers and texts: {error}", hint) from error
     pixels = from_document(_Pixels, known, where, BadDataError, hint)
     return Preprocess(
-        size=(image_size, image_size) if image_size else pixels.input_size[1:],
+        size=image_size or pixels.input_size[1:],
         interpolation=INTERPOLATION[pixels.interpolation],
         mean=pixels.mean,
         std=pixels.std,

@@ -12,7 +12,7 @@ from kdcli.models.network import Classifier
 from kdcli.models.timm_models import TimmArchitecture
 from kdcli.models.torchvision_models import TorchvisionArchitecture
 from kdcli.models.weights import classes_in, load_strictly, read_shapes, with_body_of
-from kdcli.types import Preprocess
+from kdcli.types import Preprocess, Size
 
 
 @final
@@ -39,26 +39,26 @@ class FileArchitecture(Architecture):
         """See the base."""
         self._inner.configure(arguments)
 
-    def random(self, num_classes: int | None, image_size: int | None) -> Classifier:
+    def random(self, num_classes: int | None, image_size: Size | None) -> Classifier:
         """See the base."""
         classifier = self._as_in_file(image_size)
         if num_classes in (None, classifier.num_classes):
             return classifier
         return with_body_of(classifier, self._inner.random(num_classes, image_size))
 
-    def pretrained(self, image_size: int | None) -> Classifier:
+    def pretrained(self, image_size: Size | None) -> Classifier:
         """See the base."""
         classifier = self._as_in_file(image_size)
         load_strictly(classifier.plain, self._file)
         return classifier
 
-    def _as_in_file(self, image_size: int | None) -> Classifier:
+    def _as_in_file(self, image_size: Size | None) -> Classifier:
         shapes = read_shapes(self._file)
         classifier = self._inner.random(None, image_size)
         classes = classes_in(shapes, classifier)
         return classifier if classes == classifier.num_classes else self._inner.random(classes, image_size)
 
-    def preprocess(self, image_size: int | None) -> Preprocess:
+    def preprocess(self, image_size: Size | None) -> Preprocess:
         """See the base."""
         return self._inner.preprocess(image_size)
 

@@ -19,7 +19,7 @@ from kdcli.models.network import Classifier, weights_sha256
 from kdcli.models.spec import open_model
 from kdcli.outputs import MAPS
 from kdcli.registry import recorded
-from kdcli.types import Preprocess, differences
+from kdcli.types import Preprocess, Size, differences
 
 FUSED: Final = "kd-fused"
 """Both the form of the spec and what its architecture begins with."""
@@ -74,7 +74,7 @@ class FusedArchitecture(Architecture):
         """See the base."""
         return f"{FUSED}/{self._folder.spec.levels}"
 
-    def random(self, num_classes: int | None, image_size: int | None) -> Classifier:
+    def random(self, num_classes: int | None, image_size: Size | None) -> Classifier:
         """See the base: it is trained by kd fuse-teachers only.
 
         Raises:
@@ -82,7 +82,7 @@ class FusedArchitecture(Architecture):
         """
         raise only_a_teacher(self._spec)
 
-    def pretrained(self, image_size: int | None) -> Classifier:
+    def pretrained(self, image_size: Size | None) -> Classifier:
         """See the base.
 
         Raises:
@@ -141,14 +141,14 @@ class FusedArchitecture(Architecture):
             )
         return model.network
 
-    def preprocess(self, image_size: int | None) -> Preprocess:
+    def preprocess(self, image_size: Size | None) -> Preprocess:
         """See the base.
 
         Raises:
             UsageError: another size than its own.
         """
         own = joint_preprocess(self._folder)
-        if image_size is not None and own.size != (image_size, image_size):
+        if image_size is not None and own.size != image_size:
             raise UsageError(
                 f"'{self._spec}' takes images of {own.size[0]} x {own.size[1]} pixels",
                 "Leave --image-size out.",

@@ -1,12 +1,16 @@
 """Model strings, and what a kind of models is. Importing this needs no torch; kd's own kinds are in kinds.py."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal, final
 
 from kdcli.errors import UsageError
+from kdcli.models.arguments import Argument, parse_arguments
 from kdcli.registry import MODELS, is_object_path
+from kdcli.types import Size
 
 WeightsName = Literal["pretrained", "random"]
 Location = tuple[str, Path | None]
@@ -26,11 +30,15 @@ class ModelSpec:
         name: architecture (``torchvision/NAME`` for torchvision), the hub's ORG/NAME[@REV], or pkg.mod:OBJECT;
             empty for a folder, whose config.json says it, and for an ONNX file; of kd-fused the head.
         file: absolute path of the folder, weights file or ONNX file.
+        size: of its input, where that is not its own.
+        arguments: of its library's constructor, in the order of their names.
     """
 
     kind: str
     name: str
     file: Path | None = None
+    size: Size | None = None
+    arguments: tuple[tuple[str, Argument], ...] = ()
 
     @classmethod
     def parse(cls, text: str) -> "ModelSpec":
@@ -46,13 +54,43 @@ class ModelSpec:
             UsageError: a form without its name, or a weights file that is not safetensors.
             NotFoundError: the form or the architecture is unknown.
         """
-        text = text.strip()
+        text, told = _split(text.strip())
         kind, rest = _kind_of(text)
-        return cls(kind, *MODELS.find(kind).read(rest, text))
+        size, arguments = parse_told(told, text)
+        name, file = MODELS.find(kind).read(rest, text)
+        return cls(kind, name, file, size, arguments)
+
+    @property
+    def bare(self) -> "ModelSpec":
+        """The same model as its library opens it when nothing is told."""
+        return replace(self, size=None, arguments=())
+
+    def telling(self, size: Size | None, arguments: Mapping[str, Argument]) -> "ModelSpec":
+        """The same model at another size, or built with more arguments.
+
+        Raises:
+            UsageError: it is told one of them already.
+        """
+        again = [name for name, _ in self.arguments if name in arguments]
+        again += ["size"] if size and self.size else []
+        for name, value in arguments.items():
+            if re.search(r"[,\[\]]", _written(value)) or parse_arguments([f"{name}={_written(value)}"]) != {
+                name: value
+            }:
+                raise UsageError(
+                    f"'{self}': {name} cannot be told {value!r}", "Give a plain number, text, true or false."
+                )
+        if again:
+            raise UsageError(f"'{self}' is told its {again[0]} already", "Tell it once.")
+        both = sorted({**dict(self.arguments), **arguments}.items())
+        return replace(self, size=size or self.size, arguments=tuple(both))
 
     def __str__(self) -> str:
         write = MODELS.find(self.kind).write
-        return write(self) if write is not None else f"{self.kind}:{self.file or self.name}"
+        text = write(self) if write is not None else f"{self.kind}:{self.file or self.name}"
+        told = [f"size={size_text(self.size)}"] if self.size else []
+        told += [f"{name}={_written(value)}" for name, value in self.arguments]
+        return f"{text}[{','.join(told)}]" if told else text
 
 
 @final
@@ -77,6 +115,62 @@ class ModelKind:
     prefix: bool = False
     init: WeightsName = "pretrained"
     teacher_only: bool = False
+
+
+_TOLD = re.compile(r"(.+)\[([^\[\]=]+=[^\[\]]*)\]", re.DOTALL)
+_SIZE = re.compile(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?")
+_LARGEST: Final = 2**14
+
+
+def _split(text: str) -> tuple[str, str]:
+    """A model string without what its end tells in brackets, and that; the name of a folder may end so, too."""
+    found = _TOLD.fullmatch(text)
+    if found is None or Path(text.partition(":")[2] or text).exists():
+        return text, ""
+    return found[1], found[2]
+
+
+def parse_told(told: str, what: str) -> tuple[Size | None, tuple[tuple[str, Argument], ...]]:
+    """What a model string tells in brackets: ``size=224`` or ``size=224x168``, and arguments ``KEY=VALUE``.
+
+    Args:
+        told: split by commas.
+        what: the model, for messages.
+
+    Raises:
+        UsageError: it is none of these, or comes twice.
+    """
+    words = [word.strip() for word in told.split(",")] if told else []
+    sizes = [word.removeprefix("size=") for word in words if word.startswith("size=")]
+    if len(sizes) > 1:
+        raise UsageError(f"'{what}' is told two sizes: {told}", "Tell it once.")
+    arguments = parse_arguments((word for word in words if not word.startswith("size=")), f"'{what}':")
+    return (parse_size(sizes[0]) if sizes else None), tuple(sorted(arguments.items()))
+
+
+def parse_size(text: str) -> Size:
+    """``224``, or ``HEIGHTxWIDTH``.
+
+    Raises:
+        UsageError: it is neither, or a side has more than 16384 pixels.
+    """
+    found = _SIZE.fullmatch(text)
+    sides = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not 0 < max(sides) <= _LARGEST:
+        raise UsageError(
+            f"'{text}' is no size in pixels", f"Give a side, as 224, or HEIGHTxWIDTH; up to {_LARGEST}."
+        )
+    return sides
+
+
+def size_text(size: Size) -> str:
+    """What :func:`parse_size` reads."""
+    return str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"
+
+
+def _written(value: Argument) -> str:
+    """An argument as it is read again; a text as it is, see :func:`~kdcli.models.arguments.parse_arguments`."""
+    return json.dumps(value) if isinstance(value, bool | int | float) else value
 
 
 def _kind_of(text: str) -> tuple[str, str]:

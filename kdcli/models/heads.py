@@ -42,7 +42,9 @@ def linear_head(model: Model) -> tuple[Float[Tensor, "c d"], Float[Tensor, " c"]
 
 
 def _proposed(layer: nn.Module) -> tuple[Float[Tensor, "c d"], Float[Tensor, " c"]] | None:
-    """The numbers of a linear layer, or of a convolution that is one; None for all else."""
+    """The numbers of a linear layer, or of a convolution that is one, perhaps behind others; None for all else."""
+    if isinstance(layer, nn.Sequential) and len(layer):
+        return _proposed(layer[-1])
     if isinstance(layer, nn.Linear):
         weight = layer.weight.detach()
     elif isinstance(layer, nn.Conv2d) and set(layer.kernel_size) == {1} and layer.groups == 1:

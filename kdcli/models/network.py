@@ -2,7 +2,8 @@
 
 import json
 from abc import ABCMeta, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from hashlib import sha256
 from typing import Any
 
@@ -22,12 +23,14 @@ class Classifier(nn.Module, metaclass=ABCMeta):
     Attributes:
         plain: the library's own network; its state-dict names are those of digests and exports.
         without: why it gives no features; empty where it gives them.
+        size: height and width in pixels of the images that it was checked with.
     """
 
     def __init__(self, plain: nn.Module) -> None:
         super().__init__()
         self.plain = plain
         self.without = ""
+        self.size = (224, 224)
 
     @property
     def casts(self) -> bool:
@@ -79,8 +82,24 @@ class Classifier(nn.Module, metaclass=ABCMeta):
 
     @property
     def taps(self) -> tuple[str, ...]:
-        """Names of the layers whose feature maps can be had, in the order of the forward."""
+        """Names of the places whose feature maps can be had: the stages, and :attr:`last_tap` last where it has one."""
+        return self.stages
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Of the taps those that its library names as layers, in the order of the forward."""
         return ()
+
+    @property
+    def last_tap(self) -> str:
+        """The tap of what its features are pooled from, see :attr:`pooling`; empty where that is no map."""
+        return ""
+
+    @property
+    def pooling(self) -> str:
+        """How its features come of the last map: ``class token``, ``average``, ``attention pool``, ...; empty: not
+        known."""
+        return ""
 
     def check(self, size: tuple[int, int], name: str) -> int:
         """Make sure, on one synthetic image, that what it gives is what the plain network gives; sets eval mode.
@@ -96,6 +115,7 @@ class Classifier(nn.Module, metaclass=ABCMeta):
             UsageError: it takes no images of that size, or gives neither logits nor features of them.
         """
         self.eval()
+        self.size = size
         image = synthetic_image(size)
         with torch.inference_mode():
             try:
@@ -160,6 +180,20 @@ def synthetic_image(size: tuple[int, int]) -> Float[Tensor, "1 3 h w"]:
     It has no random numbers: opening a model must not move the generator that initialises a student.
     """
     return torch.sin(torch.arange(3 * size[0] * size[1], dtype=torch.float32) * 0.37).reshape(1, 3, *size)
+
+
+@contextmanager
+def looking(network: Classifier) -> Iterator[Float[Tensor, "1 3 h w"]]:
+    """A synthetic image to look at a network with, where it lies and in eval mode; its modes are as before again."""
+    modes = {module: module.training for module in network.modules()}
+    device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+    network.eval()
+    try:
+        with torch.no_grad():
+            yield synthetic_image(network.size).to(device)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def nearly_equal(one: Tensor, other: Tensor) -> bool:

@@ -19,7 +19,7 @@ from kdcli.models.grammar import ModelSpec, only_a_teacher
 from kdcli.models.network import Classifier, synthetic_image
 from kdcli.models.onnx_graph import OnnxGraph, read_graph
 from kdcli.reading import parse_json, read_bytes
-from kdcli.types import Preprocess
+from kdcli.types import Preprocess, Size
 
 _METADATA_KEYS = ("kd", "pretrained_cfg")
 _CUDA = "CUDAExecutionProvider"
@@ -54,7 +54,7 @@ class OnnxArchitecture(Architecture):
         """See the base."""
         return "onnx"
 
-    def random(self, num_classes: int | None, image_size: int | None) -> Classifier:
+    def random(self, num_classes: int | None, image_size: Size | None) -> Classifier:
         """See the base: it has no other weights than its own.
 
         Raises:
@@ -62,14 +62,14 @@ class OnnxArchitecture(Architecture):
         """
         raise only_a_teacher(self._spec)
 
-    def pretrained(self, image_size: int | None) -> Classifier:
+    def pretrained(self, image_size: Size | None) -> Classifier:
         """See the base."""
         classifier = OnnxClassifier(self._graph, str(self._spec))
         classifier.measure(self.preprocess(image_size).size)
         class_names({**self._config, "num_classes": classifier.num_classes}, self._where)
         return classifier
 
-    def preprocess(self, image_size: int | None) -> Preprocess:
+    def preprocess(self, image_size: Size | None) -> Preprocess:
         """See the base."""
         return declared_preprocess(self._config, self._where, image_size)
 

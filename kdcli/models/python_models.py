@@ -25,7 +25,7 @@ from kdcli.models.declared import DEFAULT, declared_preprocess
 from kdcli.models.grammar import ModelSpec, only_a_teacher
 from kdcli.models.network import Classifier, synthetic_image, weights_sha256
 from kdcli.registry import load_object
-from kdcli.types import Preprocess
+from kdcli.types import Preprocess, Size
 
 _PROTOCOL = "It must be a torch module or a function from images [b, 3, h, w] to logits [b, c]; see docs/extending.md."
 
@@ -70,7 +70,7 @@ class PythonArchitecture(Architecture):
         """See the base."""
         return self._spec.name
 
-    def random(self, num_classes: int | None, image_size: int | None) -> Classifier:
+    def random(self, num_classes: int | None, image_size: Size | None) -> Classifier:
         """See the base: it has no other weights than its own.
 
         Raises:
@@ -78,7 +78,7 @@ class PythonArchitecture(Architecture):
         """
         raise only_a_teacher(self._spec)
 
-    def pretrained(self, image_size: int | None) -> Classifier:
+    def pretrained(self, image_size: Size | None) -> Classifier:
         """See the base."""
         classifier = PythonClassifier(self._call, self._spec.name, self._declared("version"))
         classes = classifier.measure(self.preprocess(image_size).size)
@@ -94,7 +94,7 @@ class PythonArchitecture(Architecture):
                 )
         return classifier
 
-    def preprocess(self, image_size: int | None) -> Preprocess:
+    def preprocess(self, image_size: Size | None) -> Preprocess:
         """See the base."""
         declared = self._declared("preprocess") or {}
         if not isinstance(declared, Mapping):

@@ -1,17 +1,19 @@
 """From a model string to an open network: :func:`open_model`. The kinds of models are in kinds.py."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import final
 
+from kdcli.errors import UsageError
 from kdcli.models.architectures import Architecture
 from kdcli.models.arguments import Argument
 from kdcli.models.grammar import ModelSpec, WeightsName, default_init, is_teacher_only, only_a_teacher
 from kdcli.models.network import Classifier, weights_sha256
 from kdcli.models.weights import with_body_of
 from kdcli.registry import MODELS, load_object
-from kdcli.types import Preprocess
+from kdcli.types import Preprocess, Size
 
 __all__ = ["Model", "ModelSpec", "architecture_name", "default_init", "open_model", "weights_sha256"]
 
@@ -45,7 +47,7 @@ def open_model(
     *,
     weights: WeightsName = "pretrained",
     num_classes: int | None = None,
-    image_size: int | None = None,
+    image_size: int | Size | None = None,
     arguments: Mapping[str, Argument] = MappingProxyType({}),
 ) -> Model:
     """Open a model; what is random in it (seeded by torch's generator) is only what was asked to be.
@@ -55,8 +57,8 @@ def open_model(
         weights: ``pretrained`` loads every tensor or fails; ``random`` loads none.
         num_classes: width of the classifier; one that differs from the weights' own is a fresh random
             head on the loaded rest, an equal one keeps the head. 0 drops it.
-        image_size: side of the input in pixels; default: the model's own.
-        arguments: of its library's constructor, e.g. ``drop_path_rate``.
+        image_size: side of the input in pixels, or (height, width); default: what the spec tells, or the model's own.
+        arguments: of its library's constructor, e.g. ``drop_path_rate``, besides those that the spec tells.
 
     Returns:
         The model, in eval mode.
@@ -69,18 +71,20 @@ def open_model(
         MissingExtraError: an ONNX file, without the packages that run it.
     """
     spec = ModelSpec.parse(spec) if isinstance(spec, str) else spec
-    architecture = _architecture(spec)
-    architecture.configure(arguments)
-    preprocess = architecture.preprocess(image_size)
-    if weights == "random":
-        classifier = architecture.random(num_classes, image_size)
-        own_classes = None
-    else:
-        classifier = architecture.pretrained(image_size)
-        own_classes = classifier.num_classes
-        if num_classes not in (None, own_classes):
-            classifier = with_body_of(classifier, architecture.random(num_classes, image_size))
-    num_features = classifier.check(preprocess.size, str(spec))
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size or spec.size
+    with _told_by(spec):
+        architecture = _architecture(spec)
+        architecture.configure({**dict(spec.arguments), **arguments})
+        preprocess = architecture.preprocess(size)
+        if weights == "random":
+            classifier = architecture.random(num_classes, size)
+            own_classes = None
+        else:
+            classifier = architecture.pretrained(size)
+            own_classes = classifier.num_classes
+            if num_classes not in (None, own_classes):
+                classifier = with_body_of(classifier, architecture.random(num_classes, size))
+        num_features = classifier.check(preprocess.size, str(spec.bare))
     return Model(
         network=classifier,
         spec=str(spec),
@@ -124,5 +128,20 @@ def class_names_of(spec: ModelSpec) -> tuple[str, ...] | None:
 
 
 def _architecture(spec: ModelSpec) -> Architecture:
-    architecture: Architecture = load_object(MODELS.find(spec.kind).architecture)(spec)
+    architecture: Architecture = load_object(MODELS.find(spec.kind).architecture)(spec.bare)
     return architecture
+
+
+@contextmanager
+def _told_by(spec: ModelSpec) -> Iterator[None]:
+    """Messages that call what a spec tells by a teacher's options, not by a student's."""
+    try:
+        yield
+    except UsageError as error:
+        if spec == spec.bare:
+            raise
+        message, hint = (
+            text.replace("--model-arg", "--teacher-arg").replace("--image-size", "--teacher-size")
+            for text in (error.message, error.hint)
+        )
+        raise UsageError(message, hint) from error

@@ -7,7 +7,7 @@ import torch
 from kdcli.errors import UsageError, nearest
 from kdcli.models.network import nearly_equal, synthetic_image
 from kdcli.models.spec import Model
-from kdcli.outputs import MAPS, Output, raw_outputs
+from kdcli.outputs import MAPS, POOL, Output, raw_outputs, resolved
 
 _SHOWN = 40
 """How many taps an error lists."""
@@ -35,6 +35,29 @@ def require_outputs(model: Model, outputs: Iterable[Output]) -> None:
                 f"Use --keep logits, or topk:K with K of at most {model.num_classes}.",
             )
     _require_taps(model, [output.tap for output in outputs if output.kind == "maps"])
+
+
+def with_last_tap(model: Model, outputs: Iterable[Output]) -> tuple[Output, ...]:
+    """What is to be kept of a model, its tokens by the name of its last tap.
+
+    Raises:
+        UsageError: what its features are pooled from is no map; or it was asked for by its name, too.
+    """
+
+    def last_tap() -> str:
+        if model.network.last_tap:
+            return model.network.last_tap
+        known = model.network.taps
+        taps = (
+            f"Keep a map by its tap, maps:TAP: {_listed(known)}."
+            if known
+            else "Leave tokens out: --keep features."
+        )
+        raise UsageError(
+            f"'{model.spec}' has no map that its features are pooled from, so it has no tokens", taps
+        )
+
+    return resolved(outputs, last_tap)
 
 
 def tap_shapes(model: Model, taps: Sequence[str]) -> dict[str, tuple[int, int, int]]:
@@ -65,6 +88,28 @@ def tap_shapes(model: Model, taps: Sequence[str]) -> dict[str, tuple[int, int, i
             "Leave maps out for this teacher.",
         )
     return {tap: (maps[tap].shape[1], maps[tap].shape[2], maps[tap].shape[3]) for tap in taps}
+
+
+def pooled_shape(model: Model, output: Output, shape: tuple[int, int, int]) -> list[int]:
+    """The shape (C, H, W) of a map as it is kept.
+
+    Args:
+        model: for messages.
+        output: the map.
+        shape: as the model gives it.
+
+    Raises:
+        UsageError: it is to be pooled over a grid that is finer than its own.
+    """
+    channels, height, width = shape
+    if output.pool > min(height, width):
+        size = " x ".join(map(str, model.preprocess.size))
+        raise UsageError(
+            f"--keep {output}: the map '{output.tap}' of '{model.spec}' is {height} x {width} at {size} pixels",
+            f"Pool over a grid of at most {min(height, width)}, leave {POOL}{output.pool} out, or show it larger "
+            "images: --teacher-size.",
+        )
+    return [channels, output.pool or height, output.pool or width]
 
 
 def require_tap(model: Model, tap: str) -> None:

@@ -29,7 +29,7 @@ from kdcli.models.kinds import unknown_architecture
 from kdcli.models.network import Classifier
 from kdcli.models.weights import broken_file, read_shapes, refuse_differences, require_no_larger
 from kdcli.reading import read_json
-from kdcli.types import CropMode, Preprocess
+from kdcli.types import CropMode, Preprocess, Size
 
 
 @final
@@ -82,11 +82,11 @@ class TimmArchitecture(Architecture):
             require_arguments(arguments, known_arguments(type(network)), self.name)
         self._arguments = dict(arguments)
 
-    def random(self, num_classes: int | None, image_size: int | None) -> Classifier:
+    def random(self, num_classes: int | None, image_size: Size | None) -> Classifier:
         """See the base."""
         return self._create(image_size, pretrained=False, num_classes=num_classes)
 
-    def pretrained(self, image_size: int | None) -> Classifier:
+    def pretrained(self, image_size: Size | None) -> Classifier:
         """See the base."""
         if not any(self._config.get(key) for key in ("file", "url", "hf_hub_id", "state_dict")):
             raise NotFoundError(
@@ -102,7 +102,7 @@ class TimmArchitecture(Architecture):
             self._check_loaded(classifier, shapes, self._folder / WEIGHTS_FILE)
         return classifier
 
-    def preprocess(self, image_size: int | None) -> Preprocess:
+    def preprocess(self, image_size: Size | None) -> Preprocess:
         """See the base."""
         return _preprocess(self._config, image_size, self._spec)
 
@@ -115,12 +115,12 @@ class TimmArchitecture(Architecture):
             return None
         return tuple(names) if all(isinstance(name, str) for name in names) else None
 
-    def _resolve(self, image_size: int | None) -> dict[str, Any]:
+    def _resolve(self, image_size: Size | None) -> dict[str, Any]:
         name = str(self._spec) if self._spec.kind in ("hf-hub", "local-dir") else self._spec.name
         network = download_errors(name) if self._spec.kind == "hf-hub" else nullcontext()
         with network, self._config_errors():
             resolved: dict[str, Any] = resolve_model_input_args(
-                name, {"img_size": image_size} if image_size else {}
+                name, {"img_size": _sides(image_size)} if image_size else {}
             )
         return resolved
 
@@ -144,7 +144,9 @@ class TimmArchitecture(Architecture):
         with torch.device("meta"):
             require_no_larger(timm.create_model(**self._resolve(None)), shapes, path)
 
-    def _create(self, image_size: int | None, pretrained: bool, num_classes: int | None = None) -> Classifier:
+    def _create(
+        self, image_size: Size | None, pretrained: bool, num_classes: int | None = None
+    ) -> Classifier:
         arguments = self._resolve(image_size) | self._arguments
         if num_classes is not None:
             arguments["num_classes"] = num_classes
@@ -156,7 +158,7 @@ class TimmArchitecture(Architecture):
             if image_size is None or not isinstance(error, TypeError | AssertionError):
                 raise
             raise UsageError(
-                f"'{self._spec}' cannot be built for {image_size} pixels: {error or 'its size is fixed'}",
+                f"'{self._spec}' cannot be built for {_sides(image_size)} pixels: {error or 'its size is fixed'}",
                 "Leave --image-size out, or choose one that suits.",
             ) from error
 
@@ -253,7 +255,7 @@ def require_width(recorded: object, classifier: Classifier, where: Path) -> None
         )
 
 
-def preprocess_of(network: torch.nn.Module | None, image_size: int | None = None) -> Preprocess:
+def preprocess_of(network: torch.nn.Module | None, image_size: Size | None = None) -> Preprocess:
     """How a network that timm made wants its pixels; None: timm's defaults.
 
     Raises:
@@ -269,7 +271,7 @@ def preprocess_of(network: torch.nn.Module | None, image_size: int | None = None
     return _preprocess(config, image_size, "timm's defaults" if network is None else type(network).__name__)
 
 
-def _preprocess(config: Mapping[str, Any], image_size: int | None, what: object) -> Preprocess:
+def _preprocess(config: Mapping[str, Any], image_size: Size | None, what: object) -> Preprocess:
     resolved = resolve_data_config(pretrained_cfg=config)  # type: ignore[no-untyped-call]
     interpolation, mode = resolved["interpolation"], resolved["crop_mode"]
     if interpolation not in INTERPOLATION:
@@ -281,13 +283,18 @@ def _preprocess(config: Mapping[str, Any], image_size: int | None, what: object)
         )
     _, height, width = resolved["input_size"]
     return Preprocess(
-        size=(image_size, image_size) if image_size else (int(height), int(width)),
+        size=image_size or (int(height), int(width)),
         interpolation=INTERPOLATION[interpolation],
         mean=_three(resolved["mean"]),
         std=_three(resolved["std"]),
         crop_fraction=float(resolved["crop_pct"]),
         crop_mode=mode,
     )
+
+
+def _sides(size: Size) -> int | Size:
+    """A size as timm's command line gives it: one number for a square."""
+    return size[0] if size[0] == size[1] else size
 
 
 def _three(values: Any) -> tuple[float, float, float]:

@@ -26,7 +26,7 @@ from kdcli.models.kinds import known_torchvision
 from kdcli.models.network import Classifier, first_line
 from kdcli.models.timm_models import require_width
 from kdcli.models.weights import load_strictly, read_shapes, require_no_larger
-from kdcli.types import Interpolation, Preprocess
+from kdcli.types import Interpolation, Preprocess, Size
 
 _ALWAYS: dict[str, dict[str, Any]] = {
     # torchvision switches transform_input on only when it loads the weights itself (which it does by unpickling).
@@ -88,7 +88,7 @@ class TorchvisionArchitecture(Architecture):
             require_arguments(arguments, known_arguments(type(self._made({}))), self.name)
         self._arguments = dict(arguments)
 
-    def random(self, num_classes: int | None, image_size: int | None) -> Classifier:
+    def random(self, num_classes: int | None, image_size: Size | None) -> Classifier:
         """See the base."""
         if num_classes == 0:
             raise UsageError(
@@ -97,16 +97,19 @@ class TorchvisionArchitecture(Architecture):
             )
         arguments: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
         if image_size is not None and self._size_argument:
-            square = (image_size, image_size)
-            arguments[self._size_argument] = image_size if self._size_argument == "image_size" else square
+            if self._size_argument == "image_size" and image_size[0] != image_size[1]:
+                raise UsageError(f"'{self._spec}' takes square images", "Give one number: --image-size 224.")
+            arguments[self._size_argument] = (
+                image_size[0] if self._size_argument == "image_size" else image_size
+            )
         return self._build(arguments)
 
-    def pretrained(self, image_size: int | None) -> Classifier:
+    def pretrained(self, image_size: Size | None) -> Classifier:
         """See the base."""
-        own = self.preprocess(None).size[0]
+        own = self.preprocess(None).size
         if image_size not in (None, own) and self._size_argument:
             raise UsageError(
-                f"the weights of '{self._spec}' are for images of {own} pixels, not {image_size}",
+                f"the weights of '{self._spec}' are for images of {own[0]} pixels alone",
                 "Leave --image-size out.",
             )
         if self._config is not None and self._spec.file is not None:
@@ -134,7 +137,7 @@ class TorchvisionArchitecture(Architecture):
         require_width(config.get("num_features"), classifier, folder / CONFIG_FILE)
         return classifier
 
-    def preprocess(self, image_size: int | None) -> Preprocess:
+    def preprocess(self, image_size: Size | None) -> Preprocess:
         """See the base."""
         if self._config is not None:
             return declared_preprocess(
@@ -142,9 +145,8 @@ class TorchvisionArchitecture(Architecture):
             )
         transforms = self._weights.transforms()
         crop, resize = int(transforms.crop_size[0]), int(transforms.resize_size[0])
-        side = image_size or crop
         return Preprocess(
-            size=(side, side),
+            size=image_size or (crop, crop),
             interpolation=cast("Interpolation", transforms.interpolation.value),
             mean=tuple(transforms.mean),
             std=tuple(transforms.std),

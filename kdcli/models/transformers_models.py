@@ -5,6 +5,7 @@ A checkpoint of an image classifier gives logits, and as features what its last 
 token, else its mean over places.
 """
 
+import functools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -19,11 +20,13 @@ from torch import Tensor, nn
 from kdcli.errors import BadDataError, KdError, MissingExtraError, NotFoundError, UsageError
 from kdcli.models.architectures import Architecture
 from kdcli.models.grammar import ModelSpec, only_a_teacher
+from kdcli.models.hidden_states import LAST_HIDDEN, as_map, catching, pooled_how
 from kdcli.models.hub import snapshot
 from kdcli.models.image_processors import preprocess_of
-from kdcli.models.network import Classifier, nearly_equal, synthetic_image
+from kdcli.models.network import Classifier, looking, nearly_equal, synthetic_image
+from kdcli.outputs import MAPS
 from kdcli.reading import DOCUMENT_BYTES, read_json, require_name, require_regular
-from kdcli.types import Preprocess
+from kdcli.types import Preprocess, Size
 
 _FILES: Final = ("*.json", "model*.safetensors")
 LOCAL: Final[dict[str, Any]] = {"local_files_only": True, "trust_remote_code": False}
@@ -82,7 +85,7 @@ class TransformersArchitecture(Architecture):
         """See the base: the class of the network."""
         return f"transformers/{(self._config.architectures or [self._config.model_type])[0]}"
 
-    def random(self, num_classes: int | None, image_size: int | None) -> Classifier:
+    def random(self, num_classes: int | None, image_size: Size | None) -> Classifier:
         """See the base: it has no other weights than its own.
 
         Raises:
@@ -90,7 +93,7 @@ class TransformersArchitecture(Architecture):
         """
         raise only_a_teacher(self._spec)
 
-    def pretrained(self, image_size: int | None) -> Classifier:
+    def pretrained(self, image_size: Size | None) -> Classifier:
         """See the base."""
         classifies = self.name.endswith(_CLASSIFIERS)
         kind = self._library.AutoModelForImageClassification if classifies else self._library.AutoModel
@@ -120,12 +123,12 @@ class TransformersArchitecture(Architecture):
             )
         return network, report["missing_keys"]
 
-    def preprocess(self, image_size: int | None) -> Preprocess:
+    def preprocess(self, image_size: Size | None) -> Preprocess:
         """See the base: its image processor's."""
         with self._errors("preprocessor_config.json"):
             processor = self._library.AutoImageProcessor.from_pretrained(self._folder, **LOCAL)
             own = preprocess_of(processor.to_dict(), f"the image processor of '{self._spec}'")
-        return own if image_size is None else replace(own, size=(image_size, image_size))
+        return own if image_size is None else replace(own, size=image_size)
 
     def class_names(self) -> tuple[str, ...] | None:
         """See the base: none where they are transformers' numbers, or one is there twice (ImageNet's cranes)."""
@@ -277,13 +280,40 @@ class TransformersClassifier(Classifier):
         return self.outputs(images, ("logits",))["logits"]
 
     def outputs(self, images: Float[Tensor, "b 3 h w"], names: Collection[str]) -> dict[str, Tensor]:
-        """See the base: logits and features."""
-        found = self._classified(images) if self._classes else {"features": self._embedded(images)}
+        """See the base: logits, features, and the map of the last hidden state."""
+        with catching(self.plain) as caught:
+            found = self._classified(images) if self._classes else {"features": self._embedded(images)}
+        if MAPS + LAST_HIDDEN in names:
+            found[MAPS + LAST_HIDDEN] = as_map(self.plain, caught, images)
         if missing := [name for name in names if name not in found]:
             raise UsageError(
                 f"a {type(self.plain).__name__} gives no {missing[0]}", f"Use --keep {' or '.join(found)}."
             )
         return {name: found[name] for name in names}
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """See the base: the last hidden state alone."""
+        return (self.last_tap,) if self.last_tap else ()
+
+    @functools.cached_property
+    def last_tap(self) -> str:
+        """See the base."""
+        try:
+            with looking(self) as image:
+                self.outputs(image, (MAPS + LAST_HIDDEN,))
+        except UsageError:
+            return ""
+        return LAST_HIDDEN
+
+    @property
+    def pooling(self) -> str:
+        """See the base."""
+        if not self.last_tap:
+            return ""
+        with looking(self) as image, catching(self.plain) as caught:
+            given = self.outputs(image, ("features", MAPS + LAST_HIDDEN))
+        return pooled_how(given["features"], caught[0], given[MAPS + LAST_HIDDEN])
 
     def _classified(self, images: Tensor) -> dict[str, Tensor]:
         last, caught = getattr(self.plain, "classifier", None), list[Tensor]()
@@ -323,6 +353,7 @@ class TransformersClassifier(Classifier):
             UsageError: it takes no images, or none of that size; or the same image gives different outputs.
         """
         self.eval()
+        self.size = size
         image = synthetic_image(size)
         wanted = ("logits",) if self._classes else ("features",)
         with torch.inference_mode():

@@ -189,7 +189,7 @@ def _preprocess(student: Student) -> Preprocess:
         return open_model(student, weights="random").preprocess
     if isinstance(student, nn.Module):
         return preprocess_of(student)
-    return preprocess_of(None, student)
+    return preprocess_of(None, (student, student))
 
 
 def _location(caches: CacheSet) -> str:

@@ -247,7 +247,8 @@ class Dropped:
 @final
 @dataclass(frozen=True, slots=True)
 class CacheInfo(Result):
-    """All there is to say about a cache. ``states`` are by part, the samples first; ``writers`` with their claims."""
+    """All there is to say about a cache. ``states`` are by part, the samples first; ``writers`` with their claims;
+    ``classifiers`` names the teachers whose linear classifier is kept."""
 
     bars: ClassVar = ("part", "bytes")
 
@@ -258,6 +259,7 @@ class CacheInfo(Result):
     dropped: tuple[Dropped, ...]
     bytes: int
     writers: dict[Writer, int]
+    classifiers: frozenset[str] = frozenset()
 
     @property
     def name(self) -> str:
@@ -318,7 +320,8 @@ class CacheInfo(Result):
                 name: {"shape": shape, "dtype": dtype} for name, (shape, dtype) in self.shapes(part).items()
             }
             kinds[kind] = {"arrays": arrays, **self.states[part].document()}
-        return {"id": record.id, **record.document(), "kinds": kinds}
+        kept = {"pooling": record.pooling, "classifier": record.name in self.classifiers}
+        return {"id": record.id, **record.document(), **kept, "kinds": kinds}
 
 
 def inspect_cache(root: Path) -> CacheInfo:
@@ -338,5 +341,6 @@ def inspect_cache(root: Path) -> CacheInfo:
         keys = store.load_keys() if reasons else None
     dropped = [] if keys is None else [Dropped(row, keys[row], reasons[row]) for row in sorted(reasons)]
     return CacheInfo(
-        root, store.manifest, dict(store.teachers), states, tuple(dropped), used, claim_holders(store.layout)
-    )
+        root, store.manifest, dict(store.teachers), states, tuple(dropped), used, claim_holders(store.layout),
+        frozenset(name for name in store.teachers if store.classifier(name) is not None),
+    )  # fmt: skip

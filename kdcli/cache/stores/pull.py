@@ -118,7 +118,9 @@ class Choice:
 
 def _names(records: list[TeacherRecord], word: str) -> set[str]:
     every = [each for record in records for each in record.outputs.values()]
-    return {e.name for e in every if word in (e.name, e.kind, str(e.output), str(e.output).partition("@")[0])}
+    return {
+        e.name for e in every if word in (e.name, e.kind, str(e.output), str(e.output).removesuffix("@eval"))
+    }
 
 
 def _beside(record: TeacherRecord, kind: str, wanted: set[str]) -> bool:

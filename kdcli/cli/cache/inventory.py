@@ -115,7 +115,7 @@ def info(config: "InfoConfig", common: "Common") -> None:
     if found.teachers:
         console.say()
         console.table(
-            ["teacher", "id", "architecture", "classes", "dtype", "forward", "view 0", "spec"],
+            ["teacher", "id", "architecture", "classes", "features", "dtype", "forward", "view 0", "spec"],
             _teachers(found),
         )
         console.say()
@@ -174,6 +174,7 @@ def _teachers(found: "CacheInfo") -> list[list[Any]]:
             record.id[:12],
             record.architecture,
             record.num_classes,
+            _pooled(found, record),
             record.dtype,
             _ran(record),
             Render.of(record.preprocess),
@@ -181,6 +182,12 @@ def _teachers(found: "CacheInfo") -> list[list[Any]]:
         ]
         for name, record in found.teachers.items()
     ]
+
+
+def _pooled(found: "CacheInfo", record: "TeacherRecord") -> str:
+    """Its features: how many, how they come of its last map, and whether its classifier of them is kept."""
+    by = f" by {record.pooling}" if record.pooling else ""
+    return f"{record.num_features}{by}{', classifier' if record.name in found.classifiers else ''}"
 
 
 def _ran(record: "TeacherRecord") -> str:
