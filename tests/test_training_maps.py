@@ -171,6 +171,15 @@ def test_a_middle_tap_is_the_hints_unless_named(place: Place, capsys: pytest.Cap
     assert "averaged to 2 x 2" in said
 
 
+def test_maps_that_were_pooled_while_caching_are_matched_by_their_names(place: Place) -> None:
+    """Of a ViT the normalised tokens; the grid of one cell is where the student's is averaged to."""
+    add(place, "tokens", "test_vit", ("tokens@pool1", "maps:blocks.5"))
+    config = run(place, "pooled", "vid", teacher=("tokens",), teacher_tap=("norm@pool1",), epochs=1)
+    assert "vid/norm@pool1" in train_student(config).history[0]
+    with pytest.raises(UsageError, match=r"keeps 2 maps of 'tokens': blocks\.5, norm@pool1"):
+        make_plan(run(place, "which", "vid", teacher=("tokens",)))
+
+
 # --- what is trained --------------------------------------------------------------------------
 
 

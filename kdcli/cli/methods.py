@@ -68,13 +68,13 @@ def _more(method: "Method") -> dict[str, Any]:
 
 
 def _print_table(listed: "list[Method]") -> None:
-    widest = max(len(method.name) for method in listed)
+    papers = [method.paper.partition(",")[0].partition("'")[0] for method in listed]
+    widest = max(len(method.name) for method in listed) + max(map(len, papers)) + 4
     rows: list[list[str]] = []
-    for method in listed:
-        text = wrap(method.summary, _WIDTH - widest - len("  paper  "))
-        paper = method.paper.partition(",")[0].partition("'")[0]
+    for method, paper in zip(listed, papers, strict=True):
         rows += [
-            [*((method.name, paper) if not number else ("", "")), line] for number, line in enumerate(text)
+            [*((method.name, paper) if not number else ("", "")), line]
+            for number, line in enumerate(wrap(method.summary, _WIDTH - widest))
         ]
     console.table(["method", "paper", "what it learns from"], rows)
     console.note("kd methods NAME says more: equation, options, needs, an example")

@@ -121,7 +121,7 @@ class Attention(LevelMethod):
 
 
 AT = Attention(
-    name="at", paper="Attention transfer", equation="Eq. 2",
+    name="at", paper="AT, Zagoruyko and Komodakis 2017", equation="Eq. 2",
     summary="Labels, and where the maps of a teacher are large.", Options=AttentionOptions,
     needs=Needs(frozenset({"maps"}), labels=True, several_labels=True), defaults=OURS,
     spares={"labels": "--label-weight 0"},

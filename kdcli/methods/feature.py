@@ -168,12 +168,12 @@ def statistics_of(setup: Setup, teacher: str, array: str) -> tuple[float, Float[
 
 
 FEATURE = Regression(
-    name="feature", paper="FitNets, without labels", equation="section 2.2, MSE / phi^2",
+    name="feature", paper="FitNets, Romero et al. 2015", equation="Eq. 3, without labels",
     summary="Features, maps or both of one or several teachers; no labels.", Options=FeatureOptions,
     needs=Needs(frozenset({"features"}), several_labels=True), defaults=OURS,
 )  # fmt: skip
 HINT = Regression(
-    name="hint", paper="FitNets", equation="Eq. 3, beside the labels",
+    name="hint", paper="FitNets, Romero et al. 2015", equation="Eq. 3, beside the labels",
     summary="Labels, and a map in the middle of the student that predicts one of the teacher.", Options=HintOptions,
     needs=Needs(frozenset({"maps"}), labels=True, several_labels=True), defaults=OURS,
     spares={"labels": "--label-weight 0"}, tap="middle",

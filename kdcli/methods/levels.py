@@ -247,8 +247,7 @@ def _pairs(setup: Setup, method: str, record: TeacherRecord, cache: CacheSet) ->
 
 def _teacher_taps(setup: Setup, method: str, record: TeacherRecord, cache: CacheSet) -> tuple[str, ...]:
     """The maps of a teacher that are matched, checked against what the cache keeps."""
-    arrays = [array for output in record.outputs.values() if output.kind == "maps" for array in output.arrays]
-    kept = [array.removeprefix(_MAPS) for array in arrays]
+    kept = [each.output.place for each in record.outputs.values() if each.kind == "maps"]
     named = _named_taps(setup.options.teacher_tap, record.name, tuple(setup.weights))
     unknown = [tap for tap in named if tap not in kept]
     if not kept and record.architecture == _MAPLESS:

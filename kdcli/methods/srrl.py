@@ -184,7 +184,7 @@ def _classifier(setup: Setup, teacher: str) -> Classifier:
 
 
 SRRL = Srrl(
-    name="srrl", paper="SRRL", equation="softmax regression and feature matching",
+    name="srrl", paper="SRRL, Yang et al. 2021", equation="softmax regression and feature matching",
     summary="Labels, and features that give a teacher's logits through its own classifier.", Options=SrrlOptions,
     needs=Needs(frozenset({"features", "logits"}), labels=True, several_labels=True), defaults=OURS,
 )  # fmt: skip

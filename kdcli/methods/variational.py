@@ -124,7 +124,7 @@ class Variational(LevelMethod):
 
 
 VID = Variational(
-    name="vid", paper="VID", equation="Gaussian, a variance a channel",
+    name="vid", paper="VID, Ahn et al. 2019", equation="Gaussian, a variance a channel",
     summary="Labels, and maps of a teacher predicted with a variance of each channel.", Options=VariationalOptions,
     needs=Needs(frozenset({"maps"}), labels=True, several_labels=True), defaults=OURS,
     spares={"labels": "--label-weight 0"},
