@@ -217,7 +217,7 @@ REFUSALS: list[Refusal] = [
     ("dist", {"batch_size": 4, "accumulate": 3}, UsageError, "leaves 1", "fewer pieces"),
     (
         "kl", {"combine": "confidence", "teacher": BOTH, "data": "{data}@labels=none"}, BadDataError,
-        "24 of 24 images have no label: --combine confidence weighs teachers", "--combine probs, which takes images without one",
+        "24 of 24 images have no label: --combine confidence weighs teachers", "which takes images without one",
     ),
     (
         "kd", {"combine": "confidence", "teacher": BOTH, "data": "{data}@labelled=0.5"}, BadDataError,
