@@ -216,7 +216,7 @@ REFUSALS: list[Refusal] = [
     ("dist", {"batch_size": 1}, UsageError, "there is 1", "--batch-size 2"),
     (
         "kl", {"combine": "confidence", "teacher": BOTH, "data": "{data}@labels=none"}, BadDataError,
-        "24 of 24 images have no label: --combine confidence weighs teachers", "--combine probs, which takes images without one",
+        "24 of 24 images have no label: --combine confidence weighs teachers", "which takes images without one",
     ),
     (
         "kd", {"combine": "confidence", "teacher": BOTH, "data": "{data}@labelled=0.5"}, BadDataError,
