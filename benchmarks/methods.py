@@ -243,7 +243,7 @@ def options_of() -> argparse.ArgumentParser:
     parser = parser_of(__doc__ or "")
     parser.add_argument("--full", action="store_true", help="ten seeds, more rates, images, views and epochs")
     parser.add_argument("--only", help="methods, with commas; both baselines are added")
-    parser.add_argument("--epochs", type=int, help="of every student; default: 10")
+    parser.add_argument("--epochs", type=int, help="of every student; default: 12")
     parser.add_argument(
         "--out", type=Path, default=TREE / "build" / "method-table", help="what is kept, and gone on with"
     )
