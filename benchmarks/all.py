@@ -65,7 +65,7 @@ BENCHMARKS = {
     "step_path": Benchmark(0.5),
     "geometry": Benchmark(6),
     "digits": Benchmark(4),
-    "methods": Benchmark(20, long=True),
+    "methods": Benchmark(35, long=True),
     "niceness": Benchmark(8, long=True),
     "memory": Benchmark(12, long=True),
     "coverage": Benchmark(60, long=True),

@@ -134,7 +134,7 @@ def run_all(units: Iterable[Unit], jobs: int) -> None:
 # --- what was found --------------------------------------------------------------------------------
 
 
-def section(study: Study, rates: Mapping[str, float], refused: Mapping[str, str]) -> Section:
+def section(study: Study, rates: Mapping[str, float], refused: Mapping[str, str], jobs: int) -> Section:
     """The numbers of one task."""
     place, task = study.place, study.task
     scores: dict[str, list[float]] = {row: [] for row in rates}
@@ -147,7 +147,8 @@ def section(study: Study, rates: Mapping[str, float], refused: Mapping[str, str]
     judged = range(
         1, 2 if task.labels else place.plan.seeds + 1
     )  # with labels teachers do not depend on the seed
-    references = [place.references(task, seed) for seed in judged]
+    with ThreadPoolExecutor(jobs) as pool:
+        references = list(pool.map(lambda seed: place.references(task, seed), judged))
     rows = [
         Row(
             name=row,
@@ -183,7 +184,7 @@ def compare(place: Place, options: argparse.Namespace) -> list[Section]:
         }
         for task, trials in tried.items()
     }
-    return [section(studies[task], rates[task], refused[task]) for task in tasks]
+    return [section(studies[task], rates[task], refused[task], options.jobs) for task in tasks]
 
 
 def figures(options: argparse.Namespace) -> Figures:
@@ -243,7 +244,7 @@ def options_of() -> argparse.ArgumentParser:
     parser = parser_of(__doc__ or "")
     parser.add_argument("--full", action="store_true", help="ten seeds, more rates, images, views and epochs")
     parser.add_argument("--only", help="methods, with commas; both baselines are added")
-    parser.add_argument("--epochs", type=int, help="of every student; default: 10")
+    parser.add_argument("--epochs", type=int, help="of every student; default: 12")
     parser.add_argument(
         "--out", type=Path, default=TREE / "build" / "method-table", help="what is kept, and gone on with"
     )

@@ -39,7 +39,8 @@ class Task:
 
     Attributes:
         name: of its folder.
-        source: its data string; all of its images.
+        source: its data string, up to ``@``.
+        classes: what its data string says of classes; empty for all.
         shots: images of each class that a student learns from.
         labels: whether a student may see their labels.
         baseline: the method that the others are compared with.
@@ -48,6 +49,7 @@ class Task:
 
     name: str
     source: str
+    classes: str
     shots: int
     labels: bool
     baseline: str
@@ -60,12 +62,12 @@ class Plan:
 
     seeds: int = 4
     rates: tuple[float, ...] = (0.003, 0.01, 0.03)
-    epochs: int = 10
+    epochs: int = 12
     batch_size: int = 16
     views: int = 4
-    labelled_shots: int = 10
+    labelled_shots: int = 15
     unlabelled_shots: int = 6
-    teacher_epochs: int = 10
+    teacher_epochs: int = 15
     teacher_part: str = "pool"
     student: str = "test_resnet"
     teacher: str = "resnet10t"
@@ -74,8 +76,16 @@ class Plan:
     def tasks(self) -> tuple[Task, Task]:
         """One with labels, of the teacher's own classes; one without, of a script that no teacher has seen."""
         return (
-            Task("labelled", "glyphs/latin", self.labelled_shots, True, "labels-only", LETTERS),
-            Task("unlabelled", "glyphs/armenian", self.unlabelled_shots, False, "kl", IMAGENET),
+            Task(
+                "labelled",
+                "glyphs/latin",
+                "classes=t-split",
+                self.labelled_shots,
+                True,
+                "labels-only",
+                LETTERS,
+            ),
+            Task("unlabelled", "glyphs/armenian", "", self.unlabelled_shots, False, "kl", IMAGENET),
         )
 
 
@@ -138,7 +148,7 @@ class Place:
 
     def divide(self, task: Task) -> None:
         """Draw the training sets from the pool, and write which images each leaves out."""
-        every, pool = kdcli.open_data(task.source), kdcli.open_data(self.data(task, "pool"))
+        every, pool = kdcli.open_data(self._string(task)), kdcli.open_data(self.data(task, "pool"))
         parts = draw(tuple(pool.keys), np.asarray(pool.labels), task.shots, self.plan.seeds + 1)
         for name, keys in parts.items():
             left = sorted(set(every.keys) - set(keys))
@@ -154,7 +164,11 @@ class Place:
         chosen = (
             f"split=60/20/20:{shares[part]}" if part in shares else f"without={self._without(task, part)}"
         )
-        return f"{task.source}@{chosen}" + ("" if labels else ",labels=none")
+        return self._string(task, chosen, "" if labels else "labels=none")
+
+    def _string(self, task: Task, *modifiers: str) -> str:
+        text = ",".join(filter(None, (task.classes, *modifiers)))
+        return f"{task.source}@{text}" if text else task.source
 
     # --- teachers ---------------------------------------------------------------------------------
 
