@@ -41,7 +41,7 @@ from kdcli.methods.standardising import Seen, Standard, Standardisation
 from kdcli.models.adaptors import AdaptorRecord, CellRows, FeatureAdaptor, KeptAdaptor
 from kdcli.models.student import StudentOutput
 
-PAPER = "AM-RADIO (Ranzinger et al. 2024), UNIC (Sariyildiz et al. 2024), Theia (Shang et al. 2024)"
+PAPER = "AM-RADIO (Ranzinger et al.), UNIC (Sariyildiz et al.), Theia (Shang et al.), 2024"
 ENOUGH_VIEWS = 4
 """Cached views below which many passes only repeat them."""
 
