@@ -98,8 +98,7 @@ def verdict(row: Row, base: Row) -> str:
 def needs_of(name: str) -> Needs:
     """What a method needs with its default options."""
     method: Method = find_method(name)
-    asked = getattr(method, "needs_of", None)
-    return method.needs if asked is None else asked(method.Options())
+    return method.needs_of(method.Options())
 
 
 def needed(needs: Needs) -> str:

@@ -17,13 +17,17 @@ from torch.nn import functional
 from training_place import Place, make_place
 
 from kdcli.cache.cacheset import CacheSet
+from kdcli.data.drawing import show
+from kdcli.data.sources import open_data
 from kdcli.errors import BadDataError, CacheMissingError, ConfigError, OutputExistsError, UsageError
 from kdcli.extract.config import CacheConfig
 from kdcli.extract.extract import cache_teachers
+from kdcli.geometry import Render
 from kdcli.methods.feature import statistics_of
 from kdcli.methods.variational import VariationalTransfer
 from kdcli.models.export import export_model
 from kdcli.models.spec import open_model
+from kdcli.models.teacher import normalise
 from kdcli.training.config import StudentConfig
 from kdcli.training.engine import make_optimizer
 from kdcli.training.resolve import make_plan
@@ -81,7 +85,39 @@ def test_it_trains_to_a_plain_export_and_its_loss_is_its_parts(place: Place, met
     assert ("label" in history[0]) == (method != "feature")
     assert history[-1][part] < history[0][part]
     names = set(load_file(config.out / "export" / "model.safetensors"))
-    assert names == set(open_model("test_resnet", weights="random", num_classes=3).network.plain.state_dict())
+    classes = 0 if method == "feature" else 3  # of features alone no classifier is made
+    whole = open_model("test_resnet", weights="random", num_classes=classes)
+    assert names == set(whole.network.plain.state_dict())
+
+
+def test_features_are_judged_by_how_near_they_come_without_labels(place: Place) -> None:
+    """R2 and the cosine of all training images at view 0, against numpy on the trained layers' outputs."""
+    data, reads = f"{place.data}@labels=none", ("features", "maps/blocks.5")
+    config = run(
+        place, "near", "feature", data=data, test=data, levels="all", epochs=1, batch_size=24, lr=1e-9,
+        weight_decay=0.0, bn="frozen",
+    )  # fmt: skip
+    found = train_student(config).document()["test"]
+    built = build_student(plan := make_plan(config))
+    assert plan.predicts
+    cache = CacheSet.open([place.cache])
+    images, preprocess = open_data(place.data), built.model.preprocess
+    pixels = np.stack([show(images.image(row), Render.of(preprocess)) for row in range(24)])
+    with torch.inference_mode():
+        output = built.student.eval()(
+            normalise(torch.from_numpy(pixels), preprocess), (), taps=built.objective.taps()
+        )
+        teacher = {
+            "vit": {name: torch.from_numpy(cache.gather("vit", name, np.arange(24), 0)) for name in reads}
+        }
+        pairs = built.objective.compare(output, teacher)
+    assert set(pairs) == {f"vit/{name}" for name in reads}
+    for name, pair in pairs.items():
+        ours, theirs = (each.double().numpy().reshape(-1, each.shape[-1]) for each in pair)
+        left, whole = np.square(ours - theirs).sum(), np.square(theirs - theirs.mean(0)).sum()
+        lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
+        assert found[f"r2/{name}"] == pytest.approx(1 - left / whole, rel=1e-3)
+        assert found[f"cos/{name}"] == pytest.approx(((ours * theirs).sum(1) / lengths).mean(), abs=1e-3)
 
 
 @pytest.mark.parametrize("method", METHODS)
