@@ -66,7 +66,8 @@ def student_outputs(folder: Path, data: ImageData, tap: str) -> tuple[np.ndarray
     preprocess = open_model(f"local-dir:{folder / 'export'}").preprocess
     features, maps = [], []
     kept: list[torch.Tensor] = []
-    module = network.blocks[int(tap.removeprefix("blocks."))]
+    # "final" is what the features are pooled from.
+    module = network.bn2 if tap == "final" else network.blocks[int(tap.removeprefix("blocks."))]
     module.register_forward_hook(lambda _m, _i, output: kept.append(output))
     for row in range(len(data)):
         pixels = torch.from_numpy(show(data.image(row), Render.of(preprocess)))[None]

@@ -89,18 +89,6 @@ def test_accumulated_pieces_are_the_whole_step(place: Place) -> None:
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
 
 
-def test_options_that_change_nothing_are_no_part_of_a_runs_identity(place: Place) -> None:
-    """Runs that were begun before there were such options go on."""
-    later = {"standardise_logits", "combine", "rest"}
-    for method in ("kl", "dp", "topk-kl", "soft-ce"):
-        assert not later & make_plan(run_of(place, "x", method)).identity().keys()
-    identity = make_plan(run_of(place, "x", "topk-kl", rest="spread", standardise_logits=True)).identity()
-    assert (identity["rest"], identity["standardise_logits"]) == ("spread", True)
-    assert (
-        make_plan(run_of(place, "x", "kl", teacher=BOTH, combine="logits")).identity()["combine"] == "logits"
-    )
-
-
 def test_one_teacher_is_not_combined_and_that_is_said(
     place: Place, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -292,7 +292,7 @@ def _named_taps(words: Sequence[str], teacher: str, teachers: Sequence[str]) -> 
 def _last_tap(record: TeacherRecord) -> str:
     """The layer that a hint names; TAP where the teacher cannot be looked at (it need not be at hand to learn)."""
     try:
-        taps = open_model(recorded(record.spec), weights="random").network.taps
+        taps = open_model(recorded(record.spec), weights="random").network.stages
     except KdError:
         return "TAP"
     return taps[-1] if taps else "TAP"
