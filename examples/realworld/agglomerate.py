@@ -47,7 +47,7 @@ class Plan:
     draws: int = 10
     test: int = 500
     seeds: int = 3
-    side: int = 48
+    side: int = 32
     teacher_side: int = 64
 
 
