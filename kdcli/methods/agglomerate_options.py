@@ -1,23 +1,24 @@
 """What ``agglomerate`` can be told, and the weights of its teachers."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
 from kdcli.errors import UsageError, nearest
 from kdcli.methods.base import Choice
 from kdcli.methods.consolidation import one_ratio
-from kdcli.methods.feature_levels import Levels
 from kdcli.methods.feature_rows import FeatureLoss
-from kdcli.methods.options import MethodOptions, method_option
+from kdcli.methods.levels import TapOptions
+from kdcli.methods.options import method_option
 from kdcli.methods.standardising import Standard
 
 
-class AgglomerateOptions(MethodOptions):
+class AgglomerateOptions(TapOptions):
     """What it can be told."""
 
-    levels: Levels = method_option(
+    one_map = True
+    levels: Literal["all", "maps", "features"] = method_option(
         "all", "What of the teachers is learnt: all that is cached (features and one map), maps, or features."
     )
     standardise: Standard = method_option(
