@@ -117,7 +117,6 @@ def read_bytes(
     most: int = DOCUMENT_BYTES,
     error: Refusal = BadDataError,
     links: bool = True,
-    hint: str | Advice = _REGULAR,
 ) -> bytes:
     """The bytes of a regular file.
 
@@ -126,13 +125,12 @@ def read_bytes(
         most: bytes that it may have.
         error: what to raise.
         links: whether a link is followed, or refused.
-        hint: see :func:`open_regular`.
 
     Raises:
         OSError: the operating system refuses; within :func:`storage_errors` it gets its code.
         BadDataError, ConfigError, CorruptError: it is no regular file, or larger.
     """
-    descriptor = open_regular(path, most, error, links, hint)
+    descriptor = open_regular(path, most, error, links)
     try:
         size = os.fstat(descriptor).st_size
         data = os.read(descriptor, size + 1)  # all of a file that does not change meanwhile, in one call
@@ -164,18 +162,16 @@ def read_text(
 # --- documents ---------------------------------------------------------------------------------------
 
 
-def read_json(
-    path: Path, most: int = DOCUMENT_BYTES, error: Refusal = BadDataError, hint: str | Advice = _RESTORE
-) -> Any:
+def read_json(path: Path, most: int = DOCUMENT_BYTES, hint: str | Advice = _RESTORE) -> Any:
     """The JSON document in ``path``; see :func:`parse_json`.
 
     Raises:
         StorageError: it cannot be read.
-        BadDataError, ConfigError, CorruptError: it is no regular file, too large, or no JSON.
+        BadDataError: it is no regular file, too large, or no JSON.
     """
     with storage_errors(path):
-        data = read_bytes(path, most, error)
-    return parse_json(data, path, error, hint)
+        data = read_bytes(path, most)
+    return parse_json(data, path, hint=hint)
 
 
 def parse_json(
@@ -276,25 +272,26 @@ def require_name(name: str, source: object, field: str, error: Refusal = BadData
     return name
 
 
-def require_inside(path: Path, folder: Path, source: object, error: Refusal = BadDataError) -> Path:
+def require_inside(path: Path, folder: Path, source: object) -> Path:
     """``path`` when it lies within ``folder`` once every link is followed.
 
     Args:
         path: what is about to be opened, written or removed; it need not exist.
         folder: where it has to be.
         source: what named it, for the message.
-        error: what to raise.
 
     Raises:
-        BadDataError, ConfigError, CorruptError: it leads out of the folder.
+        BadDataError: it leads out of the folder.
     """
     with storage_errors(path):
         try:
             real, root = path.resolve(), folder.resolve()
         except RuntimeError as refusal:  # links in a circle
-            raise error(f"{source}: {path} is a link that leads to itself", "Remove the link.") from refusal
+            raise BadDataError(
+                f"{source}: {path} is a link that leads to itself", "Remove the link."
+            ) from refusal
     if not real.is_relative_to(root):
-        raise error(
+        raise BadDataError(
             f"{source}: {path} leads out of {folder}, to {real}", "Move the files in, or remove the link."
         )
     return path

@@ -167,16 +167,18 @@ METHODS = (
         f"--map-resize pool --loss-convention code {PLAIN}",
         MAPS,
     ),
-    train(
-        "feature",
-        f"--method feature {P3} --levels all --teacher-tap layer4 --student-tap layer3",
-        SMALL,
-    ),
     *(
         train(name, f"--method {name} {P3} --teacher-tap layer3 --student-tap layer3", SMALL)
         for name in ("hint", "at", "vid")
     ),
     train("srrl", f"--method srrl {P3}", START),
+    *(
+        Case(name, (f"{SMALL} {options} --validation 0.25 --out {name}/out",))  # judged by what is cached alone
+        for name, options in (
+            ("feature", f"--method feature {P3} --levels all --teacher-tap layer4 --student-tap layer3"),
+            ("agglomerate", f"--method agglomerate {C} --teacher-tap exp=layer4 --epochs 2"),
+        )
+    ),
 )
 
 RUNS = (

@@ -14,8 +14,8 @@ from kdcli.methods.agglomerate import Agglomeration, LevelPath
 from kdcli.methods.agglomerate_options import AgglomerateOptions, teacher_weights
 from kdcli.methods.base import Choice
 from kdcli.methods.batch import Batch
-from kdcli.methods.feature_levels import FeatureLevel
 from kdcli.methods.keyed import hashed, uniform
+from kdcli.methods.levels import Level
 from kdcli.methods.standardising import Standardisation, hadamard, mixing, moments_of
 from kdcli.models.adaptors import CellRows
 from kdcli.models.student import StudentOutput
@@ -117,7 +117,7 @@ def test_what_is_constant_is_refused_and_a_constant_channel_is_told() -> None:
 
 
 def test_statistics_are_no_parameters() -> None:
-    path = LevelPath(FeatureLevel("features", (6,), None, (4,)), "phi-s", 3)
+    path = LevelPath(Level("features", 1.0, (6,), None, (4,)), "phi-s", 3)
     assert {name.partition(".")[0] for name, _ in path.named_parameters()} == {"adaptor"}
     assert {f"standard.{name}" for name in ("mean", "scale", "rotation", "phi")} <= set(path.state_dict())
 
@@ -161,7 +161,7 @@ def test_draws_are_splitmix64s(seed: int, step: int) -> None:
 
 
 def objective(weights: dict[str, float], **options: object) -> Agglomeration:
-    paths = {name: [LevelPath(FeatureLevel("features", (4,), None, (4,)), "none", 0)] for name in weights}
+    paths = {name: [LevelPath(Level("features", 1.0, (4,), None, (4,)), "none", 0)] for name in weights}
     for (path,) in paths.values():
         path.adaptor = nn.Identity()  # type: ignore[assignment]
     torch.manual_seed(3)
@@ -223,7 +223,7 @@ def test_the_teacher_itself_loses_nothing(loss: str) -> None:
 
 def test_without_a_step_the_target_stays() -> None:
     """A frozen student's loss falls only by its adaptors: no gradient reaches what targets are made of."""
-    path = LevelPath(FeatureLevel("features", (6,), None, (4,)), "phi-s", 8)
+    path = LevelPath(Level("features", 1.0, (6,), None, (4,)), "phi-s", 8)
     path.standard.set(moments_of([correlated(40, 6)]), "x")
     target = torch.randn(5, 6, requires_grad=True)
     predicted, standard = path(StudentOutput(torch.randn(5, 4), {}), {"features": target})

@@ -336,7 +336,7 @@ def test_sp_compares_maps_of_any_shapes(place: Place) -> None:
         ("sp", {"levels": "maps", "teacher_tap": ("layer5",)}, CacheMissingError, "Did you mean 'layer"),
         ("sp", {"levels": "maps", "teacher_tap": ("layer4",), "student_tap": ("a", "b")}, UsageError, "equally often"),
         ("sp", {"levels": "maps", "teacher_tap": ("layer3", "layer4"), "student_tap": ("a", "b")}, UsageError,
-         "compares one map a teacher, and 2 of 'mapped'"),
+         "gives 'mapped' two maps: layer3 and layer4"),
         ("sp", {"levels": "maps", "teacher_tap": ("layer4",), "student_tap": ("x",)}, UsageError, "has no"),
     ],
 )  # fmt: skip

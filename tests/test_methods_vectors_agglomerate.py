@@ -13,8 +13,8 @@ from torch import Tensor
 from kdcli.methods.agglomerate import Agglomeration, LevelPath
 from kdcli.methods.agglomerate_options import AgglomerateOptions
 from kdcli.methods.batch import Batch
-from kdcli.methods.feature_levels import FeatureLevel
 from kdcli.methods.feature_rows import FEATURE_ROWS, FeatureLoss, squared_rows
+from kdcli.methods.levels import Level
 from kdcli.methods.standardising import Moments, Standardisation, moments_of
 from kdcli.models.student import StudentOutput
 
@@ -65,7 +65,7 @@ def whole(drop: float) -> float:
 
 def _path(name: str, maps: dict[str, list[Tensor]]) -> LevelPath:
     shape = tuple(maps[name][0].shape[1:])
-    path = LevelPath(FeatureLevel(f"maps/{name}", shape, name, shape), "none", 0)
+    path = LevelPath(Level(f"maps/{name}", 1.0, shape, name, shape), "none", 0)
     path.adaptor = torch.nn.Identity()  # type: ignore[assignment]
     return path
 

@@ -164,6 +164,14 @@ def test_a_folder_whose_name_holds_an_equals_sign_is_a_folder(
     assert found.values == eval_probe(cached(root, draws=1, teacher="big")).values
 
 
+def test_a_model_may_be_called_as_a_student_of_a_sweep(root: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = open_model("test_resnet", weights="random", num_classes=4, image_size=32)
+    export_model(model, tmp_path / "model", CLASSES)
+    found = eval_probe(config(root, model=f"feature+maps={tmp_path / 'model'}"))
+    assert found.representation == "feature+maps"
+
+
 # --- bad features -----------------------------------------------------------------------------
 
 

@@ -21,6 +21,7 @@ from kdcli.ranking import (
     rank,
     rank_sources,
     ranking_document,
+    scheme_weights,
     select_probe,
     softmax,
     source_weights,
@@ -140,7 +141,7 @@ def test_weights_sum_to_one_and_ignore_the_scale_of_scores(
 
 def test_nan_score_is_refused_by_the_name_of_its_source() -> None:
     with pytest.raises(BadDataError, match="score of source 'vit' is nan"):
-        source_weights(np.array([0.1, np.nan]), 1.0, ("resnet", "vit"))
+        scheme_weights(np.array([0.1, np.nan]), ("resnet", "vit"))
 
 
 # --- rankings of a real cache -----------------------------------------------------------------

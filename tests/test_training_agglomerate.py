@@ -401,14 +401,14 @@ def test_damaged_adaptors_are_refused(place: Place) -> None:
 @pytest.mark.parametrize(
     ("changes", "kind", "message"),
     [
-        ({"levels": "maps"}, CacheMissingError, "--levels maps matches a map, and the cache keeps of"),
+        ({"levels": "maps"}, CacheMissingError, "agglomerate matches a map of 'exp', and the cache keeps its"),
         ({"teacher_tap": ("layer4",), "teacher": ("res",)}, CacheMissingError, "Did you mean 'layer3'?"),
         ({"teacher_tap": ("rse=layer3",)}, UsageError, "no teacher 'rse' is learnt from. Did you mean 'res'?"),
-        ({"teacher_tap": ("layer3", "res=layer3")}, UsageError, "gives 'res' two maps"),
+        ({"teacher_tap": ("layer3", "res=layer4"), "teacher": ("res",)}, UsageError, "gives 'res' two maps"),
         ({"student_tap": ("blocks.9",)}, UsageError, "has no tap 'blocks.9'"),
         ({"student_tap": ("blocks.1",), "levels": "features"}, UsageError, "matches no map"),
         ({"ema": 0.9}, UsageError, "its adaptors would not fit them"),
-        ({"freeze": "backbone"}, UsageError, "--freeze backbone, but learning features"),
+        ({"freeze": "backbone"}, UsageError, "--freeze backbone, but matching features"),
         ({"teacher_weight": ("res=0", "gen=0", "exp=0")}, UsageError, "no teacher has a positive weight"),
         ({"multi_label": "|"}, UsageError, "one class an image"),
         ({"student": "torchvision/resnet18"}, UsageError, "without a classifier"),

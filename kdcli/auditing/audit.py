@@ -10,9 +10,8 @@ from kdcli.auditing.hashing import Fingerprints, fingerprints
 from kdcli.auditing.matching import Hashes, Matches, Pairs, Search, near_pairs
 from kdcli.auditing.result import AuditResult, Side
 from kdcli.cache.keytable import KeyTable
-from kdcli.cache.shelf import Stage
 from kdcli.console import console
-from kdcli.data.sources import ImageData, open_data
+from kdcli.data.sources import ImageData, open_told
 from kdcli.data.without import require_new, write_keys
 from kdcli.errors import BadDataError, UsageError
 from kdcli.runtime import worker_count
@@ -35,14 +34,8 @@ def audit(config: AuditConfig, tell: Callable[[AuditResult], None] | None = None
     _require_telling(config)
     if config.write_exclude is not None:
         require_new(config.write_exclude, config.data)
-    a = open_data(
-        config.data,
-        data_root=config.data_root,
-        download=config.download,
-        exif=config.exif,
-        stage=Stage.told(gigabytes=config.stage_limit),
-    )
-    b = a if config.other is None else _opened(config.other, config)
+    a = open_told(config.data, config)
+    b = a if config.other is None else open_told(config.other, config)
     same = None if b is a else _same_samples(a, b)
     if same is not None and len(a) == len(b) and np.array_equal(same, np.arange(len(a))):
         b, same = a, None
@@ -72,16 +65,6 @@ def audit(config: AuditConfig, tell: Callable[[AuditResult], None] | None = None
     if config.write_exclude is not None:
         write_keys(config.write_exclude, result.excluded)
     return result
-
-
-def _opened(spec: str, config: AuditConfig) -> ImageData:
-    return open_data(
-        spec,
-        data_root=config.data_root,
-        download=config.download,
-        exif=config.exif,
-        stage=Stage.told(gigabytes=config.stage_limit),
-    )
 
 
 def _require_telling(config: AuditConfig) -> None:

@@ -6,13 +6,12 @@ from typing import Final
 import numpy as np
 from jaxtyping import Int64
 
-from kdcli.cache.shelf import Stage
 from kdcli.checking.config import CheckConfig
 from kdcli.checking.looking import Looks, look_at_all
 from kdcli.checking.result import CheckResult, Finding, Side
 from kdcli.console import counted
 from kdcli.data.names import alike, told_apart
-from kdcli.data.sources import ImageData, open_data
+from kdcli.data.sources import ImageData, open_told
 from kdcli.data.without import lost_classes, require_new, write_keys
 
 EXTREME: Final = 4
@@ -35,8 +34,8 @@ def check(config: CheckConfig, tell: Callable[[CheckResult], None] | None = None
     """
     if config.write_exclude is not None:
         require_new(config.write_exclude, config.data)
-    data = _opened(config.data, config)
-    other = None if config.test is None else _opened(config.test, config)
+    data = open_told(config.data, config)
+    other = None if config.test is None else open_told(config.test, config)
     seen = look_at_all(data, config.workers)
     test = None if other is None else look_at_all(other, config.workers)
     groups = _same_pixels(seen)
@@ -60,16 +59,6 @@ def check(config: CheckConfig, tell: Callable[[CheckResult], None] | None = None
     if config.write_exclude is not None:
         write_keys(config.write_exclude, excluded)
     return result
-
-
-def _opened(spec: str, config: CheckConfig) -> ImageData:
-    return open_data(
-        spec,
-        data_root=config.data_root,
-        download=config.download,
-        exif=config.exif,
-        stage=Stage.told(gigabytes=config.stage_limit),
-    )
 
 
 # --- what is found ----------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from kdcli.cli import (
     teachers,
     training,
 )
-from kdcli.cli.cache import grow, integrity, inventory, transport
+from kdcli.cli.cache import grow, integrity, inventory, removing, transport
 from kdcli.cli.completion import complete
 from kdcli.cli.early import refuse_early
 from kdcli.console import console
@@ -61,8 +61,8 @@ _CACHE: tuple[tuple[str, Source | str, Body], ...] = (
     ("ls", "kdcli.cache.admin.config:LsConfig", inventory.ls),
     ("info", "kdcli.cache.admin.config:InfoConfig", inventory.info),
     ("diff", "kdcli.cache.admin.config:DiffConfig", inventory.diff),
-    ("gc", "kdcli.cache.admin.config:GcConfig", inventory.gc),
-    ("rm", "kdcli.cache.admin.config:RmConfig", inventory.rm),
+    ("gc", "kdcli.cache.admin.config:GcConfig", removing.gc),
+    ("rm", "kdcli.cache.admin.config:RmConfig", removing.rm),
     ("verify", "kdcli.cache.admin.config:VerifyConfig", integrity.verify),
     ("repair", "kdcli.cache.admin.config:RepairConfig", integrity.repair),
     ("plan", "kdcli.extract.config:PlanConfig", teachers.plan),

@@ -28,7 +28,7 @@ from kdcli.comparing.result import CompareResult, ModelFacts
 from kdcli.comparing.similarity import ClassSimilarity, class_similarity, cosines_of
 from kdcli.comparing.space import Classes, Space, one_space
 from kdcli.console import console
-from kdcli.data.sources import ImageData, open_data
+from kdcli.data.sources import ImageData, open_told
 from kdcli.errors import BadDataError, CacheMissingError, NotFoundError, UsageError
 from kdcli.models.properties import family_of, parameters_of
 from kdcli.options.resolving import created_by
@@ -149,13 +149,7 @@ def _labelled(config: CompareConfig, caches: CacheSet | None, field: Field) -> L
 
 
 def _named(config: CompareConfig, spec: str, caches: CacheSet | None, run: bool) -> Labelled:
-    data = open_data(
-        spec,
-        data_root=config.data_root,
-        download=config.download,
-        exif=config.exif,
-        stage=Stage.told(gigabytes=config.stage_limit),
-    )
+    data = open_told(spec, config)
     labelled = np.flatnonzero(data.labels >= 0)
     if not len(labelled):
         raise BadDataError(f"{spec} has no labels to compare with", "Name labelled data with --test.")

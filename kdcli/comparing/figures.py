@@ -64,7 +64,7 @@ def write_figures(result: CompareResult, folder: Path) -> list[Path]:
 def complementary_figure(result: CompareResult) -> "Figure | None":
     """P3 Fig. 1: positive flips, and the entropy of their classes, by Delta_acc; a dot a pair."""
     if not result.pairs:
-        _say_none("fig1-complementary", "no pair of teacher and student")
+        console.note("no fig1-complementary: no pair of teacher and student")
         return None
     figure = figure_of(8.4, 3.6)
     left, right = figure.subplots(1, 2)
@@ -107,7 +107,7 @@ def classes_figure(result: CompareResult) -> "Figure | None":
     """P3 Fig. 2: positive flips per class for a weak, an equal and a strong teacher; closeness of the top classes."""
     flipped = [pair for pair in result.pairs if pair.positive]
     if not flipped:
-        _say_none("fig2-classes", "no pair has a positive flip")
+        console.note("no fig2-classes: no pair has a positive flip")
         return None
     closer = {
         percent: [
@@ -168,7 +168,7 @@ def success_figure(result: CompareResult) -> "Figure | None":
     contrastive = method_names(_CONTRASTIVE)
     methods = [method for method in result.methods if method.method not in contrastive]
     if not methods:
-        _say_none("fig4-success", "no student was distilled")
+        console.note("no fig4-success: no student was distilled")
         return None
     binned = [method for method in methods if method.bins]
     figure = figure_of(10.2, 3.4 if len(methods) < 7 else 4.4)
@@ -195,7 +195,7 @@ def contrastive_figure(result: CompareResult) -> "Figure | None":
     methods = [method.method for method in result.methods]
     contrastive = method_names(_CONTRASTIVE)
     if not set(methods) & set(contrastive):
-        _say_none("fig6-contrastive", f"no student was distilled by {' or '.join(contrastive)}")
+        console.note(f"no fig6-contrastive: no student was distilled by {' or '.join(contrastive)}")
         return None
     figure = figure_of(5.6, 1.4 + 0.4 * len(methods))
     ordered = sorted(methods, key=lambda name: name not in contrastive)
@@ -231,7 +231,3 @@ def _delta_axis(axes: "Axes") -> None:
     axes.axvline(0, color=LINE, linewidth=1, zorder=0)
     axes.set_xlabel("Δ acc: teacher less student, points")
     axes.grid()
-
-
-def _say_none(name: str, reason: str) -> None:
-    console.note(f"no {name}: {reason}")

@@ -41,7 +41,7 @@ def rates_figure(result: CompareResult) -> "Figure | None":
     """P3 Fig. 5: transfer rate of the top-X % classes by family of the student, and by its size; a row a method."""
     methods = [m for m in result.methods if m.whole.gain.mean is not None][:_MOST_PANELS]
     if not methods:
-        _say_none("fig5-rates", "no transfer from a teacher with a positive flip")
+        console.note("no fig5-rates: no transfer from a teacher with a positive flip")
         return None
     figure = figure_of(8.6, 0.4 + 2.7 * len(methods))
     rows = figure.subplots(len(methods), 2, squeeze=False, sharey=True)
@@ -83,7 +83,7 @@ def gains_figure(result: CompareResult) -> "Figure | None":
     taught = [change for change in result.changes if change.teachers and change.stage == 1]
     methods = list(grouped(taught, lambda change: change.method).items())[:_MOST_PANELS]
     if not methods:
-        _say_none("fig7-gain-loss", "no transfer from a teacher")
+        console.note("no fig7-gain-loss: no transfer from a teacher")
         return None
     columns = min(3, len(methods))
     lines = -(-len(methods) // columns)
@@ -167,7 +167,7 @@ def students_figure(result: CompareResult) -> "Figure | None":
     """
     several = [method for method in result.methods if len(method.by_student) > 1]
     if not several:
-        _say_none("fig8-students", "no method was tried on two students")
+        console.note("no fig8-students: no method was tried on two students")
         return None
     best = max(several, key=lambda method: (method.whole.delta_transf.mean or 0.0, method.method))
     figure = figure_of(9.6, 3.4)
@@ -205,7 +205,7 @@ def stages_figure(result: CompareResult) -> "Figure | None":
     last = [change for change in result.changes if change.stage > 1 and change.after not in going_on]
     sequences = [_stages_up_to(change, result.changes) for change in last]
     if not sequences:
-        _say_none("fig11-stages", "no student was taught by one teacher after another")
+        console.note("no fig11-stages: no student was taught by one teacher after another")
         return None
     sequences = sequences[:_MOST_PANELS]
     figure = figure_of(1.0 + 3.6 * len(sequences), 3.8)
@@ -236,7 +236,3 @@ def _stages_up_to(last: Change, changes: Sequence[Change]) -> list[Change]:
         before = {change.after: change for change in changes}[found[0].origin]
         found.insert(0, before)
     return found
-
-
-def _say_none(name: str, reason: str) -> None:
-    console.note(f"no {name}: {reason}")

@@ -20,6 +20,7 @@ from kdcli.data.spec import NO_LABELS, DataSpec, Exif, require_option
 from kdcli.data.stored import StoredSource
 from kdcli.data.subset import choose, in_share
 from kdcli.data.without import leave_out
+from kdcli.options.common import DataOptions
 from kdcli.registry import SOURCES
 from kdcli.types import DecodeMode
 
@@ -158,6 +159,17 @@ def open_data(
     for note in data.notes:
         console.warn(note)
     return data
+
+
+def open_told(spec: str, options: DataOptions) -> ImageData:
+    """See :func:`open_data`: a data set as the options of a command say."""
+    return open_data(
+        spec,
+        data_root=options.data_root,
+        download=options.download,
+        exif=options.exif,
+        stage=Stage.told(gigabytes=options.stage_limit),
+    )
 
 
 def _listing(source: ImageSource, spec: DataSpec) -> Listing:

@@ -8,13 +8,12 @@ import numpy as np
 
 from kdcli.cache.cacheset import CacheSet
 from kdcli.cache.owned import require_outside_caches
-from kdcli.cache.shelf import Stage
 from kdcli.checking.check import check
 from kdcli.checking.config import CheckConfig
 from kdcli.comparing.compare import compare
 from kdcli.comparing.config import CompareConfig
 from kdcli.console import console, counted
-from kdcli.data.sources import ImageData, open_data
+from kdcli.data.sources import ImageData, open_told
 from kdcli.data.spec import DataSpec, with_modifier
 from kdcli.distilling.choose import (
     Choice,
@@ -72,8 +71,7 @@ class Job:
 
     def open(self, spec: str) -> ImageData:
         """Open images as all steps do."""
-        stage = Stage.told(gigabytes=self.config.stage_limit)
-        return open_data(spec, **self._shared("data_root", "download", "exif"), stage=stage)
+        return open_told(spec, self.config)
 
     def require_fitting(self, parts: Parts) -> None:
         """Refuse before teachers run what would only be refused after it.

@@ -34,9 +34,10 @@ from kdcli.errors import UsageError
 from kdcli.methods.agglomerate_options import AgglomerateOptions, teacher_weights
 from kdcli.methods.base import Choice, Method, Needs, Objective, Settings, Setup
 from kdcli.methods.batch import Batch, TeacherOutputs
-from kdcli.methods.feature_levels import FeatureLevel, choose_levels, document_of, fit_levels
 from kdcli.methods.feature_rows import FEATURE_ROWS, cosine_rows, squared_rows
 from kdcli.methods.keyed import uniform
+from kdcli.methods.levels import Level, choose_levels
+from kdcli.methods.matching import LevelMethod
 from kdcli.methods.standardising import Seen, Standard, Standardisation
 from kdcli.models.adaptors import AdaptorRecord, CellRows, FeatureAdaptor, KeptAdaptor
 from kdcli.models.student import StudentOutput
@@ -59,7 +60,7 @@ class LevelPath(nn.Module):
         hidden: width between an adaptor's two layers; 0: one layer.
     """
 
-    def __init__(self, level: FeatureLevel, standard: Standard, hidden: int) -> None:
+    def __init__(self, level: Level, standard: Standard, hidden: int) -> None:
         super().__init__()
         self.level = level
         self.own_rows = CellRows(level.student_shape, level.grid)
@@ -263,8 +264,12 @@ def kept_adaptor(path: LevelPath, record: AdaptorRecord, classifier: Classifier 
 
 
 @final
-class Agglomerate(Method):
-    """See the module; :attr:`Setup.own` are the levels of each teacher."""
+class Agglomerate(LevelMethod):
+    """See the module; maps are predicted from what the student's features are pooled from."""
+
+    def needs_of(self, options: Any) -> Needs:
+        """Features; which else, the cache decides."""
+        return self.needs
 
     def weigh(self, choice: Choice) -> dict[str, float]:
         """See :func:`teacher_weights`."""
@@ -286,24 +291,20 @@ class Agglomerate(Method):
                 f"--ema {setup.settings.ema:g} averages the student's weights, and its adaptors would not fit them",
                 "Leave --ema out; --select best keeps the best epoch, adaptors included.",
             )
-        tap = options.student_tap[0] if options.student_tap else None
-        levels = choose_levels(setup, options.levels, tap, options.teacher_tap)
+        own = {name: choose_levels(setup, self.name, name, options.levels) for name in setup.weights}
         views = len(setup.views)
         if setup.teacher_view == "same" and views < min(ENOUGH_VIEWS, setup.settings.epochs):
             console.warn(
                 f"{setup.settings.epochs} epochs of {counted(views, 'cached views')}: images come again as they were; "
                 f"cache {ENOUGH_VIEWS} or more (--views eval+train:{ENOUGH_VIEWS})"
             )
-        return replace(setup, own=levels)
-
-    def arrays(self, setup: Setup) -> dict[str, tuple[str, ...]]:
-        """What is predicted."""
-        return {name: tuple(each.array for each in own) for name, own in setup.own.items()}
+        return replace(setup, own=own)
 
     def identity(self, setup: Setup) -> dict[str, Any]:
         """With the levels; the weights are in a run's identity already, whatever their order."""
         options = {**Method.identity(self, setup), "teacher_tap": None, "teacher_weight": None}
-        return {**options, "levels_of": document_of(setup.own)}
+        levels = {name: {each.array: each.tap for each in own} for name, own in sorted(setup.own.items())}
+        return {**options, "levels_of": levels}
 
     def describe(self, setup: Setup) -> list[str]:
         """Loss, weights, levels."""
@@ -324,7 +325,7 @@ class Agglomerate(Method):
         if setup.cache is None or setup.data is None:
             raise ValueError("this method reads a cache")
         hidden = options.adaptor_width if options.adaptor_layers == 2 else 0
-        levels = fit_levels(setup, setup.own)
+        levels = self.fitted(setup)
         paths = {
             name: [LevelPath(level, options.standardise, hidden) for level in levels[name]]
             for name in setup.weights
@@ -350,6 +351,7 @@ AGGLOMERATE = Agglomerate(
     summary="Features and maps of several teachers, an adaptor each; no labels, whatever their classes.",
     Options=AgglomerateOptions,
     needs=Needs(frozenset({"features"})),
+    tap="pooled",
     defaults=Settings(
         optimizer="adamw",
         lr=3e-4,

@@ -1,23 +1,24 @@
 """What ``agglomerate`` can be told, and the weights of its teachers."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import field_validator
 
 from kdcli.errors import UsageError, nearest
 from kdcli.methods.base import Choice
-from kdcli.methods.consolidation import one_ratio
-from kdcli.methods.feature_levels import Levels
+from kdcli.methods.consolidation import PairWeightOptions
 from kdcli.methods.feature_rows import FeatureLoss
-from kdcli.methods.options import MethodOptions, method_option
+from kdcli.methods.levels import TapOptions
+from kdcli.methods.options import method_option
 from kdcli.methods.standardising import Standard
 
 
-class AgglomerateOptions(MethodOptions):
+class AgglomerateOptions(PairWeightOptions, TapOptions):
     """What it can be told."""
 
-    levels: Levels = method_option(
+    one_map = True
+    levels: Literal["all", "maps", "features"] = method_option(
         "all", "What of the teachers is learnt: all that is cached (features and one map), maps, or features."
     )
     standardise: Standard = method_option(
@@ -39,14 +40,6 @@ class AgglomerateOptions(MethodOptions):
     generalist: str | None = method_option(
         None, "Teacher whose weight --generalist-weight sets against all others.", complete="teacher"
     )
-    generalist_weight: float = method_option(
-        1.0, "Weight of the generalist (P1's lambda_0); all weights sum to 2.", ge=0, le=2
-    )
-    old_new: str | None = method_option(
-        None,
-        "OLD:NEW: the same weight as a ratio of the generalist to all others; 1:3 is 0.5.",
-        metavar="OLD:NEW",
-    )
     adaptor_layers: int = method_option(2, "Linear layers of each adaptor: 1 or 2.", ge=1, le=2)
     adaptor_width: int = method_option(1024, "Width between an adaptor's two layers.", ge=1, le=2**16)
     student_tap: tuple[str, ...] = method_option(
@@ -55,11 +48,6 @@ class AgglomerateOptions(MethodOptions):
     teacher_tap: tuple[str, ...] = method_option(
         (), "Map to learn of a teacher that keeps several. Repeatable.", metavar="[NAME=]TAP"
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_weight(cls, given: dict[str, Any]) -> dict[str, Any]:
-        return one_ratio(given)
 
     @field_validator("teacher_weight")
     @classmethod

@@ -39,6 +39,7 @@ from kdcli.methods.crd import ContrastiveDistillation, CrdOptions, contrasts, de
 from kdcli.methods.losses import label_loss, soft_cross_entropy, weighted_sum
 from kdcli.methods.options import (
     GeneralistOptions,
+    MethodOptions,
     generalist_weight_option,
     method_option,
     temperature_option,
@@ -189,24 +190,6 @@ def old_new_weight(text: str) -> float:
     return 2 * old / (old + new)
 
 
-def one_ratio(given: dict[str, Any]) -> dict[str, Any]:
-    """Options with ``old_new`` as the ``generalist_weight`` that it stands for.
-
-    Raises:
-        ValueError: both are given, or it is no ratio.
-    """
-    ratio = given.get("old_new")
-    if ratio is None:
-        return given
-    weight = old_new_weight(str(ratio))
-    if given.get("generalist_weight") is not None:
-        raise ValueError(
-            f"--old-new {ratio} and --generalist-weight {given['generalist_weight']} both set lambda_0: give "
-            "one of them, OLD:NEW is --generalist-weight 2 OLD / (OLD + NEW)"
-        )
-    return {**given, "old_new": None, "generalist_weight": weight}
-
-
 # --- options ----------------------------------------------------------------------------------
 
 
@@ -222,20 +205,33 @@ class HeadOptions(GeneralistOptions):
     )
 
 
-class PairOptions(HeadOptions):
-    """Of those that weigh the generalist against the experts."""
+class PairWeightOptions(MethodOptions):
+    """Of methods that weigh one teacher, the generalist, against all others."""
 
-    generalist_weight: float = generalist_weight_option(1.0)
+    generalist_weight: float = generalist_weight_option()
     old_new: str | None = method_option(
         None,
-        "OLD:NEW: the same weight as a ratio of lambda_0 to the experts' sum; 1:3 is 0.5.",
+        "OLD:NEW: the same weight as a ratio of the generalist to all others; 1:3 is 0.5.",
         metavar="OLD:NEW",
     )
 
     @model_validator(mode="before")
     @classmethod
     def _one_weight(cls, given: dict[str, Any]) -> dict[str, Any]:
-        return one_ratio(given)
+        ratio = given.get("old_new")
+        if ratio is None:
+            return given
+        weight = old_new_weight(str(ratio))
+        if given.get("generalist_weight") is not None:
+            raise ValueError(
+                f"--old-new {ratio} and --generalist-weight {given['generalist_weight']} both set lambda_0: give "
+                "one of them, OLD:NEW is --generalist-weight 2 OLD / (OLD + NEW)"
+            )
+        return {**given, "old_new": None, "generalist_weight": weight}
+
+
+class PairOptions(PairWeightOptions, HeadOptions):
+    """Of those that weigh the generalist against the experts."""
 
 
 class CrdHeadOptions(CrdOptions, HeadOptions):

@@ -53,7 +53,6 @@ class FeatureOptions(MatchOptions):
     levels: Literal["all", "maps", "features"] = method_option(
         "features", "What of the teachers is learnt: features, maps, or all (both)."
     )
-    level_weight: LevelWeights = level_weight_option(1.0)
     standardise: Standard = _standardise_option("global")
     label_weight: float = label_weight_option(0.0)
 
@@ -63,7 +62,6 @@ class HintOptions(MatchOptions):
 
     level_weight: LevelWeights = level_weight_option(100.0)
     standardise: Standard = _standardise_option("none")
-    label_weight: float = label_weight_option(1.0)
 
 
 @final

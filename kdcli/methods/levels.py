@@ -2,15 +2,13 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Final, Literal, final
+from typing import Annotated, Any, ClassVar, Final, Literal, final, get_args
 
 from pydantic import Field
 
 from kdcli.cache.cacheset import CacheSet
 from kdcli.cache.provenance import TeacherRecord
-from kdcli.console import console
-from kdcli.data.sources import ImageData
-from kdcli.errors import CacheMissingError, IdentityError, KdError, UsageError, nearest
+from kdcli.errors import CacheMissingError, KdError, UsageError, nearest
 from kdcli.geometry import Render
 from kdcli.methods.base import Setup
 from kdcli.methods.cells import require_same_places, source_sizes
@@ -20,9 +18,9 @@ from kdcli.models.fused_network import FUSED
 from kdcli.models.spec import Model, open_model
 from kdcli.models.taps import tap_shapes
 from kdcli.registry import recorded
-from kdcli.types import Difference
 
 Levels = Literal["all", "maps", "features", "none"]
+Default = Literal["last", "middle", "pooled"]
 LevelWeights = tuple[Annotated[float, Field(ge=0, le=1e4)], ...]
 EMBEDDING = "features"
 """The level that is no map: the pooled features, in the cache's name for them."""
@@ -39,6 +37,8 @@ _MAPLESS = f"{FUSED}/L1"
 class TapOptions(MethodOptions):
     """Which maps are compared."""
 
+    one_map: ClassVar[bool] = False
+    """Whether a teacher gives one map at most; of ``all`` then what the cache keeps of it is enough."""
     student_tap: tuple[str, ...] = method_option(
         (), "Layer of the student that is matched; default: its last. Repeatable.", metavar="TAP"
     )
@@ -100,8 +100,10 @@ class Level:
         return self.array.removeprefix(_MAPS)
 
     @property
-    def grid(self) -> tuple[int, int]:
-        """Height and width of the smaller map, axis by axis: what the larger one is averaged to."""
+    def grid(self) -> tuple[int, int] | None:
+        """Height and width of the smaller map, axis by axis: what the larger one is averaged to; None of no map."""
+        if not self.is_map:
+            return None
         (_, *own), (_, *theirs) = self.student_shape, self.teacher_shape
         return min(own[0], theirs[0]), min(own[1], theirs[1])
 
@@ -115,7 +117,7 @@ class Level:
 
 
 def choose_levels(
-    setup: Setup, method: str, teacher: str, levels: Levels, weights: Sequence[float]
+    setup: Setup, method: str, teacher: str, levels: Levels, weights: Sequence[float] = (1.0,)
 ) -> tuple[Level, ...]:
     """Which levels of a teacher are matched, with which weights.
 
@@ -134,12 +136,15 @@ def choose_levels(
     if cache is None:
         raise ValueError("this method reads a cache")
     pairs = (
-        _pairs(setup, method, record, cache) if "maps" in KINDS[levels] else _no_pairs(setup.options, levels)
+        _pairs(setup, method, record, cache, levels)
+        if "maps" in KINDS[levels]
+        else _no_pairs(setup.options, levels)
     )
-    arrays = [EMBEDDING] if "features" in KINDS[levels] else []
+    shapes = record.array_specs()
+    spared = bool(pairs) and EMBEDDING not in shapes and _as_kept(setup.options, levels)
+    arrays = [EMBEDDING] if "features" in KINDS[levels] and not spared else []
     arrays += [_MAPS + tap for tap in pairs]
     cache.require_kept({teacher: arrays})
-    shapes = record.array_specs()
     found = tuple(
         Level(array, weight, shapes[array].row_shape, pairs.get(array.removeprefix(_MAPS)))
         for array, weight in zip(arrays, _weights(weights, arrays), strict=True)
@@ -148,21 +153,19 @@ def choose_levels(
     return found
 
 
-def fit_levels(
-    levels: Sequence[Level], model: Model, default: Literal["last", "middle"] = "last"
-) -> tuple[Level, ...]:
+def fit_levels(levels: Sequence[Level], model: Model, default: Default = "last") -> tuple[Level, ...]:
     """The same with the student's taps and shapes.
 
     Args:
         levels: as they were chosen.
         model: the open student.
-        default: which of its taps is meant where none is named.
+        default: which of its taps is meant where none is named: a stage, or what its features are pooled from.
 
     Raises:
         UsageError: it has no such tap (the nearest is named), or none at all.
     """
-    known = model.network.stages
-    own = known[-1 if default == "last" else len(known) // 2] if known else "the last"
+    known = model.network.taps if default == "pooled" else model.network.stages
+    own = known[len(known) // 2 if default == "middle" else -1] if known else "the last"
     named = [replace(level, tap=level.tap or own) if level.is_map else level for level in levels]
     shapes = tap_shapes(model, taps_of(named))
     return tuple(
@@ -219,7 +222,17 @@ def _require_unmoved(setup: Setup, teacher: str) -> None:
 
 
 def _no_map(options: TapOptions) -> str:
-    return ", match no map (--levels features)" if isinstance(options, LevelOptions) else ""
+    return ", match no map (--levels features)" if "features" in _choices(options) else ""
+
+
+def _choices(options: TapOptions) -> tuple[str, ...]:
+    """The values of its ``--levels``; none where it has no such option."""
+    field = type(options).model_fields.get("levels")
+    return get_args(field.annotation) if field is not None else ()
+
+
+def _as_kept(options: TapOptions, levels: Levels) -> bool:
+    return options.one_map and levels == "all"
 
 
 def _no_pairs(options: TapOptions, levels: Levels) -> dict[str, str | None]:
@@ -231,24 +244,36 @@ def _no_pairs(options: TapOptions, levels: Levels) -> dict[str, str | None]:
     return {}
 
 
-def _pairs(setup: Setup, method: str, record: TeacherRecord, cache: CacheSet) -> dict[str, str | None]:
+def _pairs(
+    setup: Setup, method: str, record: TeacherRecord, cache: CacheSet, levels: Levels
+) -> dict[str, str | None]:
     """The maps of the teacher that are matched, and the student's tap of each where it was named."""
     options: TapOptions = setup.options
-    taps = _teacher_taps(setup, method, record, cache)
+    taps = _teacher_taps(setup, method, record, cache, levels)
     own = options.student_tap or (None,) * len(taps)
-    if len(own) != len(taps) or (len(taps) > 1 and not options.student_tap):
+    if taps and (len(own) != len(taps) or (len(taps) > 1 and not options.student_tap)):
         raise UsageError(
             f"{len(taps)} maps of the teacher ({', '.join(taps)}) and "
             f"{len(options.student_tap)} of the student ({', '.join(options.student_tap) or 'none named'})",
             "Give --student-tap and --teacher-tap equally often: the first matches the first.",
         )
-    return dict(zip(taps, own, strict=True))
+    return dict(zip(taps, own, strict=False))
 
 
-def _teacher_taps(setup: Setup, method: str, record: TeacherRecord, cache: CacheSet) -> tuple[str, ...]:
+def _teacher_taps(
+    setup: Setup, method: str, record: TeacherRecord, cache: CacheSet, levels: Levels
+) -> tuple[str, ...]:
     """The maps of a teacher that are matched, checked against what the cache keeps."""
+    options: TapOptions = setup.options
     kept = [each.output.place for each in record.outputs.values() if each.kind == "maps"]
-    named = _named_taps(setup.options.teacher_tap, record.name, tuple(setup.weights))
+    named = _named_taps(options.teacher_tap, record.name, tuple(setup.weights))
+    if options.one_map and len(named) > 1:
+        raise UsageError(
+            f"--teacher-tap gives '{record.name}' two maps: {named[0]} and {named[1]}",
+            "One map a teacher is matched: name it once.",
+        )
+    if not kept and not named and _as_kept(options, levels):
+        return ()
     unknown = [tap for tap in named if tap not in kept]
     if not kept and record.architecture == _MAPLESS:
         raise UsageError(
@@ -260,7 +285,7 @@ def _teacher_taps(setup: Setup, method: str, record: TeacherRecord, cache: Cache
         word = f"maps:{tap}" + ("@eval" if setup.teacher_view == "eval" and cache.view_count > 1 else "")
         wanted = f"the map '{tap}'" if unknown else "a map"
         known = f"{'maps' if len(kept) > 1 else 'map'} {', '.join(kept)}" if kept else ", ".join(record.keep)
-        less = " (--levels features matches no map)" if isinstance(setup.options, LevelOptions) else ""
+        less = " (--levels features matches no map)" if "features" in _choices(options) else ""
         raise CacheMissingError(
             f"{method} matches {wanted} of '{record.name}', and the cache keeps its {known} only.{nearest(tap, kept)}"
             f"{less}",
@@ -270,7 +295,9 @@ def _teacher_taps(setup: Setup, method: str, record: TeacherRecord, cache: Cache
         return named or tuple(kept)
     raise UsageError(
         f"the cache keeps {len(kept)} maps of '{record.name}': {', '.join(kept)}",
-        "Name those to match, and the student's layers in the same order: --teacher-tap TAP --student-tap TAP.",
+        f"Name the one to match: --teacher-tap {record.name}={kept[-1]}."
+        if options.one_map
+        else "Name those to match, and the student's layers in the same order: --teacher-tap TAP --student-tap TAP.",
     )
 
 
@@ -298,55 +325,6 @@ def _last_tap(record: TeacherRecord) -> str:
     return taps[-1] if taps else "TAP"
 
 
-def choose_columns(
-    record: TeacherRecord, data: ImageData, method: str, labels: bool = True
-) -> tuple[int, ...] | None:
-    """The teacher's logit of each of the student's classes; None where they are in the same order.
-
-    Args:
-        record: of the teacher.
-        data: the images, with the classes that the student learns.
-        method: what messages call the method.
-        labels: whether labels are learnt from, too; else images that name no classes take the teacher's.
-
-    Raises:
-        IdentityError: the teacher knows other classes than the student learns.
-    """
-    names = data.class_names
-    if names is None and not labels:
-        return None
-    count = len(names) if names is not None else int(data.labels.max()) + 1
-    known = record.class_names
-    hint = (
-        f"{method} compares one classifier with one: distil from a teacher of these classes (kd fuse-teachers makes "
-        "one a data set), or use a method that gives a teacher of other classes a head of its own; see kd methods."
-    )
-    if known is None or names is None:
-        if record.num_classes != count:
-            raise IdentityError(
-                f"'{record.name}' knows other classes than the student learns",
-                hint,
-                [Difference("number of classes", record.num_classes, count)],
-            )
-        console.note(f"'{record.name}' or the data name no classes; they are taken to be in the same order")
-        return None
-    if set(known) != set(names):
-        only = [name for name in known if name not in set(names)]
-        lacking = [name for name in names if name not in set(known)]
-        raise IdentityError(
-            f"'{record.name}' knows other classes than the student learns",
-            hint,
-            [Difference("classes", f"{len(known)}{_such_as(only)}", f"{len(names)}{_such_as(lacking)}")],
-        )
-    place = {name: number for number, name in enumerate(known)}
-    columns = tuple(place[name] for name in names)
-    return None if columns == tuple(range(len(columns))) else columns
-
-
-def _such_as(names: Sequence[str]) -> str:
-    return f" (among them '{names[0]}')" if names else ""
-
-
 def _weights(given: Sequence[float], arrays: Sequence[str]) -> tuple[float, ...]:
     weights = tuple(given or (0.0,))
     weights = weights * len(arrays) if len(weights) == 1 else weights
@@ -360,14 +338,20 @@ def _weights(given: Sequence[float], arrays: Sequence[str]) -> tuple[float, ...]
 
 def _require_trainable(setup: Setup, levels: Sequence[Level]) -> None:
     """Refuse to match what does not train."""
-    less = isinstance(setup.options, LevelOptions)
+    choices = _choices(setup.options)
     if levels and setup.origin.freeze is not None:
+        less = (
+            "or match nothing: --levels none."
+            if "none" in choices
+            else "or judge it as it is: kd eval-probe."
+        )
         raise UsageError(
             f"--freeze {setup.origin.freeze}, but matching {levels[0].array} would have to change the backbone",
-            "Leave --freeze out" + (", or match nothing: --levels none." if less else "."),
+            f"Leave --freeze out, {less}",
         )
     if setup.origin.train_from is not None and any(level.is_map for level in levels):
+        less = " or ".join(word for word in ("features", "none") if word in choices)
         raise UsageError(
             f"--train-from {setup.origin.train_from}: a student that is cut gives no maps to match",
-            "Leave --train-from out" + (", or use --levels features or none." if less else "."),
+            "Leave --train-from out" + (f", or use --levels {less}." if less else "."),
         )

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import model_validator
 from torch import Tensor
@@ -13,6 +13,7 @@ from kdcli.methods.base import Method, Needs, Objective, Setup
 from kdcli.methods.batch import Batch, TeacherOutputs
 from kdcli.methods.levels import (
     KINDS,
+    Default,
     Level,
     Levels,
     LevelWeights,
@@ -125,7 +126,7 @@ class LevelObjective(Objective):
 
 
 def _met(level: Level) -> str:
-    if not level.is_map or level.student_shape[1:] == level.teacher_shape[1:]:
+    if level.grid is None or level.student_shape[1:] == level.teacher_shape[1:]:
         return ""
     return f", averaged to {level.grid[0]} x {level.grid[1]}"
 
@@ -138,7 +139,7 @@ class LevelMethod(Method):
         tap: which of the student's taps a map is compared with unless one is named.
     """
 
-    tap: Literal["last", "middle"] = "last"
+    tap: Default = "last"
 
     def levels(self, options: MatchOptions) -> Levels:
         """What is matched: maps, unless an option says otherwise."""
@@ -181,5 +182,5 @@ class LevelMethod(Method):
         """
         found = {name: fit_levels(setup.own[name], setup.opened(), self.tap) for name in setup.weights}
         for name, levels in found.items():
-            require_correspondence(setup, name, [level.grid for level in levels if level.is_map])
+            require_correspondence(setup, name, [level.grid for level in levels if level.grid is not None])
         return found

@@ -35,13 +35,13 @@ from kdcli.errors import UsageError
 from kdcli.methods.adaptors import Adaptor, Resize, mean_squared_error
 from kdcli.methods.base import Choice, Method, Needs, Objective, Settings, Setup
 from kdcli.methods.batch import Batch, TeacherOutputs
+from kdcli.methods.columns import choose_columns
 from kdcli.methods.comparison import compared
 from kdcli.methods.levels import (
     EMBEDDING,
     KINDS,
     Level,
     LevelOptions,
-    choose_columns,
     choose_levels,
     fit_levels,
     require_correspondence,

@@ -44,9 +44,9 @@ def kl_direction_option() -> Any:
     return method_option("forward", "forward: KL(teacher || student). reverse: KL(student || teacher).")
 
 
-def generalist_weight_option(default: float) -> Any:
-    """P1's lambda_0, with the method's own default."""
-    return method_option(default, "Weight of head 0 (P1's lambda_0); all weights sum to 2.", ge=0, le=2)
+def generalist_weight_option() -> Any:
+    """P1's lambda_0."""
+    return method_option(1.0, "Weight of the generalist (P1's lambda_0); all weights sum to 2.", ge=0, le=2)
 
 
 def unlabelled_ratio_option(default: float | None) -> Any:

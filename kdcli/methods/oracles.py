@@ -187,7 +187,7 @@ class ReplayOptions(GeneralistOptions):
     """What the replay oracle can be told."""
 
     temperature: float = temperature_option(2.0)
-    generalist_weight: float = generalist_weight_option(1.0)
+    generalist_weight: float = generalist_weight_option()
 
 
 @final

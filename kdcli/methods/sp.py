@@ -13,7 +13,6 @@ from typing import Any, Literal, final
 from jaxtyping import Float
 from torch import Tensor
 
-from kdcli.errors import UsageError
 from kdcli.methods.base import Method, Needs, Setup
 from kdcli.methods.levels import KINDS, TapOptions, choose_levels, fit_levels
 from kdcli.methods.options import method_option
@@ -48,6 +47,7 @@ def similarity_loss(student: Float[Tensor, "b ..."], teacher: Float[Tensor, "b .
 class SpOptions(RelationOptions, TapOptions):
     """What SP can be told."""
 
+    one_map = True
     relation_weight: float = relation_weight_option(3000.0, rows=True)
     levels: Literal["features", "maps"] = method_option(
         "features", "What is compared: the pooled features, or a map (the paper: the last)."
@@ -70,16 +70,7 @@ class Sp(RelationalMethod):
     def check(self, setup: Setup) -> Setup:
         """Decides which level is compared."""
         setup = RelationalMethod.check(self, setup)
-        levels = {
-            name: choose_levels(setup, self.name, name, setup.options.levels, (1.0,))
-            for name in setup.weights
-        }
-        several = next((name for name, found in levels.items() if len(found) > 1), None)
-        if several is not None:
-            raise UsageError(
-                f"{self.name} compares one map a teacher, and {len(levels[several])} of '{several}' are named",
-                "Give --student-tap once, and --teacher-tap once or as NAME=TAP for each teacher.",
-            )
+        levels = {name: choose_levels(setup, self.name, name, setup.options.levels) for name in setup.weights}
         return replace(setup, own={name: found[0] for name, found in levels.items()})
 
     def identity(self, setup: Setup) -> dict[str, Any]:

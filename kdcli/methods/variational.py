@@ -21,18 +21,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kdcli.methods.base import Needs, Objective, Setup
-from kdcli.methods.levels import LevelWeights, level_weight_option
 from kdcli.methods.matching import LevelMethod, LevelObjective, LevelsOf, MatchOptions
 from kdcli.methods.weighted import OURS
 
 _LEAST = 1e-5
 _START = 5.0
-
-
-class VariationalOptions(MatchOptions):
-    """What VID can be told."""
-
-    level_weight: LevelWeights = level_weight_option(1.0)
 
 
 def gaussian_error(
@@ -125,7 +118,7 @@ class Variational(LevelMethod):
 
 VID = Variational(
     name="vid", paper="VID, Ahn et al. 2019", equation="Gaussian, a variance a channel",
-    summary="Labels, and maps of a teacher predicted with a variance of each channel.", Options=VariationalOptions,
+    summary="Labels, and maps of a teacher predicted with a variance of each channel.", Options=MatchOptions,
     needs=Needs(frozenset({"maps"}), labels=True, several_labels=True), defaults=OURS,
     spares={"labels": "--label-weight 0"},
 )  # fmt: skip

@@ -21,9 +21,6 @@ from pydantic.fields import FieldInfo
 
 from kdcli.errors import ConfigError, nearest
 
-Mechanical: JsonDict = {"mechanical": True}
-"""Mark of a field that does not change results; all others are part of a run's identity."""
-
 Panel = Literal[
     "Data", "Teachers", "Student", "Optimisation", "Views", "Method", "Run", "Workers", "Output", "Common"
 ]

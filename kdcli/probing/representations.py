@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 EVAL_VIEW = 0
 EXPORT = "export"
-_NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._/-]*)=(.+)", re.DOTALL)
+_NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._+/-]*)=(.+)", re.DOTALL)
 
 
 class Representation(ABC):

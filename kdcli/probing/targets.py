@@ -10,10 +10,9 @@ from typing import Any, final
 import numpy as np
 from jaxtyping import Int64, Shaped
 
-from kdcli.cache.shelf import Stage
 from kdcli.console import console
 from kdcli.data.multilabel import labels_of
-from kdcli.data.sources import ImageData, open_data
+from kdcli.data.sources import ImageData, open_told
 from kdcli.errors import BadDataError, UsageError, nearest
 from kdcli.metrics.checks import check_classes
 from kdcli.probing.config import ProbeConfig
@@ -146,23 +145,11 @@ def _named(values: Sequence[str], what: str) -> dict[str, str]:
 
 def _open(name: str, train_text: str | None, test_text: str, config: ProbeConfig) -> Target:
     kind = "related" if name in config.related else "unrelated" if name in config.unrelated else "unmarked"
-    test = open_data(
-        test_text,
-        data_root=config.data_root,
-        download=config.download,
-        exif=config.exif,
-        stage=Stage.told(gigabytes=config.stage_limit),
-    )
+    test = open_told(test_text, config)
     if train_text is None:
         test = _labelled(test, test_text)
         return Target(name, None, None, test, test.labels, test.class_names, kind)
-    train = open_data(
-        train_text,
-        data_root=config.data_root,
-        download=config.download,
-        exif=config.exif,
-        stage=Stage.told(gigabytes=config.stage_limit),
-    )
+    train = open_told(train_text, config)
     if train.location == test.location:
         console.warn("DATA and --test are the same set: the probe is tested on its own training images too")
     train, test = _labelled(train, train_text), _labelled(test, test_text)

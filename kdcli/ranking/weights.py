@@ -65,9 +65,7 @@ def scheme_weights(
     return weights
 
 
-def source_weights(
-    scores: Float64[np.ndarray, " s"], power: float, names: Sequence[str] = ()
-) -> Float64[np.ndarray, " s"]:
+def source_weights(scores: Float64[np.ndarray, " s"], power: float) -> Float64[np.ndarray, " s"]:
     """Weights of the sources: alpha_i = e_i^p / sum_s e_s^p with e_j = max(0, e_j) (P2 Eq. 5).
 
     Scores are clipped before the power; p = 0 gives 1/S to all, also where a score is not positive
@@ -77,15 +75,14 @@ def source_weights(
     Args:
         scores: one per source; their scale does not matter.
         power: p >= 0.
-        names: of the sources, for errors.
 
     Returns:
         Weights >= 0 that sum to 1.
 
     Raises:
-        BadDataError: a score is NaN or inf; names the source.
+        BadDataError: a score is NaN or inf.
     """
-    require_finite(scores, names)
+    require_finite(scores)
     best = float(scores.max())
     if power == 0:
         weights = np.ones(len(scores))

@@ -7,10 +7,9 @@ import numpy as np
 from jaxtyping import Float, Float32, Int64
 
 from kdcli.cache.cacheset import CacheSet
-from kdcli.cache.shelf import Stage
 from kdcli.comparing.forward import outputs_of
 from kdcli.console import console
-from kdcli.data.sources import ImageData, open_data
+from kdcli.data.sources import ImageData, open_told
 from kdcli.errors import BadDataError, UsageError
 from kdcli.models.spec import Model, open_model
 from kdcli.models.teacher import TeacherRunner
@@ -84,13 +83,7 @@ def _of_cache(path: Path, config: ReportConfig, place: int) -> Chart | None:
 
 def _of_exports(config: ReportConfig, runs: Sequence[Run]) -> Chart:
     assert config.data is not None
-    data = open_data(
-        config.data,
-        data_root=config.data_root,
-        download=config.download,
-        exif=config.exif,
-        stage=Stage.told(gigabytes=config.stage_limit),
-    )
+    data = open_told(config.data, config)
     labelled = np.flatnonzero(data.labels >= 0)
     if not len(labelled):
         raise BadDataError(f"--data {config.data} has no labels", "Give labelled images.")

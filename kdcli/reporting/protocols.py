@@ -1,14 +1,14 @@
 """Which results share a table: those of one protocol on one test set. Others are refused, or get their own tables."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from kdcli.errors import BadDataError
+from kdcli.metrics.transfer_summary import grouped
 from kdcli.reporting.material import Run
 from kdcli.types import differences
 
-Item = TypeVar("Item")
 _SAMPLES = ("train", "test", "target", "classes", "folds")
 """Keys of a probe's protocol that name what was probed, not how."""
 
@@ -26,7 +26,7 @@ def by_test(runs: Sequence[Run], separate: bool) -> dict[str, list[Run]]:
         BadDataError: several test sets, and ``separate`` is off.
     """
     tested = [run for run in runs if _test_of(run) is not None]
-    groups = _grouped(tested, lambda run: json.dumps(_test_key(run), sort_keys=True))
+    groups = grouped(tested, lambda run: json.dumps(_test_key(run), sort_keys=True))
     if len(groups) > 1 and not separate:
         first, second = (group[0] for group in list(groups.values())[:2])
         raise BadDataError(
@@ -77,7 +77,7 @@ def by_protocol(probes: Sequence[Mapping[str, Any]], separate: bool) -> list[lis
     Raises:
         BadDataError: several protocols, and ``separate`` is off.
     """
-    groups = list(_grouped(probes, lambda probe: json.dumps(_how(probe), sort_keys=True)).values())
+    groups = list(grouped(probes, lambda probe: json.dumps(_how(probe), sort_keys=True)).values())
     parts = [part for group in groups for part in _by_images(group)]
     if len(parts) > 1 and not separate:
         first, second = parts[0][0], parts[1][0]
@@ -121,10 +121,3 @@ def protocol_text(probe: Mapping[str, Any]) -> str:
     """The protocol in one line."""
     plain = {key: value for key, value in _how(probe).items() if isinstance(value, str | int | float)}
     return ", ".join(f"{key} {value}" for key, value in plain.items())
-
-
-def _grouped(items: Sequence[Item], key: Callable[[Item], str]) -> dict[str, list[Item]]:
-    groups: dict[str, list[Item]] = {}
-    for item in items:
-        groups.setdefault(key(item), []).append(item)
-    return groups

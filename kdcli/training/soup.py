@@ -13,9 +13,8 @@ from typing import Any, final
 import numpy as np
 import torch
 
-from kdcli.cache.shelf import Stage
 from kdcli.console import console
-from kdcli.data.sources import ImageData, open_data
+from kdcli.data.sources import ImageData, open_told
 from kdcli.documents import from_document
 from kdcli.errors import (
     BadDataError,
@@ -119,7 +118,7 @@ def make_soup(recipe: SoupConfig) -> dict[str, Any]:
         if not finished:
             model.network.plain.load_state_dict(averaged, strict=True)
             if recipe.recalibrate_bn is not None:
-                recalibrate(model, _open(recipe, recipe.recalibrate_bn), recipe, stop)
+                recalibrate(model, open_told(recipe.recalibrate_bn, recipe), recipe, stop)
             document["sha256"] = weights_sha256(model.network)
             write_json(recipe.out / SOUP, document)
             export_model(model, recipe.out, model.class_names)
@@ -209,7 +208,7 @@ def _begin(
     out = recipe.out
     images = None
     if recipe.recalibrate_bn is not None:
-        data = _open(recipe, recipe.recalibrate_bn)
+        data = open_told(recipe.recalibrate_bn, recipe)
         images = {"data": data.location, "images": len(data), "batch_size": recipe.batch_size}
     document: dict[str, Any] = {
         "out": str(out.absolute()),
@@ -262,16 +261,6 @@ def _finished(out: Path, stored: dict[str, Any]) -> bool:
     except KdError as error:  # what is there is made anew, from the same parents
         console.warn(f"{out} is damaged and made anew: {error.message}")
         return False
-
-
-def _open(recipe: SoupConfig, spec: str) -> ImageData:
-    return open_data(
-        spec,
-        data_root=recipe.data_root,
-        download=recipe.download,
-        exif=recipe.exif,
-        stage=Stage.told(gigabytes=recipe.stage_limit),
-    )
 
 
 # --- images -----------------------------------------------------------------------------------
@@ -336,7 +325,7 @@ def _tested(recipe: SoupConfig, document: dict[str, Any], stop: StopFlag) -> dic
     """The document with the accuracy on ``--test``, if that is asked for and not known yet."""
     if recipe.test is None:
         return document
-    data = _open(recipe, recipe.test)
+    data = open_told(recipe.test, recipe)
     known = document["test"]
     if known is not None and known.get("data") == data.location:
         return document

@@ -177,20 +177,13 @@ def cache_plan(config: "PlanConfig") -> "CachePlan":
 
 def cache_extend(config: ExtendConfig) -> "ExtendResult":
     """Make room in a cache for more images or views."""
-    from kdcli.cache.shelf import Stage
-    from kdcli.data.sources import open_data
+    from kdcli.data.sources import open_told
     from kdcli.extract.extend import extend_cache
     from kdcli.extract.places import opened
 
     images = None
     if config.data is not None:
-        images = open_data(
-            config.data,
-            data_root=config.data_root,
-            download=config.download,
-            exif=config.exif,
-            stage=Stage.told(gigabytes=config.stage_limit),
-        )
+        images = open_told(config.data, config)
     with opened(config.cache) as place:
         with place.growing(images is not None, config.dry_run):
             done = extend_cache(place.root, images, config.views, config.dry_run)
