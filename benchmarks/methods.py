@@ -5,8 +5,8 @@
 Each method of the registry is tried on both tasks. Those that can be trained there choose their rate in the same
 grid, on validation images, and are then trained on as many other training sets as there are seeds; students of a set
 are one sweep. What is done is kept in FOLDER: the same call goes on where it was stopped. A method that cannot be
-trained is on the page with kd's reason. ``--quick`` is too small for its accuracies to mean anything, and prints the
-page instead of writing it; ``--full`` takes hours.
+trained is on the page with kd's reason. ``--quick`` takes a method of each kind, is too small for its accuracies to
+mean anything, and prints the page instead of writing it; ``--full`` takes hours.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from typing import Any
 from measuring import Figures, benchmark, commit, figure, machine, parser_of, say
 from methods_page import Row, Section, page
 from methods_place import FULL, GRID, LETTERS, QUICK, Place, Plan, Task, minutes_of, timed
-from methods_trials import Trial, candidates, ranked, try_all
+from methods_trials import QUICK_ONLY, Trial, candidates, ranked, try_all
 
 TREE = Path(__file__).parents[1]
 
@@ -166,10 +166,9 @@ def section(study: Study, rates: Mapping[str, float], refused: Mapping[str, str]
 
 def compare(place: Place, options: argparse.Namespace) -> list[Section]:
     """Both tasks, from images to numbers."""
-    rows = candidates(options.only)
-    tasks = place.plan.tasks
+    rows = candidates(options.only or (QUICK_ONLY if options.quick else None))
     place.prepare(options.jobs)
-    tried = {task: try_all(place, task, rows, options.jobs) for task in tasks}
+    tried = try_all(place, rows, options.jobs)
     studies = {
         task: Study(place, task, {row: each for row, each in trials.items() if not each.refused})
         for task, trials in tried.items()
@@ -184,7 +183,7 @@ def compare(place: Place, options: argparse.Namespace) -> list[Section]:
         }
         for task, trials in tried.items()
     }
-    return [section(studies[task], rates[task], refused[task], options.jobs) for task in tasks]
+    return [section(studies[task], rates[task], refused[task], options.jobs) for task in tried]
 
 
 def figures(options: argparse.Namespace) -> Figures:

@@ -90,7 +90,7 @@ class Plan:
 
 
 QUICK = Plan(
-    seeds=2, rates=(0.01,), epochs=1, views=1, labelled_shots=2, unlabelled_shots=2, teacher_epochs=1,
+    seeds=1, rates=(0.01,), epochs=1, views=1, labelled_shots=2, unlabelled_shots=2, teacher_epochs=1,
     teacher_part="used",
 )  # fmt: skip
 FULL = Plan(
@@ -223,8 +223,9 @@ class Place:
         return self.folder / task.name / "rankings" / f"{part}.json"
 
     def rank(self, task: Task) -> None:
-        """Make the rankings of all training sets."""
-        for part in ("trial", *(f"train{number}" for number in range(self.plan.seeds + 1))):
+        """Make the rankings of all training sets that are trained on."""
+        first = GRID if len(self.plan.rates) > 1 else GRID + 1
+        for part in ("trial", *(f"train{number}" for number in range(first, self.plan.seeds + 1))):
             if not self.ranking(task, part).exists():
                 kd("rank-sources", "--cache", self.cache(task), "--data", self.data(task, part), "--json",
                    output=self.ranking(task, part))  # fmt: skip

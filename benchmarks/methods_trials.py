@@ -45,6 +45,9 @@ VARIANTS: dict[str, tuple[str, Options]] = {
 }
 """Options that are rows of their own, where this kd has them."""
 
+QUICK_ONLY = "distill-weighted,consolidation,multi-task,sp,mlfd,agglomerate"
+"""What --quick tries unless told otherwise: one method of each kind, and one that cannot be trained."""
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -146,18 +149,25 @@ def trained(out: Path, students: Mapping[str, Options], common: Options) -> dict
     return {name: name in found.diverged or "top1" in (found.students[name].test or {}) for name in students}
 
 
-def try_all(place: Place, task: Task, rows: Mapping[str, tuple[str, Options]], jobs: int) -> dict[str, Trial]:
-    """A trial of every row, by its name; what was found is kept."""
+def try_all(place: Place, rows: Mapping[str, tuple[str, Options]], jobs: int) -> dict[Task, dict[str, Trial]]:
+    """Of each task a trial of every row, by its name."""
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return {task: _tried(place, task, rows, pool) for task in place.plan.tasks}
+
+
+def _tried(
+    place: Place, task: Task, rows: Mapping[str, tuple[str, Options]], pool: ProcessPoolExecutor
+) -> dict[str, Trial]:
+    """A trial of every row; what was found is kept."""
     file = place.folder / task.name / "trials.json"
     known = {key: Trial(**each) for key, each in _read(file, {}).items()}
     missing = {key: told(name, task, extra) for key, (name, extra) in rows.items() if key not in known}
     say(f"{task.name}: trying {len(missing)} methods")
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        found = [pool.submit(attempt, place, task, key, options) for key, options in missing.items()]
-        for key, trial in zip(missing, (each.result() for each in found), strict=True):
-            say(f"{task.name}, {key}: {trial.refused or ('alone' if trial.alone else 'runs')}")
-            known[key] = trial
-            write_json(file, {name: asdict(each) for name, each in known.items()})
+    found = [pool.submit(attempt, place, task, key, options) for key, options in missing.items()]
+    for key, trial in zip(missing, (each.result() for each in found), strict=True):
+        say(f"{task.name}, {key}: {trial.refused or ('alone' if trial.alone else 'runs')}")
+        known[key] = trial
+        write_json(file, {name: asdict(each) for name, each in known.items()})
     return {key: known[key] for key in rows}
 
 

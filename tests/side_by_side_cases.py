@@ -173,7 +173,8 @@ METHODS = (
     ),
     train("srrl", f"--method srrl {P3}", START),
     *(
-        Case(name, (f"{SMALL} {options} --validation 0.25 --out {name}/out",))  # judged by what is cached alone
+        # Judged by what is cached: held-out is not.
+        Case(name, (f"{SMALL} {options} --validation 0.25 --out {name}/out",))
         for name, options in (
             ("feature", f"--method feature {P3} --levels all --teacher-tap layer4 --student-tap layer3"),
             ("agglomerate", f"--method agglomerate {C} --teacher-tap exp=layer4 --epochs 2"),

@@ -101,7 +101,8 @@ def test_a_method_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
     assert "needs cached logits, --generalist" in said
     assert "lr 0.01" in said
     assert (
-        "--generalist-weight X Weight of the generalist (P1's lambda_0); all weights sum to 2. [default: 1]" in said
+        "--generalist-weight X Weight of the generalist (P1's lambda_0); all weights sum to 2. [default: 1]"
+        in said
     )
     (told,) = json.loads(shown("consolidation", "--json"))["methods"]
     assert told["options"]["temperature"]["default"] == 2.0
