@@ -26,7 +26,7 @@ from kdcli.cache.provenance import seal
 from kdcli.cache.store import Store
 from kdcli.cache.verify import verify_part
 from kdcli.data.sources import ImageData, open_data
-from kdcli.errors import KdError
+from kdcli.errors import IdentityError, KdError
 from kdcli.extract.config import CacheConfig
 from kdcli.extract.extract import cache_teachers
 from kdcli.models.export import export_model
@@ -303,7 +303,9 @@ def two_teachers_of_one_name(place: Place) -> None:
 
 
 def two_view_sets(place: Place) -> None:
-    place.read(place.cache, place.other(recipe="mild"))
+    """The training views of one image are drawn by another recipe than those of the others."""
+    Image.new("RGB", (24, 24)).save(place.images / "class0/new.png")
+    place.read(place.cache, place.other(recipe="mild"), data=open_data(str(place.images)))
 
 
 WRONG: dict[str, tuple[Callable[[Place], None], int, str]] = {
@@ -364,6 +366,27 @@ WRONG: dict[str, tuple[Callable[[Place], None], int, str]] = {
     "other views in the second cache": (two_view_sets, 21, "views.recipe.name"),
     "the same cache twice": (lambda place: place.read(place.cache, place.cache), 2, ""),
 }  # fmt: skip
+
+
+def test_of_caches_that_name_images_alike_the_bytes_tell_which_one_has_an_image(place: Place) -> None:
+    path, caches, sizes = place.images / "class0/003.png", [], []
+    for name, colour in (("one.kd", (10, 20, 30)), ("two.kd", (30, 20, 10))):
+        Image.new("RGB", (24, 24), colour).save(path)
+        sizes.append(path.stat().st_size)
+        caches.append(place.other(name))
+    assert sizes[0] == sizes[1]
+    data = open_data(str(place.images))
+    rows = CacheSet.open(caches).rows_of(data, check_content=False)
+    assert [data.keys[place] for place in np.flatnonzero(rows >= 40)] == ["class0/003.png"]
+
+
+def test_changed_images_and_those_that_were_never_cached_are_counted_apart(place: Place) -> None:
+    replaced(place)
+    Image.new("RGB", (24, 24)).save(place.images / "class0/new.png")
+    with pytest.raises(
+        IdentityError, match=r"^1 of 41 samples are not in .*, and 1 of 41 images changed .* class0/003\.png"
+    ):
+        place.read(data=open_data(str(place.images)))
 
 
 @pytest.mark.parametrize("case", WRONG)

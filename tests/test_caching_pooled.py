@@ -358,7 +358,8 @@ def test_what_is_no_size_or_argument_is_refused_at_once(options: dict[str, Any])
         ("global_pol=token", r"--teacher-arg global_pol: .* Did you mean 'global_pool'"),
         ("img_size=96", "--teacher-arg img_size is for kd to decide"),
         ("pretrained_cfg=x", "--teacher-arg pretrained_cfg is for kd to decide"),
-        ("global_pool=avg", "do not fit the architecture"),  # its norm comes before the pooling
+        ("global_pool=avg", "global_pool=avg changes the architecture"),  # its norm comes before the pooling
+        ("fc_norm=true", "fc_norm=true changes the architecture"),
     ],
 )
 def test_what_a_model_does_not_take_is_told_by_the_teachers_options(
@@ -368,6 +369,11 @@ def test_what_a_model_does_not_take_is_told_by_the_teachers_options(
         open_model(f"local-dir:{place / 'test_vit'}[{told}]")
     assert "--image-size" not in str(refusal.value) + refusal.value.hint
     assert "--model-arg" not in str(refusal.value) + refusal.value.hint
+    if told == "global_pool=avg":
+        assert "fc_norm=false" in refusal.value.hint
+        open_model(f"local-dir:{place / 'test_vit'}[{told},fc_norm=false]")
+    if told == "fc_norm=true":
+        assert refusal.value.hint == "Leave out the argument that asks for other layers."
 
 
 def test_sizes_are_read_as_they_are_written() -> None:

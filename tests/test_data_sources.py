@@ -252,6 +252,14 @@ def test_unknown_sources_are_not_found_with_the_nearest_name(text: str, near: st
         open_data(text)
 
 
+@pytest.mark.parametrize("source", ["sklearn/digits", "photos", "folder/photos"])
+def test_a_second_at_is_told_where_modifiers_stand(source: str) -> None:
+    with pytest.raises(NotFoundError, match="a second @ begins no modifiers") as caught:
+        open_data(f"{source}@split=80/20:first,n=30@labels=none")
+    assert caught.value.hint.endswith("@split=80/20:first,n=30,MORE")
+    assert "Did you mean" not in caught.value.message
+
+
 def test_an_unknown_split_names_the_splits_there_are() -> None:
     with pytest.raises(NotFoundError, match=r"no split 'tain'\. Did you mean 'train'") as raised:
         open_data("sklearn/digits@split=tain")

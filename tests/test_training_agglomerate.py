@@ -19,11 +19,20 @@ from training_place import Place, make_place
 from kdcli.cache.cacheset import CacheSet
 from kdcli.data.drawing import show
 from kdcli.data.sources import ImageData, open_data
-from kdcli.errors import BadDataError, CacheMissingError, KdError, NotFoundError, StoppedEarly, UsageError
+from kdcli.errors import (
+    BadDataError,
+    CacheMissingError,
+    IdentityError,
+    KdError,
+    NotFoundError,
+    StoppedEarly,
+    UsageError,
+)
 from kdcli.extract.config import CacheConfig
 from kdcli.extract.extract import cache_teachers
 from kdcli.geometry import Render
-from kdcli.methods.agglomerate import Agglomeration
+from kdcli.methods.agglomerate import Agglomeration, _averaged
+from kdcli.methods.cells import source_sizes
 from kdcli.models.adaptors import read_adaptors
 from kdcli.models.spec import open_model
 from kdcli.models.teacher import normalise
@@ -197,6 +206,21 @@ def test_rates_are_chosen_by_what_is_explained_of_the_teachers(place: Place) -> 
     assert json.loads((config.out / "run.json").read_text())["identity"]["lr"] == best
 
 
+@pytest.mark.parametrize(
+    ("grid", "student", "teacher", "told"),
+    [
+        ((2, 2), (48, 2, 2), (8, 2, 2), ""),
+        ((1, 1), (48, 1, 1), (8, 2, 2), ", the teacher's averaged to 1 x 1 cells"),
+        ((2, 2), (48, 4, 4), (8, 2, 2), ", the student's averaged to 2 x 2 cells"),
+        ((1, 2), (48, 1, 4), (8, 3, 2), ", both averaged to 1 x 2 cells"),
+    ],
+)
+def test_which_map_is_averaged_is_told(
+    grid: tuple[int, int], student: tuple[int, ...], teacher: tuple[int, ...], told: str
+) -> None:
+    assert _averaged(grid, student, teacher) == told
+
+
 def test_the_parts_are_the_loss_and_nothing_of_the_classes_is_exported(place: Place) -> None:
     config = config_of(place, "parts", teacher_drop=0.0)
     result = train_student(config)
@@ -340,7 +364,11 @@ def test_a_teachers_own_head_reads_the_adapted_features(place: Place) -> None:
     data = open_data(place.test)
     features, _ = student_outputs(config.out, data, "blocks.0")
     teacher = load_file(place.root / "res" / "model.safetensors")
-    logits = kept.predict(torch.from_numpy(features)) @ teacher["fc.weight"].T + teacher["fc.bias"]
+    predicted = kept.predict(torch.from_numpy(features))
+    own = torch.nn.Linear(len(teacher["fc.weight"][0]), 2)
+    own(predicted).sum().backward()  # one's own classifier learns of them
+    assert own.weight.grad is not None
+    logits = predicted @ teacher["fc.weight"].T + teacher["fc.bias"]
     names = np.array(NAMES)[logits.argmax(dim=1).numpy()]
     wanted = np.mean(names == np.array(data.class_names)[data.labels])
     assert found.accuracy.mean == pytest.approx(wanted)
@@ -360,7 +388,15 @@ def test_heads_and_adaptors_that_are_not_there_are_refused(place: Place) -> None
     model = (f"one={config.out}",)
     with pytest.raises(NotFoundError, match="kept no head 'rse'") as caught:
         eval_probe(probe(place, head="rse", test=place.test, model=model))
-    assert "gen" in caught.value.hint
+    assert caught.value.hint == "Its heads are gen."
+    with pytest.raises(NotFoundError, match=r"'one' has no classifier\.") as caught:
+        eval_probe(probe(place, head="label", test=place.test, model=model))
+    assert caught.value.hint == "Its heads are gen."
+    (config.out / "adaptors.json").rename(config.out / "moved.json")
+    with pytest.raises(NotFoundError, match=r"'one' has no classifier$") as caught:
+        eval_probe(probe(place, head="label", test=place.test, model=model))
+    assert "leave --head out" in caught.value.hint
+    (config.out / "moved.json").rename(config.out / "adaptors.json")
     with pytest.raises(
         NotFoundError, match="--adapted res: no --model is a run that predicts features of 'res'"
     ):
@@ -409,8 +445,10 @@ def test_damaged_adaptors_are_refused(place: Place) -> None:
         ({"student_tap": ("blocks.1",), "levels": "features"}, UsageError, "matches no map"),
         ({"ema": 0.9}, UsageError, "its adaptors would not fit them"),
         ({"freeze": "backbone"}, UsageError, "--freeze backbone, but matching features"),
-        ({"teacher_weight": ("res=0", "gen=0", "exp=0")}, UsageError, "no teacher has a positive weight"),
-        ({"multi_label": "|"}, UsageError, "one class an image"),
+        ({"teacher_weight": ("res=0", "gen=0", "exp=0")}, UsageError, "--teacher-weight res=1"),
+        ({"old_new": "1:3"}, UsageError, "(which --old-new sets, too), but no --generalist is named"),
+        ({"generalist": "gen", "generalist_weight": 0.0, "teacher": ("gen",)}, UsageError, "Raise --generalist-weight"),
+        ({"multi_label": "|"}, UsageError, "agglomerate learns no labels"),
         ({"student": "torchvision/resnet18"}, UsageError, "without a classifier"),
     ],
 )  # fmt: skip
@@ -420,7 +458,7 @@ def test_what_cannot_be_learnt_is_refused_with_what_to_do(
     config = config_of(place, "refused", **changes)
     with pytest.raises(kind) as caught:
         train_student(config)
-    assert message in caught.value.message
+    assert message in f"{caught.value.message} {caught.value.hint}"
     assert caught.value.hint
     assert not config.out.exists()
 
@@ -429,8 +467,70 @@ def test_held_out_images_that_are_not_cached_are_refused_with_what_caches_them(p
     with pytest.raises(CacheMissingError) as caught:
         train_student(config_of(place, "not-held", test="sklearn/digits@n=9"))
     assert "9 of 9 samples are not in" in caught.value.message
+    # View 0 of what is compared: gen and exp in one command without their logits, res with its map.
+    hint = caught.value.hint
+    assert "--views" not in hint
+    assert "--recipe" not in hint
+    assert hint.count("kd cache-teachers sklearn/digits@n=9 ") == 2
+    assert hint.count("--keep features ") == hint.count("--keep features,maps:layer3 ") == 1
+    assert "logits" not in hint
     with pytest.raises(BadDataError, match="1 of the held-out images"):
         train_student(config_of(place, "one-held", test=f"{place.data}@n=1"))
+
+
+@pytest.fixture(scope="module")
+def plain_held(place: Place) -> Path:
+    """The held-out images in view 0 alone; the recipe, of no matter, has columns of its own."""
+    made = place.root / "plain.kd"
+    both = CacheConfig(
+        data=place.test, cache=made, workers=0, device="cpu", keep=("features",), recipe="autoaugment",
+        teacher=tuple(f"{name}={spec}" for name, spec in place.specs.items()),
+    )  # fmt: skip
+    cache_teachers(both)
+    res = {"teacher": (f"res=local-dir:{place.root / 'res'}",), "keep": ("features", "maps:layer3")}
+    cache_teachers(CacheConfig(**{**both.model_dump(), **res, "dtype": "float32"}))
+    return made
+
+
+@pytest.mark.parametrize(("first", "resident"), [(True, None), (False, None), (True, "ram")])
+def test_a_cache_of_held_out_images_changes_no_bit_of_the_training(
+    place: Place, plain_held: Path, first: bool, resident: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It has view 0 alone, of another recipe: views, geometry and weights are those of a run without it."""
+    name = f"{first}-{resident}"
+    train_student(config_of(place, f"without-{name}", epochs=2))
+    caches = (plain_held, place.cache) if first else (place.cache, plain_held)
+    changes = {"epochs": 2, "cache": caches, "test": f"{place.test}@labels=none", "resident": resident}
+    beside = train_student(config_of(place, f"with-{name}", **changes))
+    assert "only the eval view" not in capsys.readouterr().err
+    assert {epoch["view"] for epoch in beside.history} == {1, 2}
+    assert same_student(place.root / f"without-{name}", place.root / f"with-{name}")
+    assert beside.test is not None
+
+
+def test_caches_of_images_that_are_trained_on_decide_the_views(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ten of the images come from a cache of view 0 alone: told, and refused where it has another recipe."""
+    for recipe in ("mild", "autoaugment"):
+        part = CacheConfig(
+            data=f"{place.data}@n=10", cache=place.root / f"{recipe}.kd", workers=0, device="cpu", recipe=recipe,
+            teacher=tuple(f"{name}={spec}" for name, spec in place.specs.items()),
+        )  # fmt: skip
+        cache_teachers(part)
+    config = config_of(place, "both", teacher=("gen", "exp"))
+    cache = CacheSet.open([place.root / "autoaugment.kd", place.cache])  # of view 0 they are read together
+    rows = np.arange(cache.offsets[-1])
+    assert cache.require({"gen": ["features"]}, rows, [0]).all()
+    assert source_sizes(cache, rows).tolist() == [[28, 28]] * len(rows)
+    with pytest.raises(IdentityError, match="other views"):
+        cache.require({"gen": ["features"]}, rows, [1])
+    poor = config.model_copy(update={"cache": (place.root / "mild.kd", place.cache)})
+    assert make_plan(poor).setup.views == (0,)
+    assert f"{place.root / 'mild.kd'} has only the eval view" in capsys.readouterr().err
+    with pytest.raises(IdentityError, match=r"recipe\.name was mild, is autoaugment") as caught:
+        make_plan(config.model_copy(update={"cache": (place.root / "autoaugment.kd", place.cache)}))
+    assert "--views eval+train:2 --recipe mild" in caught.value.hint
 
 
 def test_few_views_are_told(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
@@ -467,6 +567,7 @@ def test_from_the_shell(place: Place, kd: Callable[..., Shell], tmp_path: Path) 
     )
     assert done.code == 0, done.err
     assert "validation R2" in done.out
+    assert "--adapted TEACHER" in done.err
     wrong = kd("train-student", *common, "--standardise", "phis", "--out", tmp_path / "wrong")
     assert wrong.code == 2
     assert "Did you mean 'phi-s'?" in wrong.err

@@ -569,6 +569,7 @@ def test_the_display_says_what_steps_wait_for_and_how_good_the_student_is(
         "loss": "1.0000", "val acc": "81.2 %", "epoch": "2/3", "images/s": "80.0", "label": "0.5000"
     }  # fmt: skip
     assert next(iter(facts)) == "loss"  # a narrow display cuts from the right
+    assert meter.facts({"loss": 1.0}, {"val R2": -0.339}, "2/3")["val R2"] == "-0.3390"
 
 
 def test_a_log_gets_a_line_with_rate_bound_and_parts(

@@ -33,7 +33,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 def make_feed(place: Place, **reads: tuple[str, ...]) -> Feed:
     data, cache = open_data(place.data), CacheSet.open([place.cache])
-    rule = ViewRule(ViewSet.from_document(cache.view_set), cache.view_count - 1)
+    rule = ViewRule(ViewSet.from_document(cache.view_set), cache.view_set["train_views"])
     return Feed(data, rule, [Render.of(SMALL)], Recording(cache, cache.rows_of(data), reads))
 
 

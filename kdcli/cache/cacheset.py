@@ -2,18 +2,18 @@
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, final
+from typing import Any, NoReturn, final
 
 import numpy as np
 from jaxtyping import Bool, Int64
 
 from kdcli.cache.classifier import Classifier
+from kdcli.cache.joined import joint_labels, joint_names, joint_teachers
 from kdcli.cache.keytable import KeyTable
 from kdcli.cache.layout import SAMPLES, Manifest
 from kdcli.cache.matching import (
     ROWS_AT_ONCE,
     Samples,
-    class_numbers,
     find_places,
     require_same_class,
     require_same_exif,
@@ -39,6 +39,7 @@ class CacheSet:
 
     Attributes:
         verify: which parts are compared with their records before they are used.
+        view_set: of the member with the most views; see :meth:`views_of` for those of some rows.
         held: gives rows that are held in memory, None for others; see :func:`kdcli.cache.resident.hold`.
     """
 
@@ -48,13 +49,12 @@ class CacheSet:
         self.offsets = np.cumsum([0, *(member.manifest.rows for member in members)])
         self.cache_ids = tuple(member.manifest.cache_id for member in members)
         self.keys = members[0].keys if len(members) == 1 else KeyTable.concatenate(m.keys for m in members)
-        self.class_names = _joint_names(members)
-        self.labels = np.concatenate([_joint_labels(member, self.class_names) for member in members])
-        self.teachers = _joint_teachers(members)
-        self.view_set = members[0].manifest.view_set
-        self.view_count = min(member.manifest.views for member in members)
+        self.class_names = joint_names(members)
+        self.labels = np.concatenate([joint_labels(member, self.class_names) for member in members])
+        self.teachers = joint_teachers(members)
+        self.view_set = max(members, key=lambda member: member.manifest.views).manifest.view_set
         self.held: Held | None = None
-        self._require_one_view_set()
+        self._require_alike(members, lambda view_set: {"decode": view_set.get("decode", "exact")})
 
     @classmethod
     def open(
@@ -80,15 +80,38 @@ class CacheSet:
             raise UsageError("the same cache is given twice", Advice("cache-twice"))
         return cls(members, verify)
 
-    def _require_one_view_set(self) -> None:
-        for member in self.members[1:]:
-            found = differences(_how(self.view_set), _how(member.manifest.view_set), "views.")
-            if found:  # their number may differ: the smallest counts
+    def _require_alike(
+        self, members: Sequence[CacheReader], how: Callable[[dict[str, Any]], dict[str, Any]]
+    ) -> None:
+        first = members[0]
+        for member in members[1:]:
+            found = differences(how(first.manifest.view_set), how(member.manifest.view_set), "views.")
+            if found:
+                run = self._run(member.teachers, only_location(member.manifest), first.manifest.view_set)
                 raise IdentityError(
-                    f"{member.layout.root} has other views than {self.members[0].layout.root}",
-                    Advice("other-views"),
+                    f"{member.layout.root} has other views than {first.layout.root}",
+                    Advice("other-views", **run),
                     found,
                 )
+
+    def holders(self, rows: Int64[np.ndarray, " n"]) -> list[CacheReader]:
+        """The caches that hold some rows; all of them hold none."""
+        numbers = np.unique(np.searchsorted(self.offsets, rows, side="right") - 1)
+        return [self.members[number] for number in numbers] or list(self.members)
+
+    def view_count(self, rows: Int64[np.ndarray, " n"]) -> int:
+        """How many views there are of each of some rows: caches that hold none of them do not count."""
+        return min(member.manifest.views for member in self.holders(rows))
+
+    def views_of(self, rows: Int64[np.ndarray, " n"]) -> dict[str, Any]:
+        """The view set of some rows, with the training views that all of them have.
+
+        Raises:
+            IdentityError: they are in caches whose views are drawn by different recipes.
+        """
+        holders = sorted(self.holders(rows), key=lambda member: -member.manifest.views)
+        self._require_alike(holders, _how)
+        return {**holders[0].manifest.view_set, "train_views": self.view_count(rows) - 1}
 
     def teacher(self, name: str) -> TeacherRecord:
         """The record of a teacher.
@@ -122,13 +145,16 @@ class CacheSet:
 
     # --- finding rows ----------------------------------------------------------------------------
 
-    def rows_of(self, data: Samples, check_content: bool = True) -> Int64[np.ndarray, " n"]:
+    def rows_of(
+        self, data: Samples, check_content: bool = True, reads: Mapping[str, Collection[str]] | None = None
+    ) -> Int64[np.ndarray, " n"]:
         """Rows of a data set's samples, each found by its key and checked by its content.
 
         Args:
             data: any subset of the cached samples, in any order.
-            check_content: also read every sample's bytes and compare their crc32c; without it
-                only sizes are compared here (training compares the bytes as it decodes them).
+            check_content: also read every sample's bytes and compare their crc32c; without it only sizes are
+                compared here, but of keys that several members have (training compares as it decodes).
+            reads: all that is needed of them, of view 0: teacher -> arrays. A hint then caches no more.
 
         Raises:
             CacheMissingError: samples that no member has.
@@ -137,60 +163,74 @@ class CacheSet:
         sizes = data.sizes()
         rows = np.full(len(data), -1, np.int64)
         changed: dict[int, Difference] = {}
-        for member, offset in zip(self.members, self.offsets, strict=False):
-            open_places = np.flatnonzero(rows < 0)
-            found = find_places(member, data, open_places)
-            hits = found >= 0
+        found = [find_places(member, data, np.arange(len(data))) for member in self.members]
+        # Two folders may name their images alike: then only the bytes tell in which cache one is.
+        unsure = check_content | (np.sum([local >= 0 for local in found], axis=0) > 1)
+        for member, offset, local in zip(self.members, self.offsets, found, strict=False):
+            hits = (local >= 0) & (rows < 0)
             if hits.any():
                 require_same_exif(member.layout.root, member.manifest, data)
-            places, local = open_places[hits], found[hits]
-            equal = same_content(member, local, places, sizes, data if check_content else None, changed)
-            require_same_class(member, data, places[equal], local[equal])
-            rows[places[equal]] = local[equal] + offset
-        self._require_all_found(data, rows, changed)
+            for places, content in (
+                (np.flatnonzero(hits & unsure), data),
+                (np.flatnonzero(hits & ~unsure), None),
+            ):
+                equal = places[same_content(member, local[places], places, sizes, content, changed)]
+                require_same_class(member, data, equal, local[equal])
+                rows[equal] = local[equal] + offset
+        lost = np.flatnonzero(rows < 0)
+        if len(lost):
+            self._refuse(data, lost, changed, reads)
         return rows
 
-    def _require_all_found(self, data: Samples, rows: np.ndarray, changed: dict[int, Difference]) -> None:
-        lost = np.flatnonzero(rows < 0)
-        if not len(lost):
-            return
+    def _refuse(
+        self,
+        data: Samples,
+        lost: Int64[np.ndarray, " m"],
+        changed: dict[int, Difference],
+        reads: Mapping[str, Collection[str]] | None,
+    ) -> NoReturn:
+        run = self._run((), data.location)
+        if reads is not None:
+            run = self._run(reads, data.location, {**self.view_set, "train_views": 0}) | {"reads": reads}
         wrong = [int(place) for place in lost if int(place) in changed]
+        absent, total = len(lost) - len(wrong), len(data)
         if wrong:
+            others = f"{absent} of {total} samples are not in {self._paths()}, and " if absent else ""
             raise IdentityError(
-                f"{len(wrong)} of {len(data)} images changed since they were cached, first {data.keys[wrong[0]]}",
-                Advice("anew", **self._run((), data.location)),
+                f"{others}{len(wrong)} of {total} images changed since they were cached, first {data.keys[wrong[0]]}",
+                Advice("anew", **run),
                 [changed[wrong[0]]],
             )
         raise CacheMissingError(
-            f"{len(lost)} of {len(data)} samples are not in {self._paths()}, first {data.keys[int(lost[0])]}",
-            Advice("fill-new", **self._run((), data.location)),
+            f"{absent} of {total} samples are not in {self._paths()}, first {data.keys[int(lost[0])]}",
+            Advice("fill-new", **run),
         )
 
-    def filling(
-        self, names: Iterable[str], location: str | None, cache: Path, add: Sequence[str] = ()
-    ) -> Advice:
+    def filling(self, names: Iterable[str], member: CacheReader, add: Sequence[str] = ()) -> Advice:
         """To run recorded teachers again, exactly as they ran and on the same views.
 
         Args:
             names: the teachers; none means all.
-            location: data set to run them over; None: what the cache recorded.
-            cache: where to.
+            member: the cache to add to.
             add: outputs to keep besides, as :mod:`kdcli.outputs` writes them.
         """
-        return Advice("fill", **self._run(names, location), cache=cache, add=add)
+        run = self._run(names, only_location(member.manifest), member.manifest.view_set)
+        return Advice("fill", **run, cache=member.layout.root, add=add)
 
     def adding(self, names: Sequence[str], add: Sequence[str]) -> Advice:
         """:meth:`filling` for outputs that were not kept, in every cache that holds the teachers."""
         runs = [
-            self.filling(held, only_location(member.manifest), member.layout.root, add)
+            self.filling(held, member, add)
             for member in self.members
             if (held := [name for name in names if name in member.teachers])
         ]
         return Advice("all", runs=runs)
 
-    def _run(self, names: Iterable[str], location: str | None) -> dict[str, Any]:
+    def _run(
+        self, names: Iterable[str], location: str | None, view_set: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
         teachers = [self.teachers[name] for name in tuple(names) or self.teachers]
-        return {"teachers": teachers, "view_set": self.view_set, "location": location}
+        return {"teachers": teachers, "view_set": view_set or self.view_set, "location": location}
 
     # --- what is there ---------------------------------------------------------------------------
 
@@ -239,8 +279,11 @@ class CacheSet:
         Raises:
             CacheMissingError: naming the command that fills the gap.
             CorruptError: bytes changed since they were written.
+            IdentityError: training views of the rows are drawn by different recipes.
         """
         self.require_kept(reads)
+        if any(views):
+            self.views_of(rows)
         usable = np.ones(len(rows), bool)
         for number, member in enumerate(self.members):
             self._bring(number, Needs(reads, rows, tuple(views)))
@@ -297,7 +340,8 @@ class CacheSet:
         if allow_partial:
             console.warn(f"{what} in {root} are not written yet; going on without them")
             return
-        run = self._run([name for name in names if name in self.teachers], only_location(member.manifest))
+        known = [name for name in names if name in self.teachers]
+        run = self._run(known, only_location(member.manifest), member.manifest.view_set)
         topic = "fill" if allow_partial is None else "fill-or-partial"
         raise CacheMissingError(f"{what} are not written in {root}", Advice(topic, **run, cache=root))
 
@@ -350,37 +394,3 @@ def _parts(member: CacheReader, reads: Mapping[str, Collection[str]]) -> list[st
             continue
         parts += [member.part_of(name, array) for array in arrays]
     return list(dict.fromkeys(parts))
-
-
-def _joint_teachers(members: Sequence[CacheReader]) -> dict[str, TeacherRecord]:
-    """Every teacher of any member; of one that several hold, the kinds that all of them keep."""
-    found: dict[str, TeacherRecord] = {}
-    for member in members:
-        for name, record in member.teachers.items():
-            known = found.get(name)
-            if known is not None:
-                both = {
-                    kind: output
-                    for kind, output in known.beside(record).outputs.items()
-                    if kind in record.outputs
-                }
-                record = known.model_copy(update={"outputs": both})
-            found[name] = record
-    return found
-
-
-def _joint_names(members: Sequence[CacheReader]) -> tuple[str, ...] | None:
-    names: dict[str, None] = {}
-    for member in members:
-        names.update(dict.fromkeys(member.manifest.data.class_names or ()))
-    return tuple(names) or None
-
-
-def _joint_labels(member: CacheReader, names: tuple[str, ...] | None) -> Int64[np.ndarray, " n"]:
-    own = member.manifest.data.class_names
-    if own is None or names is None:
-        return np.full(member.manifest.rows, -1, np.int64)
-    if own == names:
-        return member.labels
-    mapped: Int64[np.ndarray, " n"] = class_numbers(own, names)[member.labels]
-    return mapped

@@ -33,7 +33,7 @@ class Table:
 def tables_of(cache: CacheSet, needs: Needs) -> Iterator[Table]:
     """What has to be held so that nothing of ``needs`` is read from the cache any more."""
     seen = set()
-    for member in cache.members:
+    for member in cache.holders(needs.rows):  # the others may keep arrays of other shapes
         for teacher, array in needs.arrays(member):
             spec = member.specs(member.part_of(teacher, array))[array]
             for view in needs.views if spec.per_view else (None,):

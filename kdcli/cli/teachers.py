@@ -9,6 +9,8 @@ from kdcli.console import console, counted, size
 from kdcli.files import bytes_in
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from kdcli.extract.config import CacheConfig, PlanConfig
     from kdcli.options.common import Common
 
@@ -40,11 +42,19 @@ def cache_teachers(config: "CacheConfig", common: "Common") -> None:
         return
     made = f"{config.cache}: {size(bytes_in(config.cache))}, {images}, {teachers}"
     data, cache = quote(config.data or "DATA"), quote(str(config.cache))
-    student = (
-        f"kd train-student {data} --cache {cache} --method distill-equal --student ARCH --out runs/first"
-    )
+    method = _method([output.kind for output in config.outputs], len(result.teachers))
+    student = f"kd train-student {data} --cache {cache} --method {method} --student ARCH --out runs/first"
     rank = [f"kd rank-sources --cache {cache}"] if len(result.teachers) > 1 else []
     console.finished(made, *rank, student)
+
+
+def _method(kinds: "Sequence[str]", teachers: int) -> str:
+    """A method that learns from what was kept."""
+    if "logits" in kinds:
+        return "distill-equal"
+    if "topk" in kinds:
+        return "topk-kl"
+    return "agglomerate" if teachers > 1 else "feature"
 
 
 def plan(config: "PlanConfig", common: "Common") -> None:

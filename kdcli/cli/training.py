@@ -147,6 +147,8 @@ def _finish(config: "StudentConfig", out: Path) -> None:
     place = quote(str(config.out))
     test = config.test if isinstance(config.test, str) else None
     probe = f"kd eval-probe {quote(config.first_data)} --test {quote(test or 'TEST')} --model {place}"
+    if (out / "adaptors.json").exists():  # of a run that predicts its teachers' features
+        probe += " --adapted TEACHER"
     console.finished(
         f"{config.out}: {size(bytes_in(out))}, the student is {config.out}/export",
         f"kd report {place}",

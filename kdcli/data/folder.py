@@ -26,7 +26,7 @@ from kdcli.data.formats import ARCHIVES, EXTENSIONS, FRAMES, IMAGE_BYTES, TABLES
 from kdcli.data.labels_file import LABELS_FILE, LabelsFile
 from kdcli.data.leftovers import leftovers, require_no_class_lost
 from kdcli.data.names import require_distinct
-from kdcli.data.spec import JOIN, SPLIT_NAMES, canonical_split
+from kdcli.data.spec import JOIN, SPLIT_NAMES, canonical_split, split_modifiers
 from kdcli.data.tables import untrained
 from kdcli.data.walk import Walk, image_folders
 from kdcli.errors import BadDataError, NotFoundError, UsageError, nearest
@@ -254,6 +254,12 @@ def find_folder(text: str, data_root: Path | None) -> Path:
             with storage_errors(root / name):
                 if (root / name).exists():
                     return root / name
+    data, modifiers = split_modifiers(text)
+    if modifiers:
+        raise NotFoundError(
+            f"'{text}' is no data set, and a second @ begins no modifiers: they stand behind one, with commas between",
+            f"Write {data}@{modifiers},MORE",
+        )
     if scheme != "folder":
         raise NotFoundError(
             f"unknown data set '{text}'.{nearest(text, embedded_names())}",

@@ -187,9 +187,7 @@ class DataSpec:
         parts = _joined(text)
         if len(parts) > 1:
             return cls(JOIN.join(_different([str(cls.parse(part)) for part in parts])))
-        head, separator, tail = text.rpartition("@")
-        if not separator or not _MODIFIERS.match(tail):
-            head, tail = text, ""
+        head, tail = split_modifiers(text)
         if not head or "\0" in head:
             raise UsageError(f"'{text}' names no data set", _EXAMPLE)
         source = canonical_source(head)
@@ -218,6 +216,12 @@ class DataSpec:
         if not items and _MODIFIERS.match(self.source.rpartition("@")[2]) and "@" in self.source:
             items = ["seed=0"]  # keeps a path like a@b=c from being read as modifiers
         return f"{self.source}@{','.join(items)}" if items else self.source
+
+
+def split_modifiers(text: str) -> tuple[str, str]:
+    """What stands before the last ``@``, and the modifiers behind it; all and nothing where they are none."""
+    head, separator, tail = text.rpartition("@")
+    return (head, tail) if separator and _MODIFIERS.match(tail) else (text, "")
 
 
 def with_modifier(data: str, modifier: str) -> str:

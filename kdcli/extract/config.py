@@ -60,7 +60,7 @@ class CacheOptions(
         "averaged over N x N places; @eval after one: of view 0 only.",
         panel="Teachers", comma=True, min_length=1, complete="output",
     )  # fmt: skip
-    dtype: FloatName = option("float16", "Storage type of logits and features.", panel="Teachers")
+    dtype: FloatName = option("float16", "Storage type of logits, features and maps.", panel="Teachers")
     temperatures: tuple[Annotated[float, Field(ge=0.001, le=1000)], ...] = option(
         (1.0, 2.0, 4.0, 5.0), "Temperatures whose fp32 logsumexp is kept.",
         panel="Teachers", comma=True, metavar="T,T",

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from kdcli.cache.admin.grow import NewSamples, grown, publish_growth, sole_growth
-from kdcli.cache.cacheset import CacheSet, only_location
+from kdcli.cache.cacheset import CacheSet
 from kdcli.cache.layout import Manifest
 from kdcli.cache.matching import class_numbers, require_unchanged
 from kdcli.cache.reader import CacheReader
@@ -179,7 +179,8 @@ def _result(held: CacheReader, manifest: Manifest, dry_run: bool) -> ExtendResul
     root = held.layout.root
     fill = None
     if manifest != old and not dry_run:
-        fill = str(CacheSet.open([root]).filling((), only_location(manifest), root))
+        caches = CacheSet.open([root])
+        fill = str(caches.filling((), caches.members[0]))
     return ExtendResult(
         cache_id=old.cache_id,
         images=(old.samples, manifest.samples),

@@ -1,7 +1,7 @@
 """What to type: the hints of the storage layer, which knows what is missing but no command line."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from shlex import quote
 from typing import Any, Final
@@ -31,6 +31,7 @@ def _fill(
     location: str | None,
     cache: Path,
     add: Sequence[str] = (),
+    reads: Mapping[str, Collection[str]] | None = None,
 ) -> str:
     """The shell command that runs recorded teachers again, exactly as they ran and on the same views.
 
@@ -40,6 +41,7 @@ def _fill(
         location: data set to run them over; None: what the cache recorded.
         cache: where to; it may be new.
         add: outputs to keep besides, as ``--keep`` writes them.
+        reads: teacher -> arrays: keep no more than these are part of.
     """
     count = view_set["train_views"]
     views: dict[str, Any] = {}
@@ -50,7 +52,11 @@ def _fill(
     groups: dict[str, CacheConfig] = {}
     for record in teachers:
         fields = {name: getattr(record, name) for name in ("dtype", "amp", "temperatures")}
-        kept = [str(o.output) for o in record.outputs.values() if o.kind != STATS]
+        kept = [
+            str(output.output)
+            for output in record.outputs.values()
+            if output.kind != STATS and (reads is None or output.arrays.keys() & set(reads[record.name]))
+        ]
         fields["eval_geometry"] = EvalGeometry.of(record.preprocess).asked
         fields["keep"] = tuple(dict.fromkeys((*kept, *add)))
         known = groups.get(str(fields))
@@ -80,7 +86,10 @@ HINTS: Final[dict[str, str | Callable[..., str]]] = {
     "fill-or-partial": lambda **run: f"{_fill(**run)} (or --allow-partial to go on without them)",
     "name-a-cache": "Give --cache PATH.",
     "cache-twice": "Give each --cache once.",
-    "other-views": "Caches read together need the same --recipe and --decode.",
+    "other-views": lambda **run: (
+        "Caches whose images are trained on together need the same --recipe, all caches the same --decode: "
+        f"{_fill(cache=_NEW, **run)}, then --cache {_NEW} instead"
+    ),
     "other-exif": "Give --exif {exif}, or write DATA@exif={exif}.",
     "file-for-cache": "Give the folder that cache-teachers made; kd cache unpack makes one of a packed cache.",
     "folder-for-cache": "Give the folder that kd cache-teachers made.",

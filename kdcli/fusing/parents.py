@@ -6,7 +6,7 @@ from typing import final
 
 import numpy as np
 
-from kdcli.cache.cacheset import CacheSet, only_location
+from kdcli.cache.cacheset import CacheSet
 from kdcli.cache.provenance import TeacherRecord
 from kdcli.errors import BadDataError, CacheMissingError, UsageError, nearest
 from kdcli.models.fused import LevelsName, Parent
@@ -120,10 +120,7 @@ def _array(caches: CacheSet, record: TeacherRecord, levels: LevelsName, tap: str
 
 def _fill(caches: CacheSet, name: str, keep: str) -> str:
     """Commands that add an output of a teacher to every cache."""
-    return " && ".join(
-        str(caches.filling((name,), only_location(member.manifest), member.layout.root, (keep,)))
-        for member in caches.members
-    )
+    return " && ".join(str(caches.filling((name,), member, (keep,))) for member in caches.members)
 
 
 def _require_complete(caches: CacheSet, arrays: Mapping[str, str]) -> None:
@@ -142,8 +139,6 @@ def _require_complete(caches: CacheSet, arrays: Mapping[str, str]) -> None:
                     continue
                 gap = f"lacks {lost} of {len(rows)} rows of {array}"
             gaps.append(f"{name} {gap} in {member.layout.root}")
-            location = only_location(member.manifest)
-            add = (keep_word(array),)
-            commands.append(str(caches.filling((name,), location, member.layout.root, add)))
+            commands.append(str(caches.filling((name,), member, (keep_word(array),))))
     if gaps:
         raise CacheMissingError("; ".join(gaps), " && ".join(dict.fromkeys(commands)))

@@ -141,7 +141,11 @@ class Agglomeration(Objective):
         for name, own in self._each():
             for path in own:
                 level, size = path.level, sum(each.numel() for each in path.adaptor.parameters())
-                grid = f", both averaged to {level.grid[0]} x {level.grid[1]} cells" if level.grid else ""
+                grid = (
+                    ""
+                    if level.grid is None
+                    else _averaged(level.grid, level.student_shape, level.teacher_shape)
+                )
                 lines.append(
                     f"{level.array} of '{name}' {_shape(level.teacher_shape)} from {level.tap or 'features'} "
                     f"{_shape(level.student_shape)}{grid}: an adaptor of {size} parameters"
@@ -229,6 +233,14 @@ class Agglomeration(Objective):
 
     def _each(self) -> list[tuple[str, list[LevelPath]]]:
         return [(name, list(own)) for name, own in zip(self._names, self.paths, strict=True)]  # type: ignore[call-overload]
+
+
+def _averaged(grid: tuple[int, int], student: Sequence[int], teacher: Sequence[int]) -> str:
+    """Which of two maps is averaged to the other's grid, or both to a coarser one; none where they are of it."""
+    sides = {"the student's": tuple(student[1:]), "the teacher's": tuple(teacher[1:])}
+    larger = [side for side, cells in sides.items() if cells != grid]
+    word = "both" if len(larger) == 2 else "".join(larger)
+    return f", {word} averaged to {grid[0]} x {grid[1]} cells" if larger else ""
 
 
 def _shape(shape: Sequence[int]) -> str:

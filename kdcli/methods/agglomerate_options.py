@@ -99,8 +99,9 @@ def teacher_weights(choice: Choice) -> dict[str, float]:
             )
     if generalist is None and options.generalist_weight != 1:
         raise UsageError(
-            f"--generalist-weight {options.generalist_weight:g}, but no --generalist is named",
-            "Name it, or weigh each teacher: --teacher-weight NAME=W.",
+            f"--generalist-weight {options.generalist_weight:g} (which --old-new sets, too), but no --generalist is "
+            "named",
+            "Name it: --generalist NAME; or weigh each teacher: --teacher-weight NAME=W.",
         )
     if generalist in told:
         raise UsageError(

@@ -20,12 +20,16 @@ _CHUNK = 65536
 
 
 def source_sizes(cache: CacheSet, rows: Int64[np.ndarray, " n"]) -> Int32[np.ndarray, "m 2"]:
-    """Width and height of the images of some rows as the cache recorded them; of those that could be read."""
+    """Width and height of the images of some rows as the cache recorded them; of those that could be read.
+
+    Cache by cache: each of another recipe has columns of its own behind these.
+    """
     first, found = PARAM_NAMES.index("source_width"), [np.empty((0, 2), np.int32)]
-    for start in range(0, len(rows), _CHUNK):
-        params = cache.gather(SAMPLES, "params", rows[start : start + _CHUNK], 0)
-        sizes = params[:, first : first + 2]
-        found.append(sizes[(sizes > 0).all(axis=1) & (sizes < np.iinfo(np.int32).max).all(axis=1)])
+    for member, offset, stop in zip(cache.members, cache.offsets, cache.offsets[1:], strict=False):
+        own = rows[(rows >= offset) & (rows < stop)] - offset
+        for start in range(0, len(own), _CHUNK):
+            sizes = member.gather(SAMPLES, "params", own[start : start + _CHUNK], 0)[:, first : first + 2]
+            found.append(sizes[(sizes > 0).all(axis=1) & (sizes < np.iinfo(np.int32).max).all(axis=1)])
     return np.concatenate(found)
 
 

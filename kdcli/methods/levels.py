@@ -282,7 +282,9 @@ def _teacher_taps(
         )
     if unknown or not kept:
         tap = unknown[0] if unknown else _last_tap(record)
-        word = f"maps:{tap}" + ("@eval" if setup.teacher_view == "eval" and cache.view_count > 1 else "")
+        word = f"maps:{tap}" + (
+            "@eval" if setup.teacher_view == "eval" and cache.view_set["train_views"] else ""
+        )
         wanted = f"the map '{tap}'" if unknown else "a map"
         known = f"{'maps' if len(kept) > 1 else 'map'} {', '.join(kept)}" if kept else ", ".join(record.keep)
         less = " (--levels features matches no map)" if "features" in _choices(options) else ""

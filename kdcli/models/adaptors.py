@@ -154,7 +154,7 @@ class KeptAdaptor:
     layers: FeatureAdaptor
     classifier: tuple[Float[Tensor, "c d"], Float[Tensor, " c"]] | None = None
 
-    @torch.inference_mode()
+    @torch.no_grad()  # of inference mode nobody's own classifier could take them: they could not be trained on
     def predict(self, values: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
         """What the teacher would give, in its own units: features [b, C], or a map [b, C, h, w] of the record's grid.
 

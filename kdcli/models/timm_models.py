@@ -203,10 +203,25 @@ class TimmArchitecture(Architecture):
             raise
         except (RuntimeError, TypeError, AttributeError, KeyError, ValueError, IndexError) as error:
             lines = [line.strip() for line in str(error).splitlines()]
+            if self._arguments:
+                raise self._another_architecture(" ".join(lines[:3])[:300]) from error
             raise BadDataError(
                 f"the weights of '{self._spec}' do not fit the architecture: {' '.join(lines[:3])[:300]}",
                 f"Check that {CONFIG_FILE} and the weights belong together.",
             ) from error
+
+    def _another_architecture(self, reason: str) -> BadDataError:
+        """Arguments that ask for layers which the weights do not have."""
+        told = ",".join(f"{name}={str(value).lower()}" for name, value in self._arguments.items())
+        norm = "fc_norm" in reason and "fc_norm" not in self._arguments
+        return BadDataError(
+            f"'{self._spec}': {told} changes the architecture, and its weights do not fit the architecture any more: "
+            f"{reason}",
+            "Keep the norm before the pooling, where it was trained: add the argument fc_norm=false (--teacher-arg, or "
+            "in the [] of the model)."
+            if norm
+            else "Leave out the argument that asks for other layers.",
+        )
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from kdcli.probing.representations import EXPORT, Representation
 from kdcli.probing.targets import Target
 from kdcli.training.config import StudentConfig
 from kdcli.training.lr_grid import train_grid
-from kdcli.training.resolve import Sources
+from kdcli.training.sources import Sources
 from kdcli.training.train import train_student
 
 BATCH = 32

@@ -1,5 +1,6 @@
 """Old-task accuracy: a head that was kept with a model, tested on the classes that it was trained on (P1 Table 2)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, final
@@ -77,17 +78,25 @@ def find_head(representation: Representation, name: str, config: ProbeConfig) ->
     adapted = adaptors_of(representation)
     if name in adapted:
         return _teachers_own(adapted[name], representation)
-    if name == OWN:
+    classifies = not isinstance(representation, RunModel) or representation.model.num_classes > 0
+    if name == OWN and classifies:
         return KeptHead("logits", None, None, representation.class_names())
     known += [each for each, adaptor in adapted.items() if adaptor.classifier is not None]
-    own = [] if isinstance(representation, RunModel) and OWN in known else [OWN]
-    heads_text = ", ".join([*known, *own])
-    raise NotFoundError(
-        f"'{representation.name}' kept no head '{name}'.{nearest(name, [*known, OWN])}",
-        f"Its heads are {heads_text}."
-        if known
-        else f"It has only its own, --head {OWN}; {HEADS} in the folder of a run holds the others.",
-    )
+    raise _no_head(representation, name, known, [OWN] if classifies and OWN not in known else [])
+
+
+def _no_head(
+    representation: Representation, name: str, known: Sequence[str], own: Sequence[str]
+) -> NotFoundError:
+    """Refuse a head that is not there: ``known`` are those beside the model, ``own`` is the one in it."""
+    heads = [*known, *own]
+    what = f"'{representation.name}' {'has no classifier' if name == OWN else f'kept no head {name!r}'}"
+    if known:
+        return NotFoundError(f"{what}.{nearest(name, heads)}", f"Its heads are {', '.join(heads)}.")
+    if own:
+        only = f"It has only its own, --head {OWN}; {HEADS} in the folder of a run holds the others."
+        return NotFoundError(f"{what}.{nearest(name, heads)}", only)
+    return NotFoundError(what, "It gives features alone: leave --head out to train a probe on them.")
 
 
 def _teachers_own(adaptor: "KeptAdaptor", representation: Representation) -> KeptHead:

@@ -4,7 +4,6 @@ What an item shows is what ``kd train-student`` shows: the same batches are made
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any, Literal, TypeAlias, final
 
 import numpy as np
@@ -64,9 +63,12 @@ class CachedImages(Dataset[Item]):
         teacher_view: Literal["same", "eval"] = "same",
     ) -> None:
         self.preprocess = _preprocess(student)
-        views = replace(ViewSet.from_document(caches.view_set), train_views=caches.view_count - 1)
+        self.data = open_data(_location(caches) if data is None else data)
+        # The feed compares the bytes as it decodes them.
+        rows = caches.rows_of(self.data, check_content=False)
+        views = ViewSet.from_document(caches.views_of(rows))
         eval_only = ViewRule(views, views.train_views, "eval")
-        self._rule = replayed(caches, views) if teacher_view == "same" else eval_only
+        self._rule = replayed(caches, rows, views) if teacher_view == "same" else eval_only
         if teacher_view == "eval" and views.mixes:
             raise UsageError(
                 f"recipe {views.recipe} mixes images, and with teacher_view='eval' the teachers saw them unmixed",
@@ -74,10 +76,6 @@ class CachedImages(Dataset[Item]):
             )
         shown = sorted({self._rule.teacher(epoch) for epoch in range(max(1, views.train_views))})
         reads = _reads(caches, teachers, with_views=shown != [0])
-        self.data = open_data(_location(caches) if data is None else data)
-        rows = caches.rows_of(
-            self.data, check_content=False
-        )  # the feed compares the bytes as it decodes them
         usable = caches.require(reads, rows, shown)
         if not usable.any():
             raise CacheMissingError(

@@ -65,7 +65,7 @@ class OpenCache:
         self.keys: KeyTable = caches.keys.select(self.rows)
         self.labels: Int64[np.ndarray, " n"] = caches.labels[self.rows]
         self.class_names = caches.class_names
-        self.views = caches.view_count
+        self.views = caches.view_count(self.rows)
 
     def __getitem__(self, teacher: str) -> "Outputs":
         if teacher not in self.caches.teachers:
@@ -185,7 +185,7 @@ class Outputs:
         return {name: values[0] for name, values in self._read(names, rows, view).items()}
 
     def _read(self, names: list[str], rows: Int64[np.ndarray, " m"], view: int) -> dict[str, np.ndarray]:
-        caches, views = self._cache.caches, self._cache.views
+        caches, views = self._cache.caches, self._cache.caches.view_count(rows)
         if unknown := [name for name in names if name not in self]:
             raise CacheMissingError(
                 f"the cache keeps no array '{unknown[0]}' of '{self.teacher}'.{nearest(unknown[0], self)}",

@@ -12,7 +12,7 @@ from kdcli.training.evaluate import heads_to_test
 from kdcli.training.fit import known_divergence
 from kdcli.training.out import require_folder
 from kdcli.training.plan import Plan
-from kdcli.training.resolve import Sources, make_plan
+from kdcli.training.resolve import make_plan
 from kdcli.training.result import TrainResult
 from kdcli.training.rundir import (
     finished_result,
@@ -21,6 +21,7 @@ from kdcli.training.rundir import (
     read_pins,
     require_same_run,
 )
+from kdcli.training.sources import Sources
 from kdcli.training.tracking import require_trackers
 from kdcli.types import Ranking
 

@@ -58,7 +58,7 @@ def judged_images(
         IdentityError: images that changed since they were cached.
         BadDataError: fewer than two are left.
     """
-    rows = cache.rows_of(data)
+    rows = cache.rows_of(data, reads=reads)
     if config.stage is not None:
         stage(cache, Needs(reads, rows, (EVAL_VIEW,)), config.stage, config.stage_limit)
     usable = cache.require(reads, rows, [EVAL_VIEW], config.allow_partial)

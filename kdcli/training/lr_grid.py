@@ -12,10 +12,10 @@ from kdcli.files import storage_errors, write_json
 from kdcli.reading import read_json, require_inside
 from kdcli.training.config import StudentConfig, learning_rates
 from kdcli.training.out import GRID, require_folder
-from kdcli.training.resolve import Sources
 from kdcli.training.result import TrainResult
 from kdcli.training.rundir import remove_run
 from kdcli.training.scores import JUDGED, MAIN, main_score
+from kdcli.training.sources import Sources
 from kdcli.training.train import train_student
 from kdcli.training.validation import ON_TEST
 from kdcli.types import Ranking, differences

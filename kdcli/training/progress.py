@@ -105,7 +105,12 @@ class Meter:
         (first, loss), *parts = values.items() or [("loss", float("nan"))]
         return {
             first: f"{loss:.4f}",
-            **{name: f"{100 * value:.1f} %" for name, value in scores.items()},
+            **{
+                name: f"{value:.4f}"
+                if name.endswith("R2")
+                else f"{100 * value:.1f} %"  # as the tables have both
+                for name, value in scores.items()
+            },
             "epoch": epoch,
             "images/s": per_second(self.images_per_second),
             **{name: f"{value:.4f}" for name, value in parts},

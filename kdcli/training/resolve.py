@@ -1,17 +1,15 @@
 """From a configuration to a plan: everything is resolved and checked here, before a model is opened."""
 
-import functools
 from dataclasses import replace
-from pathlib import Path
 from typing import final
 
 import numpy as np
+from jaxtyping import Int64
 
-from kdcli.cache.cacheset import CacheSet
 from kdcli.cache.needs import Needs as Reads
 from kdcli.cache.shelf import Stage
 from kdcli.cache.staging import stage
-from kdcli.data.sources import ImageData, open_data
+from kdcli.data.sources import ImageData
 from kdcli.data.views import ViewSet
 from kdcli.errors import CacheMissingError, UsageError
 from kdcli.geometry import EvalGeometry
@@ -25,7 +23,7 @@ from kdcli.training.config import StudentConfig
 from kdcli.training.fidelity import judged_images
 from kdcli.training.lower import Lower, choose_lower
 from kdcli.training.plan import Pins, Plan, turns_of
-from kdcli.training.readable import Readable, unreadable
+from kdcli.training.readable import Readable
 from kdcli.training.replay import Recording, ViewRule, require_partners
 from kdcli.training.samplers import order_of
 from kdcli.training.sets import (
@@ -49,6 +47,7 @@ from kdcli.training.settings import (
     unused_by,
     without_unused,
 )
+from kdcli.training.sources import Sources
 from kdcli.training.start import FRESH, NEAREST_SOURCE, UNTRAINED, Start, resolve_start
 from kdcli.training.teachers import (
     Teachers,
@@ -60,24 +59,6 @@ from kdcli.training.teachers import (
 from kdcli.training.validation import split_off
 from kdcli.training.views import choose_geometry, choose_views
 from kdcli.types import Ranking
-
-
-@final
-class Sources:
-    """Opens data sets and caches, each of them once: several students share what they read.
-
-    Args:
-        data: opens a data set instead, for a caller that trains on some of its images.
-    """
-
-    def __init__(self, data: OpenData | None = None) -> None:
-        self.data: OpenData = data or functools.cache(open_data)
-        self._open = functools.cache(CacheSet.open)
-        self.unreadable = functools.cache(unreadable)
-
-    def cache(self, paths: tuple[Path | str, ...], config: StudentConfig) -> CacheSet:
-        """Caches as one, opened as a student's options say."""
-        return self._open(paths, config.verify, Stage.told(config.stage, config.stage_limit))
 
 
 def make_plan(
@@ -108,11 +89,12 @@ def make_plan(
     draft = _Draft(config, ranking, pins or Pins(), processes, sources or Sources())
     draft.choose_teachers()
     draft.choose_start()
-    draft.choose_views()
     draft.open_data()
+    draft.find_rows()
+    draft.choose_views()
     draft.ask_method()
     draft.choose_geometry()
-    draft.find_rows()
+    draft.require_outputs()
     draft.open_tests()
     return draft.plan()
 
@@ -143,6 +125,7 @@ class _Draft:
 
     start: Start
     lower: Lower | None
+    rows: Int64[np.ndarray, " n"]
     rule: ViewRule
     strong: ViewSet | None
     everything: ImageData
@@ -220,7 +203,7 @@ class _Draft:
 
     def choose_views(self) -> None:
         """Which views are shown."""
-        self.rule = choose_views(self.config, self.method, self.cache, self.pins.train_views)
+        self.rule = choose_views(self.config, self.method, self.cache, self.rows, self.pins.train_views)
         self.strong = self.method.strong_views(self.config.options, self.rule.views)
 
     def open_data(self) -> None:
@@ -244,6 +227,16 @@ class _Draft:
         if self.split and not self.method.repeats_labelled(self.config.options):
             require_unlabelled(self.data, self.main)
 
+    def find_rows(self) -> None:
+        """Find the images to train on in the cache."""
+        self.rows = np.zeros(0, np.int64)
+        if self.cache is None:
+            return
+        if self.used is not None:
+            require_within_labels(self.used, self.cache, self.everything, self.config)
+        # The feed compares the bytes as it decodes them.
+        self.rows = self.cache.rows_of(self.data, check_content=False)
+
     def ask_method(self) -> None:
         """The method's own checks and decisions."""
         config, teachers, cache = self.config, self.teachers, self.cache
@@ -256,7 +249,7 @@ class _Draft:
             asked=config.teacher,
             data=self.data,
             cache=cache,
-            views=() if cache is None else tuple(self._views(cache)),
+            views=() if cache is None else self._views(),
             teacher_view=self.rule.teacher_view,
             mixes=self.rule.views.mixes,
             recipe=self.rule.views.rule,
@@ -287,10 +280,10 @@ class _Draft:
             train_from=config.train_from,
         )
 
-    def _views(self, cache: CacheSet) -> list[int]:
+    def _views(self) -> tuple[int, ...]:
         """Views that the teachers are asked about."""
         turns = turns_of(self.settings.epochs, self.rule, self.split or self.needs.sets)
-        return sorted({self.rule.teacher(turn) for turn in range(turns)} & set(range(cache.view_count)))
+        return tuple(sorted({self.rule.teacher(turn) for turn in range(turns)}))
 
     def choose_geometry(self) -> None:
         """How the student is evaluated."""
@@ -299,15 +292,12 @@ class _Draft:
             read = [self.lower.teacher]
         self.geometry = choose_geometry(self.config, self.rule, read)
 
-    def find_rows(self) -> None:
-        """Find the data in the cache, and leave out what teachers have no outputs for."""
+    def require_outputs(self) -> None:
+        """Leave out the images that teachers have no outputs for."""
         config, cache, views = self.config, self.cache, self.setup.views
         if cache is None:
             return
-        if self.used is not None:
-            require_within_labels(self.used, cache, self.everything, config)
-        data = self.data
-        rows = cache.rows_of(data, check_content=False)  # the feed compares the bytes as it decodes them
+        data, rows = self.data, self.rows
         reads = self.method.arrays(self.setup)
         if self.lower is not None:
             reads = self.lower.with_maps(reads)

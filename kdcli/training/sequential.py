@@ -16,7 +16,6 @@ from kdcli.training.gains import (
     teachers_on_test,
 )
 from kdcli.training.out import require_folder
-from kdcli.training.resolve import Sources
 from kdcli.training.result import TrainResult
 from kdcli.training.rundir import (
     adopt,
@@ -25,6 +24,7 @@ from kdcli.training.rundir import (
     require_same_identity,
     stage_folder,
 )
+from kdcli.training.sources import Sources
 from kdcli.training.stages import Stages, arrange, ranking_of, stage_config
 from kdcli.training.start import NEAREST_SOURCE
 from kdcli.training.train import train_student

@@ -21,8 +21,9 @@ from kdcli.training.classes import Classes
 from kdcli.training.config import StudentConfig
 from kdcli.training.gains import cached_predictions, predicting_array
 from kdcli.training.plan import Pins, Plan
-from kdcli.training.resolve import Sources, make_plan
+from kdcli.training.resolve import make_plan
 from kdcli.training.rundir import read_pins
+from kdcli.training.sources import Sources
 from kdcli.training.teachers import require_within_labels
 from kdcli.types import Ranking
 
@@ -122,10 +123,7 @@ def _require_alone(name: str, plan: Plan) -> None:
 
 
 def _with_training_images(config: StudentConfig, data: ImageData, sources: Sources) -> tuple[Path | str, ...]:
-    """The caches to train from. One that holds none of the images is there for the test data only.
-
-    Read together with the others it would cut the training views down to those that it has, too.
-    """
+    """The caches to train from. One that holds none of the images is there for the test data only."""
     if len(config.cache) < 2:
         return config.cache
     found = tuple(

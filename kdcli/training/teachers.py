@@ -62,9 +62,10 @@ def require_options(config: StudentConfig, method: Method, ranking: Ranking | No
     """
     needs = method.needs_of(config.options)
     if config.multi_label is not None and not needs.several_labels:
+        learns = "no labels" if method.predicts(config.options) else "one class an image"
         raise UsageError(
-            f"{method.name} learns one class an image, and --multi-label gives several labels",
-            f"Use --method {' or '.join(method_names('several_labels'))}; or leave --multi-label out.",
+            f"{method.name} learns {learns}, and --multi-label gives several labels an image",
+            "Leave --multi-label out; or use --method labels-only, or another that takes several labels (kd methods).",
         )
     name = method.name
     if needs.kinds and not config.cache:
@@ -118,13 +119,21 @@ def choose_teachers(
     if not weights:
         raise UsageError(
             "no teacher has a positive weight, so there is nothing to learn from",
-            "Raise --generalist-weight above 0, or cache more teachers.",
+            _raising(config.options),
         )
     used = dict.fromkeys([*weights, *([generalist.name] if generalist else [])])
     records = {name: cache.teacher(name) for name in used}
     if "logits" in method.needs_of(config.options).kinds:
         _require_classifiers(method, records)
     return Teachers(weights, records, generalist)
+
+
+def _raising(options: object) -> str:
+    """What gives some teacher a weight, by the options that weigh them."""
+    told = getattr(options, "teacher_weight", ())
+    if told:
+        return f"Give one of them a weight above 0, such as --teacher-weight {told[0].partition('=')[0]}=1."
+    return "Raise --generalist-weight above 0, or cache more teachers."
 
 
 def _require_classifiers(method: Method, records: Mapping[str, TeacherRecord]) -> None:

@@ -44,10 +44,10 @@ from kdcli.training.one_stream import require_one_stream
 from kdcli.training.plan import Plan
 from kdcli.training.replay import Recording
 from kdcli.training.resident import DeviceFed, bring_near
-from kdcli.training.resolve import Sources
 from kdcli.training.result import TrainResult, result_of
 from kdcli.training.rundir import begin, finish
 from kdcli.training.samplers import order_of
+from kdcli.training.sources import Sources
 from kdcli.training.stream import Stream
 from kdcli.training.student import Built, build_student
 from kdcli.training.summary import tell, tell_built

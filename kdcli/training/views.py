@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+from jaxtyping import Int64
+
 from kdcli.cache.cacheset import CacheSet
 from kdcli.cache.pixels import as_pixels, require_same_pixels
 from kdcli.cache.provenance import TeacherRecord
@@ -17,7 +20,11 @@ from kdcli.training.replay import ViewRule
 
 
 def choose_views(
-    config: StudentConfig, method: Method, cache: CacheSet | None, pinned: int | None
+    config: StudentConfig,
+    method: Method,
+    cache: CacheSet | None,
+    rows: Int64[np.ndarray, " n"],
+    pinned: int | None,
 ) -> ViewRule:
     """Which view each epoch shows.
 
@@ -25,18 +32,18 @@ def choose_views(
         config: names the recipe, and what the teachers saw.
         method: has a recipe of its own where there is no cache.
         cache: whose views are shown.
+        rows: of the images that are trained on; what holds none of them, such as a cache of test images, has no say.
         pinned: how many training views a run that was begun earlier cycles through.
 
     Raises:
         UsageError: another recipe than the cache's, or one that mixes images which the teachers saw unmixed.
-        IdentityError: this kd draws other pixels than the one that cached them.
+        IdentityError: this kd draws other pixels than the one that cached them, or caches have different recipes.
     """
     if cache is None:
         return ViewRule(ViewSet(0, config.recipe or method.recipe or DEFAULT_RECIPE), None)
-    cached = cache.view_count - 1
-    if pinned is not None and pinned <= cached:
-        cached = pinned
-    views = replace(ViewSet.from_document(cache.view_set), train_views=cached)
+    views = ViewSet.from_document(cache.views_of(rows))
+    if pinned is not None and pinned <= views.train_views:
+        views = replace(views, train_views=pinned)
     recipe = config.recipe
     if recipe is None and config.teacher_view == method.teacher_view == "eval":
         recipe = method.recipe
@@ -44,30 +51,33 @@ def choose_views(
     if config.teacher_view == "eval":
         if method.needs_of(config.options).kinds:
             _require_unmixed(asked)
-        return ViewRule(asked, cached, "eval")
+        return ViewRule(asked, views.train_views, "eval")
     if asked != views:
         raise UsageError(
             f"--recipe {config.recipe}, but the cached views are of recipe {views.recipe}",
             "Leave --recipe out, or take the teachers' clean view for augmented images: --teacher-view eval",
         )
-    return replayed(cache, views)
+    return replayed(cache, rows, views)
 
 
-def replayed(cache: CacheSet, views: ViewSet) -> ViewRule:
-    """The cached views as the teachers saw them, epoch by epoch.
+def replayed(cache: CacheSet, rows: Int64[np.ndarray, " n"], views: ViewSet) -> ViewRule:
+    """The cached views of some rows as the teachers saw them, epoch by epoch.
 
     Raises:
         IdentityError: this kd draws other pixels than the one that cached them.
     """
-    for member in cache.members:
+    holders = cache.holders(rows)
+    for member in holders:
         require_same_pixels(member.manifest.view_pixels, as_pixels(views.pixels()), member.layout.root)
     if views.decode == "scaled":
         console.note(
             "views are drawn of photos decoded at a reduced scale, as the cache's were (--decode scaled)"
         )
     if not views.train_views:
+        poor = [str(member.layout.root) for member in holders if member.manifest.views == 1]
+        where = "the cache" if len(cache.members) == 1 else " and ".join(poor)
         console.warn(
-            "the cache has only the eval view: every epoch shows the same pixels; "
+            f"{where} has only the eval view: every epoch shows the same pixels; "
             "cache --views eval+train:K, or use --teacher-view eval"
         )
     return ViewRule(views, views.train_views)
