@@ -8,7 +8,7 @@ from kdcli.cache.cacheset import CacheSet
 from kdcli.cache.provenance import TeacherRecord
 from kdcli.errors import CacheMissingError, UsageError, nearest
 from kdcli.methods.base import Setup
-from kdcli.methods.levels import require_correspondence
+from kdcli.methods.levels import named_instead, require_correspondence
 from kdcli.models.spec import Model
 from kdcli.models.taps import tap_shapes
 
@@ -117,7 +117,7 @@ def _map_of(record: TeacherRecord, tap: str | None, levels: Levels, cache: Cache
         raise CacheMissingError(
             f"the map '{tap}' of '{record.name}' is asked for, and the cache keeps its {', '.join(record.keep)} only."
             f"{nearest(tap, known)}",
-            cache.adding([record.name], [f"maps:{tap}"]),
+            named_instead(record.name, tap, known) or cache.adding([record.name], [f"maps:{tap}"]),
         )
     if tap is not None:
         return _MAPS + tap
