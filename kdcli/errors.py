@@ -231,10 +231,16 @@ def raised_elsewhere(document: Mapping[str, Any]) -> KdError:
     return error
 
 
-def nearest(word: str, choices: Iterable[str], before: str = "") -> str:
-    """``" Did you mean 'x'?"`` for the closest of ``choices``, with ``before`` in front of it, or an empty string."""
+def closest(word: str, choices: Iterable[str]) -> str | None:
+    """The one of ``choices`` that ``word`` may be meant for, if one is near."""
     from difflib import get_close_matches
 
     lowered = {choice.lower(): choice for choice in choices}
     found = get_close_matches(word.lower(), lowered, n=1, cutoff=0.5)
-    return f" Did you mean '{before}{lowered[found[0]]}'?" if found else ""
+    return lowered[found[0]] if found else None
+
+
+def nearest(word: str, choices: Iterable[str], before: str = "") -> str:
+    """``" Did you mean 'x'?"`` for the closest of ``choices``, with ``before`` in front of it, or an empty string."""
+    found = closest(word, choices)
+    return "" if found is None else f" Did you mean '{before}{found}'?"

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from conftest import Shell
+from pydantic import ValidationError
 from training_place import STUDENT, Place, make_place
 
 from kdcli.cache.cacheset import CacheSet
@@ -183,3 +184,35 @@ def test_the_command_line_takes_an_installed_method(kd: Callable[..., Shell], tm
     shell = kd(*arguments, "--set", "half_share=0.25", env={"PYTHONPATH": paths})
     assert shell.code == 0, shell.err
     assert "half_share: 0.25" in shell.out
+
+
+# --- weights ------------------------------------------------------------------------------------
+
+SILENT: dict[str, dict[str, Any]] = {
+    **{name: {"kl_weight": 0.0} for name in ("xe-kl", "kl-ls", "mcl", "kd", "dp", "cd")},
+    "dkd": {"dkd_alpha": 0.0, "dkd_beta": 0.0}, "dist": {"dist_beta": 0.0, "dist_gamma": 0.0},
+    "sp": {"relation_weight": 0.0}, "pkt": {"relation_weight": 0.0},
+    "rkd": {"distance_weight": 0.0, "angle_weight": 0.0},
+    **{name: {"level_weight": (0.0,)} for name in ("at", "vid", "hint", "feature")},
+    "srrl": {"feature_weight": 0.0, "logit_weight": 0.0}, "crd": {"crd_weight": 0.0},
+    "mlfd": {"distill_weight": 0.0, "level_weight": (0.0, 0.0)}, "fixmatch": {"unlabelled_weight": 0.0},
+    **{name: {"label_weight": 1.0} for name in ("distill-nearest", "distill-weighted", "distill-equal")},
+}  # fmt: skip
+"""Of each method the weights that leave it nothing to learn but labels."""
+
+
+@pytest.mark.parametrize("name", SILENT)
+def test_weights_that_leave_only_labels_are_refused(name: str) -> None:
+    kind, silent = find_method(name).Options, SILENT[name]
+    with pytest.raises(ValidationError, match="nothing but labels is left to learn from") as caught:
+        kind(**silent)
+    assert all(f"--{each.replace('_', '-')} " in str(caught.value) for each in silent)
+    for spared in silent:
+        if len(silent) > 1:
+            kind(**{each: value for each, value in silent.items() if each != spared})
+
+
+def test_no_other_method_has_weights_that_leave_only_labels() -> None:
+    """Of nkd the right class always counts, of crd beside KD that one; others have no such weight."""
+    marked = {name for name in METHODS if find_method(name).Options().taught()}
+    assert marked == set(SILENT)

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from training_place import Place, make_place
 
-from kdcli.errors import CacheMissingError, KdError, UsageError
+from kdcli.errors import CacheMissingError, ConfigError, KdError, UsageError
 from kdcli.extract.config import CacheConfig
 from kdcli.extract.extract import cache_teachers
 from kdcli.methods import rkd
@@ -324,11 +324,15 @@ def test_sp_compares_maps_of_any_shapes(place: Place) -> None:
 @pytest.mark.parametrize(
     ("method", "changes", "kind", "said"),
     [
-        ("sp", {"batch_size": 1}, UsageError, "compares 2 images or more with each other, and a step has 1"),
-        ("pkt", {"data": "one", "label_weight": 0.0}, UsageError, r"and a step has 1\n.*too few images \(1\)"),
-        ("rkd", {"batch_size": 2}, UsageError, r"rkd compares 3 images or more.*\n.*--batch-size 6"),
+        ("sp", {"batch_size": 1}, UsageError, r"sp compares 2 images or more with each other, and a step"
+         r" has 1\n.*--batch-size 2 or more"),
+        ("pkt", {"data": "one", "label_weight": 0.0}, UsageError, r" has 1\n.*more images: there is 1"),
+        ("rkd", {"batch_size": 2}, UsageError, r"rkd compares 3 images or more.*\n.*--batch-size 3 or"),
         ("pkt", {"freeze": "backbone"}, UsageError, "would have to change the backbone"),
-        ("rkd", {"distance_weight": 0.0, "angle_weight": 0.0}, UsageError, "learns nothing from its teachers"),
+        ("cd", {"batch_size": 1}, UsageError, r"cd compares 2 images or more"),
+        ("dist", {"batch_size": 2, "data": "uneven", "bn": "frozen", "teacher": ("gen",)}, UsageError,
+         r"dist compares 2 .*the smallest of 12 steps \(23 images\) has 1\n.*--batch-size 3 or more"),
+        ("rkd", {"distance_weight": 0.0, "angle_weight": 0.0}, ConfigError, "nothing but labels is left to learn"),
         ("pkt", {"data": "unlabelled"}, KdError, r"no labels.*\n.*--label-weight 0"),
         ("sp", {"teacher_tap": ("layer4",)}, UsageError, "--teacher-tap layer4, but --levels features matches no map"),
         ("sp", {"levels": "maps"}, UsageError, "keeps 2 maps of 'mapped': layer3, layer4"),
@@ -343,7 +347,11 @@ def test_sp_compares_maps_of_any_shapes(place: Place) -> None:
 def test_what_cannot_be_is_refused_in_two_lines(
     place: Place, method: str, changes: dict[str, Any], kind: type[KdError], said: str
 ) -> None:
-    data = {"one": f"{place.data}@n=1", "unlabelled": f"{place.data}@labels=none"}
+    data = {
+        "one": f"{place.data}@n=1",
+        "uneven": f"{place.data}@n=23",
+        "unlabelled": f"{place.data}@labels=none",
+    }
     fields = {"teacher": ("mapped",), **changes}
     if "data" in fields:
         fields["data"] = data[fields["data"]]

@@ -21,7 +21,7 @@ from kdcli.methods.dist import correlation, relations
 from kdcli.methods.dkd import decoupled
 from kdcli.methods.logits import Rise
 from kdcli.methods.losses import kl_divergence
-from kdcli.methods.nkd import normalised
+from kdcli.methods.nkd import others_entropy, target_entropy
 from kdcli.methods.topk import LARGEST, spread_divergence, spread_rest, top_classes_divergence
 from kdcli.models.student import StudentOutput
 
@@ -282,9 +282,10 @@ def test_nkd_is_two_cross_entropies(size: tuple[int, int, float, int]) -> None:
     for row, label in enumerate(y):
         a, b = np.delete(probs(t, temperature)[row], label), np.delete(probs(s, temperature)[row], label)
         others[row] = -((a / a.sum()) * np.log(b / b.sum())).sum() * temperature**2
-    found = normalised(tensor(s), tensor(t), torch.tensor(y), temperature)
-    np.testing.assert_allclose(found[0].numpy(), target, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(found[1].numpy(), others, rtol=1e-4, atol=1e-5)
+    both, labels = (tensor(s), tensor(t)), torch.tensor(y)
+    np.testing.assert_allclose(target_entropy(*both, labels).numpy(), target, rtol=1e-4, atol=1e-5)
+    found = others_entropy(*both, labels, temperature).numpy()
+    np.testing.assert_allclose(found, others, rtol=1e-4, atol=1e-5)
 
 
 def test_a_student_that_is_sure_has_a_finite_dkd_and_a_gradient() -> None:
@@ -299,9 +300,9 @@ def test_a_student_that_is_sure_has_a_finite_dkd_and_a_gradient() -> None:
     (target + others).sum().backward()
     assert s.grad is not None
     assert torch.isfinite(s.grad).all()
-    for wrong in (decoupled, normalised):
-        found = wrong(s.detach() * 1e3, -s.detach() * 1e3, label, 1.0)
-        assert all(torch.isfinite(each).all() for each in found)
+    wrong = s.detach() * 1e3, -s.detach() * 1e3, label
+    for found in (*decoupled(*wrong, 1.0), target_entropy(*wrong), others_entropy(*wrong, 1.0)):
+        assert torch.isfinite(found).all()
 
 
 @given(SIZES)
@@ -441,6 +442,23 @@ def test_confidence_has_the_gradient_of_the_weighed_kls() -> None:
     parts = parts_of("kl", "abc", combine="confidence")
     for number, name in enumerate("abc"):
         assert parts[f"confidence/{name}"] == pytest.approx(weights[number].mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("combine", ["probs", "confidence"])
+def test_nkd_compares_with_mean_probabilities_of_each_temperature(combine: str) -> None:
+    """t_y is the mean of probabilities at T = 1, the others' share that of those at tau."""
+    tau, gamma, teachers = 4.0, 1.5, list(TEACHERS.values())
+    weights = (
+        weights_by_label() if combine == "confidence" else np.full((len(teachers), 4), 1 / len(teachers))
+    )
+    plain, soft = (
+        sum(own[:, None] * probs(each, t) for own, each in zip(weights, teachers, strict=True))
+        for t in (1.0, tau)
+    )
+    target = -(plain[ROWS, Y] * logp(S)[ROWS, Y]).mean()
+    others = -(without_label(soft) * np.log(without_label(probs(S, tau)))).sum(axis=1).mean() * tau**2
+    found = parts_of("nkd", "abc", temperature=tau, nkd_gamma=gamma, combine=combine)
+    assert found["loss"] == pytest.approx(cross_entropy() + target + gamma * others, rel=1e-6)
 
 
 # --- what top-k leaves --------------------------------------------------------------------------

@@ -230,3 +230,44 @@ def test_whatever_an_option_is_set_to(name: str, value: object) -> None:
         assert "\n" not in error.message  # noqa: PT017
     else:
         assert isinstance(config, StudentConfig)
+
+
+@pytest.mark.parametrize(
+    ("options", "said", "hint"),
+    [
+        (
+            {"temperature": 0.0},
+            "--temperature 0: ",
+            "--temperature is a number of at least 0.001 and of at most 1000.",
+        ),
+        (
+            {"mcl_tau": 1.0, "method": "mcl"},
+            "--mcl-tau 1: ",
+            "--mcl-tau is a number of at least 0 and below 1.",
+        ),
+        (
+            {"level_weight": (-1.0,), "method": "at"},
+            "--level-weight -1: ",
+            "--level-weight is a number of at least 0",
+        ),
+        (
+            {"temperature": 1e12, "epochs": 0},
+            "--temperature 1e+12: ",
+            "--epochs is a number of at least 1 and of",
+        ),
+        (
+            {"temperature": 0.1234567890123, "kl_weight": 7.0},
+            "--kl-weight 7: ",
+            "--kl-weight is a number of at least 0",
+        ),
+        ({"bn": "never"}, "--bn never: ", "kd train-student --help explains every option."),
+    ],
+)
+def test_the_hint_of_a_number_that_is_out_of_range_is_the_range(
+    options: dict[str, Any], said: str, hint: str
+) -> None:
+    flags = {"data": "d", "student": "resnet18", "cache": ["c"], "out": "o", "method": "kd", **options}
+    with pytest.raises(UsageError) as caught:
+        resolve(StudentConfig, flags)
+    assert said in caught.value.message
+    assert hint in caught.value.hint

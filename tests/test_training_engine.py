@@ -38,6 +38,7 @@ from kdcli.models.student import Student, StudentOutput
 from kdcli.models.teacher import normalise
 from kdcli.training.engine import Engine, make_accelerator
 from kdcli.training.progress import Meter
+from kdcli.training.samplers import EpochOrder, enough
 from kdcli.training.train import train_student
 
 FLAT = replace(
@@ -338,7 +339,7 @@ def test_a_default_that_is_given_makes_no_other_run(place: Place) -> None:
     [
         ({"accumulate": 9}, "too few for 9 pieces"),
         ({"accumulate": 5}, "BatchNorm needs two in each"),
-        ({"batch_size": 1}, "batch size 1"),
+        ({"batch_size": 1}, "BatchNorm averages over the images of a step, and a step has 1"),
     ],
 )
 def test_pieces_without_enough_images_are_refused(
@@ -347,6 +348,17 @@ def test_pieces_without_enough_images_are_refused(
     with pytest.raises(UsageError, match=message):
         train_student(place.config("pieces", **changes))
     assert not (place.root / "pieces").exists()
+
+
+@pytest.mark.parametrize(
+    ("images", "least"), [(23, 2), (24, 2), (25, 4), (203, 2), (9, 4), (4, 4), (5, 3), (3, 2)]
+)
+def test_the_size_that_a_hint_names_is_the_smallest_that_is_enough(images: int, least: int) -> None:
+    def smallest(size: int) -> int:
+        return min(len(ticket.positions) for ticket in EpochOrder(np.zeros(images, np.int64), size, 0))
+
+    named = int(enough(images, least).split()[1])
+    assert next(size for size in range(1, images + 1) if smallest(size) >= least) == named
 
 
 # --- stopping before, during ------------------------------------------------------------------

@@ -106,7 +106,7 @@ def test_refusals_lead_somewhere(
 
 def test_nothing_to_learn_from_the_teacher_is_refused(place: Place) -> None:
     for nothing in ({"levels": "none"}, {"level_weight": (0.0,)}):
-        with pytest.raises(ConfigError, match="nothing is learnt from the teacher"):
+        with pytest.raises(ConfigError, match="nothing but labels is left to learn"):
             free(place, "nothing", "mlfd", distill_weight=0.0, **nothing)
 
 

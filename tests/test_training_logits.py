@@ -193,15 +193,17 @@ def test_confidence_is_read_from_the_cache(place: Place, tmp_path: Path) -> None
 Refusal = tuple[str, dict[str, Any], type[KdError], str, str]
 REFUSALS: list[Refusal] = [
     *(
-        (method, {"data": "{data}@labelled=0.5"}, BadDataError, "12 of 24 images have no label", "--method kd")
+        (method, {"data": "{data}@labelled=0.5"}, BadDataError, "12 of 24 images have no label", "--method kl, or")
         for method in ("dkd", "nkd")
     ),
     *((method, {"data": "{data}@labels=none"}, BadDataError, "has no labels", "") for method in NEW),
+    *((method, {"data": "{data}@labels=none"}, BadDataError, "has no labels", "--method kl") for method in NEW[1:]),
     *(
         (method, {"teacher": ("exp",)}, BadDataError, "'exp' tells apart 5 classes and the data 3", "fine-tune")
         for method in NEW
     ),
-    ("dist", {"batch_size": 1}, UsageError, "there is 1", "--batch-size 2"),
+    ("dist", {"batch_size": 1}, UsageError, "and a step has 1", "--batch-size 2"),
+    ("topk-kl", {"top_classes": 4}, UsageError, "there are 3 classes", "--top-classes 3 or fewer"),
     (
         "kl", {"combine": "confidence", "teacher": BOTH, "data": "{data}@labels=none"}, BadDataError,
         "24 of 24 images have no label: --combine confidence weighs teachers", "which takes images without one",

@@ -306,7 +306,7 @@ def test_a_changed_number_is_another_run(place: Place) -> None:
         ("vid", {"teacher_tap": ("block.5",)}, CacheMissingError, "'block.5' of 'vit'.* Did you mean 'blocks.5'"),
         ("hint", {"student_tap": ("layer33",)}, UsageError, "no tap 'layer33'. Did you mean 'layer3'"),
         ("hint", {"teacher_tap": ("vot=blocks.5",)}, UsageError, "no teacher 'vot' is learnt from. Did you mean 'vit'"),
-        ("hint", {"level_weight": (0.0,)}, ConfigError, "nothing is learnt from the teacher"),
+        ("hint", {"level_weight": (0.0,)}, ConfigError, "--level-weight 0: nothing but labels is left"),
         ("feature", {"teacher_tap": ("blocks.5",)}, UsageError, "--levels features matches no map"),
         ("feature", {"levels": "all", "level_weight": (1.0, 2.0, 3.0)}, UsageError, "is given 3 times"),
         ("feature", {"freeze": "backbone", "init": "random"}, UsageError, "would have to change the backbone"),

@@ -253,6 +253,7 @@ class Method(ABC):
         ranked: whether a ranking, where one is given, says which teachers it learns from.
         spares: which of its needs an option does without, ``labels`` or ``logits``, and that option.
         scheme: name of P2's scheme of weighting that it stands for, if any.
+        least: images of a step that it compares with each other: fewer are refused.
         tunes: whether ``defaults`` are for a student of trained weights, too slow for random ones.
     """
 
@@ -269,6 +270,7 @@ class Method(ABC):
     teacher_view: Literal["same", "eval"] = "same"
     ranked: bool = False
     scheme: str | None = None
+    least: int = 1
     spares: Mapping[str, str] = field(default_factory=dict)
 
     @property

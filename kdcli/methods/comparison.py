@@ -120,7 +120,7 @@ class Comparison(nn.Module):
 
     Args:
         weights: of each teacher, > 0; they sum to 1.
-        options: how teachers are combined, whether logits are standardised; its ``temperature`` is that of ``probs``.
+        options: how teachers are combined, whether logits are standardised.
         columns: see :class:`~kdcli.methods.losses.Columns`.
         sources: of teachers whose logits are not read as they are.
     """
@@ -147,9 +147,12 @@ class Comparison(nn.Module):
         return {name: (*own.arrays, *label_arrays(self._options)) for name, own in self._sources.items()}
 
     def forward(
-        self, student: Float[Tensor, "b c"], teacher: TeacherOutputs
+        self, student: Float[Tensor, "b c"], teacher: TeacherOutputs, temperature: float
     ) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]:
-        """The student's logits and a teacher's, by its name or as :data:`TOGETHER`; and parts to log."""
+        """The student's logits and a teacher's, by its name or as :data:`TOGETHER`; and parts to log.
+
+        Where teachers' probabilities are combined, the softmax of what comes is their mean at ``temperature`` alone.
+        """
         classes = student.shape[1]
         theirs = {
             name: self._columns(name, own.logits(teacher[name], classes))
@@ -157,22 +160,24 @@ class Comparison(nn.Module):
         }
         parts: dict[str, Tensor] = {}
         if self._options.combine != "terms":
-            combined, parts = self._combine(list(theirs.values()), teacher)
+            combined, parts = self._combine(list(theirs.values()), teacher, temperature)
             theirs = {TOGETHER: combined}
         ours = compared(self._options, student)
         return {name: (ours, compared(self._options, each)) for name, each in theirs.items()}, parts
 
-    def _combine(self, logits: Sequence[Tensor], teacher: TeacherOutputs) -> tuple[Tensor, dict[str, Tensor]]:
+    def _combine(
+        self, logits: Sequence[Tensor], teacher: TeacherOutputs, temperature: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         weights: list[Any] = list(self._teachers.values())
         if self._options.combine == "logits":
             return sum(
                 weight * each.detach().float() for weight, each in zip(weights, logits, strict=True)
             ), {}
         if self._options.combine == "probs":
-            return mixture(logits, weights, self._options.temperature), {}
+            return mixture(logits, weights, temperature), {}
         weights = confidence_weights([teacher[name]["logp_label"] for name in self._teachers])
         parts = {f"confidence/{name}": own.mean() for name, own in zip(self._teachers, weights, strict=True)}
-        return mixture(logits, weights, self._options.temperature), parts
+        return mixture(logits, weights, temperature), parts
 
 
 def label_arrays(options: LogitOptions) -> tuple[str, ...]:

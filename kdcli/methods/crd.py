@@ -51,11 +51,16 @@ def negatives_option(default: Negatives) -> Any:
     )
 
 
+def crd_weight_option(**marks: Any) -> Any:
+    """Beta; ``silent`` where labels are all that is beside it."""
+    return method_option(0.8, "Weight beta of CRD beside a teacher's other term.", ge=0, le=1e4, **marks)
+
+
 class CrdOptions(MethodOptions):
     """What CRD can be told, in every method that has it."""
 
     negatives: Negatives = negatives_option("other-images")
-    crd_weight: float = method_option(0.8, "Weight beta of CRD beside a teacher's other term.", ge=0, le=1e4)
+    crd_weight: float = crd_weight_option()
     crd_negatives: int = method_option(
         16384, "Negatives of CRD for an image, or as many as there are.", ge=1, le=10**7
     )

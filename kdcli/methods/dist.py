@@ -20,7 +20,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kdcli.errors import UsageError
 from kdcli.methods.base import Method, Setup
 from kdcli.methods.batch import Batch
 from kdcli.methods.gathering import gather_features, gather_rows
@@ -36,8 +35,12 @@ class DistOptions(LogitOptions):
     """What DIST can be told."""
 
     temperature: float = temperature_option(1.0)
-    dist_beta: float = method_option(2.0, "Weight of DIST's correlations within images.", ge=0, le=1e4)
-    dist_gamma: float = method_option(2.0, "Weight of DIST's correlations within classes.", ge=0, le=1e4)
+    dist_beta: float = method_option(
+        2.0, "Weight of DIST's correlations within images.", ge=0, le=1e4, silent=0
+    )
+    dist_gamma: float = method_option(
+        2.0, "Weight of DIST's correlations within classes.", ge=0, le=1e4, silent=0
+    )
     label_weight: float = label_weight_option()
 
 
@@ -105,17 +108,6 @@ class Dist(LogitMethod):
         """Beta and gamma are in the term."""
         return Shares(1.0, options.label_weight)
 
-    def check(self, setup: Setup) -> Setup:
-        """Refuses steps of one image."""
-        images = min(setup.settings.batch_size, setup.images)
-        if images < 2:
-            raise UsageError(
-                f"{self.name} correlates each class over the images of a step, and there "
-                f"{'is' if images == 1 else 'are'} {images}",
-                "Use --batch-size 2 or more." if setup.images > 1 else "Give more images.",
-            )
-        return LogitMethod.check(self, setup)
-
     def identity(self, setup: Setup) -> dict[str, Any]:
         """With how many images a class is correlated over: those of a step."""
         return {**Method.identity(self, setup), "contrasted": setup.settings.batch_size}
@@ -132,6 +124,6 @@ DIST = Dist(
     name="dist", paper="Huang et al., Knowledge Distillation from A Stronger Teacher, NeurIPS 2022",
     equation="inter + intra",
     summary="Labels, and correlations with the teacher's probabilities: within images and within classes.",
-    Options=DistOptions, needs=SAME_CLASSES, defaults=CIFAR, relational=True,
+    Options=DistOptions, needs=SAME_CLASSES, defaults=CIFAR, relational=True, least=2,
     spares={"labels": "--label-weight 0"},
 )  # fmt: skip

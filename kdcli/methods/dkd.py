@@ -31,8 +31,8 @@ class DkdOptions(LogitOptions):
     """What DKD can be told."""
 
     temperature: float = temperature_option(4.0)
-    dkd_alpha: float = method_option(1.0, "Weight of DKD's term of the right class.", ge=0, le=1e4)
-    dkd_beta: float = method_option(8.0, "Weight of DKD's term of the other classes.", ge=0, le=1e4)
+    dkd_alpha: float = method_option(1.0, "Weight of DKD's term of the right class.", ge=0, le=1e4, silent=0)
+    dkd_beta: float = method_option(8.0, "Weight of DKD's term of the other classes.", ge=0, le=1e4, silent=0)
     dkd_warmup: float = method_option(
         20 / 240, "Share of the training in which both of DKD's weights rise.", ge=0, le=1
     )

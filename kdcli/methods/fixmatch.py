@@ -133,7 +133,7 @@ class FixMatchOptions(StreamOptions):
         0.95, "Confidence from which FixMatch takes a prediction for a label.", ge=0, le=1
     )
     unlabelled_weight: float = method_option(
-        1.0, "Weight of the unlabelled term (FixMatch's lambda_u).", ge=0, le=1e4
+        1.0, "Weight of the unlabelled term (FixMatch's lambda_u).", ge=0, le=1e4, silent=0
     )
     strong_recipe: str | None = method_option(
         None,

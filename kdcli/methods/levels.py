@@ -8,7 +8,7 @@ from pydantic import Field
 
 from kdcli.cache.cacheset import CacheSet
 from kdcli.cache.provenance import TeacherRecord
-from kdcli.errors import CacheMissingError, KdError, UsageError, nearest
+from kdcli.errors import CacheMissingError, KdError, UsageError, closest, nearest
 from kdcli.geometry import Render
 from kdcli.methods.base import Setup
 from kdcli.methods.cells import require_same_places, source_sizes
@@ -52,7 +52,9 @@ class TapOptions(MethodOptions):
 def level_weight_option(*default: float) -> Any:
     """Weights of levels, with the method's own default."""
     return method_option(
-        default, "Weight beta of each level's term; one for all, or one a level, the embedding first."
+        default,
+        "Weight beta of each level's term; one for all, or one a level, the embedding first.",
+        silent=0,
     )
 
 
@@ -291,7 +293,7 @@ def _teacher_taps(
         raise CacheMissingError(
             f"{method} matches {wanted} of '{record.name}', and the cache keeps its {known} only.{nearest(tap, kept)}"
             f"{less}",
-            cache.adding([record.name], [word]),
+            named_instead(record.name, tap, kept) or cache.adding([record.name], [word]),
         )
     if named or len(kept) == 1:
         return named or tuple(kept)
@@ -301,6 +303,12 @@ def _teacher_taps(
         if options.one_map
         else "Name those to match, and the student's layers in the same order: --teacher-tap TAP --student-tap TAP.",
     )
+
+
+def named_instead(teacher: str, tap: str, kept: Iterable[str]) -> str:
+    """What to do about a map that is not kept where one of a near name is; else nothing."""
+    near = closest(tap, kept)
+    return "" if near is None else f"Use --teacher-tap {teacher}={near}."
 
 
 def _named_taps(words: Sequence[str], teacher: str, teachers: Sequence[str]) -> tuple[str, ...]:

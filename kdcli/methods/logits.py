@@ -5,7 +5,7 @@
 What the term compares is said in :mod:`kdcli.methods.comparison`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
 
@@ -24,6 +24,8 @@ from kdcli.models.student import LABEL_HEAD, StudentOutput
 Term = Callable[[Tensor, Tensor, Batch], Tensor]
 """Loss of logits of a student against those of a teacher, both [b, c], mean over the images of the step."""
 
+UNLABELLED = "--method kl, or --method kd --kl-weight 1"
+"""What learns from logits and needs no labels, to be told."""
 COMBINED = {
     "probs": "their mean probabilities",
     "logits": "the mean of their logits",
@@ -82,7 +84,7 @@ class Transfer(Objective):
 
     Args:
         comparison: what is compared.
-        term: the loss of that.
+        terms: losses of that, to be summed, each with the temperature at which teachers are combined for it.
         shares: what teachers and labels weigh.
         smoothing: of the labels, in [0, 1).
         rise: of the teachers' weight, if it rises.
@@ -92,14 +94,14 @@ class Transfer(Objective):
     def __init__(
         self,
         comparison: Comparison,
-        term: Term,
+        terms: Sequence[tuple[float, Term]],
         shares: Shares,
         smoothing: float = 0.0,
         rise: Rise | None = None,
         relational: bool = False,
     ) -> None:
         super().__init__()
-        self._comparison, self._term, self._shares = comparison, term, shares
+        self._comparison, self._terms, self._shares = comparison, tuple(terms), shares
         self._smoothing, self.rise, self._relational = smoothing, rise, relational
 
     def active(self) -> tuple[str, ...]:
@@ -116,8 +118,12 @@ class Transfer(Objective):
 
     def forward(self, student: StudentOutput, teacher: TeacherOutputs, batch: Batch) -> dict[str, Tensor]:
         """The parts ``label``, ``distill`` (the mean) and, of several terms, ``distill/TEACHER``."""
-        pairs, more = self._comparison(student.logits[LABEL_HEAD], teacher)
-        terms = {name: self._term(ours, theirs, batch) for name, (ours, theirs) in pairs.items()}
+        terms: dict[str, Tensor] = {}
+        for temperature, term in self._terms:
+            pairs, more = self._comparison(student.logits[LABEL_HEAD], teacher, temperature)
+            for name, (ours, theirs) in pairs.items():
+                value = term(ours, theirs, batch)
+                terms[name] = terms[name] + value if name in terms else value
         parts = {"distill": weighted_sum(terms, self._comparison.weights, list(terms)), **more}
         if len(terms) > 1:
             parts |= {f"distill/{name}": term for name, term in terms.items()}
@@ -143,6 +149,10 @@ class LogitMethod(Method):
             ours, theirs, options.temperature, options.kl_direction, batch.count("images")
         )
 
+    def terms(self, options: Any) -> tuple[tuple[float, Term], ...]:
+        """What is summed: by default the one term, each with the temperature at which teachers are combined for it."""
+        return ((options.temperature, self.term(options)),)
+
     def told(self, options: Any) -> str:
         """What the term is, to be told."""
         return kl_name(options)
@@ -165,12 +175,12 @@ class LogitMethod(Method):
         """Refuses images without their one label where the term, or the way to combine teachers, looks at it."""
         options = setup.options
         if options.combine != "terms" and len(setup.weights) == 1:
-            console.note(
+            console.warn(
                 f"--combine {options.combine} is for several teachers, and there is one: {setup.shares}"
             )
             options = options.model_copy(update={"combine": "terms"})
         if self.look is not None:
-            require_one_label(setup, f"{self.name} {self.look}", "--method kd")
+            require_one_label(setup, f"{self.name} {self.look}", UNLABELLED)
         if options.combine == "confidence":
             does = "--combine confidence weighs teachers by what they give an image's label"
             require_one_label(setup, does, "--combine probs")
@@ -197,7 +207,7 @@ class LogitMethod(Method):
         rising = round(shares.rise * setup.steps)
         return Transfer(
             Comparison(setup.weights, options, setup.columns, self.sources(setup)),
-            self.term(options),
+            self.terms(options),
             shares,
             setup.settings.label_smoothing,
             Rise(rising, setup.settings.accumulate) if rising > 1 else None,

@@ -3,9 +3,8 @@
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
-from pydantic import model_validator
 from torch import Tensor
 
 from kdcli.methods.adaptors import at_one_grid
@@ -37,14 +36,6 @@ class MatchOptions(TapOptions):
 
     level_weight: LevelWeights = level_weight_option(1.0)
     label_weight: float = label_weight_option()
-
-    @model_validator(mode="after")
-    def _something(self) -> Self:
-        if not any(self.level_weight):
-            raise ValueError(
-                "--level-weight 0: nothing is learnt from the teacher; raise it, or use --method labels-only"
-            )
-        return self
 
 
 class LevelObjective(Objective):

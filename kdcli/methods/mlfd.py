@@ -21,9 +21,9 @@
 * Out of scope: the action recognition of P4's supplement.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self, final
+from typing import Any, Literal, final
 
 import torch
 from jaxtyping import Float
@@ -99,7 +99,11 @@ class MlfdOptions(LevelOptions, StandardiseOptions):
     temperature: float = temperature_option(2.0)
     label_weight: float = label_weight_option(CONVENTIONS["paper"]["label_weight"])
     distill_weight: float = method_option(
-        CONVENTIONS["paper"]["distill_weight"], "Weight alpha of the softened cross-entropy.", ge=0, le=1e4
+        CONVENTIONS["paper"]["distill_weight"],
+        "Weight alpha of the softened cross-entropy.",
+        ge=0,
+        le=1e4,
+        silent=0,
     )
 
     @property
@@ -107,14 +111,15 @@ class MlfdOptions(LevelOptions, StandardiseOptions):
         """Whether any term is of the teacher's logits."""
         return self.distill_weight > 0
 
-    @model_validator(mode="after")
-    def _something(self) -> Self:
-        if not self.reads_logits and self.matched == "none":
-            raise ValueError(
-                "--distill-weight 0, and no level is matched: nothing is learnt from the teacher; raise one of the "
-                "weights, or use --method labels-only"
-            )
-        return self
+    def taught(self) -> Mapping[str, bool]:
+        """Without levels to match their weight says nothing."""
+        found = super().taught()
+        if self.levels != "none":
+            return found
+        return {
+            **{flag: weighs for flag, weighs in found.items() if "--level" not in flag},
+            "--levels none": False,
+        }
 
     @model_validator(mode="before")
     @classmethod

@@ -5,6 +5,7 @@ Loss and Customized Soft Labels" (ICCV 2023).
 
 t_y, s_y are probabilities of the label at T = 1; t^, s^ those of the other classes among themselves at tau.
 
+* Teachers that are combined are so at T = 1 for t_y, and at tau for t^.
 * gamma 1.5, tau 1, as released. Both terms are cross-entropies, not KLs: the loss of a perfect student is not 0.
 * The label says which class is apart, so every image has to have one, and mixed images have two.
 * The numbers of the engine are those of kd (ours: so that methods differ in the loss alone).
@@ -30,39 +31,49 @@ class NkdOptions(LogitOptions):
     label_weight: float = label_weight_option(spares=False)
 
 
-def normalised(
-    student: Float[Tensor, "b c"],
-    teacher: Float[Tensor, "b c"],
-    labels: Int64[Tensor, " b"],
-    temperature: float,
-) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
-    """Both cross-entropies of each image, that of the others times tau^2, in nats; in fp32.
+def target_entropy(
+    student: Float[Tensor, "b c"], teacher: Float[Tensor, "b c"], labels: Int64[Tensor, " b"]
+) -> Float[Tensor, " b"]:
+    """``-t_y log s_y`` of each image at T = 1, in nats; in fp32.
 
     Args:
         student: raw logits, c >= 2.
         teacher: likewise; no gradient flows into them.
         labels: class indices, none of them -1.
-        temperature: tau > 0.
     """
-    teacher = teacher.detach()
-    target = -split(teacher, labels)[0].exp() * split(student, labels)[0]
-    theirs, ours = split(teacher / temperature, labels)[2], split(student / temperature, labels)[2]
-    return target, -(theirs.exp() * ours).sum(dim=1) * temperature**2
+    return -split(teacher.detach(), labels)[0].exp() * split(student, labels)[0]
+
+
+def others_entropy(
+    student: Float[Tensor, "b c"],
+    teacher: Float[Tensor, "b c"],
+    labels: Int64[Tensor, " b"],
+    temperature: float,
+) -> Float[Tensor, " b"]:
+    """Cross-entropy of the other classes among themselves at tau > 0, times tau^2; see :func:`target_entropy`."""
+    theirs, ours = (split(each / temperature, labels)[2] for each in (teacher.detach(), student))
+    return -(theirs.exp() * ours).sum(dim=1) * temperature**2
+
+
+def _mean(rows: Float[Tensor, " b"], batch: Batch) -> Float[Tensor, ""]:
+    return rows.sum() / (batch.count("images") or len(rows) or 1)
 
 
 @final
 class Nkd(LogitMethod):
     """NKD and labels."""
 
-    def term(self, options: NkdOptions) -> Term:
-        """See :func:`normalised`."""
+    def terms(self, options: NkdOptions) -> tuple[tuple[float, Term], ...]:
+        """See :func:`target_entropy` and :func:`others_entropy`."""
 
-        def term(ours: Tensor, theirs: Tensor, batch: Batch) -> Tensor:
-            target, others = normalised(ours, theirs, batch.labels, options.temperature)
-            rows = target + options.nkd_gamma * others
-            return rows.sum() / (batch.count("images") or len(rows) or 1)
+        def target(ours: Tensor, theirs: Tensor, batch: Batch) -> Tensor:
+            return _mean(target_entropy(ours, theirs, batch.labels), batch)
 
-        return term
+        def others(ours: Tensor, theirs: Tensor, batch: Batch) -> Tensor:
+            rows = others_entropy(ours, theirs, batch.labels, options.temperature)
+            return options.nkd_gamma * _mean(rows, batch)
+
+        return (1.0, target), (options.temperature, others)
 
     def told(self, options: NkdOptions) -> str:
         """With its weight."""

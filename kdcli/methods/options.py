@@ -1,8 +1,12 @@
 """Options of methods: the base of them all, and those that several methods share. No torch."""
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, Literal, Self
 
-from kdcli.options.fields import Options, option
+from pydantic import model_validator
+
+from kdcli.options.fields import Options, mark, option, values_of
+from kdcli.options.problems import OptionError, typed
 
 Direction = Literal["forward", "reverse"]
 """Order of the arguments of a KL divergence."""
@@ -12,6 +16,29 @@ Combine = Literal["terms", "probs", "logits", "confidence"]
 
 class MethodOptions(Options):
     """Base of a method's options. A default is the method's own."""
+
+    def taught(self) -> Mapping[str, bool]:
+        """Whether something is learnt beside labels, by the option that weighs it, as it is typed.
+
+        By default the options with a ``silent`` value: of a method that has some, one must have another value.
+        """
+        found = {}
+        for name in type(self).model_fields:
+            if (silent := mark(type(self), name, "silent")) is not None:
+                weights = values_of(getattr(self, name))
+                shown = " ".join(map(typed, weights))
+                found[f"--{name.replace('_', '-')} {shown}"] = any(each != silent for each in weights)
+        return found
+
+    @model_validator(mode="after")
+    def _something_is_learnt(self) -> Self:
+        taught = self.taught()
+        if taught and not any(taught.values()):
+            raise OptionError(
+                f"{' and '.join(taught)}: nothing but labels is left to learn from",
+                f"Change {'this weight' if len(taught) == 1 else 'one of them'}, or use --method labels-only.",
+            )
+        return self
 
 
 def method_option(default: Any, help: str, **marks: Any) -> Any:
@@ -29,7 +56,7 @@ def temperature_option(default: float) -> Any:
 def kl_weight_option(default: float) -> Any:
     """P3's lambda, with the method's own default."""
     return method_option(
-        default, "Weight of the distillation term (P3's lambda); labels have the rest.", ge=0, le=1
+        default, "Weight of the distillation term (P3's lambda); labels have the rest.", ge=0, le=1, silent=0
     )
 
 

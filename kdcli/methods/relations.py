@@ -140,16 +140,12 @@ class RelationOptions(MethodOptions):
 def relation_weight_option(default: float, of: str = "the relation", rows: bool = False) -> Any:
     """beta, with the method's own default; ``rows``: see :attr:`Term.falls`."""
     printed = f", for {PRINTED_IMAGES} images a step; a row weighs the same in any" if rows else ""
-    return method_option(default, f"Weight beta of {of} beside the labels{printed}.", ge=0, le=1e7)
+    return method_option(default, f"Weight beta of {of} beside the labels{printed}.", ge=0, le=1e7, silent=0)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RelationalMethod(Method):
-    """Relations between the images of a step, and maybe labels.
-
-    Attributes:
-        least: images without which there is no relation.
-    """
+    """Relations between the images of a step, and maybe labels."""
 
     tunes = True
 
@@ -164,25 +160,11 @@ class RelationalMethod(Method):
         return replace(self.needs, labels=options.label_weight > 0)
 
     def check(self, setup: Setup) -> Setup:
-        """Refuses what leaves nothing to compare, or nothing to learn."""
+        """Refuses a backbone that does not train."""
         if setup.origin.freeze is not None:
             raise UsageError(
                 f"--freeze {setup.origin.freeze}, but {self.name} would have to change the backbone",
                 "Leave --freeze out, or use --method labels-only.",
-            )
-        if not any(term.weight for term in self.terms(setup.options)):
-            raise UsageError(
-                f"{self.name} with weights of 0 learns nothing from its teachers",
-                "Give a weight above 0, or use --method labels-only.",
-            )
-        images, size = len(setup.data or ()), setup.settings.batch_size
-        smallest = images // max(1, -(-images // size))  # steps are of equal size up to one image
-        if smallest < self.least:
-            raise UsageError(
-                f"{self.name} compares {self.least} images or more with each other, and a step has {smallest}",
-                f"Use --batch-size {2 * self.least} or more."
-                if images >= self.least
-                else f"There are too few images ({images}): give more, or use another method.",
             )
         return setup
 

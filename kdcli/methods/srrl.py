@@ -39,10 +39,14 @@ class SrrlOptions(MethodOptions):
     """What SRRL can be told."""
 
     feature_weight: float = method_option(
-        1.0, "Weight beta of the squared error of the teacher's features.", ge=0, le=1e4
+        1.0, "Weight beta of the squared error of the teacher's features.", ge=0, le=1e4, silent=0
     )
     logit_weight: float = method_option(
-        1.0, "Weight gamma of the squared error of logits by the teacher's classifier.", ge=0, le=1e4
+        1.0,
+        "Weight gamma of the squared error of logits by the teacher's classifier.",
+        ge=0,
+        le=1e4,
+        silent=0,
     )
 
 

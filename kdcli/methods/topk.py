@@ -177,7 +177,7 @@ class TopKl(LogitMethod):
         if needed > setup.classes:
             raise UsageError(
                 f"--top-classes {needed}, but there are {setup.classes} classes",
-                f"Use --top-classes {max(1, setup.classes // 2)}, or --method {KL.name}, which compares all of them.",
+                f"Use --top-classes {setup.classes} or fewer, or --method {KL.name}, which compares all of them.",
             )
         setup = LogitMethod.check(self, setup)
         largest = _largest(setup, needed)

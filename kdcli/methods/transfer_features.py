@@ -15,6 +15,7 @@ from kdcli.methods.crd import (
     CrdOptions,
     Negatives,
     contrasts,
+    crd_weight_option,
     describe_crd,
     fit_negatives,
     negatives_option,
@@ -131,6 +132,7 @@ class ClassContrastOptions(CrdOptions):
     """What CRD can be told where labels are learnt from, too (P3 App. A.2)."""
 
     negatives: Negatives = negatives_option("other-classes")
+    crd_weight: float = crd_weight_option(silent=0)
 
 
 @final
@@ -188,7 +190,7 @@ _NEEDS = Needs(frozenset({"features"}), labels=True, several_labels=True)
 
 CD = Similarities(
     name="cd", paper=PAPER, equation="Eq. 6", summary="Similarities between a batch's images, and labels.",
-    Options=SimilarityOptions, needs=_NEEDS, defaults=PRINTED, spares={"labels": "--kl-weight 1"},
+    Options=SimilarityOptions, needs=_NEEDS, defaults=PRINTED, spares={"labels": "--kl-weight 1"}, least=2,
 )  # fmt: skip
 CRD = Contrast(
     name="crd", paper=PAPER, equation="Eq. 7", summary="Features contrasted as Tian et al. do, and labels.",

@@ -157,7 +157,7 @@ class WeightedOptions(StreamOptions):
 
     temperature: float = temperature_option(1.0)
     label_weight: float = method_option(
-        0.8, "Weight of the labelled term (P2's lambda); distillation has the rest.", ge=0, le=1
+        0.8, "Weight of the labelled term (P2's lambda); distillation has the rest.", ge=0, le=1, silent=1
     )
 
 

@@ -20,6 +20,7 @@ from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 
 from kdcli.errors import ConfigError, nearest
+from kdcli.options.problems import OptionError, Problem, hint_of, typed
 
 Panel = Literal[
     "Data", "Teachers", "Student", "Optimisation", "Views", "Method", "Run", "Workers", "Output", "Common"
@@ -41,6 +42,7 @@ _OWN = (
     "inner",
     "first",
     "there",
+    "silent",
 )
 
 
@@ -57,7 +59,8 @@ def option(default: Any, help: str, *, panel: Panel, **marks: Any) -> Any:
             kdcli.cli.completion), ``shared`` (equal for all students of a sweep), ``inner`` (no option by
             itself, but a group of them), ``there`` (what the path must be: ``data``, ``cache``, ``ranking``,
             ``anything``, or a ``free`` folder; refused early, see kdcli.cli.early), ``first`` (listed before the own
-            options of a model that inherits it); the rest is pydantic's, such as ``ge``.
+            options of a model that inherits it), ``silent`` (of a weight: the value at which its term says nothing,
+            see kdcli.methods.options); the rest is pydantic's, such as ``ge``.
     """
     extra: JsonDict = {"panel": panel, **{name: marks.pop(name) for name in _OWN if name in marks}}
     return Field(default, description=help, json_schema_extra=extra, **marks)
@@ -186,7 +189,7 @@ class StepConfig(Options):
         problems: list[str] = []
         _fill(self, with_preset(type(self), [(as_typed(type(self), options), "")]), problems)
         if problems:
-            raise ConfigError("; ".join(problems), f"kd {self.command} --help explains every option.")
+            raise ConfigError("; ".join(problems), hint_of(self.command, problems))
 
     @classmethod
     def every_option(cls) -> dict[str, FieldInfo]:
@@ -311,6 +314,9 @@ def _is_converted_switch(kind: type[StepConfig], key: str, value: Any) -> bool:
     return isinstance(value, int | float | str) and not isinstance(value, bool)
 
 
+_BOUNDS = {"gt": "above", "ge": "of at least", "lt": "below", "le": "of at most"}
+
+
 def _explain(kind: type[StepConfig], item: Any, origin: Mapping[str, str], last: str) -> str:
     """One validation error in the user's terms, with the nearest name where that helps.
 
@@ -323,7 +329,7 @@ def _explain(kind: type[StepConfig], item: Any, origin: Mapping[str, str], last:
     label = origin.get(key, last)
     name = f"{label}{key.replace('_', '-') if label == '--' else key}"
     given = item.get("input")
-    value = ",".join(map(str, given)) if isinstance(given, list | tuple) else given  # as it is typed
+    value = ",".join(map(typed, given)) if isinstance(given, list | tuple) else typed(given)
     match item["type"]:
         case "missing" if last != "--":
             return f"{key} is missing"
@@ -337,9 +343,27 @@ def _explain(kind: type[StepConfig], item: Any, origin: Mapping[str, str], last:
             allowed = item["ctx"]["expected"]
             choices = [choice.strip("' ") for choice in allowed.replace(" or ", ",").split(",")]
             return f"{name} {value}: must be one of {', '.join(choices)}.{nearest(str(value), choices)}"
+        case "value_error" if isinstance(error := item["ctx"]["error"], OptionError):
+            return Problem.of(str(error), error.hint)
         case "value_error" if not key or str(item["ctx"]["error"]).startswith("--"):  # the message names them
             return str(item["ctx"]["error"])
         case "value_error":
             return f"{name} {value}: {item['ctx']['error']}"
         case _:
-            return f"{name} {value}: {item['msg'][0].lower()}{item['msg'][1:]}"
+            text = f"{name} {value}: {item['msg'][0].lower()}{item['msg'][1:]}"
+            return Problem.of(text, _range_of(_field(kind, key), name))
+
+
+def _range_of(field: FieldInfo | None, name: str) -> str:
+    """What an option takes, where that is a range of numbers; else nothing."""
+    if field is None:
+        return ""
+    inner = (each for each in kinds_of(field.annotation) if isinstance(each, FieldInfo))
+    bounds = [each for own in (field, *inner) for each in own.metadata]
+    told = [
+        f"{words} {typed(getattr(each, key))}"
+        for key, words in _BOUNDS.items()
+        for each in bounds
+        if hasattr(each, key)
+    ]
+    return f"{name} is a number {' and '.join(told)}." if told else ""

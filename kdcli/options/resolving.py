@@ -11,6 +11,7 @@ from kdcli.console import shown
 from kdcli.errors import ConfigError, NotFoundError, StorageError, UsageError
 from kdcli.files import storage_errors
 from kdcli.options.fields import Config, Layer, StepConfig, marked, validated, with_preset
+from kdcli.options.problems import hint_of
 from kdcli.reading_yaml import YAMLDumper, parse_yaml, read_yaml
 from kdcli.runtime import versions
 
@@ -37,7 +38,7 @@ def resolve(
         return config
     from_flags = (not sets and file is None) or only_flags(problems)
     failure = UsageError if from_flags else ConfigError
-    raise failure("; ".join(problems), f"kd {kind.command} --help explains every option.")
+    raise failure("; ".join(problems), hint_of(kind.command, problems))
 
 
 def layers_of(

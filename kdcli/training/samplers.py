@@ -80,6 +80,9 @@ class EpochOrder(Order):
         rank, world: number of this process, and how many there are.
         pieces: that a step is computed in, see :meth:`~kdcli.methods.batch.Batch.piece`. Processes take runs
             of so many images in turn: whatever their number, a piece is the images that it has in one process.
+
+    Attributes:
+        images: of an epoch, those that come again included.
     """
 
     def __init__(
@@ -94,8 +97,8 @@ class EpochOrder(Order):
         self._groups = [
             group for group in (np.flatnonzero(labels >= 0), np.flatnonzero(labels < 0)) if len(group)
         ]
-        length = max(map(len, self._groups)) * 2 if self._repeats() else len(labels)
-        super().__init__(-(-length // batch_size))
+        self.images = max(map(len, self._groups)) * 2 if self._repeats() else len(labels)
+        super().__init__(-(-self.images // batch_size))
         self._seed, self._rank, self._world, self._pieces = seed, rank, world, pieces
 
     def __iter__(self) -> Iterator[Ticket]:
@@ -235,7 +238,7 @@ def order_of(plan: Plan, rank: int = 0, world: int = 1) -> Order:
     """Which images each step of the run takes.
 
     Raises:
-        UsageError: the batch size leaves no room for every kind of image.
+        UsageError: the batch size leaves no room for every kind of image, or none for what is compared.
     """
     numbers, seed = plan.settings, plan.config.data_seed
     if plan.sets:
@@ -245,7 +248,39 @@ def order_of(plan: Plan, rank: int = 0, world: int = 1) -> Order:
         shares = ratio_shares(numbers.batch_size, plan.unlabelled_ratio or 1.0)
         return StreamOrder(_split(plan), shares, seed, rank, world)
     labels = plan.data.labels if plan.needs.labels else np.zeros(len(plan.data), np.int64)
-    return EpochOrder(labels, numbers.batch_size, seed, rank, world, numbers.accumulate)
+    order = EpochOrder(labels, numbers.batch_size, seed, rank, world, numbers.accumulate)
+    _require_comparable(plan, order.images)
+    return order
+
+
+def smallest_step(images: int, batch_size: int) -> int:
+    """How many images the smallest step of an epoch has: steps are of equal size up to one image."""
+    return images // max(1, -(-images // batch_size))
+
+
+def _require_comparable(plan: Plan, images: int) -> None:
+    """Refuse steps with fewer images than the method compares with each other, naming a size that is enough."""
+    size, least = plan.settings.batch_size, plan.method.least
+    if (smallest := smallest_step(images, size)) < least:
+        raise UsageError(
+            f"{plan.method.name} compares {least} images or more with each other, and {some_step(images, size)} "
+            f"has {smallest}",
+            f"Use {enough(images, least)}.",
+        )
+
+
+def some_step(images: int, size: int) -> str:
+    """The smallest step, to be told."""
+    steps = -(-images // size)
+    return f"the smallest of {steps} steps ({images} images)" if images % size else "a step"
+
+
+def enough(images: int, least: int) -> str:
+    """The smallest batch size with which every step has ``least`` images, to be told; or that none has."""
+    if images < least:
+        return f"more images: there {'is' if images == 1 else 'are'} {images}"
+    size = next(size for size in range(least, 2 * least + 1) if smallest_step(images, size) >= least)
+    return f"--batch-size {size} or more"
 
 
 def set_shares(plan: Plan) -> list[float]:

@@ -228,7 +228,8 @@ def require_classes(data: ImageData, name: str, spare: str | None = None) -> Non
             f"{name} has no labels, and this method learns from labels",
             "Put the images into one folder a class (CLASS/NAME.jpg), "
             + (f"learn without labels ({spare}), " if spare else "")
-            + "or use a method that needs no labels: kd methods",
+            + "or use a method that needs no labels, such as --method kl (of logits) or feature (of features); see kd "
+            "methods.",
         )
     if len(present) == 1:
         only = data.class_names[present[0]] if data.class_names is not None else str(present[0])

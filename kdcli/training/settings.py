@@ -41,11 +41,11 @@ def without_unused(config: StudentConfig, method: Method) -> StudentConfig:
     given = [*unused, *(name for name, value in config.aside.items() if value)]
     if given:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        console.note(f"{method.name} does not use {flags}")
+        console.warn(f"{method.name} does not use {flags}")
     changes = {name: StudentConfig.model_fields[name].default for name in unused}
     needs = method.needs_of(config.options)
     if config.cache and not needs.kinds and (needs.unlabelled or needs.sets):
-        console.note(f"{method.name} draws live views and does not use --cache")
+        console.warn(f"{method.name} draws live views and does not use --cache")
         changes["cache"] = ()
     return config.model_copy(update={**changes, "aside": {}})
 

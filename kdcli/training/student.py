@@ -15,6 +15,7 @@ from kdcli.models.student import Student, require_features
 from kdcli.training.classes import require_own_classes
 from kdcli.training.lower import Lower
 from kdcli.training.plan import Plan
+from kdcli.training.samplers import EpochOrder, enough, order_of, smallest_step, some_step
 from kdcli.training.start import FRESH, UNTRAINED, require_as_cached
 
 
@@ -105,24 +106,26 @@ def draw_xavier(network: nn.Module) -> None:
 
 def _require_pieces(plan: Plan, student: Student, objective: Objective) -> None:
     """Refuse steps of which some process, or some piece of --accumulate, has too few images."""
-    sizes, numbers = [len(each.data) for each in plan.sets] or [len(plan.data)], plan.settings
-    images = sum(sizes) if plan.joint else max(sizes)
-    step = images // -(-images // numbers.batch_size)  # batches are of equal size up to one image
+    sizes, numbers, order = [len(each.data) for each in plan.sets], plan.settings, order_of(plan)
+    images = sum(sizes) if plan.joint else max(sizes, default=len(plan.data))
+    if isinstance(order, EpochOrder):
+        images = order.images
+    step = smallest_step(images, numbers.batch_size)
     pieces = numbers.accumulate * plan.processes
     # --bn is of the student; what an objective trains beside it averages in any case.
     least = 2 if (numbers.bn == "train" and _has_batchnorm(student)) or _trains_batchnorm(objective) else 1
     if step // pieces >= least:
         return
+    hint = f"Use {enough(images, least * pieces)}"
     if pieces == 1:
         raise UsageError(
-            "batch size 1 leaves BatchNorm nothing to average over",
-            "Use --batch-size 2 or more, or --bn frozen.",
+            f"BatchNorm averages over the images of a step, and {some_step(images, numbers.batch_size)} has {step}",
+            f"{hint}, or --bn frozen.",
         )
     raise UsageError(
-        f"a step has {step} images, too few for {pieces} pieces (processes times --accumulate)"
-        + (": BatchNorm needs two in each" if least == 2 else ""),
-        f"Use --batch-size {least * pieces} or more"
-        + (", or fewer pieces (--accumulate)." if numbers.accumulate > 1 else ", or fewer processes."),
+        f"{some_step(images, numbers.batch_size)} has {step} images, too few for {pieces} pieces (processes times "
+        "--accumulate)" + (": BatchNorm needs two in each" if least == 2 else ""),
+        hint + (", or fewer pieces (--accumulate)." if numbers.accumulate > 1 else ", or fewer processes."),
     )
 
 

@@ -21,6 +21,7 @@ from typing import Any, final
 from kdcli.engines.config import EngineOptions
 from kdcli.errors import ConfigError, UsageError, nearest
 from kdcli.options.fields import is_possible, marked, validated
+from kdcli.options.problems import hint_of
 from kdcli.options.resolving import layers_of, only_flags, yaml_of
 from kdcli.training.config import StudentConfig
 
@@ -89,10 +90,11 @@ def resolve_sweep(
             configs[name] = config
         for problem in own:
             found.setdefault(problem, []).append(name)
+    told = [*problems, *found]
     problems += [_whose(problem, names, len(students)) for problem, names in found.items()]
     problems += _differing(configs, sweep)
     if problems or out is None:
-        explained = "kd train-student --help explains every option."
+        explained = hint_of("train-student", told)
         if only_flags(problems):
             raise UsageError("; ".join(problems), explained)
         raise ConfigError(

@@ -125,6 +125,10 @@ def choose_teachers(
     records = {name: cache.teacher(name) for name in used}
     if "logits" in method.needs_of(config.options).kinds:
         _require_classifiers(method, records)
+    needs = method.needs_of(config.options)
+    if needs.classes or needs.same:  # before their classes are compared with others
+        whole = [name for name in weights if not (needs.largest and "topk" in records[name].outputs)]
+        cache.require_kept(dict.fromkeys(whole, sorted(needs.kinds - {"maps"})))
     return Teachers(weights, records, generalist)
 
 
