@@ -135,7 +135,7 @@ def test_a_rerun_without_the_option_keeps_to_the_recorded_geometry(
     assert cache.teacher("plain").preprocess.crop_fraction == 0.875  # the first teacher's
     again, _ = cached(pictures, tmp_path / "c.kd", plain)
     assert again.teacher("plain").id == cache.teacher("plain").id
-    command = str(cache.filling(("plain",), str(pictures), tmp_path / "new.kd"))
+    command = str(cache.filling(("plain",), cache.members[0]))
     assert "--eval-geometry shared:0.875" in command
     more, _ = cached(pictures, tmp_path / "c.kd", {"tight": models["tight"]}, eval_geometry="shared")
     assert more.teacher("tight").preprocess.crop_fraction == 0.875  # the cache's, not its own 0.95

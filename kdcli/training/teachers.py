@@ -128,7 +128,7 @@ def choose_teachers(
     needs = method.needs_of(config.options)
     if needs.classes or needs.same:  # before their classes are compared with others
         whole = [name for name in weights if not (needs.largest and "topk" in records[name].outputs)]
-        cache.require_kept(dict.fromkeys(whole, sorted(needs.kinds - {"maps"})))
+        cache.require_kept(dict.fromkeys(whole, sorted(needs.kinds - {"maps", "logp_label"})))
     return Teachers(weights, records, generalist)
 
 
