@@ -217,6 +217,13 @@ def test_data_ranks_on_a_part_of_the_cache(cache: Path, images: Path) -> None:
         assert source.score == pytest.approx(parc(features, caches.labels[rows]), abs=1e-12)
 
 
+def test_data_is_recorded_as_a_students_result_has_it(cache: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else --against would not know the students of this target again."""
+    monkeypatch.chdir(images.parent)
+    told = rank(config(cache, data=f"{images.name}@seed=0")).data
+    assert told == open_data(str(images)).location
+
+
 def test_data_gives_labels_to_a_cache_without(images: Path, teachers: dict[str, str], tmp_path: Path) -> None:
     bare = write_cache(tmp_path / "bare.kd", f"{images}@labels=none", {"big": teachers["big"]})
     with pytest.raises(BadDataError, match="no labels") as error:
