@@ -2,8 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +15,7 @@ from lab import running
 from lab.__main__ import main
 from lab.costs import Cost, costs
 from lab.images import drawn
-from lab.places import Places
+from lab.places import places_of
 from lab.running import Runner, chosen
 from lab.settings import RECIPES, Setting, Settings, read_settings
 from lab.steps import Lab, StandIn, Step, words
@@ -27,7 +30,7 @@ def _lab(out: Path, **values: object) -> Lab:
     settings = Settings(
         {name.replace("_", ".", 1): Setting(v, ours="test") for name, v in values.items()}, {}, "test"
     )
-    return Lab(settings, Places(settings), out)
+    return Lab(settings, places_of(settings), out)
 
 
 def _recipe(tmp_path: Path, text: str) -> Path:
@@ -58,7 +61,8 @@ def test_tiny_changes_values_and_what_is_given_wins(tmp_path: Path) -> None:
         ("settings: {a: {value: 1, paper: §1}}\n", ConfigError, "quotes nothing"),
         ("settings: {a: {value: 1, ours: why, place: 3}}\n", ConfigError, "'a' is not understood"),
         ("settings: {a: {ours: why}}\n", ConfigError, "'a' is not understood"),
-        ("settings: {power: {value: 1, ours: why}}\ntiny: {pover: 1}\n", UsageError, "no setting 'pover'. Did you mean 'power'"),
+        ("settings: {power: {value: 1, ours: why}}\ntiny: {pover: 1}\n", UsageError,
+         "no setting 'pover'. Did you mean 'power'"),
     ],
 )  # fmt: skip
 def test_settings_that_are_refused(tmp_path: Path, text: str, error: type[Exception], told: str) -> None:
@@ -71,9 +75,9 @@ def test_settings_that_are_refused(tmp_path: Path, text: str, error: type[Except
 
 def test_a_source_gets_the_part_behind_it() -> None:
     settings = Settings({"data.a": Setting({**DATA, "source": "folder/x"}, ours="t")}, {}, "test")
-    assert Places(settings)["a"].part("train", "seed=1") == "folder/x@split=train,seed=1"
-    assert Places(settings, {"a": "csv/x@label=b"})["a"].part("test") == "csv/x@label=b,split=test"
-    own = Places(settings, {"a": {"source": "y", "train": None}})["a"]
+    assert places_of(settings)["a"].part("train", "seed=1") == "folder/x@split=train,seed=1"
+    assert places_of(settings, {"a": "csv/x@label=b"})["a"].part("test") == "csv/x@label=b,split=test"
+    own = places_of(settings, {"a": {"source": "y", "train": None}})["a"]
     assert own.part("train") == "y"
     assert own.part("test") == "y@split=test"
 
@@ -98,7 +102,7 @@ def test_stand_ins_are_as_many_images_of_as_many_classes(tmp_path: Path) -> None
     lab = _lab(tmp_path, data_a={**DATA, "source": None, "train": "split=90/10:first"}, data_b=DATA)
     places = lab.places.stand_ins()
     assert places["a"].part("train") == drawn("a", 20, 10, 2) + "@split=train"
-    assert places["b"] == lab.places["b"]
+    assert places["b"].source == drawn("b", 20, 10, 2)
     assert places.look(["a", "b"]) == []
 
 
@@ -108,7 +112,7 @@ def test_stand_ins_are_as_many_images_of_as_many_classes(tmp_path: Path) -> None
 )
 def test_places_that_are_refused(tmp_path: Path, said: dict[str, object], told: str) -> None:
     with pytest.raises((UsageError, ConfigError), match=told):
-        Places(_lab(tmp_path, data_a=DATA).settings, said)
+        places_of(_lab(tmp_path, data_a=DATA).settings, said)
 
 
 # --- steps ---------------------------------------------------------------------------------------
@@ -143,7 +147,7 @@ def test_a_finished_step_is_left_alone_until_what_it_reads_changes(
     runner = Runner(lab, {})
     assert runner.run([first, second]) == 0
     assert counted == ["methods dp --json", "methods kl --json"]
-    assert lab.document("a/one")["name"] == "dp"
+    assert lab.document("a/one")["methods"][0]["name"] == "dp"
     assert runner.run([first, second]) == 0
     assert len(counted) == 2
     changed = replace(first, words=("methods", "mcl"))
@@ -159,6 +163,25 @@ def test_a_step_that_fails_ends_the_run_with_its_code(tmp_path: Path, counted: l
     assert Runner(lab, {}).run([_methods(lab, "bad", "nothing"), _methods(lab, "never", "dp")]) in (2, 11)
     assert len(counted) == 1
     assert not lab.has("bad")
+
+
+def test_a_signal_is_passed_on_and_the_code_comes_back(tmp_path: Path) -> None:
+    script = (
+        "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); "
+        "print(flush=True); time.sleep(60)"
+    )
+
+    def stop(path: Path) -> None:
+        while not path.stat().st_size:  # its handler is there
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with (tmp_path / "out").open("wb") as output:
+        threading.Thread(target=stop, args=(tmp_path / "out",)).start()
+        assert running._call((sys.executable, "-c", script), output) == 75
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        killed = "import os; os.kill(os.getpid(), 9)"
+        assert running._call((sys.executable, "-c", killed), output) == 137
 
 
 def test_options_of_kd_go_to_the_commands_that_take_them(tmp_path: Path) -> None:
@@ -213,6 +236,12 @@ def test_cells_have_the_difference_where_there_are_both() -> None:
         "difference": None,
     }
     assert found["x", "mean"]["measured"] is None
+    assert found["x", "a"]["printed"] == 1.0
+    whole = {"T": {("x", "a"): 1.5, ("x", "mean"): 3.0, ("y", "mean"): 3.5}}
+    differences = {(c["row"], c["column"]): c["difference"] for c in cells(TABLE, whole)}
+    assert differences == {("x", "a"): 0.5, ("x", "mean"): 1.0, ("y", "a"): None, ("y", "mean"): 0.5}
+    alone = cells(TABLE, {"T": {("x", "mean"): 3.0}})  # a mean of something else
+    assert all(cell["difference"] is None for cell in alone)
     header, rows = text_rows(TABLE, {"T": {("x", "a"): 1.5}})
     assert header[1:] == ["a", "mean"]
     assert rows == [["x", "1.5 (1.0, +0.5)", "- (2.0)"], ["y", "- (-)", "- (3.0)"]]
@@ -263,6 +292,7 @@ def test_bad_input_is_two_lines_and_a_code(tmp_path: Path, capsys: pytest.Captur
     assert "has no table 'P2-9'" in _run(*out, "--table", "P2-9", code=11, capsys=capsys)
     assert "no step is called 'x'" in _run(*out, "--only", "x", code=2, capsys=capsys)
     assert "--data x has no '='" in _run(*out, "--data", "x", code=2, capsys=capsys)
+    assert "has no network 'x'" in _run(*out, "--model", "x=y", code=2, capsys=capsys)
     assert "no setting 'pover'" in _run(*out, "--set", "pover=1", code=2, capsys=capsys)
     assert not (tmp_path / "o").exists()
 
@@ -306,6 +336,7 @@ def test_without_kd_it_says_so(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         env=environment,
+        cwd=tmp_path,
         check=False,
     )
     assert done.returncode == 13

@@ -9,7 +9,7 @@ from typing import Any
 
 try:
     from kdcli.console import console
-    from kdcli.errors import KdError, UsageError
+    from kdcli.errors import KdError, UsageError, nearest
 except ImportError:
     print(f"error: kd is not installed for {sys.executable}", file=sys.stderr)
     print(
@@ -21,14 +21,15 @@ import yaml
 
 from lab import p2
 from lab.costs import costs, show_costs
-from lab.places import Places, read_places
+from lab.places import places_of, read_places
 from lab.running import TAKES, Runner, chosen
 from lab.settings import RECIPES, read_settings
 from lab.steps import Lab
 from lab.tables import Measured, Printed, cells, read_printed, require_table, text_rows
 
 PAPERS = {"p2": p2}
-"""A paper's module has ``steps(lab)`` and ``measured(lab)``."""
+"""A paper's module has ``steps(lab)``, ``measured(lab)`` and ``networks(settings)``."""
+_KNOWN = "The paper's module names those that --model may replace."
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -48,7 +49,12 @@ def _do(arguments: argparse.Namespace) -> int:
     models |= _pairs("--model", arguments.model)
     given = {name: yaml.safe_load(text) for name, text in _pairs("--set", arguments.set).items()}
     settings = read_settings(folder / "recipe.yaml", tiny=arguments.tiny, given=given)
-    lab = Lab(settings, Places(settings, data, models, arguments.data_root), arguments.out.absolute())
+    if unknown := models.keys() - (known := paper.networks(settings)):
+        raise UsageError(f"the recipe has no network '{min(unknown)}'.{nearest(min(unknown), known)}", _KNOWN)
+    places = replace(
+        places_of(settings, data), models=models, root=arguments.data_root, download=arguments.download
+    )
+    lab = Lab(settings, places, arguments.out.absolute())
     drawn = replace(lab, places=lab.places.stand_ins())
     tables = read_printed(folder / "printed.yaml")
     names = (
@@ -127,9 +133,7 @@ def _parser() -> argparse.ArgumentParser:
         "--table", metavar="NAME", help="print measured beside printed values: P2-1, ..., or all"
     )
     what.add_argument("--cost", action="store_true", help="print what it takes: GPU hours, bytes of caches")
-    parser.add_argument(
-        "--stand-ins", action="store_true", help="drawn images for data sets that nobody pointed to"
-    )
+    parser.add_argument("--stand-ins", action="store_true", help="drawn images in place of all data sets")
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
     kd = parser.add_argument_group("passed on to kd")
     kd.add_argument("--data-root", type=Path, help="folder of torch/ and hfds/ data sets")

@@ -4,13 +4,20 @@ import contextlib
 import io
 import json
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
+import timm
+import torch
+from safetensors.torch import save_file
+from torchvision.models import get_model
+
 from kdcli.cli.app import main as kd
 from kdcli.console import console, size
+from kdcli.errors import raised_elsewhere
 from lab.steps import Lab, StandIn, Step
 
 
@@ -75,20 +82,16 @@ class _Weights:
 
     def spec(self, model: StandIn) -> str:
         """A model string that opens."""
-        import timm
-        import torch
-        from safetensors.torch import save_file
-
         path = self._folder / f"{model.architecture.replace('/', '-')}-{model.classes}.safetensors"
         if not path.exists():
-            name, own = model.architecture, {} if model.classes is None else {"num_classes": model.classes}
-            if name.startswith("torchvision/"):
-                from torchvision.models import get_model
-
-                network: Any = get_model(name.removeprefix("torchvision/"), weights=None, **own)
-            else:
-                network = timm.create_model(name, pretrained=False, **own)
-            save_file({key: torch.zeros_like(value) for key, value in network.state_dict().items()}, path)
+            own = {} if model.classes is None else {"num_classes": model.classes}
+            name = model.architecture.removeprefix("torchvision/")
+            make: Any = timm.create_model if name == model.architecture else get_model
+            with torch.device("meta"), warnings.catch_warnings(action="ignore", category=FutureWarning):
+                shapes = make(
+                    name, **own
+                ).state_dict()  # GoogLeNet's warns of an initialisation that none takes
+            save_file({key: torch.zeros(each.shape, dtype=each.dtype) for key, each in shapes.items()}, path)
         return f"{model.architecture}@{path}"
 
 
@@ -100,6 +103,14 @@ def _planned(step: Step, weights: _Weights) -> int:
         if word == "--teacher":
             name = words[place + 1].partition("=")[0]
             words[place + 1] = f"{name}={specs[name]}"
-    with contextlib.redirect_stdout(io.StringIO()) as output, contextlib.suppress(SystemExit):
+    told, output = io.StringIO(), io.StringIO()
+    with (
+        contextlib.redirect_stdout(output),
+        contextlib.redirect_stderr(told),
+        contextlib.suppress(SystemExit),
+    ):
         kd(words)
-    return int(json.loads(output.getvalue())["bytes"])
+    document = json.loads(output.getvalue())
+    if "error" in document:
+        raise raised_elsewhere(document)
+    return int(document["bytes"])

@@ -26,7 +26,7 @@ SIDE = 48
 
 @final
 class Drawn(ImageSource):
-    """Noise around the colour of the class.
+    """Noise around a colour near that of the class.
 
     Args:
         text: what opens it again, without modifiers.
@@ -54,9 +54,11 @@ class Drawn(ImageSource):
         label = split_and_row(key)[1] % self._classes
         seed = zlib.crc32(f"{self._text}/{key}".encode())
         colour = np.random.Generator(np.random.Philox(label)).uniform(40, 215, 3)
-        noise = np.random.Generator(np.random.Philox(seed)).normal(0, 40, (SIDE, SIDE, 3))
+        random = np.random.Generator(np.random.Philox(seed))
+        own = colour + random.normal(0, 50, 3)  # classes overlap, or all scores would be equal
+        noise = random.normal(0, 20, (SIDE, SIDE, 3))
         file = BytesIO()
-        Image.fromarray((colour + noise).clip(0, 255).astype(np.uint8)).save(file, "PPM")
+        Image.fromarray((own + noise).clip(0, 255).astype(np.uint8)).save(file, "PPM")
         return file.getvalue()
 
 

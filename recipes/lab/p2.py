@@ -13,12 +13,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
+from lab.settings import Settings
 from lab.steps import Lab, StandIn, Step, words
 from lab.tables import Measured, means
 
 IN_TRANSFER = "mobilenetv3/in-transfer"
 ROWS = {"in-transfer": IN_TRANSFER, "fixmatch": "mobilenetv3/in-fixmatch"}
 """Rows of Table 1 that are called otherwise than their students."""
+
+
+CLAIMS = (("weighted", "in-transfer"), ("weighted", "in-fixmatch"), ("nearest", "in-fixmatch"))
+"""Pairs of rows of Table 1 whose difference the text names."""
 
 
 def steps(lab: Lab) -> list[Step]:
@@ -33,6 +38,11 @@ def steps(lab: Lab) -> list[Step]:
 def measured(lab: Lab) -> Measured:
     """What the finished steps say, by the cells of printed.yaml."""
     return _Paper(lab).measured()
+
+
+def networks(settings: Settings) -> list[str]:
+    """Sources that ``--model`` may name, ARCH-TASK."""
+    return [f"{arch}-{task}" for task in settings["tasks"] for arch in settings["architectures"]]
 
 
 @final
@@ -261,7 +271,7 @@ class _Paper:
         all_tables: dict[str, Mapping[tuple[str, str], float]] = {
             table: values | means(values, targets) for table, values in own.items()
         }
-        return all_tables | self._figures(own.get("P2-1", {}))
+        return all_tables | self._figures(own.get("P2-1", {})) | {"P2-T": _gains(all_tables.get("P2-1", {}))}
 
     def _figures(self, accuracies: Mapping[tuple[str, str], float]) -> Measured:
         """Fig. 1: means over its targets. Fig. 6: gains over IN+Transfer by p, over all."""
@@ -304,7 +314,7 @@ class _Paper:
         found: dict[str, dict[str, float]] = {"P2-2": {}, "P2-3": {}}
         if not self.lab.has(step := f"{target}/seed{seed}/agree"):
             return found
-        grid = self.lab.document(step)["grid"]
+        grid = self.lab.document(step)["evidence"]["grid"]
         for on in settings["representations"]:
             for metric in settings["metrics"]:
                 (values,) = grid.get(f"{metric}/{on}", {"": {}}).values()  # of the one target
@@ -315,3 +325,13 @@ class _Paper:
                     if (value := values.get(name, {}).get("value")) is not None:
                         found[table][f"{on}/{metric}"] = scale * value
         return found
+
+
+def _gains(values: Mapping[tuple[str, str], float]) -> dict[tuple[str, str], float]:
+    """What the text claims: differences of rows of Table 1."""
+    return {
+        (f"{one} - {other}", column): value - values[f"mobilenetv3/{other}", column]
+        for one, other in CLAIMS
+        for (row, column), value in values.items()
+        if row == f"mobilenetv3/{one}" and (f"mobilenetv3/{other}", column) in values
+    }

@@ -1,7 +1,7 @@
 """Where the data sets and models of a paper are on this machine."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -62,51 +62,28 @@ def missing(sets: Iterable[DataSet]) -> NotFoundError:
 
 
 @final
+@dataclass(frozen=True, slots=True)
 class Places:
     """Data sets and models by their names in the recipe.
 
-    Args:
-        settings: of the recipe; ``data.NAME`` are its data sets.
-        data: what ``--data`` and ``data.yaml`` say: a source, or fields of the setting.
-        models: specs of networks in place of those that the recipe would train, by name.
+    Attributes:
+        sets: data sets.
+        models: specs of networks in place of those that the recipe would train.
         root: of ``--data-root``.
+        download: of ``--download``.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        data: Mapping[str, Any] | None = None,
-        models: Mapping[str, str] | None = None,
-        root: Path | None = None,
-    ) -> None:
-        known = settings.group("data")
-        for name, said in (data or {}).items():
-            if name not in known:
-                raise UsageError(
-                    f"the recipe has no data set '{name}'.{nearest(name, known)}",
-                    f"It has {', '.join(known)}.",
-                )
-            known[name] = known[name] | (said if isinstance(said, dict) else {"source": said})
-        self.sets = {name: _data_set(name, fields) for name, fields in known.items()}
-        self.models, self._root = dict(models or {}), root
+    sets: Mapping[str, DataSet]
+    models: Mapping[str, str] = field(default_factory=dict)
+    root: Path | None = None
+    download: bool = False
 
     def __getitem__(self, name: str) -> DataSet:
         return self.sets[name]
 
     def stand_ins(self) -> "Places":
-        """The same data sets of as many drawn images, where nobody has said a source: enough to count and check."""
-        changed = Places.__new__(Places)
-        changed.models, changed._root = self.models, self._root
-        changed.sets = {
-            name: each
-            if each.source
-            else DataSet(
-                name, drawn(name, each.images.get("train", 0), each.images.get("test", 0), each.classes),
-                images=each.images, classes=each.classes,
-            )
-            for name, each in self.sets.items()
-        }  # fmt: skip
-        return changed
+        """Data sets of as many drawn images in as many classes: enough to count, and to check commands."""
+        return replace(self, sets={name: _drawn(each) for name, each in self.sets.items()})
 
     def look(self, names: Iterable[str]) -> list[str]:
         """Open the data sets; gives a line for each that has other counts than the recipe.
@@ -120,10 +97,30 @@ class Places:
         told = []
         for each in used:
             for split, wanted in each.images.items():
-                found = len(open_data(each.part(split), data_root=self._root))
+                found = len(open_data(each.part(split), data_root=self.root, download=self.download))
                 if abs(found - wanted) > _TOLERANCE * wanted:
                     told.append(f"{each.name}, {split}: {found} images, where the recipe has {wanted}")
         return told
+
+
+def places_of(settings: Settings, data: Mapping[str, Any] | None = None) -> Places:
+    """The data sets of a recipe, its settings ``data.NAME``.
+
+    Args:
+        settings: of the recipe.
+        data: what the user says of some: a source, or fields of the setting.
+
+    Raises:
+        UsageError: the recipe has no such data set.
+    """
+    known = settings.group("data")
+    for name, said in (data or {}).items():
+        if name not in known:
+            raise UsageError(
+                f"the recipe has no data set '{name}'.{nearest(name, known)}", f"It has {', '.join(known)}."
+            )
+        known[name] = known[name] | (said if isinstance(said, dict) else {"source": said})
+    return Places({name: _data_set(name, fields) for name, fields in known.items()})
 
 
 def read_places(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
@@ -142,3 +139,8 @@ def _data_set(name: str, fields: Mapping[str, Any]) -> DataSet:
             f"data set '{name}' has no '{min(unknown)}'", f"It has {', '.join(sorted(_FIELDS))}."
         )
     return DataSet(name, **fields)
+
+
+def _drawn(data: DataSet) -> DataSet:
+    source = drawn(data.name, data.images.get("train", 0), data.images.get("test", 0), data.classes)
+    return DataSet(data.name, source, images=data.images, classes=data.classes)

@@ -10,6 +10,8 @@ from kdcli.reading_yaml import read_yaml
 
 Measured = Mapping[str, Mapping[tuple[str, str], float]]
 """By table: values by row and column. What was not measured is left out."""
+MEAN = "mean"
+"""The column of means over the others."""
 
 
 @final
@@ -62,13 +64,18 @@ def require_table(tables: Mapping[str, Printed], name: str) -> Printed:
 
 
 def cells(table: Printed, measured: Measured) -> list[dict[str, Any]]:
-    """Every cell that is printed or measured: both values, and measured - printed."""
+    """Every cell: what is printed, what was measured, and measured - printed.
+
+    A mean has a difference only where all that the paper averages was measured.
+    """
     own = measured.get(table.name, {})
     found = []
     for row in table.rows:
+        whole = all((row, column) in own for column in table.columns if table.value(row, column) is not None)
         for column in table.columns:
             printed, here = table.value(row, column), own.get((row, column))
-            difference = None if printed is None or here is None else here - printed
+            both = printed is not None and here is not None and (whole or column != MEAN)
+            difference = here - printed if both else None
             found.append(
                 {"table": table.name, "row": row, "column": column, "printed": printed, "measured": here,
                  "difference": difference}
@@ -85,10 +92,10 @@ def text_rows(table: Printed, measured: Measured) -> tuple[list[str], list[list[
 
 
 def means(values: Mapping[tuple[str, str], float], columns: Sequence[str]) -> dict[tuple[str, str], float]:
-    """Column ``mean`` of each row that has a value in all columns."""
+    """Column :data:`MEAN` of each row that has a value in all of ``columns``."""
     rows = dict.fromkeys(row for row, _ in values)
     return {
-        (row, "mean"): sum(values[row, column] for column in columns) / len(columns)
+        (row, MEAN): sum(values[row, column] for column in columns) / len(columns)
         for row in rows
         if all((row, column) in values for column in columns)
     }
