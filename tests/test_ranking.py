@@ -13,6 +13,7 @@ from small_cache import write_cache, write_images, write_teachers
 
 from kdcli.cache.cacheset import CacheSet
 from kdcli.cache.fingerprints import unpack
+from kdcli.data.sources import open_data
 from kdcli.errors import BadDataError, CacheMissingError, IdentityError, KdError, NotFoundError, UsageError
 from kdcli.metrics import METRICS
 from kdcli.metrics.parc import parc
@@ -217,7 +218,9 @@ def test_data_ranks_on_a_part_of_the_cache(cache: Path, images: Path) -> None:
         assert source.score == pytest.approx(parc(features, caches.labels[rows]), abs=1e-12)
 
 
-def test_data_is_recorded_as_a_students_result_has_it(cache: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_is_recorded_as_a_students_result_has_it(
+    cache: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Else --against would not know the students of this target again."""
     monkeypatch.chdir(images.parent)
     told = rank(config(cache, data=f"{images.name}@seed=0")).data

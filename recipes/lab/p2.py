@@ -15,7 +15,7 @@ from typing import Any, final
 
 from lab.settings import Settings
 from lab.steps import Lab, StandIn, Step, words
-from lab.tables import Measured, means
+from lab.tables import MEAN, Measured, means
 
 IN_TRANSFER = "mobilenetv3/in-transfer"
 ROWS = {"in-transfer": IN_TRANSFER, "fixmatch": "mobilenetv3/in-fixmatch"}
@@ -186,8 +186,8 @@ class _Paper:
 
     def _shown(self, target: str) -> float:
         """Images of an epoch: the unlabelled ones, and as many labelled ones."""
-        train = self.lab.places[target].images.get("train", 0)
-        return 2 * train * max(self.lab.settings["labelled"], 1 - self.lab.settings["labelled"])
+        labelled: float = self.lab.settings["labelled"]
+        return 2 * self.lab.places[target].images.get("train", 0) * max(labelled, 1 - labelled)
 
     def _fixmatch(self, target: str, seed: int) -> Step:
         settings = self.lab.settings
@@ -250,38 +250,37 @@ class _Paper:
         return StandIn(self.lab.settings["architectures"][arch], self.lab.places[task].classes)
 
     def _gmacs(self, names: Iterable[str]) -> float:
-        return sum(self.lab.settings["gmacs"][name] for name in names)
+        return sum(float(self.lab.settings["gmacs"][name]) for name in names)
 
     # --- results ---------------------------------------------------------------------------------
 
     def measured(self) -> Measured:
         """Values by table, row and column; each the mean over the seeds that have run."""
         found: dict[str, dict[tuple[str, str], list[float]]] = {}
-        for target in self.lab.settings["targets"]:
+        targets = self.lab.settings["targets"]
+        for target in targets:
             for seed in self.lab.settings["seeds"]:
-                tables = {"P2-1": self._accuracies(target, seed), **self._agreement(target, seed)}
-                for table, rows in tables.items():
+                here = {"P2-1": self._accuracies(target, seed), **self._agreement(target, seed)}
+                for table, rows in here.items():
                     for row, value in rows.items():
                         found.setdefault(table, {}).setdefault((row, target), []).append(value)
-        own = {
-            table: {cell: sum(each) / len(each) for cell, each in values.items()}
-            for table, values in found.items()
-        }
-        targets = self.lab.settings["targets"]
-        all_tables: dict[str, Mapping[tuple[str, str], float]] = {
-            table: values | means(values, targets) for table, values in own.items()
-        }
-        return all_tables | self._figures(own.get("P2-1", {})) | {"P2-T": _gains(all_tables.get("P2-1", {}))}
+        tables = {}
+        for table, values in found.items():
+            own = {cell: sum(each) / len(each) for cell, each in values.items()}
+            tables[table] = own | means(own, targets)
+        first = tables.get("P2-1", {})
+        return {**tables, **self._figures(first), "P2-T": _gains(first)}
 
     def _figures(self, accuracies: Mapping[tuple[str, str], float]) -> Measured:
         """Fig. 1: means over its targets. Fig. 6: gains over IN+Transfer by p, over all."""
         settings = self.lab.settings
         some = [target for target in settings["figure1_targets"] if target in settings["targets"]]
-        start = means(accuracies, settings["targets"]).get((IN_TRANSFER, "mean"))
-        gains = {}
-        for (row, _), value in means(accuracies, settings["targets"]).items():
-            if start is not None and (power := self._powers().get(row)) is not None:
-                gains[power, "mean"] = value - start
+        start, powers = accuracies.get((IN_TRANSFER, MEAN)), self._powers()
+        gains = {
+            (powers[row], MEAN): value - start
+            for (row, column), value in accuracies.items()
+            if start is not None and column == MEAN and row in powers
+        }
         return {"P2-F1": means(accuracies, some), "P2-F6": gains}
 
     def _powers(self) -> dict[str, str]:

@@ -74,8 +74,9 @@ def cells(table: Printed, measured: Measured) -> list[dict[str, Any]]:
         whole = all((row, column) in own for column in table.columns if table.value(row, column) is not None)
         for column in table.columns:
             printed, here = table.value(row, column), own.get((row, column))
-            both = printed is not None and here is not None and (whole or column != MEAN)
-            difference = here - printed if both else None
+            difference = None
+            if printed is not None and here is not None and (whole or column != MEAN):
+                difference = here - printed
             found.append(
                 {"table": table.name, "row": row, "column": column, "printed": printed, "measured": here,
                  "difference": difference}
