@@ -172,6 +172,18 @@ def test_there_are_28_sources_and_204_single_source_students() -> None:
     assert len(singles) == 5 * 24 + 3 * 28
 
 
+def test_all_students_of_mobilenet_are_optimised_alike() -> None:
+    """FixMatch apart: an ordering of methods must not be one of optimisers."""
+    settings = read_settings(FOLDER / "recipe.yaml")
+    steps = {s.name: s for s in p2.steps(Lab(settings, places_of(settings).stand_ins(), Path("/out")))}
+    distilled, transfer = steps["pets/seed0/students"], steps["pets/seed0/transfer"]
+    (text,) = transfer.files.values()
+    own = json.loads(text)["students"]["in-transfer"]
+    for option in ("optimizer", "lr", "weight_decay"):
+        place = distilled.words.index(f"--{option.replace('_', '-')}")
+        assert str(own[option]) == distilled.words[place + 1]
+
+
 def test_no_source_of_a_target_has_seen_it() -> None:
     settings = read_settings(FOLDER / "recipe.yaml")
     caches = [

@@ -74,7 +74,10 @@ def _do(arguments: argparse.Namespace) -> int:
     runner = Runner(lab, {"workers": settings["workers"], **_passed(arguments)})
     if arguments.dry_run:
         return runner.check(steps)
-    return runner.run(steps) or _show(list(tables.values()), paper.measured(lab), arguments.json)
+    if code := runner.run(steps):
+        return code
+    measured = paper.measured(lab)
+    return _show([table for name, table in tables.items() if measured.get(name)], measured, arguments.json)
 
 
 def _show(tables: Sequence[Printed], measured: Measured, as_json: bool) -> int:

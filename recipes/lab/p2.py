@@ -199,7 +199,10 @@ class _Paper:
         )  # fmt: skip
 
     def _transfer(self, target: str, seed: int) -> Step:
-        """Labels alone: from ImageNet's weights, and from the best source of each architecture."""
+        """Labels alone: from ImageNet's weights, and from the best source of each architecture.
+
+        The student's own architecture is optimised as the distilled students are, to be compared with them.
+        """
         settings = self.lab.settings
         start = {"init": settings["init"], "method": "labels-only"}
         selected = {
@@ -207,7 +210,8 @@ class _Paper:
             "method": "labels-only",
             "ranking": self._ranking(target, seed, "all"),
         }
-        students = {"in-transfer": {"student": settings["student_model"], **start}}
+        same = {name: settings[f"student.{name}"] for name in ("optimizer", "lr", "weight_decay")}
+        students = {"in-transfer": {"student": settings["student_model"], **start, **same}}
         for arch, spec in settings["architectures"].items():
             students[f"{arch}-transfer"] = {"student": spec, **start}
             students[f"{arch}-selected"] = {"student": spec, **selected}
