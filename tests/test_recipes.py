@@ -165,6 +165,33 @@ def test_a_step_that_fails_ends_the_run_with_its_code(tmp_path: Path, counted: l
     assert not lab.has("bad")
 
 
+def test_a_sweep_that_lost_a_student_is_finished_and_the_code_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lab = _lab(tmp_path)
+    path, files = lab.sweep("two", {"good": {"lr": 0.001}, "bad": {"lr": 1e20}})
+    data = drawn("a", 16, 8, 2)
+    step = Step(
+        "two",
+        words("train-student", f"{data}@split=train", test=f"{data}@split=test", method="labels-only", sweep=path,
+              student="test_resnet", image_size=32, optimizer="momentum", epochs=2, batch_size=8,
+              out=tmp_path / "runs", device="cpu", workers=0),
+        files=files,
+    )  # fmt: skip
+    runner = Runner(lab, {})
+    for _ in range(2):
+        assert runner.run([step]) == 40
+        assert "two: without bad, whose loss was not finite" in capsys.readouterr().err
+        assert runner.finished(step)
+    assert [student["name"] for student in lab.document("two")["students"]] == ["good"]
+    path, files = lab.sweep("two", {"bad": {"lr": 1e20}})
+    alone = replace(
+        step, files=files, words=(*step.words[:-6], "--out", str(tmp_path / "alone"), *step.words[-4:])
+    )
+    assert runner.run([alone]) == 40
+    assert not runner.finished(alone)
+
+
 def test_a_signal_is_passed_on_and_the_code_comes_back(tmp_path: Path) -> None:
     script = (
         "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); "

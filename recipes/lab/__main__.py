@@ -9,7 +9,7 @@ from typing import Any
 
 try:
     from kdcli.console import console
-    from kdcli.errors import KdError, UsageError, nearest
+    from kdcli.errors import DivergedError, KdError, UsageError, nearest
 except ImportError:
     print(f"error: kd is not installed for {sys.executable}", file=sys.stderr)
     print(
@@ -74,10 +74,11 @@ def _do(arguments: argparse.Namespace) -> int:
     runner = Runner(lab, {"workers": settings["workers"], **_passed(arguments)})
     if arguments.dry_run:
         return runner.check(steps)
-    if code := runner.run(steps):
-        return code
-    measured = paper.measured(lab)
-    return _show([table for name, table in tables.items() if measured.get(name)], measured, arguments.json)
+    code = runner.run(steps)
+    if code in (0, DivergedError.exit_code):
+        measured = paper.measured(lab)
+        _show([table for name, table in tables.items() if measured.get(name)], measured, arguments.json)
+    return code
 
 
 def _show(tables: Sequence[Printed], measured: Measured, as_json: bool) -> int:
@@ -141,6 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     kd = parser.add_argument_group("passed on to kd")
     kd.add_argument("--data-root", type=Path, help="folder of torch/ and hfds/ data sets")
     kd.add_argument("--download", action="store_true", help="allow data sets to be downloaded")
+    kd.add_argument("--overwrite", action="store_true", help="train anew what other settings trained before")
     kd.add_argument("--engine", choices=("local", "submitit", "ray"), help="who runs caches and sweeps")
     for name in ("num-workers", "cpus-per-worker", "gpus-per-worker", "workers"):
         kd.add_argument(f"--{name}", type=int, metavar="N")

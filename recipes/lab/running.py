@@ -3,6 +3,8 @@
 import contextlib
 import hashlib
 import io
+import json
+import os
 import signal
 import subprocess
 import sys
@@ -12,8 +14,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, final
 
 from kdcli.cli.app import main as kd
-from kdcli.errors import UsageError
+from kdcli.errors import DivergedError, UsageError
 from kdcli.files import storage_errors
+from lab.settings import RECIPES
 from lab.steps import Lab, Step, words
 
 _DATA = ("data_root", "download")
@@ -21,7 +24,7 @@ _MODELS = (*_DATA, "device", "workers", "amp")
 _ENGINE = ("engine", "num_workers", "cpus_per_worker", "gpus_per_worker", "address", "slurm")
 TAKES: Mapping[str, tuple[str, ...]] = {
     "cache-teachers": (*_MODELS, *_ENGINE),
-    "train-student": (*_MODELS, *_ENGINE),
+    "train-student": (*_MODELS, *_ENGINE, "overwrite"),
     "rank-sources": ("data_root",),
     "eval-probe": _MODELS,
     "compare": _MODELS,
@@ -58,7 +61,10 @@ class Runner:
         return self._lab.has(step.name) and record.exists() and record.read_text() == self._identity(step)
 
     def run(self, steps: Sequence[Step]) -> int:
-        """Run what is not finished, in order; gives kd's exit code."""
+        """Run what is not finished, in order; gives kd's exit code.
+
+        A sweep of which some students diverged is finished, for the others are: all is run, and the code is 40.
+        """
         for number, step in enumerate(steps, 1):
             told = f"[{number}/{len(steps)}] {step.name}"
             if self.finished(step):
@@ -68,7 +74,11 @@ class Runner:
             if code := self._do(step):
                 print(f"{told}: ended with {code}; the same call goes on here", file=sys.stderr, flush=True)
                 return code
-        return 0
+        lost = {step.name: self._diverged(step) for step in steps}
+        for name, students in lost.items():
+            if students:
+                print(f"{name}: without {', '.join(students)}, whose loss was not finite", file=sys.stderr)
+        return DivergedError.exit_code if any(lost.values()) else 0
 
     def check(self, steps: Sequence[Step]) -> int:
         """Print every command, and let kd check it without doing it: by ``--dry-run`` where it has one.
@@ -91,10 +101,17 @@ class Runner:
         part = document.with_suffix(".part")
         with storage_errors(part), part.open("wb") as output:
             code = _call((sys.executable, "-m", "kdcli", *self.words(step)), output)
+        if code == DivergedError.exit_code and json.loads(part.read_bytes()).get("students"):
+            code = 0
         if not code:
             self._record(step).write_text(self._identity(step))
             part.replace(document)
         return code
+
+    def _diverged(self, step: Step) -> list[str]:
+        """Students of a finished sweep that were given up."""
+        document = self._lab.document(step.name)
+        return [each["name"] for each in document.get("diverged", [])]
 
     def _prepare(self, step: Step) -> None:
         """Write the small files that it reads, and make the folder of its document."""
@@ -149,7 +166,10 @@ def _checked(arguments: Sequence[str]) -> int:
 
 def _call(command: Sequence[str], output: BinaryIO) -> int:
     """Run a command; signals that ask for an end are its own to answer: ^C reaches it anyway, others are passed on."""
-    with subprocess.Popen(command, stdout=output) as process:
+    path = os.pathsep.join(
+        filter(None, (str(RECIPES), os.environ.get("PYTHONPATH")))
+    )  # lab.images, for workers, too
+    with subprocess.Popen(command, stdout=output, env={**os.environ, "PYTHONPATH": path}) as process:
         old = {number: signal.signal(number, lambda got, _: process.send_signal(got)) for number in _PASSED}
         old[signal.SIGINT] = signal.signal(signal.SIGINT, lambda got, _: None)
         try:
