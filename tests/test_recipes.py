@@ -223,6 +223,14 @@ def test_options_of_kd_go_to_the_commands_that_take_them(tmp_path: Path) -> None
     assert runner.words(Step("r", ("rank-sources",))) == ("rank-sources", "--data-root", "/d", "--json")
 
 
+@pytest.mark.parametrize("command", running.TAKES)
+def test_kd_has_the_options_that_are_passed_on(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        running.kd([command, "--help"])
+    told = capsys.readouterr().out
+    assert [name for name in running.TAKES[command] if f"--{name.replace('_', '-')} " not in told] == []
+
+
 def test_a_pattern_takes_what_it_needs_along() -> None:
     steps = [Step("a", ()), Step("b/x", (), needs=("a",)), Step("b/y", ()), Step("c", (), needs=("b/x",))]
     assert [step.name for step in chosen(steps, ["c"])] == ["a", "b/x", "c"]

@@ -28,8 +28,9 @@ TAKES: Mapping[str, tuple[str, ...]] = {
     "rank-sources": ("data_root",),
     "eval-probe": _MODELS,
     "compare": _MODELS,
-    "fuse-teachers": ("device", "amp"),
-    "soup": (),
+    "fuse-teachers": ("device", "amp", "overwrite"),
+    "soup": (*_DATA, "device", "workers"),
+    "audit": (*_DATA, "workers"),
 }
 """What of the user's options each command takes."""
 
