@@ -51,7 +51,7 @@ def test_the_wheel_is_the_package(built: tuple[Path, Path]) -> None:
 def test_the_sdist_has_what_tests_need_and_nothing_that_lies_around(built: tuple[Path, Path]) -> None:
     with tarfile.open(built[0]) as sdist:
         names = {name.partition("/")[2] for name in sdist.getnames()}
-    folders = ("kdcli", "tests", "docs", "examples", "benchmarks")
+    folders = ("kdcli", "tests", "docs", "examples", "benchmarks", "recipes")
     assert names >= {name for folder in folders for name in in_tree(folder)}
     loose = {"PKG-INFO", ".gitignore", *(path.name for path in ROOT.iterdir() if path.is_file())}
     assert all(name.partition("/")[0] in {*folders, *loose} for name in names)

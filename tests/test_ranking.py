@@ -13,6 +13,7 @@ from small_cache import write_cache, write_images, write_teachers
 
 from kdcli.cache.cacheset import CacheSet
 from kdcli.cache.fingerprints import unpack
+from kdcli.data.sources import open_data
 from kdcli.errors import BadDataError, CacheMissingError, IdentityError, KdError, NotFoundError, UsageError
 from kdcli.metrics import METRICS
 from kdcli.metrics.parc import parc
@@ -216,6 +217,15 @@ def test_data_ranks_on_a_part_of_the_cache(cache: Path, images: Path) -> None:
     for source in ranking.sources:
         features = caches.gather(source.name, "features", rows, 0)
         assert source.score == pytest.approx(parc(features, caches.labels[rows]), abs=1e-12)
+
+
+def test_data_is_recorded_as_a_students_result_has_it(
+    cache: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else --against would not know the students of this target again."""
+    monkeypatch.chdir(images.parent)
+    told = rank(config(cache, data=f"{images.name}@seed=0")).data
+    assert told == open_data(str(images)).location
 
 
 def test_data_gives_labels_to_a_cache_without(images: Path, teachers: dict[str, str], tmp_path: Path) -> None:

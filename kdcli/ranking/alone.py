@@ -33,6 +33,7 @@ class FileMaterial:
     labels: ProbeLabels
     class_names: tuple[str, ...] | None
     cache_id: None = None
+    location: None = None
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -46,6 +46,11 @@ class CachedMaterial:
         """The caches' identities, joined as training joins them."""
         return ",".join(self.caches.cache_ids)
 
+    @property
+    def location(self) -> str | None:
+        """As the results of students have it, which are compared with this ranking's."""
+        return None if self.data is None else self.data.location
+
     def id_of(self, name: str) -> str:
         """Identity of the teacher."""
         return self.caches.teachers[name].id

@@ -35,7 +35,7 @@ class Scores:
         own: column that the ranking follows.
         table: score of each source by column; None where it is undefined.
         cache_id: of the cache that was ranked; None for files.
-        data: what ``--data`` named.
+        data: what ``--data`` named, as results of students have it.
     """
 
     target: str

@@ -19,6 +19,7 @@ class Material(Protocol):
         labels: class index of each image, or 0/1 per image and label; -1 for none.
         class_names: names of the classes, if they have any.
         cache_id: of the cache or caches; None where there is none.
+        location: what reopens the images that ``--data`` names, from anywhere; None without them.
     """
 
     @property
@@ -31,6 +32,8 @@ class Material(Protocol):
     def class_names(self) -> Sequence[str] | None: ...  # noqa: D102
     @property
     def cache_id(self) -> str | None: ...  # noqa: D102
+    @property
+    def location(self) -> str | None: ...  # noqa: D102
 
     def id_of(self, name: str) -> str | None:
         """Identity of a source; None for one that is no cached teacher."""

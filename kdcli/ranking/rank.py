@@ -35,7 +35,7 @@ class RankResult:
         table: mean score over the probe seeds, of every column asked for.
         std: standard deviation over the probe seeds (n - 1); empty for a single one.
         seeds: of the probe sets.
-        data: what ``--data`` named.
+        data: what ``--data`` named, as results of students have it.
         whole: whether all columns were asked for, so that the document shows them.
         settings: what decides the scores of each metric, where the document says it.
     """
@@ -101,7 +101,7 @@ def rank(config: RankConfig) -> RankResult:
     seeds = tuple(range(config.seed, config.seed + config.repeats))
     ranking = _ranking(material, config, own, scores[own.label], probes)
     std = std if config.repeats > 1 else {}
-    return RankResult(ranking, table, std, seeds, config.data, config.metric == "all", settings)
+    return RankResult(ranking, table, std, seeds, material.location, config.metric == "all", settings)
 
 
 def _require_input(config: RankConfig) -> None:

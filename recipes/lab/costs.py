@@ -1,0 +1,116 @@
+"""What a recipe takes: GPU hours by counting, bytes of caches by ``kd cache plan``. Needs no data and no weights."""
+
+import contextlib
+import io
+import json
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import timm
+import torch
+from safetensors.torch import save_file
+from torchvision.models import get_model
+
+from kdcli.cli.app import main as kd
+from kdcli.console import console, size
+from kdcli.errors import raised_elsewhere
+from lab.steps import Lab, StandIn, Step
+
+
+@final
+@dataclass(slots=True)
+class Cost:
+    """Of all steps of a kind."""
+
+    steps: int = 0
+    images: float = 0
+    hours: float = 0
+    bytes: int = 0
+
+
+def costs(lab: Lab, steps: Sequence[Step]) -> dict[str, Cost]:
+    """By kind of step.
+
+    A step takes as long as its images take to be decoded, or its arithmetic, whichever is longer.
+    """
+    found: dict[str, Cost] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        weights = _Weights(Path(folder))
+        for step in steps:
+            cost = found.setdefault(step.kind, Cost())
+            decode = step.images / lab.settings["cost.decoded"]
+            compute = 2e9 * step.gmacs / (1e12 * lab.settings["cost.tflops"])
+            cost.steps, cost.images = cost.steps + 1, cost.images + step.images
+            cost.hours += max(decode, compute) / 3600
+            if step.stand_ins:
+                cost.bytes += _planned(step, weights)
+    return found
+
+
+def show_costs(found: Mapping[str, Cost], lab: Lab, as_json: bool) -> None:
+    """Print them, with their sum."""
+    total = Cost(*(sum(getattr(each, name) for each in found.values()) for name in Cost.__slots__))
+    rows = {**found, "all": total}
+    assumed = {name: lab.settings[f"cost.{name}"] for name in ("tflops", "decoded")}
+    if as_json:
+        console.document({"assumed": assumed, "costs": {kind: _fields(cost) for kind, cost in rows.items()}})
+        return
+    console.table(
+        ["step", "commands", "images", "GPU hours", "cache"],
+        [[kind, cost.steps, f"{cost.images:.2g}", f"{cost.hours:.1f}", size(cost.bytes) if cost.bytes else "-"]
+         for kind, cost in rows.items()],
+    )  # fmt: skip
+    print(
+        f"counted with {assumed['tflops']} TFLOP/s a GPU and {assumed['decoded']} images decoded a second a GPU"
+    )
+
+
+def _fields(cost: Cost) -> dict[str, float]:
+    return {name: getattr(cost, name) for name in Cost.__slots__}
+
+
+@final
+class _Weights:
+    """Files of random weights, each written once."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def spec(self, model: StandIn) -> str:
+        """A model string that opens."""
+        path = self._folder / f"{model.architecture.replace('/', '-')}-{model.classes}.safetensors"
+        if not path.exists():
+            own = {} if model.classes is None else {"num_classes": model.classes}
+            name = model.architecture.removeprefix("torchvision/")
+            make: Any = timm.create_model if name == model.architecture else get_model
+            with torch.device("meta"), warnings.catch_warnings(action="ignore", category=FutureWarning):
+                shapes = make(
+                    name, **own
+                ).state_dict()  # GoogLeNet's warns of an initialisation that none takes
+            save_file({key: torch.zeros(each.shape, dtype=each.dtype) for key, each in shapes.items()}, path)
+        return f"{model.architecture}@{path}"
+
+
+def _planned(step: Step, weights: _Weights) -> int:
+    """Bytes that ``kd cache plan`` gives for a cache-teachers step."""
+    specs = {name: weights.spec(model) for name, model in step.stand_ins.items()}
+    words = ["cache", "plan", *step.words[1:], "--json", "--quiet", "--device", "cpu", "--workers", "0"]
+    for place, word in enumerate(words):
+        if word == "--teacher":
+            name = words[place + 1].partition("=")[0]
+            words[place + 1] = f"{name}={specs[name]}"
+    told, output = io.StringIO(), io.StringIO()
+    with (
+        contextlib.redirect_stdout(output),
+        contextlib.redirect_stderr(told),
+        contextlib.suppress(SystemExit),
+    ):
+        kd(words)
+    document = json.loads(output.getvalue())
+    if "error" in document:
+        raise raised_elsewhere(document)
+    return int(document["bytes"])

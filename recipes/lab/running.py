@@ -1,0 +1,188 @@
+"""Run steps in their order, each once: what is finished is left alone."""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, BinaryIO, final
+
+from kdcli.cli.app import main as kd
+from kdcli.errors import DivergedError, UsageError
+from kdcli.files import storage_errors
+from lab.settings import RECIPES
+from lab.steps import Lab, Step, words
+
+_DATA = ("data_root", "download")
+_MODELS = (*_DATA, "device", "workers", "amp")
+_ENGINE = ("engine", "num_workers", "cpus_per_worker", "gpus_per_worker", "address", "slurm")
+TAKES: Mapping[str, tuple[str, ...]] = {
+    "cache-teachers": (*_MODELS, *_ENGINE),
+    "train-student": (*_MODELS, *_ENGINE, "overwrite"),
+    "rank-sources": ("data_root",),
+    "eval-probe": _MODELS,
+    "compare": _MODELS,
+    "fuse-teachers": ("device", "amp", "overwrite"),
+    "soup": (*_DATA, "device", "workers"),
+    "audit": (*_DATA, "workers"),
+}
+"""What of the user's options each command takes."""
+
+
+@final
+class Runner:
+    """Runs the steps of a recipe.
+
+    Args:
+        lab: where they leave what they make.
+        passed: the user's options of kd, by name (``engine``, ``device``, ``data_root``, ...).
+    """
+
+    def __init__(self, lab: Lab, passed: Mapping[str, Any]) -> None:
+        self._lab, self._passed = lab, passed
+
+    def words(self, step: Step) -> tuple[str, ...]:
+        """The whole command of a step; an engine needs a sweep, or a cache."""
+        taken = {
+            name: self._passed[name] for name in TAKES[step.words[0]] if self._passed.get(name) is not None
+        }
+        if step.words[0] == "train-student" and "--sweep" not in step.words:
+            taken = {name: value for name, value in taken.items() if name not in _ENGINE}
+        return (*step.words, *words(**taken), "--json")
+
+    def finished(self, step: Step) -> bool:
+        """Whether it has left its document: by this command and files, and of what its needs say now."""
+        record = self._record(step)
+        return self._lab.has(step.name) and record.exists() and record.read_text() == self._identity(step)
+
+    def run(self, steps: Sequence[Step]) -> int:
+        """Run what is not finished, in order; gives kd's exit code.
+
+        A sweep of which some students diverged is finished, for the others are: all is run, and the code is 40.
+        """
+        for number, step in enumerate(steps, 1):
+            told = f"[{number}/{len(steps)}] {step.name}"
+            if self.finished(step):
+                print(f"{told}: finished", file=sys.stderr, flush=True)
+                continue
+            print(f"{told}: {step.line}", file=sys.stderr, flush=True)
+            if code := self._do(step):
+                print(f"{told}: ended with {code}; the same call goes on here", file=sys.stderr, flush=True)
+                return code
+        lost = {step.name: self._diverged(step) for step in steps}
+        for name, students in lost.items():
+            if students:
+                print(f"{name}: without {', '.join(students)}, whose loss was not finite", file=sys.stderr)
+        return DivergedError.exit_code if any(lost.values()) else 0
+
+    def check(self, steps: Sequence[Step]) -> int:
+        """Print every command, and let kd check it without doing it: by ``--dry-run`` where it has one.
+
+        The others, and those that read what is not there yet, are checked by ``--print-config``: all options and their
+        values, and each student of a sweep. Nothing but the small files of the steps is written.
+        """
+        for number, step in enumerate(steps, 1):
+            print(f"[{number}/{len(steps)}] {step.name}: {step.line}", flush=True)
+            self._prepare(step)
+            ready = step.words[0] == "cache-teachers" and all(map(self._lab.has, step.needs))
+            if code := _checked((*self.words(step), "--dry-run" if ready else "--print-config")):
+                print(f"step {step.name} would be refused", file=sys.stderr)
+                return code
+        return 0
+
+    def _do(self, step: Step) -> int:
+        self._prepare(step)
+        document = self._lab.document_path(step.name)
+        part = document.with_suffix(".part")
+        with storage_errors(part), part.open("wb") as output:
+            code = _call((sys.executable, "-m", "kdcli", *self.words(step)), output)
+        if code == DivergedError.exit_code and json.loads(part.read_bytes()).get("students"):
+            code = 0
+        if not code:
+            self._record(step).write_text(self._identity(step))
+            part.replace(document)
+        return code
+
+    def _diverged(self, step: Step) -> list[str]:
+        """Students of a finished sweep that were given up."""
+        document = self._lab.document(step.name)
+        return [each["name"] for each in document.get("diverged", [])]
+
+    def _prepare(self, step: Step) -> None:
+        """Write the small files that it reads, and make the folder of its document."""
+        folder = self._lab.document_path(step.name).parent
+        with storage_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            for path, text in step.files.items():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(text)
+
+    def _record(self, step: Step) -> Path:
+        return self._lab.document_path(step.name).with_suffix(".command")
+
+    def _identity(self, step: Step) -> str:
+        """The command, and digests of what it reads: only these may change what it would do."""
+        read = {str(path): text.encode() for path, text in step.files.items()}
+        read |= {
+            need: self._lab.document_path(need).read_bytes() for need in step.needs if self._lab.has(need)
+        }
+        told = [f"{name} {hashlib.sha256(content).hexdigest()}" for name, content in sorted(read.items())]
+        return "\n".join([step.line, *told]) + "\n"
+
+
+def chosen(steps: Sequence[Step], patterns: Sequence[str] | None) -> list[Step]:
+    """Those whose names match a pattern, and all that they need; without patterns all.
+
+    Raises:
+        UsageError: a pattern that matches none.
+    """
+    if patterns is None:
+        return list(steps)
+    by_name = {step.name: step for step in steps}
+    wanted: set[str] = set()
+    for pattern in patterns:
+        found = {name for name in by_name if fnmatchcase(name, pattern)}
+        if not found:
+            raise UsageError(f"no step is called '{pattern}'", "--dry-run lists the steps.")
+        wanted |= found
+    while more := {need for name in wanted for need in by_name[name].needs} - wanted:
+        wanted |= more
+    return [step for step in steps if step.name in wanted]
+
+
+def _checked(arguments: Sequence[str]) -> int:
+    """Exit code of kd in this process, which has opened its libraries already; what it prints is dropped."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        try:
+            kd(arguments)
+        except SystemExit as ended:
+            return int(ended.code or 0)
+
+
+def _call(command: Sequence[str], output: BinaryIO) -> int:
+    """Run a command; signals that ask for an end are its own to answer: ^C reaches it anyway, others are passed on."""
+    path = os.pathsep.join(
+        filter(None, (str(RECIPES), os.environ.get("PYTHONPATH")))
+    )  # lab.images, for workers, too
+    with subprocess.Popen(command, stdout=output, env={**os.environ, "PYTHONPATH": path}) as process:
+        old = {number: signal.signal(number, lambda got, _: process.send_signal(got)) for number in _PASSED}
+        old[signal.SIGINT] = signal.signal(signal.SIGINT, lambda got, _: None)
+        try:
+            return _exit_code(process.wait())
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+
+_PASSED = (signal.SIGTERM, signal.SIGUSR1)
+
+
+def _exit_code(returned: int) -> int:
+    """As a shell has it: 128 + N after signal N."""
+    return returned if returned >= 0 else 128 - returned
