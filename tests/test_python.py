@@ -135,8 +135,13 @@ def test_what_is_wrong_is_one_line(options: dict[str, Any], message: str) -> Non
             call(**options)
         assert "--" not in refused.value.message
         out_of_range = "seed" in options
-        told = "repeats is a number of at least 1" if out_of_range else "kd rank-sources --help explains every option."
-        assert told in refused.value.hint and "--" not in refused.value.hint.replace("--help", "")
+        told = (
+            "repeats is a number of at least 1"
+            if out_of_range
+            else "kd rank-sources --help explains every option."
+        )
+        assert told in refused.value.hint
+        assert "--" not in refused.value.hint.replace("--help", "")
         assert refused.value.__cause__ is None
 
 

@@ -292,7 +292,7 @@ def test_consolidation_into_another_architecture_starts_as_init_says(place: Plac
 
 
 def test_batches_of_one_image_are_refused_where_batchnorm_averages_over_them(place: Place) -> None:
-    with pytest.raises(UsageError, match="BatchNorm averages .* a step has 1$") as caught:
+    with pytest.raises(UsageError, match=r"BatchNorm averages .* a step has 1$") as caught:
         build_student(make_plan(place.config("x", batch_size=1)))
     assert "--bn frozen" in caught.value.hint
     build_student(make_plan(place.config("x", batch_size=1, bn="frozen")))
