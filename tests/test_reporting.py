@@ -15,7 +15,7 @@ import pytest
 from kdcli.errors import StorageError
 from kdcli.reporting import charts
 from kdcli.reporting.cells import Cell, number, percent, word
-from kdcli.reporting.curves import training_curves
+from kdcli.reporting.curves import fidelity_curves, training_curves
 from kdcli.reporting.document import Column, Command, Commands, Document, Facts, Notes, Part, Section, Table
 from kdcli.reporting.page import write_page
 from kdcli.types import RankedSource, Ranking
@@ -342,3 +342,17 @@ def test_a_browser_sorts_the_table_and_reports_no_error(tmp_path: Path) -> None:
     # By name; by accuracy, highest first, then lowest first, with the missing one always last; by name again.
     assert said[1] == "both,heads,plain|both,plain,heads|plain,both,heads|both,heads,plain"
     assert "CONSOLE" not in done.stderr, done.stderr
+
+
+def test_r2_of_the_teachers_has_a_chart_of_its_own() -> None:
+    epochs = [
+        {"epoch": 1, "loss": 0.5, "distill/a": 0.2, "r2/a/features": 0.1, "cos/a/features": 0.3, "val_r2": 0.2,
+         "val_cos": 0.4, "val_r2/a/features": 0.2, "val_cos/a/features": 0.4},
+    ]  # fmt: skip
+    of_loss = training_curves({"run": epochs})
+    assert [mark.text for mark in of_loss.legend] == ["loss", "distill/a"]
+    chart = fidelity_curves({"run": epochs, "other": [{"epoch": 1, "loss": 0.5}]}, "fidelity")
+    assert chart is not None
+    assert [mark.text for mark in chart.legend] == ["a/features"]
+    assert "1 runs" in chart.label  # the other has none
+    assert fidelity_curves({"other": [{"epoch": 1, "loss": 0.5}]}, "fidelity") is None

@@ -1,6 +1,7 @@
 """Charts over the epochs of a training: losses with their parts, and accuracies."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from kdcli.plotting import Look, figure_of
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 _DASHES: tuple[tuple[float, ...], ...] = ((), (7, 2.2), (2, 1.6), (7, 2, 1.5, 2), (4, 2), (9, 2, 2, 2, 2, 2))
 EPOCH_FACTS = frozenset({"epoch", "loss", "lr", "view", "steps", "images_per_second", "seconds", "stage"})
 """What an epoch's line in metrics.jsonl holds besides parts of the loss and accuracies."""
+_FIDELITY = ("r2", "cos", "val_r2", "val_cos")
+"""How near a student's predictions are to its teachers' outputs: no part of the loss."""
+_HELD_OUT = "val_r2/"
 _ACCURACIES = ("_top1", "_top5", "_accuracy", "_mAP", "_exact_match")
 
 
@@ -23,7 +27,29 @@ def training_curves(
     histories: Mapping[str, Sequence[Mapping[str, Any]]], name: str = "curves", caption: str = ""
 ) -> Chart:
     """The loss and its parts over the epochs, one panel per run."""
-    parts = list(dict.fromkeys(part for epochs in histories.values() for part in _parts(epochs)))
+    chart = _panels(histories, lambda epochs: ["loss", *_parts(epochs)], name)
+    return replace(chart, label=f"Loss over the epochs of {len(histories)} runs", caption=caption)
+
+
+def fidelity_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], name: str) -> Chart | None:
+    """R2 of each teacher's outputs on held-out images by epoch, one panel per run that has it; None where none has."""
+    known = {run: epochs for run, epochs in histories.items() if _held_out(epochs)}
+    if not known:
+        return None
+    chart = _panels(known, _held_out, name)
+    marks = tuple(replace(mark, text=mark.text.removeprefix(_HELD_OUT)) for mark in chart.legend)
+    caption = "R2 of the teachers' outputs on held-out images; 1 is the teacher, 0 its mean."
+    return replace(chart, label=f"R2 over the epochs of {len(known)} runs", caption=caption, legend=marks)
+
+
+def _panels(
+    histories: Mapping[str, Sequence[Mapping[str, Any]]],
+    keys_of: Callable[[Sequence[Mapping[str, Any]]], list[str]],
+    name: str,
+) -> Chart:
+    """Values over the epochs, one panel per run; the loss stands out."""
+    keys = list(dict.fromkeys(key for epochs in histories.values() for key in keys_of(epochs)))
+    parts = [key for key in keys if key != "loss"]
     lines, columns = shape_of(len(histories))
 
     def draw(look: Look) -> "Figure":
@@ -33,20 +59,21 @@ def training_curves(
         for place, (axes, (run, epochs)) in enumerate(zip(panels, histories.items(), strict=True)):
             marker = "o" if len(epochs) == 1 else None
             numbers = epoch_numbers(epochs)
-            loss = finite([epoch.get("loss") for epoch in epochs])
-            axes.plot(numbers, loss, color=look.ink, linewidth=2.2, marker=marker)
-            for part in _parts(epochs):
-                values = finite([epoch.get(part) for epoch in epochs])
-                number, dashes = _line(parts.index(part))
+            for key in keys_of(epochs):
+                values = finite([epoch.get(key) for epoch in epochs])
+                if key == "loss":
+                    axes.plot(numbers, values, color=look.ink, linewidth=2.2, marker=marker)
+                    continue
+                number, dashes = _line(parts.index(key))
                 axes.plot(numbers, values, color=look.series[number], dashes=dashes, linewidth=1.5,
                           marker=marker, markersize=3)  # fmt: skip
             axes.set_title(short(run), color=look.ink)
             epoch_axis(axes, "epoch" if place >= (lines - 1) * columns else "")
         return figure
 
-    marks = [Mark("loss", "ink", width=2.4)]
+    marks = [Mark("loss", "ink", width=2.4)] if "loss" in keys else []
     marks += [Mark(part, *_spread(index)) for index, part in enumerate(parts)]
-    return Chart(name, f"Loss over the epochs of {len(histories)} runs", draw, caption, tuple(marks))
+    return Chart(name, name, draw, legend=tuple(marks))
 
 
 def accuracy_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], key: str, name: str) -> Chart:
@@ -85,9 +112,15 @@ def _parts(epochs: Sequence[Mapping[str, Any]]) -> list[str]:
         for name in dict.fromkeys(name for epoch in epochs for name in epoch)
         if name not in EPOCH_FACTS
         and not name.partition("/")[0].endswith(_ACCURACIES)
+        and name.partition("/")[0] not in _FIDELITY
         and not name.startswith("share/")  # of the images, that a teacher teaches (P3)
         and all(isinstance(epoch.get(name, 0.0), int | float) for epoch in epochs)
     ]
+
+
+def _held_out(epochs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names of the R2 of each output."""
+    return list(dict.fromkeys(name for epoch in epochs for name in epoch if name.startswith(_HELD_OUT)))
 
 
 def epoch_numbers(epochs: Sequence[Mapping[str, Any]]) -> list[int]:

@@ -17,7 +17,7 @@ from kdcli.reporting import charts
 from kdcli.reporting.budgets import budget_of, interval_of, main_of, top1_of
 from kdcli.reporting.cells import Cell, number, percent, word
 from kdcli.reporting.charts import Costed, Spread
-from kdcli.reporting.curves import accuracy_curves, training_curves
+from kdcli.reporting.curves import accuracy_curves, fidelity_curves, training_curves
 from kdcli.reporting.document import Chart, Column, Columns, Command, Fold, Notes, Part, Section, tabulate
 from kdcli.reporting.material import Run
 from kdcli.reporting.protocols import test_name
@@ -267,7 +267,8 @@ def curves_section(tests: Mapping[str, Sequence[Run]]) -> Section | None:
     for start in range(0, min(len(names), MOST_PANELS), PANELS):
         page = {name: histories[name] for name in names[start : start + PANELS]}
         drawn.append(training_curves(page, f"curves-{start // PANELS + 1}", LOSSES if not start else ""))
-    parts: list[Part] = [drawn[0], *_accuracy_charts(tests)]
+    fidelity = fidelity_curves({name: histories[name] for name in names[:PANELS]}, "fidelity-curves")
+    parts: list[Part] = [drawn[0], *([fidelity] if fidelity else []), *_accuracy_charts(tests)]
     if len(drawn) > 1:
         parts.append(Fold(f"{min(len(names), MOST_PANELS) - PANELS} more runs", tuple(drawn[1:])))
     if len(names) > MOST_PANELS:
