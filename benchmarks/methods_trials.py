@@ -26,12 +26,15 @@ Options = dict[str, Any]
 
 EXTRA: dict[str, Options] = {
     "distill-equal": {"teacher": [LETTERS, IMAGENET]},
+    "multi-head-kd": {"generalist": IMAGENET},
+    "multi-head-crd": {"generalist": IMAGENET},
     "agglomerate": {"teacher": [LETTERS, IMAGENET], "levels": "features"},
     "fixmatch": {"unlabelled_ratio": 1.0},
     "mcl": {"mcl_share": 0.99},
 }
-"""What a method is told beside :func:`told`: both teachers where it is made for several; and where its defaults cannot
-be used: fixmatch's seven unlabelled images a labelled one, mcl's average of a long training."""
+"""What a method is told beside :func:`told`: both teachers where it is made for several; where it learns from experts
+alone, that the letters' is one; and where its defaults cannot be used: fixmatch's seven unlabelled images a labelled
+one, mcl's average of a long training."""
 
 UNLABELLED: dict[str, Options] = {"cd": {"kl_weight": 1.0}}
 """The same where there are no labels, beside ``label_weight`` 0 of methods that have one: their other terms alone."""

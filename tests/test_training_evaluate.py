@@ -79,6 +79,23 @@ def test_test_classes_that_were_never_trained_are_refused(place: Place) -> None:
         head_to_test(plan)
 
 
+def test_a_classifier_that_nothing_trains_is_not_tested(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = {
+        "generalist": "gen",
+        "test": place.test,
+        "student": "test_vit",
+    }  # cannot start from the generalist
+    head = head_to_test(make_plan(place.config("x", "multi-head-kd", generalist="gen", test=place.test)))
+    assert head is not None  # it starts as the generalist's
+    assert head_to_test(make_plan(place.config("x", "consolidation", **other))) is not None
+    plan = make_plan(place.config("x", "multi-head-kd", **other))
+    capsys.readouterr()
+    assert head_to_test(plan) is None
+    assert "its classifier learns nothing and is not tested" in " ".join(capsys.readouterr().err.split())
+
+
 def test_consolidation_tests_the_head_whose_teacher_has_the_class_names(place: Place) -> None:
     choice = head_to_test(make_plan(place.config("x", "consolidation", test=place.test)))
     assert choice is not None

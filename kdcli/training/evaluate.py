@@ -28,6 +28,7 @@ from kdcli.training.distributed import Ranks
 from kdcli.training.plan import Plan
 from kdcli.training.samplers import Ticket, plain_order
 from kdcli.training.scores import LabelScores
+from kdcli.training.start import UNTRAINED
 from kdcli.training.transfers import Fetched
 from kdcli.types import Preprocess
 
@@ -77,10 +78,16 @@ def head_to_test(plan: Plan) -> tuple[str, Labels] | None:
     teachers = plan.teachers.records.values() if plan.teachers is not None and heads else ()
     for record in teachers:
         if record.class_names is not None and names is not None and set(record.class_names) == set(names):
-            first = plan.teachers is not None and record is plan.teachers.generalist
-            return LABEL_HEAD if first else record.name, _renumber(
-                plan.test.labels, names, record.class_names
+            labels = _renumber(plan.test.labels, names, record.class_names)
+            if plan.teachers is None or record is not plan.teachers.generalist:
+                return record.name, labels
+            if record.name in plan.teachers.weights or plan.init not in UNTRAINED:
+                return LABEL_HEAD, labels
+            console.warn(
+                f"the generalist '{record.name}', which has the classes of the test data, has no weight, and the "
+                f"student starts from --init {plan.init}: its classifier learns nothing and is not tested"
             )
+            return None
     own = plan.method.label_head(plan.setup.options)
     if own is not None:
         return own, labels_for(plan.test, plan.labels)
