@@ -43,7 +43,7 @@ class Judging:
         found = {name: str(runs / "students" / name) for name in family.students}
         return found | ({"mtl": str(runs / "mtl")} if self.students.has_mtl(family) else {})
 
-    def _models(self, family: Family) -> dict[str, str]:
+    def models(self, family: Family) -> dict[str, str]:
         """With the teachers that no other family has judged."""
         if family.short == SOFT_LABEL:
             return {IMAGENET: self.source.generalist(), **self._distilled(family)}
@@ -83,10 +83,10 @@ class Judging:
         several = self.several()
         single = [target for target in settings["targets"] if target not in several]
         options = settings.options("probe")
-        yield self._judge(family, "probe", single, self._models(family), options)
+        yield self._judge(family, "probe", single, self.models(family), options)
         for target, separator in several.items():
             more = {"shots": settings["ifashion_shots"], "multi_label": separator}
-            yield self._judge(family, f"probe-{target}", [target], self._models(family), options | more)
+            yield self._judge(family, f"probe-{target}", [target], self.models(family), options | more)
 
     def _fine_tune(self, family: Family, kind: str) -> Step:
         """A few shots by the probes' draws, or all images in one run (Tables 6 and 7)."""
@@ -94,7 +94,7 @@ class Judging:
         shown = {IMAGENET, SOFT_LABEL, "kd", "ours-kd"}
         if family.short in settings.group(kind).get("teachers", []):
             shown.add("teacher")
-        models = {name: spec for name, spec in self._models(family).items() if name in shown}
+        models = {name: spec for name, spec in self.models(family).items() if name in shown}
         few = {"shots": settings["probe.shots"], "draws": settings["probe.draws"]}
         options = {
             "protocol": "fine-tune",

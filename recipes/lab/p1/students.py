@@ -134,8 +134,8 @@ class Students:
                 f"{proxy}/cache",
                 words("cache-teachers", self.lab.places[proxy].part("train"), cache=self._cache(proxy),
                       teacher=[f"{name}={each}" for name, each in teachers.items()], **options),
-                needs=(*self.source.trained(arch), *self.source.made(list(used.values()))), data=(proxy,), kind="caches",
-                images=images,
+                needs=(*self.source.trained(arch), *self.source.made(list(used.values()))), data=(proxy,),
+                kind="caches", images=images,
                 gmacs=images * sum(map(self.source.gmacs, [arch, *(e.architecture for e in used.values())])),
                 stand_ins=stand_ins,
             )  # fmt: skip
