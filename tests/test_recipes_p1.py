@@ -461,6 +461,30 @@ def test_a_network_that_is_there_is_not_trained(settings: Settings) -> None:
     assert set(given) <= set(p1.networks(settings))
 
 
+def test_table_2_alone_takes_two_experts(settings: Settings) -> None:
+    """As README.md has it."""
+    given = {
+        "experts": ["ifood", "resisc"],
+        "fives": {"of": []},
+        "multi": [],
+        "proxies": {},
+        "few.families": [],
+        "full.families": [],
+    }
+    two = read_settings(FOLDER / "recipe.yaml", given=given | {"targets": ["ifood", "food101", "resisc"]})
+    found = {step.name: step for step in p1.steps(Lab(two, places_of(two).stand_ins(), Path("/out")))}
+    assert list(found["imagenet/cache"].stand_ins) == ["generalist", "ifood", "resisc"]
+    made = {name.rpartition("/")[0] for name in found if name.endswith("/probe")}
+    assert made == {"imagenet/soft-label", "imagenet/ifood", "imagenet/resisc"}
+    assert {"experts/ifood", "imagenet/resisc/old", "imagenet/resisc/mtl"} <= found.keys()
+    assert {name for step in found.values() for name in step.data} == {
+        "imagenet",
+        "ifood",
+        "resisc",
+        "food101",
+    }
+
+
 def test_every_network_opens(settings: Settings) -> None:
     assert set(settings["architectures"].values()) <= set(timm.list_pretrained("resnet*"))
     tiny = read_settings(FOLDER / "recipe.yaml", tiny=True)

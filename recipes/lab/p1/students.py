@@ -77,13 +77,14 @@ class Students:
                 name = f"{IMAGENET}/{task}-fives-{arch}"
                 found.append(Family(name, [IMAGENET], parts, self._four() | ones, epochs))
         several = [known[task] for task in settings["multi"]]
-        found.append(Family(f"{IMAGENET}/{MULTI}", [IMAGENET], several, self._pair(), epochs))
+        diverse = {"diverse": (settings["diverse"], settings["diverse_epochs"])}
+        streams = {IMAGENET: ([IMAGENET], epochs)} | diverse if several else {}
+        for name, (proxies, passes) in streams.items():
+            found.append(Family(f"{name}/{MULTI}", proxies, several, self._pair(), passes))
         for proxy, tasks in settings["proxies"].items():
             for task in tasks:
                 students = self._other_proxy(task in settings["proxy_extras"].get(proxy, []))
                 found.append(Family(f"{proxy}/{task}", [proxy], [known[task]], students, epochs))
-        diverse = settings["diverse"]
-        found.append(Family(f"diverse/{MULTI}", diverse, several, self._pair(), settings["diverse_epochs"]))
         return found
 
     def _pair(self) -> dict[str, dict[str, Any]]:
