@@ -57,7 +57,7 @@ class Students:
     def families(self) -> list[Family]:
         """All of them."""
         settings = self.lab.settings
-        known = {expert.name: expert for expert in experts(self.lab.settings)}
+        known = {expert.name: expert for expert in experts(settings)}
         epochs = settings["distill.epochs"]
         found = [
             Family(f"{IMAGENET}/{SOFT_LABEL}", [IMAGENET], [], {SOFT_LABEL: {"method": SOFT_LABEL}}, epochs)
@@ -65,17 +65,7 @@ class Students:
         for task in settings["experts"]:
             students = self._four() | self._weighed(settings["old_new"].get(task, []))
             found.append(Family(f"{IMAGENET}/{task}", [IMAGENET], [known[task]], students, epochs))
-        for task in settings["fives"]["of"]:
-            for arch in settings["fives"]["architectures"]:
-                parts = [
-                    e
-                    for e in known.values()
-                    if (e.task, e.architecture) == (task, arch) and e.part is not None
-                ]
-                one = {"teacher": [GENERALIST, parts[0].name]}
-                ones = {f"one-{name}": {**self._four()[name], **one} for name in ("ours-kd", "ours-crd")}
-                name = f"{IMAGENET}/{task}-fives-{arch}"
-                found.append(Family(name, [IMAGENET], parts, self._four() | ones, epochs))
+        found += self._fives(known, epochs)
         several = [known[task] for task in settings["multi"]]
         diverse = {"diverse": (settings["diverse"], settings["diverse_epochs"])}
         streams = {IMAGENET: ([IMAGENET], epochs)} | diverse if several else {}
@@ -86,6 +76,18 @@ class Students:
                 students = self._other_proxy(task in settings["proxy_extras"].get(proxy, []))
                 found.append(Family(f"{proxy}/{task}", [proxy], [known[task]], students, epochs))
         return found
+
+    def _fives(self, known: Mapping[str, Expert], epochs: int) -> Iterator[Family]:
+        """Several experts of one task: all of them, and the first alone (Exp. 2)."""
+        fives = self.lab.settings["fives"]
+        for task in fives["of"]:
+            for arch in fives["architectures"]:
+                parts = [known[f"{task}-{part}-{arch}"] for part in fives["parts"]]
+                first = {"teacher": [GENERALIST, parts[0].name]}
+                ones = {f"one-{name}": {**self._four()[name], **first} for name in ("ours-kd", "ours-crd")}
+                yield Family(
+                    f"{IMAGENET}/{task}-fives-{arch}", [IMAGENET], parts, self._four() | ones, epochs
+                )
 
     def _pair(self) -> dict[str, dict[str, Any]]:
         """Traditional distillation, and ours."""

@@ -40,6 +40,7 @@ def measured(lab: Lab) -> Measured:
         "P1-5": probes,
         "P1-6": _all(lab, families, "few"),
         "P1-7": _all(lab, families, "full"),
+        "P1-T": probes,
     }
 
 
