@@ -127,7 +127,7 @@ class Judging:
         train, test = (self.source.images(target, "target", split) for split in ("train", "test"))
         if kind.startswith("probe"):
             return train + test
-        passes = settings["finetune.epochs"] * (1 + len(learning_rates(settings["finetune.lr_grid"])))
+        passes: float = settings["finetune.epochs"] * (1 + len(learning_rates(settings["finetune.lr_grid"])))
         if kind == "full":
             return passes * train + test
         name = self.source.data_set(target, "target")
