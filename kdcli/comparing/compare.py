@@ -73,10 +73,7 @@ def compare(config: CompareConfig) -> CompareResult:
     answers, sources = _answers(config, caches, field, opened, images, kept)
     models = _facts(field, opened, answers, sources, images)
     similarity = from_file or _substitute(config, caches, field, answers, models, images)
-    pairs = tuple(
-        pair_of(teacher, student, answers, images, similarity)
-        for teacher, student in wanted
-    )
+    pairs = tuple(pair_of(teacher, student, answers, images, similarity) for teacher, student in wanted)
     changes = changes_of(field.links, answers, images, config.equal_within)
     if not pairs and not changes:
         raise UsageError(

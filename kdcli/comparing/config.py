@@ -36,7 +36,10 @@ class CompareConfig(CachesOption, DataOptions, PartialOption, ForwardOptions, Ex
         panel="Teachers", metavar="NAME", complete="teacher",
     )  # fmt: skip
     pair: tuple[str, ...] = option(
-        (), "Pair to measure; default: every ordered one. Repeatable.", panel="Teachers", metavar="TEACHER,STUDENT"
+        (),
+        "Pair to measure; default: every ordered one. Repeatable.",
+        panel="Teachers",
+        metavar="TEACHER,STUDENT",
     )
     after: tuple[str, ...] = option(
         (), "STUDENT after it was distilled, where no run says so; several teachers as A+B. Repeatable.",

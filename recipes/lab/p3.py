@@ -3,7 +3,7 @@
 networks                     the networks, where they are not pretrained ones (--tiny)
 flips/...                    complementary knowledge in pairs of many networks (§3)
 STUDY/cache, starts, test    what teachers, students as they start, and both say of training and test images
-STUDY/STUDENT/transfer-N     a student from each teacher by each method, so many at once as the setting ``together`` says
+STUDY/STUDENT/transfer-N     a student from each teacher by each method, so many at once as setting ``together``
 STUDY/STUDENT/compare        what each transfer changed
 STUDY/STUDENT/warm...        the linear layers first (App. B.1)
 multi/STUDENT/...            several teachers one after the other, at once, and as a soup
@@ -102,9 +102,7 @@ class _Paper:
     def _imagenet10(self) -> Iterator[Step]:
         settings = self.lab.settings
         made = ("imagenet10/cache", "imagenet10/starts")
-        study = self._study(
-            "imagenet10", settings["students10"], settings["teachers10"], made, "imagenet10"
-        )
+        study = self._study("imagenet10", settings["students10"], settings["teachers10"], made, "imagenet10")
         starts = {name: spec for name, spec in study.students.items() if name not in study.teachers}
         yield self.make.teach(
             made[0], study.data, study.cache, study.teachers, needs=self._made(), small=True, features=True
@@ -130,9 +128,7 @@ class _Paper:
         singles = self._study("singles", alone, settings["multi.teachers"], made, "imagenet")
         found = list(self.make.transfers(singles, settings["multi.methods"], {}))
         yield from found
-        study = self._study(
-            "multi", settings["multi.students"], settings["multi.teachers"], made, "imagenet"
-        )
+        study = self._study("multi", settings["multi.students"], settings["multi.teachers"], made, "imagenet")
         for student in study.students:
             of = f"{'singles' if student in alone else 'imagenet'}/{student}"
             yield from self._several(study, student, of)
@@ -148,7 +144,10 @@ class _Paper:
             )
         done = [
             *soups,
-            *(self.make.several(study, student, method, "sequential") for method in self.lab.settings["multi.methods"]),
+            *(
+                self.make.several(study, student, method, "sequential")
+                for method in self.lab.settings["multi.methods"]
+            ),
             self.make.several(study, student, "dp", "descending"),
             self.make.several(study, student, "dp", None),
         ]
@@ -182,7 +181,13 @@ class _Paper:
         yield self.make.labels("infograph/tune", "infograph", tuned, "tune", needs=self._made())
         fitted = {name: {"student": self.make.run("infograph/tune", name)} for name in tuned}
         yield self.make.labels(
-            "infograph/heads", "imagenet", fitted, "heads", needs=("infograph/tune",), freeze="backbone", small=True
+            "infograph/heads",
+            "imagenet",
+            fitted,
+            "heads",
+            needs=("infograph/tune",),
+            freeze="backbone",
+            small=True,
         )
         specs = {name: self.make.run("infograph/heads", name) for name in tuned}
         made = ("infograph/cache", "infograph/test")
@@ -201,9 +206,7 @@ class _Paper:
         """Every point of every grid, on some pairs of Table 5; judged on the test images, as App. A is."""
         settings, points = self.lab.settings, searched(self.lab.settings)
         made = ("imagenet10/cache", "imagenet10/starts")
-        study = self._study(
-            "search", settings["students10"], settings["teachers10"], made, "imagenet10"
-        )
+        study = self._study("search", settings["students10"], settings["teachers10"], made, "imagenet10")
         for teacher, student in drawn(settings, "search", settings["search.pairs"]):
             students = {
                 f"{name}{TEACHER_OF}{teacher}": self.make.taught(point["method"], teacher, **point)

@@ -134,7 +134,9 @@ class Maker:
                 for key in (*methods, *more)
             }
             done = [*self.sweeps(study, student, "transfer", students)]
-            done += self._warmed(study, student, [teacher for teacher, more in own.items() if "soft-ce" in more])
+            done += self._warmed(
+                study, student, [teacher for teacher, more in own.items() if "soft-ce" in more]
+            )
             yield from done
             yield self.compare(study, student, tuple(step.name for step in done), len(students))
 
@@ -156,7 +158,7 @@ class Maker:
         needs: Sequence[str] = (), **more: Any,
     ) -> Iterator[Step]:  # fmt: skip
         """Students that start as ``student``, so many at once as go together; all in one folder."""
-        settings, together = self.lab.settings, self.lab.settings["together"]
+        together = self.lab.settings["together"]
         name = f"{study.name}/{student}/{kind}"
         options = self.transfer_options() | more
         images = options["epochs"] * self._count(study.data, study.small)
@@ -179,9 +181,7 @@ class Maker:
         shared = {name: settings["seed"] for name in ("seed", "data_seed")}
         return {**settings.options("train"), "image_size": settings["image_size"], **shared}
 
-    def compare(
-        self, study: Study, student: str, needs: Sequence[str], runs: int, **more: Any
-    ) -> Step:
+    def compare(self, study: Study, student: str, needs: Sequence[str], runs: int, **more: Any) -> Step:
         """What became of a student in each of its runs."""
         settings, own = self.lab.settings, self.lab.places[study.data]
         name = f"{study.name}/{student}"
@@ -218,4 +218,9 @@ class Maker:
         runs = [
             self.lab.out / "runs" / singles / f"{method}{TEACHER_OF}{teacher}" for teacher in study.teachers
         ]
-        return Step(name, words("soup", *runs, out=self.lab.out / "runs" / name), needs=tuple(needs), kind="multi: soups")
+        return Step(
+            name,
+            words("soup", *runs, out=self.lab.out / "runs" / name),
+            needs=tuple(needs),
+            kind="multi: soups",
+        )
