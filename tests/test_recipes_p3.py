@@ -27,76 +27,180 @@ TEXTS = ("P3-fantastic-gains.txt", "P3-fantastic-gains-appendix.txt")
 
 # The paper's words as its text has them, and the settings that they say.
 PAPER: list[tuple[str, Mapping[str, Any]]] = [
-    ("All of our experiments utilize an SGD optimizer with momentum 0.9 and weight decay $1e-3$",
-     {"train.optimizer": "momentum", "train.weight_decay": 0.001}),
+    (
+        "All of our experiments utilize an SGD optimizer with momentum 0.9 and weight decay $1e-3$",
+        {"train.optimizer": "momentum", "train.weight_decay": 0.001},
+    ),
     ("We perform transfer over a constrained budget of 20 epochs", {"train.epochs": 20}),
     ("All models forward the same batch", {"train.teacher_view": "same"}),
     ("for which we found a learning rate of $1e-4$ to generally work best", {"kl.lr": 1e-4}),
     ("Again, we found that a learning rate of $1e-4$ was the most effective on average", {"xe-kl.lr": 1e-4}),
     ("we do not find larger temperatures to benefit the transfer performance", {"xe-kl.temperature": 1}),
     ("simple additional regularizers such as label smoothing", {"kl-ls.label_smoothing": 0.1}),
-    ("a parameter setting using a high momentum of 0.9999 in combination with a high interpolation frequency (every other "
-     "iteration) and a learning rate of 0.01 with weight score 0.7 to work best on average",
-     {"mcl.lr": 0.01, "mcl.mcl_tau": 0.9999, "mcl.mcl_every": 2, "mcl.kl_weight": 0.7}),
-    ("we utilize a learning rate of 1e-4 and a temperature of 1",
-     {"dp.lr": 1e-4, "dp.temperature": 1, "dp-unsup.lr": 1e-4, "dp-unsup.temperature": 1}),
+    (
+        "a parameter setting using a high momentum of 0.9999 in combination with a high "
+        "interpolation frequency (every other "
+        "iteration) and a learning rate of 0.01 with weight score 0.7 to work best on average",
+        {"mcl.lr": 0.01, "mcl.mcl_tau": 0.9999, "mcl.mcl_every": 2, "mcl.kl_weight": 0.7},
+    ),
+    (
+        "we utilize a learning rate of 1e-4 and a temperature of 1",
+        {"dp.lr": 1e-4, "dp.temperature": 1, "dp-unsup.lr": 1e-4, "dp-unsup.temperature": 1},
+    ),
     ("we found the best performance to consistently come for $\\lambda = 1$", {"dp.kl_weight": 1}),
-    ("we found an equal weighting of both losses in combination with a learning rate of $1e-4$ to be most suitable on "
-     "average", {"cd.lr": 1e-4, "cd.kl_weight": 0.5}),
-    ("For the CRD distillation transfer, we found the hyperparameters as provided in Tian et al. (2020) to work well",
-     {"crd.crd_weight": 0.8, "crd.crd_negatives": 16384, "crd.crd_temperature": 0.07, "crd.crd_dim": 128,
-      "crd.crd_momentum": 0.5}),
-    ("limiting the distillation loss to focus only on the top-10 or top-100 most probable classes",
-     {"topk-10.method": "topk-kl", "topk-10.top_classes": 10, "topk-100.method": "topk-kl", "topk-100.top_classes": 100}),
-    ("the use of a warmup epoch where only the student model’s linear layers are trained using KL divergence loss",
-     {"warm.epochs": 1}),
-    ("we drew 130 samples per class using the standard ImageNet validation set for evaluation", {"shots": 130}),
-    ("Each box represents 400 transfer experiments", {"methods10": ["kl", "xe-kl", "kl-ls", "mcl", "dp", "cd", "crd"]}),
+    (
+        "we found an equal weighting of both losses in combination with a learning rate of $1e-4$ "
+        "to be most suitable on "
+        "average",
+        {"cd.lr": 1e-4, "cd.kl_weight": 0.5},
+    ),
+    (
+        "For the CRD distillation transfer, we found the hyperparameters as provided in Tian et "
+        "al. (2020) to work well",
+        {
+            "crd.crd_weight": 0.8,
+            "crd.crd_negatives": 16384,
+            "crd.crd_temperature": 0.07,
+            "crd.crd_dim": 128,
+            "crd.crd_momentum": 0.5,
+        },
+    ),
+    (
+        "limiting the distillation loss to focus only on the top-10 or top-100 most probable classes",
+        {
+            "topk-10.method": "topk-kl",
+            "topk-10.top_classes": 10,
+            "topk-100.method": "topk-kl",
+            "topk-100.top_classes": 100,
+        },
+    ),
+    (
+        "the use of a warmup epoch where only the student model’s linear layers are trained using "
+        "KL divergence loss",
+        {"warm.epochs": 1},
+    ),
+    (
+        "we drew 130 samples per class using the standard ImageNet validation set for evaluation",
+        {"shots": 130},
+    ),
+    (
+        "Each box represents 400 transfer experiments",
+        {"methods10": ["kl", "xe-kl", "kl-ls", "mcl", "dp", "cd", "crd"]},
+    ),
     ("we select 400 teacher-student pairs", {"pairs10": 400}),
-    ("1.2 percentage points lower when using cross-entropy loss compared to KL divergence on a set of 60 teacher-student "
-     "pairs", {"drawn.soft-ce": 60}),
-    ("Across six teacher-student pairs, using the top-10 divergence resulted in an average increase of 0.20 percentage "
-     "points", {"drawn.topk": 6}),
-    ("Table 7: Knowledge Transfer results on full ImageNet, from four teacher to eight selected student models.",
-     {"methods": ["kl", "dp", "dp-unsup"]}),
-    ("we select three student models (XCiT-P16, Twins, PiT-B) and three teacher models (SWSL-ResNext101, VOLO-D2, "
-     "ResMLP-36) from Tab.",
-     {"multi.students": ["xcit-large", "twins", "pit-b"], "multi.teachers": ["resmlp-36", "swsl-resnext101", "volo-d2"]}),
-    ("we compare the results of our multi-teacher experiments using *KL-Dist.+DP transfer* to vanilla *KL-Dist. transfer* "
-     "(Tab. 9)", {"multi.methods": ["kl", "dp"]}),
+    (
+        "1.2 percentage points lower when using cross-entropy loss compared to KL divergence on a "
+        "set of 60 teacher-student "
+        "pairs",
+        {"drawn.soft-ce": 60},
+    ),
+    (
+        "Across six teacher-student pairs, using the top-10 divergence resulted in an average "
+        "increase of 0.20 percentage "
+        "points",
+        {"drawn.topk": 6},
+    ),
+    (
+        "Table 7: Knowledge Transfer results on full ImageNet, from four teacher to eight selected "
+        "student models.",
+        {"methods": ["kl", "dp", "dp-unsup"]},
+    ),
+    (
+        "we select three student models (XCiT-P16, Twins, PiT-B) and three teacher models "
+        "(SWSL-ResNext101, VOLO-D2, "
+        "ResMLP-36) from Tab.",
+        {
+            "multi.students": ["xcit-large", "twins", "pit-b"],
+            "multi.teachers": ["resmlp-36", "swsl-resnext101", "volo-d2"],
+        },
+    ),
+    (
+        "we compare the results of our multi-teacher experiments using *KL-Dist.+DP transfer* to "
+        "vanilla *KL-Dist. transfer* "
+        "(Tab. 9)",
+        {"multi.methods": ["kl", "dp"]},
+    ),
     ("For each teacher, we allocate a fixed transfer budget of 20 epochs", {"multi.epochs": 20}),
     ("we combine the nine student and four teacher models as shown in Table 6", {"ninth": "twins"}),
-    ("CUB200 Wah et al. (2011), Caltech256 Griffin et al. (2007), and Stanford-Cars Krause et al. (2013) datasets",
-     {"sets": ["cub200", "caltech256", "cars"]}),
+    (
+        "CUB200 Wah et al. (2011), Caltech256 Griffin et al. (2007), and Stanford-Cars Krause et "
+        "al. (2013) datasets",
+        {"sets": ["cub200", "caltech256", "cars"]},
+    ),
     ("resulting in a total of 36 teacher-student combination", {"sets.pairs": 36}),
-    ("We compare simple *KL-Dist.* transfer with *XE-KL-Dist. + MCL* transfer and *KL-Dist. + DP* Transfer",
-     {"sets.methods": ["kl", "mcl", "dp"]}),
-    ("Inter-domain knowledge transfer delta analysis for KL-Dist. and KL-Dist.+DP transfer", {"infograph.methods": ["kl", "dp"]}),
-    ("We fine-tune the classification layer of the student and teacher models using dataset-specific data",
-     {"heads.epochs": 20}),
+    (
+        "We compare simple *KL-Dist.* transfer with *XE-KL-Dist. + MCL* transfer and *KL-Dist. + "
+        "DP* Transfer",
+        {"sets.methods": ["kl", "mcl", "dp"]},
+    ),
+    (
+        "Inter-domain knowledge transfer delta analysis for KL-Dist. and KL-Dist.+DP transfer",
+        {"infograph.methods": ["kl", "dp"]},
+    ),
+    (
+        "We fine-tune the classification layer of the student and teacher models using dataset-specific data",
+        {"heads.epochs": 20},
+    ),
     ("we fine tune the teacher model on the domainnet infograph dataset", {"tune.epochs": 20}),
-    ("model pairs covering 301 unique models of varying architectures, sizes, and performances", {"flips.pairs": 466}),
-    ("randomized ResNet50 teachers show complementary knowledge of around only",
-     {"flips.untrained": "lab.untrained:resnet50"}),
-    ("using a pretrained language model (CLIP,", {"flips.class_similarity": "transformers/openai/clip-vit-base-patch32"}),
+    (
+        "model pairs covering 301 unique models of varying architectures, sizes, and performances",
+        {"flips.pairs": 466},
+    ),
+    (
+        "randomized ResNet50 teachers show complementary knowledge of around only",
+        {"flips.untrained": "lab.untrained:resnet50"},
+    ),
+    (
+        "using a pretrained language model (CLIP,",
+        {"flips.class_similarity": "transformers/openai/clip-vit-base-patch32"},
+    ),
     ("bins determined by equipartitions of their respective performance differences", {"bins": 5}),
-    ("a parameter search over a set of 33 teacher-student pairs randomly selected from the `timm` Wightman (2019) library",
-     {"search.pairs": 33}),
-    ("with learning rates $lr \\in \\{1e-2, 1e-3, 1e-4, 1e-5\\}$, for which", {"search.kl": {"lr": [1e-2, 1e-3, 1e-4, 1e-5]}}),
-    ("a grid comprising learning rates $lr \\in \\{1e-2, 1e-3, 1e-4, 1e-5\\}$, softmax temperatures $T \\in \\{0.1, 1, 4, "
-     "10\\}$ and weightings $\\lambda \\in \\{0.05, 0.1, 0.25, 0.5\\}$",
-     {"search.xe-kl": {"lr": [1e-2, 1e-3, 1e-4, 1e-5], "temperature": [0.1, 1, 4, 10], "kl_weight": [0.05, 0.1, 0.25, 0.5]}}),
-    ("the interpolation frequency $N \\in \\{2, 10, 50, 100\\}$. For the weighting against the classification objective, λ , "
-     "we test 0.5 and 0.7",
-     {"search.mcl": {"lr": [1e-2, 1e-3], "mcl_tau": [0.99, 0.999, 0.9999], "mcl_every": [2, 10, 50, 100],
-                     "kl_weight": [0.5, 0.7]}}),
-    ("a grid of $lr \\in \\{1e-3, 1e-4\\}$, $\\lambda \\in \\{0.5, 0.75, 0.9, 1\\}$ and $T \\in \\{0.1, 1, 10\\}$",
-     {"search.dp": {"lr": [1e-3, 1e-4], "kl_weight": [0.5, 0.75, 0.9, 1], "temperature": [0.1, 1, 10]}}),
-    ("On a similar hyperparameter grid as noted in the previous section",
-     {"search.cd": {"lr": [1e-2, 1e-3, 1e-4, 1e-5], "kl_weight": [0.05, 0.1, 0.25, 0.5]}}),
+    (
+        "a parameter search over a set of 33 teacher-student pairs randomly selected from the "
+        "`timm` Wightman (2019) library",
+        {"search.pairs": 33},
+    ),
+    (
+        "with learning rates $lr \\in \\{1e-2, 1e-3, 1e-4, 1e-5\\}$, for which",
+        {"search.kl": {"lr": [1e-2, 1e-3, 1e-4, 1e-5]}},
+    ),
+    (
+        "a grid comprising learning rates $lr \\in \\{1e-2, 1e-3, 1e-4, 1e-5\\}$, softmax "
+        "temperatures $T \\in \\{0.1, 1, 4, "
+        "10\\}$ and weightings $\\lambda \\in \\{0.05, 0.1, 0.25, 0.5\\}$",
+        {
+            "search.xe-kl": {
+                "lr": [1e-2, 1e-3, 1e-4, 1e-5],
+                "temperature": [0.1, 1, 4, 10],
+                "kl_weight": [0.05, 0.1, 0.25, 0.5],
+            }
+        },
+    ),
+    (
+        "the interpolation frequency $N \\in \\{2, 10, 50, 100\\}$. For the weighting against the "
+        "classification objective, λ , "
+        "we test 0.5 and 0.7",
+        {
+            "search.mcl": {
+                "lr": [1e-2, 1e-3],
+                "mcl_tau": [0.99, 0.999, 0.9999],
+                "mcl_every": [2, 10, 50, 100],
+                "kl_weight": [0.5, 0.7],
+            }
+        },
+    ),
+    (
+        "a grid of $lr \\in \\{1e-3, 1e-4\\}$, $\\lambda \\in \\{0.5, 0.75, 0.9, 1\\}$ and $T \\in "
+        "\\{0.1, 1, 10\\}$",
+        {"search.dp": {"lr": [1e-3, 1e-4], "kl_weight": [0.5, 0.75, 0.9, 1], "temperature": [0.1, 1, 10]}},
+    ),
+    (
+        "On a similar hyperparameter grid as noted in the previous section",
+        {"search.cd": {"lr": [1e-2, 1e-3, 1e-4, 1e-5], "kl_weight": [0.05, 0.1, 0.25, 0.5]}},
+    ),
     ("parameter search as a random search over the parameter grid", {"search.points": 24}),
     ("comprising hundreds of models trained on ImageNet under varying conditions", {"init": "pretrained"}),
-]  # fmt: skip
+]
 LISTS = {"students10", "teachers10", "students", "teachers", "networks", "flips.networks"}
 """Settings that are held against the tables below, and quote their titles."""
 
@@ -362,7 +466,8 @@ def test_what_is_over_less_than_the_papers_is_not_compared(tmp_path: Path) -> No
     lab, printed = _lab(tmp_path), read_printed(FOLDER / "printed.yaml")
     _write(lab, "imagenet/pit-b/compare", [_change("dp", "volo-d2", "pit-b", 0.5)])
     _write(lab, "imagenet10/pit-b/compare", [
-        _change("dp", "vgg13", "pit-b", 0.5), _change("dp", "volo-d2", "pit-b", -0.5), _change("kl", "vgg13", "pit-b", 0.1),
+        _change("dp", "vgg13", "pit-b", 0.5), _change("dp", "volo-d2", "pit-b", -0.5),
+        _change("kl", "vgg13", "pit-b", 0.1),
         _change("kl", "vgg13", "pit-b", 9, after="warm-0/warm--vgg13"),
         _change("kl", "vgg13", "pit-b", 0.4, after="warmed-0/warmed--vgg13", stage=2),
     ])  # fmt: skip
@@ -428,7 +533,8 @@ def test_flips_and_searches(tmp_path: Path) -> None:
     path.write_text(json.dumps({"students": [{"name": n, "test": {"top1": x}} for n, x in tops.items()]}))
     found = p3.measured(lab)
     assert found["P3-F1"] == {
-        ("below -10", "flips"): pytest.approx(2), ("below -10", "entropy"): 3, ("untrained", "flips"): pytest.approx(0.03),
+        ("below -10", "flips"): pytest.approx(2), ("below -10", "entropy"): 3,
+        ("untrained", "flips"): pytest.approx(0.03),
         **{(row, "pairs"): n for row, n in (("below -10", 2), ("-10 to 0", 0), ("0 to 10", 0), ("above 10", 0))},
     }  # fmt: skip
     assert found["P3-F2"] == {("2 %", "gain"): pytest.approx(90)}

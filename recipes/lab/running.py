@@ -73,9 +73,9 @@ class Runner:
     def check(self, steps: Sequence[Step]) -> int:
         """Print every command, and let kd check it without doing it: by ``--dry-run`` where it has one.
 
-        The others, those that read what is not there yet, and caches of networks that would be downloaded are checked by
-        ``--print-config``: all options and their values, and each student of a sweep. Nothing but the small files of the
-        steps is written.
+        The others, those that read what is not there yet, and caches of networks that the recipe does not make (they
+        would be downloaded) are checked by ``--print-config``: all options and their values, and each student of a
+        sweep. Nothing but the small files of the steps is written.
         """
         for number, step in enumerate(steps, 1):
             print(f"[{number}/{len(steps)}] {step.name}: {step.line}", flush=True)
