@@ -16,6 +16,7 @@ from kdcli.cache.cacheset import CacheSet
 from kdcli.cli.app import main
 from kdcli.comparing.compare import compare
 from kdcli.comparing.config import CompareConfig
+from kdcli.comparing.models import Link, read_field
 from kdcli.comparing.result import CompareResult
 from kdcli.extract.config import CacheConfig
 from kdcli.extract.extract import cache_teachers
@@ -230,6 +231,28 @@ def test_continued_training_is_a_transfer_without_a_teacher(place: Place, tmp_pa
     assert change.gain is None
 
 
+def test_a_run_that_started_from_a_library_is_linked_with_what_is_compared(
+    place: Place, tmp_path: Path
+) -> None:
+    teachers = {"a": "?"}
+    run_of(place, tmp_path / "runs/kl", "c", "test_vit.r160_in1k", teachers)
+    run_of(place, tmp_path / "runs/other", "c", "test_resnet.r160_in1k", teachers)  # is no part of it
+    models = (f"a={place.spec('a')}", "start=test_vit.r160_in1k", str(tmp_path / "runs"))
+    field = read_field(CompareConfig(models=models), None)
+    assert field.links == [Link("kl", ("a",), "start", "kl")]
+    assert list(field.candidates) == ["a", "start", "kl", "other"]
+
+
+def test_only_the_named_pairs_are_measured(place: Place) -> None:
+    models = ("a", "b", f"c={place.spec('c')}")
+    options: dict[str, Any] = {"cache": (place.cache,), "test": place.data}
+    every = {(pair.teacher, pair.student): pair for pair in place.compare(*models, **options).pairs}
+    some = place.compare(*models, pair=("c,a", "a,b"), **options).pairs
+    assert some == (every["c", "a"], every["a", "b"])
+    (one,) = place.compare(*models, pair=("c,a", "a,b"), student=("b",), **options).pairs
+    assert one == every["a", "b"]
+
+
 # --- output -----------------------------------------------------------------------------------
 
 
@@ -298,6 +321,9 @@ def test_refusals(place: Place, here: Callable[..., Shell], tmp_path: Path) -> N
         ((place.root / "a", place.root / "b"), 2, ("has to be run over images", "--test DATA")),
         (("a", "b", *cached, "--test", f"{place.data}@labels=none"), 12, ("has no labels",)),
         (("a", "b", *cached, "--teacher", "c"), 11, ("--teacher c",)),
+        (("a", "b", *cached, "--pair", "a,c"), 11, ("--pair c: no model is called that",)),
+        (("a", "b", *cached, "--pair", "a"), 2, ("--pair a is not TEACHER,STUDENT",)),
+        (("a", "b", *cached, "--pair", "a,a"), 2, ("--pair a,a is not TEACHER,STUDENT",)),
         (("a", "b", *cached, "--teacher", "a", "--student", "a"), 2, ("no pair of two models",)),
         (("a", "b", *cached, "--class-similarity", "s.npy"), 12, ("similarities of 4 classes",)),
         (("a", "b", *cached, "--class-similarity", "n.npy"), 12, ("NaN or inf in row 0",)),

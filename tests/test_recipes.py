@@ -11,15 +11,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from lab import running
 from lab.__main__ import main
-from lab.costs import Cost, costs
+from lab.costs import Cost, _write_zeros, costs
 from lab.images import drawn
 from lab.places import places_of
 from lab.running import Runner, chosen
 from lab.settings import RECIPES, Setting, Settings, read_settings
 from lab.steps import Lab, StandIn, Step, words
 from lab.tables import Printed, cells, means, read_printed, text_rows
+from safetensors.torch import load_file
 
 from kdcli.errors import ConfigError, NotFoundError, UsageError
 
@@ -307,6 +309,20 @@ def test_costs_are_the_longer_of_decoding_and_arithmetic_and_the_bytes_that_kd_p
     # test_resnet has 128 features; fp16 for 20 images, and at least their statistics and keys
     assert 20 * 2 * (128 + 7) < found["cache"].bytes < 20 * 2 * (128 + 7) + 20_000
     assert not (tmp_path / "c.kd").exists()
+
+
+def test_weights_of_a_plan_are_zeros_that_take_no_room(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    tensors = {
+        "odd": torch.zeros(3, 5), "count": torch.tensor(0), "none": torch.zeros(0), "large": torch.zeros(2**20),
+    }  # fmt: skip
+    _write_zeros(tensors, path)
+    found = load_file(path)
+    assert found.keys() == tensors.keys()
+    assert all(
+        torch.equal(found[name], each) and found[name].dtype == each.dtype for name, each in tensors.items()
+    )
+    assert path.stat().st_blocks * 512 < 2**20 < path.stat().st_size
 
 
 # --- the command ---------------------------------------------------------------------------------

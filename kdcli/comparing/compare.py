@@ -1,6 +1,6 @@
 """``kd compare``: what models know of each other, and what distilling one into another changed."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import permutations
 from typing import Any
@@ -58,10 +58,7 @@ def compare(config: CompareConfig) -> CompareResult:
         else None
     )
     field = read_field(config, caches)
-    teachers, students = (
-        chosen(field.bases, given, option)
-        for given, option in ((config.teacher, "--teacher"), (config.student, "--student"))
-    )
+    wanted = _pairs(config, field.bases)
     if config.generalist is not None:
         chosen(tuple(field.candidates), (config.generalist,), "--generalist")
     opened = look_at([each for each in field.candidates.values() if each.record is None], config)
@@ -76,11 +73,7 @@ def compare(config: CompareConfig) -> CompareResult:
     answers, sources = _answers(config, caches, field, opened, images, kept)
     models = _facts(field, opened, answers, sources, images)
     similarity = from_file or _substitute(config, caches, field, answers, models, images)
-    pairs = tuple(
-        pair_of(teacher, student, answers, images, similarity)
-        for teacher, student in permutations(field.bases, 2)
-        if teacher in teachers and student in students
-    )
+    pairs = tuple(pair_of(teacher, student, answers, images, similarity) for teacher, student in wanted)
     changes = changes_of(field.links, answers, images, config.equal_within)
     if not pairs and not changes:
         raise UsageError(
@@ -102,6 +95,24 @@ def compare(config: CompareConfig) -> CompareResult:
     if kept is not None:
         kept.write_result(result.document())
     return result
+
+
+def _pairs(config: CompareConfig, bases: Sequence[str]) -> list[tuple[str, str]]:
+    """Those of ``--pair``, else every ordered one; with a teacher of ``--teacher`` and a student of ``--student``."""
+    teachers, students = (
+        chosen(bases, given, option)
+        for given, option in ((config.teacher, "--teacher"), (config.student, "--student"))
+    )
+    found = [_pair(word, bases) for word in config.pair] or permutations(bases, 2)
+    return [(teacher, student) for teacher, student in found if teacher in teachers and student in students]
+
+
+def _pair(word: str, bases: Sequence[str]) -> tuple[str, str]:
+    teacher, _, student = word.partition(",")
+    if teacher == student or not student:
+        raise UsageError(f"--pair {word} is not TEACHER,STUDENT", "Name two models: --pair big,small")
+    chosen(bases, (teacher, student), "--pair")
+    return teacher, student
 
 
 # --- images -----------------------------------------------------------------------------------

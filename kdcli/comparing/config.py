@@ -35,6 +35,12 @@ class CompareConfig(CachesOption, DataOptions, PartialOption, ForwardOptions, Ex
         (), "Model that is a student in the pairs; default: all. Repeatable.",
         panel="Teachers", metavar="NAME", complete="teacher",
     )  # fmt: skip
+    pair: tuple[str, ...] = option(
+        (),
+        "Pair to measure; default: every ordered one. Repeatable.",
+        panel="Teachers",
+        metavar="TEACHER,STUDENT",
+    )
     after: tuple[str, ...] = option(
         (), "STUDENT after it was distilled, where no run says so; several teachers as A+B. Repeatable.",
         panel="Teachers", metavar="METHOD,TEACHER,STUDENT=MODEL",

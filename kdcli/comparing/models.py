@@ -16,6 +16,8 @@ from kdcli.models.grammar import ModelSpec
 
 _NAME = re.compile(r"([A-Za-z0-9][A-Za-z0-9._/-]*)=(.+)", re.DOTALL)
 _AFTER = re.compile(r"([^,=]+),([^,=]+),([^,=]+)=(.+)", re.DOTALL)
+_OWN = ("local-dir", "file")
+"""Kinds of models that are added to a comparison because a run started from one: a library's may have other classes."""
 SEVERAL = "+"
 """Between the names of teachers that taught one student together."""
 
@@ -235,8 +237,8 @@ def _origin_of(run: Run, cached: Mapping[str, TeacherRecord], found: Field) -> s
         if record.spec == run.origin and name not in found.candidates:
             found.add(Candidate(name, record.spec, record))
             return name
-    if not run.teachers or run.origin is None:
-        return None  # trained on labels from weights that are no part of this comparison
+    if not run.teachers or run.origin is None or ModelSpec.parse(run.origin).kind not in _OWN:
+        return None  # trained on labels, or from a library's weights, that are no part of this comparison
     candidate = Candidate(_slug(run.origin), run.origin)
     if candidate.name in found.candidates:
         candidate = Candidate(f"start-of-{candidate.name}", run.origin)

@@ -31,7 +31,7 @@ class Run:
         folder: of the run.
         spec: model spec of its export.
         method: that trained it.
-        origin: canonical spec of the weights it started from; None where these were no model of kd's.
+        origin: canonical spec of the model whose weights it started from; None where these were new.
         teachers: id of each cached teacher that it learned from, by the name that it had then.
     """
 
@@ -107,12 +107,9 @@ def _read(folder: Path) -> Run:
 
 
 def _origin(result: _Result) -> str | None:
-    """Where its weights came from, if from a model that may be compared: a folder or a file, no library's weights."""
+    """Whose weights it started from; None where these were new."""
     text = result.student if result.init == "pretrained" else result.init
-    if text is None or text in _NO_MODEL or not re.match(r"local[-_]dir:|[^:]*@", text):
-        return None
-    spec = ModelSpec.parse(text)
-    return str(spec) if spec.kind in ("local-dir", "file") else None
+    return None if text is None or text in _NO_MODEL else str(ModelSpec.parse(text))
 
 
 def name_of(folder: Path, base: Path | None = None) -> str:

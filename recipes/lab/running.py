@@ -84,13 +84,14 @@ class Runner:
     def check(self, steps: Sequence[Step]) -> int:
         """Print every command, and let kd check it without doing it: by ``--dry-run`` where it has one.
 
-        The others, and those that read what is not there yet, are checked by ``--print-config``: all options and their
-        values, and each student of a sweep. Nothing but the small files of the steps is written.
+        The others, those that read what is not there yet, and caches of networks that the recipe does not make (they
+        would be downloaded) are checked by ``--print-config``: all options and their values, and each student of a
+        sweep. Nothing but the small files of the steps is written.
         """
         for number, step in enumerate(steps, 1):
             print(f"[{number}/{len(steps)}] {step.name}: {step.line}", flush=True)
             self._prepare(step)
-            ready = step.words[0] == "cache-teachers" and all(map(self._lab.has, step.needs))
+            ready = step.words[0] == "cache-teachers" and step.needs and all(map(self._lab.has, step.needs))
             if code := _checked((*self.words(step), "--dry-run" if ready else "--print-config")):
                 print(f"step {step.name} would be refused", file=sys.stderr)
                 return code

@@ -15,6 +15,11 @@ MEAN = "mean"
 
 
 @final
+class Partial(float):
+    """A value over less than the paper's is over: it is shown, and not compared."""
+
+
+@final
 @dataclass(frozen=True, slots=True)
 class Printed:
     """One table of a paper.
@@ -66,7 +71,7 @@ def require_table(tables: Mapping[str, Printed], name: str) -> Printed:
 def cells(table: Printed, measured: Measured) -> list[dict[str, Any]]:
     """Every cell: what is printed, what was measured, and measured - printed.
 
-    A mean has a difference only where all that the paper averages was measured.
+    A mean has a difference only where all that the paper averages was measured; a :class:`Partial` has none.
     """
     own = measured.get(table.name, {})
     found = []
@@ -75,7 +80,8 @@ def cells(table: Printed, measured: Measured) -> list[dict[str, Any]]:
         for column in table.columns:
             printed, here = table.value(row, column), own.get((row, column))
             difference = None
-            if printed is not None and here is not None and (whole or column != MEAN):
+            comparable = (whole or column != MEAN) and not isinstance(here, Partial)
+            if printed is not None and here is not None and comparable:
                 difference = here - printed
             found.append(
                 {"table": table.name, "row": row, "column": column, "printed": printed, "measured": here,
