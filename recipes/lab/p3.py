@@ -115,7 +115,7 @@ class _Paper:
         study = self._study(
             "imagenet", settings["students"], settings["teachers"], ("imagenet/cache",), "imagenet"
         )
-        teachers = study.teachers | self.make.specs(settings["multi.teachers"])
+        teachers = {**study.teachers, **self.make.specs(settings["multi.teachers"])}
         yield self.make.teach(
             "imagenet/cache", study.data, study.cache, teachers, needs=self._made(), small=False
         )
