@@ -7,7 +7,7 @@ itself, where a name is expected. docs/extending.md has an example of each.
 
 import importlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, final
@@ -22,20 +22,30 @@ def is_object_path(text: str) -> bool:
     return _PATH.fullmatch(text) is not None
 
 
-def recorded(text: str) -> str:
+def recorded(text: str, typed: Iterable[str] = ()) -> str:
     """A model or a data set as a cache, a run or a model folder names it; nothing in these is trusted.
+
+    Args:
+        text: what the file has.
+        typed: data sets of the command: code that they name is trusted.
 
     Raises:
         UsageError: opening it would run Python code that only a file names.
     """
-    for part in text.split("++"):
-        path = re.split(r"[/@\[]", part, maxsplit=1)[0]
-        if is_object_path(path):
+    trusted = {path for each in typed for path in _paths_in(each)}
+    for path in _paths_in(text):
+        if path not in trusted:
             raise UsageError(
                 f"a file names {path}, which is Python code, and kd runs none that only a file names",
                 f"If you trust it, name it in the command: --teacher NAME={path}, or --data {path}",
             )
     return text
+
+
+def _paths_in(text: str) -> list[str]:
+    """The ``pkg.mod:OBJECT`` of the parts of a model or data string."""
+    paths = [re.split(r"[/@\[]", part, maxsplit=1)[0] for part in text.split("++")]
+    return [path for path in paths if is_object_path(path)]
 
 
 def load_object(path: str) -> Any:

@@ -8,7 +8,7 @@ import pytest
 from conftest import Shell
 
 from kdcli.errors import BadDataError, NotFoundError, UsageError
-from kdcli.registry import METRICS, Registry, load_object
+from kdcli.registry import METRICS, Registry, load_object, recorded
 
 MODULES = {
     "raises.py": "raise RuntimeError('boom\\nand more')",
@@ -80,3 +80,10 @@ def test_a_metric_that_fails_is_told_in_two_lines(
     kd(*given, f"kd_stranger_mine:{name}", env=environment).refused(12, f"the metric {name.lower()} failed")
     good = kd(*given, "kd_stranger_mine:GOOD", "--json", env=environment)
     assert (good.code, good.json["sources"][0]["score"]) == (0, 0.5), good.err
+
+
+def test_code_that_a_file_names_is_trusted_where_the_command_names_it_too() -> None:
+    assert recorded("photos++a.b:C/x@split=train", ["a.b:C/y"]) == "photos++a.b:C/x@split=train"
+    for typed in ([], ["a.b:D/x"], ["folder/a.b:C"]):
+        with pytest.raises(UsageError, match="a file names a.b:C, which is Python code"):
+            recorded("photos++a.b:C/x@split=train", typed)

@@ -21,7 +21,7 @@ from kdcli.options.fields import as_address
 from kdcli.probing.config import ProbeConfig
 from kdcli.probing.marks import Marks, mark
 from kdcli.probing.representations import EXPORT, Representation, RunModel
-from kdcli.probing.targets import Target
+from kdcli.probing.targets import Target, read_pairs
 from kdcli.reading import require_regular
 from kdcli.reading_yaml import read_yaml
 from kdcli.registry import recorded
@@ -191,7 +191,9 @@ def _names_of(
     for text in own_run.data if isinstance(own_run.data, list) else ():
         called, _, spec = text.partition("=")
         if called == name:
-            return open_data(recorded(spec), data_root=config.data_root, download=config.download).class_names
+            typed = [test for _, test in read_pairs(config).values()]
+            where = recorded(spec, typed)
+            return open_data(where, data_root=config.data_root, download=config.download).class_names
     return None
 
 
