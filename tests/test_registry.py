@@ -85,5 +85,5 @@ def test_a_metric_that_fails_is_told_in_two_lines(
 def test_code_that_a_file_names_is_trusted_where_the_command_names_it_too() -> None:
     assert recorded("photos++a.b:C/x@split=train", ["a.b:C/y"]) == "photos++a.b:C/x@split=train"
     for typed in ([], ["a.b:D/x"], ["folder/a.b:C"]):
-        with pytest.raises(UsageError, match="a file names a.b:C, which is Python code"):
+        with pytest.raises(UsageError, match=r"a file names a.b:C, which is Python code"):
             recorded("photos++a.b:C/x@split=train", typed)
