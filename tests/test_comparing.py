@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from kdcli.comparing.compare import compare
 from kdcli.comparing.config import CompareConfig
 from kdcli.comparing.models import Link, read_field
 from kdcli.comparing.result import CompareResult
+from kdcli.comparing.transfers import gains_figure
 from kdcli.extract.config import CacheConfig
 from kdcli.extract.extract import cache_teachers
 from kdcli.models.export import export_model
@@ -292,6 +293,17 @@ def test_json_is_one_document_and_the_table_is_on_stdout(
     table = here(*call)
     assert "what a teacher knows that a student does not" in table.out
     assert "kl" in table.out.split("methods:")[1]
+
+
+def test_gains_of_as_many_methods_as_there_are_fill_no_grid(place: Place, tmp_path: Path) -> None:
+    teacher = CacheSet.open([place.cache]).teacher("a")
+    run_of(place, tmp_path / "runs/kl", "c", place.spec("b"), {"a": teacher.id})
+    result = place.compare("a", "b", str(tmp_path / "runs"), cache=(place.cache,))
+    (change,) = result.changes
+    methods = ("kl", "dp", "mcl", "kd")  # in two lines of three
+    figure = gains_figure(replace(result, changes=tuple(replace(change, method=name) for name in methods)))
+    assert figure is not None
+    assert [axes.get_title() for axes in figure.axes if axes.get_title()] == list(methods)
 
 
 # --- refusals ---------------------------------------------------------------------------------

@@ -106,7 +106,7 @@ def gains_figure(result: CompareResult) -> "Figure | None":
         axes.grid()
     figure.supxlabel("knowledge lost, % of images", color=SOFT, fontsize=10)
     figure.supylabel("knowledge gained, % of images", color=SOFT, fontsize=10)
-    bar = figure.colorbar(shade, ax=panels.ravel().tolist(), fraction=0.04, pad=0.02)
+    bar = figure.colorbar(shade, ax=list(panels.flat[: len(methods)]), fraction=0.04, pad=0.02)
     log_sizes(bar.ax.yaxis)
     bar.set_label("parameters of the student, millions")
     bar.outline.set_visible(False)
