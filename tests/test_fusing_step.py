@@ -175,6 +175,27 @@ def test_the_loss_is_each_image_by_its_own_head(place: Path, tmp_path: Path) -> 
     assert sorted(seen) == list(samples.train)
 
 
+def test_accuracies_are_those_of_the_finished_joint_teacher_counted_by_hand(
+    place: Path, tmp_path: Path
+) -> None:
+    chosen = config(
+        place, tmp_path / "j", test=(place / "a.kd", place / "b.kd")
+    )  # of three and of two classes
+    metrics = fuse_teachers(chosen)["joint"]["j"]["metrics"]
+    prepared = step._prepare(config(place, tmp_path / "k", test=(place / "a.kd", place / "b.kd")))
+    joint = step.JointTeacher(prepared.folder.spec).eval()
+    joint.load_state_dict(load_file(tmp_path / "j" / "fused.safetensors"))
+    ((piece,),) = prepared.samples.ahead([(prepared.samples.test,)], "cpu")
+    features, _ = joint.embed(piece.inputs)
+    for number, places, labels in piece.parts:
+        logits = joint.heads[number](features[places]).detach().numpy()
+        right = np.mean([row.argmax() == label for row, label in zip(logits, labels.tolist(), strict=True)])
+        assert metrics[f"test_top1/{'ab'[number]}"] == pytest.approx(right)
+        assert metrics[f"test_top5/{'ab'[number]}"] == 1  # fewer than five classes
+    assert metrics["test_top1"] == pytest.approx((metrics["test_top1/a"] + metrics["test_top1/b"]) / 2)
+    assert metrics["test_top5"] == 1
+
+
 def test_selection_on_the_test_set_is_only_by_request_and_marked(place: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="best-on-test needs --test"):
         config(place, tmp_path / "n", "a", select="best-on-test")

@@ -27,6 +27,7 @@ TAKES: Mapping[str, tuple[str, ...]] = {
     "compare": _MODELS,
     "fuse-teachers": ("device", "amp"),
     "soup": (),
+    "report": (),
 }
 """What of the user's options each command takes."""
 
