@@ -1,4 +1,4 @@
-"""P4, Multi-Level Feature Distillation of Joint Teachers: tuples of data sets and networks, students, baselines, tables.
+"""P4, Multi-Level Feature Distillation of Joint Teachers: tuples of data sets and networks, students and tables.
 
 TUPLE/seedS/expert/DATA        the data-set-specific model: a teacher of the joint ones, and the first baseline
 TUPLE/seedS/multi-head, ...    the baselines of all data sets at once
