@@ -178,12 +178,13 @@ def test_the_loss_is_each_image_by_its_own_head(place: Path, tmp_path: Path) -> 
 def test_accuracies_are_those_of_the_finished_joint_teacher_counted_by_hand(
     place: Path, tmp_path: Path
 ) -> None:
-    write_images(tmp_path / "c", {name: 4 for name in "abcdefg"}, seed=3)
-    many = tmp_path / "c.kd"
-    for name, keep in (("big", KEEP), ("small", ("features", "maps:blocks.5"))):
-        write_cache(many, str(tmp_path / "c"), {name: f"local-dir:{place / name}"}, keep=keep)
-    caches = (place / "a.kd", many)  # of three and of seven classes
-    chosen = config(place, tmp_path / "j").model_copy(update={"cache": caches, "test": caches})
+    for seed, data in enumerate("cd"):
+        write_images(tmp_path / data, {name: 4 for name in "abcdefg"}, seed=3 + seed)
+        for name, keep in (("big", KEEP), ("small", ("features", "maps:blocks.5"))):
+            teacher = {name: f"local-dir:{place / name}"}
+            write_cache(tmp_path / f"{data}.kd", str(tmp_path / data), teacher, keep=keep)
+    sets = {"cache": (place / "a.kd", tmp_path / "c.kd"), "test": (place / "t.kd", tmp_path / "d.kd")}
+    chosen = config(place, tmp_path / "j").model_copy(update=sets)  # of three and of seven classes
     metrics = fuse_teachers(chosen)["joint"]["j"]["metrics"]
     samples = step._prepare(chosen.model_copy(update={"out": tmp_path / "k"})).samples
     joint = step.FusedFolder.read(tmp_path / "j").joint(tmp_path / "j").eval()

@@ -165,9 +165,10 @@ class _Tuple:
         """Model string of a data set's own model: what the user said, or what the recipe trains."""
         return self._given(data) or f"local-dir:{self._runs('expert', data, self.networks[data], 'export')}"
 
-    def _images(self, *splits: str, data: str | None = None) -> int:
-        sets = self.networks if data is None else [data]
-        return sum(self.lab.places[name].images.get(split, 0) for name in sets for split in splits)
+    def _shown(self, data: str) -> tuple[int, int]:
+        """Images of an epoch, and of the test after it."""
+        images = self.lab.places[data].images
+        return images.get("train", 0), images.get("test", 0)
 
     def _training(
         self, step: str, network: str, students: Mapping[str, Mapping[str, Any]]
@@ -189,23 +190,22 @@ class _Tuple:
         }
         return options, files
 
-    def _count(self, network: str, learnt: float, tested: float, students: int = 1) -> dict[str, float]:
-        """What ``--cost`` counts of a training that shows so many images an epoch, and is tested after each."""
-        epochs = self.lab.settings["train.epochs"]
-        passes = epochs * (3 * learnt + tested) * students
-        return {"images": epochs * (learnt + tested), "gmacs": passes * self.lab.settings["gmacs"][network]}
+    def _count(self, network: str, learnt: float, tested: float, students: int = 1) -> tuple[float, float]:
+        """Images and GMACs of a training that shows so many images an epoch, and is tested after each."""
+        epochs, gmacs = self.lab.settings["train.epochs"], self.lab.settings["gmacs"][network]
+        return epochs * (learnt + tested), epochs * (3 * learnt + tested) * students * gmacs
 
     def _expert(self, data: str) -> Step:
         """Labels of one data set alone."""
         place, network = self.lab.places[data], self.networks[data]
         step = self._step("expert", data)
         options, files = self._training(step, network, {network: {"method": "labels-only"}})
+        images, gmacs = self._count(network, *self._shown(data))
         return Step(
             step,
             words("train-student", place.part("train"), test=place.part("test"),
                   select=self.lab.settings["select"], **options),
-            files=files, data=(data,), kind="data-set-specific",
-            **self._count(network, self._images("train", data=data), self._images("test", data=data)),
+            files=files, data=(data,), kind="data-set-specific", images=images, gmacs=gmacs,
         )  # fmt: skip
 
     def _baseline(self, kind: str) -> Step:
@@ -214,37 +214,38 @@ class _Tuple:
         network, space = settings["shared_network"][self.name], settings["baselines"][kind]
         step = self._step(kind)
         options, files = self._training(step, network, {kind: {"method": "multi-task", "label_space": space}})
-        sizes = [self._images("train", data=data) for data in self.networks]
+        sizes = [self._shown(data)[0] for data in self.networks]
         shown = sum(sizes) if space == "joint" else len(sizes) * max(sizes)
+        images, gmacs = self._count(network, shown, 0)
         return Step(
             step,
             words("train-student", *(f"{data}={places[data].part('train')}" for data in self.networks),
                   test=[f"{data}={places[data].part('test')}" for data in self.networks], **options),
-            files=files, data=tuple(self.networks), kind=kind, **self._count(network, shown, 0),
+            files=files, data=tuple(self.networks), kind=kind, images=images, gmacs=gmacs,
         )  # fmt: skip
 
     # --- joint teachers --------------------------------------------------------------------------
 
     def _caches(self, data: str, split: str) -> Iterator[Step]:
         """All models over a part of a data set; those of equal taps at a time, as kd keeps the same of each."""
-        settings, alike = self.lab.settings, dict[tuple[str, ...], list[str]]()
+        settings, places, alike = self.lab.settings, self.lab.places, dict[tuple[str, ...], list[str]]()
         for owner, network in self.networks.items():
             alike.setdefault(tuple(settings["taps"][network]), []).append(owner)
         maps = max(map(_depth, self.levels)) - 1
         for number, (taps, owners) in enumerate(alike.items()):
             keep = ["features", *([f"maps:{','.join(taps[:maps])}"] if maps else [])]
             names = {self.networks[owner]: owner for owner in owners}
-            images = self._images(split, data=data)
+            images = places[data].images.get(split, 0)
             yield Step(
                 self._step("cache", f"{data}-{split}-{number}"),
-                words("cache-teachers", self.lab.places[data].part(split), cache=self._cache(data, split),
+                words("cache-teachers", places[data].part(split), cache=self._cache(data, split),
                       teacher=[f"{name}={self._spec(owner)}" for name, owner in names.items()],
                       teacher_size=settings[f"{self.name}.image_size"], keep=",".join(keep),
                       **settings.options("cache")),
                 needs=tuple(self._step("expert", owner) for owner in owners if self._given(owner) is None),
                 data=(data,), kind="cache", images=images,
                 gmacs=images * sum(settings["gmacs"][name] for name in names),
-                stand_ins={name: StandIn(name, self.lab.places[owner].classes) for name, owner in names.items()},
+                stand_ins={name: StandIn(name, places[owner].classes) for name, owner in names.items()},
             )  # fmt: skip
 
     def _joint(self, levels: str) -> Step:
@@ -253,7 +254,9 @@ class _Tuple:
         channels = [str(options.pop("map_channels"))] * maps
         if not maps:
             del options["space"]
-        passes = options["epochs"] * (3 * self._images("train") + self._images("test"))
+        passes = options["epochs"] * sum(
+            3 * learnt + tested for learnt, tested in map(self._shown, self.networks)
+        )
         return Step(
             self._step("joint", levels),
             words("fuse-teachers", cache=[self._cache(data, "train") for data in self.networks],
@@ -274,12 +277,13 @@ class _Tuple:
         step, levels = self._step("students", data), settings["student_levels"]
         students = {each: self._distilled(network, each) for each in levels}
         options, files = self._training(step, network, students)
+        images, gmacs = self._count(network, *self._shown(data), len(levels))
         return Step(
             step,
             words("train-student", place.part("train"), test=place.part("test"), cache=self._cache(data, "train"),
                   select=settings["select"], **settings.options("student"), **options),
             needs=tuple(self._step("joint", each) for each in levels), files=files, data=(data,), kind="students",
-            **self._count(network, self._images("train", data=data), self._images("test", data=data), len(levels)),
+            images=images, gmacs=gmacs,
         )  # fmt: skip
 
     def _distilled(self, network: str, levels: str) -> dict[str, Any]:
