@@ -290,10 +290,17 @@ def test_every_network_has_the_maps_of_its_levels_and_the_arithmetic_that_is_cou
                 joint(inputs, "sketch")
             counted = settings["joint_gmacs"][name][levels]
             assert count.get_total_flops() / 2e9 == pytest.approx(counted, rel=0.01)
-    tiny = read_settings(FOLDER / "recipe.yaml", tiny=True)
-    assert {network for own in tiny["tuples"].values() for network in own.values()} <= set(
-        timm.list_models("test_*")
-    )
+
+
+def test_the_tiny_form_has_the_steps_of_the_whole() -> None:
+    settings = read_settings(FOLDER / "recipe.yaml", tiny=True)
+    names = {network for own in settings["tuples"].values() for network in own.values()}
+    assert names <= set(timm.list_models("test_*"))
+    tiny, whole = _steps(settings), _steps(read_settings(FOLDER / "recipe.yaml"))
+    assert [name for name in whole if "sketch" not in name and name not in tiny] == [
+        f"t2/seed0/cache/{data}-{split}-1" for data in SETS[:2] for split in ("train", "test")
+    ]
+    assert set(tiny) <= set(whole)
 
 
 def test_every_command_of_the_full_size_is_one_that_kd_takes(
@@ -336,5 +343,5 @@ def test_the_tiny_form_runs_whole_and_goes_on(tmp_path: Path) -> None:
     assert last["measured"] == 100 * epochs[-1]["test_top1/tinyimagenet"]
     second = run()
     assert second.returncode == 0
-    assert second.stderr.count(": finished") == 17 + 13
+    assert second.stderr.count(": finished") == 19 + 13
     assert "P4-2: " in second.stdout
