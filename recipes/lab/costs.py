@@ -110,7 +110,7 @@ def _planned(step: Step, weights: _Weights) -> int:
         contextlib.suppress(SystemExit),
     ):
         kd(words)
-    document = json.loads(output.getvalue())
+    document, _ = json.JSONDecoder().raw_decode(output.getvalue())  # that this disk is too small follows the plan
     if "error" in document:
         raise raised_elsewhere(document)
     return int(document["bytes"])
