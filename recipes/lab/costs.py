@@ -110,7 +110,8 @@ def _planned(step: Step, weights: _Weights) -> int:
         contextlib.suppress(SystemExit),
     ):
         kd(words)
-    document, _ = json.JSONDecoder().raw_decode(output.getvalue())  # that this disk is too small follows the plan
+    # That this disk is too small follows the plan.
+    document, _ = json.JSONDecoder().raw_decode(output.getvalue())
     if "error" in document:
         raise raised_elsewhere(document)
     return int(document["bytes"])
