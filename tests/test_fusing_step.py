@@ -175,6 +175,33 @@ def test_the_loss_is_each_image_by_its_own_head(place: Path, tmp_path: Path) -> 
     assert sorted(seen) == list(samples.train)
 
 
+def test_accuracies_are_those_of_the_finished_joint_teacher_counted_by_hand(
+    place: Path, tmp_path: Path
+) -> None:
+    for seed, data in enumerate("cd"):
+        write_images(tmp_path / data, {name: 4 for name in "abcdefg"}, seed=3 + seed)
+        for name, keep in (("big", KEEP), ("small", ("features", "maps:blocks.5"))):
+            teacher = {name: f"local-dir:{place / name}"}
+            write_cache(tmp_path / f"{data}.kd", str(tmp_path / data), teacher, keep=keep)
+    sets = {"cache": (place / "a.kd", tmp_path / "c.kd"), "test": (place / "t.kd", tmp_path / "d.kd")}
+    chosen = config(place, tmp_path / "j").model_copy(update=sets)  # of three and of seven classes
+    metrics = fuse_teachers(chosen)["joint"]["j"]["metrics"]
+    samples = step._prepare(chosen.model_copy(update={"out": tmp_path / "k"})).samples
+    joint = step.FusedFolder.read(tmp_path / "j").joint(tmp_path / "j").eval()
+    ((piece,),) = samples.ahead([(samples.test,)], "cpu")
+    features, _ = joint.embed(piece.inputs)
+    for number, places, labels in piece.parts:
+        logits = joint.heads[number](features[places]).detach().numpy()
+        better = [int((row > row[label]).sum()) for row, label in zip(logits, labels.tolist(), strict=True)]
+        for measure, most in (("top1", 1), ("top5", 5)):
+            assert metrics[f"test_{measure}/{'ac'[number]}"] == pytest.approx(
+                np.mean(np.array(better) < most)
+            )
+    assert metrics["test_top5/a"] == 1
+    assert metrics["test_top5/c"] < 1
+    assert metrics["test_top5"] == pytest.approx((1 + metrics["test_top5/c"]) / 2)
+
+
 def test_selection_on_the_test_set_is_only_by_request_and_marked(place: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="best-on-test needs --test"):
         config(place, tmp_path / "n", "a", select="best-on-test")

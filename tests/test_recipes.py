@@ -326,6 +326,14 @@ def test_weights_of_a_plan_are_zeros_that_take_no_room(tmp_path: Path) -> None:
     )
 
 
+def test_costs_are_counted_on_a_disk_that_is_too_small(tmp_path: Path) -> None:
+    lab = _lab(tmp_path, cost_tflops=1, cost_decoded=100, data_a=DATA)
+    data = lab.places["a"].part("train")
+    step = Step("one", words("cache-teachers", data, cache="/proc/c.kd", teacher=["t=local-dir:/nowhere"]),
+                kind="cache", stand_ins={"t": StandIn("test_resnet", 7)})  # fmt: skip
+    assert costs(lab, [step])["cache"].bytes > 20 * 2 * (128 + 7)
+
+
 # --- the command ---------------------------------------------------------------------------------
 
 

@@ -181,33 +181,36 @@ class Training:
         return total / len(piece.rows)
 
     def _judged(self) -> dict[str, Any]:
-        """top-1 on the validation split and on the tests: of each data set, and the mean of these."""
+        """top-1 and top-5 on the validation split and on the tests: of each data set, and the mean of these."""
         facts: dict[str, Any] = {}
         for word, rows in (("val", self._samples.validation), ("test", self._samples.test)):
-            if len(rows):
-                found = self._accuracy(rows)
-                facts[f"{word}_top1"] = sum(found.values()) / len(found)
-                facts |= {f"{word}_top1/{name}": value for name, value in found.items()}
+            for measure, found in self._accuracies(rows).items() if len(rows) else ():
+                facts[f"{word}_{measure}"] = sum(found.values()) / len(found)
+                facts |= {f"{word}_{measure}/{name}": value for name, value in found.items()}
         return facts
 
-    def _accuracy(self, rows: Rows) -> dict[str, float]:
+    def _accuracies(self, rows: Rows) -> dict[str, dict[str, float]]:
         self._joint.eval()
-        right, size = np.zeros(len(self._heads), np.int64), self._config.batch_size
+        right, size = np.zeros((2, len(self._heads)), np.int64), self._config.batch_size
         steps = [(rows[start : start + size],) for start in range(0, len(rows), size)]
         with torch.inference_mode():
             for _, hits in arriving(map(self._hits, self._samples.ahead(steps, self._device)), self._device):
-                for number, count in hits.items():
-                    right[int(number)] += int(count)
-        counts = np.bincount(self._samples.part[rows], minlength=len(self._heads))
-        return {n: float(right[i] / counts[i]) for i, n in enumerate(self._heads) if counts[i]}
+                for number, counts in hits.items():
+                    right[:, int(number)] += counts
+        totals = np.bincount(self._samples.part[rows], minlength=len(self._heads))
+        return {
+            measure: {name: float(own[i] / totals[i]) for i, name in enumerate(self._heads) if totals[i]}
+            for measure, own in zip(("top1", "top5"), right, strict=True)
+        }
 
     def _hits(self, pieces: Sequence[Piece]) -> tuple[None, dict[str, Tensor]]:
-        """How many images of each data set are right, on the device."""
+        """How many images of each data set are right at first, and among five, on the device."""
         (piece,) = pieces
         features, _ = self._joint.embed(piece.inputs)
-        return None, {
-            str(number): (
-                self._joint.classify(features[places], self._heads[number]).argmax(dim=1) == labels
-            ).sum()
-            for number, places, labels in piece.parts
-        }
+        found = {}
+        for number, places, labels in piece.parts:
+            logits = self._joint.classify(features[places], self._heads[number])
+            five = logits.topk(min(5, logits.shape[1]), dim=1).indices
+            hits = (logits.argmax(dim=1) == labels).sum(), (five == labels[:, None]).sum()
+            found[str(number)] = torch.stack(hits)
+        return None, found

@@ -19,7 +19,7 @@ except ImportError:
 
 import yaml
 
-from lab import p1, p2, p3
+from lab import p1, p2, p3, p4
 from lab.costs import costs, show_costs
 from lab.places import places_of, read_places
 from lab.running import TAKES, Runner, chosen
@@ -27,7 +27,7 @@ from lab.settings import RECIPES, read_settings
 from lab.steps import Lab
 from lab.tables import Measured, Printed, cells, read_printed, require_table, text_rows
 
-PAPERS = {"p1": p1, "p2": p2, "p3": p3}
+PAPERS = {"p1": p1, "p2": p2, "p3": p3, "p4": p4}
 """A paper's module has ``steps(lab)``, ``measured(lab)`` and ``networks(settings)``."""
 _KNOWN = "The paper's module names those that --model may replace."
 

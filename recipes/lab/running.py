@@ -31,6 +31,7 @@ TAKES: Mapping[str, tuple[str, ...]] = {
     "fuse-teachers": ("device", "amp", "overwrite"),
     "soup": (*_DATA, "device", "workers"),
     "audit": (*_DATA, "workers"),
+    "report": (),
 }
 """What of the user's options each command takes."""
 
