@@ -626,7 +626,7 @@ MISTAKES: list[tuple[str, dict[str, str | None], int, tuple[str, ...]]] = [
     ("rank-sources", {"--power": "-1"}, 2, ("--power -1",)),
     ("rank-sources", {"--seed": "1.5"}, 2, ("--seed",)),
     ("train-student", {"--batch-size": "0", "--epochs": "0"}, 2, ("--batch-size 0", "--epochs 0")),
-    ("train-student", {"--batch-size": "1"}, 2, ("batch size 1", "--bn frozen")),
+    ("train-student", {"--batch-size": "1"}, 2, ("a step has 1", "--bn frozen")),
     ("train-student", {"--lr": "fast"}, 2, ("--lr",)),
     ("eval-probe", {"--batch-size": "0"}, 2, ("--batch-size 0",)),
     ("eval-probe", {"--shots": "0", "--draws": "0"}, 2, ("--shots 0", "--draws 0", "or all")),
