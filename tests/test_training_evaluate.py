@@ -93,7 +93,7 @@ def test_a_classifier_that_nothing_trains_is_not_tested(
     plan = make_plan(place.config("x", "multi-head-kd", **other))
     capsys.readouterr()
     assert head_to_test(plan) is None
-    assert "its classifier learns nothing and is not tested" in " ".join(capsys.readouterr().err.split())
+    assert "the generalist, is not tested: that has no weight" in " ".join(capsys.readouterr().err.split())
 
 
 def test_consolidation_tests_the_head_whose_teacher_has_the_class_names(place: Place) -> None:

@@ -74,29 +74,23 @@ def head_to_test(plan: Plan) -> tuple[str, Labels] | None:
     if needs.labels or needs.classes or needs.same:
         return LABEL_HEAD, labels_for(plan.test, plan.classes)
     names = plan.test.class_names
-    heads = plan.teachers is not None and "logits" in needs.kinds
-    teachers = plan.teachers.records.values() if plan.teachers is not None and heads else ()
-    for record in teachers:
+    taught = plan.teachers if "logits" in needs.kinds else None
+    records, first = (taught.records, taught.generalist) if taught is not None else ({}, None)
+    for record in records.values():
         if record.class_names is not None and names is not None and set(record.class_names) == set(names):
-            labels = _renumber(plan.test.labels, names, record.class_names)
-            if plan.teachers is None or record is not plan.teachers.generalist:
-                return record.name, labels
-            if record.name in plan.teachers.weights or plan.init not in UNTRAINED:
-                return LABEL_HEAD, labels
-            console.warn(
-                f"the generalist '{record.name}', which has the classes of the test data, has no weight, and the "
-                f"student starts from --init {plan.init}: its classifier learns nothing and is not tested"
-            )
-            return None
+            if record is first and record.name not in plan.setup.weights and plan.init in UNTRAINED:
+                console.warn(
+                    f"the classifier of '{record.name}', the generalist, is not tested: that has no weight, and the "
+                    f"student starts from --init {plan.init}, so it learns nothing"
+                )
+                return None
+            head = LABEL_HEAD if record is first else record.name
+            return head, _renumber(plan.test.labels, names, record.class_names)
     own = plan.method.label_head(plan.setup.options)
     if own is not None:
         return own, labels_for(plan.test, plan.labels)
-    reason = (
-        "no teacher has the class names of the test data"
-        if heads
-        else f"{plan.method.name} trains no classifier"
-    )
-    console.warn(f"{reason}, so no head can be tested; use kd eval-probe")
+    none = "no teacher knows the test classes" if records else f"{plan.method.name} trains no classifier"
+    console.warn(f"{none}, so no head can be tested; use kd eval-probe")
     return None
 
 
@@ -136,9 +130,7 @@ def _renumber(
     labels: Int64[np.ndarray, " n"], old: tuple[str, ...], new: tuple[str, ...]
 ) -> Int64[np.ndarray, " n"]:
     number = {name: index for index, name in enumerate(new)}
-    table = np.asarray([number.get(name, -1) for name in old], np.int64)
-    renumbered: Int64[np.ndarray, " n"] = table[labels]
-    return renumbered
+    return np.take(np.asarray([number.get(name, -1) for name in old], np.int64), labels)
 
 
 @final
