@@ -225,7 +225,7 @@ def test_the_tiny_form_runs_whole_and_goes_on(tmp_path: Path) -> None:
         command = [FOLDER / "run.sh", "--out", tmp_path / "p2", "--tiny", "--device", "cpu", *more]
         environment = {**os.environ, "PYTHON": sys.executable}
         return subprocess.run(
-            command, capture_output=True, text=True, env=environment, timeout=1200, check=False
+            command, capture_output=True, text=True, env=environment, timeout=2400, check=False
         )
 
     first = run("--json")
