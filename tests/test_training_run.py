@@ -125,7 +125,7 @@ def test_consolidation_without_matching_class_names_tests_nothing_and_says_so(
     renamed = f"{place.test}@classes=class0+class1"
     result = train_student(place.config("untested", "consolidation", epochs=1, test=renamed))
     assert result.test is None
-    assert "no teacher has the class names" in capsys.readouterr().err
+    assert "no teacher has the test's class names" in capsys.readouterr().err
 
 
 def test_partly_labelled_data_trains_with_both_terms(place: Place) -> None:

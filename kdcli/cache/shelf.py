@@ -154,7 +154,8 @@ class Shelf:
                 raise
             make_folder(target.parent)
             temporary.replace(target)
-            self._note(name, stamp_of(target))
+            with suppress(FileNotFoundError):  # another process that needed room has removed it already
+                self._note(name, stamp_of(target))
         return count
 
     # --- under a limit ----------------------------------------------------------------------------

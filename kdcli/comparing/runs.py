@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from kdcli.console import console
 from kdcli.documents import from_document
-from kdcli.errors import NotFoundError
+from kdcli.errors import BadDataError, KdError, NotFoundError
 from kdcli.files import storage_errors
 from kdcli.models.grammar import ModelSpec
 from kdcli.reading import read_json
@@ -96,12 +96,16 @@ def _read(folder: Path) -> Run:
         raise NotFoundError(
             f"{folder} has a result, but no {EXPORT}/{CONFIG}", "Train it again, or leave it out."
         )
+    try:
+        origin = _origin(result)
+    except KdError as error:
+        raise BadDataError(f"{path}: {error.message}", "Leave its folder out.") from error
     weighted = {name for name, weight in result.weights.items() if weight > 0} or set(result.teachers)
     return Run(
         folder=folder,
         spec=str(ModelSpec("local-dir", "", (folder / EXPORT).absolute())),
         method=result.method,
-        origin=_origin(result),
+        origin=origin,
         teachers={name: id_ for name, id_ in result.teachers.items() if name in weighted},
     )
 

@@ -89,7 +89,7 @@ def head_to_test(plan: Plan) -> tuple[str, Labels] | None:
     own = plan.method.label_head(plan.setup.options)
     if own is not None:
         return own, labels_for(plan.test, plan.labels)
-    none = "no teacher knows the test classes" if records else f"{plan.method.name} trains no classifier"
+    none = "no teacher has the test's class names" if records else f"{plan.method.name} trains no classifier"
     console.warn(f"{none}, so no head can be tested; use kd eval-probe")
     return None
 
