@@ -135,9 +135,11 @@ def _methods(lab: Lab, name: str, *more: str, needs: tuple[str, ...] = ()) -> St
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The commands that are run; kd methods takes nothing of the user's."""
     done: list[str] = []
-    call = running._call
+    call = running._Commands.call
     monkeypatch.setattr(running, "TAKES", {**running.TAKES, "methods": ()})
-    monkeypatch.setattr(running, "_call", lambda c, o: (done.append(" ".join(c[3:])), call(c, o))[1])
+    monkeypatch.setattr(
+        running._Commands, "call", lambda self, c, o: (done.append(" ".join(c[3:])), call(self, c, o))[1]
+    )
     return done
 
 
@@ -207,10 +209,30 @@ def test_a_signal_is_passed_on_and_the_code_comes_back(tmp_path: Path) -> None:
 
     with (tmp_path / "out").open("wb") as output:
         threading.Thread(target=stop, args=(tmp_path / "out",)).start()
-        assert running._call((sys.executable, "-c", script), output) == 75
+        commands = running._Commands()
+        killed = (sys.executable, "-c", "import os; os.kill(os.getpid(), 9)")
+        with commands.listening():
+            assert commands.call((sys.executable, "-c", script), output) == 75
+            assert commands.call(killed, output) == 75  # it is not begun
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-        killed = "import os; os.kill(os.getpid(), 9)"
-        assert running._call((sys.executable, "-c", killed), output) == 137
+        assert running._Commands().call(killed, output) == 137
+
+
+def test_steps_that_need_nothing_of_each_other_run_at_once(tmp_path: Path, counted: list[str]) -> None:
+    lab = _lab(tmp_path)
+    steps = [
+        _methods(lab, "a", "dp"),
+        _methods(lab, "b", "kl", needs=("a",)),
+        _methods(lab, "c", "mcl"),
+        _methods(lab, "d", "cd", needs=("b", "c")),
+    ]
+    assert Runner(lab, {}, jobs=2).run(steps) == 0
+    assert {counted[0], counted[1]} == {"methods dp --json", "methods mcl --json"}
+    assert counted[3] == "methods cd --json"
+    assert all(map(lab.has, "abcd"))
+    again = [replace(steps[0], words=("methods", "nothing")), *steps[1:]]
+    assert Runner(lab, {}, jobs=2).run(again) in (2, 11)
+    assert len(counted) == 5  # c is finished, b and d read a
 
 
 def test_options_of_kd_go_to_the_commands_that_take_them(tmp_path: Path) -> None:

@@ -8,13 +8,14 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, BinaryIO, final
 
 from kdcli.cli.app import main as kd
-from kdcli.errors import DivergedError, UsageError
+from kdcli.errors import DivergedError, StoppedEarly, UsageError
 from kdcli.files import storage_errors
 from lab.settings import RECIPES
 from lab.steps import Lab, Step, words
@@ -32,6 +33,7 @@ TAKES: Mapping[str, tuple[str, ...]] = {
     "soup": (*_DATA, "device", "workers"),
     "audit": (*_DATA, "workers"),
     "report": (),
+    "demo": (),
 }
 """What of the user's options each command takes."""
 
@@ -43,10 +45,12 @@ class Runner:
     Args:
         lab: where they leave what they make.
         passed: the user's options of kd, by name (``engine``, ``device``, ``data_root``, ...).
+        jobs: how many steps run at a time, once what they need is there.
     """
 
-    def __init__(self, lab: Lab, passed: Mapping[str, Any]) -> None:
-        self._lab, self._passed = lab, passed
+    def __init__(self, lab: Lab, passed: Mapping[str, Any], jobs: int = 1) -> None:
+        self._lab, self._passed, self._jobs = lab, passed, jobs
+        self._commands = _Commands()
 
     def words(self, step: Step) -> tuple[str, ...]:
         """The whole command of a step; an engine needs a sweep, or a cache."""
@@ -67,20 +71,41 @@ class Runner:
 
         A sweep of which some students diverged is finished, for the others are: all is run, and the code is 40.
         """
-        for number, step in enumerate(steps, 1):
-            told = f"[{number}/{len(steps)}] {step.name}"
-            if self.finished(step):
-                print(f"{told}: finished", file=sys.stderr, flush=True)
-                continue
-            print(f"{told}: {step.line}", file=sys.stderr, flush=True)
-            if code := self._do(step):
-                print(f"{told}: ended with {code}; the same call goes on here", file=sys.stderr, flush=True)
-                return code
+        if code := self._run_all(steps):
+            return code
         lost = {step.name: self._diverged(step) for step in steps}
         for name, students in lost.items():
             if students:
                 print(f"{name}: without {', '.join(students)}, whose loss was not finite", file=sys.stderr)
         return DivergedError.exit_code if any(lost.values()) else 0
+
+    def _run_all(self, steps: Sequence[Step]) -> int:
+        """In order, each when what it needs is there; after one that fails no other is begun."""
+        names = {step.name for step in steps}
+        waiting, done, failed = dict(enumerate(steps, 1)), set[str](), 0
+        running: dict[Future[int], str] = {}
+        with self._commands.listening(), ThreadPoolExecutor(self._jobs) as pool:
+            while running or (waiting and not failed):
+                for number, step in list(waiting.items()):
+                    if failed or len(running) == self._jobs:
+                        break
+                    if names.intersection(step.needs) <= done:
+                        told = f"[{number}/{len(steps)}] {step.name}"
+                        running[pool.submit(self._run_one, waiting.pop(number), told)] = step.name
+                ended, _ = wait(running, return_when=FIRST_COMPLETED)
+                for each in ended:
+                    done.add(running.pop(each))
+                    failed = failed or each.result()
+        return failed
+
+    def _run_one(self, step: Step, told: str) -> int:
+        if self.finished(step):
+            print(f"{told}: finished", file=sys.stderr, flush=True)
+            return 0
+        print(f"{told}: {step.line}", file=sys.stderr, flush=True)
+        if code := self._do(step):
+            print(f"{told}: ended with {code}; the same call goes on here", file=sys.stderr, flush=True)
+        return code
 
     def check(self, steps: Sequence[Step]) -> int:
         """Print every command, and let kd check it without doing it: by ``--dry-run`` where it has one.
@@ -103,7 +128,7 @@ class Runner:
         document = self._lab.document_path(step.name)
         part = document.with_suffix(".part")
         with storage_errors(part), part.open("wb") as output:
-            code = _call((sys.executable, "-m", "kdcli", *self.words(step)), output)
+            code = self._commands.call((sys.executable, "-m", "kdcli", *self.words(step)), output)
         if code == DivergedError.exit_code and json.loads(part.read_bytes()).get("students"):
             code = 0
         if not code:
@@ -167,19 +192,42 @@ def _checked(arguments: Sequence[str]) -> int:
             return int(ended.code or 0)
 
 
-def _call(command: Sequence[str], output: BinaryIO) -> int:
-    """Run a command; signals that ask for an end are its own to answer: ^C reaches it anyway, others are passed on."""
-    path = os.pathsep.join(
-        filter(None, (str(RECIPES), os.environ.get("PYTHONPATH")))
-    )  # lab.images, for workers, too
-    with subprocess.Popen(command, stdout=output, env={**os.environ, "PYTHONPATH": path}) as process:
-        old = {number: signal.signal(number, lambda got, _: process.send_signal(got)) for number in _PASSED}
-        old[signal.SIGINT] = signal.signal(signal.SIGINT, lambda got, _: None)
+@final
+class _Commands:
+    """Commands that run, and the signals that ask this process for an end: these are theirs to answer."""
+
+    def __init__(self) -> None:
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._asked = 0
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Pass signals on for the time of the block; ^C reaches the commands anyway."""
+        old = {number: signal.signal(number, self._end) for number in (*_PASSED, signal.SIGINT)}
         try:
-            return _exit_code(process.wait())
+            yield
         finally:
             for number, handler in old.items():
                 signal.signal(number, handler)
+
+    def call(self, command: Sequence[str], output: BinaryIO) -> int:
+        """Run one; gives its exit code, as kd's own: no other is begun after a signal."""
+        if self._asked:
+            return 130 if self._asked == signal.SIGINT else StoppedEarly.exit_code
+        path = os.pathsep.join(
+            filter(None, (str(RECIPES), os.environ.get("PYTHONPATH")))
+        )  # lab.images, for workers, too
+        with subprocess.Popen(command, stdout=output, env={**os.environ, "PYTHONPATH": path}) as process:
+            self._running.add(process)
+            try:
+                return _exit_code(process.wait())
+            finally:
+                self._running.discard(process)
+
+    def _end(self, number: int, _: object) -> None:
+        self._asked = number
+        for process in tuple(self._running) if number != signal.SIGINT else ():
+            process.send_signal(number)
 
 
 _PASSED = (signal.SIGTERM, signal.SIGUSR1)

@@ -76,12 +76,15 @@ class Settings(Mapping[str, Any]):
             )
 
 
-def read_settings(file: Path, *, tiny: bool = False, given: Mapping[str, Any] | None = None) -> Settings:
-    """Read ``recipe.yaml``: ``settings:`` and, for ``--tiny``, other values for some of them in ``tiny:``.
+def read_settings(
+    file: Path, *, tiny: bool = False, full: bool = False, given: Mapping[str, Any] | None = None
+) -> Settings:
+    """Read ``recipe.yaml``: ``settings:`` and other values for some of them in ``tiny:`` and ``full:``.
 
     Args:
         file: the recipe.
         tiny: whether to take what ``tiny:`` has.
+        full: whether to take what ``full:`` has.
         given: values of ``--set``, which win.
 
     Raises:
@@ -89,10 +92,14 @@ def read_settings(file: Path, *, tiny: bool = False, given: Mapping[str, Any] | 
         UsageError: a value for a setting that there is not.
     """
     document = read_yaml(file)
-    if not isinstance(document, dict) or set(document) - {"settings", "tiny"}:
-        raise ConfigError(f"{file} is no recipe", "A recipe has 'settings:' and 'tiny:', and nothing else.")
+    if not isinstance(document, dict) or set(document) - {"settings", "tiny", "full"}:
+        raise ConfigError(
+            f"{file} is no recipe", "A recipe has 'settings:', 'tiny:' and 'full:', and nothing else."
+        )
     settings = {name: _setting(file, name, fields) for name, fields in document["settings"].items()}
-    changed = dict(document.get("tiny") or {}) if tiny else {}
+    changed: dict[str, Any] = {}
+    for name, taken in (("full", full), ("tiny", tiny)):
+        changed |= (document.get(name) or {}) if taken else {}
     return Settings(settings, changed | dict(given or {}), str(file))
 
 

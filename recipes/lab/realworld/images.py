@@ -1,8 +1,8 @@
 """Real images that come inside packages, written once as PNG files and tables of paths.
 
 Glyphs of Noto's fonts (class = character, domain = script; sans-serif to learn, serif to test), emoji of seven vendors
-(class = which emoji, or its subgroup), icons of eleven sets (class = what it shows), Fashion-MNIST. A data set of which the
-package is not installed is left out, and said.
+(class = which emoji, or its subgroup), icons of eleven sets (class = what it shows), Fashion-MNIST. What has no package
+on this machine is left out, and said.
 """
 
 import csv
@@ -26,7 +26,19 @@ FONTS = Path("/usr/share/fonts/truetype/noto")
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 VENDORS = ("noto", "twemoji", "openmoji", "fluent-emoji-flat", "emojione", "emojione-v1", "noto-v1")
 TEST_VENDORS = ("emojione", "openmoji")
-ICON_SETS = ("bi", "carbon", "fa6-solid", "iconoir", "ion", "lucide", "material-symbols", "mdi", "ph", "tabler", "uil")
+ICON_SETS = (
+    "bi",
+    "carbon",
+    "fa6-solid",
+    "iconoir",
+    "ion",
+    "lucide",
+    "material-symbols",
+    "mdi",
+    "ph",
+    "tabler",
+    "uil",
+)
 TEST_ICON_SETS = ("carbon", "fa6-solid", "lucide", "uil")
 SCRIPTS: Mapping[str, tuple[tuple[int, int], ...]] = {
     "armenian": ((0x531, 0x556),), "bengali": ((0x985, 0x9B9),), "cyrillic": ((0x410, 0x42F),),
@@ -41,7 +53,9 @@ SCRIPTS: Mapping[str, tuple[tuple[int, int], ...]] = {
 _FAMILIES = {"cyrillic": "", "greek": "", "latin": ""}  # in Noto Sans and Noto Serif themselves
 CHARACTERS = 30  # of a script at most: drawn among its letters, evenly
 VARIANTS = 8  # drawings of a character in a font
-_STYLE = re.compile(r"(-(outlined?|filled|fill|bold|thin|light|duotone|rounded|sharp|solid|alt|regular|line|fullsize))+$")
+_STYLE = re.compile(
+    r"(-(outlined?|filled|fill|bold|thin|light|duotone|rounded|sharp|solid|alt|regular|line|fullsize))+$"
+)
 _SHARED = 8  # icon sets that a class is found in, at least
 
 PACKAGES = {
@@ -122,7 +136,11 @@ def _characters(script: str) -> list[str]:
         for weight in ("Regular", "Bold"):
             letters &= set(TTFont(FONTS / f"Noto{style}{family}-{weight}.ttf", lazy=True).getBestCmap())
     found = sorted(letters)
-    kept = {found[index * len(found) // CHARACTERS] for index in range(CHARACTERS)} if len(found) > CHARACTERS else found
+    kept = (
+        {found[index * len(found) // CHARACTERS] for index in range(CHARACTERS)}
+        if len(found) > CHARACTERS
+        else found
+    )
     return [chr(code) for code in sorted(kept)]
 
 
@@ -220,7 +238,9 @@ def _rasterise(picture: str, path: Path) -> None:
 
     if not path.exists():
         make_folder(path.parent)
-        drawn = svg_to_bytes(svg_string=picture, width=SIDE, height=SIDE, background="white", skip_system_fonts=True)
+        drawn = svg_to_bytes(
+            svg_string=picture, width=SIDE, height=SIDE, background="white", skip_system_fonts=True
+        )
         path.write_bytes(bytes(drawn))
 
 

@@ -1,0 +1,147 @@
+"""``python -m lab.realworld --out DIR``: the papers' claims, and kd's own, on real images."""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from kdcli.console import console
+from kdcli.errors import KdError, UsageError
+from kdcli.files import atomic_write_text
+from lab.places import Places
+from lab.realworld import study
+from lab.realworld.claims import Values, judge, read_claims
+from lab.realworld.images import PACKAGES, prepare
+from lab.realworld.pages import claims_page, draw, results_page
+from lab.running import Runner, chosen
+from lab.settings import RECIPES, read_settings
+from lab.steps import Lab, Step
+
+FOLDER = RECIPES / "realworld"
+DOCS = RECIPES.parent / "docs"
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Do what the command line asks for; gives the exit code, kd's own where a step ends with one."""
+    arguments = _parser().parse_args(words)
+    try:
+        return _do(arguments)
+    except KdError as error:
+        console.error(error.message, str(error.hint))
+        return error.exit_code
+
+
+def _do(arguments: argparse.Namespace) -> int:
+    if arguments.claims:
+        atomic_write_text(DOCS / "results-claims.md", the_claims_page())
+        return 0
+    if arguments.out is None:
+        raise UsageError("--out is missing", "Name the folder of all that is made: --out DIR.")
+    given = {name: yaml.safe_load(text) for name, _, text in (each.partition("=") for each in arguments.set)}
+    settings = read_settings(FOLDER / "recipe.yaml", tiny=arguments.tiny, full=arguments.full, given=given)
+    lab = Lab(settings, Places({}), arguments.out.absolute())
+    missing = {} if arguments.tiny else prepare(lab.out / "images", arguments.packages or lab.out)
+    for kind, what in missing.items():
+        print(f"note: no {kind}, and nothing that needs them: {what}", file=sys.stderr)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // arguments.jobs)))
+    room = study.room_of(lab, tiny=arguments.tiny)
+    steps = without(study.steps(room), missing)
+    steps = chosen(steps, arguments.only)
+    runner = Runner(lab, {"device": arguments.device, "workers": settings["workers"]}, arguments.jobs)
+    if arguments.dry_run:
+        return runner.check(steps)
+    start = time.monotonic()
+    if not arguments.page and (code := runner.run(steps)):
+        return code
+    values = study.values(room)
+    verdicts = judge(read_claims(FOLDER / "claims.yaml"), values)
+    told = _told(arguments, missing, time.monotonic() - start)
+    page = results_page(verdicts, values, told)
+    into = arguments.docs or lab.out
+    draw(verdicts, into / "results")
+    atomic_write_text(into / "results.md", page)
+    atomic_write_text(lab.out / "values.json", json.dumps(_document(values), indent=1))
+    print(page)
+    return 0
+
+
+def the_claims_page() -> str:
+    """What docs/results-claims.md has to be."""
+    settings = {
+        "core": read_settings(FOLDER / "recipe.yaml"),
+        "full": read_settings(FOLDER / "recipe.yaml", full=True),
+    }
+    return claims_page(read_claims(FOLDER / "claims.yaml"), settings)
+
+
+def without(steps: Sequence[Step], missing: dict[str, str]) -> list[Step]:
+    """Steps whose images, and those of all that they need, are there."""
+    gone: set[str] = set()
+    for step in steps:
+        if set(step.data) & missing.keys() or gone & set(step.needs):
+            gone.add(step.name)
+    return [step for step in steps if step.name not in gone]
+
+
+def _document(values: dict[str, Values]) -> dict[str, Any]:
+    return {
+        paper: {f"{row} / {column}": by_seed for (row, column), by_seed in own.items()}
+        for paper, own in values.items()
+    }
+
+
+def _told(arguments: argparse.Namespace, missing: dict[str, str], seconds: float) -> list[str]:
+    form = "tiny" if arguments.tiny else "full" if arguments.full else "core"
+    lines = [
+        f"Form: {form}; {seconds / 60:.0f} minutes of this call, {arguments.jobs} steps at a time "
+        "(steps that were finished before are not in it).",
+        f"Machine: {os.cpu_count()} processors, {platform.machine()}, Python {platform.python_version()}, "
+        f"torch {torch.__version__}.",
+    ]
+    return lines + [f"Left out: what needs {kind} ({PACKAGES[kind]})." for kind in missing]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="run.sh",
+        description="Measure the claims on real images: every finished step is left alone.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--out", type=Path, help="folder of all that is made")
+    parser.add_argument(
+        "--full", action="store_true", help="more seeds, images and epochs: for a night, or a GPU"
+    )
+    parser.add_argument(
+        "--tiny", action="store_true", help="drawn images and a network of a few layers, in minutes"
+    )
+    parser.add_argument(
+        "--packages", type=Path, metavar="DIR", help="folder of node_modules (default: --out)"
+    )
+    parser.add_argument("--docs", type=Path, metavar="DIR", help="where results.md goes (default: --out)")
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="steps at a time (default 2)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="another value for a setting"
+    )
+    parser.add_argument(
+        "--only", action="append", metavar="STEP", help="these steps (a pattern) and what they need"
+    )
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "--dry-run", action="store_true", help="print the commands, let kd check them, run nothing"
+    )
+    what.add_argument("--page", action="store_true", help="only write the page of what has run")
+    what.add_argument("--claims", action="store_true", help="only write docs/results-claims.md")
+    parser.add_argument("--device", help="of kd")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

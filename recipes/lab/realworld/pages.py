@@ -1,0 +1,190 @@
+"""docs/results-claims.md, written before anything is run, and docs/results.md, written by the run."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kdcli.plotting import figure_of, write_drawings
+from lab.realworld.claims import Claim, Values, Verdict
+from lab.realworld.statistics import Effect, effect
+from lab.settings import Settings
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TITLES = {
+    "p1": "P1: consolidation keeps what specialist-only distillation loses",
+    "p2": "P2: the nearest sources teach best",
+    "p3": "P3: trained networks still learn from each other, from weaker ones, too",
+    "p4": "P4: a joint teacher of several data sets, distilled at several levels",
+    "kd": "What the cache costs, and what it saves",
+}
+_COLORS = {"holds": "#27715f", "does not hold": "#b3261e"}
+_KINDS = {
+    "above": "difference above 0",
+    "not below": "difference above -{margin:g}",
+    "same": "difference within ± {margin:g}",
+}
+
+
+def claims_page(claims: Sequence[Claim], settings: Mapping[str, Settings]) -> str:
+    """The claims, and every number of the run.
+
+    Args:
+        claims: all of them.
+        settings: by form, ``core`` and ``full``.
+    """
+    parts = [_HEAD]
+    for paper in dict.fromkeys(claim.paper for claim in claims):
+        rows = [_claim_row(claim) for claim in claims if claim.paper == paper]
+        parts.append(
+            f"## {TITLES[paper]}\n\n" + markdown(["claim", "place", "what is compared", "holds if"], rows)
+        )
+    core, full = settings["core"], settings["full"]
+    rows = [
+        [
+            f"`{name}`",
+            f"`{_short(core[name])}`",
+            f"`{_short(full[name])}`" if full[name] != core[name] else "",
+            each.ours,
+        ]
+        for name, each in core.settings.items()
+    ]
+    parts.append("## Settings\n\n" + markdown(["setting", "core", "full", "why"], rows))
+    return "\n".join(parts)
+
+
+def results_page(verdicts: Sequence[Verdict], values: Mapping[str, Values], told: Sequence[str]) -> str:
+    """One table for a reader in a hurry, then a picture and the numbers of each paper.
+
+    Args:
+        verdicts: on all claims.
+        values: by paper.
+        told: lines about the run: what, where, how long, what was left out.
+    """
+    parts = [
+        _RESULTS,
+        markdown(["claim", "verdict", "difference, 95 % interval", "seeds"], map(_verdict_row, verdicts)),
+    ]
+    for paper in dict.fromkeys(verdict.claim.paper for verdict in verdicts):
+        parts.append(
+            f"## {TITLES[paper]}\n\n![Differences of {paper} and their intervals](results/{paper}.svg)\n"
+        )
+        parts.append(values_table(values.get(paper, {})))
+    parts.append("## The run\n\n" + "".join(f"* {line}\n" for line in told))
+    return "\n".join(parts)
+
+
+def draw(verdicts: Sequence[Verdict], folder: Path) -> None:
+    """A picture a paper, ``p1.svg``, ``p1.png``: each claim's difference with its interval."""
+    papers = dict.fromkeys(verdict.claim.paper for verdict in verdicts)
+    drawings: dict[str, Callable[[Sequence[Verdict]], Figure | None]] = {
+        paper: lambda all_, paper=paper: _forest([each for each in all_ if each.claim.paper == paper])  # type: ignore[misc]
+        for paper in papers
+    }
+    write_drawings(drawings, verdicts, folder)
+
+
+def _forest(verdicts: Sequence[Verdict]) -> "Figure | None":
+    shown = [
+        verdict for verdict in verdicts if verdict.effect is not None and math.isfinite(verdict.effect.low)
+    ]
+    if not shown:
+        return None
+    figure = figure_of(8.0, 0.9 + 0.42 * len(shown))
+    axes = figure.add_subplot()
+    axes.axvline(0, color="#5c646d", linewidth=0.8)
+    for place, verdict in enumerate(reversed(shown)):
+        found = verdict.effect
+        assert found is not None
+        color = _COLORS.get(verdict.word, "#97909a")
+        if verdict.claim.margin:
+            sides = [-verdict.claim.margin, verdict.claim.margin if verdict.claim.kind == "same" else 0]
+            axes.plot(sides, [place, place], color="#dfe3e7", linewidth=9, solid_capstyle="butt", zorder=0)
+        axes.plot([found.low, found.high], [place, place], color=color, linewidth=1.6)
+        axes.plot([found.mean], [place], "o", color=color, markersize=5)
+        axes.annotate(
+            verdict.word,
+            (1.01, place),
+            xycoords=("axes fraction", "data"),
+            va="center",
+            fontsize=8,
+            color=color,
+        )
+    axes.set_yticks(range(len(shown)), [verdict.claim.says for verdict in reversed(shown)], fontsize=8)
+    axes.set_xlabel(
+        "difference (points, or as the claim says), mean and 95 % interval over seeds; gray: margin"
+    )
+    axes.grid(axis="x")
+    return figure
+
+
+def values_table(values: Values) -> str:
+    """Means over seeds and half the widths of their 95 % intervals."""
+    rows = list(dict.fromkeys(row for row, _ in values))
+    columns = list(dict.fromkeys(column for _, column in values))
+    return markdown(
+        ["", *columns], [[row, *(_cell(values, row, column) for column in columns)] for row in rows]
+    )
+
+
+def _cell(values: Values, row: str, column: str) -> str:
+    known = values.get((row, column))
+    return plus_minus(effect(list(known.values()))) if known else ""
+
+
+def plus_minus(found: Effect, signed: bool = False) -> str:
+    """``12.3 ± 0.4``; without an interval where there is one seed."""
+    sign = "+" if signed else ""
+    if not math.isfinite(found.low):
+        return f"{found.mean:{sign}.1f}"
+    return f"{found.mean:{sign}.1f} ± {(found.high - found.low) / 2:.1f}"
+
+
+def markdown(head: Sequence[str], rows: "Sequence[Sequence[str]] | map[list[str]]") -> str:
+    """A table; bars in texts are escaped."""
+    lines = [list(head), ["---"] * len(head), *rows]
+    return "".join("| " + " | ".join(text.replace("|", "\\|") for text in line) + " |\n" for line in lines)
+
+
+def _claim_row(claim: Claim) -> list[str]:
+    other = claim.than if isinstance(claim.than, str) else f"{claim.than:g}"
+    judged = ""
+    if claim.given is not None:
+        row, column, least = claim.given
+        judged = f"; not judged where {row}, {column} is below {least:g}"
+    compared = f"{claim.row} with {other}, {claim.column}"
+    return [claim.says, claim.where, compared, _KINDS[claim.kind].format(margin=claim.margin) + judged]
+
+
+def _verdict_row(verdict: Verdict) -> list[str]:
+    found = verdict.effect
+    word = f"**{verdict.word}**" if verdict.word == "does not hold" else verdict.word
+    shown = plus_minus(found, signed=True) if found is not None else "–"
+    paper = verdict.claim.paper.replace("p", "P")
+    return [f"{paper}: {verdict.claim.says}", word, shown,
+            str(found.seeds) if found is not None else ""]  # fmt: skip
+
+
+def _short(value: object) -> str:
+    return str(value).replace("'", "")
+
+
+_HEAD = """# What is claimed, before it is run
+
+`make realworld` measures these claims and writes [results.md](results.md). This page is made of
+recipes/realworld/claims.yaml and recipe.yaml (a test compares them), and was committed before the run.
+
+A seed is one observation: draws, folds, tasks and pairs are averaged within it. "Above" holds if the 95 % interval
+(Student's t) of the difference, paired by seed, is above 0; "not below" and "within" have a margin (two one-sided
+tests); p-values are corrected within a paper (Holm). What is neither shown nor contradicted is *undecided*. Rates and
+weights are chosen on validation tasks (other scripts, other groups of emoji, images set aside), by one grid for all
+methods, never on what is tested.
+"""
+_RESULTS = """# Results on real images
+
+Written by `make realworld` (recipes/realworld). Claims, margins, seeds and settings were committed before the run:
+[results-claims.md](results-claims.md). What was looked into where an order does not hold:
+[results-notes.md](results-notes.md).
+"""

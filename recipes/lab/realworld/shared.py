@@ -1,0 +1,79 @@
+"""What the studies share: images, the generalists, and how every network is shown and trained."""
+
+import csv
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from lab.realworld.data import Images
+from lab.steps import Lab, Step, words
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Room:
+    """The lab of one form.
+
+    Attributes:
+        lab: settings, and the folder of all that is made.
+        images: data strings.
+        tiny: whether images are drawn and networks have a few layers.
+    """
+
+    lab: Lab
+    images: Images
+    tiny: bool
+
+    @property
+    def settings(self) -> Any:
+        """The numbers."""
+        return self.lab.settings
+
+    def architecture(self, network: str) -> str:
+        """Of timm, by the name in the setting ``networks``."""
+        return str(self.settings["networks"][network])
+
+    def start(self, network: str = "lite0") -> str:
+        """Model string of a network with its ImageNet weights (``--tiny``: trained for an epoch on drawn images)."""
+        folder = self.lab.out / "weights" / network
+        return f"local-dir:{folder / 'export' if self.tiny else folder}"
+
+    def run(self, name: str) -> Path:
+        """Folder of a student."""
+        return self.lab.out / "runs" / name
+
+    def export(self, name: str) -> str:
+        """Model string of a student that a step trains."""
+        return f"local-dir:{self.run(name)}/export"
+
+    def cache(self, name: str) -> Path:
+        """Folder of a cache."""
+        return self.lab.out / "caches" / f"{name}.kd"
+
+    def generalists(self) -> Iterator[Step]:
+        """The steps that write ``weights/NETWORK``."""
+        side = self.settings["image_size"]
+        for network, architecture in self.settings["networks"].items():
+            folder = self.lab.out / "weights" / network
+            yield Step(
+                f"weights/{network}",
+                words("train-student", self.images.icons("train"), method="labels-only", student=architecture,
+                      init="random", image_size=side, epochs=1, out=folder)
+                if self.tiny
+                else words("demo", export_weights=folder, image_size=side, network=network),
+                data=("icons",) if self.tiny else (),
+            )  # fmt: skip
+
+    def union(self, name: str, scripts: Sequence[str], split: str, *more: str) -> str:
+        """Letters of several scripts as one data set, ``glyphs-NAME``, each letter a class of its own."""
+        folder = self.images.folder
+        if folder is not None and not (table := folder / f"glyphs-{name}.csv").exists():
+            rows: list[list[str]] = []
+            for script in scripts:
+                with (folder / f"glyphs-{script}.csv").open(newline="", encoding="utf-8") as file:
+                    head, *own = csv.reader(file)
+                rows += own
+            with table.open("w", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows([head, *rows])
+        return self.images.glyphs(name, split, *more)
