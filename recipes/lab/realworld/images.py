@@ -134,7 +134,8 @@ def _characters(script: str) -> list[str]:
     letters = {code for first, last in SCRIPTS[script] for code in range(first, last + 1)}
     for style in ("Sans", "Serif"):
         for weight in ("Regular", "Bold"):
-            letters &= set(TTFont(FONTS / f"Noto{style}{family}-{weight}.ttf", lazy=True).getBestCmap())
+            with TTFont(FONTS / f"Noto{style}{family}-{weight}.ttf", lazy=True) as font:
+                letters &= set(font.getBestCmap())
     found = sorted(letters)
     kept = (
         {found[index * len(found) // CHARACTERS] for index in range(CHARACTERS)}
