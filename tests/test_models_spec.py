@@ -129,6 +129,17 @@ def test_another_number_of_classes_is_a_fresh_head_on_the_loaded_rest(exported: 
     )
 
 
+def test_a_fresh_head_is_drawn_by_its_inputs_whatever_the_architecture_does(tmp_path: Path) -> None:
+    """timm draws EfficientNet's from U(-1/sqrt(classes), 1/sqrt(classes)), 0.38 for seven."""
+    export_model(open_model("test_efficientnet", weights="random", image_size=64), tmp_path / "m", None)
+    head = open_model(f"local-dir:{tmp_path / 'm'}", num_classes=7).network.head
+    assert isinstance(head, nn.Linear)
+    bound = head.in_features**-0.5
+    assert bound < 0.1
+    assert 0.9 * bound < head.weight.abs().max().item() <= bound
+    assert head.bias.abs().max().item() <= bound
+
+
 def test_the_same_number_of_classes_keeps_the_head(exported: Path) -> None:
     kept = open_model(f"local-dir:{exported}", num_classes=5)
     assert weights_sha256(kept.network) == weights_sha256(open_model(f"local-dir:{exported}").network)
