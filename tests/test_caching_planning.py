@@ -78,7 +78,9 @@ def test_a_teacher_for_a_part_of_a_cache_is_refused_with_the_command_for_all(pla
     asked = config(place)
     cache_teachers(asked.model_copy(update={"teacher": asked.teacher[:1]}))
     part = asked.model_copy(update={"data": "img@shots=5", "teacher": asked.teacher[1:]})
-    with pytest.raises(IdentityError, match=r"img@shots=5 is a part of what .*c\.kd holds \(img\)") as caught:
+    with pytest.raises(
+        IdentityError, match=r"img@shots=5 is a part of what .*c\.kd holds \(folder/img\)"
+    ) as caught:
         cache_teachers(part)
     command = caught.value.hint.removeprefix("Leave the data out: ").partition(";")[0]
     with pytest.raises(SystemExit) as left:

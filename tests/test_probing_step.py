@@ -80,9 +80,7 @@ def test_models_are_shown_what_is_asked_for(root: Path, tmp_path: Path) -> None:
     own = eval_probe(config(root, model=spec, **sets))
     assert asked.accuracy.mean > own.accuracy.mean + 0.2  # the crop sees grey alone: chance is 0.5
     assert (asked.protocol["eval_geometry"], "eval_geometry" in own.protocol) == ("whole", False)
-    again = eval_probe(
-        config(root, **{**cached_so, "cache": None, "teacher": None}, model=spec, eval_geometry="whole")
-    )
+    again = eval_probe(config(root, data=sets["data"], test=sets["data"], model=spec, eval_geometry="whole"))
     assert again.accuracy.mean == pytest.approx(whole.accuracy.mean, abs=0.02)
     assert eval_probe(config(root, **cached_so, eval_geometry="whole")).values == whole.values
     with pytest.raises(

@@ -86,7 +86,7 @@ def _in_proportion(rows: int, columns: int, images: Float[Tensor, "b 3 h w"]) ->
 def tokens_as_map(
     tokens: Float[Tensor, "b n C"], others: int, images: Float[Tensor, "b 3 h w"]
 ) -> Float[Tensor, "b C _ _"] | None:
-    """Tokens of places, behind ``others`` of no place, as a map; None where they are no grid of the image's proportion."""
+    """Tokens of places, behind ``others`` of no place, as a map; None where they are no grid like the image."""
     height, width = images.shape[2:]
     count = tokens.shape[1] - others
     rows = math.isqrt(max(0, count * height // width))
