@@ -332,7 +332,7 @@ def test_a_teacher_that_says_the_same_of_all_images_is_refused(tmp_path: Path) -
         with pytest.raises(
             BadDataError, match="the features of 'dead' are the same for all images: there is nothing"
         ):
-            train_student(run(place, "dead-run", method, teacher=("dead",)))
+            train_student(place.config("dead-run", method, teacher=("dead",), student="test_resnet"))
         assert not (place.root / "dead-run").exists()
 
 
