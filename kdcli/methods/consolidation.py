@@ -97,7 +97,8 @@ class Consolidation(Objective):
     def forward(self, student: StudentOutput, teacher: TeacherOutputs, batch: Batch) -> dict[str, Tensor]:
         """P1 Eq. 1; the parts ``distill/TEACHER`` (KD), ``kl/TEACHER`` and, with CRD, ``crd/TEACHER``."""
         images = batch.count("images")
-        terms, parts = {}, {}
+        terms: dict[str, Tensor] = {}
+        parts: dict[str, Tensor] = {}
         for name, head in self._heads.items():
             pair = student.logits[head], teacher[name]["logits"], self._temperature
             terms[name] = soft_cross_entropy(*pair, count=images)

@@ -221,12 +221,14 @@ class MultiLevelDistillation(Objective):
         """
         theirs, images, options = teacher[self._teacher], batch.count("images"), self._options
         weights = {"label": options.label_weight, "distill": options.distill_weight}
-        parts, kl = {}, {}
+        parts: dict[str, Tensor] = {}
+        kl: dict[str, Tensor] = {}
         if options.label_weight:
             parts["label"] = label_loss(student.logits[LABEL_HEAD], batch, self._smoothing)
         if options.reads_logits:
             logits = student.logits[LABEL_HEAD], self._ordered(theirs["logits"])
-            pair = *(compared(options, each) for each in logits), options.temperature
+            ours, said = (compared(options, each) for each in logits)
+            pair = ours, said, options.temperature
             parts["distill"] = options.temperature**2 * soft_cross_entropy(*pair, count=images)
             kl["kl"] = teacher_divergence(*pair, count=images)
         for level, adaptor in zip(self._matching.levels, self.adaptors, strict=True):
