@@ -58,6 +58,8 @@ class KdError(Exception):
     exit_code: int = 1
     told: bool = False
     """Whether another process of the same run tells the user."""
+    details: Mapping[str, Any] = {}
+    """What was found out before it went wrong, for the document."""
     names: ClassVar[dict[str, str]] = {}
     """What texts call folders that stand for something else, such as a cache in a store."""
 
@@ -72,7 +74,7 @@ class KdError(Exception):
 
     def document(self) -> dict[str, Any]:
         """The error as the one JSON document a ``--json`` caller reads."""
-        return {"error": {"code": self.exit_code, "message": self.message, "hint": self.hint}}
+        return {**self.details, "error": {"code": self.exit_code, "message": self.message, "hint": self.hint}}
 
 
 def named(text: str) -> str:

@@ -3,7 +3,7 @@
     logits                 raw, before softmax
     topk:K                 the K largest logits and their classes
     features               pooled: the input of the last linear layer
-    maps:TAP[,TAP...]      feature maps, by timm's feature_info names
+    maps:TAP[,TAP...]      feature maps, by the names of layers
     tokens                 the map of the last tap: what its features are pooled from
     pixels@eval            what it is shown of view 0, before its normalisation
 

@@ -1,11 +1,15 @@
 """What a run would cost, said before anything is written; and teachers that do not know their trade."""
 
+import json
+import shlex
 from pathlib import Path
 
 import pytest
 from small_cache import write_images, write_teachers
 
-from kdcli.errors import BadDataError, NoSpaceError, UsageError
+from kdcli.cache.reader import CacheReader
+from kdcli.cli.app import main
+from kdcli.errors import BadDataError, IdentityError, NoSpaceError, UsageError
 from kdcli.extract.config import CacheConfig
 from kdcli.extract.costs import plan_cache
 from kdcli.extract.extract import cache_teachers
@@ -68,6 +72,35 @@ def test_what_does_not_fit_is_not_begun(place: Path, monkeypatch: pytest.MonkeyP
         cache_teachers(config(place))
     assert caught.value.exit_code == 31
     assert not (place / "c.kd").exists()
+
+
+def test_a_teacher_for_a_part_of_a_cache_is_refused_with_the_command_for_all(place: Path) -> None:
+    asked = config(place)
+    cache_teachers(asked.model_copy(update={"teacher": asked.teacher[:1]}))
+    part = asked.model_copy(update={"data": "img@shots=5", "teacher": asked.teacher[1:]})
+    with pytest.raises(
+        IdentityError, match=r"img@shots=5 is a part of what .*c\.kd holds \(folder/img\)"
+    ) as caught:
+        cache_teachers(part)
+    command = caught.value.hint.removeprefix("Leave the data out: ").partition(";")[0]
+    with pytest.raises(SystemExit) as left:
+        main(shlex.split(command)[1:])
+    assert left.value.code == 0
+    assert set(CacheReader(place / "c.kd").teachers) == {"big", "small"}
+
+
+def test_a_plan_that_does_not_fit_is_one_document(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("kdcli.extract.places.available_bytes", lambda _root: 1000)
+    asked = config(place)
+    command = ["cache", "plan", str(asked.data), "--cache", str(asked.cache), "--teacher", asked.teacher[0]]
+    with pytest.raises(SystemExit) as left:
+        main([*command, "--json"])
+    document = json.loads(capsys.readouterr().out)
+    assert (left.value.code, document["error"]["code"]) == (31, 31)
+    assert (document["fits"], document["bytes_free"]) == (False, 1000)
+    assert document["bytes_missing"] > 1000
 
 
 def test_measuring_runs_every_stage_and_leaves_nothing_behind(place: Path) -> None:

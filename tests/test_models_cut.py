@@ -1,5 +1,7 @@
 """Networks cut at a tap."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -47,6 +49,18 @@ def test_both_parts_give_what_the_whole_gives(name: str, tap: str) -> None:
         _, maps = plain.forward_intermediates(images, indices=[places.index(tap)])
         torch.testing.assert_close(lower, maps[0])
         torch.testing.assert_close(cut.outputs(model.network, maps[0], ["features"])["features"], whole)
+
+
+def test_a_network_is_cut_at_a_layer_that_timm_does_not_list() -> None:
+    model, images = opened("tf_efficientnet_lite0"), torch.rand(3, 3, 64, 64)
+    plain: Any = model.network.plain
+    assert "blocks.3" not in [entry["module"] for entry in plain.feature_info]
+    cut = cut_at(model, "blocks.3")
+    with torch.no_grad():
+        lower = plain.blocks[:4](plain.bn1(plain.conv_stem(images)))
+        whole = plain.forward_head(plain.forward_features(images), pre_logits=True)
+        assert torch.equal(model.network.outputs(images, ["maps.blocks.3"])["maps.blocks.3"], lower)
+        torch.testing.assert_close(cut.outputs(model.network, lower, ["features"])["features"], whole)
 
 
 @pytest.mark.parametrize(("name", "tap"), CUTS[:6])

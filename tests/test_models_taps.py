@@ -57,12 +57,20 @@ def as_grid(tokens: Tensor, prefix: int) -> Tensor:
         ("resnet10t", ("act1", "layer3", "layer4"), "nchw"),
         ("mobilenetv3_small_050", ("bn1", "blocks.3", "blocks.5"), "nchw"),
         ("tf_efficientnet_lite0", ("blocks.0", "blocks.6"), "nchw"),
+        (
+            "tf_efficientnet_lite0",
+            ("blocks.3", "blocks.4", "conv_stem", "blocks.5.1.bn2"),
+            "nchw",
+        ),  # conv_stem: 32^3
+        ("resnet10t", ("bn1", "layer2.0.conv1"), "nchw"),
         ("test_convnext", ("stages.0", "stages.3"), "nchw"),
         ("test_nfnet", ("stem.conv3", "stages.1", "final_conv"), "nchw"),
         ("swin_tiny_patch4_window7_224", ("layers.0", "layers.3"), "nhwc"),
+        ("swin_tiny_patch4_window7_224", ("layers.1.blocks.0", "layers.2"), "nhwc"),
         ("test_mambaout", ("stages.1",), "nhwc"),
         ("test_vit", ("blocks.0", "blocks.5"), "tokens"),
         ("test_vit2", ("blocks.3",), "tokens"),
+        ("test_vit", ("blocks.2.attn", "blocks.1"), "tokens"),
         ("torchvision/resnet18", ("layer1", "layer4", "bn1"), "nchw"),
         ("torchvision/shufflenet_v2_x0_5", ("stage2", "conv5"), "nchw"),
         ("torchvision/swin_t", ("features.1",), "nhwc"),
@@ -161,9 +169,9 @@ def test_maps_of_mixed_precision_are_float32() -> None:
     ("name", "keep", "says"),
     [
         ("resnet10t", "maps:layer5", "Did you mean 'layer"),
-        ("resnet10t", "maps:layer5", "Its taps: act1, layer1, layer2, layer3, layer4."),
+        ("resnet10t", "maps:layer5", "Its taps: act1, layer1, layer2, layer3, layer4; or any other layer."),
         ("test_vit", "maps:block.1", "Did you mean 'blocks.1'?"),
-        ("mobilenetv3_small_050", "maps:blocks.2", "blocks.1, blocks.3, blocks.5"),
+        ("mobilenetv3_small_050", "maps:blocks.9", "blocks.1, blocks.3, blocks.5; or any other layer."),
         ("torchvision/resnet18", "maps:layer9", "layer1, layer1.0, layer1.1, layer2"),
         ("resnet10t", "topk:8", "has only 7 classes"),
     ],
@@ -181,12 +189,25 @@ def test_what_a_model_does_not_give_is_refused_with_what_it_gives(name: str, kee
     [
         ("torchvision/resnet18", "fc", "no 4-D tensor"),
         ("torchvision/resnet18", "layer1.0.relu", "runs 2 times"),
+        ("resnet10t", "global_pool", "runs 0 times"),  # of the head
+        (
+            "test_vit",
+            "blocks.0.attn.q_norm",
+            "height and width cannot be told",
+        ),  # [b, heads, tokens, channels]
     ],
 )
 def test_layers_without_one_feature_map_are_refused(name: str, tap: str, says: str) -> None:
     model = opened(name)
     with pytest.raises(UsageError, match=says):
         tap_shapes(model, (tap,))
+
+
+def test_maps_of_images_that_no_stride_divides_keep_their_sides() -> None:
+    model = open_model("resnet10t", weights="random", num_classes=3, image_size=(100, 150))
+    assert tap_shapes(model, ("layer3.0.bn2", "layer3")) == dict.fromkeys(
+        ("layer3.0.bn2", "layer3"), (256, 7, 10)
+    )
 
 
 def test_a_forward_that_differs_from_the_plain_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional
@@ -8,6 +9,7 @@ from torch.nn import functional
 from kdcli.methods.base import Choice, Setup
 from kdcli.methods.batch import Batch
 from kdcli.methods.consolidation import Consolidation, PairOptions, pair_weights
+from kdcli.methods.losses import teacher_divergence
 from kdcli.models.student import StudentOutput
 from kdcli.registry import METHODS
 
@@ -53,7 +55,44 @@ def test_loss_is_equation_1_at_temperature_2_without_its_square() -> None:
 
     expected = term("label", "gen") + 0.5 * term("x", "x") + 0.5 * term("y", "y")
     torch.testing.assert_close(parts["loss"], expected)
-    assert set(parts) == {"loss", "distill/gen", "distill/x", "distill/y"}
+    assert set(parts) == {"loss", *(f"{part}/{name}" for part in ("distill", "kl") for name in CLASSES)}
+
+
+def test_the_kl_is_told_beside_the_loss_that_holds_the_teachers_entropy() -> None:
+    """Against numpy in float64; 0 where the student gives what the teacher does."""
+    student, teacher = outputs()
+    objective = Consolidation("gen", CLASSES, {"gen": 1.0, "x": 0.5, "y": 0.5})
+    parts = objective(student, teacher, UNLABELLED)
+    for name, head in {"gen": "label", "x": "x", "y": "y"}.items():
+        q, p = (
+            np.exp(each - np.logaddexp.reduce(each, axis=1, keepdims=True))
+            for each in (
+                logits.detach().numpy().astype(np.float64) / 2
+                for logits in (student.logits[head], teacher[name]["logits"])
+            )
+        )
+        assert float(parts[f"kl/{name}"]) == pytest.approx((p * np.log(p / q)).sum() / 4, rel=1e-5)
+        entropy = -(p * np.log(p)).sum() / 4
+        assert float(parts[f"distill/{name}"]) == pytest.approx(
+            float(parts[f"kl/{name}"]) + entropy, rel=1e-5
+        )
+    equal = StudentOutput(
+        student.features,
+        {"label": teacher["gen"]["logits"]} | {name: teacher[name]["logits"] for name in "xy"},
+    )
+    parts = objective(equal, teacher, UNLABELLED)
+    assert [float(parts[f"kl/{name}"]) for name in CLASSES] == pytest.approx([0, 0, 0], abs=1e-7)
+    assert float(parts["loss"]) > 1
+
+
+def test_a_teacher_of_whom_the_largest_logits_are_known_has_a_finite_kl() -> None:
+    theirs = torch.tensor([[2.0, 1.0, -torch.inf], [0.0, 3.0, -torch.inf]])
+    ours = torch.tensor([[1.0, 1.0, 1.0], [0.0, 3.0, 3.0]])
+    p, q = theirs.double().softmax(1)[:, :2], ours.double().softmax(1)[:, :2]
+    expected = (p * (p / q).log()).sum(1)
+    assert float(teacher_divergence(ours, theirs, 1.0)) == pytest.approx(float(expected.mean()), rel=1e-6)
+    alone = teacher_divergence(ours, theirs, 1.0, torch.tensor([False, True]))
+    assert float(alone) == pytest.approx(float(expected[1]), rel=1e-6)
 
 
 def test_head_0_is_the_networks_own_classifier() -> None:

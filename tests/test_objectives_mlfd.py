@@ -57,7 +57,7 @@ def test_without_maps_the_released_code_leaves_the_error_out() -> None:
     wanted = 0.6 * 4 * functional.cross_entropy(STUDENT / 2, (TEACHER / 2).softmax(1))
     wanted = wanted + 0.2 * functional.cross_entropy(STUDENT, LABELS)
     torch.testing.assert_close(parts["loss"], wanted)
-    assert set(parts) == {"loss", "label", "distill"}
+    assert set(parts) == {"loss", "label", "distill", "kl"}
 
 
 def test_the_error_is_torchs_mean_over_all_elements() -> None:

@@ -116,9 +116,14 @@ def test_fits_that_stopped_early_are_said_once(capsys: pytest.CaptureFixture[str
 
 def test_a_grid_that_ends_where_the_best_c_lies_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     report_edge("a, cars", [0.01, 0.01, 0.1], C_GRID)
-    assert "a, cars: 2 of 3 draws chose the smallest C, 0.01" in capsys.readouterr().err
+    assert capsys.readouterr().err.endswith(
+        "a, cars: 2 of 3 draws chose the smallest C, 0.01; a longer grid may do better: "
+        "--c-grid 0.0001,0.001,0.01,0.1,1,10\n"
+    )
     report_edge("a, cars", [10.0, 10.0, 1.0], C_GRID)
-    assert "2 of 3 draws chose the largest C, 10;" in capsys.readouterr().err
+    assert capsys.readouterr().err.endswith(
+        "2 of 3 draws chose the largest C, 10; a longer grid may do better: --c-grid 0.01,0.1,1,10,100,1000\n"
+    )
     for chosen, grid in (
         ([0.01, 0.1], C_GRID),
         ([10.0, 0.01, 1.0, 1.0], C_GRID),

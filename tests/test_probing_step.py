@@ -3,10 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from small_cache import write_cache, write_images, write_teachers
 
 from kdcli.errors import BadDataError, CacheMissingError, IdentityError, NotFoundError, UsageError
+from kdcli.extract.config import CacheConfig
+from kdcli.extract.extract import cache_teachers
 from kdcli.models.teacher import TeacherRunner
 from kdcli.probing.config import ProbeConfig
 from kdcli.probing.probe import eval_probe
@@ -56,6 +60,45 @@ def test_a_model_gives_the_accuracy_of_its_cached_features(root: Path) -> None:
     assert from_model.representation == f"local-dir:{root / 'teachers' / 'big'}"
     # Batches of other sizes change the last bits of features, so a test image may change sides.
     assert from_model.accuracy.mean == pytest.approx(from_cache.accuracy.mean, abs=0.02)
+
+
+def test_models_are_shown_what_is_asked_for(root: Path, tmp_path: Path) -> None:
+    """The squeezed whole of wide images, whose classes are told apart at one end: as cached so, unlike the crop."""
+    spec = f"local-dir:{root / 'teachers' / 'big'}"
+    for split, seed in (("train", 1), ("test", 2)):
+        write_wide(tmp_path / split, seed)
+    sets = {"data": str(tmp_path / "train"), "test": str(tmp_path / "test")}
+    cache_teachers(
+        CacheConfig(
+            data=sets["data"], cache=tmp_path / "c.kd", teacher=(f"big={spec}",), keep=("features",), dtype="float32",
+            eval_geometry="whole", workers=0,
+        )
+    )  # fmt: skip
+    cached_so = {"cache": tmp_path / "c.kd", "teacher": "big", **sets, "test": sets["data"]}
+    whole = eval_probe(config(root, **cached_so))
+    asked = eval_probe(config(root, model=spec, **sets, eval_geometry="whole"))
+    own = eval_probe(config(root, model=spec, **sets))
+    assert asked.accuracy.mean > own.accuracy.mean + 0.2  # the crop sees grey alone: chance is 0.5
+    assert (asked.protocol["eval_geometry"], "eval_geometry" in own.protocol) == ("whole", False)
+    again = eval_probe(config(root, data=sets["data"], test=sets["data"], model=spec, eval_geometry="whole"))
+    assert again.accuracy.mean == pytest.approx(whole.accuracy.mean, abs=0.02)
+    assert eval_probe(config(root, **cached_so, eval_geometry="whole")).values == whole.values
+    with pytest.raises(
+        UsageError, match=r"--eval-geometry shared:0\.5, but 'big' was cached with whole"
+    ) as caught:
+        eval_probe(config(root, **cached_so, eval_geometry="shared:0.5"))
+    assert "Leave --eval-geometry out" in caught.value.hint
+
+
+def write_wide(folder: Path, seed: int) -> None:
+    """Grey images three times as wide as high, with an end in the colour of their class."""
+    random = np.random.default_rng(seed)
+    for name, colour in {"left": (220, 30, 30), "right": (30, 30, 220)}.items():
+        (folder / name).mkdir(parents=True)
+        for number in range(8):
+            pixels = np.full((40, 120, 3), 128) + random.integers(-9, 10, (40, 120, 3))
+            pixels[:, :30] = colour
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{number}.png")
 
 
 def test_workers_do_not_change_the_result(root: Path) -> None:

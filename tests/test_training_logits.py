@@ -184,6 +184,7 @@ def test_confidence_is_read_from_the_cache(place: Place, tmp_path: Path) -> None
     expected = 16 * (mean * (np.log(mean) - logp(ours, 4.0))).sum(axis=1).mean()
     found = first_loss(place, "sure", "kd", cache=(exact,), teacher=BOTH, combine="confidence")
     assert found["distill"] == pytest.approx(expected, rel=1e-3)
+    assert found["kl"] == pytest.approx(expected / 16, rel=1e-3)
     assert found["confidence/gen"] == pytest.approx(weights[0].mean(), rel=1e-3)
     assert found["confidence/gen"] + found["confidence/turned"] == pytest.approx(1.0, abs=1e-5)
 

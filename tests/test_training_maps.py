@@ -328,8 +328,12 @@ def test_maps_of_other_places_are_refused(place: Place) -> None:
 def test_a_teacher_that_says_the_same_of_all_images_is_refused(tmp_path: Path) -> None:
     place = make_place(tmp_path, views="eval")
     add(place, "dead", "test_vit", ("features",), 0.0)
-    with pytest.raises(BadDataError, match="the features of 'dead' are the same for all images"):
-        train_student(run(place, "dead-run", "feature", teacher=("dead",)))
+    for method in ("feature", "rkd", "sp", "pkt", "cd"):
+        with pytest.raises(
+            BadDataError, match="the features of 'dead' are the same for all images: there is nothing"
+        ):
+            train_student(place.config("dead-run", method, teacher=("dead",), student="test_resnet"))
+        assert not (place.root / "dead-run").exists()
 
 
 def test_a_constant_column_is_learnt_by_the_bias(tmp_path: Path) -> None:

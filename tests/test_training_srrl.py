@@ -1,6 +1,7 @@
 """SRRL trained for real, through the classifiers that a cache keeps."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,26 @@ def test_a_killed_run_goes_on_to_the_same_bits(place: Place, monkeypatch: pytest
     interrupt(killed, 5, monkeypatch)
     train_student(killed)
     assert same_student(whole.out, killed.out)
+
+
+def test_a_teacher_that_says_the_same_of_all_images_is_refused(tmp_path: Path) -> None:
+    place = make_place(tmp_path, views="eval")
+    torch.manual_seed(7)
+    model = open_model("test_vit", weights="random", num_classes=3, image_size=32)
+    with torch.no_grad():
+        model.network.plain.norm.weight.zero_()
+        model.network.plain.norm.bias.zero_()
+    export_model(model, place.root / "dead", list("abc"))
+    cache_teachers(
+        CacheConfig(
+            data=place.data, cache=place.cache, teacher=(f"dead=local-dir:{place.root / 'dead'}",), workers=0,
+            device="cpu",
+        )
+    )  # fmt: skip
+    with pytest.raises(
+        BadDataError, match="the features of 'dead' are the same for all images: there is nothing"
+    ):
+        make_plan(srrl(place, "dead-run", teacher=("dead",)))
 
 
 def test_what_is_missing_is_refused(place: Place) -> None:

@@ -73,5 +73,6 @@ def plan(config: "PlanConfig", common: "Common") -> None:
     from kdcli.extract.costs import plan_cache
 
     found = plan_cache(config.step, measured=config.measure)
-    show(found, common)
+    if found.fits or not common.as_json:  # the error's document holds the plan's: there is one
+        show(found, common)
     found.require_space(config.cache)

@@ -119,13 +119,15 @@ class CachePlan(Result):
         """Refuse to begin what cannot be finished.
 
         Raises:
-            NoSpaceError: fewer bytes are free than are still to be written.
+            NoSpaceError: fewer bytes are free than are still to be written; its document holds the plan's.
         """
         if self.bytes_free is not None and not self.fits:
-            raise NoSpaceError(
+            error = NoSpaceError(
                 f"{root} needs {size(self.bytes_missing)} more, and {size(self.bytes_free)} are free there",
                 "Free some space, choose another --cache, or keep less (--keep topk:32, --dtype float16).",
             )
+            error.details = self.document()
+            raise error
 
 
 def plan_of(prepared: Prepared, place: CachePlace) -> CachePlan:

@@ -14,6 +14,7 @@ from kdcli.cache.reader import CacheReader
 from kdcli.cache.shelf import Stage
 from kdcli.errors import IdentityError, KdError, UsageError
 from kdcli.extract.config import CacheConfig
+from kdcli.options.resolving import command_line
 from kdcli.registry import recorded
 from kdcli.types import Difference, differences
 
@@ -150,6 +151,15 @@ def _require_known(
             f"{data.keys[int(unknown[0])]}",
             f"Add them: kd cache extend {root} {spec}; or use another --cache for another data set.",
             [Difference("rows", held.manifest.samples, len(data))],
+        )
+    samples = held.manifest.samples
+    if len(held.manifest.segments) == 1 and len(data) < samples:
+        raise IdentityError(
+            f"{config.data} is a part of what {config.cache} holds ({held.manifest.segments[0].spec}), and a teacher "
+            "is cached for all of it",
+            f"Leave the data out: {command_line(config.model_copy(update={'data': None}))}; training and probing then "
+            "read the part that they are given. Or use another --cache for the part alone.",
+            [Difference("rows", samples, len(data))],
         )
     if len(held.manifest.segments) == 1:
         require_same_data(config.cache, held.manifest, data)

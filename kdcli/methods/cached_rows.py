@@ -3,8 +3,9 @@
 from typing import Final
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 
+from kdcli.errors import BadDataError
 from kdcli.methods.base import Setup
 
 _ROWS: Final = 4096
@@ -39,3 +40,35 @@ def some_rows(setup: Setup, teacher: str, array: str) -> Float[np.ndarray, "n ..
         for first in range(0, len(chosen), _AT_ONCE)
     ]
     return np.concatenate(found).astype(np.float32)
+
+
+def require_varying(setup: Setup, teacher: str, array: str) -> None:
+    """Refuse a teacher that says the same of every image: :func:`some_rows` tells.
+
+    Raises:
+        BadDataError: it does.
+    """
+    rows = some_rows(setup, teacher, array)
+    if len(rows) > 1:
+        mean_variance(rows.reshape(len(rows), -1), teacher, array)
+
+
+def mean_variance(columns: Float[np.ndarray, "n c"], teacher: str, array: str) -> float:
+    """Variance (n - 1) of the columns, their mean, > 0.
+
+    Args:
+        columns: of a teacher's output.
+        teacher: its name, for the message.
+        array: what it is.
+
+    Raises:
+        BadDataError: all rows are the same.
+    """
+    exact: Float64[np.ndarray, "n c"] = columns.astype(np.float64)
+    variance, size = float(exact.var(axis=0, ddof=1).mean()), float(np.square(exact).mean())
+    if not variance > 1e-12 * size:
+        raise BadDataError(
+            f"the {array} of '{teacher}' are the same for all images: there is nothing to learn from them",
+            "Look at the teacher's weights and preprocessing; kd cache info shows what was cached.",
+        )
+    return variance

@@ -36,7 +36,7 @@ from kdcli.errors import UsageError
 from kdcli.methods.base import Choice, Method, Needs, Objective, Settings, Setup
 from kdcli.methods.batch import Batch, TeacherOutputs
 from kdcli.methods.crd import ContrastiveDistillation, CrdOptions, contrasts, describe_crd, fit_negatives
-from kdcli.methods.losses import label_loss, soft_cross_entropy, weighted_sum
+from kdcli.methods.losses import label_loss, soft_cross_entropy, teacher_divergence, weighted_sum
 from kdcli.methods.options import (
     GeneralistOptions,
     MethodOptions,
@@ -95,21 +95,19 @@ class Consolidation(Objective):
         return dict.fromkeys(self._weights, ("logits", "features") if self._contrast else ("logits",))
 
     def forward(self, student: StudentOutput, teacher: TeacherOutputs, batch: Batch) -> dict[str, Tensor]:
-        """P1 Eq. 1; the parts ``distill/TEACHER`` (KD) and, with CRD, ``crd/TEACHER``."""
-        terms = {
-            name: soft_cross_entropy(
-                student.logits[head],
-                teacher[name]["logits"],
-                self._temperature,
-                count=batch.count("images"),
-            )
-            for name, head in self._heads.items()
-        }
+        """P1 Eq. 1; the parts ``distill/TEACHER`` (KD), ``kl/TEACHER`` and, with CRD, ``crd/TEACHER``."""
+        images = batch.count("images")
+        terms: dict[str, Tensor] = {}
+        parts: dict[str, Tensor] = {}
+        for name, head in self._heads.items():
+            pair = student.logits[head], teacher[name]["logits"], self._temperature
+            terms[name] = soft_cross_entropy(*pair, count=images)
+            parts[f"kl/{name}"] = teacher_divergence(*pair, count=images)
         loss = weighted_sum(terms, self._weights, list(terms))
-        parts = {f"distill/{name}": term.detach() for name, term in terms.items()}
+        parts = {f"distill/{name}": term.detach() for name, term in terms.items()} | parts
         if self._contrast:
             contrasts = {
-                name: crd(student.features, teacher[name]["features"], batch.index, batch.count("images"))
+                name: crd(student.features, teacher[name]["features"], batch.index, images)
                 for name, crd in zip(self._weights, self._contrast, strict=True)
             }
             loss = loss + self._crd_weight * weighted_sum(contrasts, self._weights, list(contrasts))

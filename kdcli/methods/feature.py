@@ -26,11 +26,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kdcli.errors import BadDataError
 from kdcli.methods.adaptors import mean_squared_error
 from kdcli.methods.base import Needs, Objective, Setup
 from kdcli.methods.batch import TeacherOutputs
-from kdcli.methods.cached_rows import some_rows
+from kdcli.methods.cached_rows import mean_variance, some_rows
 from kdcli.methods.levels import Levels, LevelWeights, level_weight_option
 from kdcli.methods.matching import LevelMethod, LevelObjective, LevelsOf, MatchOptions
 from kdcli.methods.options import label_weight_option, method_option
@@ -156,13 +155,7 @@ def statistics_of(setup: Setup, teacher: str, array: str) -> tuple[float, Float[
     """
     values = some_rows(setup, teacher, array).astype(np.float64)
     channels = np.moveaxis(values, 1, -1).reshape(-1, values.shape[1])
-    variance, size = float(channels.var(axis=0, ddof=1).mean()), float(np.square(channels).mean())
-    if not variance > 1e-12 * size:
-        raise BadDataError(
-            f"the {array} of '{teacher}' are the same for all images: there is nothing to learn from them",
-            "Look at the teacher's weights and preprocessing; kd cache info shows what was cached.",
-        )
-    return variance, channels.mean(axis=0)
+    return mean_variance(channels, teacher, array), channels.mean(axis=0)
 
 
 FEATURE = Regression(

@@ -17,7 +17,7 @@ from kdcli.methods.base import Method, Needs, Objective, Setup
 from kdcli.methods.batch import Batch, TeacherOutputs
 from kdcli.methods.comparison import Comparison, Source, label_arrays
 from kdcli.methods.labelled import require_cached_label, require_one_label
-from kdcli.methods.losses import beside_labels, kl_divergence, kl_name, weighted_sum
+from kdcli.methods.losses import beside_labels, kl_divergence, kl_name, teacher_divergence, weighted_sum
 from kdcli.methods.options import StandardiseOptions
 from kdcli.models.student import LABEL_HEAD, StudentOutput
 
@@ -117,16 +117,24 @@ class Transfer(Objective):
         return self._relational
 
     def forward(self, student: StudentOutput, teacher: TeacherOutputs, batch: Batch) -> dict[str, Tensor]:
-        """The parts ``label``, ``distill`` (the mean) and, of several terms, ``distill/TEACHER``."""
+        """The parts ``label``, ``distill`` and ``kl`` (means) and, of several teachers, those of each.
+
+        The KL is that at the method's temperature, of what is compared, whatever the term makes of it.
+        """
         terms: dict[str, Tensor] = {}
+        kls: dict[str, Tensor] = {}
         for temperature, term in self._terms:
             pairs, more = self._comparison(student.logits[LABEL_HEAD], teacher, temperature)
             for name, (ours, theirs) in pairs.items():
                 value = term(ours, theirs, batch)
                 terms[name] = terms[name] + value if name in terms else value
-        parts = {"distill": weighted_sum(terms, self._comparison.weights, list(terms)), **more}
-        if len(terms) > 1:
-            parts |= {f"distill/{name}": term for name, term in terms.items()}
+                kls[name] = teacher_divergence(ours, theirs, temperature, count=batch.count("images"))
+        parts: dict[str, Tensor] = {}
+        for part, of_each in (("distill", terms), ("kl", kls)):
+            parts[part] = weighted_sum(of_each, self._comparison.weights, list(of_each))
+            if len(of_each) > 1:
+                parts |= {f"{part}/{name}": value for name, value in of_each.items()}
+        parts |= more
         shares, risen = self._shares, 1.0 if self.rise is None else self.rise()
         return beside_labels(student, batch, parts, shares.distill * risen, self._smoothing, shares.label)
 

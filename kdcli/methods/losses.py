@@ -38,6 +38,42 @@ def soft_cross_entropy(
     """
     targets = functional.softmax(teacher_logits.detach().float() / temperature, dim=1)
     losses = -(targets * functional.log_softmax(student_logits.float() / temperature, dim=1)).sum(dim=1)
+    return _mean(losses, rows, count)
+
+
+@torch.no_grad()
+def teacher_divergence(
+    student_logits: Float[Tensor, "b c"],
+    teacher_logits: Float[Tensor, "b c"],
+    temperature: float,
+    rows: Bool[Tensor, " b"] | None = None,
+    count: float | None = None,
+) -> Float[Tensor, ""]:
+    """``mean_i KL(p_t[i] || p_s[i])``, to be told beside a loss, whatever that is; no factor T^2.
+
+    It is :func:`soft_cross_entropy` less the teacher's own entropy: 0 where the student gives what the teacher does.
+    Of teachers of whom only the largest logits are known the others are minus infinity, and add nothing.
+
+    Args:
+        student_logits: see :func:`soft_cross_entropy`, as for the rest.
+        teacher_logits: likewise.
+        temperature: likewise.
+        rows: likewise.
+        count: likewise.
+
+    Returns:
+        In nats, without a gradient.
+    """
+    ours, theirs = (
+        (each.float() / temperature).log_softmax(dim=1) for each in (student_logits, teacher_logits)
+    )
+    targets = theirs.exp()
+    return _mean(torch.where(targets > 0, targets * (theirs - ours), 0.0).sum(dim=1), rows, count)
+
+
+def _mean(
+    losses: Float[Tensor, " b"], rows: Bool[Tensor, " b"] | None, count: float | None
+) -> Float[Tensor, ""]:
     if rows is None:
         return losses.mean() if count is None else losses.sum() / (count or 1.0)
     return losses.masked_fill(~rows, 0.0).sum() / _divisor(rows, count)

@@ -48,7 +48,7 @@ from kdcli.methods.levels import (
     taps_of,
 )
 from kdcli.methods.logits import standardised, warn_of_scale
-from kdcli.methods.losses import label_loss, soft_cross_entropy, weighted_sum
+from kdcli.methods.losses import label_loss, soft_cross_entropy, teacher_divergence, weighted_sum
 from kdcli.methods.options import StandardiseOptions, label_weight_option, method_option, temperature_option
 from kdcli.models.student import LABEL_HEAD, StudentOutput
 
@@ -215,22 +215,22 @@ class MultiLevelDistillation(Objective):
         return layer + (f", resized by --map-resize {self._matching.resize}" if resized else "")
 
     def forward(self, student: StudentOutput, teacher: TeacherOutputs, batch: Batch) -> dict[str, Tensor]:
-        """P4 Eq. 3; parts ``label``, ``distill`` (softened cross-entropy times T^2) and ``mse/LEVEL``.
+        """P4 Eq. 3; parts ``label``, ``distill`` (softened cross-entropy times T^2), ``kl`` and ``mse/LEVEL``.
 
         Labels and logits of weight 0 are not looked at: they need not be there.
         """
         theirs, images, options = teacher[self._teacher], batch.count("images"), self._options
         weights = {"label": options.label_weight, "distill": options.distill_weight}
-        parts = {}
+        parts: dict[str, Tensor] = {}
+        kl: dict[str, Tensor] = {}
         if options.label_weight:
             parts["label"] = label_loss(student.logits[LABEL_HEAD], batch, self._smoothing)
         if options.reads_logits:
-            parts["distill"] = options.temperature**2 * soft_cross_entropy(
-                compared(options, student.logits[LABEL_HEAD]),
-                compared(options, self._ordered(theirs["logits"])),
-                options.temperature,
-                count=images,
-            )
+            logits = student.logits[LABEL_HEAD], self._ordered(theirs["logits"])
+            ours, said = (compared(options, each) for each in logits)
+            pair = ours, said, options.temperature
+            parts["distill"] = options.temperature**2 * soft_cross_entropy(*pair, count=images)
+            kl["kl"] = teacher_divergence(*pair, count=images)
         for level, adaptor in zip(self._matching.levels, self.adaptors, strict=True):
             own = student.features if level.tap is None else student.maps[level.tap]
             target = theirs[level.array].detach().float()
@@ -241,7 +241,7 @@ class MultiLevelDistillation(Objective):
             parts[f"mse/{level.place}"] = mean_squared_error(own, target, images)
             weights[f"mse/{level.place}"] = level.weight
         loss = weighted_sum(parts, weights, list(parts))
-        return {"loss": loss, **{name: part.detach() for name, part in parts.items()}}
+        return {"loss": loss, **{name: part.detach() for name, part in parts.items()}, **kl}
 
     def _ordered(self, logits: Float[Tensor, "b c"]) -> Float[Tensor, "b c"]:
         columns = self.get_buffer("_columns")

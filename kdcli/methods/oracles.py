@@ -26,7 +26,13 @@ from torch import Tensor
 from kdcli.methods.base import Choice, Method, Needs, Objective, Setup
 from kdcli.methods.batch import Batch, Mixed, TeacherOutputs
 from kdcli.methods.consolidation import PRINTED
-from kdcli.methods.losses import label_cross_entropy, label_loss, soft_cross_entropy, weighted_sum
+from kdcli.methods.losses import (
+    label_cross_entropy,
+    label_loss,
+    soft_cross_entropy,
+    teacher_divergence,
+    weighted_sum,
+)
 from kdcli.methods.options import (
     GeneralistOptions,
     MethodOptions,
@@ -122,22 +128,17 @@ class ReplayOracle(Objective):
         return True
 
     def forward(self, student: StudentOutput, teacher: TeacherOutputs, batch: Batch) -> dict[str, Tensor]:
-        """Parts ``distill/GENERALIST`` and one ``label/SET`` per labelled set."""
+        """Parts ``distill/GENERALIST``, ``kl/GENERALIST`` and one ``label/SET`` per labelled set."""
         distill = f"distill/{self._generalist}"
-        parts = {
-            distill: soft_cross_entropy(
-                student.logits[LABEL_HEAD],
-                teacher[self._generalist]["logits"],
-                self._temperature,
-                _parts(batch) == 0,
-                batch.count(0),
-            )
-        }
+        pair = student.logits[LABEL_HEAD], teacher[self._generalist]["logits"], self._temperature
+        own = _parts(batch) == 0, batch.count(0)
+        parts = {distill: soft_cross_entropy(*pair, *own)}
+        kl = {f"kl/{self._generalist}": teacher_divergence(*pair, *own)}
         for number, name in enumerate(self._classes, start=1):
             parts[f"label/{name}"] = _set_cross_entropy(student.logits[name], batch, number, self._smoothing)
         weights = {name: self._weight if name == distill else self._share for name in parts}
         loss = weighted_sum(parts, weights, list(parts))
-        return {"loss": loss, **{name: part.detach() for name, part in parts.items()}}
+        return {"loss": loss, **{name: part.detach() for name, part in parts.items()}, **kl}
 
 
 def _heads(classes: Mapping[str, int], joint: bool) -> dict[str, str]:

@@ -31,6 +31,7 @@ from kdcli.methods.losses import (
     chosen_logits,
     kl_divergence,
     kl_name,
+    teacher_divergence,
 )
 from kdcli.methods.options import KlOptions, kl_weight_option, method_option
 from kdcli.methods.transfer import PAPER, PRINTED
@@ -154,7 +155,7 @@ class DataPartitioning(Objective):
         return {} if self._network is None else {FROZEN: self._network}
 
     def forward(self, student: StudentOutput, teacher: TeacherOutputs, batch: Batch) -> dict[str, Tensor]:
-        """P3 Eq. 5; the parts ``distill``, ``label`` if lambda < 1, and ``share/TEACHER`` of the images."""
+        """P3 Eq. 5; the parts ``distill``, ``kl``, ``label`` if lambda < 1, and ``share/TEACHER`` of the images."""
         count = batch.count("images") or len(batch.labels)
         choice = choose_source([teacher[name][self._confidence] for name in self._sources])
         targets = chosen_logits(
@@ -162,7 +163,10 @@ class DataPartitioning(Objective):
         )
         logits, options = student.logits[LABEL_HEAD], self._options
         logits, targets = compared(options, logits), compared(options, targets)
-        parts = {"distill": kl_divergence(logits, targets, options.temperature, options.kl_direction, count)}
+        parts = {
+            "distill": kl_divergence(logits, targets, options.temperature, options.kl_direction, count),
+            "kl": teacher_divergence(logits, targets, options.temperature, count=count),
+        }
         for number, name in enumerate(self._teachers, start=1):
             parts[f"share/{name}"] = (choice == number).sum() / count
         return beside_labels(student, batch, parts, self._kl_weight, self._smoothing)

@@ -22,6 +22,7 @@ from torch import Tensor
 from kdcli.errors import UsageError
 from kdcli.methods.base import Method, Needs, Objective, Setup
 from kdcli.methods.batch import Batch, TeacherOutputs
+from kdcli.methods.cached_rows import require_varying
 from kdcli.methods.gathering import gather_features, gather_rows
 from kdcli.methods.losses import label_loss, weighted_sum
 from kdcli.methods.options import MethodOptions, label_weight_option, method_option
@@ -188,8 +189,10 @@ class RelationalMethod(Method):
         ]
 
     def build(self, setup: Setup) -> Objective:
-        """See :class:`Relations`."""
+        """See :class:`Relations`; a teacher that says the same of all images relates none."""
         options = setup.options
+        for name, array in self.read_of(setup).items():
+            require_varying(setup, name, array)
         return Relations(
             setup.weights,
             self.read_of(setup),

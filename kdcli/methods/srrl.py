@@ -28,7 +28,7 @@ from kdcli.errors import CacheMissingError
 from kdcli.methods.adaptors import mean_squared_error
 from kdcli.methods.base import Method, Needs, Objective, Setup
 from kdcli.methods.batch import Batch, TeacherOutputs
-from kdcli.methods.cached_rows import some_rows
+from kdcli.methods.cached_rows import require_varying, some_rows
 from kdcli.methods.losses import label_loss, weighted_sum
 from kdcli.methods.options import MethodOptions, method_option
 from kdcli.methods.weighted import OURS
@@ -135,6 +135,7 @@ class Srrl(Method):
         """Looks at the teachers' features, and for their classifiers."""
         for name in setup.weights:
             _classifier(setup, name)
+            require_varying(setup, name, "features")
         own = {name: bool((some_rows(setup, name, "features") >= 0).all()) for name in setup.weights}
         return replace(setup, own=own)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kdcli.methods.base import Method, Needs, Objective, Setup
 from kdcli.methods.batch import Batch, TeacherOutputs
+from kdcli.methods.cached_rows import require_varying
 from kdcli.methods.crd import (
     ContrastiveDistillation,
     CrdOptions,
@@ -160,6 +161,8 @@ class Similarities(Method):
     def build(self, setup: Setup) -> Objective:
         """See :class:`SimilarityDistillation`."""
         options: SimilarityOptions = setup.options
+        for name in setup.weights:
+            require_varying(setup, name, "features")
         return SimilarityDistillation(
             setup.weights, options.kl_weight, setup.settings.label_smoothing, options.kl_direction
         )

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from kdcli.methods.base import Choice, Method, Needs, Objective, Settings, Setup, equal_shares
 from kdcli.methods.batch import Batch, TeacherOutputs
-from kdcli.methods.losses import label_loss, soft_cross_entropy, weighted_sum
+from kdcli.methods.losses import label_loss, soft_cross_entropy, teacher_divergence, weighted_sum
 from kdcli.methods.options import StreamOptions, method_option, temperature_option
 from kdcli.models.student import LABEL_HEAD, StudentOutput
 from kdcli.types import Ranking
@@ -108,7 +108,7 @@ class WeightedDistillation(Objective):
         return dict.fromkeys(self._alphas, ("logits",))
 
     def forward(self, student: StudentOutput, teacher: TeacherOutputs, batch: Batch) -> dict[str, Tensor]:
-        """P2 Eq. 4; parts ``label``, ``distill`` (the weighted sum) and ``distill/SOURCE``."""
+        """P2 Eq. 4; parts ``label``, ``distill`` and ``kl`` (weighted sums), ``distill/SOURCE`` and ``kl/SOURCE``."""
         parts: dict[str, Tensor] = {}
         weights: dict[str, float] = {}
         if self._label_weight > 0:
@@ -117,15 +117,12 @@ class WeightedDistillation(Objective):
         if self._alphas:
             rows = batch.labels < 0 if self._split else None
             count = batch.count("unlabelled" if self._split else "images")
-            terms = {
-                name: soft_cross_entropy(
-                    student.logits[name], teacher[name]["logits"], self._temperature, rows, count
-                )
-                for name in self._alphas
-            }
-            parts["distill"] = weighted_sum(terms, self._alphas, list(terms))
+            pairs = {name: (student.logits[name], teacher[name]["logits"]) for name in self._alphas}
+            for part, loss_of in (("distill", soft_cross_entropy), ("kl", teacher_divergence)):
+                terms = {name: loss_of(*pair, self._temperature, rows, count) for name, pair in pairs.items()}
+                parts[part] = weighted_sum(terms, self._alphas, list(terms))
+                parts |= {f"{part}/{name}": term for name, term in terms.items()}
             weights["distill"] = 1 - self._label_weight
-            parts |= {f"distill/{name}": term for name, term in terms.items()}
         loss = weighted_sum(parts, weights, list(weights))
         return {"loss": loss, **{name: part.detach() for name, part in parts.items()}}
 

@@ -1,8 +1,7 @@
 """The classifiers of timm and torchvision: logits by calling them, features from before their heads."""
 
 import functools
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from typing import Any, Final, final
 
 from jaxtyping import Float
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from kdcli.errors import UsageError
 from kdcli.models.arguments import known_arguments, telling
+from kdcli.models.layers import as_map, outputs_of
 from kdcli.models.network import Classifier, looking, nearly_equal
 from kdcli.outputs import MAPS
 
@@ -79,12 +79,17 @@ class TimmClassifier(Classifier):
         if not taps:
             return self.finish(plain.forward_features(images), names)
         stages = self._tap_names
-        asked = {stages.index(tap) for tap in taps if tap in stages}
-        last, found = self._run_stages(
-            images, asked | (set() if len(asked) == len(taps) else {len(stages) - 1})
-        )
-        for tap in {NORM, _FINAL} & set(taps) - set(stages):
-            found[tap] = _final_map(plain, last, found[stages[-1]])
+        places = {stages.index(tap) for tap in taps if tap in self.stages}
+        pooled = self.last_tap if self.last_tap in set(taps) - set(self.stages) else ""
+        if pooled:
+            places.add(len(stages) - 1)
+        with outputs_of(plain, [tap for tap in taps if tap not in self.taps]) as caught:
+            last, found = self._run_stages(images, places) if places else (plain.forward_features(images), {})
+        if pooled:
+            found[pooled] = _final_map(plain, last, found[stages[-1]])
+        behind = getattr(plain, "output_fmt", "") == "NHWC"
+        others = int(getattr(plain, "num_prefix_tokens", 0))
+        found |= {tap: as_map(tap, each, images, others, behind) for tap, each in caught.items()}
         outputs = {MAPS + tap: each for tap, each in found.items()}
         outputs |= self.finish(last, [name for name in names if name not in outputs])
         return {name: outputs[name] for name in names}
@@ -144,6 +149,11 @@ class TimmClassifier(Classifier):
     def taps(self) -> tuple[str, ...]:
         """See the base: the stages, then what its features are pooled from, where that is none of them."""
         return tuple(dict.fromkeys([*self.stages, *([self.last_tap] if self.last_tap else [])]))
+
+    @functools.cached_property
+    def layers(self) -> tuple[str, ...]:
+        """See the base: all modules; those of the head run too late."""
+        return tuple(name for name, _ in self.plain.named_modules() if name and name not in self.taps)
 
     @functools.cached_property
     def last_tap(self) -> str:
@@ -235,13 +245,13 @@ class TorchvisionClassifier(Classifier):
         caught: list[Tensor] = []
         handle = self.head.register_forward_pre_hook(lambda _module, inputs: caught.append(inputs[0]))
         try:
-            with _outputs_of(self.plain, taps) as maps:
+            with outputs_of(self.plain, taps) as maps:
                 found = {"logits": self.plain(images)}
         finally:
             handle.remove()
         features = caught[-1]
         found["features"] = features.mean(dim=(2, 3)) if features.ndim == 4 else features
-        found |= {MAPS + tap: _as_map(tap, each, images, self._patch) for tap, each in maps.items()}
+        found |= {MAPS + tap: as_map(tap, each, images, self._class_tokens) for tap, each in maps.items()}
         return {name: found[name] for name in names}
 
     @property
@@ -254,7 +264,7 @@ class TorchvisionClassifier(Classifier):
             given = self.outputs(image, ("features", MAPS + tap))
         if nearly_equal(given["features"], given[MAPS + tap].mean(dim=(2, 3))):
             return "average"
-        return _POOLING["token"] if self._patch is not None else ""
+        return _POOLING["token"] if self._class_tokens is not None else ""
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -280,7 +290,7 @@ class TorchvisionClassifier(Classifier):
             pool.register_forward_pre_hook(lambda _module, inputs: pooled.append(inputs[0])) for pool in pools
         ]
         try:
-            with looking(self) as image, _outputs_of(self.plain, names) as caught:
+            with looking(self) as image, outputs_of(self.plain, names) as caught:
                 features = self.outputs(image, ("features",))["features"]
         finally:
             for handle in handles:
@@ -288,7 +298,7 @@ class TorchvisionClassifier(Classifier):
         found: list[tuple[int, int, int, str]] = []
         for order, name in enumerate(names):
             try:
-                each = _as_map(name, caught[name], image, self._patch)
+                each = as_map(name, caught[name], image, self._class_tokens)
             except UsageError:
                 continue
             own = each if pooled else each.mean(dim=(2, 3))
@@ -299,60 +309,6 @@ class TorchvisionClassifier(Classifier):
         return min(found)[-1] if found else ""
 
     @property
-    def _patch(self) -> int | None:
-        """Side of the patches of a vision transformer, whose tokens begin with that of the class."""
-        side = getattr(self.plain, "patch_size", None)
-        return side if isinstance(side, int) else None
-
-
-@contextmanager
-def _outputs_of(plain: nn.Module, names: Sequence[str]) -> Iterator[dict[str, list[Any]]]:
-    """Catch what submodules give while the context lasts."""
-    caught: dict[str, list[Any]] = {name: [] for name in names}
-
-    def catch(into: list[Any], output: Any) -> None:
-        # A copy: the next module may write into it (bn1, then an in-place ReLU).
-        into.append(output.clone() if isinstance(output, Tensor) else output)
-
-    handles = [
-        plain.get_submodule(name).register_forward_hook(
-            lambda _module, _inputs, output, into=into: catch(into, output)
-        )
-        for name, into in caught.items()
-    ]
-    try:
-        yield caught
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _as_map(
-    tap: str, found: list[Any], images: Float[Tensor, "b 3 h w"], patch: int | None
-) -> Float[Tensor, "b _ _ _"]:
-    """What a hook caught, as [b, C, H, W]: the two sides that are in proportion to the image's are H, W.
-
-    Args:
-        tap: for messages.
-        found: what it gave, each time it ran.
-        images: that went in.
-        patch: side of the patches of a transformer, of whose tokens the first is left out.
-    """
-    if patch is not None and len(found) == 1 and isinstance(found[0], Tensor) and found[0].ndim == 3:
-        grid = images.shape[2] // patch, images.shape[3] // patch
-        if found[0].shape[1] == 1 + grid[0] * grid[1]:
-            tokens: Tensor = found[0][:, 1:]
-            return tokens.transpose(1, 2).reshape(len(tokens), -1, *grid)
-    if len(found) != 1 or not isinstance(found[0], Tensor) or found[0].ndim != 4:
-        times = f"runs {len(found)} times" if len(found) != 1 else "gives no 4-D tensor"
-        raise UsageError(f"'{tap}' is no feature map: it {times} in a forward", "Choose a stage, or a block.")
-    output: Tensor = found[0]
-    _, first, second, third = output.shape
-    height, width = images.shape[2:]
-    channels_first, channels_last = second * width == third * height, first * width == second * height
-    if channels_first == channels_last:
-        raise UsageError(
-            f"'{tap}' is no feature map: in its shape {tuple(output.shape)}, height and width cannot be told",
-            "Choose a stage, or a block.",
-        )
-    return output if channels_first else output.permute(0, 3, 1, 2)
+    def _class_tokens(self) -> int | None:
+        """Of a vision transformer, whose tokens begin with that of the class; None of other networks."""
+        return 1 if isinstance(getattr(self.plain, "patch_size", None), int) else None

@@ -69,7 +69,7 @@ def cut_at(model: Model, tap: str) -> Cut:
 
     Args:
         model: an open timm model; its network is put into eval mode.
-        tap: one of timm's feature_info names.
+        tap: name of a layer.
 
     Raises:
         UsageError: there is no such tap, or the network does more than run its layers in turn.

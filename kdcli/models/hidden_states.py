@@ -1,6 +1,5 @@
 """The last hidden state of a network of transformers: where it is made, and its places as a map."""
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -9,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kdcli.errors import UsageError
+from kdcli.models.layers import tokens_as_map
 from kdcli.models.network import nearly_equal
 
 LAST_HIDDEN: Final = "last_hidden_state"
@@ -56,11 +56,9 @@ def as_map(
             for name, parameter in _tower(plain).named_parameters()
             if name.endswith((*_TOKENS, _REGISTERS))
         )
-        height, width = images.shape[2:]
-        count = state.shape[1] - others
-        rows = math.isqrt(max(0, count * height // width))
-        if rows and rows * width * rows == count * height:
-            return state[:, others:].transpose(1, 2).reshape(len(state), -1, rows, count // rows)
+        places = tokens_as_map(state, others, images)
+        if places is not None:
+            return places
     raise UsageError(
         f"a {type(plain).__name__} gives no last hidden state with places", "Use --keep features."
     )

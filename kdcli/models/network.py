@@ -48,7 +48,7 @@ class Classifier(nn.Module, metaclass=ABCMeta):
 
         Args:
             images: normalised images.
-            names: among ``logits``, ``features`` and ``maps.TAP`` of its :attr:`taps`.
+            names: among ``logits``, ``features`` and ``maps.TAP`` of its :attr:`taps` and :attr:`layers`.
 
         Returns:
             Per name logits [b, c], features [b, d], or a feature map [b, C, H, W].
@@ -88,6 +88,11 @@ class Classifier(nn.Module, metaclass=ABCMeta):
     @property
     def stages(self) -> tuple[str, ...]:
         """Of the taps those that its library names as layers, in the order of the forward."""
+        return ()
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of its other layers, of which those that give a map once in a forward can be tapped, too."""
         return ()
 
     @property

@@ -65,7 +65,7 @@ def tap_shapes(model: Model, taps: Sequence[str]) -> dict[str, tuple[int, int, i
 
     Args:
         model: an open model; its network stays where it is, in eval mode.
-        taps: timm's feature_info names, or torchvision's names of submodules.
+        taps: names of stages or of other layers.
 
     Raises:
         UsageError: there is no such tap, or it gives no feature map; or the forward that gives the maps
@@ -122,13 +122,14 @@ def require_tap(model: Model, tap: str) -> None:
 
 
 def _require_taps(model: Model, taps: Sequence[str]) -> None:
-    known = model.network.taps
+    known, layers = model.network.taps, model.network.layers
     for tap in taps:
-        if not known:
+        if not known and not layers:
             raise UsageError(f"'{model.spec}' has no taps, so it gives no feature maps", "Leave maps out.")
-        if tap not in known:
+        if tap not in known and tap not in layers:
             raise UsageError(
-                f"'{model.spec}' has no tap '{tap}'.{nearest(tap, known)}", f"Its taps: {_listed(known)}."
+                f"'{model.spec}' has no tap '{tap}'.{nearest(tap, [*known, *layers])}",
+                f"Its taps: {_listed(known or layers)}{'; or any other layer' if known and layers else ''}.",
             )
 
 

@@ -138,6 +138,17 @@ def known_geometry(text: str) -> str:
         raise ValueError(f"{error.message}. {error.hint}") from error
 
 
+def fixed_geometry(text: str | None) -> str | None:
+    """The same where there is no model whose share of the image all others could take; or none.
+
+    Raises:
+        ValueError: it is none, or leaves the share open.
+    """
+    if text == "shared":
+        raise ValueError("give the share: shared:CROP, e.g. shared:0.875")
+    return text if text is None else known_geometry(text)
+
+
 class PartialOption(StepConfig):
     """Abstract: whether a cache may be incomplete."""
 

@@ -13,6 +13,7 @@ from kdcli.options.common import (
     MultiLabelOption,
     SeedOption,
     VerifyOption,
+    fixed_geometry,
 )
 from kdcli.options.fields import option
 from kdcli.options.grids import c_values
@@ -93,6 +94,11 @@ class ProbeConfig(
         None, "Of fine-tune: recipe of the training views; default: imagenet.",
         panel="Views", complete="recipe",
     )  # fmt: skip
+    eval_geometry: str | None = option(
+        None, "What models are shown of an image: own, shared:CROP (one centred square) or whole (squeezed); cached "
+        "teachers must have seen the same. Default: each its own.",
+        panel="Views", metavar="HOW", complete="geometry",
+    )  # fmt: skip
     baseline: str | None = option(
         None, "Representation to compare the others with; default: the first.", panel="Output", metavar="NAME"
     )
@@ -141,6 +147,11 @@ class ProbeConfig(
     def _known_values(cls, given: object) -> tuple[float, ...]:
         several = given if isinstance(given, list | tuple) else (given,)  # as a YAML file may have them
         return c_values(",".join(map(str, several)))
+
+    @field_validator("eval_geometry")
+    @classmethod
+    def _one_geometry(cls, text: str | None) -> str | None:
+        return fixed_geometry(text)
 
     @field_validator("lr_grid")
     @classmethod

@@ -1,5 +1,6 @@
 """A model's features or logits of images: its forward over view 0."""
 
+from dataclasses import replace
 from typing import Literal, final
 
 import numpy as np
@@ -12,7 +13,7 @@ from kdcli.data.drawing import show
 from kdcli.data.sources import ImageData
 from kdcli.devices import device_errors
 from kdcli.errors import KdError
-from kdcli.geometry import Render
+from kdcli.geometry import OWN, EvalGeometry, Render
 from kdcli.handing import Handing
 from kdcli.models.arriving import arriving
 from kdcli.models.spec import Model
@@ -26,6 +27,12 @@ from kdcli.workers import Watched, worker_setup
 
 ArrayName = Literal["features", "logits"]
 Rendered = UInt8[np.ndarray, "h w 3"]
+
+
+def as_shown(model: Model, config: ProbeConfig) -> Model:
+    """A model with the geometry asked for."""
+    geometry = EvalGeometry.parse(config.eval_geometry or str(OWN))
+    return replace(model, preprocess=geometry.applied(model.preprocess))
 
 
 @final

@@ -20,7 +20,7 @@ from kdcli.models.export import export_model
 from kdcli.models.spec import ModelSpec, open_model
 from kdcli.models.student import require_trainable
 from kdcli.probing.config import ProbeConfig
-from kdcli.probing.features import model_outputs
+from kdcli.probing.features import as_shown, model_outputs
 from kdcli.probing.marks import mark
 from kdcli.probing.protocols import Draw
 from kdcli.probing.representations import EXPORT, Representation
@@ -72,7 +72,7 @@ def fine_tune_accuracies(
         shots = target.train.select(np.sort(rows))
         out = place / f"draw-{number}"
         rate = _train(start, shots, out, config)
-        model = open_model(f"local-dir:{out / EXPORT}")
+        model = as_shown(open_model(f"local-dir:{out / EXPORT}"), config)
         logits = model_outputs(model, target.test, config, "logits", f"draw {number + 1}: test images")
         marks = mark(lambda scores: scores, np.arange(logits.shape[1]), logits, target.test_labels)
         yield Draw(float(marks.top1.mean()), None, 1, 0, marks, {"lr": rate})
@@ -98,6 +98,7 @@ def _train(start: str, shots: ImageData, out: Path, config: ProbeConfig) -> floa
         lr_grid=config.lr_grid if several else None,
         validation=config.validation if several else None,
         recipe=config.recipe,
+        eval_geometry=config.eval_geometry,
         seed=config.seed,
         device=config.device,
         amp=config.amp,

@@ -337,11 +337,12 @@ def _protocol(target: Target, config: ProbeConfig) -> dict[str, Any]:
 
 
 def _computed(config: ProbeConfig) -> dict[str, str]:
-    """The precision of forwards, where it is not float32."""
+    """The precision of forwards, where it is not float32, and what models are shown, where it is not their own."""
     amp = "off"
     if config.amp != amp and (config.model or config.protocol == "fine-tune"):
         amp = resolve_amp(config.amp, pick_device(config.device))
-    return {} if amp == "off" else {"amp": amp}
+    shown = {} if config.eval_geometry is None else {"eval_geometry": config.eval_geometry}
+    return shown if amp == "off" else {"amp": amp, **shown}
 
 
 def _folds(target: Target) -> int:

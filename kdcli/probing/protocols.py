@@ -214,5 +214,13 @@ def report_edge(name: str, chosen: Sequence[float], grid: Sequence[float]) -> No
         count = sum(c == edge for c in chosen)
         if 2 * count > len(chosen):
             console.note(
-                f"{name}: {count} of {len(chosen)} draws chose the {word} C, {edge:g}; a longer --c-grid may do better"
+                f"{name}: {count} of {len(chosen)} draws chose the {word} C, {edge:g}; a longer grid may do better: "
+                f"--c-grid {','.join(f'{c:g}' for c in _longer(grid, edge))}"
             )
+
+
+def _longer(grid: Sequence[float], edge: float) -> list[float]:
+    """The grid with two more steps beyond an end, each as large as the last one there."""
+    values = sorted(set(grid))
+    ratio = values[0] / values[1] if edge == values[0] else values[-1] / values[-2]
+    return sorted([*values, edge * ratio, edge * ratio**2])

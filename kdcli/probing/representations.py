@@ -2,7 +2,7 @@
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, final
 
@@ -14,6 +14,7 @@ from kdcli.cache.provenance import TeacherRecord
 from kdcli.cache.shelf import Stage
 from kdcli.data.sources import ImageData
 from kdcli.errors import NotFoundError, UsageError, nearest
+from kdcli.geometry import EvalGeometry
 from kdcli.models.grammar import ModelSpec
 from kdcli.probing.config import ProbeConfig
 
@@ -136,9 +137,11 @@ class RunModel(Representation):
     def model(self) -> "Model":
         """The open model."""
         if self._model is None:
-            from kdcli.models.spec import open_model  # torch takes seconds to load, and a cache needs none
+            # torch takes seconds to load, and a cache needs none
+            from kdcli.models.spec import open_model
+            from kdcli.probing.features import as_shown
 
-            self._model = open_model(self.parsed)
+            self._model = as_shown(open_model(self.parsed), self._config)
         return self._model
 
     @property
@@ -183,7 +186,10 @@ def open_representations(config: ProbeConfig) -> list[Representation]:
     found: list[Representation] = []
     if config.teacher:
         caches = CacheSet.open(config.cache, config.verify, Stage.told(gigabytes=config.stage_limit))
-        found += [CachedTeacher(caches, caches.teacher(name)) for name in config.teacher]
+        records = [caches.teacher(name) for name in config.teacher]
+        if config.eval_geometry is not None:
+            _require_shown(records, config.eval_geometry)
+        found += [CachedTeacher(caches, record) for record in records]
     for word in config.model:
         found += _read_word(word, config)
     for each in found:
@@ -192,6 +198,19 @@ def open_representations(config: ProbeConfig) -> list[Representation]:
                 f"two representations are called '{each.name}'", "Give each once, and name models: NAME=SPEC"
             )
     return found
+
+
+def _require_shown(records: Sequence[TeacherRecord], asked: str) -> None:
+    """Refuse cached teachers that were shown something else than the models will be."""
+    geometry = EvalGeometry.parse(asked)
+    for record in records:
+        seen = EvalGeometry.of(record.preprocess)
+        same = seen == geometry if geometry.mode is not None else seen.asked is None
+        if not same:
+            raise UsageError(
+                f"--eval-geometry {asked}, but '{record.name}' was cached with {seen.asked or f'its own, {seen}'}",
+                f"Leave --eval-geometry out, or cache the teacher with --eval-geometry {asked} in another cache.",
+            )
 
 
 def _require_some(config: ProbeConfig) -> None:

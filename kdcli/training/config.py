@@ -29,7 +29,7 @@ from kdcli.options.common import (
     SeedOption,
     VerifyOption,
     WorkersOption,
-    known_geometry,
+    fixed_geometry,
 )
 from kdcli.options.fields import option
 from kdcli.options.grids import positive_numbers
@@ -295,9 +295,7 @@ class StudentConfig(
     @field_validator("eval_geometry")
     @classmethod
     def _known_geometry(cls, text: str | None) -> str | None:
-        if text == "shared":
-            raise ValueError("give the share: shared:CROP, e.g. shared:0.875")
-        return text if text is None else known_geometry(text)
+        return fixed_geometry(text)
 
 
 def _exists(name: object) -> bool:
