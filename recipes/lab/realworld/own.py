@@ -1,7 +1,7 @@
 """What the cache costs in accuracy, and what it saves in time: kd's own claims.
 
-A teacher of letters, and small students of its logits alone. Rows: how many views of an image were cached (``live``: a new
-one for every epoch, as training without a cache has it), full-precision logits, the 32 largest logits.
+A teacher of letters, and small students of its logits alone. Rows: how many views of an image were cached (``live``: a
+new one for every epoch, as training without a cache has it), full-precision logits, the 32 largest logits.
 """
 
 from collections.abc import Iterator, Mapping
