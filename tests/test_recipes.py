@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lab import running
+from lab import calls, running
 from lab.__main__ import main
 from lab.costs import Cost, _write_zeros, costs
 from lab.images import drawn
@@ -228,7 +228,7 @@ def test_options_of_kd_go_to_the_commands_that_take_them(tmp_path: Path) -> None
 @pytest.mark.parametrize("command", running.TAKES)
 def test_kd_has_the_options_that_are_passed_on(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        running.kd([command, "--help"])
+        calls.kd([command, "--help"])
     told = capsys.readouterr().out
     assert [name for name in running.TAKES[command] if f"--{name.replace('_', '-')} " not in told] == []
 
@@ -285,7 +285,9 @@ def test_cells_have_the_difference_where_there_are_both() -> None:
 
 
 def test_a_mean_is_of_rows_that_are_whole() -> None:
-    assert means({("x", "a"): 1.0, ("x", "b"): 2.0, ("y", "a"): 5.0}, ["a", "b"]) == {("x", "mean"): 1.5}
+    assert means({("x", "a"): 1.0, ("x", "b"): 2.0, ("y", "a"): 5.0}, ["a", "b"], ["a"]) == {
+        ("x", "mean"): 1.5
+    }
 
 
 def test_a_row_of_another_length_is_refused(tmp_path: Path) -> None:
@@ -351,7 +353,7 @@ def test_bad_input_is_two_lines_and_a_code(tmp_path: Path, capsys: pytest.Captur
     assert "nowhere" in told
     assert "has no table 'P2-9'" in _run(*out, "--table", "P2-9", code=11, capsys=capsys)
     assert "no step is called 'x'" in _run(*out, "--only", "x", code=2, capsys=capsys)
-    assert "--data x has no '='" in _run(*out, "--data", "x", code=2, capsys=capsys)
+    assert "--data 'x' is not NAME=VALUE" in _run(*out, "--data", "x", code=2, capsys=capsys)
     assert "has no network 'x'" in _run(*out, "--model", "x=y", code=2, capsys=capsys)
     assert "no setting 'pover'" in _run(*out, "--set", "pover=1", code=2, capsys=capsys)
     assert not (tmp_path / "o").exists()
@@ -368,12 +370,17 @@ def test_a_folder_that_cannot_be_written_is_refused(
 
 def test_data_yaml_points_to_data_and_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "data.yaml"
-    file.write_text(f"data: {{cub200: '{drawn('own', 60, 20, 3)}'}}\nmodels: {{alexnet-pets: 'onnx:x'}}\n")
+    given = tmp_path / "given.onnx"
+    file.write_text(
+        f"data: {{cub200: '{drawn('own', 60, 20, 3)}'}}\nmodels: {{alexnet-pets: 'onnx:{given}'}}\n"
+    )
     arguments = ("--out", tmp_path / "o", "--tiny", "--dry-run", "--data-file", file)
+    assert f"there is no {given}" in _run(*arguments, code=11, capsys=capsys)
+    given.touch()
     assert main(["p2", *map(str, arguments), "--only", "eurosat/cache"]) == 0
     told = capsys.readouterr().out
     assert "DRAWN/own/60x20x3@split=train --test" in told
-    assert "--teacher alexnet-pets=onnx:x" in told
+    assert f"--teacher alexnet-pets=onnx:{given}" in told
     sweep = json.loads((tmp_path / "o/sweeps/sources/pets.yaml").read_text())
     assert list(sweep["students"]) == ["resnet18"]
     file.write_text("dat: {}\n")

@@ -1,6 +1,7 @@
 """The numbers of a paper, each with where it is printed: ``recipe.yaml``."""
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -10,6 +11,7 @@ from kdcli.reading_yaml import read_yaml
 
 RECIPES = Path(__file__).resolve().parent.parent
 _KEYS = {"value", "paper", "quote", "ours"}
+_KINDS = (bool, int | float, str, list, dict)
 
 
 @final
@@ -31,6 +33,48 @@ class Setting:
 
 
 @final
+class _Named(dict[str, Any]):
+    """A mapping that is a setting, or in one: who asks for a name that it lacks has given a list and not this."""
+
+    def __init__(self, setting: str, values: Mapping[str, Any]) -> None:
+        super().__init__({name: _named(f"{setting}, {name}", value) for name, value in values.items()})
+        self._setting = setting
+
+    def __missing__(self, name: str) -> Any:
+        raise UsageError(
+            f"setting {self._setting} has no '{name}'.{nearest(str(name), map(str, self))}",
+            f"It has {', '.join(map(str, self)) or 'nothing'}. What other settings name has to be in it.",
+        )
+
+
+def _named(setting: str, value: Any) -> Any:
+    return _Named(setting, value) if isinstance(value, dict) else value
+
+
+def fits(value: Any, known: Sequence[Any]) -> bool:
+    """Whether a value is of the kind of one of the known ones, and what it holds of the kinds of what these hold.
+
+    Null is only where null is known, and where nothing else is known a text or a number is as good.
+    """
+    if value is None or all(each is None for each in known):
+        return None in known and not isinstance(value, list | dict)
+    alike = [each for each in known if each is not None and _kind(each) == _kind(value)]
+    if isinstance(value, list):
+        inside = [one for each in alike for one in each]
+        return bool(alike) and (not inside or all(fits(one, inside) for one in value))
+    if isinstance(value, dict):
+        held = [one for each in alike for one in each.values()]
+        own = {name: [each[name] for each in alike if name in each] for name in value}
+        return bool(alike) and (not held or all(fits(one, own[name] or held) for name, one in value.items()))
+    return bool(alike)
+
+
+def _kind(value: Any) -> Any:
+    """The first: True is a number to Python only. What YAML has besides is of no kind."""
+    return next((kind for kind in _KINDS if isinstance(value, kind)), None)
+
+
+@final
 class Settings(Mapping[str, Any]):
     """Values by name; of ``--tiny`` those of the recipe's ``tiny:``, and of ``--set`` what was given.
 
@@ -44,7 +88,8 @@ class Settings(Mapping[str, Any]):
         self.settings, self._where = settings, where
         for name in changed:
             self._require(name)
-        self._values = {name: each.value for name, each in settings.items()} | dict(changed)
+        values = {name: each.value for name, each in settings.items()} | dict(changed)
+        self._values = {name: _named(f"'{name}'", value) for name, value in values.items()}
 
     def __getitem__(self, name: str) -> Any:
         self._require(name)
@@ -63,6 +108,14 @@ class Settings(Mapping[str, Any]):
             for name, value in self.items()
             if name.startswith(f"{prefix}.")
         }
+
+    def printed(self, name: str) -> Any:
+        """What the recipe itself has, as the paper does."""
+        return self.settings[name].value
+
+    def changed(self) -> list[str]:
+        """Names of those that have another value than the recipe's."""
+        return [name for name, each in self.settings.items() if self[name] != each.value]
 
     def options(self, prefix: str) -> dict[str, Any]:
         """A group as options of kd: without those that are null, which leaves kd's own default."""
@@ -86,14 +139,23 @@ def read_settings(file: Path, *, tiny: bool = False, given: Mapping[str, Any] | 
 
     Raises:
         ConfigError: an unknown key, or a setting that says neither where the paper has it nor why it is ours.
-        UsageError: a value for a setting that there is not.
+        UsageError: a value for a setting that there is not, or of another kind than the recipe's.
     """
     document = read_yaml(file)
     if not isinstance(document, dict) or set(document) - {"settings", "tiny"}:
         raise ConfigError(f"{file} is no recipe", "A recipe has 'settings:' and 'tiny:', and nothing else.")
     settings = {name: _setting(file, name, fields) for name, fields in document["settings"].items()}
-    changed = dict(document.get("tiny") or {}) if tiny else {}
-    return Settings(settings, changed | dict(given or {}), str(file))
+    small = dict(document.get("tiny") or {})
+    for name, value in (given or {}).items():
+        known = (
+            [settings[name].value, *([small[name]] if name in small else [])] if name in settings else [value]
+        )
+        if not fits(value, known):
+            raise UsageError(
+                f"setting '{name}' cannot be {json.dumps(value)}: here it is {json.dumps(known[0])}",
+                "What is given has to be of the same kind, as YAML: [a, b] is a list, {a: 1} a mapping, '1' a text.",
+            )
+    return Settings(settings, (small if tiny else {}) | dict(given or {}), str(file))
 
 
 def _setting(file: Path, name: str, fields: Any) -> Setting:
