@@ -18,6 +18,7 @@ except ImportError:
     )
     sys.exit(13)
 
+from kdcli.reading import short_reason
 from kdcli.reading_yaml import parse_yaml
 from lab import p1, p2, p3, p4
 from lab.costs import costs, show_costs
@@ -30,6 +31,9 @@ from lab.tables import Printed, cells, read_printed, require_table, text_rows
 
 PAPERS = {"p1": p1, "p2": p2, "p3": p3, "p4": p4}
 """A paper's module has ``steps(lab)``, ``measured(lab)`` and ``networks(settings)``."""
+
+
+_YAML = "[a, b] is a list, {a: 1} a mapping, '1' a text."
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -55,7 +59,16 @@ def _do(arguments: argparse.Namespace) -> int:
         return _tell(arguments, [tables[name] for name in names])
     lab = _lab(arguments)
     drawn = replace(lab, places=lab.places.stand_ins())
-    steps = chosen(paper.steps(drawn), arguments.only)
+    try:
+        every = paper.steps(drawn)
+    except (LookupError, TypeError, ValueError) as refusal:  # the recipe's own settings go together
+        if isinstance(refusal, KdError) or not arguments.set:
+            raise
+        raise UsageError(
+            f"no recipe can be made of these settings: {short_reason(refusal)}",
+            f"recipes/{arguments.paper}/recipe.yaml has values that go together.",
+        ) from refusal
+    steps = chosen(every, arguments.only)
     if arguments.cost:
         show_costs(costs(drawn, steps), drawn, arguments.json)
         return 0
@@ -81,7 +94,10 @@ def _lab(arguments: argparse.Namespace, made: Made | None = None) -> Lab:
     data, models = read_places(arguments.data_file) if arguments.data_file else ({}, {})
     data |= _pairs("--data", arguments.data)
     models |= _pairs("--model", arguments.model)
-    given = {name: parse_yaml(text, f"--set {name}") for name, text in _pairs("--set", arguments.set).items()}
+    given = {
+        name: parse_yaml(text, f"--set {name}", hint=_YAML)
+        for name, text in _pairs("--set", arguments.set).items()
+    }
     if of_data := [name for name in given if name.startswith("data.")]:
         raise UsageError(
             f"--set {of_data[0]} would leave out what else the recipe says of the data set",
