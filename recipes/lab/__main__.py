@@ -46,8 +46,7 @@ def main(words: Sequence[str] | None = None) -> int:
         if "--json" in words:
             console.document(error.document())
         return error.exit_code
-    except KeyboardInterrupt:
-        console.error("interrupted", "The same call goes on from what was saved.")
+    except KeyboardInterrupt:  # kd says so
         return 130
 
 
