@@ -2,26 +2,32 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 import pytest
+import timm
 import torch
-from lab import running
-from lab.__main__ import main
+from lab import calls, p2, running
+from lab.__main__ import PAPERS, _parser, main
+from lab.__main__ import _lab as made_by
 from lab.costs import Cost, _write_zeros, costs
 from lab.images import drawn
+from lab.made import made_of, write_made
 from lab.places import places_of
 from lab.running import Runner, chosen
-from lab.settings import RECIPES, Setting, Settings, read_settings
+from lab.settings import RECIPES, Setting, Settings, fits, read_settings
 from lab.steps import Lab, StandIn, Step, words
-from lab.tables import Printed, cells, means, read_printed, text_rows
-from safetensors.torch import load_file
+from lab.tables import Partial, Printed, cells, means, read_printed, text_rows
+from safetensors.torch import load_file, save_file
 
 from kdcli.errors import ConfigError, NotFoundError, UsageError
 
@@ -115,6 +121,36 @@ def test_stand_ins_are_as_many_images_of_as_many_classes(tmp_path: Path) -> None
 def test_places_that_are_refused(tmp_path: Path, said: dict[str, object], told: str) -> None:
     with pytest.raises((UsageError, ConfigError), match=told):
         places_of(_lab(tmp_path, data_a=DATA).settings, said)
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_a_setting_of_another_kind_is_refused(paper: str) -> None:
+    file = RECIPES / paper / "recipe.yaml"
+    tiny = dict(read_settings(file, tiny=True))
+    assert dict(read_settings(file, given=tiny)) == tiny
+    for name in list(tiny)[:: len(tiny) // 3]:
+        with pytest.raises(UsageError, match=f"setting '{re.escape(name)}' cannot be "):
+            read_settings(file, given={name: "text" if isinstance(tiny[name], list | dict) else [1]})
+
+
+@pytest.mark.parametrize(
+    ("value", "known", "fit"),
+    [
+        (1, 0.5, True), (True, 1, False), ("1", 1, False), (None, 1, False), (3, None, True), ([1], None, False),
+        ([], ["a"], True), (["b"], ["a"], True), ([1], ["a"], False), ({"x": 1}, {"a": 2}, True),
+        ({"a": "b"}, {"a": 2, "c": "d"}, False), ({"new": "b"}, {"a": 2, "c": "d"}, True), ({}, {"a": 1}, True),
+    ],
+)  # fmt: skip
+def test_a_value_fits_what_is_of_its_kind(value: object, known: object, fit: bool) -> None:
+    assert fits(value, [known]) == fit
+
+
+def test_a_name_that_a_mapping_of_a_setting_lacks_is_said() -> None:
+    settings = Settings({"gmacs": Setting({"a": {"b": 1}}, ours="t")}, {}, "test")
+    with pytest.raises(UsageError, match="setting 'gmacs' has no 'x'"):
+        settings["gmacs"]["x"]
+    with pytest.raises(UsageError, match="setting 'gmacs', a has no 'c'"):
+        settings["gmacs"]["a"]["c"]
 
 
 # --- steps ---------------------------------------------------------------------------------------
@@ -250,7 +286,7 @@ def test_options_of_kd_go_to_the_commands_that_take_them(tmp_path: Path) -> None
 @pytest.mark.parametrize("command", running.TAKES)
 def test_kd_has_the_options_that_are_passed_on(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        running.kd([command, "--help"])
+        calls.kd([command, "--help"])
     told = capsys.readouterr().out
     assert [name for name in running.TAKES[command] if f"--{name.replace('_', '-')} " not in told] == []
 
@@ -306,8 +342,16 @@ def test_cells_have_the_difference_where_there_are_both() -> None:
     assert rows == [["x", "1.5 (1.0, +0.5)", "- (2.0)"], ["y", "- (-)", "- (3.0)"]]
 
 
+def test_a_mean_over_less_than_the_papers_is_partial() -> None:
+    values = {("x", "a"): 1.0, ("x", "b"): 2.0}
+    assert not isinstance(means(values, ["a", "b"], ["a", "b"])["x", "mean"], Partial)
+    assert isinstance(means(values, ["a"], ["a", "b"])["x", "mean"], Partial)
+
+
 def test_a_mean_is_of_rows_that_are_whole() -> None:
-    assert means({("x", "a"): 1.0, ("x", "b"): 2.0, ("y", "a"): 5.0}, ["a", "b"]) == {("x", "mean"): 1.5}
+    assert means({("x", "a"): 1.0, ("x", "b"): 2.0, ("y", "a"): 5.0}, ["a", "b"], ["a"]) == {
+        ("x", "mean"): 1.5
+    }
 
 
 def test_a_row_of_another_length_is_refused(tmp_path: Path) -> None:
@@ -373,10 +417,186 @@ def test_bad_input_is_two_lines_and_a_code(tmp_path: Path, capsys: pytest.Captur
     assert "nowhere" in told
     assert "has no table 'P2-9'" in _run(*out, "--table", "P2-9", code=11, capsys=capsys)
     assert "no step is called 'x'" in _run(*out, "--only", "x", code=2, capsys=capsys)
-    assert "--data x has no '='" in _run(*out, "--data", "x", code=2, capsys=capsys)
+    assert "--data 'x' is not NAME=VALUE" in _run(*out, "--data", "x", code=2, capsys=capsys)
     assert "has no network 'x'" in _run(*out, "--model", "x=y", code=2, capsys=capsys)
     assert "no setting 'pover'" in _run(*out, "--set", "pover=1", code=2, capsys=capsys)
+    tiny = (*out, "--tiny", "--dry-run")
+    assert "--data 'pets=' is not NAME=VALUE" in _run(*tiny, "--data", "pets=", code=2, capsys=capsys)
+    assert "here it is [0]" in _run(*tiny, "--set", "seeds=3", code=2, capsys=capsys)
+    assert "--set seeds is not YAML" in _run(*tiny, "--set", "seeds=[0", code=10, capsys=capsys)
+    assert "no data set 'nope'" in _run(*tiny, "--set", "targets=[nope]", code=2, capsys=capsys)
+    assert "no recipe can be made" in _run(*tiny, "--set", "representations=[]", code=2, capsys=capsys)
+    told = _run(*tiny, "--set", "data.pets={source: x}", code=2, capsys=capsys)
+    assert "hint: --data pets=SOURCE" in told
+    assert "unknown model 'resnet999'" in _run(
+        *tiny, "--model", "alexnet-pets=resnet999", code=11, capsys=capsys
+    )
+    assert "unrecognized arguments: --tinny" in _run(*out, "--tinny", code=2, capsys=capsys)
+    assert main(["p2", *map(str, out), "--json"]) == 11
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == 11
     assert not (tmp_path / "o").exists()
+
+
+def test_an_empty_folder_name_is_not_the_current_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "argument --out: it names no folder" in _run("--out", "", "--tiny", code=2, capsys=capsys)
+
+
+@pytest.mark.parametrize(
+    ("text", "told", "code"),
+    [
+        (None, "there is no configuration file", 11),
+        ("data: [a]\n", "is not understood", 10),
+        ("data: {pets: 5}\n", "is not understood", 10),
+        ("models: {alexnet-pets: 5}\n", "is not understood", 10),
+        ("data: {pets: {source: 5}}\n", "data set 'pets': its source cannot be 5", 10),
+        ("data: {pets: {images: 5}}\n", "data set 'pets': its images cannot be 5", 10),
+        ("data: {pets: {images: {val: 5}}}\n", "data set 'pets': its images cannot be", 10),
+        ("data: {pets: {classes: many}}\n", "data set 'pets': its classes cannot be", 10),
+    ],
+)
+def test_data_files_that_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None, told: str, code: int
+) -> None:
+    file = tmp_path / "data.yaml"
+    if text is not None:
+        file.write_text(text)
+    arguments = ("--out", tmp_path / "o", "--tiny", "--dry-run", "--data-file", file)
+    assert told in _run(*arguments, code=code, capsys=capsys)
+
+
+def test_settings_are_read_as_yaml_1_2(tmp_path: Path) -> None:
+    assert main(
+        ["p1", "--out", str(tmp_path), "--tiny", "--dry-run", "--json", "--only", "imagenet/cars/students",
+         "--set", "old_new={cars: [1:3]}", "--set", "distill.lr=1e-3"]
+    ) == 0  # fmt: skip
+    sweep = (tmp_path / "sweeps/imagenet/cars/students.yaml").read_text()
+    assert "1to3" in sweep  # and not 63, as in YAML 1.1
+
+
+def test_a_dry_run_as_json_is_one_document(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["p2", "--out", str(tmp_path), "--tiny", "--dry-run", "--json", "--only", "sources/pets"]
+    assert main(arguments) == 0
+    (step,) = json.loads(capsys.readouterr().out)["steps"]
+    assert step["name"] == "sources/pets"
+    assert step["command"].startswith("kd train-student lab.images:DRAWN/pets")
+
+
+def test_who_reads_the_first_line_only_sees_no_traceback_also_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "p2.sh").symlink_to(RECIPES / "p2" / "run.sh")
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [tmp_path / "p2.sh", "--out", tmp_path, "--table", "all"], stdout=writing, stderr=subprocess.PIPE,
+        text=True, env={**os.environ, "PYTHON": sys.executable}, check=False,
+    )  # fmt: skip
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+# --- what a folder was made of -------------------------------------------------------------------
+
+
+def _ran(out: Path, *given: str) -> Lab:
+    """A folder in which a step of P2 has run."""
+    parsed = _parser().parse_args(["p2", "--out", str(out), *given])
+    lab = made_by(parsed)
+    write_made(out, made_of(lab, "p2", "--tiny" if parsed.tiny else ""))
+    (step,) = chosen(p2.steps(replace(lab, places=lab.places.stand_ins(missing=True))), ["sources/cifar10"])
+    Runner(lab, {})._prepare(step)
+    lab.document_path(step.name).write_text("{}")
+    Runner(lab, {})._record(step).write_text(Runner(lab, {})._identity(step))
+    return lab
+
+
+def _notes(out: Path, capsys: pytest.CaptureFixture[str], *more: str) -> list[str]:
+    assert main(["p2", "--out", str(out), "--table", "P2-1", "--json", *more]) == 0
+    return list(json.loads(capsys.readouterr().out)["notes"])
+
+
+def test_a_table_says_of_what_it_is_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _ran(tmp_path, "--set", "seeds=[0, 1]", "--data", f"cifar10={drawn('a', 6, 3, 3)}")
+    assert _notes(tmp_path, capsys) == ["settings that are not as in the recipe: seeds"]
+    _ran(tmp_path, "--data", f"cifar10={drawn('a', 6, 3, 3)}")
+    assert _notes(tmp_path, capsys) == []
+    stale = "of other settings or data, and not run again since: sources/cifar10"
+    assert _notes(tmp_path, capsys, "--data", f"cifar10={drawn('b', 6, 3, 3)}") == [stale]
+    _ran(tmp_path / "tiny", "--tiny")
+    (note,) = _notes(tmp_path / "tiny", capsys)
+    assert note.startswith("these values are of drawn images")
+
+
+def test_a_folder_takes_no_run_of_another_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _ran(tmp_path, "--tiny")
+    told = _run("--out", tmp_path, "--stand-ins", "--only", "sources/pets", code=24, capsys=capsys)
+    assert "holds a run of p2 --tiny" in told
+    assert main(["p1", "--out", str(tmp_path), "--table", "all"]) == 2
+    assert "recipes/p2/run.sh has its tables" in capsys.readouterr().err
+
+
+def test_a_damaged_document_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lab = _ran(tmp_path, "--tiny")
+    path = lab.document_path("cifar10/seed0/students")
+    path.parent.mkdir(parents=True)
+    path.write_text('{"students": [')
+    assert str(path) in _run("--out", tmp_path, "--table", "P2-1", code=12, capsys=capsys)
+
+
+def test_overwrite_takes_out_of_a_cache_what_other_networks_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    network = timm.create_model("test_resnet", num_classes=2)
+    lab = _lab(tmp_path)
+    step = Step(
+        "cache",
+        words("cache-teachers", f"{drawn('a', 6, 2, 2)}@split=train", cache=tmp_path / "c.kd", device="cpu", workers=0,
+              teacher=f"t=test_resnet@{tmp_path / 't.safetensors'}"),
+        needs=("networks",),
+    )  # fmt: skip
+    lab.document_path("networks").parent.mkdir(parents=True)
+    monkeypatch.setattr(running._Commands, "call", lambda self, command, output: _here(command, output))
+    for number in range(2):
+        save_file(
+            {
+                name: (value * (1 + number / 9)).to(value.dtype)
+                for name, value in network.state_dict().items()
+            },
+            tmp_path / "t.safetensors",
+        )
+        lab.document_path("networks").write_text(json.dumps(number))
+        assert Runner(lab, {}).run([step]) == (21 if number else 0)
+    assert Runner(lab, {"overwrite": True}).run([step]) == 0
+    assert Runner(lab, {}).finished(step)
+
+
+def _here(command: Sequence[str], output: IO[bytes]) -> int:
+    code, told = calls.kd_here([word for word in command[3:] if word != "--overwrite"])
+    output.write(told.encode())
+    return code
+
+
+def test_a_call_of_kd_in_this_process_leaves_the_answer_to_an_interrupt(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    assert calls.kd_here(["methods", "dp", "--json"])[0] == 0
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_the_readme_has_what_cost_prints(
+    paper: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """But for bytes, which kd plans for minutes."""
+    monkeypatch.setattr("lab.costs._planned", lambda step, weights: 0)
+    assert main([paper, "--cost", "--out", str(tmp_path)]) == 0
+    told = [line.rsplit(maxsplit=1)[0] for line in capsys.readouterr().out.splitlines()]
+    readme = (RECIPES / "README.md").read_text(encoding="utf-8")
+    block = (
+        readme.partition(f"    $ recipes/{paper}/run.sh --out OUT --cost\n")[2]
+        .partition("\n\n")[0]
+        .splitlines()
+    )
+    rows = [re.sub(r"\s+(\d[\d.]* [kMGT]?B|-|cache)$", "", line.strip()) for line in block]
+    assert [row.split() for row in rows[:-1]] == [line.split() for line in told[:-1]]
 
 
 def test_a_folder_that_cannot_be_written_is_refused(
@@ -390,12 +610,17 @@ def test_a_folder_that_cannot_be_written_is_refused(
 
 def test_data_yaml_points_to_data_and_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "data.yaml"
-    file.write_text(f"data: {{cub200: '{drawn('own', 60, 20, 3)}'}}\nmodels: {{alexnet-pets: 'onnx:x'}}\n")
+    given = tmp_path / "given.onnx"
+    file.write_text(
+        f"data: {{cub200: '{drawn('own', 60, 20, 3)}'}}\nmodels: {{alexnet-pets: 'onnx:{given}'}}\n"
+    )
     arguments = ("--out", tmp_path / "o", "--tiny", "--dry-run", "--data-file", file)
+    assert f"there is no {given}" in _run(*arguments, code=11, capsys=capsys)
+    given.touch()
     assert main(["p2", *map(str, arguments), "--only", "eurosat/cache"]) == 0
     told = capsys.readouterr().out
     assert "DRAWN/own/60x20x3@split=train --test" in told
-    assert "--teacher alexnet-pets=onnx:x" in told
+    assert f"--teacher alexnet-pets=onnx:{given}" in told
     sweep = json.loads((tmp_path / "o/sweeps/sources/pets.yaml").read_text())
     assert list(sweep["students"]) == ["resnet18"]
     file.write_text("dat: {}\n")

@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +19,7 @@ from lab.places import places_of
 from lab.settings import RECIPES, Settings, read_settings
 from lab.steps import Lab, Step
 from lab.tables import read_printed
+from recipe_tools import run_tiny
 
 from kdcli.reading_yaml import read_yaml
 
@@ -539,17 +538,7 @@ def test_every_command_of_the_full_size_is_one_that_kd_takes(
 
 @pytest.mark.slow
 def test_the_tiny_form_runs_whole_and_goes_on(tmp_path: Path) -> None:
-    def run(*more: str) -> subprocess.CompletedProcess[str]:
-        command = [FOLDER / "run.sh", "--out", tmp_path / "p1", "--tiny", "--device", "cpu", *more]
-        environment = {**os.environ, "PYTHON": sys.executable}
-        return subprocess.run(
-            command, capture_output=True, text=True, env=environment, timeout=2400, check=False
-        )
-
-    first = run("--json")
-    assert first.returncode == 0, first.stderr[-3000:]
-    cells = json.loads(first.stdout)["cells"]
-    values = {(cell["table"], cell["row"], cell["column"]): cell["measured"] for cell in cells}
+    values = {cell: each["measured"] for cell, each in run_tiny("p1", tmp_path / "p1").items()}
     tiny = read_yaml(FOLDER / "recipe.yaml")["tiny"]
     rows = ("imagenet", "soft-label", *(f"cars/{name}" for name in ("kd", "ours-kd", "crd", "ours-crd", "mtl")),
             "ifashion/ours-crd", "cars-fives-resnet18/one-ours-kd", "cars-fives-resnet18/teacher", "multi/kd",
@@ -568,7 +557,3 @@ def test_the_tiny_form_runs_whole_and_goes_on(tmp_path: Path) -> None:
     teachers = [100 * each["accuracy"]["mean"] for each in parts if each["target"] == "cars"]
     assert len(teachers) == 2
     assert values["P1-4", "cars-fives-resnet18/teacher", "cars"] == max(teachers)
-    second = run()
-    assert second.returncode == 0
-    assert second.stderr.count(": finished") == 33
-    assert "P1-4: " in second.stdout

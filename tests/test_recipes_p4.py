@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from lab.places import places_of
 from lab.settings import RECIPES, Settings, read_settings
 from lab.steps import Lab, Step
 from lab.tables import read_printed
+from recipe_tools import run_tiny
 from torch.utils.flop_counter import FlopCounterMode
 
 from kdcli.models.fused import FusionSpec, JointTeacher, Parent
@@ -315,18 +314,7 @@ def test_every_command_of_the_full_size_is_one_that_kd_takes(
 
 @pytest.mark.slow
 def test_the_tiny_form_runs_whole_and_goes_on(tmp_path: Path) -> None:
-    def run(*more: str) -> subprocess.CompletedProcess[str]:
-        command = [FOLDER / "run.sh", "--out", tmp_path / "p4", "--tiny", "--device", "cpu", *more]
-        environment = {**os.environ, "PYTHON": sys.executable}
-        return subprocess.run(
-            command, capture_output=True, text=True, env=environment, timeout=2400, check=False
-        )
-
-    first = run("--json")
-    assert first.returncode == 0, first.stderr[-3000:]
-    values = {
-        (cell["table"], cell["row"], cell["column"]): cell for cell in json.loads(first.stdout)["cells"]
-    }
+    values = run_tiny("p4", tmp_path / "p4")
     sets = tuple(read_yaml(FOLDER / "recipe.yaml")["tiny"]["tuples"]["t1"])
     for (table, row, column), cell in values.items():  # everything but the set that the tiny form leaves out
         here = any(name in f"{row} {column}" for name in sets)
@@ -341,7 +329,3 @@ def test_the_tiny_form_runs_whole_and_goes_on(tmp_path: Path) -> None:
     assert values["P4-4", "joint/L3", "tinyimagenet/acc5"]["measured"] == 100 * best["test_top5/tinyimagenet"]
     last = values["P4-F4", "joint/L3 tinyimagenet", "100%"]
     assert last["measured"] == 100 * epochs[-1]["test_top1/tinyimagenet"]
-    second = run()
-    assert second.returncode == 0
-    assert second.stderr.count(": finished") == 19 + 13
-    assert "P4-2: " in second.stdout

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import sys
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
@@ -14,9 +15,9 @@ import timm
 import torch
 from torchvision.models import get_model
 
-from kdcli.cli.app import main as kd
 from kdcli.console import console, size
 from kdcli.errors import raised_elsewhere
+from lab.calls import kd_here
 from lab.steps import Lab, StandIn, Step
 
 
@@ -46,6 +47,7 @@ def costs(lab: Lab, steps: Sequence[Step]) -> dict[str, Cost]:
             cost.steps, cost.images = cost.steps + 1, cost.images + step.images
             cost.hours += max(decode, compute) / 3600
             if step.stand_ins:
+                print(f"kd cache plan of {step.name}", file=sys.stderr, flush=True)
                 cost.bytes += _planned(step, weights)
     return found
 
@@ -118,15 +120,10 @@ def _planned(step: Step, weights: _Weights) -> int:
         if word == "--teacher":
             name = words[place + 1].partition("=")[0]
             words[place + 1] = f"{name}={specs[name]}"
-    told, output = io.StringIO(), io.StringIO()
-    with (
-        contextlib.redirect_stdout(output),
-        contextlib.redirect_stderr(told),
-        contextlib.suppress(SystemExit),
-    ):
-        kd(words)
+    with contextlib.redirect_stderr(io.StringIO()):
+        _, told = kd_here(words)
     # That this disk is too small follows the plan.
-    document, _ = json.JSONDecoder().raw_decode(output.getvalue())
+    document, _ = json.JSONDecoder().raw_decode(told)
     if "error" in document:
         raise raised_elsewhere(document)
     return int(document["bytes"])

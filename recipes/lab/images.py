@@ -73,6 +73,10 @@ def _open(opening: Opening) -> Drawn:
     if len(numbers) != 3 or not all(number.isdigit() for number in numbers):
         raise UsageError(f"'{opening.rest}' says no sizes", "lab.images:DRAWN/NAME/TRAINxTESTxCLASSES")
     train, test, classes = map(int, numbers)
+    if not classes and train + test:
+        raise UsageError(
+            f"'{opening.rest}' has images of no class", "lab.images:DRAWN/NAME/TRAINxTESTxCLASSES"
+        )
     return Drawn(f"{opening.scheme}/{name}/{sizes}", {"train": train, "test": test}, classes)
 
 

@@ -271,7 +271,7 @@ class _Paper:
         tables = {}
         for table, values in found.items():
             own = {cell: sum(each) / len(each) for cell, each in values.items()}
-            tables[table] = own | means(own, targets)
+            tables[table] = own | means(own, targets, self.lab.settings.printed("targets"))
         first = tables.get("P2-1", {})
         return {**tables, **self._figures(first), "P2-T": _gains(first)}
 
@@ -285,7 +285,8 @@ class _Paper:
             for (row, column), value in accuracies.items()
             if start is not None and column == MEAN and row in powers
         }
-        return {"P2-F1": means(accuracies, some), "P2-F6": gains}
+        first = means(accuracies, some, settings.printed("figure1_targets"))
+        return {"P2-F1": first, "P2-F6": gains}
 
     def _powers(self) -> dict[str, str]:
         """Rows by the p of Fig. 6."""
@@ -333,7 +334,7 @@ class _Paper:
 def _gains(values: Mapping[tuple[str, str], float]) -> dict[tuple[str, str], float]:
     """What the text claims: differences of rows of Table 1."""
     return {
-        (f"{one} - {other}", column): value - values[f"mobilenetv3/{other}", column]
+        (f"{one} - {other}", column): type(value)(value - values[f"mobilenetv3/{other}", column])
         for one, other in CLAIMS
         for (row, column), value in values.items()
         if row == f"mobilenetv3/{one}" and (f"mobilenetv3/{other}", column) in values

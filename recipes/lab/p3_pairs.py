@@ -5,6 +5,7 @@ from itertools import product
 from random import Random
 from typing import Any
 
+from kdcli.errors import UsageError
 from lab.settings import Settings
 
 Pair = tuple[str, str]
@@ -21,6 +22,10 @@ def pairs10(settings: Settings) -> list[Pair]:
 def drawn(settings: Settings, what: str, count: int) -> list[Pair]:
     """Pairs of two networks, drawn from Table 5 by the seed and by what they are for."""
     known = [pair for pair in pairs10(settings) if pair[0] != pair[1]]
+    if count > len(known):
+        raise UsageError(
+            f"there are {len(known)} pairs for {what}, not {count}", "Take fewer, or more networks."
+        )
     return sorted(Random(f"{settings['seed']} {what}").sample(known, count))
 
 
@@ -34,7 +39,15 @@ def extra(settings: Settings) -> dict[Pair, list[str]]:
 
 
 def flip_pairs(networks: Sequence[str], count: int, seed: int) -> list[Pair]:
-    """So many pairs, drawn such that every network is in one."""
+    """So many pairs, drawn such that every network is in one.
+
+    Raises:
+        UsageError: there are not so many.
+    """
+    if count > (most := len(networks) * (len(networks) - 1)):
+        raise UsageError(
+            f"{len(networks)} networks have {most} pairs, not {count}", "--set flips.pairs=FEWER."
+        )
     random = Random(seed)
     names = random.sample(networks, len(networks))
     found = dict.fromkeys(zip(names[::2], names[1::2], strict=False))

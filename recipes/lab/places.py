@@ -1,5 +1,6 @@
 """Where the data sets and models of a paper are on this machine."""
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -7,12 +8,17 @@ from typing import Any, final
 
 from kdcli import open_data
 from kdcli.errors import ConfigError, NotFoundError, UsageError, nearest
-from kdcli.reading_yaml import read_yaml
+from kdcli.models.grammar import ModelSpec
+from kdcli.options.resolving import yaml_of
 from lab.images import drawn
-from lab.settings import Settings
+from lab.settings import Settings, fits
 
 _TOLERANCE = 0.02  # a share of each class is rounded
-_FIELDS = {"source", "train", "test", "images", "classes", "where"}
+_FIELDS: dict[str, list[Any]] = {
+    "source": ["", None], "train": ["", None], "test": ["", None], "where": [""],
+    "images": [{"train": 1, "test": 1}], "classes": [1],
+}  # fmt: skip
+"""Of a data set, with values of the kinds that they take."""
 
 
 @final
@@ -79,18 +85,29 @@ class Places:
     download: bool = False
 
     def __getitem__(self, name: str) -> DataSet:
+        if name not in self.sets:
+            raise _unknown(name, self.sets)
         return self.sets[name]
 
-    def stand_ins(self) -> "Places":
-        """Data sets of as many drawn images in as many classes: enough to count, and to check commands."""
-        return replace(self, sets={name: _drawn(each) for name, each in self.sets.items()})
+    def stand_ins(self, missing: bool = False) -> "Places":
+        """Data sets of as many drawn images in as many classes: enough to count, and to check commands.
+
+        Args:
+            missing: only in place of those that nobody pointed to.
+        """
+        kept = {name: each for name, each in self.sets.items() if missing and each.source is not None}
+        return replace(self, sets={name: _drawn(each) for name, each in self.sets.items()} | kept)
 
     def look(self, names: Iterable[str]) -> list[str]:
-        """Open the data sets; gives a line for each that has other counts than the recipe.
+        """Open the data sets, and look for the models; gives a line for each set of other counts than the recipe.
 
         Raises:
-            NotFoundError: nobody has said where some of them are, or one is not there.
+            NotFoundError: nobody has said where some of them are, or one is not there; a model is not there.
         """
+        for name, text in self.models.items():
+            file = ModelSpec.parse(text).file
+            if file is not None and not file.exists():
+                raise NotFoundError(f"--model {name}={text}: there is no {file}", "Check the path.")
         used = [self.sets[name] for name in dict.fromkeys(names)]
         if lacking := [each for each in used if each.source is None]:
             raise missing(lacking)
@@ -116,27 +133,47 @@ def places_of(settings: Settings, data: Mapping[str, Any] | None = None) -> Plac
     known = settings.group("data")
     for name, said in (data or {}).items():
         if name not in known:
-            raise UsageError(
-                f"the recipe has no data set '{name}'.{nearest(name, known)}", f"It has {', '.join(known)}."
-            )
+            raise _unknown(name, known)
         known[name] = known[name] | (said if isinstance(said, dict) else {"source": said})
     return Places({name: _data_set(name, fields) for name, fields in known.items()})
 
 
 def read_places(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """``data.yaml``: ``data:`` (NAME: SOURCE, or its fields) and ``models:`` (NAME: SPEC)."""
-    document = read_yaml(file)
-    if not isinstance(document, dict) or set(document) - {"data", "models"}:
+    document = yaml_of(file, "--data-file")
+    if not fits(document, _FILES) or set(document) - _FILES[0].keys():
         raise ConfigError(
-            f"{file} is not understood", "It has 'data:' (NAME: SOURCE) and 'models:' (NAME: SPEC)."
+            f"{file} is not understood",
+            "It has 'data:' (NAME: SOURCE, or the fields of a data set) and 'models:' (NAME: SPEC).",
         )
     return dict(document.get("data") or {}), dict(document.get("models") or {})
 
 
+_FILES: list[dict[str, Any]] = [
+    {"data": {"NAME": "SOURCE", "OTHER": {}}, "models": {"NAME": "SPEC"}},
+    {"data": None, "models": None},
+]
+"""Of such kinds is what it holds."""
+
+
+def _unknown(name: str, known: Iterable[str]) -> UsageError:
+    return UsageError(
+        f"the recipe has no data set '{name}'.{nearest(name, known)}", f"It has {', '.join(known)}."
+    )
+
+
 def _data_set(name: str, fields: Mapping[str, Any]) -> DataSet:
-    if unknown := set(fields) - _FIELDS:
+    if unknown := set(fields) - _FIELDS.keys():
         raise ConfigError(
             f"data set '{name}' has no '{min(unknown)}'", f"It has {', '.join(sorted(_FIELDS))}."
+        )
+    wrong = [each for each, value in fields.items() if not fits(value, _FIELDS[each])]
+    if not wrong and set(fields.get("images", ())) - {"train", "test"}:
+        wrong = ["images"]
+    if wrong:
+        raise ConfigError(
+            f"data set '{name}': its {wrong[0]} cannot be {json.dumps(fields[wrong[0]])}",
+            "source, train, test and where are texts, classes is a number, images is {train: NUMBER, test: NUMBER}.",
         )
     return DataSet(name, **fields)
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import io
 import json
 import os
 import signal
@@ -12,11 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, BinaryIO, final
+from tempfile import TemporaryFile
+from typing import IO, Any, final
 
-from kdcli.cli.app import main as kd
-from kdcli.errors import DivergedError, StoppedEarly, UsageError
-from kdcli.files import storage_errors
+from kdcli.cache.admin.remove import plan_output_removal, remove
+from kdcli.console import console
+from kdcli.errors import CacheMissingError, DivergedError, NotFoundError, StoppedEarly, UsageError
+from kdcli.files import atomic_write_bytes, atomic_write_text, storage_errors
+from lab.calls import kd_here
 from lab.settings import RECIPES
 from lab.steps import Lab, Step, words
 
@@ -66,6 +68,10 @@ class Runner:
         record = self._record(step)
         return self._lab.has(step.name) and record.exists() and record.read_text() == self._identity(step)
 
+    def stale(self, steps: Sequence[Step]) -> list[str]:
+        """Names of those that have a document, but of other settings or data."""
+        return [step.name for step in steps if self._lab.has(step.name) and not self.finished(step)]
+
     def run(self, steps: Sequence[Step]) -> int:
         """Run what is not finished, in order; gives kd's exit code.
 
@@ -107,7 +113,7 @@ class Runner:
             print(f"{told}: ended with {code}; the same call goes on here", file=sys.stderr, flush=True)
         return code
 
-    def check(self, steps: Sequence[Step]) -> int:
+    def check(self, steps: Sequence[Step], as_json: bool = False) -> int:
         """Print every command, and let kd check it without doing it: by ``--dry-run`` where it has one.
 
         The others, those that read what is not there yet, and caches of networks that the recipe does not make (they
@@ -115,26 +121,42 @@ class Runner:
         sweep. Nothing but the small files of the steps is written.
         """
         for number, step in enumerate(steps, 1):
-            print(f"[{number}/{len(steps)}] {step.name}: {step.line}", flush=True)
+            if not as_json:
+                print(f"[{number}/{len(steps)}] {step.name}: {step.line}", flush=True)
             self._prepare(step)
             ready = step.words[0] == "cache-teachers" and step.needs and all(map(self._lab.has, step.needs))
-            if code := _checked((*self.words(step), "--dry-run" if ready else "--print-config")):
+            code, _ = kd_here((*self.words(step), "--dry-run" if ready else "--print-config"))
+            if code:
                 print(f"step {step.name} would be refused", file=sys.stderr)
                 return code
+        if as_json:
+            console.document({"steps": [{"name": step.name, "command": step.line} for step in steps]})
         return 0
 
     def _do(self, step: Step) -> int:
         self._prepare(step)
-        document = self._lab.document_path(step.name)
-        part = document.with_suffix(".part")
-        with storage_errors(part), part.open("wb") as output:
+        if step.words[0] == "cache-teachers" and self._passed.get("overwrite"):
+            self._forget(step)
+        with TemporaryFile() as output:  # of two runs in one folder each has its own
             code = self._commands.call((sys.executable, "-m", "kdcli", *self.words(step)), output)
-        if code == DivergedError.exit_code and json.loads(part.read_bytes()).get("students"):
+            output.seek(0)
+            told = output.read()
+        if code == DivergedError.exit_code and json.loads(told).get("students"):
             code = 0
-        if not code:
-            self._record(step).write_text(self._identity(step))
-            part.replace(document)
+        if not code:  # in this order: who is killed in between does the step again
+            atomic_write_bytes(self._lab.document_path(step.name), told)
+            atomic_write_text(self._record(step), self._identity(step))
         return code
+
+    def _forget(self, step: Step) -> None:
+        """Take out of a cache what networks said that other ones have taken the place of."""
+        if not self._record(step).exists():
+            return
+        named = dict(zip(step.words, step.words[1:], strict=False))
+        for flag, word in zip(step.words, step.words[1:], strict=False):
+            if flag == "--teacher":
+                with contextlib.suppress(NotFoundError, CacheMissingError):  # removed before
+                    remove(plan_output_removal(Path(named["--cache"]), word.partition("=")[0]))
 
     def _diverged(self, step: Step) -> list[str]:
         """Students of a finished sweep that were given up."""
@@ -183,15 +205,6 @@ def chosen(steps: Sequence[Step], patterns: Sequence[str] | None) -> list[Step]:
     return [step for step in steps if step.name in wanted]
 
 
-def _checked(arguments: Sequence[str]) -> int:
-    """Exit code of kd in this process, which has opened its libraries already; what it prints is dropped."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        try:
-            kd(arguments)
-        except SystemExit as ended:
-            return int(ended.code or 0)
-
-
 @final
 class _Commands:
     """Commands that run, and the signals that ask this process for an end: these are theirs to answer."""
@@ -210,7 +223,7 @@ class _Commands:
             for number, handler in old.items():
                 signal.signal(number, handler)
 
-    def call(self, command: Sequence[str], output: BinaryIO) -> int:
+    def call(self, command: Sequence[str], output: IO[bytes]) -> int:
         """Run one; gives its exit code, as kd's own: no other is begun after a signal."""
         if self._asked:
             return 130 if self._asked == signal.SIGINT else StoppedEarly.exit_code

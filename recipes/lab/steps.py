@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, final
 
 from kdcli.errors import CacheMissingError
+from kdcli.files import storage_errors
+from kdcli.reading import parse_json
 from lab.places import Places
 from lab.settings import Settings
 
@@ -83,13 +85,16 @@ class Lab:
 
         Raises:
             CacheMissingError: it has not run.
+            BadDataError: it is not what kd prints.
         """
         path = self.document_path(step)
         if not path.exists():
             raise CacheMissingError(
                 f"step '{step}' has not run: {path} is not there", "Run the recipe first."
             )
-        return json.loads(path.read_text(encoding="utf-8"))
+        with storage_errors(path):
+            text = path.read_bytes()
+        return parse_json(text, path, hint="Remove it: the same run makes it again.")
 
     def has(self, step: str) -> bool:
         """Whether a step has left its document."""

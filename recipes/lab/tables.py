@@ -98,11 +98,14 @@ def text_rows(table: Printed, measured: Measured) -> tuple[list[str], list[list[
     return ["measured (printed, difference)", *table.columns], list(by_row.values())
 
 
-def means(values: Mapping[tuple[str, str], float], columns: Sequence[str]) -> dict[tuple[str, str], float]:
-    """Column :data:`MEAN` of each row that has a value in all of ``columns``."""
+def means(
+    values: Mapping[tuple[str, str], float], columns: Sequence[str], paper: Sequence[str]
+) -> dict[tuple[str, str], float]:
+    """Column :data:`MEAN` of each row that has a value in all of ``columns``; the paper has it over ``paper``."""
     rows = dict.fromkeys(row for row, _ in values)
+    kind = float if set(columns) >= set(paper) else Partial
     return {
-        (row, MEAN): sum(values[row, column] for column in columns) / len(columns)
+        (row, MEAN): kind(sum(values[row, column] for column in columns) / len(columns))
         for row in rows
         if all((row, column) in values for column in columns)
     }

@@ -7,7 +7,7 @@ from lab.p1.experts import IMAGENET, Sources
 from lab.p1.judging import Judging
 from lab.p1.students import SOFT_LABEL, Family, Students
 from lab.steps import Lab
-from lab.tables import Measured
+from lab.tables import Measured, Partial
 
 Cells = dict[tuple[str, str], float]
 TALLIES = (
@@ -97,10 +97,11 @@ def _best_teacher(values: Cells, family: Family, judging: Judging) -> Cells:
 def tallies(values: Cells, families: Iterable[Family], judging: Judging) -> Cells:
     """Table 3: of how many experts one representation is above, near or below the other, by their mean difference.
 
-    Counted are experts of which all targets have been probed with both.
+    Counted are experts of which all targets have been probed with both; numbers of fewer than the paper's are partial.
     """
     settings = judging.lab.settings
     found: Cells = {}
+    whole = set(settings["targets"]) >= set(settings.printed("targets"))
     for family in families:
         if family.short not in settings["experts"]:
             continue
@@ -116,6 +117,10 @@ def tallies(values: Cells, families: Iterable[Family], judging: Judging) -> Cell
                     found.setdefault((f"{one} - {other}", f"{kind} {sign}"), 0.0)
                 mean = sum(values[here] - values[there] for here, there in pairs) / len(pairs)
                 found[f"{one} - {other}", f"{kind} {_sign(mean, settings['equal_within'])}"] += 1
+    for row, column in found:
+        counted = sum(found[row, f"{column.partition(' ')[0]} {sign}"] for sign in SIGNS)
+        if not whole or counted < len(settings.printed("experts")):
+            found[row, column] = Partial(found[row, column])
     return found
 
 

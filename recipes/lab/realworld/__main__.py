@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from kdcli.console import console
 from kdcli.errors import KdError, UsageError
@@ -22,7 +21,7 @@ from lab.realworld.claims import Values, judge, read_claims
 from lab.realworld.images import PACKAGES, prepare
 from lab.realworld.pages import claims_page, draw, results_page
 from lab.running import Runner, chosen
-from lab.settings import RECIPES, read_settings
+from lab.settings import RECIPES, given_settings, read_settings
 from lab.steps import Lab, Step
 
 FOLDER = RECIPES / "realworld"
@@ -45,8 +44,9 @@ def _do(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.out is None:
         raise UsageError("--out is missing", "Name the folder of all that is made: --out DIR.")
-    given = {name: yaml.safe_load(text) for name, _, text in (each.partition("=") for each in arguments.set)}
-    settings = read_settings(FOLDER / "recipe.yaml", tiny=arguments.tiny, full=arguments.full, given=given)
+    settings = read_settings(
+        FOLDER / "recipe.yaml", tiny=arguments.tiny, full=arguments.full, given=given_settings(arguments.set)
+    )
     lab = Lab(settings, Places({}), arguments.out.absolute())
     missing = {} if arguments.tiny else prepare(lab.out / "images", arguments.packages or lab.out)
     for kind, what in missing.items():
@@ -64,6 +64,8 @@ def _do(arguments: argparse.Namespace) -> int:
     values = study.values(room)
     verdicts = judge(read_claims(FOLDER / "claims.yaml"), values)
     told = _told(arguments, missing, time.monotonic() - start)
+    if stale := runner.stale(steps):
+        told.append(f"Of other settings, and not run again since: {', '.join(stale)}.")
     page = results_page(verdicts, values, told)
     into = arguments.docs or lab.out
     draw(verdicts, into / "results")
