@@ -8,10 +8,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import IO
 
 import pytest
 import timm
@@ -541,9 +539,7 @@ def test_a_damaged_document_is_named(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert str(path) in _run("--out", tmp_path, "--table", "P2-1", code=12, capsys=capsys)
 
 
-def test_overwrite_takes_out_of_a_cache_what_other_networks_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_overwrite_takes_out_of_a_cache_what_other_networks_said(tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = timm.create_model("test_resnet", num_classes=2)
     lab = _lab(tmp_path)
@@ -554,7 +550,6 @@ def test_overwrite_takes_out_of_a_cache_what_other_networks_said(
         needs=("networks",),
     )  # fmt: skip
     lab.document_path("networks").parent.mkdir(parents=True)
-    monkeypatch.setattr(running._Commands, "call", lambda self, command, output: _here(command, output))
     for number in range(2):
         save_file(
             {
@@ -567,12 +562,6 @@ def test_overwrite_takes_out_of_a_cache_what_other_networks_said(
         assert Runner(lab, {}).run([step]) == (21 if number else 0)
     assert Runner(lab, {"overwrite": True}).run([step]) == 0
     assert Runner(lab, {}).finished(step)
-
-
-def _here(command: Sequence[str], output: IO[bytes]) -> int:
-    code, told = calls.kd_here([word for word in command[3:] if word != "--overwrite"])
-    output.write(told.encode())
-    return code
 
 
 def test_a_call_of_kd_in_this_process_leaves_the_answer_to_an_interrupt(tmp_path: Path) -> None:

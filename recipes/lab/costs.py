@@ -122,8 +122,7 @@ def _planned(step: Step, weights: _Weights) -> int:
             words[place + 1] = f"{name}={specs[name]}"
     with contextlib.redirect_stderr(io.StringIO()):
         _, told = kd_here(words)
-    # That this disk is too small follows the plan.
-    document, _ = json.JSONDecoder().raw_decode(told)
-    if "error" in document:
+    document = json.loads(told)
+    if "bytes" not in document:  # a plan that the disk is too small for has them, beside the error
         raise raised_elsewhere(document)
     return int(document["bytes"])
