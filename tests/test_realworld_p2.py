@@ -1,0 +1,143 @@
+"""P2's study on real images: what its steps share and draw, its arithmetic, and a tiny run of all of it."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lab.places import Places
+from lab.realworld import p2
+from lab.realworld.__main__ import FOLDER, main
+from lab.realworld.claims import read_claims
+from lab.realworld.shared import Room
+from lab.realworld.study import room_of
+from lab.settings import read_settings
+from lab.steps import Lab, Step
+
+
+def room(out: Path, *, tiny: bool = False, full: bool = False) -> Room:
+    settings = read_settings(FOLDER / "recipe.yaml", tiny=tiny, full=full)
+    return room_of(Lab(settings, Places({}), out), tiny=tiny)
+
+
+def option(step: Step, name: str) -> str:
+    return step.words[step.words.index(f"--{name}") + 1]
+
+
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Step]:
+    out = tmp_path_factory.mktemp("p2")
+    (out / "images").mkdir()
+    for script in ("devanagari", "gurmukhi", "bengali", "kannada", "telugu", "malayalam", "khmer", "lao", "thai",
+                   "latin", "greek", "cyrillic", "armenian", "hebrew", "ethiopic"):  # fmt: skip
+        (out / "images" / f"glyphs-{script}.csv").write_text(f"path,label,split\n{script}.png,U+1,train\n")
+    return {step.name: step for step in p2.steps(room(out))}
+
+
+def test_no_source_has_a_targets_images_and_the_start_is_none_of_them(steps: Mapping[str, Step]) -> None:
+    settings = read_settings(FOLDER / "recipe.yaml")
+    tasks = {name: json.dumps(task) for name, task in settings["p2.sources"].items()}
+    for target, task in settings["p2.targets"].items():
+        (kind,) = task.keys() & {"scripts", "emoji", "subgroups", "icons", "fashion", "digits"}
+        used = task[kind] if isinstance(task[kind], list) else [task[kind]]
+        assert not [name for name, text in tasks.items() if any(f'"{each}"' in text for each in used)]
+        for seed in settings["p2.seeds"]:
+            name = f"p2/{target}/seed{seed}"
+            assert option(steps[f"{name}/rank"], "exclude") == p2.START
+            (text,) = steps[f"{name}/students"].files.values()
+            assert all(
+                p2.START not in student.get("teacher", [])
+                for student in json.loads(text)["students"].values()
+            )
+
+
+def test_a_seed_draws_the_same_labels_for_all_students_and_the_ranking(steps: Mapping[str, Step]) -> None:
+    drawn: dict[str, set[str]] = {}
+    for name, step in steps.items():
+        if "/seed" not in name:
+            continue
+        data = option(step, "data") if "/rank" in name else step.words[1]
+        drawn.setdefault(name.rpartition("/")[0], set()).add(data)
+        if "/rank" not in name:
+            seed = name.split("/seed")[1].partition("/")[0]
+            assert option(step, "seed") == option(step, "data-seed") == seed
+    assert all(len(data) == 1 for data in drawn.values())
+    assert len({next(iter(data)) for data in drawn.values()}) == len(drawn)
+
+
+def test_labels_only_and_fixmatch_are_shown_as_much_as_the_distilled_students() -> None:
+    """Steps with labelled images, and images through the network: counted here from the settings, by hand."""
+    for form in ({}, {"full": True}):
+        settings = read_settings(FOLDER / "recipe.yaml", **form)  # type: ignore[arg-type]
+        images, labelled, epochs = 480, 150, settings["p2.epochs"]
+        half = settings["p2.train.batch_size"] / 2
+        steps = epochs["students"] * max(labelled, images - labelled) / half
+        own = epochs["labels"] * labelled / settings["p2.labels.batch_size"]
+        assert own == pytest.approx(steps, rel=0.05)
+        ratio = settings["p2.fixmatch.unlabelled_ratio"]
+        through = (
+            epochs["fixmatch"] * images * (2 + 1 / ratio)
+        )  # a weak and a strong view, and labelled images
+        assert through == pytest.approx(2 * half * steps, rel=0.1)
+
+
+def test_spearman_by_hand() -> None:
+    assert p2.spearman([1, 2, 2, 3, 3, 3], [2, 1, 2, 4, 3, 4]) == pytest.approx(0.8104432009)  # facts, V4
+    assert p2.spearman([1, 1, 1], [1, 2, 3]) == 0
+
+
+def finished(place: Room, name: str, document: Mapping[str, Any]) -> None:
+    path = place.lab.document_path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document))
+
+
+def test_values_of_documents_made_by_hand(tmp_path: Path) -> None:
+    place = room(tmp_path, tiny=True)
+    sources, targets = list(place.settings["p2.sources"]), list(place.settings["p2.targets"])
+    assert len(sources) == 3
+    singles = {0: [0.2, 0.4, 0.6], 1: [0.4, 0.2, 0.6]}
+    for number, target in enumerate(targets):
+        for seed in (0, 1):
+            students = [{"name": "nearest", "test": {"top1": 0.5 + 0.1 * number + 0.05 * seed}}]
+            students += [
+                {"name": f"single-{source}", "test": {"top1": top1}}
+                for source, top1 in zip(sources, singles[seed], strict=True)
+            ]
+            finished(place, f"p2/{target}/seed{seed}/students", {"students": students})
+            scores = [
+                {"name": source, "score": score} for source, score in zip(sources, (1, 2, 3), strict=True)
+            ]
+            finished(place, f"p2/{target}/seed{seed}/rank", {"sources": scores[::-1]})
+    found = p2.values(place)
+    assert found["nearest", targets[1]] == pytest.approx({0: 60, 1: 65})
+    assert found["nearest", "related"] == pytest.approx({0: 55, 1: 60})
+    assert found["random selection", "related"] == pytest.approx({0: 40, 1: 40})
+    assert found["PARC, Spearman", "all targets"] == pytest.approx({0: 1, 1: 0.5})
+    assert found["ceiling: two seeds' students, Spearman", "all targets"] == pytest.approx({0: 0.5})
+    assert not any(row.startswith("single-") for row, _ in found)
+
+
+def test_of_an_unfinished_run_there_is_what_has_run(tmp_path: Path) -> None:
+    place = room(tmp_path, tiny=True)
+    assert p2.values(place) == {}
+    first = next(iter(place.settings["p2.targets"]))
+    finished(
+        place, f"p2/{first}/seed0/labels", {"students": [{"name": "labels-only", "test": {"top1": 0.25}}]}
+    )
+    assert p2.values(place) == {("labels-only", first): {0: 25}}
+
+
+@pytest.mark.slow
+def test_the_tiny_form_runs_whole(tmp_path: Path) -> None:
+    words = ["--out", str(tmp_path), "--only", "p2/*", "--tiny", "--jobs", "1", "--device", "cpu"]
+    assert main(words) == 0
+    found = p2.values(room(tmp_path, tiny=True))
+    for claim in read_claims(FOLDER / "claims.yaml"):
+        if claim.paper == "p2":
+            rows = [claim.row, *([claim.than] if isinstance(claim.than, str) else [])]
+            for row in rows:
+                values = found[row, claim.column].values()
+                assert len(values) == 2
+                assert all(-1 <= value <= 1 if "Spearman" in row else 0 <= value <= 100 for value in values)
