@@ -16,8 +16,8 @@ from lab.settings import read_settings
 from lab.steps import Lab, Step
 
 
-def room(out: Path, *, tiny: bool = False, full: bool = False) -> Room:
-    settings = read_settings(FOLDER / "recipe.yaml", tiny=tiny, full=full)
+def room(out: Path, *, tiny: bool = False, **given: Any) -> Room:
+    settings = read_settings(FOLDER / "recipe.yaml", tiny=tiny, given=given)
     return room_of(Lab(settings, Places({}), out), tiny=tiny)
 
 
@@ -94,9 +94,14 @@ def finished(place: Room, name: str, document: Mapping[str, Any]) -> None:
 
 
 def test_values_of_documents_made_by_hand(tmp_path: Path) -> None:
-    place = room(tmp_path, tiny=True)
-    sources, targets = list(place.settings["p2.sources"]), list(place.settings["p2.targets"])
-    assert len(sources) == 3
+    targets, sources = ("one", "two"), ("a", "b", "c")
+    task = {"scripts": ["x"], "labelled": 0.5}
+    given = {
+        "sources": dict.fromkeys(sources, task),
+        "targets": dict.fromkeys(targets, task),
+        "related": targets,
+    }
+    place = room(tmp_path, tiny=True, **{f"p2.{name}": value for name, value in given.items()})
     singles = {0: [0.2, 0.4, 0.6], 1: [0.4, 0.2, 0.6]}
     for number, target in enumerate(targets):
         for seed in (0, 1):
@@ -126,7 +131,8 @@ def test_of_an_unfinished_run_there_is_what_has_run(tmp_path: Path) -> None:
     finished(
         place, f"p2/{first}/seed0/labels", {"students": [{"name": "labels-only", "test": {"top1": 0.25}}]}
     )
-    assert p2.values(place) == {("labels-only", first): {0: 25}}
+    found = {("labels-only", "related"): {0: 25}, ("labels-only", first): {0: 25}}
+    assert p2.values(place) == found
 
 
 @pytest.mark.slow

@@ -131,6 +131,7 @@ def _seed(room: Room, target: str, seed: int, kinds: tuple[str, ...]) -> Iterato
             words("rank-sources", cache=cache, data=data, exclude=START, metric="parc", seed=seed, **scheme),
             needs=(f"p2/{target}/cache",), data=kinds,
         )  # fmt: skip
+    drawn = (f"n={settings['p2.test.images']}", f"seed={seed}") if settings["p2.test.images"] else ()
     sweeps: dict[str, tuple[Mapping[str, Any], dict[str, Any]]] = {
         "students": (_students(room, target, seed), _behind_trunk(room) | {"cache": cache}),
         "labels": (
@@ -149,8 +150,8 @@ def _seed(room: Room, target: str, seed: int, kinds: tuple[str, ...]) -> Iterato
         own["epochs"] = settings["p2.epochs"][kind]
         yield Step(
             f"{name}/{kind}",
-            words("train-student", data, test=_part(room, target, task, "test"), sweep=path, out=room.run(name) / kind,
-                  seed=seed, data_seed=seed, **options, **own),
+            words("train-student", data, test=_part(room, target, task, "test", *drawn),
+                  sweep=path, out=room.run(name) / kind, seed=seed, data_seed=seed, **options, **own),
             needs=(f"p2/{target}/cache", f"{name}/rank", f"{name}/rank-inverse"), files=files, data=kinds,
         )  # fmt: skip
 
