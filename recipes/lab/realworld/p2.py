@@ -42,7 +42,7 @@ def steps(room: Room) -> Iterator[Step]:
 
 def _part(room: Room, name: str, task: Mapping[str, Any], split: str, *more: str) -> str:
     """Data of a task: ``scripts``, ``emoji`` (a group) by identity, ``subgroups`` (of a group), ``icons``,
-    ``fashion`` or ``digits``."""  # fmt: skip
+    ``fashion``, ``pen`` or ``digits``."""  # fmt: skip
     images = room.images
     match task:
         case {"scripts": [script]}:
@@ -57,7 +57,9 @@ def _part(room: Room, name: str, task: Mapping[str, Any], split: str, *more: str
             return images.icons(split, *more)
         case {"fashion": _}:
             return images.fashion(split, *more)
-    return images.digits(split, *more)
+        case {"pen": _}:
+            return images.pen(split, *more)
+    return images.few_digits(split, *more)
 
 
 def _kind(task: Mapping[str, Any]) -> tuple[str, ...]:
@@ -68,6 +70,7 @@ def _kind(task: Mapping[str, Any]) -> tuple[str, ...]:
         "subgroups": "emoji",
         "icons": "icons",
         "fashion": "fashion",
+        "digits": "digits",
     }
     return tuple(kind for key, kind in kinds.items() if key in task)
 
@@ -75,8 +78,8 @@ def _kind(task: Mapping[str, Any]) -> tuple[str, ...]:
 def _source(room: Room, source: str, task: Mapping[str, Any]) -> Iterator[Step]:
     """From the generalist by labels: of both styles (vendors, sets), so that it has seen what tells them apart."""
     settings, name = room.settings, f"p2/sources/{source}"
-    share = f"n={settings['p2.source.images'] // 2}"
-    data = "++".join(_part(room, source, task, split, share) for split in ("train", "test"))
+    share = (f"n={task['images']}",) if "images" in task else ()
+    data = "++".join(_part(room, source, task, split, *share) for split in ("train", "test"))
     yield Step(
         f"{name}/cache",
         words("cache-teachers", data, cache=room.cache(name), teacher=f"{START}={room.start()}",
@@ -147,7 +150,7 @@ def _seed(room: Room, target: str, seed: int, kinds: tuple[str, ...]) -> Iterato
     for kind, (students, options) in sweeps.items():
         path, files = room.lab.sweep(f"{name}/{kind}", students)
         own = settings.options("p2.train") | settings.options(f"p2.{kind}")
-        own["epochs"] = settings["p2.epochs"][kind]
+        own["epochs"] = task["epochs"][kind]
         yield Step(
             f"{name}/{kind}",
             words("train-student", data, test=_part(room, target, task, "test", *drawn),
