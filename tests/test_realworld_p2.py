@@ -91,7 +91,7 @@ def test_labels_only_and_fixmatch_are_shown_as_much_as_the_distilled_students(fu
         through = (
             epochs["fixmatch"] * images * (2 + 1 / ratio)
         )  # a weak and a strong view, and labelled images
-        assert through == pytest.approx(size * steps, rel=0.15)
+        assert 1 <= through / (size * steps) < 1.3
 
 
 def test_the_table_of_digits_is_of_mnists_own_images(tmp_path: Path) -> None:
