@@ -174,6 +174,44 @@ def test_mixed_views_have_the_labels_of_both_images(tmp_path: Path) -> None:
         assert one["label"] == pytest.approx(other["label"], rel=1e-4)
 
 
+# --- views that no cache holds ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_without_maps_the_lower_part_runs_and_stays(tmp_path: Path, cached: bool) -> None:
+    """The oracle is the loop of our own: the same batches, the lower layers frozen by hand."""
+    place = make_place(tmp_path)
+    fields: dict[str, Any] = {"optimizer": "sgd", "lr": 0.05, "schedule": "constant", "weight_decay": 0.0}
+    if cached:
+        config = from_maps(
+            place, "live", "distill-equal", teacher=("gen", "exp"), teacher_view="eval", **fields
+        )
+    else:
+        config = from_maps(place, "live", cache=(), **fields)
+    batches: list[Any] = []
+    train_student(config, on_batch=batches.append)
+    wanted = _train_live(make_plan(config), batches)
+    got = load_file(config.out / "export" / "model.safetensors")
+    began = load_file(place.root / "exp" / "model.safetensors")
+    for name in got:
+        if name.startswith(("conv1", "bn1", "layer1", "layer2")):
+            assert torch.equal(got[name], began[name]), name
+        else:
+            assert torch.allclose(got[name], wanted[name], atol=1e-5), name
+    assert not torch.equal(got["layer4.0.conv1.weight"], began["layer4.0.conv1.weight"])
+
+
+def test_fixmatch_keeps_the_lower_part(place: Place) -> None:
+    fields = {"unlabelled_includes_labelled": True, "unlabelled_ratio": 1.0, "batch_size": 8}
+    config = from_maps(place, "fixmatch", "fixmatch", cache=(), **fields)
+    train_student(config)
+    start = load_file(place.root / "exp" / "model.safetensors")
+    end = load_file(config.out / "export" / "model.safetensors")
+    lower = ("conv1", "bn1", "layer1", "layer2")
+    same = {name for name in start if not name.startswith("fc.") and torch.equal(start[name], end[name])}
+    assert same == {name for name in start if name.startswith(lower)}
+
+
 # --- what is refused --------------------------------------------------------------------------
 
 
@@ -207,11 +245,9 @@ def test_the_command_of_the_hint_fills_the_gap(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"cache": ()}, "no --cache"),
         ({"freeze": "backbone"}, "nothing to train"),
         ({"init": "random"}, "untrained"),
         ({"init": "xavier"}, "untrained"),
-        ({"teacher_view": "eval"}, "not cached"),
         ({"image_size": 48}, "maps of 'start' are of"),
     ],
 )

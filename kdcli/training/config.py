@@ -122,7 +122,7 @@ class StudentConfig(
     )
     train_from: str | None = _student(
         None,
-        "Keep the layers up to TAP as they start, and read their maps from the cache.",
+        "Keep the layers up to TAP as they start, and read their maps from the cache; without one they run.",
         min_length=1,
         metavar="TAP",
     )

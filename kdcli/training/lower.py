@@ -1,4 +1,7 @@
-"""``--train-from TAP``: the layers up to TAP stay as they start, and the cache holds what they give."""
+"""``--train-from TAP``: the layers up to TAP stay as they start; the cache holds what they give, or they run.
+
+They run on views that no cache holds: without a cache, and with ``--teacher-view eval``.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -46,7 +49,7 @@ class Lower:
 
 
 def choose_lower(config: StudentConfig, start: Start, cache: CacheSet | None) -> Lower | None:
-    """The cached teacher whose maps the student is trained from; None without ``--train-from``.
+    """The cached teacher whose maps the student is trained from; None where images are looked at.
 
     Args:
         config: the run.
@@ -54,13 +57,15 @@ def choose_lower(config: StudentConfig, start: Start, cache: CacheSet | None) ->
         cache: where the maps are.
 
     Raises:
-        UsageError: there is no cache, or another option contradicts it.
+        UsageError: another option contradicts it.
         CacheMissingError: the start, or its maps, are not cached; the hint is the command that adds them.
     """
     tap = config.train_from
     if tap is None:
         return None
-    cache = _require_options(config, start, cache)
+    _require_options(config, start)
+    if cache is None or config.teacher_view == "eval":
+        return None
     spec = str(ModelSpec.parse(config.student)) if start.init == "pretrained" else start.init
     known = [record for record in cache.teachers.values() if record.spec == spec]
     if not known:
@@ -80,14 +85,8 @@ def choose_lower(config: StudentConfig, start: Start, cache: CacheSet | None) ->
     return Lower(teacher, tap)
 
 
-def _require_options(config: StudentConfig, start: Start, cache: CacheSet | None) -> CacheSet:
+def _require_options(config: StudentConfig, start: Start) -> None:
     tap = config.train_from
-    if cache is None:
-        raise UsageError(
-            f"--train-from {tap} reads feature maps from a cache, and no --cache is given",
-            f"kd cache-teachers {config.data} --cache PATH --teacher start=SPEC --keep maps:{tap}, "
-            "then add --cache PATH",
-        )
     if config.freeze is not None:
         raise UsageError(
             f"--freeze {config.freeze} leaves --train-from {tap} nothing to train but the heads",
@@ -96,12 +95,5 @@ def _require_options(config: StudentConfig, start: Start, cache: CacheSet | None
     if start.init in UNTRAINED:
         raise UsageError(
             f"--train-from {tap} keeps the layers up to it as they start, and --init {start.init} gives untrained ones",
-            "Start from weights that can be cached: --init pretrained, or --init SPEC.",
+            "Start from trained weights: --init pretrained, or --init SPEC.",
         )
-    if config.teacher_view == "eval":
-        raise UsageError(
-            f"--train-from {tap} reads the maps of the student's own view, and --teacher-view eval shows it views"
-            " that are not cached",
-            "Use --teacher-view same; cache --views eval+train:K for augmented ones.",
-        )
-    return cache

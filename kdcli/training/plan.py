@@ -165,7 +165,9 @@ class Plan:
             "weights": {} if teachers is None else dict(teachers.weights),
             "freeze": config.freeze,
             "started_from": None if self.start.record is None else self.start.record.id,
-            "train_from": None if self.lower is None else f"{self.lower.tap} of {self.lower.teacher.id}",
+            "train_from": config.train_from
+            if self.lower is None
+            else f"{self.lower.tap} of {self.lower.teacher.id}",
             "validation": config.validation,
             "select": config.select if self.selects else None,
         }

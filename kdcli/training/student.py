@@ -78,8 +78,8 @@ def build_student(plan: Plan) -> Built:
     student.set_batchnorm(frozen=plan.settings.bn != "train", affine=plan.settings.bn != "frozen-affine")
     if config.freeze == "backbone":
         student.freeze_backbone()
-    if plan.lower is not None:
-        student.freeze_up_to(cut_at(model, plan.lower.tap))
+    if config.train_from is not None:
+        student.freeze_up_to(cut_at(model, config.train_from))
     _require_pieces(plan, student, objective)
     return Built(model, student, objective, plan.lower, plan.average)
 

