@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from lab.places import Places
 from lab.realworld import p3
 from lab.realworld.__main__ import FOLDER, main
 from lab.realworld.claims import read_claims
@@ -12,7 +13,6 @@ from lab.realworld.p3_values import best_single, flips, one_student, transfers
 from lab.realworld.study import room_of
 from lab.settings import read_settings
 from lab.steps import Lab
-from lab.places import Places
 
 RIGHT = np.random.default_rng(0).random((2, 3, 200)) < 0.6  # [seed, network, image]
 NAMES = ("a", "b-1", "c")
@@ -30,11 +30,11 @@ def test_flips_are_counted_within_a_seed_and_between_seeds_of_a_network() -> Non
     pairs = [_pair(one, other) for one in every for other in every if one != other]
     found = {(row, column): by_seed for row, column, by_seed in flips(pairs, NAMES)}
     for seed in (0, 1):
-        own = [
-            100 * np.mean(RIGHT[seed, t] & ~RIGHT[seed, s]) for t in range(3) for s in range(3) if t != s
-        ]
+        own = [100 * np.mean(RIGHT[seed, t] & ~RIGHT[seed, s]) for t in range(3) for s in range(3) if t != s]
         assert found["pairs of networks", "positive flips"][seed] == pytest.approx(np.mean(own))
-        assert found["pairs of networks", "positive flips, least of all pairs"][seed] == pytest.approx(min(own))
+        assert found["pairs of networks", "positive flips, least of all pairs"][seed] == pytest.approx(
+            min(own)
+        )
         twins = [100 * np.mean(RIGHT[seed, n] & ~RIGHT[1 - seed, n]) for n in range(3)]
         assert found["two seeds of a network", "positive flips"][seed] == pytest.approx(np.mean(twins))
 
@@ -47,7 +47,11 @@ def _change(student: str, teachers: list[str], delta: float, **more: Any) -> dic
 
 
 def test_gains_are_means_over_pairs_by_the_strength_of_the_teacher() -> None:
-    changes = [_change("s", ["a"], 0.01), _change("t", ["a"], -0.03), _change("u", ["a"], 0.05, strength="stronger")]
+    changes = [
+        _change("s", ["a"], 0.01),
+        _change("t", ["a"], -0.03),
+        _change("u", ["a"], 0.05, strength="stronger"),
+    ]
     found = transfers([("dp", change) for change in changes])
     assert found["dp", "gain"] == pytest.approx(1.0)
     assert found["dp", "gain, weaker teachers"] == pytest.approx(-1.0)

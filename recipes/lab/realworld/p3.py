@@ -74,7 +74,7 @@ class _Study:
         pretrained = self._settings["p3.pretrained"]
         starts = {name: self.room.start(name) for name in pretrained}
         yield self._cache("base", starts, [f"weights/{name}" for name in pretrained],
-                          keep=f"features,maps:{self._settings['p3.trunk']}")  # fmt: skip
+                          keep=f"features,maps:{self._settings['p3.trunk']}", recipe="base_recipe")  # fmt: skip
         for zoo in range(self._settings["p3.zoos"]):
             yield from self._zoo(str(zoo), zoo, 1)
         yield from self._zoo("half", 0, 2)
@@ -140,19 +140,25 @@ class _Study:
         return str(self._settings["p3.taps"].get(name, self._settings["p3.trunk"]))
 
     def _cache(
-        self, step: str, models: Mapping[str, str], needs: list[str], *, keep: str, into: str | None = None
-    ) -> Step:
+        self, step: str, models: Mapping[str, str], needs: list[str], *, keep: str, into: str | None = None,
+        recipe: str = "recipe",
+    ) -> Step:  # fmt: skip
         """What models say of the training images."""
         return Step(
             f"p3/{step}",
             words("cache-teachers", self._trained, cache=self.room.cache(f"p3-{into or step}"),
                   teacher=[f"{name}={model}" for name, model in models.items()], keep=keep,
-                  views=f"eval+train:{self._settings['p3.views']}", recipe=self._settings["p3.recipe"]),
+                  views=f"eval+train:{self._settings['p3.views']}", recipe=self._settings[f"p3.{recipe}"]),
             needs=tuple(needs), data=("glyphs",),
         )  # fmt: skip
 
     def _train(
-        self, name: str, students: Mapping[str, Mapping[str, Any]], seed: int, needs: list[str], **options: Any
+        self,
+        name: str,
+        students: Mapping[str, Mapping[str, Any]],
+        seed: int,
+        needs: list[str],
+        **options: Any,
     ) -> Step:
         """A sweep on the training images."""
         path, files = self.room.lab.sweep(f"p3/{name}", students)
@@ -180,22 +186,21 @@ class _Study:
             runs["self"] = self._taught("self", student, [student])
             if student == several and seed < self._settings["p3.several_seeds"]:
                 runs["parallel"] = self._taught("dp", student, self._teachers())
-            yield self._sweep(f"seed{seed}/{student}", runs, seed)
+            yield self._sweep(f"seed{seed}/{student}", runs, seed, [f"p3/train-{self._taps()[-1]}"])
 
-    def _taught(self, key: str, student: str, teachers: list[str], start: str | None = None) -> dict[str, Any]:
+    def _taught(
+        self, key: str, student: str, teachers: list[str], start: str | None = None
+    ) -> dict[str, Any]:
         """Options of a student: of a method, or of a control."""
         taught = {"teacher": teachers} if teachers else {}
         return {"method": CONTROLS.get(key, key), "student": start or self._model(student), **taught,
                 "train_from": self._tap(student), "lr": self._settings["p3.rates"][key],
                 **self._settings["p3.options"].get(CONTROLS.get(key, key), {})}  # fmt: skip
 
-    def _sweep(
-        self, name: str, runs: Mapping[str, Mapping[str, Any]], seed: int, stages: tuple[str, ...] = ()
-    ) -> Step:
-        """Transfers over one stream of views; ``stages``: caches of students that go on."""
-        caches = [self.room.cache("p3-train"), *(self.room.cache(f"p3-{stage}") for stage in stages)]
-        needs = [f"p3/train-{self._taps()[-1]}", *(f"p3/{stage}" for stage in stages)]
-        return self._train(name, runs, seed, needs, cache=caches, **self._settings.options("p3.transfer"))
+    def _sweep(self, name: str, runs: Mapping[str, Mapping[str, Any]], seed: int, needs: list[str]) -> Step:
+        """Transfers over one stream of views."""
+        return self._train(name, runs, seed, needs, cache=self.room.cache("p3-train"),
+                           **self._settings.options("p3.transfer"))  # fmt: skip
 
     def _teachers(self) -> list[str]:
         """Of the student of several, the weakest first."""
@@ -206,13 +211,17 @@ class _Study:
         student, (first, *others) = self._settings["p3.several"], self._teachers()
         before, needs = f"p3/seed{seed}/{student}/dp{TEACHER_OF}{first}", f"p3/seed{seed}/{student}"
         for number, teacher in enumerate(others, 2):
-            stage = f"seed{seed}-stage{number}"
-            model = self.room.export(before)
-            yield self._cache(stage, {f"stage{number}": model}, [needs], keep=f"logits,features,maps:{self._tap(student)}")
+            stage, model = f"seed{seed}-stage{number}", self.room.export(before)
+            keep = f"logits,features,maps:{self._tap(student)}"
+            yield self._cache(stage, {stage: model}, [needs], keep=keep, into="train")
             name = f"seed{seed}/several-{number}"
-            yield self._sweep(name, {"dp": self._taught("dp", student, [teacher], model)}, seed, (stage,))
+            yield self._sweep(
+                name, {"dp": self._taught("dp", student, [teacher], model)}, seed, [f"p3/{stage}"]
+            )
             before, needs = f"p3/{name}/dp", f"p3/{name}"
-        singles = [self.room.run(f"p3/seed{seed}/{student}/dp{TEACHER_OF}{each}") for each in self._teachers()]
+        singles = [
+            self.room.run(f"p3/seed{seed}/{student}/dp{TEACHER_OF}{each}") for each in self._teachers()
+        ]
         yield Step(
             f"p3/seed{seed}/soup",
             words("soup", *singles, out=self.room.run(f"p3-soup/seed{seed}")),

@@ -50,7 +50,9 @@ def _networks(room: Room, found: Found, document: Mapping[str, Any]) -> None:
         found[row, column] = by_zoo
 
 
-def flips(pairs: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[tuple[str, str, dict[int, float]]]:
+def flips(
+    pairs: Sequence[Mapping[str, Any]], names: Sequence[str]
+) -> list[tuple[str, str, dict[int, float]]]:
     """Images that only the teacher gets right, in percent: of different networks, and of one from two seeds.
 
     Args:
