@@ -90,7 +90,8 @@ def test_every_method_has_a_rate_and_every_network_a_tap(tmp_path: Path) -> None
         assert settings["p3.taps"].keys() >= set(settings["p3.small"])
     steps = list(p3.steps(room_of(Lab(settings, Places({}), tmp_path), tiny=True)))
     names = [step.name for step in steps]
-    assert len(names) == len(set(names)) and all(name.startswith("p3/") for name in names)
+    assert len(names) == len(set(names))
+    assert all(name.startswith("p3/") for name in names)
     seen: set[str] = {f"weights/{name}" for name in settings["networks"]}
     for step in steps:
         assert seen.issuperset(step.needs), f"{step.name} comes before what it needs"

@@ -129,7 +129,8 @@ class _Study:
         ]
         yield Step(
             "p3/flips",
-            words("compare", cache=self.room.cache("p3-test"), test=self._tested, pair=[",".join(pair) for pair in pairs]),
+            words("compare", cache=self.room.cache("p3-test"), test=self._tested,
+                  pair=[",".join(pair) for pair in pairs]),
             needs=("p3/test",), data=("glyphs",),
         )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""P3's numbers: what kd compare says of flips and transfers, averaged over pairs within a seed; in points and percent."""
+"""P3's numbers: what kd compare says of flips and transfers, means over pairs within a seed, in points and percent."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
