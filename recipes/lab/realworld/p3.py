@@ -5,7 +5,7 @@ p3/zoo-N, small-N       the networks, from seed N; only those of seed 0 teach ea
 p3/half, small-half     the same with half of the epochs: how near to a plateau they are
 p3/train-TAP            what the networks say of the training images, and the maps that their students start from
 p3/test, flips          what all say of the test images, and what one knows that another does not
-p3/seedN/STUDENT        a student from each teacher by each method, and the controls; N is of order and views
+p3/seedN/KIND           students from each teacher by each method, and the controls; N is of order and views
 p3/seedN/several...     one student of all teachers: one after the other, at once, averaged
 p3/seedN/compare        what each transfer changed
 """
@@ -19,8 +19,6 @@ from lab.realworld.claims import Values
 from lab.realworld.shared import Room
 from lab.steps import Step, words
 
-TEACHER_OF = "--"
-"""Between the method and the teacher in the name of a run."""
 CONTROLS = {"labels": "labels-only", "self": "xe-kl"}
 """Runs without another network: their methods."""
 
@@ -175,19 +173,18 @@ class _Study:
     def _transfers(self, seed: int) -> Iterator[Step]:
         """All methods from seed 0, those of the claims from the others."""
         methods = self._settings["p3.methods" if seed == 0 else "p3.main"]
-        several = self._settings["p3.several"]
-        for student in self._names:
-            runs = {
-                f"{method}{TEACHER_OF}{teacher}": self._taught(method, student, [teacher])
-                for teacher in self._names
-                if teacher != student
-                for method in methods
-            }
-            runs["labels"] = self._taught("labels", student, [])
-            runs["self"] = self._taught("self", student, [student])
-            if student == several and seed < self._settings["p3.several_seeds"]:
-                runs["parallel"] = self._taught("dp", student, self._teachers())
-            yield self._sweep(f"seed{seed}/{student}", runs, seed, [f"p3/train-{self._taps()[-1]}"])
+        several = self._settings["p3.several"] if seed < self._settings["p3.several_seeds"] else None
+        for kind in ("pretrained", "small"):
+            runs = {}
+            for student in self._settings[f"p3.{kind}"]:
+                for teacher in self._names:
+                    for method in methods if teacher != student else ():
+                        runs[_named(method, teacher, student)] = self._taught(method, student, [teacher])
+                runs[_named("labels", student)] = self._taught("labels", student, [])
+                runs[_named("self", student)] = self._taught("self", student, [student])
+                if student == several:
+                    runs[_named("parallel", student)] = self._taught("dp", student, self._teachers())
+            yield self._sweep(f"seed{seed}/{kind}", runs, seed, [f"p3/train-{self._taps()[-1]}"])
 
     def _taught(
         self, key: str, student: str, teachers: list[str], start: str | None = None
@@ -210,7 +207,9 @@ class _Study:
     def _several(self, seed: int) -> Iterator[Step]:
         """The student's first teacher was one of its single ones; it then goes on to the next, and so on."""
         student, (first, *others) = self._settings["p3.several"], self._teachers()
-        before, needs = f"p3/seed{seed}/{student}/dp{TEACHER_OF}{first}", f"p3/seed{seed}/{student}"
+        kind = "pretrained" if student in self._settings["p3.pretrained"] else "small"
+        single = f"p3/seed{seed}/{kind}"
+        before, needs = f"{single}/{_named('dp', first, student)}", single
         for number, teacher in enumerate(others, 2):
             stage, model = f"seed{seed}-stage{number}", self.room.export(before)
             keep = f"logits,features,maps:{self._tap(student)}"
@@ -221,18 +220,18 @@ class _Study:
             )
             before, needs = f"p3/{name}/dp", f"p3/{name}"
         singles = [
-            self.room.run(f"p3/seed{seed}/{student}/dp{TEACHER_OF}{each}") for each in self._teachers()
+            self.room.run(f"{single}/{_named('dp', teacher, student)}") for teacher in self._teachers()
         ]
         yield Step(
             f"p3/seed{seed}/soup",
             words("soup", *singles, out=self.room.run(f"p3-soup/seed{seed}")),
-            needs=(f"p3/seed{seed}/{student}",), data=("glyphs",),
+            needs=(single,), data=("glyphs",),
         )  # fmt: skip
 
     def _compare(self, seed: int, *, several: bool) -> Step:
         student, teachers = self._settings["p3.several"], self._teachers()
         soup = f"soup,{'+'.join(teachers)},{student}=local-dir:{self.room.run(f'p3-soup/seed{seed}')}"
-        needs = [f"p3/seed{seed}/{name}" for name in self._names] + ["p3/test"]
+        needs = [f"p3/seed{seed}/pretrained", f"p3/seed{seed}/small", "p3/test"]
         if several:
             needs += [f"p3/seed{seed}/soup", f"p3/seed{seed}/several-{len(teachers)}"]
         return Step(
@@ -245,3 +244,8 @@ class _Study:
 
 def _called(name: str, zoo: str) -> str:
     return name if zoo == "0" else f"{name}-{zoo}"
+
+
+def _named(*parts: str) -> str:
+    """A run, by its method, teacher and student."""
+    return "--".join(parts)
