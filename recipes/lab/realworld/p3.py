@@ -72,7 +72,7 @@ class _Study:
         pretrained = self._settings["p3.pretrained"]
         starts = {name: self.room.start(name) for name in pretrained}
         yield self._cache("base", starts, [f"weights/{name}" for name in pretrained],
-                          keep=f"features,maps:{self._settings['p3.trunk']}", recipe="base_recipe")  # fmt: skip
+                          keep=f"features,maps:{self._settings['p3.trunk']}", part="base_")  # fmt: skip
         for zoo in range(self._settings["p3.zoos"]):
             yield from self._zoo(str(zoo), zoo, 1)
         yield from self._zoo("half", 0, 2)
@@ -140,14 +140,14 @@ class _Study:
 
     def _cache(
         self, step: str, models: Mapping[str, str], needs: list[str], *, keep: str, into: str | None = None,
-        recipe: str = "recipe",
+        part: str = "",
     ) -> Step:  # fmt: skip
         """What models say of the training images."""
         return Step(
             f"p3/{step}",
             words("cache-teachers", self._trained, cache=self.room.cache(f"p3-{into or step}"),
                   teacher=[f"{name}={model}" for name, model in models.items()], keep=keep,
-                  views=f"eval+train:{self._settings['p3.views']}", recipe=self._settings[f"p3.{recipe}"]),
+                  views=f"eval+train:{self._settings[f'p3.{part}views']}", recipe=self._settings[f"p3.{part}recipe"]),
             needs=tuple(needs), data=("glyphs",),
         )  # fmt: skip
 
