@@ -79,7 +79,7 @@ def build_student(plan: Plan) -> Built:
     if config.freeze == "backbone":
         student.freeze_backbone()
     if plan.lower is not None:
-        student.freeze_up_to(cut_at(model, plan.lower.tap))
+        student.freeze_up_to(cut_at(model, plan.lower.tap, objective.taps()))
     _require_pieces(plan, student, objective)
     return Built(model, student, objective, plan.lower, plan.average)
 
