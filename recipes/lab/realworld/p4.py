@@ -19,8 +19,9 @@ from lab.steps import Step, words
 
 OWN, MEAN = "data-set-specific", "mean"
 LEVELS: Final = ("L1", "L2")
-TAPS: Final = {False: "final", True: "blocks.4"}
-"""The map that is pooled, by ``--tiny``: whose network's last stage is that."""
+BASELINES: Final = {"multi-head": "separate", "joint-head": "joint"}
+_TAP: Final = "final"
+"""The map that is pooled."""
 
 
 def steps(room: Room) -> Iterator[Step]:
@@ -59,15 +60,12 @@ class _Study:
         """Of everything that is drawn at random."""
         return list(range(self._settings["p4.seeds"]))
 
-    @property
-    def _tap(self) -> str:
-        return TAPS[self.room.tiny]
-
     def steps(self) -> Iterator[Step]:
         """In an order in which they can run."""
         yield from map(self._trunk, self.sets)
         for seed in self.seeds:
             yield from (self._own(name, seed) for name in self.sets)
+            yield from (self._baseline(row, seed) for row in BASELINES)
         yield from (self._experts(name, split) for name in self.sets for split in ("train", "test"))
         for seed in self.seeds:
             yield from (self._joint(levels, seed) for levels in LEVELS)
@@ -96,19 +94,23 @@ class _Study:
         kind = self.sets[name]["kind"]
         return ("emoji",) if kind in ("identity", "subgroup") else (kind,)
 
+    @property
+    def _kinds(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(kind for name in self.sets for kind in self._kind(name)))
+
     def _shown(self) -> dict[str, Any]:
         settings = self._settings
         return {"recipe": settings["recipe"], "views": f"eval+train:{settings['p4.views']}",
-                "eval_geometry": "whole", "teacher_size": settings["image_size"]}  # fmt: skip
+                "eval_geometry": "whole"}  # fmt: skip
 
     def _trunk(self, name: str) -> Step:
-        network = self.sets[name]["network"]
+        networks = dict.fromkeys([self.sets[name]["network"], self._settings["p4.shared_network"]])
         return Step(
             f"p4/trunk/{name}",
             words("cache-teachers", self._data(name, "train"), cache=self._cache(name, "train"),
-                  teacher=f"{network}={self._start(name)}", keep=f"maps:{self._settings['p4.trunk']}",
-                  **self._shown()),
-            needs=(f"weights/{network}",), data=self._kind(name),
+                  teacher=[f"{network}={self.room.start(network)}" for network in networks],
+                  keep=f"maps:{self._settings['p4.trunk']}", **self._shown()),
+            needs=tuple(f"weights/{network}" for network in networks), data=self._kind(name),
         )  # fmt: skip
 
     def _training(self, name: str, step: str, seed: int, students: Mapping[str, Any]) -> Step:
@@ -131,6 +133,20 @@ class _Study:
         step = self._training(name, f"p4/own/{name}/seed{seed}", seed, {"own": {"method": "labels-only"}})
         return self._with_needs(step, f"p4/trunk/{name}")
 
+    def _baseline(self, row: str, seed: int) -> Step:
+        """One network of all sets, with as many epochs; multi-head takes a batch of each set in a step."""
+        settings, step = self._settings, f"p4/multi/{row}/seed{seed}"
+        return Step(
+            step,
+            words("train-student", *(f"{name}={self._data(name, 'train')}" for name in self.sets),
+                  test=[f"{name}={self._data(name, 'test')}" for name in self.sets],
+                  cache=[self._cache(name, "train") for name in self.sets], method="multi-task",
+                  label_space=BASELINES[row], student=self.room.start(settings["p4.shared_network"]),
+                  train_from=settings["p4.trunk"], seed=seed, data_seed=seed, out=self.room.run(step),
+                  **settings.options("p4.train")),
+            needs=tuple(f"p4/trunk/{name}" for name in self.sets), data=self._kinds,
+        )  # fmt: skip
+
     def _experts(self, name: str, split: str) -> Step:
         experts = [f"{each}-{seed}=" + self.room.export(f"p4/own/{each}/seed{seed}/own")
                    for seed in self.seeds for each in self.sets]  # fmt: skip
@@ -138,7 +154,7 @@ class _Study:
         return Step(
             f"p4/experts/{name}/{split}",
             words("cache-teachers", self._data(name, split), cache=self._cache(name, split), teacher=experts,
-                  keep=f"logits,features,maps:{self._tap}", **shown),
+                  keep=f"logits,features,maps:{_TAP}", **shown),
             needs=(f"p4/trunk/{name}", *(f"p4/own/{each}/seed{seed}" for seed in self.seeds for each in self.sets)),
             data=self._kind(name),
         )  # fmt: skip
@@ -148,7 +164,7 @@ class _Study:
         space, channels = options.pop("space"), options.pop("map_channels")
         if levels == "L2":
             options |= {"space": space, "map_channels": channels,
-                        "tap": [f"{name}-{seed}={self._tap}" for name in self.sets]}  # fmt: skip
+                        "tap": [f"{name}-{seed}={_TAP}" for name in self.sets]}  # fmt: skip
         return Step(
             f"p4/joint/{levels}/seed{seed}",
             words("fuse-teachers", cache=[self._cache(name, "train") for name in self.sets],
@@ -157,7 +173,7 @@ class _Study:
                   write_back=f"joint-{levels}-{seed}", out=self.room.run(f"p4/joint/{levels}/seed{seed}"),
                   **options),
             needs=tuple(f"p4/experts/{name}/{split}" for name in self.sets for split in ("train", "test")),
-            data=tuple({kind: None for name in self.sets for kind in self._kind(name)}),
+            data=self._kinds,
         )  # fmt: skip
 
     def _students(self, name: str, seed: int) -> Step:
@@ -165,10 +181,10 @@ class _Study:
         taught: dict[str, dict[str, Any]] = {
             "student L1": {"teacher": ["joint-L1-" + str(seed)], "levels": "features"},
             "student L2": {"teacher": [f"joint-L2-{seed}"], "levels": "all",
-                           "student_tap": [self._tap], "teacher_tap": ["fused"]},
+                           "student_tap": [_TAP], "teacher_tap": ["fused"]},
             "own teacher": {"teacher": [expert], "levels": "none"},
             "own teacher, levels": {"teacher": [expert], "levels": "all",
-                                    "student_tap": [self._tap], "teacher_tap": [self._tap]},
+                                    "student_tap": [_TAP], "teacher_tap": [_TAP]},
         }  # fmt: skip
         weights = self._settings.options("p4.mlfd")
         students = {
@@ -192,6 +208,11 @@ class _Study:
                 for student in lab.document(step)["students"] if lab.has(step) else ():
                     row = _ROWS[student["name"]]
                     found.setdefault(row, {})[name] = student["test"]["top1"]
+        for row in BASELINES:
+            step = f"p4/multi/{row}/seed{seed}"
+            if lab.has(step):
+                tests = lab.document(step)["tests"]
+                found[row] = {name: tests[name]["top1"] for name in self.sets}
         for levels in LEVELS:
             step = f"p4/joint/{levels}/seed{seed}"
             for result in lab.document(step)["joint"].values() if lab.has(step) else ():
