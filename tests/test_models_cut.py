@@ -106,7 +106,10 @@ def test_a_forward_that_does_something_between_its_layers_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("name", "tap", "matched"),
-    [("test_resnet", "layer1", ["layer3", "layer4"]), ("test_efficientnet", "blocks.2", ["blocks.4", "final"])],
+    [
+        ("test_resnet", "layer1", ["layer3", "layer4"]),
+        ("test_efficientnet", "blocks.2", ["blocks.4", "final"]),
+    ],
 )
 def test_the_upper_part_gives_the_maps_that_the_whole_gives(name: str, tap: str, matched: list[str]) -> None:
     model, images = opened(name), torch.rand(3, 3, 64, 64)

@@ -38,7 +38,9 @@ def sweep_of(step: Step) -> dict[str, dict[str, Any]]:
     return json.loads(text)["students"]
 
 
-def test_students_have_the_start_images_views_and_steps_of_the_data_set_specific_model(tmp_path: Path) -> None:
+def test_students_have_the_start_images_views_and_steps_of_the_data_set_specific_model(
+    tmp_path: Path,
+) -> None:
     room = room_of(tmp_path, tiny=False)
     found = {step.name: step for step in p4.steps(room)}
     for name in room.settings["p4.sets"]:
@@ -49,7 +51,9 @@ def test_students_have_the_start_images_views_and_steps_of_the_data_set_specific
                 [pair for pair in zip(step.words, step.words[1:], strict=False) if pair[0] not in apart]
                 for step in (own, students)
             ]
-            paths = {value for step in (own, students) for value in option(step, "sweep") + option(step, "out")}
+            paths = {
+                value for step in (own, students) for value in option(step, "sweep") + option(step, "out")
+            }
             mine, theirs = ([pair for pair in each if pair[0] not in paths] for each in shared)
             assert mine == theirs
             assert set(option(own, "seed")) == set(option(own, "data-seed")) == {str(seed)}
@@ -89,7 +93,9 @@ def test_a_step_needs_all_that_it_reads(tmp_path: Path) -> None:
         before.add(step.name)
 
 
-def test_numbers_are_percent_by_set_and_their_mean_and_rows_that_lack_a_set_are_left_out(tmp_path: Path) -> None:
+def test_numbers_are_percent_by_set_and_their_mean_and_rows_that_lack_a_set_are_left_out(
+    tmp_path: Path,
+) -> None:
     sets = {name: {"network": "lite0", "kind": "icons", "train": "n=8", "test": "n=8"} for name in ("x", "y")}
     room = room_of(tmp_path, tiny=False, **{"p4.sets": sets, "p4.seeds": 2})
     for name, right in (("x", 0.5), ("y", 0.25)):

@@ -96,7 +96,9 @@ def cut_at(model: Model, tap: str, matched: Collection[str] = ()) -> Cut:
         place = names.index(tap) + 1
         upper = {call.name: call.layer for call in calls[place:]}
         if upper and network.last_tap not in upper:
-            upper[network.last_tap] = upper.pop(names[-1])  # what it gives is what the features are pooled from
+            upper[network.last_tap] = upper.pop(
+                names[-1]
+            )  # what it gives is what the features are pooled from
         cut = Cut(tap, tuple(call.layer for call in calls[:place]), upper)
         maps = [MAPS + each for each in matched]
         whole = network.outputs(image, ["features", MAPS + tap, *maps])
@@ -111,7 +113,9 @@ def cut_at(model: Model, tap: str, matched: Collection[str] = ()) -> Cut:
         again = cut.outputs(network, feature_map, maps)
         for each in maps:
             if again[each].shape != whole[each].shape or not nearly_equal(again[each], whole[each]):
-                raise refuse(f"its layers do not give the map of '{each.removeprefix(MAPS)}' as it is matched")
+                raise refuse(
+                    f"its layers do not give the map of '{each.removeprefix(MAPS)}' as it is matched"
+                )
     return cut
 
 

@@ -271,7 +271,10 @@ def _feed_of(
                 "Use --resident ram.",
             )
         first = Feed(plan.data, plan.rule, renders, recording, decoded)
-        feeds = [first, *(_further_feed(plan, each.data, renders, recording, decoded) for each in plan.sets[1:])]
+        feeds = [
+            first,
+            *(_further_feed(plan, each.data, renders, recording, decoded) for each in plan.sets[1:]),
+        ]
         labelled = [plan.needs.labels, *[True] * (len(feeds) - 1)]
         offsets = np.cumsum([0, *(len(each.data) for each in plan.sets[:-1])]).tolist()
         return JointFeed(feeds, labelled, offsets)
@@ -297,7 +300,9 @@ def _further_feed(
     if plan.lower is None or recording is None:
         return Feed(data, ViewRule(replace(plan.rule.views, train_views=0), None), renders)
     rows = recording.cache.rows_of(data, check_content=False)
-    return Feed(data, plan.rule, renders, replace(recording, rows=rows, reads=plan.lower.with_maps({})), decoded)
+    return Feed(
+        data, plan.rule, renders, replace(recording, rows=rows, reads=plan.lower.with_maps({})), decoded
+    )
 
 
 Loader = Iterable[Batch | KdError]

@@ -130,7 +130,8 @@ class _Study:
         return Step(
             step,
             words("train-student", self._data(name, "train"), test=self._data(name, "test"),
-                  cache=self._cache(name, "train"), student=self._start(name), eval_geometry="whole", train_from=settings["p4.trunk"],
+                  cache=self._cache(name, "train"), student=self._start(name),
+                  eval_geometry="whole", train_from=settings["p4.trunk"],
                   seed=self.seed, data_seed=self.seed, teacher_view="same", sweep=path, out=self.room.run(step),
                   **settings.options("p4.train")),
             needs=needs, files=files, data=self._kind(name),
@@ -148,7 +149,8 @@ class _Study:
                   test=[f"{name}={self._data(name, 'test')}" for name in self.sets],
                   cache=[self._cache(name, "train") for name in self.sets], method="multi-task",
                   label_space=BASELINES[row], student=self.room.start(settings["p4.shared_network"]),
-                  eval_geometry="whole", train_from=settings["p4.trunk"], seed=self.seed, data_seed=self.seed, out=self.room.run(step),
+                  eval_geometry="whole", train_from=settings["p4.trunk"], seed=self.seed,
+                  data_seed=self.seed, out=self.room.run(step),
                   **settings.options("p4.train")),
             needs=tuple(self._step("trunk", name) for name in self.sets), data=self._kinds,
         )  # fmt: skip
