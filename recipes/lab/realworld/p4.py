@@ -83,7 +83,7 @@ class _Study:
 
     def _data(self, name: str, split: str) -> str:
         images, each = self.room.images, self.sets[name]
-        of, more = each.get("of"), [each[split]] if each[split] else []
+        of, more = str(each.get("of", "")), [each[split]] if each[split] else []
         more += [f"seed={self.seed}"] if split == "train" else []
         if each["kind"] == "glyphs":
             return images.glyphs(of, split, *more)
