@@ -9,6 +9,7 @@ from kdcli.errors import UsageError
 from kdcli.models.cut import cut_at
 from kdcli.models.spec import Model, open_model
 from kdcli.models.student import Student
+from kdcli.outputs import MAPS
 
 
 def opened(name: str, size: int | None = 64) -> Model:
@@ -115,6 +116,32 @@ def test_a_forward_that_does_something_between_its_layers_is_refused() -> None:
         cut_at(model, "layer2")
     Sly.forward_features = honest
     assert cut_at(model, "layer2").tap == "layer2"
+
+
+@pytest.mark.parametrize(
+    ("name", "tap", "matched"),
+    [
+        ("test_resnet", "layer1", ["layer3", "layer4"]),
+        ("test_efficientnet", "blocks.2", ["blocks.4", "final"]),
+    ],
+)
+def test_the_upper_part_gives_the_maps_that_the_whole_gives(name: str, tap: str, matched: list[str]) -> None:
+    model, images = opened(name), torch.rand(3, 3, 64, 64)
+    cut = cut_at(model, tap, matched)
+    wanted = [MAPS + each for each in matched]
+    with torch.no_grad():
+        whole = model.network.outputs(images, [*wanted, MAPS + tap, "logits"])
+        found = cut.outputs(model.network, whole[MAPS + tap], [*wanted, "logits"])
+    assert list(found) == [*wanted, "logits"]
+    for each in found:
+        torch.testing.assert_close(found[each], whole[each])
+
+
+@pytest.mark.parametrize("matched", ["layer2", "layer1"])
+def test_a_map_that_no_trained_layer_gives_is_not_matched(matched: str) -> None:
+    with pytest.raises(UsageError, match=f"the map of '{matched}' is of none") as refused:
+        cut_at(opened("test_resnet"), "layer2", [matched])
+    assert "--student-tap layer4" in str(refused.value.hint)
 
 
 def test_a_map_without_a_cut_is_a_mistake_of_the_caller() -> None:

@@ -73,7 +73,7 @@ def test_views_differ_from_epoch_to_epoch_as_the_caches_do(place: Place) -> None
     assert [epoch["view"] for epoch in result.history] == [1, 2, 1]
 
 
-@pytest.mark.parametrize("method", ["labels-only", "distill-equal"])
+@pytest.mark.parametrize("method", ["labels-only", "distill-equal", "mlfd"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("float16", 0.1)])
 def test_training_from_the_map_is_training_with_the_frozen_lower_part(
     tmp_path: Path, method: str, dtype: str, tolerance: float
@@ -81,9 +81,13 @@ def test_training_from_the_map_is_training_with_the_frozen_lower_part(
     """The oracle is a loop of our own: the lower layers run on the cached views' pixels, without a gradient."""
     place = make_place(tmp_path)
     keep_maps(place, dtype=dtype)
-    fields = {"optimizer": "sgd", "lr": 0.05, "schedule": "constant", "weight_decay": 0.0}
-    if method != "labels-only":
+    keep_maps(place, "maps:layer4", dtype=dtype)
+    fields: dict[str, Any] = {"optimizer": "sgd", "lr": 0.05, "schedule": "constant", "weight_decay": 0.0}
+    if method == "distill-equal":
         fields["teacher"] = ("gen", "exp")
+    if method == "mlfd":  # of a map behind the cut
+        fields |= {"teacher": ("start",), "levels": "maps", "distill_weight": 0.0, "level_weight": (5.0,)}
+        fields |= {"teacher_tap": ("layer4",), "student_tap": ("layer4",), "teacher_view": "same"}
     config = from_maps(place, "cached", method, **fields)
     batches: list[Any] = []
     whole = place.config(
@@ -116,7 +120,8 @@ def _train_live(plan: Any, batches: list[Any]) -> dict[str, torch.Tensor]:
         built.student.train()
         for layer in lower:
             layer.eval()
-        output = built.student(normalise(batch.pixels, built.model.preprocess), built.objective.active())
+        pixels = normalise(batch.pixels, built.model.preprocess)
+        output = built.student(pixels, built.objective.active(), taps=built.objective.taps())
         loss = built.objective(output, batch.teacher, batch)["loss"]
         optimizer.zero_grad()
         loss.backward()

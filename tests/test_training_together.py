@@ -12,8 +12,12 @@ from test_training_run import interrupt, same_student
 from test_training_validation import top1
 from training_place import Place, make_place
 
+from kdcli.cache.cacheset import CacheSet
 from kdcli.data.sources import open_data
-from kdcli.errors import UsageError
+from kdcli.errors import CacheMissingError, UsageError
+from kdcli.extract.config import CacheConfig
+from kdcli.extract.extract import cache_teachers
+from kdcli.training.config import StudentConfig
 from kdcli.training.resolve import make_plan
 from kdcli.training.train import train_student, train_students
 
@@ -81,9 +85,56 @@ def test_a_cut_student_gets_its_maps_in_the_labelled_batch_too(place: Place) -> 
         assert (maps.flatten(1).abs().sum(1) > 0).all(), "zeros stand where nothing was read"
 
 
-@pytest.mark.parametrize("option", [{"validation": 0.5}, {"train_from": TAP}])
-def test_what_is_for_one_data_set_is_refused_of_several(place: Place, option: dict[str, Any]) -> None:
-    config = place.config("several", "multi-task", **method_options(place, "multi-task"), **option)
+def several_cut(place: Place, out: str, second: str, **options: Any) -> StudentConfig:
+    return place.config(
+        out, "multi-task", data=(f"a={place.data}", f"b={second}"), cache=(place.cache, place.root / "others.kd"),
+        student=place.specs["exp"], train_from=TAP, image_size=None, init=None, **options,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("space", ["separate", "joint"])
+def test_a_cut_student_of_several_data_sets_gets_the_maps_of_each(place: Place, space: str) -> None:
+    others = str(place.root / "others")
+    cache_teachers(
+        CacheConfig(
+            data=others, cache=place.root / "others.kd", teacher=(f"start={place.specs['exp']}",),
+            keep=(f"maps:{TAP}",), dtype="float32", workers=0, device="cpu", views="eval+train:2",
+        )  # type: ignore[arg-type]
+    )  # fmt: skip
+    batches: list[Any] = []
+    config = several_cut(place, f"cut-{space}", others, epochs=2, label_space=space, bn="frozen")
+    train_student(config, on_batch=batches.append)
+    seen = set()
+    for batch in batches:
+        (maps,) = (arrays[f"maps/{TAP}"] for arrays in batch.teacher.values())
+        for number, data in enumerate((open_data(place.data), open_data(others))):
+            mine = batch.part == number
+            rows = (batch.index[mine] - number * len(open_data(place.data))).numpy()
+            cache = CacheSet.open((place.cache, place.root / "others.kd"))
+            places = cache.rows_of(data)[rows]
+            for view in set((1 + batch.turn[mine] % 2).tolist()):
+                at = (1 + batch.turn[mine] % 2).numpy() == view
+                kept = cache.gather("start", f"maps/{TAP}", places[at], view)
+                torch.testing.assert_close(maps[mine][torch.from_numpy(at)], torch.as_tensor(kept))
+                seen.add((number, view))
+    assert seen == {(number, view) for number in (0, 1) for view in (1, 2)}
+    start, end = load_file(place.root / "exp" / "model.safetensors"), weights(config.out)
+    for name in (each for each in start if each.endswith(".weight") and not each.startswith("fc.")):
+        lower = name.startswith(("conv1", "bn1", "layer1", "layer2"))
+        assert torch.equal(start[name], end[name]) == lower, name
+
+
+def test_a_further_data_set_without_cached_maps_is_refused(place: Place) -> None:
+    make_folder(place.root / "unknown", classes=2, per_class=3, size=28, seed=9)
+    for each in ("class0", "class1"):
+        (place.root / "unknown" / each).rename(place.root / "unknown" / f"other-{each}")
+    with pytest.raises(CacheMissingError):
+        train_student(several_cut(place, "uncached", str(place.root / "unknown"), bn="frozen"))
+
+
+def test_a_validation_split_of_several_data_sets_is_refused(place: Place) -> None:
+    options = method_options(place, "multi-task")
+    config = place.config("several", "multi-task", **options, validation=0.5)
     with pytest.raises(UsageError, match="is for one data set, and 2 are given"):
         train_student(config)
 

@@ -30,7 +30,9 @@ def demo(config: "DemoConfig", common: "Common") -> None:
     from kdcli.demo.weights import export_pretrained_weights
 
     if config.export_weights is not None:
-        spec = f"local-dir:{export_pretrained_weights(config.export_weights, config.image_size, config.network)}"
+        spec = (
+            f"local-dir:{export_pretrained_weights(config.export_weights, config.image_size, config.network)}"
+        )
         if common.as_json:
             console.document({"spec": spec})
         else:

@@ -359,9 +359,3 @@ def _require_trainable(setup: Setup, levels: Sequence[Level]) -> None:
             f"--freeze {setup.origin.freeze}, but matching {levels[0].array} would have to change the backbone",
             f"Leave --freeze out, {less}",
         )
-    if setup.origin.train_from is not None and any(level.is_map for level in levels):
-        less = " or ".join(word for word in ("features", "none") if word in choices)
-        raise UsageError(
-            f"--train-from {setup.origin.train_from}: a student that is cut gives no maps to match",
-            "Leave --train-from out" + (f", or use --levels {less}." if less else "."),
-        )

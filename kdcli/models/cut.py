@@ -1,6 +1,6 @@
 """A network cut at a tap: what comes before it stays as it is, what comes after runs from its feature map."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -28,26 +28,28 @@ class Cut:
     Attributes:
         tap: name of the last layer of the lower part.
         lower: the layers up to it, in order.
-        upper: the layers after it, in order, as far as the pooling.
+        upper: the layers after it by name, in order, as far as the pooling.
     """
 
     tap: str
     lower: tuple[nn.Module, ...]
-    upper: tuple[nn.Module, ...]
+    upper: Mapping[str, nn.Module]
 
     def outputs(
         self, network: TimmClassifier, feature_map: Float[Tensor, "b c h w"], names: Collection[str]
     ) -> dict[str, Tensor]:
-        """Features, logits, or both, of images whose feature map at the tap is given.
+        """Features, logits, and maps of layers after the tap, of images whose feature map at the tap is given.
 
         Args:
             network: the network that was cut.
             feature_map: what its lower part gave.
-            names: among ``logits`` and ``features``.
+            names: ``logits``, ``features``, and ``maps/LAYER`` of layers that :func:`cut_at` was asked for.
         """
-        for layer in self.upper:
-            feature_map = layer(feature_map)
-        return network.finish(feature_map, names)
+        found: dict[str, Tensor] = {}
+        for name, layer in self.upper.items():
+            feature_map = found[MAPS + name] = layer(feature_map)
+        found |= network.finish(feature_map, [name for name in names if name not in found])
+        return {name: found[name] for name in names}
 
 
 @final
@@ -61,7 +63,7 @@ class _Call:
     output: Any
 
 
-def cut_at(model: Model, tap: str) -> Cut:
+def cut_at(model: Model, tap: str, matched: Collection[str] = ()) -> Cut:
     """Cut a network at a tap, where that can be done honestly.
 
     One image is followed through the network: each layer must be handed exactly what the one before it
@@ -70,11 +72,14 @@ def cut_at(model: Model, tap: str) -> Cut:
     Args:
         model: an open timm model; its network is put into eval mode.
         tap: name of a layer.
+        matched: further taps, whose maps the upper part has to give.
 
     Raises:
-        UsageError: there is no such tap, or the network does more than run its layers in turn.
+        UsageError: there is no such tap, the network does more than run its layers in turn, or a matched map is not
+            one of the upper part.
     """
-    require_tap(model, tap)
+    for each in (tap, *matched):
+        require_tap(model, each)
     network = model.network.eval()
     if not isinstance(network, TimmClassifier):
         raise UsageError(f"--train-from {tap}: only timm's networks can be cut", _HINT)
@@ -89,15 +94,39 @@ def cut_at(model: Model, tap: str) -> Cut:
         if tap not in names:
             raise refuse(f"its forward does not run '{tap}' by itself")
         place = names.index(tap) + 1
-        cut = Cut(tap, tuple(c.layer for c in calls[:place]), tuple(c.layer for c in calls[place:]))
-        whole = network.outputs(image, ["features", MAPS + tap])
+        upper = {call.name: call.layer for call in calls[place:]}
+        if upper and network.last_tap not in upper:
+            upper[network.last_tap] = upper.pop(
+                names[-1]
+            )  # what it gives is what the features are pooled from
+        cut = Cut(tap, tuple(call.layer for call in calls[:place]), upper)
+        maps = [MAPS + each for each in matched]
+        whole = network.outputs(image, ["features", MAPS + tap, *maps])
         feature_map = whole[MAPS + tap]
         handed_on = calls[place - 1].output
         if handed_on.shape != feature_map.shape:
             raise refuse("what the layer hands on is not laid out as its feature map [b, C, H, W]")
         if not nearly_equal(cut.outputs(network, feature_map, ["features"])["features"], whole["features"]):
             raise refuse("the layers after it do not give its features from the map alone")
+        for each in matched:
+            _require_matched(cut, each, network.taps)
+        again = cut.outputs(network, feature_map, maps)
+        for each in maps:
+            if again[each].shape != whole[each].shape or not nearly_equal(again[each], whole[each]):
+                raise refuse(
+                    f"its layers do not give the map of '{each.removeprefix(MAPS)}' as it is matched"
+                )
     return cut
+
+
+def _require_matched(cut: Cut, tap: str, taps: Sequence[str]) -> None:
+    """Refuse to match a map that no layer of the upper part gives."""
+    if tap not in cut.upper:
+        known = [each for each in taps if each in cut.upper]
+        raise UsageError(
+            f"--train-from {cut.tap} trains the layers after it, and the map of '{tap}' is of none of them",
+            "Cut lower" + (f", or match another one: --student-tap {known[-1]}." if known else "."),
+        )
 
 
 def _refusal(model: Model, tap: str) -> Callable[[str], UsageError]:

@@ -79,7 +79,7 @@ class Student(nn.Module):
             images: normalised images; not looked at where their feature map is given.
             heads: names of heads; default: all.
             feature_map: what the layers up to the cut gave of the images; see :meth:`freeze_up_to`.
-            taps: names of layers; not of a student that is cut.
+            taps: names of layers; of a student that is cut, of layers after the cut.
         """
         known = self.heads
         names = known if heads is None else heads
@@ -100,8 +100,8 @@ class Student(nn.Module):
                 raise ValueError("neither images nor their feature map")
             return self.network.outputs(images, names)
         assert isinstance(self.network, TimmClassifier)  # no other network can be cut
-        if self._cut is None or any(name.startswith(MAPS) for name in names):
-            raise ValueError("a feature map for a student that is not cut, or maps of one that is")
+        if self._cut is None:
+            raise ValueError("a feature map for a student that is not cut")
         return self._cut.outputs(self.network, feature_map, names)
 
     def train(self, mode: bool = True) -> "Student":

@@ -270,9 +270,11 @@ def _feed_of(
                 "--resident gpu holds the outputs of one data set, and there are several",
                 "Use --resident ram.",
             )
-        live = ViewRule(replace(plan.rule.views, train_views=0), None)
-        feeds = [Feed(each.data, live, renders) for each in plan.sets]
-        feeds[0] = Feed(plan.data, plan.rule, renders, recording)
+        first = Feed(plan.data, plan.rule, renders, recording, decoded)
+        feeds = [
+            first,
+            *(_further_feed(plan, each.data, renders, recording, decoded) for each in plan.sets[1:]),
+        ]
         labelled = [plan.needs.labels, *[True] * (len(feeds) - 1)]
         offsets = np.cumsum([0, *(len(each.data) for each in plan.sets[:-1])]).tolist()
         return JointFeed(feeds, labelled, offsets)
@@ -289,6 +291,18 @@ def _feed_of(
             offsets=[0, 0],
         )
     return Feed(plan.data, plan.rule, renders, recording, decoded)
+
+
+def _further_feed(
+    plan: Plan, data: ImageData, renders: Sequence[Render], recording: Recording | None, decoded: bool
+) -> Feed:
+    """Live views of a data set that no teacher is asked about; of a cut student the maps of cached ones."""
+    if plan.lower is None or recording is None:
+        return Feed(data, ViewRule(replace(plan.rule.views, train_views=0), None), renders)
+    rows = recording.cache.rows_of(data, check_content=False)
+    return Feed(
+        data, plan.rule, renders, replace(recording, rows=rows, reads=plan.lower.with_maps({})), decoded
+    )
 
 
 Loader = Iterable[Batch | KdError]

@@ -324,8 +324,9 @@ class Engine:
     def _forward(self, batch: Batch) -> tuple[StudentOutput, TeacherOutputs]:
         """The student's outputs, and those of teachers: cached ones, and of networks that the objective runs."""
         output: StudentOutput
+        taps = {"taps": self._taps} if self._taps else {}
         if self._lower is not None:
-            output = self._student(None, self._heads, self._lower.maps(batch.teacher))
+            output = self._student(None, self._heads, self._lower.maps(batch.teacher), **taps)
             return output, batch.teacher
         images = normalise(batch.pixels, self.preprocess, self._channels_last)
         if self._apart and batch.part is not None:
@@ -333,7 +334,7 @@ class Engine:
             sizes = [size for size in batch.known.counts[3:] if size]
             output = self._student(images, self._heads, sizes)
         else:
-            output = self._student(images, self._heads, **({"taps": self._taps} if self._taps else {}))
+            output = self._student(images, self._heads, **taps)
         live = {name: network(images, batch.labels) for name, network in self._live.items()}
         return output, {**batch.teacher, **live}
 

@@ -323,6 +323,9 @@ class _Draft:
         self.sets = open_sets(self.config, self.data, joint, self.opened)
         for each, spec in zip(self.sets[1:], list(train_specs(self.config).values())[1:], strict=True):
             require_classes(each.data, spec)
+            if self.lower is not None and self.cache is not None:
+                rows = self.cache.rows_of(each.data, check_content=False)
+                self.cache.require(self.lower.with_maps({}), rows, self.setup.views, False)
         if self.sets and joint:
             self.data = self.sets[0].data
         by_teachers = self.method.predicts(self.config.options)

@@ -58,14 +58,9 @@ def require_sets(config: StudentConfig, method: Method) -> None:
             f"{method.name} learns from one data set, and {len(config.data)} are given",
             f"Use --method {' or '.join(method_names('sets'))}, or one DATA.",
         )
-    given = [
-        flag
-        for flag, value in (("--validation", config.validation), ("--train-from", config.train_from))
-        if value
-    ]
-    if several and given:
+    if several and config.validation:
         raise UsageError(
-            f"{given[0]} is for one data set, and {len(config.data)} are given", f"Leave {given[0]} out."
+            f"--validation is for one data set, and {len(config.data)} are given", "Leave --validation out."
         )
     if not several and needs.sets:
         raise UsageError(f"{method.name} learns from several data sets, each as NAME=DATA", _EXAMPLE)

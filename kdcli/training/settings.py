@@ -44,7 +44,8 @@ def without_unused(config: StudentConfig, method: Method) -> StudentConfig:
         console.warn(f"{method.name} does not use {flags}")
     changes = {name: StudentConfig.model_fields[name].default for name in unused}
     needs = method.needs_of(config.options)
-    if config.cache and not needs.kinds and (needs.unlabelled or needs.sets):
+    live = needs.unlabelled or (needs.sets and config.train_from is None)
+    if config.cache and not needs.kinds and live:
         console.warn(f"{method.name} draws live views and does not use --cache")
         changes["cache"] = ()
     return config.model_copy(update={**changes, "aside": {}})

@@ -79,7 +79,7 @@ def build_student(plan: Plan) -> Built:
     if config.freeze == "backbone":
         student.freeze_backbone()
     if config.train_from is not None:
-        student.freeze_up_to(cut_at(model, config.train_from))
+        student.freeze_up_to(cut_at(model, config.train_from, objective.taps()))
     _require_pieces(plan, student, objective)
     return Built(model, student, objective, plan.lower, plan.average)
 
