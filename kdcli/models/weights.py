@@ -119,6 +119,10 @@ def require_no_larger(network: nn.Module, found: Mapping[str, tuple[int, ...]], 
 def with_body_of(source: Classifier, fresh: Classifier) -> Classifier:
     """A network with the last layers of ``fresh``, as they are as wide as its classes, and all else from ``source``.
 
+    Fresh linear layers are drawn as torch draws them, from U(-1/sqrt(d), 1/sqrt(d)) for d inputs, as the heads of kd's
+    methods are. timm takes 1/sqrt(c) for c classes with EfficientNets, to train them from random weights; trained ones
+    with frozen BatchNorm statistics lose all features to such a classifier's first steps.
+
     Args:
         source: the weights to keep.
         fresh: of the same architecture with another number of classes.
@@ -131,6 +135,9 @@ def with_body_of(source: Classifier, fresh: Classifier) -> Classifier:
         {name: wanted[name] if name.rpartition(".")[0] in layers else own[name] for name in wanted},
         strict=True,
     )
+    for layer in layers:
+        if isinstance(module := fresh.plain.get_submodule(layer), nn.Linear):
+            module.reset_parameters()
     return fresh
 
 
