@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from lab.places import Places
 from lab.realworld import p1, study
 from lab.realworld.__main__ import FOLDER, main
 from lab.realworld.claims import read_claims
-from lab.realworld.p1_data import Sets, of_role, students_of
+from lab.realworld.p1_data import Sets, drawn, role_of, students_of
 from lab.realworld.p1_values import mean_of
 from lab.settings import read_settings
 from lab.steps import Lab
@@ -27,16 +28,11 @@ def write(path: Path, content: object) -> None:
     path.write_text(json.dumps(content))
 
 
-def test_every_class_has_one_role_whatever_the_order_of_its_images() -> None:
-    rows = [(f"{label}/{number}.png", f"class {label}", "train") for number in range(3) for label in range(400)]
-    parts = {role: list(of_role(rows, role)) for role in ROLES}
-    labels = {role: {label for _, label, _ in part} for role, part in parts.items()}
-    assert sum(map(len, parts.values())) == len(rows)
-    assert not labels["expert"] & labels["test"] and not labels["expert"] & labels["validation"]
-    assert 160 < len(labels["expert"]) < 240  # a half of 400, by 4 standard deviations
-    assert 65 < len(labels["test"]) < 135
-    again = list(of_role(reversed(rows), "test"))
-    assert sorted(again) == sorted(parts["test"])
+def test_half_of_the_classes_are_the_expert_s_and_a_quarter_each_of_the_others() -> None:
+    roles = Counter(role_of(f"class {number}") for number in range(1600))
+    assert roles.keys() == set(ROLES)
+    assert abs(roles["expert"] - 800) < 80  # 4 standard deviations of 20
+    assert abs(roles["validation"] - 400) < 70 and abs(roles["test"] - 400) < 70
 
 
 def test_no_script_and_no_group_of_emoji_is_the_expert_s_and_a_task_s() -> None:
@@ -51,21 +47,40 @@ def test_no_script_and_no_group_of_emoji_is_the_expert_s_and_a_task_s() -> None:
         assert letters and letters <= set(settings["p1.scripts"][role])
 
 
-def test_tables_hold_the_classes_of_their_role(tmp_path: Path) -> None:
+def test_tables_share_no_image_and_tasks_no_class_with_the_expert(tmp_path: Path) -> None:
     images = tmp_path / "images"
     images.mkdir()
+    makers = {"bi": "train", "ion": "train", "uil": "test"}
+    every = [(f"icons/{maker}/{n}.png", f"icon {n}", maker, split) for n in range(60) for maker, split in makers.items()]
     with (images / "icons.csv").open("w", newline="") as file:
-        rows = [(f"icons/{split}/{n}.png", f"icon {n}", split) for n in range(40) for split in ("train", "test")]
-        csv.writer(file).writerows([("path", "label", "split"), *rows])
+        csv.writer(file).writerows([("path", "label", "set", "split"), *every])
+    for name in room_files(the_room(tmp_path)):
+        with (images / name).open("w", newline="") as file:
+            csv.writer(file).writerows([("path", "label", "split", "identity", "subgroup", "vendor", "by_vendor")])
     sets, found = Sets(the_room(tmp_path)), {}
-    for name, role in (("icons-expert", "expert"), ("icons-validation", "validation"), ("icons", "test")):
-        text = sets.data(name, "train", 7)
-        table = Path(text.removeprefix("csv/").partition("@")[0])
-        assert text.endswith("@split=train,n=7")
+    for name in ("icons-expert", "icons-validation", "icons", "proxy"):
+        table = Path(sets.data(name, "train", 7).removeprefix("csv/").removesuffix("@split=train,n=7"))
         with table.open(newline="") as file:
-            found[role] = {row["path"] for row in csv.DictReader(file)}
-    assert sum(map(len, found.values())) == 80
-    assert set.union(*found.values()) == {path for path, _, _ in rows}
+            found[name] = {row["path"] for row in csv.DictReader(file)}
+    assert sum(map(len, found.values())) == len(every) == len(set.union(*found.values()))
+    assert {path.split("/")[1] for path in found["proxy"]} == {"ion"}  # setting p1.unseen
+    assert {path.split("/")[1] for path in found["icons-expert"]} == {"bi", "uil"}
+    classes = {name: {path.rsplit("/")[2] for path in paths} for name, paths in found.items()}
+    assert classes["proxy"] == classes["icons-expert"]
+    assert not classes["icons"] & classes["icons-expert"] and not classes["icons"] & classes["icons-validation"]
+
+
+def room_files(room: study.Room) -> list[str]:
+    """Tables of letters and emoji that the proxy is made of."""
+    scripts, emoji = room.settings["p1.scripts"], room.settings["p1.emoji"]
+    letters = [f"glyphs-{name}.csv" for role in ("proxy", "expert") for name in scripts[role]]
+    return letters + [f"emoji-{name}.csv" for role in ("proxy", "expert") for name in emoji[role]]
+
+
+def test_drawn_are_the_same_whatever_the_order() -> None:
+    rows = [(f"{number}.png", "a", "train") for number in range(20)]
+    assert drawn(rows, 5) == drawn(rows[::-1], 5)
+    assert len(set(drawn(rows, 5))) == 5
 
 
 def test_a_column_is_averaged_over_domains() -> None:
@@ -92,7 +107,7 @@ def test_values_are_means_over_domains_of_means_over_their_tasks(tmp_path: Path)
               {"students": [{"name": name, "test": {"top1": 0.4}} for name in names]})  # fmt: skip
     found = p1.values(room)
 
-    assert found["generalist", "related"] == {0: pytest.approx(20)}  # (10 + 30) / 2
+    assert found["generalist", "related"] == {0: pytest.approx(20 + 100 * shifts["generalist"])}  # (10 + 30) / 2
     glyphs, icons = (100 * shifts[f"{domain}.seed0.ours"] for domain in ("glyphs", "icons"))
     assert found["glyphs: ours", "related"][0] == pytest.approx(10 + glyphs)
     assert found["glyphs: ours", "unrelated"][0] == pytest.approx(50 + glyphs)  # (30 + 50 + 70) / 3

@@ -4,21 +4,27 @@ import csv
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from io import StringIO
 from pathlib import Path
 from typing import Any, final
 
+from kdcli.files import atomic_write_text
 from lab.realworld.shared import Room
 
-GENERALIST, ALL = "generalist", "all"
+IMAGENET, GENERALIST, ALL = "imagenet", "generalist", "all"
 Row = tuple[str, str, str]
 """Path, label, split."""
+Rows = Iterable[Row]
 _QUARTERS = ("expert", "expert", "validation", "test")
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Sets:
-    """Tables beside the images, ``p1-NAME.csv``.
+    """Tables beside the images, ``glyphs-p1-NAME.csv``.
+
+    ``broad``: what the generalist learns, letters and subgroups of emoji. ``proxy``: the same images, and others of
+    the experts' domains that no expert has seen. ``DOMAIN-expert``, ``-validation``, and ``DOMAIN``: its tasks.
 
     Args:
         room: whose settings say which scripts and groups of emoji are whose.
@@ -39,44 +45,63 @@ class Sets:
         return given.glyphs(f"p1-{name}", split, *more)
 
     def _write(self, folder: Path, name: str) -> None:
-        table = folder / f"glyphs-p1-{name}.csv"
-        if table.exists():
-            return
-        with table.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([("path", "label", "split"), *self._rows(folder, name)])
+        table, text = folder / f"glyphs-p1-{name}.csv", StringIO()
+        csv.writer(text).writerows([("path", "label", "split"), *self._rows(folder, name)])
+        if not table.exists() or table.read_text(encoding="utf-8") != text.getvalue():
+            atomic_write_text(table, text.getvalue())
 
     def _rows(self, folder: Path, name: str) -> Iterator[Row]:
-        scripts, emoji = self.room.settings["p1.scripts"], self.room.settings["p1.emoji"]
-        if name == "proxy":  # what it shows is nobody's business: the label is where an image is from
-            sources = [f"glyphs-{each}" for each in scripts["proxy"]] + [
-                f"emoji-{each}" for each in emoji["proxy"]
-            ]
-            for source in sources:
-                yield from ((row["path"], source, "train") for row in _read(folder, source))
-        elif name == "glyphs-expert" or name in scripts["validation"] + scripts["test"]:
-            for script in scripts["expert"] if name == "glyphs-expert" else [name]:
-                yield from (
-                    (row["path"], row["label"], row["split"]) for row in _read(folder, f"glyphs-{script}")
-                )
-        else:
-            domain, _, role = name.partition("-")
-            role = role or "test"
-            rows = (
-                ((row["path"], row["label"], row["split"]) for row in _read(folder, "icons"))
-                if domain == "icons"
-                else (
-                    (row["path"], row["identity"], row["by_vendor"])
-                    for group in emoji["expert"] for row in _read(folder, f"emoji-{group}")
-                )
+        settings = self.room.settings
+        domain, _, role = name.partition("-")
+        if name not in ("broad", "proxy"):
+            yield from self._of(folder, domain, role or "test")
+            return
+        counts = settings["p1.proxy"]
+        for kind, column in (("glyphs", "label"), ("emoji", "subgroup")):
+            names = settings["p1.scripts" if kind == "glyphs" else "p1.emoji"]["proxy"]
+            found = (
+                (row["path"], row[column], "train") for each in names for row in _read(folder, f"{kind}-{each}")
             )  # fmt: skip
-            yield from of_role(rows, role)
+            yield from drawn(found, counts[f"other {kind}"])
+        for each in domains(self.room) if name == "proxy" else ():
+            found = ((path, each, "train") for path, _, _ in self._of(folder, each, "proxy"))
+            yield from drawn(found, counts[each])
+
+    def _of(self, folder: Path, domain: str, role: str) -> Iterator[Row]:
+        """Rows of an expert, of what of its classes it does not see (``proxy``), or of a task."""
+        wanted = "expert" if role == "proxy" else role
+        for row, unseen in self._all(folder, domain):
+            if domain in ("icons", "emoji") and role_of(row[1]) != wanted:
+                continue
+            if role not in ("expert", "proxy") or unseen == (role == "proxy"):
+                yield row
+
+    def _all(self, folder: Path, domain: str) -> Iterator[tuple[Row, bool]]:
+        """Rows of all roles, and whether an expert does not see them, by their font, set or vendor."""
+        settings = self.room.settings
+        label, split, maker = "label", "split", "set"
+        if domain == "icons":
+            tables = ["icons"]
+        elif domain == "emoji":
+            tables = [f"emoji-{group}" for group in settings["p1.emoji"]["expert"]]
+            label, split, maker = "identity", "by_vendor", "vendor"
+        else:
+            scripts = settings["p1.scripts"]["expert"] if domain == "glyphs" else [domain]
+            tables, maker = [f"glyphs-{script}" for script in scripts], "path"
+        unseen = settings["p1.unseen"].get(domain, [])
+        for table in tables:
+            for row in _read(folder, table):
+                yield (row["path"], row[label], row[split]), any(name in row[maker] for name in unseen)
 
 
-def of_role(rows: Iterable[Row], role: str) -> Iterator[Row]:
-    """Rows of a random half of the classes (``expert``), or of one of two quarters (``validation``, ``test``)."""
-    for row in rows:
-        if _QUARTERS[int(hashlib.sha256(row[1].encode()).hexdigest(), 16) % len(_QUARTERS)] == role:
-            yield row
+def drawn(rows: Rows, count: int) -> list[Row]:
+    """So many of them, always the same."""
+    return sorted(rows, key=lambda row: hashlib.sha256(row[0].encode()).digest())[:count]
+
+
+def role_of(label: str) -> str:
+    """Whose a class is: of half of them the expert's, of a quarter each validation's and the test's."""
+    return _QUARTERS[int(hashlib.sha256(label.encode()).hexdigest(), 16) % len(_QUARTERS)]
 
 
 def _read(folder: Path, name: str) -> Iterator[dict[str, str]]:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from statistics import fmean
 
 from lab.realworld.claims import Values
-from lab.realworld.p1_data import ALL, GENERALIST, Student, domains, students_of, tasks
+from lab.realworld.p1_data import ALL, GENERALIST, IMAGENET, Student, domains, students_of, tasks
 from lab.realworld.shared import Room
 
 RELATED, UNRELATED, HEAD = "related", "unrelated", "head 1"
@@ -32,7 +32,10 @@ def _of_seed(room: Room, seed: int) -> dict[str, Cells]:
     probed, every = _probed(room, seed), domains(room)
     students = students_of(room, seed)
     by_domain: dict[str, dict[str, Cells]] = {
-        GENERALIST: {domain: _means(room, probed[GENERALIST], [domain]) for domain in every},
+        **{
+            row: {domain: _means(room, probed[row], [domain]) for domain in every}
+            for row in (IMAGENET, GENERALIST)
+        },
         EXPERT: {domain: _means(room, probed[f"{domain}.{EXPERT}"], [domain]) for domain in every},
     }
     curves: dict[str, Cells] = {}
