@@ -32,7 +32,8 @@ def test_half_of_the_classes_are_the_expert_s_and_a_quarter_each_of_the_others()
     roles = Counter(role_of(f"class {number}") for number in range(1600))
     assert roles.keys() == set(ROLES)
     assert abs(roles["expert"] - 800) < 80  # 4 standard deviations of 20
-    assert abs(roles["validation"] - 400) < 70 and abs(roles["test"] - 400) < 70
+    assert abs(roles["validation"] - 400) < 70
+    assert abs(roles["test"] - 400) < 70
 
 
 def test_no_script_and_no_group_of_emoji_is_the_expert_s_and_a_task_s() -> None:
@@ -44,19 +45,26 @@ def test_no_script_and_no_group_of_emoji_is_the_expert_s_and_a_task_s() -> None:
     assert not tested.keys() & validated.keys()
     for tasks, role in ((tested, "test"), (validated, "validation")):
         letters = {name for name, task in tasks.items() if task["domain"] == "glyphs"}
-        assert letters and letters <= set(settings["p1.scripts"][role])
+        assert letters
+        assert letters <= set(settings["p1.scripts"][role])
 
 
 def test_tables_share_no_image_and_tasks_no_class_with_the_expert(tmp_path: Path) -> None:
     images = tmp_path / "images"
     images.mkdir()
     makers = {"bi": "train", "ion": "train", "uil": "test"}
-    every = [(f"icons/{maker}/{n}.png", f"icon {n}", maker, split) for n in range(60) for maker, split in makers.items()]
+    every = [
+        (f"icons/{maker}/{n}.png", f"icon {n}", maker, split)
+        for n in range(60)
+        for maker, split in makers.items()
+    ]
     with (images / "icons.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("path", "label", "set", "split"), *every])
     for name in room_files(the_room(tmp_path)):
         with (images / name).open("w", newline="") as file:
-            csv.writer(file).writerows([("path", "label", "split", "identity", "subgroup", "vendor", "by_vendor")])
+            csv.writer(file).writerows(
+                [("path", "label", "split", "identity", "subgroup", "vendor", "by_vendor")]
+            )
     sets, found = Sets(the_room(tmp_path)), {}
     for name in ("icons-expert", "icons-validation", "icons", "proxy"):
         table = Path(sets.data(name, "train", 7).removeprefix("csv/").removesuffix("@split=train,n=7"))
@@ -67,7 +75,9 @@ def test_tables_share_no_image_and_tasks_no_class_with_the_expert(tmp_path: Path
     assert {path.split("/")[1] for path in found["icons-expert"]} == {"bi", "uil"}
     classes = {name: {path.rsplit("/")[2] for path in paths} for name, paths in found.items()}
     assert classes["proxy"] == classes["icons-expert"]
-    assert not classes["icons"] & classes["icons-expert"] and not classes["icons"] & classes["icons-validation"]
+    assert (
+        not classes["icons"] & classes["icons-expert"] and not classes["icons"] & classes["icons-validation"]
+    )
 
 
 def room_files(room: study.Room) -> list[str]:
@@ -107,7 +117,9 @@ def test_values_are_means_over_domains_of_means_over_their_tasks(tmp_path: Path)
               {"students": [{"name": name, "test": {"top1": 0.4}} for name in names]})  # fmt: skip
     found = p1.values(room)
 
-    assert found["generalist", "related"] == {0: pytest.approx(20 + 100 * shifts["generalist"])}  # (10 + 30) / 2
+    assert found["generalist", "related"] == {
+        0: pytest.approx(20 + 100 * shifts["generalist"])
+    }  # (10 + 30) / 2
     glyphs, icons = (100 * shifts[f"{domain}.seed0.ours"] for domain in ("glyphs", "icons"))
     assert found["glyphs: ours", "related"][0] == pytest.approx(10 + glyphs)
     assert found["glyphs: ours", "unrelated"][0] == pytest.approx(50 + glyphs)  # (30 + 50 + 70) / 3

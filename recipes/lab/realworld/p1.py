@@ -45,16 +45,16 @@ def _trained(room: Room, start: str) -> dict[str, Any]:
 
 
 def _cache(
-    room: Room, name: str, data: str, teachers: Mapping[str, str], needs: Sequence[str], **options: Any
+    room: Room, name: str, images: str, teachers: Mapping[str, str], needs: Sequence[str], data: Sequence[str]
 ) -> Step:
     """What teachers say of images, and their trunk, which all share."""
     settings = room.settings
     return Step(
         f"p1/cache/{name}",
-        words("cache-teachers", data, cache=room.cache(f"p1-{name}"), recipe=settings["recipe"],
+        words("cache-teachers", images, cache=room.cache(f"p1-{name}"), recipe=settings["recipe"],
               teacher=[f"{each}={spec}" for each, spec in teachers.items()],
               keep=f"logits,features,maps:{settings['p1.trunk']}", views=settings["p1.views"]),
-        needs=tuple(needs), **options,
+        needs=tuple(needs), data=tuple(data),
     )  # fmt: skip
 
 
@@ -83,9 +83,10 @@ def _expert(room: Room, domain: str) -> Iterator[Step]:
     yield _cache(room, domain, own, {GENERALIST: generalist(room)}, ["p1/generalist"], data=(domain,))
     yield Step(
         f"p1/experts/{domain}",
-        words("train-student", own, cache=room.cache(f"p1-{domain}"), method="labels-only", out=room.run(f"p1/{name}"),
-              test=sets.data(name, "test", settings["p1.old_images"]),
-              epochs=settings["p1.domains"][domain]["epochs"], lr=settings["p1.lr"], **_trained(room, generalist(room))),
+        words("train-student", own, cache=room.cache(f"p1-{domain}"), method="labels-only",
+              out=room.run(f"p1/{name}"), test=sets.data(name, "test", settings["p1.old_images"]),
+              epochs=settings["p1.domains"][domain]["epochs"], lr=settings["p1.lr"],
+              **_trained(room, generalist(room))),
         needs=(f"p1/cache/{domain}",), data=(domain,),
     )  # fmt: skip
 
@@ -120,7 +121,8 @@ def _students(room: Room, students: list[Student], seed: int) -> Step:
         words("train-student", sets.data("proxy", "train", curve.get("images")),
               cache=room.cache("p1-proxy"), teacher=[GENERALIST, *experts], generalist=GENERALIST, sweep=path,
               out=room.run(f"p1/{first.stream}"), test=tested, seed=seed, data_seed=seed,
-              epochs=curve.get("epochs", settings["p1.epochs"]), lr=settings["p1.lr"], **_trained(room, generalist(room))),
+              epochs=curve.get("epochs", settings["p1.epochs"]), lr=settings["p1.lr"],
+              **_trained(room, generalist(room))),
         needs=("p1/cache/proxy",), files=files, data=("glyphs", "emoji", *experts),
     )  # fmt: skip
 

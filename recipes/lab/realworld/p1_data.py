@@ -1,4 +1,4 @@
-"""P1's images: three domains, each with an expert's classes and others that are held out, and a proxy of none of them."""
+"""P1's images: three domains with an expert's classes and others that are held out, and a proxy of none of them."""
 
 import csv
 import hashlib
@@ -115,7 +115,7 @@ def domains(room: Room) -> list[str]:
 
 
 def tasks(room: Room) -> Mapping[str, Mapping[str, Any]]:
-    """Few-shot tasks by name: their ``domain``, and how many images shots are drawn from (``train``) and ``test`` has."""
+    """Few-shot tasks by name: their ``domain``, and how many images ``train`` (for shots) and ``test`` have."""
     found: Mapping[str, Mapping[str, Any]] = room.settings[f"p1.{room.settings['p1.judged_on']}"]
     return found
 
