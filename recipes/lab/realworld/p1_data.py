@@ -15,6 +15,8 @@ IMAGENET, GENERALIST, ALL = "imagenet", "generalist", "all"
 Row = tuple[str, str, str]
 """Path, label, split."""
 Rows = Iterable[Row]
+_LAST = "-7.png"
+"""Of the drawings of a letter: the expert is tested on its own fonts, as P1's are on their own data."""
 _QUARTERS = ("expert", "expert", "validation", "test")
 
 
@@ -73,8 +75,11 @@ class Sets:
         for row, unseen in self._all(folder, domain):
             if domain in ("icons", "emoji") and role_of(row[1]) != wanted:
                 continue
-            if role not in ("expert", "proxy") or unseen == (role == "proxy"):
+            if role not in ("expert", "proxy"):
                 yield row
+            elif unseen == (role == "proxy"):
+                path, label, split = row
+                yield path, label, "test" if domain == "glyphs" and path.endswith(_LAST) else split
 
     def _all(self, folder: Path, domain: str) -> Iterator[tuple[Row, bool]]:
         """Rows of all roles, and whether an expert does not see them, by their font, set or vendor."""
@@ -112,6 +117,11 @@ def _read(folder: Path, name: str) -> Iterator[dict[str, str]]:
 def domains(room: Room) -> list[str]:
     """Of the experts."""
     return list(room.settings["p1.domains"])
+
+
+def taught_alone(room: Room) -> list[str]:
+    """Domains of those experts that have students of their own."""
+    return [domain for domain in domains(room) if domain in room.settings["p1.methods"]]
 
 
 def tasks(room: Room) -> Mapping[str, Mapping[str, Any]]:

@@ -4,7 +4,16 @@ from collections.abc import Iterable, Mapping
 from statistics import fmean
 
 from lab.realworld.claims import Values
-from lab.realworld.p1_data import ALL, GENERALIST, IMAGENET, Student, domains, students_of, tasks
+from lab.realworld.p1_data import (
+    ALL,
+    GENERALIST,
+    IMAGENET,
+    Student,
+    domains,
+    students_of,
+    taught_alone,
+    tasks,
+)
 from lab.realworld.shared import Room
 
 RELATED, UNRELATED, HEAD = "related", "unrelated", "head 1"
@@ -29,7 +38,7 @@ def values(room: Room) -> Values:
 
 def _of_seed(room: Room, seed: int) -> dict[str, Cells]:
     """Cells by row."""
-    probed, every = _probed(room, seed), domains(room)
+    probed, every = _probed(room, seed), taught_alone(room)
     students = students_of(room, seed)
     by_domain: dict[str, dict[str, Cells]] = {
         **{
