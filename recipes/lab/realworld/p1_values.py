@@ -11,8 +11,8 @@ from lab.realworld.p1_data import (
     Student,
     domains,
     students_of,
-    taught_alone,
     tasks,
+    taught_alone,
 )
 from lab.realworld.shared import Room
 
