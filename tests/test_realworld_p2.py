@@ -126,7 +126,7 @@ def test_values_of_documents_made_by_hand(tmp_path: Path) -> None:
     given = {
         "sources": dict.fromkeys(sources, task),
         "targets": dict.fromkeys(targets, task),
-        "related": targets,
+        "related": list(targets),
     }
     place = room(tmp_path, tiny=True, **{f"p2.{name}": value for name, value in given.items()})
     singles = {0: [0.2, 0.4, 0.6], 1: [0.4, 0.2, 0.6]}

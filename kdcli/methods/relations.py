@@ -161,12 +161,14 @@ class RelationalMethod(Method):
         return replace(self.needs, labels=options.label_weight > 0)
 
     def check(self, setup: Setup) -> Setup:
-        """Refuses a backbone that does not train."""
+        """Refuses a backbone that does not train, and a teacher that says the same of all images."""
         if setup.origin.freeze is not None:
             raise UsageError(
                 f"--freeze {setup.origin.freeze}, but {self.name} would have to change the backbone",
                 "Leave --freeze out, or use --method labels-only.",
             )
+        for name, array in self.read_of(setup).items():
+            require_varying(setup, name, array)
         return setup
 
     def arrays(self, setup: Setup) -> dict[str, tuple[str, ...]]:
@@ -189,10 +191,8 @@ class RelationalMethod(Method):
         ]
 
     def build(self, setup: Setup) -> Objective:
-        """See :class:`Relations`; a teacher that says the same of all images relates none."""
+        """See :class:`Relations`."""
         options = setup.options
-        for name, array in self.read_of(setup).items():
-            require_varying(setup, name, array)
         return Relations(
             setup.weights,
             self.read_of(setup),

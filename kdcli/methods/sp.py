@@ -69,9 +69,9 @@ class Sp(RelationalMethod):
 
     def check(self, setup: Setup) -> Setup:
         """Decides which level is compared."""
-        setup = RelationalMethod.check(self, setup)
         levels = {name: choose_levels(setup, self.name, name, setup.options.levels) for name in setup.weights}
-        return replace(setup, own={name: found[0] for name, found in levels.items()})
+        own = {name: found[0] for name, found in levels.items()}
+        return RelationalMethod.check(self, replace(setup, own=own))
 
     def identity(self, setup: Setup) -> dict[str, Any]:
         """With the level of each teacher."""

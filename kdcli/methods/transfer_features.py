@@ -158,11 +158,15 @@ class Similarities(Method):
         """With how many images are compared with each other: those of a step, in however many pieces."""
         return {**Method.identity(self, setup), "contrasted": setup.settings.batch_size}
 
+    def check(self, setup: Setup) -> Setup:
+        """Refuses a teacher that says the same of all images."""
+        for name in setup.weights:
+            require_varying(setup, name, "features")
+        return setup
+
     def build(self, setup: Setup) -> Objective:
         """See :class:`SimilarityDistillation`."""
         options: SimilarityOptions = setup.options
-        for name in setup.weights:
-            require_varying(setup, name, "features")
         return SimilarityDistillation(
             setup.weights, options.kl_weight, setup.settings.label_smoothing, options.kl_direction
         )

@@ -189,13 +189,13 @@ def synthetic_image(size: tuple[int, int]) -> Float[Tensor, "1 3 h w"]:
 
 @contextmanager
 def looking(network: Classifier) -> Iterator[Float[Tensor, "1 3 h w"]]:
-    """A synthetic image to look at a network with, where it lies and in eval mode; its modes are as before again."""
+    """A synthetic image to look at a network with, where it lies, of its type, in eval mode; its modes come back."""
     modes = {module: module.training for module in network.modules()}
-    device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+    like = next(network.parameters(), torch.zeros(()))
     network.eval()
     try:
         with torch.no_grad():
-            yield synthetic_image(network.size).to(device)
+            yield synthetic_image(network.size).to(like)
     finally:
         for module, mode in modes.items():
             module.training = mode

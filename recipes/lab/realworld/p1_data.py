@@ -3,13 +3,13 @@
 import csv
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
 from typing import Any, final
 
-from kdcli.files import atomic_write_text
-from lab.realworld.shared import Room
+from lab.realworld.shared import Room, write_changed
 
 IMAGENET, GENERALIST, ALL = "imagenet", "generalist", "all"
 Row = tuple[str, str, str]
@@ -47,10 +47,12 @@ class Sets:
         return given.glyphs(f"p1-{name}", split, *more)
 
     def _write(self, folder: Path, name: str) -> None:
-        table, text = folder / f"glyphs-p1-{name}.csv", StringIO()
-        csv.writer(text).writerows([("path", "label", "split"), *self._rows(folder, name)])
-        if not table.exists() or table.read_text(encoding="utf-8") != text.getvalue():
-            atomic_write_text(table, text.getvalue())
+        text = StringIO()
+        with suppress(FileNotFoundError):  # not installed: what needs such images is left out
+            csv.writer(text, lineterminator="\n").writerows(
+                [("path", "label", "split"), *self._rows(folder, name)]
+            )
+            write_changed(folder / f"glyphs-p1-{name}.csv", text.getvalue())
 
     def _rows(self, folder: Path, name: str) -> Iterator[Row]:
         settings = self.room.settings

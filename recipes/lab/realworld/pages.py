@@ -173,7 +173,7 @@ def _short(value: object) -> str:
 
 _HEAD = """# What is claimed, before it is run
 
-`make realworld` measures these claims and writes [results.md](results.md). This page is made of
+`make realworld` measures these claims and writes results.md beside this page. It is made of
 recipes/realworld/claims.yaml and recipe.yaml (a test compares them), and was committed before the run.
 
 A seed is one observation: draws, folds, tasks and pairs are averaged within it. "Above" holds if the 95 % interval

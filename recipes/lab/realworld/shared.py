@@ -3,9 +3,11 @@
 import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any, final
 
+from kdcli.files import atomic_write_text
 from lab.realworld.data import Images
 from lab.steps import Lab, Step, words
 
@@ -68,12 +70,20 @@ class Room:
     def union(self, name: str, scripts: Sequence[str], split: str, *more: str) -> str:
         """Letters of several scripts as one data set, ``glyphs-NAME``, each letter a class of its own."""
         folder = self.images.folder
-        if folder is not None and not (table := folder / f"glyphs-{name}.csv").exists():
+        sources = [folder / f"glyphs-{script}.csv" for script in scripts] if folder is not None else []
+        if folder is not None and all(map(Path.exists, sources)):  # else what needs letters is left out
             rows: list[list[str]] = []
-            for script in scripts:
-                with (folder / f"glyphs-{script}.csv").open(newline="", encoding="utf-8") as file:
+            for source in sources:
+                with source.open(newline="", encoding="utf-8") as file:
                     head, *own = csv.reader(file)
                 rows += own
-            with table.open("w", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerows([head, *rows])
+            text = StringIO()
+            csv.writer(text, lineterminator="\n").writerows([head, *rows])
+            write_changed(folder / f"glyphs-{name}.csv", text.getvalue())
         return self.images.glyphs(name, split, *more)
+
+
+def write_changed(path: Path, text: str) -> None:
+    """Write a table unless it is there as it is."""
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        atomic_write_text(path, text)
