@@ -111,11 +111,13 @@ def test_it_runs_where_nothing_of_kd_is(built: tuple[Path, Path], tmp_path: Path
 
 
 def test_extras_are_packages_that_code_uses() -> None:
-    code = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "kdcli").rglob("*.py"))
+    files = [file for folder in ("kdcli", "recipes") for file in (ROOT / folder).rglob("*.py")]
+    code = "\n".join(path.read_text(encoding="utf-8") for path in files)
     imported = {
         "transformers": "transformers", "onnx": "onnxruntime", "demo": "mlxtend",
         "datasets": "datasets", "parquet": "pyarrow", "formats": "pillow_heif", "notebook": "pandas",
         "stores": "obstore", "ray": "ray", "slurm": "submitit", "hub": "huggingface_hub",
+        "realworld": "resvg_py",
     }  # fmt: skip
     by_accelerate = {"tensorboard", "wandb", "mlflow"}  # by their names in --tracker
     for extra in set(PROJECT["optional-dependencies"]) - by_accelerate - {"dev", "bench"}:
