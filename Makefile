@@ -23,7 +23,7 @@ test: $(READY)
 quick: lint
 	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) -m 'not slow'
 
-# The papers' claims on real images, measured: 90 minutes on two processors, FORM=--full a night. It goes on where it was
+# The papers' claims on real images, measured: about 95 minutes on two processors, FORM=--full a night. It goes on where it was
 # stopped, and writes docs/results.md. Images come from packages: Debian's have to be there, see recipes/README.md.
 realworld: $(READY)
 	mkdir -p build/realworld
