@@ -179,8 +179,8 @@ recipes/realworld/claims.yaml and recipe.yaml (a test compares them), and was co
 A seed is one observation: draws, folds, tasks and pairs are averaged within it. "Above" holds if the 95 % interval
 (Student's t) of the difference, paired by seed, is above 0; "not below" and "within" have a margin (two one-sided
 tests); p-values are corrected within a paper (Holm). What is neither shown nor contradicted is *undecided*. Rates and
-weights are chosen on validation tasks (other scripts, other groups of emoji, images set aside), by one grid for all
-methods, never on what is tested.
+weights are chosen on validation tasks (other scripts, other groups of emoji, images set aside), never on what is
+tested; which grids were run, and which not, is in [results-notes.md](results-notes.md).
 """
 _RESULTS = """# Results on real images
 
