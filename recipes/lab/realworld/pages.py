@@ -113,9 +113,7 @@ def _forest(verdicts: Sequence[Verdict]) -> "Figure | None":
             color=color,
         )
     axes.set_yticks(range(len(shown)), [verdict.claim.says for verdict in reversed(shown)], fontsize=8)
-    axes.set_xlabel(
-        "difference (points, or as the claim says), mean and 95 % interval over seeds; gray: margin"
-    )
+    axes.set_xlabel("difference, 95 % interval", loc="right", fontsize=9)
     axes.grid(axis="x")
     return figure
 
