@@ -446,7 +446,11 @@ def test_one_that_dies_again_and_again_ends_the_run_with_its_name_log_and_last_l
     assert "kill 0" in script.log
 
 
-def test_deaths_count_while_nothing_is_finished(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pause", [0.0, 1e9])
+def test_deaths_count_while_nothing_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pause: float
+) -> None:
+    monkeypatch.setattr(Script, "pause", pause)  # looks at the disk may be as rare as they like
     script = Script({0: [(1, KILLED)] * 5 + [(1, GOOD)]}, [(done, 9) for done in range(7)])
     assert script.run(tmp_path) == [GOOD]
 

@@ -117,14 +117,15 @@ class _Display(ExitStack):
         self._task, self._done, self._next = task, 0, 0.0
         self._bar: Bar | None = None
 
-    def look(self, said: str) -> bool:
+    def look(self, said: str, at_once: bool = False) -> bool:
         """Look, unless that took long just now; whether more is done than at the last look.
 
         Args:
             said: what is to be shown beside it.
+            at_once: look however long that took.
         """
         began = time.monotonic()
-        if began < self._next:
+        if began < self._next and not at_once:
             return False
         found = self._task.progress()
         self._next = began + max(self._task.pause, 10 * (time.monotonic() - began))
@@ -144,18 +145,16 @@ class _Supervisor:
         self._task, self._options, self._engine, self._run = task, options, engine, folder.name
         self._workers = [_Worker(n, folder / f"worker-{n}.log") for n in range(options.num_workers)]
         self._ended: dict[int, Outcome] = {}
+        self._display = _Display(task)
 
     def run(self, stop: StopFlag) -> list[Outcome]:
         """See :func:`supervise`."""
         try:
             for worker in self._workers:
                 self._start(worker)
-            with _Display(self._task) as display:
+            with self._display:
                 while len(self._ended) < len(self._workers):
-                    at_work = sum(each.attempt is not None and each.attempt.started for each in self._workers)
-                    if display.look(f"{at_work} of {counted(len(self._workers), 'workers')}"):
-                        for worker in self._workers:
-                            worker.deaths = 0
+                    self._forgive()
                     if stop:
                         self._end(stop)
                         raise self._stopped()
@@ -165,6 +164,13 @@ class _Supervisor:
         finally:
             self._bury_all()
         return [self._ended[worker.number] for worker in self._workers]
+
+    def _forgive(self, at_once: bool = False) -> None:
+        """Deaths count while nothing is finished: forget them when something is."""
+        at_work = sum(each.attempt is not None and each.attempt.started for each in self._workers)
+        if self._display.look(f"{at_work} of {counted(len(self._workers), 'workers')}", at_once):
+            for worker in self._workers:
+                worker.deaths = 0
 
     def _stopped(self) -> StoppedEarly:
         done, total = self._task.progress() or (0, 0)
@@ -204,6 +210,8 @@ class _Supervisor:
             console.note(f"worker {worker.number} refused, and all end; its log: {worker.log}")
             self._end(stop)
             raise raised_elsewhere(outcome.answer)
+        if worker.deaths + 1 >= DEATHS:  # the last look may be old: looks at a large cache are rare
+            self._forgive(at_once=True)
         worker.deaths += 1
         said = f"worker {worker.number} ({where}) {outcome.how}"
         if worker.deaths >= DEATHS:
