@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING
 
 from kdcli.plotting import figure_of, write_drawings
@@ -92,9 +93,10 @@ def _forest(verdicts: Sequence[Verdict]) -> "Figure | None":
     ]
     if not shown:
         return None
-    figure = figure_of(8.0, 0.9 + 0.42 * len(shown))
+    figure = figure_of(9.0, 0.9 + 0.42 * len(shown))
     axes = figure.add_subplot()
     axes.axvline(0, color="#5c646d", linewidth=0.8)
+    limit = _limit([found for verdict in shown if (found := verdict.effect)])
     for place, verdict in enumerate(reversed(shown)):
         found = verdict.effect
         assert found is not None
@@ -103,19 +105,29 @@ def _forest(verdicts: Sequence[Verdict]) -> "Figure | None":
             sides = [-verdict.claim.margin, verdict.claim.margin if verdict.claim.kind == "same" else 0]
             axes.plot(sides, [place, place], color="#dfe3e7", linewidth=9, solid_capstyle="butt", zorder=0)
         axes.plot([found.low, found.high], [place, place], color=color, linewidth=1.6)
-        axes.plot([found.mean], [place], "o", color=color, markersize=5)
+        outside = abs(found.mean) > limit
+        marker = (">" if found.mean > 0 else "<") if outside else "o"
+        shown_at = max(-limit, min(limit, found.mean))
+        axes.plot([shown_at], [place], marker, color=color, markersize=5, clip_on=False)
         axes.annotate(
-            verdict.word,
-            (1.01, place),
+            f"{plus_minus(found, signed=True)}  {verdict.word}",
+            (1.03, place),
             xycoords=("axes fraction", "data"),
             va="center",
             fontsize=8,
             color=color,
         )
+    axes.set_xlim(-limit, limit)
     axes.set_yticks(range(len(shown)), [verdict.claim.says for verdict in reversed(shown)], fontsize=8)
     axes.set_xlabel("difference, 95 % interval", loc="right", fontsize=9)
     axes.grid(axis="x")
     return figure
+
+
+def _limit(effects: Sequence[Effect]) -> float:
+    """Of the axis, on either side of 0: one difference far from 0 must not squeeze the others."""
+    reaches = [max(abs(each.low), abs(each.high)) for each in effects]
+    return 1.05 * min(max(reaches), 3 * median(reaches)) or 1.0
 
 
 def values_table(values: Values) -> str:

