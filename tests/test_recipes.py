@@ -19,6 +19,7 @@ from lab.__main__ import PAPERS, _parser, main
 from lab.__main__ import _lab as made_by
 from lab.costs import Cost, _write_zeros, costs
 from lab.images import drawn
+from lab.lanes import Lane
 from lab.made import made_of, write_made
 from lab.places import places_of
 from lab.running import Runner, chosen
@@ -27,7 +28,7 @@ from lab.steps import Lab, StandIn, Step, words
 from lab.tables import Partial, Printed, cells, means, read_printed, text_rows
 from safetensors.torch import load_file, save_file
 
-from kdcli.errors import ConfigError, NotFoundError, UsageError
+from kdcli.errors import BadDataError, ConfigError, NotFoundError, UsageError
 
 DATA = {"source": drawn("a", 20, 10, 2), "images": {"train": 20, "test": 10}, "classes": 2}
 
@@ -172,7 +173,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     call = running._Commands.call
     monkeypatch.setattr(running, "TAKES", {**running.TAKES, "methods": ()})
     monkeypatch.setattr(
-        running._Commands, "call", lambda self, c, o: (done.append(" ".join(c[3:])), call(self, c, o))[1]
+        running._Commands, "call", lambda self, c, o: (done.append(" ".join(c)), call(self, c, o))[1]
     )
     return done
 
@@ -230,26 +231,50 @@ def test_a_sweep_that_lost_a_student_is_finished_and_the_code_says_so(
     assert not runner.finished(alone)
 
 
-def test_a_signal_is_passed_on_and_the_code_comes_back(tmp_path: Path) -> None:
-    script = (
-        "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); "
-        "print(flush=True); time.sleep(60)"
-    )
+@pytest.mark.parametrize("late", [False, True])
+def test_a_signal_is_passed_on_and_the_code_comes_back(tmp_path: Path, late: bool) -> None:
+    data, run = drawn("a", 64, 8, 2), tmp_path / "run"
+    long = words("train-student", f"{data}@split=train", method="labels-only", student="test_resnet", image_size=32,
+                 epochs=100000, batch_size=8, out=run, device="cpu", workers=0)  # fmt: skip
 
-    def stop(path: Path) -> None:
-        while not path.stat().st_size:  # its handler is there
+    def stop() -> None:
+        while late and not (run / "metrics.jsonl").exists():  # it trains
             time.sleep(0.01)
+        time.sleep(0.2)  # else: its libraries are not open yet
         os.kill(os.getpid(), signal.SIGTERM)
 
-    with (tmp_path / "out").open("wb") as output:
-        threading.Thread(target=stop, args=(tmp_path / "out",)).start()
-        commands = running._Commands()
-        killed = (sys.executable, "-c", "import os; os.kill(os.getpid(), 9)")
-        with commands.listening():
-            assert commands.call((sys.executable, "-c", script), output) == 75
-            assert commands.call(killed, output) == 75  # it is not begun
-        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-        assert running._Commands().call(killed, output) == 137
+    threading.Thread(target=stop).start()
+    commands = running._Commands()
+    with commands.listening():
+        assert commands.call(long, tmp_path / "out") in ((75,) if late else (75, 143))
+        assert commands.call(("methods",), tmp_path / "out") == 75  # it is not begun
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_command_that_is_killed_is_no_success_nor_is_one_whose_lane_is(tmp_path: Path) -> None:
+    (tmp_path / "out").touch()
+    for victim in ("_command", "_server"):
+        lane = Lane()
+
+        def kill(lane: Lane = lane, victim: str = victim) -> None:
+            while not lane._command:
+                time.sleep(0.01)
+            assert lane._server is not None
+            os.kill(lane._command if victim == "_command" else lane._server.pid, signal.SIGKILL)
+
+        threading.Thread(target=kill).start()
+        assert lane.call(("demo", "--export-weights", str(tmp_path / "w")), tmp_path / "out") == 137
+        lane.close()
+
+
+def test_commands_of_a_lane_share_nothing(tmp_path: Path) -> None:
+    lane, said = Lane(), []
+    for number, name in enumerate(("kl", "nothing", "dp")):
+        (output := tmp_path / str(number)).touch()
+        said.append((lane.call(("methods", name, "--json"), output), output.read_text()))
+    lane.close()
+    assert [code for code, _ in said] == [0, 2, 0]
+    assert [json.loads(said[each][1])["methods"][0]["name"] for each in (0, 2)] == ["kl", "dp"]
 
 
 def test_steps_that_need_nothing_of_each_other_run_at_once(tmp_path: Path, counted: list[str]) -> None:
@@ -489,6 +514,20 @@ def test_who_reads_the_first_line_only_sees_no_traceback_also_through_a_link(tmp
     )  # fmt: skip
     os.close(writing)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize("text", ["[]", '{"students": 3}', '{"other": {}}'])
+def test_a_document_that_is_not_kds_is_refused(
+    tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lab = _ran(tmp_path, "--tiny")
+    for step in PAPERS["p2"].steps(lab):
+        lab.document_path(step.name).parent.mkdir(parents=True, exist_ok=True)
+        lab.document_path(step.name).write_text(text)
+    assert main(["p2", "--out", str(tmp_path), "--table", "all"]) == BadDataError.exit_code
+    said = capsys.readouterr().err
+    assert str(tmp_path / "documents") in said
+    assert "Remove it" in said
 
 
 # --- what a folder was made of -------------------------------------------------------------------

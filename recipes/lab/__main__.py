@@ -118,7 +118,8 @@ def _tell(arguments: argparse.Namespace, tables: Sequence[Printed]) -> int:
         )
     lab = _lab(arguments, made)
     lab = replace(lab, places=lab.places.stand_ins(missing=True))
-    measured = paper.measured(lab)
+    with lab.reading():
+        measured = paper.measured(lab)
     notes = [] if made is None else made.notes(lab.settings)
     if made is not None and (stale := Runner(lab, {}).stale(paper.steps(lab))):
         notes.append(f"of other settings or data, and not run again since: {', '.join(stale)}")

@@ -3,23 +3,21 @@
 import contextlib
 import hashlib
 import json
-import os
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from fnmatch import fnmatchcase
 from pathlib import Path
-from tempfile import TemporaryFile
-from typing import IO, Any, final
+from tempfile import NamedTemporaryFile
+from typing import Any, final
 
 from kdcli.cache.admin.remove import plan_output_removal, remove
 from kdcli.console import console
 from kdcli.errors import CacheMissingError, DivergedError, NotFoundError, StoppedEarly, UsageError
 from kdcli.files import atomic_write_bytes, atomic_write_text, storage_errors
 from lab.calls import kd_here
-from lab.settings import RECIPES
+from lab.lanes import PASSED, Lane
 from lab.steps import Lab, Step, words
 
 _DATA = ("data_root", "download")
@@ -52,7 +50,7 @@ class Runner:
 
     def __init__(self, lab: Lab, passed: Mapping[str, Any], jobs: int = 1) -> None:
         self._lab, self._passed, self._jobs = lab, passed, jobs
-        self._commands = _Commands()
+        self._commands = _Commands(jobs)
 
     def words(self, step: Step) -> tuple[str, ...]:
         """The whole command of a step; an engine needs a sweep, or a cache."""
@@ -137,9 +135,8 @@ class Runner:
         self._prepare(step)
         if step.words[0] == "cache-teachers" and self._passed.get("overwrite"):
             self._forget(step)
-        with TemporaryFile() as output:  # of two runs in one folder each has its own
-            code = self._commands.call((sys.executable, "-m", "kdcli", *self.words(step)), output)
-            output.seek(0)
+        with NamedTemporaryFile() as output:  # of two runs in one folder each has its own
+            code = self._commands.call(self.words(step), Path(output.name))
             told = output.read()
         if code == DivergedError.exit_code and json.loads(told).get("students"):
             code = 0
@@ -209,43 +206,34 @@ def chosen(steps: Sequence[Step], patterns: Sequence[str] | None) -> list[Step]:
 class _Commands:
     """Commands that run, and the signals that ask this process for an end: these are theirs to answer."""
 
-    def __init__(self) -> None:
-        self._running: set[subprocess.Popen[bytes]] = set()
+    def __init__(self, jobs: int = 1) -> None:
+        self._lanes = [Lane() for _ in range(jobs)]
+        self._free = list(self._lanes)
         self._asked = 0
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
         """Pass signals on for the time of the block; ^C reaches the commands anyway."""
-        old = {number: signal.signal(number, self._end) for number in (*_PASSED, signal.SIGINT)}
+        old = {number: signal.signal(number, self._end) for number in PASSED}
         try:
             yield
         finally:
+            for lane in self._lanes:
+                lane.close()
             for number, handler in old.items():
                 signal.signal(number, handler)
 
-    def call(self, command: Sequence[str], output: IO[bytes]) -> int:
+    def call(self, words: Sequence[str], output: Path) -> int:
         """Run one; gives its exit code, as kd's own: no other is begun after a signal."""
         if self._asked:
             return 130 if self._asked == signal.SIGINT else StoppedEarly.exit_code
-        path = os.pathsep.join(
-            filter(None, (str(RECIPES), os.environ.get("PYTHONPATH")))
-        )  # lab.images, for workers, too
-        with subprocess.Popen(command, stdout=output, env={**os.environ, "PYTHONPATH": path}) as process:
-            self._running.add(process)
-            try:
-                return _exit_code(process.wait())
-            finally:
-                self._running.discard(process)
+        lane = self._free.pop()
+        try:
+            return lane.call(words, output)
+        finally:
+            self._free.append(lane)
 
     def _end(self, number: int, _: object) -> None:
         self._asked = number
-        for process in tuple(self._running) if number != signal.SIGINT else ():
-            process.send_signal(number)
-
-
-_PASSED = (signal.SIGTERM, signal.SIGUSR1)
-
-
-def _exit_code(returned: int) -> int:
-    """As a shell has it: 128 + N after signal N."""
-    return returned if returned >= 0 else 128 - returned
+        for lane in self._lanes if number != signal.SIGINT else ():
+            lane.send(number)

@@ -2,12 +2,13 @@
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
-from kdcli.errors import CacheMissingError
+from kdcli.errors import BadDataError, CacheMissingError
 from kdcli.files import storage_errors
 from kdcli.reading import parse_json
 from lab.places import Places
@@ -99,6 +100,21 @@ class Lab:
     def has(self, step: str) -> bool:
         """Whether a step has left its document."""
         return self.document_path(step).exists()
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Refuse what is read in here and is JSON, but not what its step prints.
+
+        Raises:
+            BadDataError: of a document that lacks what is asked of it.
+        """
+        try:
+            yield
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            raise BadDataError(
+                f"a document in {self.out / 'documents'} is not what its step prints: {error!r}",
+                "Remove it: the same run makes it again.",
+            ) from error
 
     def sweep(self, name: str, students: Mapping[str, Mapping[str, Any]]) -> tuple[Path, dict[Path, str]]:
         """The file of a sweep's students, and what it holds."""

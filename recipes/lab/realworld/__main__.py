@@ -61,7 +61,8 @@ def _do(arguments: argparse.Namespace) -> int:
     start = time.monotonic()
     if not arguments.page and (code := runner.run(steps)):
         return code
-    values = study.values(room)
+    with lab.reading():
+        values = study.values(room)
     verdicts = judge(read_claims(FOLDER / "claims.yaml"), values)
     told = _told(arguments, missing, time.monotonic() - start)
     if stale := runner.stale(steps):

@@ -67,7 +67,8 @@ def _teacher(room: Room) -> Step:
         words("train-student", _letters(room, "train"), cache=room.cache("kd/trunk"), method="labels-only",
               student=room.architecture("lite0"), init=room.start(), image_size=settings["image_size"],
               train_from=settings["trunk"], bn="frozen", optimizer="adamw", lr=settings["kd.teacher_lr"],
-              weight_decay=0.05, schedule="cosine", batch_size=32, epochs=settings["kd.teacher_epochs"],
+              backbone_lr_scale=settings["kd.teacher_backbone_lr_scale"], weight_decay=0.05,
+              schedule="cosine", batch_size=32, epochs=settings["kd.teacher_epochs"],
               test=_letters(room, "test"), out=room.run("kd/teacher")),
         needs=("kd/trunk",), data=("glyphs",),
     )  # fmt: skip

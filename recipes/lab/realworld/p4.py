@@ -133,9 +133,14 @@ class _Study:
                   cache=self._cache(name, "train"), student=self._start(name),
                   eval_geometry="whole", train_from=settings["p4.trunk"],
                   seed=self.seed, data_seed=self.seed, teacher_view="same", sweep=path, out=self.room.run(step),
-                  **settings.options("p4.train")),
+                  **self._trained(kind)),
             needs=needs, files=files, data=self._kind(name),
         )  # fmt: skip
+
+    def _trained(self, kind: str) -> dict[str, Any]:
+        """Options of a training; epochs are those that suit its kind."""
+        settings = self._settings
+        return {**settings.options("p4.train"), "epochs": settings["p4.epochs"][kind]}
 
     def _own(self, name: str) -> Step:
         return self._training("own", name, {"own": {"method": "labels-only"}}, (self._step("trunk", name),))
@@ -151,7 +156,7 @@ class _Study:
                   label_space=BASELINES[row], student=self.room.start(settings["p4.shared_network"]),
                   eval_geometry="whole", train_from=settings["p4.trunk"], seed=self.seed,
                   data_seed=self.seed, out=self.room.run(step),
-                  **settings.options("p4.train")),
+                  **self._trained("multi")),
             needs=tuple(self._step("trunk", name) for name in self.sets), data=self._kinds,
         )  # fmt: skip
 
