@@ -168,6 +168,7 @@ def students_of(room: Room, seed: int) -> list[Student]:
     found = [
         Student(taught, row, f"{taught}/seed{seed}")
         for taught, rows in settings["p1.methods"].items() for row in rows
+        if not row.endswith("CRD") or seed in settings["p1.crd_seeds"]
     ]  # fmt: skip
     if seed == settings["p1.seeds"][0]:
         for number, (label, curve) in enumerate(settings["p1.curves"].items()):
