@@ -1,6 +1,7 @@
 """docs/results-claims.md, written before anything is run, and docs/results.md, written by the run."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -64,8 +65,11 @@ def results_page(verdicts: Sequence[Verdict], values: Mapping[str, Values], told
         values: by paper.
         told: lines about the run: what, where, how long, what was left out.
     """
+    words = Counter(verdict.word for verdict in verdicts)
+    counted = ", ".join(f"{count} {word}" for word, count in words.most_common())
     parts = [
         _RESULTS,
+        f"Of {len(verdicts)} claims: {counted}.\n",
         markdown(["claim", "verdict", "difference, 95 % interval", "seeds"], map(_verdict_row, verdicts)),
     ]
     for paper in dict.fromkeys(verdict.claim.paper for verdict in verdicts):
@@ -195,6 +199,6 @@ tested; which grids were run, and which not, is in [results-notes.md](results-no
 _RESULTS = """# Results on real images
 
 Written by `make realworld` (recipes/realworld). Claims, margins, seeds and settings were committed before the run:
-[results-claims.md](results-claims.md). What was looked into where an order does not hold:
-[results-notes.md](results-notes.md).
+[results-claims.md](results-claims.md). What was tried before, and what was looked into where an order does not hold:
+[results-notes.md](results-notes.md). Differences are in points of percent (of a correlation: as it is), paired by seed.
 """
