@@ -62,7 +62,9 @@ ARCHIVES: Final = (
 TABLES: Final = (".csv", ".tsv")
 """Endings of files that may name images."""
 VIDEOS: Final = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
-"""Endings of files whose frames are images that somebody has to take out first."""
+"""Endings of videos: samples of ``video/PATH``, nothing to all others."""
+VIDEO_BYTES: Final = 4 * 2**30
+"""Most bytes of an encoded clip."""
 FRAMES: Final = "Take its frames out first, for example one a second: ffmpeg -i {} -vf fps=1 FRAMES/%06d.jpg"
 
 _BRANDS: Final = {

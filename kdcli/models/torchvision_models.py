@@ -1,4 +1,4 @@
-"""torchvision's classification architectures: ``torchvision/NAME``, and folders with one that kd exported."""
+"""torchvision's classification architectures, of clips, too: ``torchvision/NAME``, and folders with one that kd exported."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -35,7 +35,14 @@ _ALWAYS: dict[str, dict[str, Any]] = {
     "inception_v3": {"transform_input": True, "aux_logits": False},
 }
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
+_FRAMES = {"mvit": 16, "swin3d": 32, "s3d": 64}
+"""Of a clip, as torchvision's references tested them or, of S3D, half as many; 16 of others."""
 _SIZE_ARGUMENT = {"vit": "image_size", "maxvit": "input_size"}
+
+
+def _clip_models() -> list[str]:
+    list_models: Callable[..., list[str]] = models.list_models
+    return list_models(module=models.video)
 
 
 @final
@@ -145,13 +152,16 @@ class TorchvisionArchitecture(Architecture):
             )
         transforms = self._weights.transforms()
         crop, resize = int(transforms.crop_size[0]), int(transforms.resize_size[0])
+        size: Size = image_size or (crop, crop)
+        if self._short in _clip_models() and len(size) == 2:
+            size = (_FRAMES.get(self._short.partition("_")[0], 16), *size)
         return Preprocess(
-            size=image_size or (crop, crop),
+            size=size,
             interpolation=cast("Interpolation", transforms.interpolation.value),
             mean=tuple(transforms.mean),
             std=tuple(transforms.std),
             crop_fraction=crop / resize,
-            crop_mode="center",
+            crop_mode="squash" if len(transforms.resize_size) == 2 else "center",
         )
 
     def class_names(self) -> tuple[str, ...] | None:

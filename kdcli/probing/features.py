@@ -26,7 +26,7 @@ from kdcli.types import Preprocess
 from kdcli.workers import Watched, worker_setup
 
 ArrayName = Literal["features", "logits"]
-Rendered = UInt8[np.ndarray, "h w 3"]
+Rendered = UInt8[np.ndarray, "*t h w 3"]
 
 
 def as_shown(model: Model, config: ProbeConfig) -> Model:
@@ -51,7 +51,7 @@ class EvalImages(Dataset[Rendered]):
         return len(self._data)
 
     def __getitem__(self, row: int) -> Rendered:
-        return show(self._data.image(row), self._render)
+        return show(self._data.picture(row, self._data.encoded(row), "exact"), self._render)
 
 
 def model_outputs(
