@@ -18,7 +18,11 @@ av = pytest.importorskip("av", reason="PyAV is not installed")
 
 
 def video(
-    frames: Sequence[np.ndarray], *, rate: int = 25, times: Sequence[int] | None = None, ending: str = "matroska"
+    frames: Sequence[np.ndarray],
+    *,
+    rate: int = 25,
+    times: Sequence[int] | None = None,
+    ending: str = "matroska",
 ) -> bytes:
     """A lossless video of RGB frames; ``times`` in milliseconds in place of a steady rate."""
     file = BytesIO()
@@ -113,7 +117,11 @@ def test_what_is_no_clip_is_refused_by_name(tmp_path: Path) -> None:
             open_clip(encoded, "run.mp4")
 
 
-@given(st.integers(1, 500), st.integers(1, 64), st.lists(st.integers(0, 2**64 - 1), min_size=TIME_WORDS, max_size=TIME_WORDS))
+@given(
+    st.integers(1, 500),
+    st.integers(1, 64),
+    st.lists(st.integers(0, 2**64 - 1), min_size=TIME_WORDS, max_size=TIME_WORDS),
+)
 def test_moments_lie_in_their_span_in_order(frames: int, count: int, random: list[int]) -> None:
     start, span = random_span(random, frames)
     assert 0 <= start < start + span <= frames
@@ -126,6 +134,9 @@ def test_moments_lie_in_their_span_in_order(frames: int, count: int, random: lis
     if span >= count:  # equal parts: as numpy has their middles
         edges = start + np.arange(count + 1) * span / count
         np.testing.assert_array_less(edges[:-1] - 1e-9, np.array(found) + 1)
-        assert all(a <= b <= c for a, b, c in zip(edges[:-1], np.array(found) + 0.5 + 0.5, edges[1:] + 1, strict=True))
+        assert all(
+            a <= b <= c
+            for a, b, c in zip(edges[:-1], np.array(found) + 0.5 + 0.5, edges[1:] + 1, strict=True)
+        )
     else:
         assert found == [min(start + place, start + span - 1) for place in range(count)]

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from io import BytesIO
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, final
 
 import numpy as np
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
     from av.container import InputContainer
 
 TIME_NAMES: Final = ("start", "span", "source_frames")
-"""Further parameters of a clip's view: its first frame and how many it spans, both in frames of the source; the source's.
-View 0 spans all of it."""
+"""Further parameters of a clip's view: its first frame and how many it spans, both in frames of the source, which has
+so many. View 0 spans all of it."""
 TIME_WORDS: Final = 2
 """Raw words that :func:`random_span` reads."""
 _LEAST_SHARE: Final = 2
@@ -130,7 +131,7 @@ class VideoClip(Clip):
             return
         span = times[-1] - times[0]
         self.rate = Fraction(self.frames - 1) / span if span else Fraction(0)
-        steps = {float(after - before) for before, after in zip(times, times[1:], strict=False)}
+        steps = {float(after - before) for before, after in pairwise(times)}
         mean = float(span) / (self.frames - 1)
         self.steady = all(abs(step - mean) < 0.5 * mean for step in steps)
 
@@ -205,9 +206,7 @@ def open_clip(encoded: bytes, where: str, window: tuple[float, float | None] = (
         BadDataError: it cannot be used.
         MissingExtraError: it is a video, and PyAV is not installed.
     """
-    return (
-        FrameFolder(encoded, where) if encoded.startswith(_FOLDER) else VideoClip(encoded, where, window)
-    )
+    return FrameFolder(encoded, where) if encoded.startswith(_FOLDER) else VideoClip(encoded, where, window)
 
 
 def _unpacked(packed: bytes, where: str) -> list[bytes]:

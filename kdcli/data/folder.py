@@ -117,8 +117,9 @@ class FolderSource(ImageSource):
             if len(tally)
         ]
         example = ".jpg" if self._endings is EXTENSIONS else ".mp4"
+        but = f", but {', '.join(instead)}" if instead else ""
         return BadDataError(
-            f"there are no {self._things} in {self._root / walk.prefix}{', but ' if instead else ''}{', '.join(instead)}",
+            f"there are no {self._things} in {self._root / walk.prefix}{but}",
             _opened(self._root / (walk.archives.example or walk.videos.example))
             or f"Give the folder that holds CLASS/NAME{example}, or NAME{example} without classes; "
             f"{', '.join(each[1:] for each in sorted(self._endings))} are read, hidden files are not.",

@@ -61,7 +61,11 @@ class StoredSource(ImageSource):
 
     def picture(self, key: str, encoded: bytes, how: DecodeMode) -> Picture:
         """See :meth:`ImageSource.picture`."""
-        return self.decode(key, encoded) if encoded.startswith(_MARK) else self._source.picture(key, encoded, how)
+        return (
+            self.decode(key, encoded)
+            if encoded.startswith(_MARK)
+            else self._source.picture(key, encoded, how)
+        )
 
     def path(self, key: str) -> str:
         """See :meth:`ImageSource.path`."""

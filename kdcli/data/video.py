@@ -20,7 +20,7 @@ from kdcli.data.decode import bad_image
 from kdcli.data.folder import FolderSource, find_folder
 from kdcli.data.formats import EXTENSIONS, VIDEOS
 from kdcli.data.photos import Picture
-from kdcli.data.walk import sample_folders
+from kdcli.data.walk import Walk
 from kdcli.errors import BadDataError
 from kdcli.files import storage_errors
 from kdcli.types import DecodeMode
@@ -40,9 +40,7 @@ class VideoSource(ImageSource):
 
     def __init__(self, root: Path) -> None:
         with storage_errors(root):
-            self._files = bool(sample_folders(root, ENDINGS)) or any(
-                os.path.splitext(name)[1].lower() in ENDINGS for name in os.listdir(root)  # noqa: PTH122, PTH208
-            )
+            self._files = next(Walk(root, endings=ENDINGS).keys(), None) is not None
         self._root, self._folder = root, FolderSource(root, ENDINGS if self._files else EXTENSIONS)
 
     @classmethod
@@ -78,7 +76,9 @@ class VideoSource(ImageSource):
                 f"{self._root}: a clip has frames and further folders in one folder",
                 "Give every clip a folder that holds its frames alone.",
             )
-        return Listing(KeyTable.from_strings(folders), found.labels[np.array(rows)], found.class_names, found.notes)
+        return Listing(
+            KeyTable.from_strings(folders), found.labels[np.array(rows)], found.class_names, found.notes
+        )
 
     def encoded(self, key: str) -> bytes:
         """The bytes of the file, or of all frames."""
@@ -91,7 +91,9 @@ class VideoSource(ImageSource):
             except (FileNotFoundError, NotADirectoryError) as error:
                 raise bad_image(str(place), "no such folder of frames") from error
         frames = [name for name in names if os.path.splitext(name)[1].lower() in EXTENSIONS]  # noqa: PTH122
-        return pack_frames([self._folder.encoded(f"{key}/{name}") for name in frames if not name.startswith(".")])
+        return pack_frames(
+            [self._folder.encoded(f"{key}/{name}") for name in frames if not name.startswith(".")]
+        )
 
     def size(self, key: str) -> int:
         """Size of the file; -1 of a folder of frames."""

@@ -154,13 +154,18 @@ class ViewSet:
         """Row that each view is mixed with; -1 for none."""
         if not self.mixes:
             return np.full(params.shape[:-1], NO_PARTNER, np.int64)
-        return params[..., self.param_names.index("partner")].astype(np.int64)
+        return self._of_mixing(params, "partner").astype(np.int64)
 
     def own_share(self, params: Int32[np.ndarray, "*b w"]) -> Float32[np.ndarray, "*b"]:
         """Share of each view that is the sample's own, from 0 to 1; 1 where it is not mixed."""
         if not self.mixes:
             return np.ones(params.shape[:-1], np.float32)
-        return (params[..., self.param_names.index("lam")] / UNIT).astype(np.float32)
+        return (self._of_mixing(params, "lam") / UNIT).astype(np.float32)
+
+    def _of_mixing(self, params: Int32[np.ndarray, "*b w"], name: str) -> Int32[np.ndarray, "*b"]:
+        mixing = self.rule.mixing
+        assert mixing is not None
+        return params[..., mixing.names.index(name) - len(mixing.names)]
 
     # --- pixels ----------------------------------------------------------------------------------
 

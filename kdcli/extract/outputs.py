@@ -323,7 +323,7 @@ def pooled(values: "Float[Tensor, 'b ...']", side: int) -> "Float[Tensor, 'b ...
     if not side:
         return values
     flat = torch.nn.functional.adaptive_avg_pool2d(values.flatten(1, -3), side)
-    return flat.unflatten(1, values.shape[1:-2])
+    return flat.reshape(*values.shape[:-2], side, side)
 
 
 def _array(row_shape: list[int], dtype: str) -> dict[str, Any]:

@@ -54,7 +54,7 @@ class FramesClassifier(Classifier):
         """See the base."""
         clips, count = images.shape[0], images.shape[2]
         found = self.inner.outputs(images.movedim(2, 1).flatten(0, 1), names)
-        each = {name: output.unflatten(0, (clips, count)) for name, output in found.items()}
+        each = {name: output.reshape(clips, count, *output.shape[1:]) for name, output in found.items()}
         return {
             name: output.movedim(1, 2) if name.startswith(MAPS) else output.mean(dim=1)
             for name, output in each.items()

@@ -1,4 +1,4 @@
-"""torchvision's classification architectures, of clips, too: ``torchvision/NAME``, and folders with one that kd exported."""
+"""torchvision's classification architectures, also of clips: ``torchvision/NAME``, and folders of kd's exports."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
