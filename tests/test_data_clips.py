@@ -111,10 +111,32 @@ def test_what_is_no_clip_is_refused_by_name(tmp_path: Path) -> None:
         frame.sample_rate = 8000
         container.mux(stream.encode(frame))
     for encoded, reason in (
-        (b"", "empty file"), (b"no video" * 99, "not a video"), (sound.getvalue(), "sound alone"), (whole[:40], "not a video"),
+        (b"", "empty file"),
+        (b"no video" * 99, "not a video"),
+        (sound.getvalue(), "sound alone"),
+        (whole[:40], "not a video"),
     ):  # fmt: skip
         with pytest.raises(BadDataError, match=f"run.mp4: .*{reason}"):
             open_clip(encoded, "run.mp4")
+
+
+@pytest.mark.parametrize(("ending", "codec"), [("matroska", "ffv1"), ("mp4", "mpeg4"), ("avi", "mpeg4")])
+@pytest.mark.parametrize("share", [0.4, 0.7])
+def test_a_broken_tail_is_a_bad_clip(ending: str, codec: str, share: float, tmp_path: Path) -> None:
+    file = tmp_path / "clip"
+    options = {"movflags": "faststart"} if ending == "mp4" else {}
+    with av.open(str(file), "w", format=ending, options=options) as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "bgr0" if codec == "ffv1" else "yuv420p"
+        for pixels in numbered(50, 64, 48):
+            container.mux(
+                stream.encode(av.VideoFrame.from_ndarray(pixels, "rgb24").reformat(format=stream.pix_fmt))
+            )
+        container.mux(stream.encode(None))
+    whole = file.read_bytes()
+    assert open_clip(whole, "a").frames == 50
+    with pytest.raises(BadDataError, match=r"ends after|not a video"):
+        open_clip(whole[: int(share * len(whole))], "a")
 
 
 @given(

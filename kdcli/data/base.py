@@ -75,7 +75,7 @@ class ImageSource(ABC):
         return -1
 
     def decode(self, key: str, encoded: bytes) -> Image.Image:
-        """The upright RGB image in a sample's encoded bytes; of a clip, the frame in its middle.
+        """The upright RGB image in a sample's encoded bytes; of a clip, its first, middle and last frame in a row.
 
         Raises:
             BadDataError: naming the sample and the reason.

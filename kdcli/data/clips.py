@@ -4,9 +4,11 @@ A view's place in time is recorded as its box is: in whole frames of the source,
 see the same moments. Frames count from 0 in the order in which they are shown.
 """
 
+import hashlib
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from fractions import Fraction
 from io import BytesIO
 from itertools import pairwise
@@ -15,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, final
 import numpy as np
 from PIL import Image
 
-from kdcli.data.decode import bad_image, decode_image
+from kdcli.data.decode import bad_image, decode_image, pixels_digest
 from kdcli.data.philox import below
 from kdcli.errors import BadDataError, MissingExtraError
 
@@ -31,6 +33,10 @@ _LEAST_SHARE: Final = 2
 """A training view spans at least one such part of the clip: half of it."""
 _KEPT_BYTES: Final = 256 * 2**20
 """Decoded frames of one clip that are kept; of a longer one they are decoded anew for each view."""
+_LEAST_HELD: Final = 0.95
+"""Share of what a file declares that it has to hold; edit lists take a few frames away."""
+_LAST_SECONDS: Final = 0.2
+"""How long the last frame may stand."""
 _FOLDER: Final = b"kd-frames\0"
 _EXTRA: Final = "pip install 'kdcli[video]'"
 
@@ -90,6 +96,21 @@ class Clip:
         """
         raise NotImplementedError
 
+    def digest(self) -> int:
+        """64 bits that tell it by the sizes and pixels of its frames."""
+        digest = hashlib.blake2b(digest_size=8)
+        for place in range(self.frames):
+            digest.update(pixels_digest(self.at([place])[0]).to_bytes(8))
+        return int.from_bytes(digest.digest())
+
+    def strip(self) -> Image.Image:
+        """Its first, middle and last frame in a row: a picture of it for people."""
+        width, height = self.size
+        found = Image.new("RGB", (3 * width, height))
+        for place, frame in enumerate(self.at([0, self.frames // 2, self.frames - 1])):
+            found.paste(frame, (place * width, 0))
+        return found
+
 
 @final
 class VideoClip(Clip):
@@ -108,6 +129,7 @@ class VideoClip(Clip):
     def __init__(self, encoded: bytes, where: str, window: tuple[float, float | None] = (0.0, None)) -> None:
         self._encoded, self._where, self._window = encoded, where, window
         self._kept: list[Image.Image] | None = []
+        self._declared = _Declared()
         times, count = list[Fraction](), 0
         for time, frame in self._decoded():
             if not count:
@@ -124,6 +146,8 @@ class VideoClip(Clip):
             raise bad_image(where, f"a video without a frame{some}")
         self.frames = count
         self._tell_time(times)
+        if window == (0.0, None):
+            self._declared.require(count, float(times[-1] - times[0]) if times else 0.0, where)
 
     def _tell_time(self, times: list[Fraction]) -> None:
         """Take the rate from the times of the frames: what a container says of it may be anything."""
@@ -151,11 +175,38 @@ class VideoClip(Clip):
         """Frames of the window, and their times in seconds."""
         first, last = self._window
         with _opened(self._encoded, self._where) as container:
+            self._declared = _Declared.of(container)
             for frame in container.decode(video=0):
                 time = None if frame.pts is None else frame.pts * Fraction(frame.time_base)
                 if time is not None and (time < first or (last is not None and time >= last)):
                     continue
                 yield time, _upright(frame)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Declared:
+    """What a file says of its length: where it holds much less, its end is missing.
+
+    Attributes:
+        frames: 0 where it does not say.
+        seconds: of the whole file, where the video is all that is in it; else 0.
+    """
+
+    frames: int = 0
+    seconds: float = 0.0
+
+    @classmethod
+    def of(cls, container: "InputContainer") -> "_Declared":
+        alone = len(container.streams) == 1 and container.duration
+        return cls(container.streams.video[0].frames, container.duration / 1e6 if alone else 0.0)
+
+    def require(self, frames: int, seconds: float, where: str) -> None:
+        """Refuse fewer frames than declared, or less time."""
+        if frames < _LEAST_HELD * self.frames - 1:
+            raise bad_image(where, f"ends after {frames} of {self.frames} frames")
+        if seconds < _LEAST_HELD * self.seconds - _LAST_SECONDS:
+            raise bad_image(where, f"ends after {seconds:.1f} of {self.seconds:.1f} seconds")
 
 
 @final

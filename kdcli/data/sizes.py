@@ -27,7 +27,7 @@ def sample_sizes(data: Images) -> Sizes:
     for row in rows:
         if data.keys[row]:  # a cache that grew has rows without a sample
             try:
-                found.append(data.decode(row, data.encoded(row)).size)
+                found.append(data.picture(row, data.encoded(row), "exact").size)
             except KdError:  # whoever reads all images says what is wrong with this one
                 continue
     return found
