@@ -32,8 +32,10 @@ def trains_channels_last(network: nn.Module, device: torch.device) -> bool:
 
     On a CPU torch's backward of a 1x1 convolution with a stride over fewer channels than a vector holds writes
     past its memory (pytorch#136348; found with torch 2.14: below 8 channels with AVX2, with an input or with
-    weights in that format). FastViT, RepVGG and MobileOne begin with one.
+    weights in that format). FastViT, RepVGG and MobileOne begin with one. Networks of clips have no such format.
     """
+    if has_volumes(network):
+        return False
     return device.type != "cpu" or not any(
         isinstance(module, nn.Conv2d)
         and set(module.kernel_size) == {1}
@@ -41,6 +43,11 @@ def trains_channels_last(network: nn.Module, device: torch.device) -> bool:
         and module.in_channels < _SIMD_FLOATS
         for module in network.modules()
     )
+
+
+def has_volumes(network: nn.Module) -> bool:
+    """Whether a network convolves over frames, too: its weights then have an axis more than channels_last is of."""
+    return any(parameter.ndim == 5 for parameter in network.parameters())
 
 
 def normalise(
@@ -107,7 +114,7 @@ class TeacherRunner:
         self._device, self._amp = device, amp
         with device_errors(self._running):
             model.network.eval().to(device)
-            if not model.preprocess.frames:
+            if not has_volumes(model.network):
                 model.network.to(memory_format=torch.channels_last)
             half = half_of(amp)
             network = model.network if half is None else self._cast_once(half)
