@@ -57,6 +57,7 @@ class Render:
         mode: how view 0 fits an image to it; of no matter to training views, which have boxes of their own.
         crop: share that view 0 keeps, see :class:`~kdcli.types.Preprocess`.
         fill: colour of what view 0 shows beside the image.
+        crop_width: see :class:`~kdcli.types.Preprocess`.
     """
 
     size: Size
@@ -64,6 +65,7 @@ class Render:
     mode: EvalMode = "center"
     crop: float = 1.0
     fill: tuple[int, int, int] = (0, 0, 0)
+    crop_width: float | None = None
 
     @classmethod
     def of(cls, preprocess: Preprocess) -> "Render":
@@ -75,6 +77,7 @@ class Render:
             preprocess.crop_mode,
             preprocess.crop_fraction,
             (red, green, blue) if preprocess.crop_mode == "border" else (0, 0, 0),
+            preprocess.crop_width,
         )
 
     @property
@@ -110,7 +113,7 @@ class Render:
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         tall, wide = (self.resize_side(side) for side in self.sides)
         if self.mode == "squash":
-            return wide, tall
+            return wide if self.crop_width is None else math.floor(self.sides[1] / self.crop_width), tall
         if self.mode in ("center", "center-down") and tall == wide:  # torchvision's Resize(side)
             longer = int(tall * max(width, height) / min(width, height))
             return (tall, longer) if width <= height else (longer, tall)
@@ -122,6 +125,7 @@ class Render:
     def __str__(self) -> str:
         height, width = self.sides
         tall, wide = (self.resize_side(side) for side in self.sides)
+        wide = wide if self.crop_width is None else math.floor(width / self.crop_width)
         side = f"{tall}-pixel" if tall == wide else f"{tall} x {wide}"
         crop = f"crop_pct {self.crop:g}"
         how = {
@@ -226,7 +230,9 @@ class EvalGeometry:
         """
         if self.mode is None:
             return own
-        return replace(own, crop_mode=self.mode, crop_fraction=self.crop or crop or own.crop_fraction)
+        found = replace(own, crop_mode=self.mode, crop_fraction=self.crop or crop or own.crop_fraction)
+        same = (found.crop_mode, found.crop_fraction) == (own.crop_mode, own.crop_fraction)
+        return found if same else replace(found, crop_width=None)
 
     def declared(self, own: Preprocess) -> Preprocess:
         """The same for a model that is exported: timm's nearest to what it has not is a centre crop of that share."""

@@ -69,6 +69,7 @@ class Preprocess:
         crop_fraction: timm's crop_pct, 0.05 to 2: the input's side is this share of what an image is resized to;
             of ``shared``, the square's share of the image's shorter side.
         crop_mode: how an image is fitted to the input. Training views have boxes of their own.
+        crop_width: of ``squash``, the share of the width where it is another than that of the height.
     """
 
     size: Size
@@ -77,6 +78,7 @@ class Preprocess:
     std: tuple[float, float, float]
     crop_fraction: float
     crop_mode: EvalMode
+    crop_width: float | None = None
 
     @property
     def sides(self) -> Sides:
@@ -97,6 +99,7 @@ class Preprocess:
             "std": list(self.std),
             "crop_fraction": self.crop_fraction,
             "crop_mode": self.crop_mode,
+            **({} if self.crop_width is None else {"crop_width": self.crop_width}),
         }
 
     @classmethod
@@ -111,6 +114,7 @@ class Preprocess:
             (std[0], std[1], std[2]),
             document["crop_fraction"],
             document["crop_mode"],
+            document.get("crop_width"),
         )
 
 

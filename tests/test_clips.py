@@ -12,12 +12,14 @@ import torch
 from conftest import Shell
 from PIL import Image
 from safetensors.torch import load_file
-from torchvision.models import get_model
+from torchvision.models import get_model, get_model_weights
 from torchvision.transforms import functional
 
 from kdcli.cache.cacheset import CacheSet
 from kdcli.data.sources import open_data
-from kdcli.models.spec import open_model
+from kdcli.geometry import Render
+from kdcli.models.spec import ModelSpec, open_model
+from kdcli.models.torchvision_models import TorchvisionArchitecture
 from kdcli.outputs import MAPS
 
 av = pytest.importorskip("av", reason="PyAV is not installed")
@@ -157,9 +159,7 @@ def test_images_and_clips_are_not_taken_for_each_other(
         2, "takes clips", "video/FOLDER"
     )
     probe = ("eval-probe", data, "--test", f"video/{clips}@split=test", "--shots", 1)
-    kd(*probe, "--model", f"test_resnet@{teacher}").refused(
-        2, "takes images", "frames:"
-    )
+    kd(*probe, "--model", f"test_resnet@{teacher}").refused(2, "takes images", "frames:")
 
 
 def test_a_clip_that_cannot_be_read_is_a_bad_image(
@@ -193,3 +193,24 @@ def test_networks_of_clips_give_what_torchvision_gives(name: str, size: tuple[in
         found["features"], found[MAPS + last].mean(dim=(2, 3, 4)), rtol=1e-4, atol=1e-5
     )
     assert open_model(f"torchvision/{name}", weights="random").preprocess.frames in (16, 64)
+
+
+def test_boxes_of_clip_networks_are_those_of_torchvisions_presets() -> None:
+    for name in ("r3d_18", "s3d", "mvit_v2_s", "swin3d_t"):
+        preset = get_model_weights(name).DEFAULT.transforms()
+        render = Render.of(TorchvisionArchitecture(ModelSpec.parse(f"torchvision/{name}")).preprocess(None))
+        for width, height in ((320, 240), (240, 320), (171, 128), (500, 300)):
+            places = (
+                torch.arange(width).repeat(height, 1).float(),
+                torch.arange(height)[:, None].repeat(1, width).float(),
+            )
+            resized = [
+                functional.resize(each[None], preset.resize_size, antialias=False)[0] for each in places
+            ]
+            seen = [functional.center_crop(each, preset.crop_size) for each in resized]
+            fit = render.fit(width, height)
+            assert fit.resized == (resized[0].shape[1], resized[0].shape[0]), name
+            left, top = fit.window
+            tall, wide = preset.crop_size
+            for own, whole in zip(seen, resized, strict=True):
+                torch.testing.assert_close(own, whole[top : top + tall, left : left + wide])

@@ -221,8 +221,9 @@ def _drawable(document: dict[str, Any]) -> dict[str, Any]:
     found = Preprocess.from_document(document)
     if not all(1 <= side <= 2**14 for side in found.size) or min(found.std) <= 0:
         raise ValueError("size: sides of 1 to 16384 pixels, and std above 0, are possible")
-    if not LEAST_CROP <= found.crop_fraction < 2:  # timm's VOLO have 1.15
-        raise ValueError(f"crop_fraction: {found.crop_fraction} is no share of an image")
+    for share in (found.crop_fraction, found.crop_width):
+        if share is not None and not LEAST_CROP <= share < 2:  # timm's VOLO have 1.15
+            raise ValueError(f"crop_fraction: {share} is no share of an image")
     return document
 
 

@@ -264,9 +264,7 @@ class Seen:
             )
         return moments_of(self._chunks(teacher, array, grid))
 
-    def _chunks(
-        self, teacher: str, array: str, grid: Grid | None
-    ) -> Iterator[Float[np.ndarray, "n c"]]:
+    def _chunks(self, teacher: str, array: str, grid: Grid | None) -> Iterator[Float[np.ndarray, "n c"]]:
         shape = self.cache.teacher(teacher).array_specs()[array].row_shape
         step = max(1, _CHUNK_BYTES // (4 * int(np.prod(shape))))
         pairs, random = len(self.rows) * len(self.views), np.random.Generator(np.random.Philox(_SEED))

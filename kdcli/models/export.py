@@ -95,6 +95,7 @@ def _config(model: Model, class_names: Sequence[str] | None) -> dict[str, Any]:
         "num_features": model.num_features,
         **names,
         **({"frames": model.preprocess.frames} if by_frame else {}),
+        **({} if model.preprocess.crop_width is None else {"crop_width": model.preprocess.crop_width}),
         "model_args": model_arguments(model),
         "pretrained_cfg": {
             "input_size": [3, *(model.preprocess.sides if by_frame else model.preprocess.size)],
