@@ -1,5 +1,6 @@
 """Clips: their frames, which of them are shown, and what is refused."""
 
+import re
 from collections.abc import Sequence
 from fractions import Fraction
 from io import BytesIO
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from kdcli.data.clips import TIME_WORDS, Clip, moments, open_clip, pack_frames, random_span
+from kdcli.data.sources import open_data
 from kdcli.errors import BadDataError
 
 av = pytest.importorskip("av", reason="PyAV is not installed")
@@ -137,6 +139,55 @@ def test_a_broken_tail_is_a_bad_clip(ending: str, codec: str, share: float, tmp_
     assert open_clip(whole, "a").frames == 50
     with pytest.raises(BadDataError, match=r"ends after|not a video"):
         open_clip(whole[: int(share * len(whole))], "a")
+
+
+def test_a_table_gives_parts_of_videos(tmp_path: Path) -> None:
+    frames = numbered(30)
+    (tmp_path / "a.mkv").write_bytes(video(frames, rate=10))
+    table = tmp_path / "clips.csv"
+    table.write_text("path,begin,until,label\na.mkv,0.5,1.25,run\na.mkv,2,,walk\na.mkv,,0.3,run\n")
+    data = open_data(f"csv/{table}@start=begin,end=until")
+    assert data.clips
+    assert list(data.keys) == ["a.mkv#0-0.3", "a.mkv#0.5-1.25", "a.mkv#2-"]
+    clips = [data.picture(row, data.encoded(row), "exact") for row in range(3)]
+    assert [isinstance(clip, Clip) and clip.frames for clip in clips] == [3, 8, 10]
+    np.testing.assert_array_equal(shown(clips[1], (0,))[0], frames[5])
+    assert data.image(2).size == (3 * 48, 32)
+    for text, reason in (
+        ("path,begin,until,label\na.mkv,2,1,run\n", "ends (1 s) before"),
+        ("path,begin,until,label\na.mkv,x,1,run\n", "'x' is no time"),
+        ("path,begin,until,label\na.mkv,nan,1,run\n", "is no time"),
+    ):
+        table.write_text(text)
+        with pytest.raises(BadDataError, match=re.escape(reason)):
+            open_data(f"csv/{table}@start=begin,end=until")
+    with pytest.raises(BadDataError, match="names videos") as refused:
+        open_data(f"csv/{table}")
+    assert "start=COLUMN,end=COLUMN" in refused.value.hint
+
+
+def test_folders_of_videos_and_of_frames_are_the_same_data(tmp_path: Path) -> None:
+    for name in ("run/1", "walk/2"):
+        (tmp_path / "frames" / name).mkdir(parents=True)
+        (tmp_path / "videos" / name).parent.mkdir(parents=True)
+        (tmp_path / "videos" / f"{name}.mkv").write_bytes(video(numbered(4)))
+        for place, pixels in enumerate(numbered(4)):
+            Image.fromarray(pixels).save(tmp_path / "frames" / name / f"{place}.png")
+    one, other = (open_data(f"video/{tmp_path / kind}") for kind in ("videos", "frames"))
+    assert (list(one.keys), list(other.keys)) == (["run/1.mkv", "walk/2.mkv"], ["run/1", "walk/2"])
+    assert (one.class_names, one.labels.tolist()) == (other.class_names, other.labels.tolist())
+    for row in range(2):
+        pair = [data.picture(row, data.encoded(row), "exact") for data in (one, other)]
+        for left, right in zip(*(shown(clip, range(4)) for clip in pair), strict=True):
+            np.testing.assert_array_equal(left, right)
+    with pytest.raises(BadDataError, match="in no folder of their own"):
+        open_data(f"video/{make_flat(tmp_path)}")
+
+
+def make_flat(root: Path) -> Path:
+    (root / "flat").mkdir()
+    Image.fromarray(numbered(1)[0]).save(root / "flat/x.png")
+    return root / "flat"
 
 
 @given(
