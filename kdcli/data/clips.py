@@ -6,6 +6,7 @@ see the same moments. Frames count from 0 in the order in which they are shown.
 
 import hashlib
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -63,7 +64,7 @@ def moments(start: int, span: int, count: int) -> list[int]:
     return [start + (2 * place + 1) * span // (2 * count) for place in range(count)]
 
 
-class Clip:
+class Clip(ABC):
     """Frames that are decoded when something is drawn of them.
 
     Attributes:
@@ -79,12 +80,14 @@ class Clip:
     steady: bool = True
 
     def load(self) -> None:
-        """Decode all of it, if that was not done yet; opening a clip did.
+        """Decode all of it.
 
         Raises:
             BadDataError: a frame cannot be decoded.
         """
+        self.at(range(self.frames))
 
+    @abstractmethod
     def at(self, places: Sequence[int]) -> list[Image.Image]:
         """Frames, upright, as RGB.
 
@@ -94,7 +97,6 @@ class Clip:
         Raises:
             BadDataError: a frame cannot be decoded.
         """
-        raise NotImplementedError
 
     def digest(self) -> int:
         """64 bits that tell it by the sizes and pixels of its frames."""
@@ -158,6 +160,9 @@ class VideoClip(Clip):
         steps = {float(after - before) for before, after in pairwise(times)}
         mean = float(span) / (self.frames - 1)
         self.steady = all(abs(step - mean) < 0.5 * mean for step in steps)
+
+    def load(self) -> None:
+        """See the base: opening it did."""
 
     def at(self, places: Sequence[int]) -> list[Image.Image]:
         """See the base."""
@@ -223,10 +228,6 @@ class FrameFolder(Clip):
             raise bad_image(where, "a folder without a frame")
         self._decoded: dict[int, Image.Image] = {}
         self.frames, self.size = len(self._files), self._frame(0).size
-
-    def load(self) -> None:
-        """See the base."""
-        self.at(range(self.frames))
 
     def at(self, places: Sequence[int]) -> list[Image.Image]:
         """See the base."""
