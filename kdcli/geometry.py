@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Final, final, get_args
 
 from kdcli.errors import UsageError
-from kdcli.types import CropMode, EvalMode, Interpolation, Preprocess
+from kdcli.types import CropMode, EvalMode, Interpolation, Preprocess, Sides, Size
 
 LEAST_CROP: Final = 0.05
 """The least share of an image that is shown; timm's models say 0.875 to 1.15. An image is resized to 1 / share."""
@@ -52,18 +52,20 @@ class Render:
     """What a view is drawn as: models that share it share their pixels.
 
     Attributes:
-        size: (height, width) in pixels of the input.
+        size: (height, width) in pixels of the input; of clips (frames, height, width).
         interpolation: resampling filter.
         mode: how view 0 fits an image to it; of no matter to training views, which have boxes of their own.
         crop: share that view 0 keeps, see :class:`~kdcli.types.Preprocess`.
         fill: colour of what view 0 shows beside the image.
+        crop_width: see :class:`~kdcli.types.Preprocess`.
     """
 
-    size: tuple[int, int]
+    size: Size
     interpolation: Interpolation
     mode: EvalMode = "center"
     crop: float = 1.0
     fill: tuple[int, int, int] = (0, 0, 0)
+    crop_width: float | None = None
 
     @classmethod
     def of(cls, preprocess: Preprocess) -> "Render":
@@ -75,6 +77,7 @@ class Render:
             preprocess.crop_mode,
             preprocess.crop_fraction,
             (red, green, blue) if preprocess.crop_mode == "border" else (0, 0, 0),
+            preprocess.crop_width,
         )
 
     @property
@@ -82,13 +85,23 @@ class Render:
         """The same without what only view 0 goes by."""
         return Render(self.size, self.interpolation)
 
+    @property
+    def sides(self) -> Sides:
+        """Height and width of the input, in pixels."""
+        return self.size[-2], self.size[-1]
+
+    @property
+    def frames(self) -> int:
+        """Of a clip; 0 of an image."""
+        return self.size[0] if len(self.size) == 3 else 0
+
     def resize_side(self, side: int) -> int:
         """To how many pixels a side of the input's length is resized before the crop."""
         return math.floor(side / self.crop)
 
     def fit(self, width: int, height: int) -> Fit:
         """How view 0 fits an image of a size in pixels to the input."""
-        input_height, input_width = self.size
+        input_height, input_width = self.sides
         if self.mode == "shared":
             return Fit(centre_square(width, height, self.crop), (input_width, input_height), (0, 0))
         resized = self._resized(width, height)
@@ -98,9 +111,9 @@ class Render:
         return Fit((0, 0, width, height), resized, (left, top))
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
-        tall, wide = (self.resize_side(side) for side in self.size)
+        tall, wide = (self.resize_side(side) for side in self.sides)
         if self.mode == "squash":
-            return wide, tall
+            return wide if self.crop_width is None else math.floor(self.sides[1] / self.crop_width), tall
         if self.mode in ("center", "center-down") and tall == wide:  # torchvision's Resize(side)
             longer = int(tall * max(width, height) / min(width, height))
             return (tall, longer) if width <= height else (longer, tall)
@@ -110,8 +123,9 @@ class Render:
         return max(1, round(width / ratio)), max(1, round(height / ratio))
 
     def __str__(self) -> str:
-        height, width = self.size
-        tall, wide = (self.resize_side(side) for side in self.size)
+        height, width = self.sides
+        tall, wide = (self.resize_side(side) for side in self.sides)
+        wide = wide if self.crop_width is None else math.floor(width / self.crop_width)
         side = f"{tall}-pixel" if tall == wide else f"{tall} x {wide}"
         crop = f"crop_pct {self.crop:g}"
         how = {
@@ -123,7 +137,8 @@ class Render:
             "border": f"of a {side} resize of the longer side, bordered ({crop})",
             "shared": f"of the centred square of {self.crop:g} of the shorter side, squeezed",
         }[self.mode]
-        return f"{height} x {width} {how}, {self.interpolation}"
+        clip = f"{self.frames} frames of " if self.frames else ""
+        return f"{clip}{height} x {width} {how}, {self.interpolation}"
 
 
 def _offset(resized: int, side: int) -> int:
@@ -157,7 +172,7 @@ def largest_offset(
     """
     found = (0.0, (0, 0))
     for size in sizes:
-        fits = [(render.fit(*size), render.size[::-1]) for render in (one, other)]
+        fits = [(render.fit(*size), render.sides[::-1]) for render in (one, other)]
         for axis in (0, 1):
             (start, length), (begin, extent) = (fit.span(axis, side[axis], size[axis]) for fit, side in fits)
             apart = max(abs(start - begin), abs(start + length - begin - extent)) / length
@@ -215,7 +230,9 @@ class EvalGeometry:
         """
         if self.mode is None:
             return own
-        return replace(own, crop_mode=self.mode, crop_fraction=self.crop or crop or own.crop_fraction)
+        found = replace(own, crop_mode=self.mode, crop_fraction=self.crop or crop or own.crop_fraction)
+        same = (found.crop_mode, found.crop_fraction) == (own.crop_mode, own.crop_fraction)
+        return found if same else replace(found, crop_width=None)
 
     def declared(self, own: Preprocess) -> Preprocess:
         """The same for a model that is exported: timm's nearest to what it has not is a centre crop of that share."""

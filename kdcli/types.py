@@ -13,8 +13,10 @@ AmpName = Literal["off", "tf32", "bf16", "fp16"]
 """A precision that networks run at, as it is recorded; see :mod:`kdcli.precision`."""
 AmpChoice = Literal["auto", AmpName]
 """What ``--amp`` takes."""
-Size = tuple[int, int]
+Sides = tuple[int, int]
 """Height and width in pixels."""
+Size = Sides | tuple[int, int, int]
+"""Of an input: height and width in pixels; of a clip's, the number of frames before them."""
 DecodeMode = Literal["exact", "scaled"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 CropMode = Literal["center", "squash", "border"]
@@ -60,21 +62,33 @@ class Preprocess:
     """How a model wants its pixels.
 
     Attributes:
-        size: (height, width) in pixels of the model's input.
+        size: (height, width) in pixels of the model's input, of one that takes clips (frames, height, width).
         interpolation: resampling filter.
         mean: per channel, in units of [0, 1] pixels.
         std: per channel, in units of [0, 1] pixels.
         crop_fraction: timm's crop_pct, 0.05 to 2: the input's side is this share of what an image is resized to;
             of ``shared``, the square's share of the image's shorter side.
         crop_mode: how an image is fitted to the input. Training views have boxes of their own.
+        crop_width: of ``squash``, the share of the width where it is another than that of the height.
     """
 
-    size: tuple[int, int]
+    size: Size
     interpolation: Interpolation
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     crop_fraction: float
     crop_mode: EvalMode
+    crop_width: float | None = None
+
+    @property
+    def sides(self) -> Sides:
+        """Height and width of the input, in pixels."""
+        return self.size[-2], self.size[-1]
+
+    @property
+    def frames(self) -> int:
+        """Of a clip; 0 where it takes images."""
+        return self.size[0] if len(self.size) == 3 else 0
 
     def document(self) -> dict[str, Any]:
         """As JSON."""
@@ -85,19 +99,22 @@ class Preprocess:
             "std": list(self.std),
             "crop_fraction": self.crop_fraction,
             "crop_mode": self.crop_mode,
+            **({} if self.crop_width is None else {"crop_width": self.crop_width}),
         }
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> "Preprocess":
         """Undo :meth:`document`."""
-        (height, width), mean, std = document["size"], document["mean"], document["std"]
+        size, mean, std = document["size"], document["mean"], document["std"]
+        *_, height, width = size
         return cls(
-            (height, width),
+            (height, width) if len(size) == 2 else (size[0], height, width),
             document["interpolation"],
             (mean[0], mean[1], mean[2]),
             (std[0], std[1], std[2]),
             document["crop_fraction"],
             document["crop_mode"],
+            document.get("crop_width"),
         )
 
 

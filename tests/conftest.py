@@ -58,6 +58,11 @@ class Shell:
         """All of stdout as one JSON document."""
         return json.loads(self.out)
 
+    def passed(self) -> "Shell":
+        """Check that it did what it was asked for."""
+        assert self.code == 0, self.err
+        return self
+
     def refused(self, code: int, *words: str) -> None:
         """Check a refusal: exit code, one line what, one line what to do, no traceback."""
         assert self.code == code, self.err

@@ -117,7 +117,7 @@ def test_extras_are_packages_that_code_uses() -> None:
         "transformers": "transformers", "onnx": "onnxruntime", "demo": "mlxtend",
         "datasets": "datasets", "parquet": "pyarrow", "formats": "pillow_heif", "notebook": "pandas",
         "stores": "obstore", "ray": "ray", "slurm": "submitit", "hub": "huggingface_hub",
-        "realworld": "resvg_py",
+        "realworld": "resvg_py", "video": "av",
     }  # fmt: skip
     by_accelerate = {"tensorboard", "wandb", "mlflow"}  # by their names in --tracker
     for extra in set(PROJECT["optional-dependencies"]) - by_accelerate - {"dev", "bench"}:

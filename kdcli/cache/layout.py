@@ -94,6 +94,7 @@ class _ViewSet(BaseModel, extra="forbid"):
     train_views: int = Field(ge=0, le=CHUNKS)
     recipe: _Recipe
     decode: Text = "exact"
+    clips: bool = False
 
 
 class _CreatedConfig(BaseModel, extra="allow"):

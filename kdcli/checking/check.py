@@ -126,7 +126,11 @@ def _odd(seen: Looks) -> Iterator[Finding]:
     if unusual:
         example = ", ".join(f"{mode} {count}" for mode, count in sorted(unusual.items()))
         yield Finding("colours neither RGB nor gray", sum(unusual.values()), example, problem=False)
-    for what, flags in (("turned by EXIF", seen.turned), ("animated, first frame used", seen.animated)):
+    for what, flags in (
+        ("turned by EXIF", seen.turned),
+        ("animated, first frame used", seen.animated),
+        ("frames not equally far apart in time, counted all the same", seen.uneven),
+    ):
         if flags.any():
             yield Finding(what, int(flags.sum()), keys[int(np.flatnonzero(flags)[0])], problem=False)
 

@@ -8,6 +8,7 @@ from typing import final
 import numpy as np
 from jaxtyping import Bool, Int64, UInt64
 
+from kdcli.data.clips import Clip
 from kdcli.data.decode import kind_of, pixels_digest
 from kdcli.data.each import look_at_each
 from kdcli.data.sources import ImageData
@@ -24,6 +25,7 @@ class Look:
         content, pixels: digests of its bytes, and of its pixels as they are used.
         size: width and height in pixels.
         mode, turned, animated: see :class:`~kdcli.data.decode.Kind`.
+        uneven: whether it is a clip whose frames are not equally far apart in time.
     """
 
     content: int
@@ -32,6 +34,7 @@ class Look:
     mode: str
     turned: bool
     animated: bool
+    uneven: bool = False
 
 
 @final
@@ -41,7 +44,7 @@ class Looks:
 
     Attributes:
         data: the data set.
-        content, pixels, turned, animated: see :class:`Look`.
+        content, pixels, turned, animated, uneven: see :class:`Look`.
         sizes: width and height; 0 where the image cannot be read.
         modes: how many images there are of each mode.
         bad: rows that cannot be read, and why.
@@ -53,6 +56,7 @@ class Looks:
     sizes: Int64[np.ndarray, "n 2"]
     turned: Bool[np.ndarray, " n"]
     animated: Bool[np.ndarray, " n"]
+    uneven: Bool[np.ndarray, " n"]
     modes: Counter[str]
     bad: dict[int, str]
 
@@ -65,11 +69,14 @@ class Looks:
 
 
 def look(data: ImageData, row: int) -> Look:
-    """Decode one image."""
+    """Decode one image, or clip."""
     encoded = data.encoded(row)
+    content = int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest())
+    image = data.picture(row, encoded, "exact")
+    if isinstance(image, Clip):
+        return Look(content, image.digest(), image.size, "RGB", False, False, not image.steady)
     image = data.decode(row, encoded)
     kind = kind_of(unmarked(encoded))
-    content = int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest())
     return Look(content, pixels_digest(image), image.size, kind.mode, kind.turned, kind.animated)
 
 
@@ -85,13 +92,15 @@ def look_at_all(data: ImageData, workers: int | None) -> Looks:
     """
     count = len(data)
     content, pixels = np.zeros((2, count), np.uint64)
-    turned, animated = np.zeros((2, count), bool)
-    found = Looks(data, content, pixels, np.zeros((count, 2), np.int64), turned, animated, Counter(), {})
+    turned, animated, uneven = np.zeros((3, count), bool)
+    sizes = np.zeros((count, 2), np.int64)
+    found = Looks(data, content, pixels, sizes, turned, animated, uneven, Counter(), {})
     for row, each in enumerate(look_at_each(data, look, workers)):
         if isinstance(each, BadDataError):
             found.bad[row] = each.message
             continue
         found.content[row], found.pixels[row] = each.content, each.pixels
         found.sizes[row], found.turned[row], found.animated[row] = each.size, each.turned, each.animated
+        found.uneven[row] = each.uneven
         found.modes[each.mode] += 1
     return found

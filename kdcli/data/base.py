@@ -16,6 +16,7 @@ from kdcli.data.decode import decode_image
 from kdcli.data.photos import Picture, open_photo
 from kdcli.data.spec import canonical_split
 from kdcli.errors import NotFoundError, UsageError, nearest
+from kdcli.types import DecodeMode
 
 
 @final
@@ -44,7 +45,12 @@ class ImageSource(ABC):
     """A place that images come from, by key. Small and picklable: the keys themselves live elsewhere.
 
     As it is here, the bytes of a sample are those of an image file.
+
+    Attributes:
+        clips: whether its samples are clips.
     """
+
+    clips: bool = False
 
     @property
     @abstractmethod
@@ -69,7 +75,7 @@ class ImageSource(ABC):
         return -1
 
     def decode(self, key: str, encoded: bytes) -> Image.Image:
-        """The upright RGB image in a sample's encoded bytes.
+        """The upright RGB image in a sample's encoded bytes; of a clip, its first, middle and last frame in a row.
 
         Raises:
             BadDataError: naming the sample and the reason.
@@ -85,6 +91,14 @@ class ImageSource(ABC):
         if type(self).decode is ImageSource.decode:
             return open_photo(encoded, self.path(key))
         return self.decode(key, encoded)
+
+    def picture(self, key: str, encoded: bytes, how: DecodeMode) -> Picture:
+        """What views are drawn of: :meth:`photo` or :meth:`decode`, as ``--decode`` says; of a clip, all of it.
+
+        Raises:
+            BadDataError: as they do.
+        """
+        return self.photo(key, encoded) if how == "scaled" else self.decode(key, encoded)
 
     def path(self, key: str) -> str:
         """What a person calls the sample: its file, or ``source#key``."""

@@ -12,6 +12,7 @@ from kdcli.data.base import ImageSource, Listing
 from kdcli.data.photos import Picture
 from kdcli.data.spec import JOIN
 from kdcli.errors import UsageError
+from kdcli.types import DecodeMode
 
 
 @final
@@ -25,6 +26,11 @@ class ConcatenatedSource(ImageSource):
 
     def __init__(self, sources: Sequence[ImageSource], locations: Sequence[str]) -> None:
         self._sources, self._locations = tuple(sources), tuple(locations)
+        self.clips = any(source.clips for source in sources)
+        if not all(source.clips == self.clips for source in sources):
+            raise UsageError(
+                f"{self.text} joins clips and images", "Join clips with clips, and images with images."
+            )
 
     @property
     def text(self) -> str:
@@ -57,6 +63,11 @@ class ConcatenatedSource(ImageSource):
         """See :meth:`ImageSource.photo`."""
         source, own = self._find(key)
         return source.photo(own, encoded)
+
+    def picture(self, key: str, encoded: bytes, how: DecodeMode) -> Picture:
+        """See :meth:`ImageSource.picture`."""
+        source, own = self._find(key)
+        return source.picture(own, encoded, how)
 
     def path(self, key: str) -> str:
         """See :meth:`ImageSource.path`."""

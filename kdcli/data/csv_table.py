@@ -4,6 +4,8 @@
 * Any other column is a further labelling, ``labels=COL``; several labels stand in one value (``cat|dog``, and
   ``--multi-label '|'``).
 * ``split=NAME`` takes the rows of that split; the classes are those of all rows.
+* With ``start=COL`` or ``end=COL`` the files are videos, and a sample is what lies between these seconds of one: its
+  key is ``PATH#START-END``.
 * What the table says is not trusted: a path that leads out of the folder, also by a link, is refused.
 """
 
@@ -12,12 +14,16 @@ from pathlib import Path
 from typing import Final, final
 
 import numpy as np
+from PIL import Image
 
 from kdcli.cache.keytable import KeyTable
 from kdcli.console import counted
 from kdcli.data.base import ImageSource, Listing, Opening, SourceKind, pick_task
+from kdcli.data.clips import Clip, open_clip
 from kdcli.data.folder import FolderSource
+from kdcli.data.formats import VIDEOS
 from kdcli.data.paths import find_file
+from kdcli.data.photos import Picture, open_photo
 from kdcli.data.tables import (
     LABEL_COLUMNS,
     NAMES,
@@ -34,10 +40,12 @@ from kdcli.data.tables import (
 from kdcli.errors import BadDataError
 from kdcli.files import storage_errors
 from kdcli.reading import NAME_BYTES, require_inside, require_regular
+from kdcli.types import DecodeMode
 
 _PATH_COLUMNS: Final = (
     *("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "img", "key"),
 )
+_TIMES: Final = frozenset({"start", "end"})
 _LOOKED_AT: Final = 64
 _PATH_BYTES: Final = 4095
 
@@ -53,6 +61,7 @@ class CsvSource(ImageSource):
 
     def __init__(self, file: Path, options: dict[str, str]) -> None:
         self._file, self._options = file, options
+        self.clips = not _TIMES.isdisjoint(options)
         self._root = Path(os.path.normpath(file.parent / options.get("root", "")))
         self._folder = FolderSource.open(self._root)
 
@@ -96,6 +105,11 @@ class CsvSource(ImageSource):
             else [""] * len(table.rows)
         )
         keys = self._keys(table, paths)
+        if not self.clips and keys[0].lower().endswith(VIDEOS):
+            raise BadDataError(
+                f"{where} names videos, such as {keys[0]}",
+                "Say which columns hold the seconds of clips: start=COLUMN,end=COLUMN; or give a folder: video/FOLDER",
+            )
         chosen = rows_of(split_of, split, where)
         rows = chosen[np.argsort(np.array([keys[row] for row in chosen], dtype=object), kind="stable")]
         table_of_keys = KeyTable.from_strings(keys[row] for row in rows)
@@ -126,8 +140,9 @@ class CsvSource(ImageSource):
     def _keys(self, table: Table, column: str) -> list[str]:
         """The key of each row, all different."""
         lines: dict[str, int] = {}
-        for (line, _), path in zip(table.rows, table.column(column), strict=True):
-            key = self._key(path, f"{self._file}, line {line}")
+        windows = self._windows(table)
+        for (line, _), path, window in zip(table.rows, table.column(column), windows, strict=True):
+            key = self._key(path, f"{self._file}, line {line}") + window
             if key in lines:
                 raise BadDataError(
                     f"{self._file} has the path {path} in line {lines[key]} and in line {line}",
@@ -139,6 +154,25 @@ class CsvSource(ImageSource):
                 f"{self._file} has no rows", "Give a table with a row per image below its columns' names."
             )
         return list(lines)
+
+    def _windows(self, table: Table) -> list[str]:
+        """What is behind the path in a key: of clips ``#START-END``, in seconds, or to the end ``#START-``."""
+        if not self.clips:
+            return [""] * len(table.rows)
+        columns = [
+            table.column(pick_column(self._options[name], (), table.header, name, str(self._file)) or "")
+            if name in self._options
+            else [""] * len(table.rows)
+            for name in ("start", "end")
+        ]
+        found = []
+        for (line, _), *words in zip(table.rows, *columns, strict=True):
+            where = f"{self._file}, line {line}"
+            start, end = (_seconds(word, where) for word in words)
+            if end is not None and end <= (start or 0.0):
+                raise BadDataError(f"{where}: the clip ends ({end:g} s) before it begins", "Correct the row.")
+            found.append(f"#{start or 0.0:.12g}-" + ("" if end is None else f"{end:.12g}"))
+        return found
 
     def _key(self, path: str, where: str) -> str:
         root, joined = str(self._root), os.path.normpath(os.path.join(self._root, path))  # noqa: PTH118  (1M rows)
@@ -161,7 +195,7 @@ class CsvSource(ImageSource):
 
     def _require_there(self, keys: list[str]) -> None:
         with storage_errors(self._root):
-            if not any((self._root / key).exists() for key in keys):
+            if not any((self._root / self._name(key)).exists() for key in keys):
                 raise BadDataError(
                     f"{self._file}: none of {counted(len(keys), 'files')} that kd looked for is there, such as "
                     f"{self._root / keys[0]}",
@@ -170,16 +204,50 @@ class CsvSource(ImageSource):
 
     def encoded(self, key: str) -> bytes:
         """The bytes of the file, which lies in the folder, links followed."""
-        require_inside(self._root / key, self._root, self._file)
-        return self._folder.encoded(key)
+        name = self._name(key)
+        require_inside(self._root / name, self._root, self._file)
+        return self._folder.encoded(name)
 
     def size(self, key: str) -> int:
         """Size of the file; -1 when it is gone."""
-        return self._folder.size(key)
+        return self._folder.size(self._name(key))
+
+    def decode(self, key: str, encoded: bytes) -> Image.Image:
+        """See :meth:`ImageSource.decode`."""
+        return self._clip(key, encoded).strip() if self.clips else super().decode(key, encoded)
+
+    def picture(self, key: str, encoded: bytes, how: DecodeMode) -> Picture:
+        """See :meth:`ImageSource.picture`."""
+        return self._clip(key, encoded) if self.clips else super().picture(key, encoded, how)
+
+    def photo(self, key: str, encoded: bytes) -> Picture:
+        """See :meth:`ImageSource.photo`."""
+        return open_photo(encoded, self.path(key))
 
     def path(self, key: str) -> str:
-        """Absolute path of the file."""
+        """Absolute path of the file, of a clip with its seconds."""
         return self._folder.path(key)
+
+    def _name(self, key: str) -> str:
+        """The path below the folder."""
+        return key.rpartition("#")[0] if self.clips else key
+
+    def _clip(self, key: str, encoded: bytes) -> Clip:
+        start, _, end = key.rpartition("#")[2].partition("-")
+        return open_clip(encoded, self.path(key), (float(start), float(end) if end else None))
+
+
+def _seconds(word: str, where: str) -> float | None:
+    """A time in a table; None where there is none."""
+    try:
+        found = float(word) if word.strip() else None
+    except ValueError:
+        found = -1.0
+    if found is not None and not 0 <= found < 1e7:
+        raise BadDataError(
+            f"{where}: {word!r} is no time", "Give seconds from the beginning of the video, as 12.5."
+        )
+    return found
 
 
 def rows_to_look_at(count: int) -> np.ndarray:
@@ -196,5 +264,7 @@ CSV = SourceKind(
         "split-column": "column of the splits, of which split=NAME takes one",
         "root": "folder in which the paths lie, from the table's own",
         "names": NAMES,
+        "start": "column of the seconds at which clips of videos begin",
+        "end": "column of the seconds at which they end",
     },
 )

@@ -8,7 +8,8 @@ from jaxtyping import Int32, UInt8
 from PIL import Image
 
 from kdcli.data.boxes import Box
-from kdcli.data.photos import Photo, Picture
+from kdcli.data.clips import Clip, moments
+from kdcli.data.photos import Photo, Picture, Still
 from kdcli.geometry import Render
 from kdcli.types import Interpolation
 
@@ -30,7 +31,7 @@ _RESAMPLING = {
 
 
 def render(
-    image: Picture, params: Params, size: tuple[int, int], interpolation: Interpolation
+    image: Still, params: Params, size: tuple[int, int], interpolation: Interpolation
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Draw what every training view begins with: crop its box, resize that with antialiasing, then mirror it.
 
@@ -47,7 +48,7 @@ def render(
     return np.ascontiguousarray(pixels[:, ::-1]) if flip else np.array(pixels)
 
 
-def _resized(image: Picture, box: Box, size: tuple[int, int], kind: Image.Resampling) -> Image.Image:
+def _resized(image: Still, box: Box, size: tuple[int, int], kind: Image.Resampling) -> Image.Image:
     """A box of an image, resized to ``size`` (width, height)."""
     # Cropped first, as torchvision does: resize(box=...) alone would let the filter see pixels outside the box.
     if isinstance(image, Photo):
@@ -66,14 +67,17 @@ def has_box(params: Params) -> bool:
     return bool(params[2])
 
 
-def show(image: Picture, target: Render) -> UInt8[np.ndarray, "h w 3"]:
+def show(image: Picture, target: Render) -> UInt8[np.ndarray, "*t h w 3"]:
     """Draw view 0: an image as a model's evaluation shows it, bit by bit as timm does: resized, then cropped.
 
     Args:
-        image: the upright RGB source image.
+        image: the upright RGB source image; of a clip, frames from its whole length are drawn so.
         target: the model's.
     """
-    (height, width), fit = target.size, target.fit(*image.size)
+    if isinstance(image, Clip):
+        frames = image.at(moments(0, image.frames, target.frames))
+        return np.stack([show(frame, target) for frame in frames])
+    (height, width), fit = target.sides, target.fit(*image.size)
     (left, top), (wide, tall) = fit.window, fit.resized
     kind = _RESAMPLING[target.interpolation]
     seen = (max(left, 0), max(top, 0), min(left + width, wide), min(top + height, tall))
@@ -136,8 +140,8 @@ def fingerprint(target: Render) -> UInt8[np.ndarray, " k"]:
     for number, image in enumerate(fixed_images()):
         width, height = image.size
         box = np.array([1, 2, width - 3, height - 4, number, width, height], np.int32)
-        rows = np.linspace(0, target.size[0] - 1, 8).astype(int)
-        columns = np.linspace(0, target.size[1] - 1, 8).astype(int)
-        for pixels in (render(image, box, target.size, target.interpolation), show(image, target)):
+        rows = np.linspace(0, target.sides[0] - 1, 8).astype(int)
+        columns = np.linspace(0, target.sides[1] - 1, 8).astype(int)
+        for pixels in (render(image, box, target.sides, target.interpolation), show(image, target)):
             parts.append(pixels[np.ix_(rows, columns)].ravel())
     return np.concatenate(parts)

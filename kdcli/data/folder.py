@@ -28,7 +28,7 @@ from kdcli.data.leftovers import leftovers, require_no_class_lost
 from kdcli.data.names import require_distinct
 from kdcli.data.spec import JOIN, SPLIT_NAMES, canonical_split, split_modifiers
 from kdcli.data.tables import untrained
-from kdcli.data.walk import Walk, image_folders
+from kdcli.data.walk import Walk, sample_folders
 from kdcli.errors import BadDataError, NotFoundError, UsageError, nearest
 from kdcli.files import beside, storage_errors
 from kdcli.reading import read_bytes
@@ -40,17 +40,19 @@ _TARS = (".tar", ".tgz", ".tar.gz", ".tar.zst")
 
 @final
 class FolderSource(ImageSource):
-    """Image files below ``root``.
+    """Image files below ``root``, or others.
 
     Args:
         root: absolute path of the folder.
+        endings: of the files that are samples.
     """
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    def __init__(self, root: Path, endings: frozenset[str] = EXTENSIONS) -> None:
+        self._root, self._endings = root, endings
+        self._things = "images" if endings is EXTENSIONS else "videos"
 
     @classmethod
-    def open(cls, path: Path) -> "FolderSource":
+    def open(cls, path: Path, endings: frozenset[str] = EXTENSIONS) -> "FolderSource":
         """Check that ``path`` is a folder.
 
         Raises:
@@ -68,10 +70,10 @@ class FolderSource(ImageSource):
                 ) from error
         if not root.is_dir():
             raise BadDataError(
-                f"{root} is a file, not a folder of images",
+                f"{root} is a file, not a folder of {'images' if endings is EXTENSIONS else 'videos'}",
                 _opened(root) or f"Give its folder: {root.parent}",
             )
-        return cls(root)
+        return cls(root, endings)
 
     @property
     def text(self) -> str:
@@ -81,8 +83,8 @@ class FolderSource(ImageSource):
     def listing(self, split: str | None, task: str | None) -> Listing:
         """See :meth:`ImageSource.listing`."""
         with storage_errors(self._root):
-            folders = image_folders(self._root)
-            walk = Walk(self._root, self._split_prefix(split, folders))
+            folders = sample_folders(self._root, self._endings)
+            walk = Walk(self._root, self._split_prefix(split, folders), self._endings)
             keys = list(walk.keys())
             if not keys:
                 raise self._nothing(walk)
@@ -114,11 +116,13 @@ class FolderSource(ImageSource):
             )
             if len(tally)
         ]
+        example = ".jpg" if self._endings is EXTENSIONS else ".mp4"
+        but = f", but {', '.join(instead)}" if instead else ""
         return BadDataError(
-            f"there are no images in {self._root / walk.prefix}{', but ' if instead else ''}{', '.join(instead)}",
+            f"there are no {self._things} in {self._root / walk.prefix}{but}",
             _opened(self._root / (walk.archives.example or walk.videos.example))
-            or "Give the folder that holds CLASS/NAME.jpg, or NAME.jpg without classes; "
-            f"{', '.join(each[1:] for each in sorted(EXTENSIONS))} are read, hidden files are not.",
+            or f"Give the folder that holds CLASS/NAME{example}, or NAME{example} without classes; "
+            f"{', '.join(each[1:] for each in sorted(self._endings))} are read, hidden files are not.",
         )
 
     def _labels_file(self) -> LabelsFile | None:
@@ -138,7 +142,7 @@ class FolderSource(ImageSource):
         if split is not None:
             return self._asked_split(split, folders if split in folders else split_like, folders) + "/"
         kinds = {canonical_split(name) for name in split_like}
-        nested = any(image_folders(self._root / name) for name in split_like)
+        nested = any(sample_folders(self._root / name, self._endings) for name in split_like)
         if split_like and (len(split_like) == len(folders) or len(kinds) > 1 or nested):
             first = min(split_like, key=lambda name: canonical_split(name) != "train")
             raise UsageError(
@@ -152,7 +156,7 @@ class FolderSource(ImageSource):
             return pick_split(split, candidates, str(self._root))
         found = ", ".join(folders[:8]) + (", ..." if len(folders) > 8 else "")
         raise NotFoundError(
-            f"{self._root} has no split '{split}'; its folders with images: {found or 'none'}",
+            f"{self._root} has no split '{split}'; its folders with {self._things}: {found or 'none'}",
             "Leave split= out to use the whole folder.",
         )
 
@@ -164,7 +168,7 @@ class FolderSource(ImageSource):
         nested = next((key for key in keys if "/" in key[len(prefix) :]), None)
         if directly and nested:
             raise BadDataError(
-                f"{self._root / prefix} has images with and without a class folder: {nested}, {directly}",
+                f"{self._root / prefix} has {self._things} with and without a class folder: {nested}, {directly}",
                 "Move them all into class folders, or all out of them.",
             )
         if directly:
@@ -172,7 +176,7 @@ class FolderSource(ImageSource):
         splits = {prefix[:-1]: {key[len(prefix) :].split("/", 1)[0] for key in keys}}
         if prefix:
             others = [name for name in folders if name.lower() in SPLIT_NAMES and name != prefix[:-1]]
-            splits |= {name: set(image_folders(self._root / name)) for name in others}
+            splits |= {name: set(sample_folders(self._root / name, self._endings)) for name in others}
         names = sorted(set().union(*splits.values()))
         require_distinct(names, f"{self._root}{' (all splits)' if len(splits) > 1 else ''}")
         return tuple(names), untrained(splits, str(self._root))

@@ -62,8 +62,12 @@ ARCHIVES: Final = (
 TABLES: Final = (".csv", ".tsv")
 """Endings of files that may name images."""
 VIDEOS: Final = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
-"""Endings of files whose frames are images that somebody has to take out first."""
-FRAMES: Final = "Take its frames out first, for example one a second: ffmpeg -i {} -vf fps=1 FRAMES/%06d.jpg"
+"""Endings of videos: samples of ``video/PATH``, nothing to all others."""
+VIDEO_BYTES: Final = 4 * 2**30
+"""Most bytes of an encoded clip."""
+FRAMES: Final = (
+    "As clips: video/FOLDER. As images, take its frames out first: ffmpeg -i {} -vf fps=1 FRAMES/%06d.jpg"
+)
 
 _BRANDS: Final = {
     **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "HEIC"),

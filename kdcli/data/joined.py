@@ -37,6 +37,11 @@ class JoinedData:
     def __len__(self) -> int:
         return len(self.keys)
 
+    @property
+    def clips(self) -> bool:
+        """Whether its samples are clips."""
+        return any(source.clips for source in self._sources)
+
     def add(self, part: ImageData, rows: Int64[np.ndarray, " m"]) -> None:
         """Read rows from ``part`` that are read from nowhere else yet.
 
@@ -63,8 +68,7 @@ class JoinedData:
 
     def picture(self, row: int, encoded: bytes, how: DecodeMode) -> Picture:
         """See :meth:`ImageData.picture`."""
-        source, key = self._source(row), self.keys[row]
-        return source.photo(key, encoded) if how == "scaled" else source.decode(key, encoded)
+        return self._source(row).picture(self.keys[row], encoded, how)
 
     def image(self, row: int) -> Image.Image:
         """See :meth:`ImageData.image`."""

@@ -38,7 +38,7 @@ def leftovers(walk: Walk, labelled: bool) -> list[str]:
         )
     if walk.videos.kinds:
         lines.append(
-            f"{where}: {len(walk.videos)} videos are left out, such as {walk.videos.example}: take their frames out"
+            f"{where}: {len(walk.videos)} videos are left out, such as {walk.videos.example}: video/ reads clips"
         )
     if walk.system.kinds:
         lines.append(

@@ -20,7 +20,7 @@ from kdcli.data.stages import STRICT, Share
 
 NO_PARTNER = -1
 
-Pixels = UInt8[np.ndarray, "h w 3"]
+Pixels = UInt8[np.ndarray, "*t h w 3"]
 Alpha = Annotated[float, Field(ge=0.1, le=10, strict=True)]
 """Of the Beta distribution; outside this range shares are as good as 0, 1/2 or 1."""
 

@@ -12,6 +12,7 @@ from typing import Final, final
 from PIL import Image
 
 from kdcli.data.boxes import Box
+from kdcli.data.clips import Clip
 from kdcli.data.decode import decode_image, open_image, orientation_of, unreadable
 
 SCALES: Final = (8, 4, 2)
@@ -91,8 +92,10 @@ class Photo:
         return image.crop((x, y, ceil(right), ceil(bottom))), (left - x, top - y, right - x, bottom - y)
 
 
-Picture = Image.Image | Photo
-"""What views are drawn of: an upright RGB image, decoded whole or as far as is needed."""
+Still = Image.Image | Photo
+"""An upright RGB image, decoded whole or as far as is needed."""
+Picture = Still | Clip
+"""What views are drawn of: an image, or frames that are all drawn alike."""
 
 
 def open_photo(encoded: bytes, where: str) -> Picture:

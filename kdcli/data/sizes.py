@@ -8,7 +8,7 @@ import numpy as np
 
 from kdcli.console import console
 from kdcli.data.joined import Images
-from kdcli.errors import KdError
+from kdcli.errors import KdError, UsageError
 from kdcli.geometry import Render
 from kdcli.types import Preprocess
 
@@ -27,7 +27,7 @@ def sample_sizes(data: Images) -> Sizes:
     for row in rows:
         if data.keys[row]:  # a cache that grew has rows without a sample
             try:
-                found.append(data.decode(row, data.encoded(row)).size)
+                found.append(data.picture(row, data.encoded(row), "exact").size)
             except KdError:  # whoever reads all images says what is wrong with this one
                 continue
     return found
@@ -50,7 +50,7 @@ def tell_geometry(role: str, models: Mapping[str, Preprocess], sizes: Sizes, hin
     if not sizes:
         return
     side = median(min(size) for size in sizes)
-    far = {name: min(each.size) for name, each in models.items() if min(each.size) >= FAR * side}
+    far = {name: min(each.sides) for name, each in models.items() if min(each.sides) >= FAR * side}
     if far:
         listed = ", ".join(f"{name} ({own})" for name, own in far.items())
         console.warn(
@@ -59,10 +59,34 @@ def tell_geometry(role: str, models: Mapping[str, Preprocess], sizes: Sizes, hin
         )
 
 
+def require_kind(what: str, preprocess: Preprocess, data: Images) -> None:
+    """Refuse a model of images for clips, or the reverse.
+
+    Args:
+        what: the model, for messages.
+        preprocess: how it wants its pixels.
+        data: what it is to be shown.
+
+    Raises:
+        UsageError: that.
+    """
+    if bool(preprocess.frames) == data.clips:
+        return
+    if data.clips:
+        raise UsageError(
+            f"{what} takes images, and the data are clips",
+            "Show it the frames of each, and average: frames:ARCH; or choose one of clips, such as torchvision/r3d_18.",
+        )
+    raise UsageError(
+        f"{what} takes clips of {preprocess.frames} frames, and the data are images",
+        "Videos are given as video/FOLDER; or choose a model of images.",
+    )
+
+
 def far_apart(student: Preprocess, teachers: Iterable[Preprocess]) -> tuple[int, int] | None:
     """Sides of the student's input and of its nearest teacher's, where they are far apart; else None."""
-    own = min(student.size)
-    sides = [min(each.size) for each in teachers]
+    own = min(student.sides)
+    sides = [min(each.sides) for each in teachers]
     if not sides:
         return None
     near = min(sides, key=lambda side: max(side, own) / min(side, own))

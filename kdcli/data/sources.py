@@ -60,6 +60,11 @@ class ImageData:
         return len(self.keys)
 
     @property
+    def clips(self) -> bool:
+        """Whether its samples are clips."""
+        return self.source.clips
+
+    @property
     def location(self) -> str:
         """Spec text that reopens the whole data set from any working directory."""
         without = self.spec.without and str(Path(self.spec.without).absolute())
@@ -96,8 +101,7 @@ class ImageData:
 
     def picture(self, row: int, encoded: bytes, how: DecodeMode) -> Picture:
         """:meth:`decode` for views: what they are drawn of, as ``--decode`` says."""
-        key = self.keys[row]
-        return self.source.photo(key, encoded) if how == "scaled" else self.source.decode(key, encoded)
+        return self.source.picture(self.keys[row], encoded, how)
 
     def image(self, row: int) -> Image.Image:
         """The upright RGB image of a sample; raises like :meth:`encoded` and :meth:`decode`."""

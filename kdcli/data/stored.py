@@ -9,6 +9,7 @@ from kdcli.cache.keytable import KeyTable
 from kdcli.data.base import ImageSource, Listing
 from kdcli.data.decode import UPRIGHT, stored_orientation
 from kdcli.data.photos import Picture
+from kdcli.types import DecodeMode
 
 _MARK: Final = b"kd-as-stored "
 _BACK: Final = {
@@ -30,7 +31,7 @@ class StoredSource(ImageSource):
     """
 
     def __init__(self, source: ImageSource) -> None:
-        self._source = source
+        self._source, self.clips = source, source.clips
 
     @property
     def text(self) -> str:
@@ -57,6 +58,14 @@ class StoredSource(ImageSource):
     def photo(self, key: str, encoded: bytes) -> Picture:
         """See :meth:`ImageSource.photo`; what is turned back is decoded whole."""
         return self.decode(key, encoded) if encoded.startswith(_MARK) else self._source.photo(key, encoded)
+
+    def picture(self, key: str, encoded: bytes, how: DecodeMode) -> Picture:
+        """See :meth:`ImageSource.picture`."""
+        return (
+            self.decode(key, encoded)
+            if encoded.startswith(_MARK)
+            else self._source.picture(key, encoded, how)
+        )
 
     def path(self, key: str) -> str:
         """See :meth:`ImageSource.path`."""

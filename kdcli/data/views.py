@@ -18,11 +18,12 @@ from jaxtyping import Float32, Int32, Int64, UInt8
 from PIL import Image
 
 from kdcli.data.boxes import BOX_WORDS, UNIT, Box, centre_box, random_box
+from kdcli.data.clips import TIME_NAMES, TIME_WORDS, Clip, moments, random_span
 from kdcli.data.drawing import NO_BOX, PARAM_NAMES, Params, fixed_images, fixed_photo, has_box, render, show
 from kdcli.data.joined import Images
 from kdcli.data.mixing import NO_PARTNER, Pixels
 from kdcli.data.philox import WORD, words
-from kdcli.data.photos import SCALES, Picture
+from kdcli.data.photos import SCALES, Picture, Still
 from kdcli.data.recipes import CUSTOM, RECIPES, Recipe, digest_of, find_recipe, recipe_from
 from kdcli.data.stages import Stage
 from kdcli.errors import BadDataError, ConfigError, IdentityError, UsageError
@@ -49,11 +50,13 @@ class ViewSet:
         recipe: of the training views: a name, a YAML file or a definition (see
             :func:`~kdcli.data.recipes.find_recipe`). Kept as its name, or the definition as JSON: never a path.
         decode: what views are drawn of: ``exact``, the whole image; ``scaled``, see :mod:`kdcli.data.photos`.
+        clips: whether they are views of clips: these have a place in time, too.
     """
 
     train_views: int
     recipe: str
     decode: DecodeMode = "exact"
+    clips: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "recipe", str(find_recipe(self.recipe)))
@@ -96,13 +99,14 @@ class ViewSet:
 
     @property
     def param_names(self) -> tuple[str, ...]:
-        """Columns of view parameters: :data:`PARAM_NAMES`, then those of the recipe."""
+        """Columns of view parameters: :data:`PARAM_NAMES`, of clips :data:`TIME_NAMES`, then those of the recipe."""
         own = [name for _, stage in self.rule.stages for name in stage.names]
         mixing = self.rule.mixing
-        return (*PARAM_NAMES, *own, *(() if mixing is None else mixing.names))
+        time = TIME_NAMES if self.clips else ()
+        return (*PARAM_NAMES, *time, *own, *(() if mixing is None else mixing.names))
 
     def params(self, key: str, view: int, width: int, height: int, pool: range | None = None) -> Params:
-        """Parameters of one view of one sample, see :attr:`param_names`.
+        """Parameters of one view of one sample, see :attr:`param_names`; of a clip all but those of time.
 
         Args:
             key: the sample's key.
@@ -130,17 +134,38 @@ class ViewSet:
             values += rule.mixing.sample(random("mix", rule.mixing.word_count), pool)
         return np.array(values, np.int32)
 
+    def params_of(self, key: str, view: int, picture: Picture, pool: range | None = None) -> Params:
+        """Parameters of one view of one sample, see :attr:`param_names`.
+
+        Args:
+            key: the sample's key.
+            view: 0 for the evaluation view; any v >= 1 for a training view, also above K.
+            picture: the sample.
+            pool: see :meth:`params`.
+        """
+        params = self.params(key, view, *picture.size, pool)
+        if not isinstance(picture, Clip):
+            return params
+        random = [int(word) for word in words(TIME_WORDS, "time", digest_of(self.rule), key, str(view))]
+        start, span = random_span(random, picture.frames) if view else (0, picture.frames)
+        return np.insert(params, len(PARAM_NAMES), np.array([start, span, picture.frames], np.int32))
+
     def partners(self, params: Int32[np.ndarray, "*b w"]) -> Int64[np.ndarray, "*b"]:
         """Row that each view is mixed with; -1 for none."""
         if not self.mixes:
             return np.full(params.shape[:-1], NO_PARTNER, np.int64)
-        return params[..., self.param_names.index("partner")].astype(np.int64)
+        return self._of_mixing(params, "partner").astype(np.int64)
 
     def own_share(self, params: Int32[np.ndarray, "*b w"]) -> Float32[np.ndarray, "*b"]:
         """Share of each view that is the sample's own, from 0 to 1; 1 where it is not mixed."""
         if not self.mixes:
             return np.ones(params.shape[:-1], np.float32)
-        return (params[..., self.param_names.index("lam")] / UNIT).astype(np.float32)
+        return (self._of_mixing(params, "lam") / UNIT).astype(np.float32)
+
+    def _of_mixing(self, params: Int32[np.ndarray, "*b w"], name: str) -> Int32[np.ndarray, "*b"]:
+        mixing = self.rule.mixing
+        assert mixing is not None
+        return params[..., mixing.names.index(name) - len(mixing.names)]
 
     # --- pixels ----------------------------------------------------------------------------------
 
@@ -154,22 +179,37 @@ class ViewSet:
         """Draw one view.
 
         Args:
-            image: the upright RGB source image that ``params`` were made for.
+            image: the upright RGB source image that ``params`` were made for; of a clip, each frame is drawn alike.
             params: see :attr:`param_names`.
             target: what it is drawn as.
             partner: image and parameters (of the same view) of the row that :meth:`partners` names, if any.
         """
         if not has_box(params):
             return show(image, target)
+        if not isinstance(image, Clip):
+            return self._drawn(image, params, target, partner)
+        frames, own = _frames_of(image, params, target.frames)
+        others: list[Partner | None] = [None] * len(frames)
+        if partner is not None:
+            clip, theirs = partner
+            assert isinstance(clip, Clip)
+            found, theirs = _frames_of(clip, theirs, target.frames)
+            others = [(frame, theirs) for frame in found]
+        drawn = [self._drawn(frame, own, target, other) for frame, other in zip(frames, others, strict=True)]
+        return np.stack(drawn)
+
+    def _drawn(self, image: Still, params: Params, target: Render, partner: "Partner | None") -> Pixels:
         own = self._unmixed(image, params, target)
         if partner is None or self.rule.mixing is None:
             return own
-        other = self._unmixed(*partner, target)
+        theirs, other_params = partner
+        assert not isinstance(theirs, Clip)
+        other = self._unmixed(theirs, other_params, target)
         values = [int(value) for value in params[-len(self.rule.mixing.names) :]]
         return self.rule.mixing.blend(own, other, values)
 
-    def _unmixed(self, image: Picture, params: Params, target: Render) -> Pixels:
-        pixels, stages = render(image, params, target.size, target.interpolation), _stages(self.recipe)
+    def _unmixed(self, image: Still, params: Params, target: Render) -> Pixels:
+        pixels, stages = render(image, params, target.sides, target.interpolation), _stages(self.recipe)
         if not stages:
             return pixels
         picture, place, fill = Image.fromarray(pixels), len(PARAM_NAMES), self.rule.fill
@@ -207,7 +247,9 @@ class ViewSet:
             "train_views": self.train_views,
             "recipe": {"name": self.rule.name, **self.rule.document()},
         }
-        return document if self.decode == "exact" else {**document, "decode": self.decode}
+        if self.decode != "exact":
+            document["decode"] = self.decode
+        return {**document, "clips": True} if self.clips else document
 
     @classmethod
     def from_document(cls, document: dict[str, Any]) -> "ViewSet":
@@ -219,7 +261,7 @@ class ViewSet:
         """
         try:
             recipe = _recorded(document["recipe"])
-            found = cls(document["train_views"], recipe, decode_of(document))
+            found = cls(document["train_views"], recipe, decode_of(document), document.get("clips", False))
         except (KeyError, TypeError, ConfigError) as error:
             raise BadDataError(f"not a description of views: {document}", "Make the cache again.") from error
         changed = differences(document, found.document())
@@ -264,6 +306,13 @@ def _crop(rule: Recipe, random: list[int], width: int, height: int) -> Box:
     return random_box(rule.scale, rule.ratio, random, width, height) or centre_box(rule.ratio, width, height)
 
 
+def _frames_of(clip: Clip, params: Params, count: int) -> tuple[list[Image.Image], Params]:
+    """The frames of a view's span, and the parameters by which each of them is drawn."""
+    place = len(PARAM_NAMES)
+    start, span = (int(value) for value in params[place : place + 2])
+    return clip.at(moments(start, span, count)), np.delete(params, slice(place, place + len(TIME_NAMES)))
+
+
 # --- drawing a data set's images ---------------------------------------------------------------
 
 Partner = tuple[Picture, Params]
@@ -301,7 +350,7 @@ class Drawer:
 
     def params(self, position: int, image: Picture, view: int) -> Params:
         """Parameters of one view of the image at a position, without drawing it."""
-        return self._views.params(self._data.keys[position], view, *image.size, self._pool)
+        return self._views.params_of(self._data.keys[position], view, image, self._pool)
 
     def draw(self, position: int, image: Picture, view: int) -> tuple[Params, Drawn]:
         """One view of the image at a position; a partner is decoded as well.

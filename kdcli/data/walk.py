@@ -61,6 +61,7 @@ class Walk:
     Attributes:
         root: the folder.
         prefix: what of it is walked: empty, or a sub folder and a slash.
+        endings: of samples.
         strange: images by their ending that are no samples.
         nameless: images by their first bytes, whose names have no ending.
         system: folders of systems.
@@ -73,6 +74,7 @@ class Walk:
 
     root: Path
     prefix: str = ""
+    endings: frozenset[str] = EXTENSIONS
     strange: Tally = field(default_factory=Tally)
     nameless: Tally = field(default_factory=Tally)
     system: Tally = field(default_factory=Tally)
@@ -115,7 +117,7 @@ class Walk:
             for key in self._below(folder / name, f"{prefix}{name}/", top, above | {here}):
                 held = True
                 yield key
-        if not held and _ending(folder.name) in EXTENSIONS:
+        if not held and _ending(folder.name) in self.endings:
             yield prefix[:-1]  # a folder called like an image: a sample that cannot be read
 
     def _entries(self, folder: Path, prefix: str, top: str) -> list[tuple[str, bool]]:
@@ -132,7 +134,7 @@ class Walk:
                         self.system.add(name, prefix + name, top)
                     else:
                         found.append((_checked(name, folder), True))
-                elif (ending := _ending(name)) in EXTENSIONS:
+                elif (ending := _ending(name)) in self.endings:
                     found.append((_checked(name, folder), False))
                     if (kind := lacking(ending)) is not None:
                         self.unread.add(kind, prefix + name, top)
@@ -154,10 +156,10 @@ class Walk:
             self.nameless.add(kind, prefix + name, top)
 
 
-def image_folders(folder: Path) -> list[str]:
-    """Names of the sub folders that hold an image at any depth."""
+def sample_folders(folder: Path, endings: frozenset[str] = EXTENSIONS) -> list[str]:
+    """Names of the sub folders that hold a sample at any depth."""
     here = frozenset({_identity(folder)})
-    walk = Walk(folder)
+    walk = Walk(folder, endings=endings)
     return [
         name
         for name, is_folder in walk._entries(folder, "", "")

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
 from typing import Any, final
@@ -115,7 +115,9 @@ def extend_cache(
 def _wanted_views(manifest: Manifest, text: str) -> dict[str, Any]:
     """All views the cache is to hold: as many as asked for, made as the recorded ones are."""
     recorded = ViewSet.from_document(manifest.view_set)
-    wanted = ViewSet.parse(text, recipe=recorded.recipe, decode=recorded.decode)
+    wanted = replace(
+        ViewSet.parse(text, recipe=recorded.recipe, decode=recorded.decode), clips=recorded.clips
+    )
     if wanted.count < recorded.count:
         raise IdentityError(
             f"the cache holds more views than --views {wanted}",

@@ -317,10 +317,13 @@ def _spread(
 
 def pooled(values: "Float[Tensor, 'b ...']", side: int) -> "Float[Tensor, 'b ...']":
     """A map [b, C, H, W] averaged over a grid of ``side`` x ``side`` places, as adaptive average pooling cuts it; 0:
-    as it is."""
+    as it is. Of clips, [b, C, T, H, W], each frame's is."""
     import torch
 
-    return torch.nn.functional.adaptive_avg_pool2d(values, side) if side else values
+    if not side:
+        return values
+    flat = torch.nn.functional.adaptive_avg_pool2d(values.flatten(1, -3), side)
+    return flat.reshape(*values.shape[:-2], side, side)
 
 
 def _array(row_shape: list[int], dtype: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, cast, final
@@ -86,7 +87,7 @@ def prepare(config: CacheConfig, root: Path) -> Prepared:
     Raises:
         KdError: see :mod:`kdcli.errors`.
     """
-    from kdcli.data.sizes import sample_sizes, tell_geometry
+    from kdcli.data.sizes import require_kind, sample_sizes, tell_geometry
     from kdcli.data.views import ViewSet
     from kdcli.extract.fitting import as_they_fit
     from kdcli.models.spec import open_model
@@ -100,9 +101,11 @@ def prepare(config: CacheConfig, root: Path) -> Prepared:
     held = CacheReader(root) if Layout(root).manifest.is_file() else None
     data = open_new(config) if held is None else open_held(config, held)
     models = placed({name: open_model(spec) for name, spec in specs.items()}, config, held)
+    for name, model in models.items():
+        require_kind(f"teacher '{name}'", model.preprocess, data)
     known = {} if held is None else held.teachers
     existing = None if held is None else held.manifest
-    views = view_set_of(config, existing)
+    views = replace(view_set_of(config, existing), clips=data.clips)
     teachers = pixels_once(
         {name: describe_teacher(name, model, config, data, known.get(name)) for name, model in models.items()}
     )
@@ -196,7 +199,7 @@ def group_size(records: Iterable[TeacherRecord], block_rows: int, buffer_gb: flo
     sizes = [render.size for render in {Render.of(record.preprocess) for record in records}]
     batch_size = max(int(record.compute["batch_size"]) for record in records)
     by_buffer = int(buffer_gb * 1e9 // (block_rows * row_bytes))
-    by_pixels = PIXEL_BYTES // (batch_size * sum(height * width * 3 for height, width in sizes))
+    by_pixels = PIXEL_BYTES // (batch_size * sum(3 * prod(size) for size in sizes))
     return max(1, min(by_buffer, by_pixels))
 
 
@@ -271,7 +274,7 @@ def _right(config: CacheConfig, data: "Images", teacher: "Teacher", rows: np.nda
     right = 0
     for start in range(0, len(rows), size):
         batch = rows[start : start + size]
-        pixels = [show(data.decode(row, data.encoded(row)), target) for row in batch.tolist()]
+        pixels = [show(data.picture(row, data.encoded(row), "exact"), target) for row in batch.tolist()]
         logits = runner(np.stack(pixels))["logits"]
         right += int((logits.argmax(dim=1).cpu().numpy() == columns[data.labels[batch]]).sum())
     return right

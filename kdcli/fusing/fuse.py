@@ -10,6 +10,7 @@ With ``--heads per-data-set`` each joint teacher has such a folder, OUT/NAME.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, final
 
@@ -22,7 +23,7 @@ from kdcli.devices import device_errors
 from kdcli.errors import UsageError
 from kdcli.files import make_folder, occupied, storage_errors, write_json
 from kdcli.fusing.config import FuseConfig
-from kdcli.fusing.parents import choose_parents
+from kdcli.fusing.parents import Source, choose_parents
 from kdcli.fusing.samples import Samples, choose_samples, data_set_names
 from kdcli.fusing.training import Training, settings_of
 from kdcli.fusing.writeback import require_name, write_back
@@ -109,7 +110,7 @@ def _prepare(config: FuseConfig, typed: FuseConfig | None = None) -> _Prepared:
         projection=config.projection,
         space=config.space,
         map_channels=channels,
-        size=None if config.map_size is None else (config.map_size, config.map_size),
+        size=None if config.map_size is None else _meeting(sources, config.map_size),
     )
     spec.require_valid()
     settings = settings_of(config)
@@ -121,7 +122,7 @@ def _prepare(config: FuseConfig, typed: FuseConfig | None = None) -> _Prepared:
         shown = {f"'{source.record.name}'": Render.of(source.record.preprocess) for source in sources}
         rows = np.concatenate((samples.train, samples.validation, samples.test))
         cells = spec.size or spec.parents[0].size or (1, 1)
-        require_same_places(shown, cells, source_sizes(caches, rows))
+        require_same_places(shown, cells[-2:], source_sizes(caches, rows))
     folder = FusedFolder(
         spec,
         tuple(
@@ -148,6 +149,13 @@ def _prepare(config: FuseConfig, typed: FuseConfig | None = None) -> _Prepared:
     return _Prepared(
         config, samples, folder, identity, created_by(typed), device, Precision(amp, config.deterministic)
     )
+
+
+def _meeting(sources: Sequence[Source], side: int) -> tuple[int, int] | tuple[int, int, int]:
+    """At which maps meet: of clips, at the fewest frames of one of them."""
+    sizes = [source.parent.size for source in sources if source.parent.size is not None]
+    frames = [size[0] for size in sizes if len(size) == 3]
+    return (min(frames), side, side) if frames else (side, side)
 
 
 def _require_pieces(config: FuseConfig, samples: Samples) -> None:

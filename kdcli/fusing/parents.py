@@ -67,7 +67,7 @@ def choose_parents(
 
 def _source(record: TeacherRecord, array: str) -> Source:
     shape = record.array_specs()[array].row_shape
-    size = (shape[1], shape[2]) if len(shape) == 3 else None
+    size = tuple(shape[1:]) if len(shape) >= 3 else None
     return Source(Parent(record.name, shape[0], size), record, array)
 
 
@@ -91,7 +91,7 @@ def _array(caches: CacheSet, record: TeacherRecord, levels: LevelsName, tap: str
         for name, output in known.outputs.items()
         if output.kind == "maps" and not output.pool  # a joint teacher takes maps as its parents give them
     }
-    listed = ", ".join(f"{name} {size[0]}x{size[1]}" for name, size in sizes.items()) or "none"
+    listed = ", ".join(f"{name} {'x'.join(map(str, size))}" for name, size in sizes.items()) or "none"
     if tap is not None:
         if tap not in sizes:
             raise CacheMissingError(
@@ -105,8 +105,8 @@ def _array(caches: CacheSet, record: TeacherRecord, levels: LevelsName, tap: str
             f"With one of its taps: {_fill(caches, record.name, 'maps:TAP')}",
         )
     stride = STRIDES[levels]
-    wanted = tuple(-(-side // stride) for side in record.preprocess.size)
-    fitting = [name for name, size in sizes.items() if tuple(size) == wanted]
+    wanted = tuple(-(-side // stride) for side in record.preprocess.sides)
+    fitting = [name for name, size in sizes.items() if tuple(size[-2:]) == wanted]
     if len(fitting) != 1:
         few = "several" if fitting else "none"
         raise UsageError(

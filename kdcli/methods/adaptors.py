@@ -16,15 +16,31 @@ def at_one_grid(
     """Both maps in fp32, the larger one averaged to the smaller one, axis by axis; vectors as they are.
 
     Args:
-        one: [b, C, H, W], or [b, D].
-        other: [b, C', H', W'] of the same images, or [b, D'].
+        one: [b, C, H, W], of clips [b, C, T, H, W], or [b, D].
+        other: [b, C', H', W'] of the same images, or [b, D'], and so on.
     """
     if one.shape[2:] == other.shape[2:]:
         return one.float(), other.float()
-    grid = min(one.shape[2], other.shape[2]), min(one.shape[3], other.shape[3])
-    return functional.adaptive_avg_pool2d(one.float(), grid), functional.adaptive_avg_pool2d(
-        other.float(), grid
+    grid = [min(sides) for sides in zip(one.shape[2:], other.shape[2:], strict=True)]
+    return averaged(one.float(), grid), averaged(other.float(), grid)
+
+
+def averaged(values: Float[Tensor, "b c *t h w"], grid: Sequence[int]) -> Float[Tensor, "b c ..."]:
+    """A map averaged over the cells of a grid, as torch's adaptive pooling cuts it."""
+    size = list(grid)
+    return (
+        functional.adaptive_avg_pool2d(values, size)
+        if len(size) == 2
+        else functional.adaptive_avg_pool3d(values, size)
     )
+
+
+def interpolated(values: Float[Tensor, "b c *t h w"], size: Sequence[int]) -> Float[Tensor, "b c ..."]:
+    """A map brought to another size: by bilinear interpolation with antialiasing; frames are averaged or repeated."""
+    if values.ndim == 4:
+        return functional.interpolate(values, list(size), mode="bilinear", antialias=True)
+    flat = functional.interpolate(values.flatten(1, 2), list(size[1:]), mode="bilinear", antialias=True)
+    return functional.adaptive_avg_pool3d(flat.reshape(*values.shape[:3], *size[1:]), list(size))
 
 
 def mean_squared_error(
@@ -50,25 +66,25 @@ class Adaptor(nn.Module):
     """Brings one side's representation to the shape of the other's.
 
     Args:
-        own: shape of what is changed: [D] or [C, H, W].
+        own: shape of what is changed: [D], [C, H, W], or of clips [C, T, H, W].
         wanted: shape of the other side.
         resize: how height and width are changed; None where they are equal.
     """
 
     def __init__(self, own: Sequence[int], wanted: Sequence[int], resize: Resize | None = None) -> None:
         super().__init__()
-        self._size = (wanted[1], wanted[2]) if tuple(own[1:]) != tuple(wanted[1:]) else None
+        self._size = tuple(wanted[1:]) if tuple(own[1:]) != tuple(wanted[1:]) else None
         self._resize = resize
         self.layer: nn.Module = nn.Identity()
         if own[0] != wanted[0]:
-            flat = len(own) == 1
-            self.layer = nn.Linear(own[0], wanted[0]) if flat else nn.Conv2d(own[0], wanted[0], 1)
+            kind = {1: nn.Linear, 3: nn.Conv2d, 4: nn.Conv3d}[len(own)]
+            self.layer = kind(own[0], wanted[0], *([] if len(own) == 1 else [1]))
 
     def forward(self, values: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
         """Resize, then the layer: both are linear, and the smaller map is cheaper to convolve."""
         if self._size is not None and self._resize == "pool":
-            values = functional.adaptive_avg_pool2d(values, self._size)
+            values = averaged(values, self._size)
         elif self._size is not None:
-            values = functional.interpolate(values, self._size, mode="bilinear", antialias=True)
+            values = interpolated(values, self._size)
         adapted: Tensor = self.layer(values)
         return adapted

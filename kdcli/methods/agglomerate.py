@@ -39,7 +39,7 @@ from kdcli.methods.keyed import uniform
 from kdcli.methods.levels import Level, choose_levels
 from kdcli.methods.matching import LevelMethod
 from kdcli.methods.standardising import Seen, Standard, Standardisation
-from kdcli.models.adaptors import AdaptorRecord, CellRows, FeatureAdaptor, KeptAdaptor
+from kdcli.models.adaptors import AdaptorRecord, CellRows, FeatureAdaptor, Grid, KeptAdaptor
 from kdcli.models.student import StudentOutput
 
 PAPER = "AM-RADIO (Ranzinger et al.), UNIC (Sariyildiz et al.), Theia (Shang et al.), 2024"
@@ -235,12 +235,12 @@ class Agglomeration(Objective):
         return [(name, list(own)) for name, own in zip(self._names, self.paths, strict=True)]  # type: ignore[call-overload]
 
 
-def _averaged(grid: tuple[int, int], student: Sequence[int], teacher: Sequence[int]) -> str:
+def _averaged(grid: Grid, student: Sequence[int], teacher: Sequence[int]) -> str:
     """Which of two maps is averaged to the other's grid, or both to a coarser one; none where they are of it."""
     sides = {"the student's": tuple(student[1:]), "the teacher's": tuple(teacher[1:])}
     larger = [side for side, cells in sides.items() if cells != grid]
     word = "both" if len(larger) == 2 else "".join(larger)
-    return f", {word} averaged to {grid[0]} x {grid[1]} cells" if larger else ""
+    return f", {word} averaged to {_shape(grid)} cells" if larger else ""
 
 
 def _shape(shape: Sequence[int]) -> str:

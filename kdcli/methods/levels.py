@@ -14,6 +14,7 @@ from kdcli.methods.base import Setup
 from kdcli.methods.cells import require_same_places, source_sizes
 from kdcli.methods.declarations import Kind
 from kdcli.methods.options import MethodOptions, method_option
+from kdcli.models.adaptors import Grid
 from kdcli.models.fused_network import FUSED
 from kdcli.models.spec import Model, open_model
 from kdcli.models.taps import tap_shapes
@@ -80,7 +81,7 @@ class Level:
     Attributes:
         array: name of the teacher's array in the cache: ``features`` or ``maps/TAP``.
         weight: beta_c >= 0.
-        teacher_shape: of a row of it: [D] or [C, H, W].
+        teacher_shape: of a row of it: [D] or [C, H, W], of clips [C, T, H, W].
         tap: the student's tap; None until the student is open, where its last one is meant, and of the embedding.
         student_shape: [D] or [C, H, W]; empty until the student is open.
     """
@@ -102,12 +103,14 @@ class Level:
         return self.array.removeprefix(_MAPS)
 
     @property
-    def grid(self) -> tuple[int, int] | None:
-        """Height and width of the smaller map, axis by axis: what the larger one is averaged to; None of no map."""
+    def grid(self) -> Grid | None:
+        """Height and width of the smaller map, of clips the frames before them, axis by axis: what the larger one is
+        averaged to; None of no map."""
         if not self.is_map:
             return None
         (_, *own), (_, *theirs) = self.student_shape, self.teacher_shape
-        return min(own[0], theirs[0]), min(own[1], theirs[1])
+        *time, height, width = (min(sides) for sides in zip(own, theirs, strict=True))
+        return (time[0], height, width) if time else (height, width)
 
     def document(self) -> dict[str, Any]:
         """What of it makes a run this run; the tap of a student that is not open is None."""
@@ -203,7 +206,7 @@ def require_correspondence(setup: Setup, teacher: str, grids: Sequence[Sequence[
         student = replace(student, mode="squash", crop=1.0)
     sizes = source_sizes(setup.cache, setup.cache.rows_of(setup.data, check_content=False))
     for grid in grids:
-        require_same_places({"the student": student, f"'{teacher}'": theirs}, grid, sizes)
+        require_same_places({"the student": student, f"'{teacher}'": theirs}, grid[-2:], sizes)
 
 
 def _require_unmoved(setup: Setup, teacher: str) -> None:

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from kdcli.cache.cacheset import CacheSet
 from kdcli.errors import BadDataError
-from kdcli.models.adaptors import CellRows
+from kdcli.models.adaptors import CellRows, Grid
 
 Standard = Literal["phi-s", "global", "channel", "none"]
 CELLS: Final = 100_000
@@ -249,7 +249,7 @@ class Seen:
     rows: Int64[np.ndarray, " n"]
     views: Sequence[int]
 
-    def moments(self, teacher: str, array: str, grid: tuple[int, int] | None) -> Moments:
+    def moments(self, teacher: str, array: str, grid: Grid | None) -> Moments:
         """Of an array: all vectors; of maps, averaged to a grid, a sample of at most :data:`CELLS` cells.
 
         The sample is the same whatever the run's seed.
@@ -264,9 +264,7 @@ class Seen:
             )
         return moments_of(self._chunks(teacher, array, grid))
 
-    def _chunks(
-        self, teacher: str, array: str, grid: tuple[int, int] | None
-    ) -> Iterator[Float[np.ndarray, "n c"]]:
+    def _chunks(self, teacher: str, array: str, grid: Grid | None) -> Iterator[Float[np.ndarray, "n c"]]:
         shape = self.cache.teacher(teacher).array_specs()[array].row_shape
         step = max(1, _CHUNK_BYTES // (4 * int(np.prod(shape))))
         pairs, random = len(self.rows) * len(self.views), np.random.Generator(np.random.Philox(_SEED))
@@ -289,7 +287,7 @@ class Seen:
 
 
 def _sampled(
-    maps: Float[np.ndarray, "b c h w"], grid: tuple[int, int], most: int, random: np.random.Generator
+    maps: Float[np.ndarray, "b c *t h w"], grid: Grid, most: int, random: np.random.Generator
 ) -> Float[np.ndarray, "n c"]:
     """At most so many cells of each map, averaged to a grid."""
     cells = CellRows(maps.shape[1:], grid)(torch.from_numpy(maps)).numpy()

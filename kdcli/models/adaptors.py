@@ -31,6 +31,8 @@ CLASSIFIER: Final = "classifier"
 _ANEW = "Restore it, or train the run again."
 _VERSION = 1
 Side = Annotated[int, Field(ge=1, le=2**24)]
+Grid = tuple[int, int] | tuple[int, int, int]
+"""Height and width of a map; of clips the frames before them."""
 
 
 @final
@@ -41,21 +43,25 @@ class CellRows(nn.Module):
     products: unlike torch's, their gradient is the same in every run on a card.
 
     Args:
-        shape: of what is given: [C], or [C, H, W].
-        grid: height and width to average a map to, at most its own; None of vectors.
+        shape: of what is given: [C], or [C, H, W], or of clips [C, T, H, W].
+        grid: height and width to average a map to, at most its own, of clips the frames before them; None of vectors.
     """
 
-    def __init__(self, shape: Sequence[int], grid: tuple[int, int] | None) -> None:
+    def __init__(self, shape: Sequence[int], grid: Grid | None) -> None:
         super().__init__()
         self._flat, self._pools = grid is None, grid is not None and grid != tuple(shape[1:])
-        for name, side, cells in zip(("down", "across"), shape[1:], grid or (), strict=False):
+        self._clips = len(shape) == 4
+        names = ("through", "down", "across")[-len(shape[1:]) :]
+        for name, side, cells in zip(names, shape[1:], grid or (), strict=False):
             self.register_buffer(name, _pooling(side, cells), persistent=False)  # follows from the shapes
 
-    def forward(self, values: Float[Tensor, "b c"] | Float[Tensor, "b c h w"]) -> Float[Tensor, "b n c"]:
+    def forward(self, values: Float[Tensor, "b c"] | Float[Tensor, "b c *t h w"]) -> Float[Tensor, "b n c"]:
         """Rows, in fp32."""
         values = values.float()
         if self._flat:
             return values[:, None]
+        if self._pools and self._clips:
+            values = (values.movedim(2, -1) @ self.get_buffer("through").T).movedim(-1, 2)
         if self._pools:
             values = self.get_buffer("down") @ values @ self.get_buffer("across").T
         return values.flatten(2).transpose(1, 2)
@@ -106,9 +112,9 @@ class AdaptorRecord:
         id: its identity in the cache.
         level: the array: ``features``, or ``maps/TAP``.
         tap: the student's layer that it is given; None: the pooled features.
-        student_shape: of what it is given: [D], or [C, H, W].
+        student_shape: of what it is given: [D], or [C, H, W], of clips [C, T, H, W].
         teacher_shape: of the teacher's array.
-        grid: height and width that maps are averaged to; None of features.
+        grid: height and width that maps are averaged to, of clips the frames before them; None of features.
         hidden: width between its two layers; 0: it has one.
         standardise: how targets were standardised in training.
         phi: root of the mean variance of the teacher's channels in training, in the teacher's units.
@@ -122,7 +128,7 @@ class AdaptorRecord:
     tap: str | None
     student_shape: tuple[Side, ...]
     teacher_shape: tuple[Side, ...]
-    grid: tuple[Side, Side] | None
+    grid: tuple[Side, Side] | tuple[Side, Side, Side] | None
     hidden: Annotated[int, Field(ge=0, le=2**24)]
     standardise: str
     phi: float

@@ -205,6 +205,15 @@ def _final_map(plain: Any, last: Any, stage: Float[Tensor, "b _ h w"]) -> Float[
     )
 
 
+_CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
+_POOLS = (nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
+
+
+def _averaged(values: Float[Tensor, "b c *_"]) -> Float[Tensor, "b c"]:
+    """The mean over all places and frames."""
+    return values.mean(dim=tuple(range(2, values.ndim))) if values.ndim > 2 else values
+
+
 @final
 class TorchvisionClassifier(Classifier):
     """torchvision has no such cut: the input of the last layer with weights is caught on its way in.
@@ -220,7 +229,7 @@ class TorchvisionClassifier(Classifier):
         super().__init__(plain)
         self.arguments = dict(arguments)
         last = [name for name, module in plain.named_modules() if isinstance(module, nn.Linear)]
-        last = last or [name for name, module in plain.named_modules() if isinstance(module, nn.Conv2d)]
+        last = last or [name for name, module in plain.named_modules() if isinstance(module, _CONVOLUTIONS)]
         self._head_name = last[-1]
 
     @property
@@ -237,7 +246,7 @@ class TorchvisionClassifier(Classifier):
     def num_classes(self) -> int:
         """See the base."""
         head = self.head
-        return head.out_channels if isinstance(head, nn.Conv2d) else super().num_classes
+        return head.out_channels if isinstance(head, _CONVOLUTIONS) else super().num_classes
 
     def outputs(self, images: Float[Tensor, "b 3 h w"], names: Collection[str]) -> dict[str, Tensor]:
         """See the base."""
@@ -250,7 +259,7 @@ class TorchvisionClassifier(Classifier):
         finally:
             handle.remove()
         features = caught[-1]
-        found["features"] = features.mean(dim=(2, 3)) if features.ndim == 4 else features
+        found["features"] = _averaged(features)
         found |= {MAPS + tap: as_map(tap, each, images, self._class_tokens) for tap, each in maps.items()}
         return {name: found[name] for name in names}
 
@@ -262,7 +271,7 @@ class TorchvisionClassifier(Classifier):
             return ""
         with looking(self) as image:
             given = self.outputs(image, ("features", MAPS + tap))
-        if nearly_equal(given["features"], given[MAPS + tap].mean(dim=(2, 3))):
+        if nearly_equal(given["features"], _averaged(given[MAPS + tap])):
             return "average"
         return _POOLING["token"] if self._class_tokens is not None else ""
 
@@ -282,9 +291,9 @@ class TorchvisionClassifier(Classifier):
         """See the base: the outermost module that gives what its last pooling gets, or else what averages to its
         features, or their class token."""
         names, pooled = self.stages, list[Tensor]()
-        pools = [each for each in self.plain.modules() if isinstance(each, nn.AdaptiveAvgPool2d)]
+        pools = [each for each in self.plain.modules() if isinstance(each, _POOLS)]
         pools = (
-            [] if isinstance(self.head, nn.Conv2d) else pools
+            [] if isinstance(self.head, _CONVOLUTIONS) else pools
         )  # there it is the classes' maps that are pooled
         handles = [
             pool.register_forward_pre_hook(lambda _module, inputs: pooled.append(inputs[0])) for pool in pools
@@ -301,11 +310,11 @@ class TorchvisionClassifier(Classifier):
                 each = as_map(name, caught[name], image, self._class_tokens)
             except UsageError:
                 continue
-            own = each if pooled else each.mean(dim=(2, 3))
+            own = each if pooled else _averaged(each)
             wanted = pooled[-1] if pooled else features
             tokens = caught[name][0]
             if nearly_equal(own, wanted) or (tokens.ndim == 3 and nearly_equal(tokens[:, 0], features)):
-                found.append((-each.shape[2] * each.shape[3], name.count("."), order, name))
+                found.append((-each[0, 0].numel(), name.count("."), order, name))
         return min(found)[-1] if found else ""
 
     @property

@@ -55,7 +55,7 @@ class _Pixels(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    input_size: tuple[Literal[3], _Side, _Side]
+    input_size: tuple[Literal[3], _Side, _Side] | tuple[Literal[3], _Side, _Side, _Side]
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos", "random"]
     mean: tuple[_Mean, _Mean, _Mean]
     std: tuple[_Std, _Std, _Std]

@@ -1,5 +1,6 @@
 """Export in timm's own layout: ``timm.create_model("local-dir:DIR", pretrained=True)`` opens it.
 
+One that is shown the frames of clips is exported as the network of images that it is, and how many ``frames``.
 A network of torchvision is exported in the same layout, which kd opens as ``local-dir:DIR`` too. Plain torch opens it
 with ``get_model(NAME, num_classes=N, **model_args).load_state_dict(load_file("model.safetensors"), strict=True)``.
 """
@@ -16,6 +17,8 @@ from kdcli.errors import UsageError
 from kdcli.files import atomic_write_bytes, storage_errors
 from kdcli.models.classifiers import TorchvisionClassifier
 from kdcli.models.folder import CONFIG_FILE, WEIGHTS_FILE
+from kdcli.models.frames import FramesClassifier
+from kdcli.models.network import Classifier
 from kdcli.models.spec import Model
 from kdcli.models.student import require_trainable
 from kdcli.reading import read_bytes
@@ -66,26 +69,36 @@ def export_files(model: Model, class_names: Sequence[str] | None) -> dict[str, b
 
 def model_arguments(model: Model) -> dict[str, Any]:
     """What its library needs to build it again, beside its name; drop rates of timm's networks are not recorded."""
-    if isinstance(model.network, TorchvisionClassifier):
-        return model.network.arguments
+    network = _of_images(model.network)
+    if isinstance(network, TorchvisionClassifier):
+        return network.arguments
     arguments: dict[str, Any] = get_model_args(model.network.plain)
     return arguments
+
+
+def _of_images(network: Classifier) -> Classifier:
+    """The network itself, or the one that is shown the frames of clips."""
+    return network.inner if isinstance(network, FramesClassifier) else network
 
 
 def _config(model: Model, class_names: Sequence[str] | None) -> dict[str, Any]:
     """The document timm reads. It has no source: the weights beside it are all there is."""
     plain: Any = model.network.plain
     declared: dict[str, Any] = getattr(plain, "pretrained_cfg", {})
-    timm = {} if isinstance(model.network, TorchvisionClassifier) else get_model_input_config(plain)
+    network = _of_images(model.network)
+    by_frame = network is not model.network
+    timm = {} if isinstance(network, TorchvisionClassifier) else get_model_input_config(plain)
     names = {"label_names": list(class_names)} if class_names is not None else {}
     return {
         "architecture": model.architecture,
         "num_classes": model.num_classes,
         "num_features": model.num_features,
         **names,
+        **({"frames": model.preprocess.frames} if by_frame else {}),
+        **({} if model.preprocess.crop_width is None else {"crop_width": model.preprocess.crop_width}),
         "model_args": model_arguments(model),
         "pretrained_cfg": {
-            "input_size": [3, *model.preprocess.size],
+            "input_size": [3, *(model.preprocess.sides if by_frame else model.preprocess.size)],
             "fixed_input_size": timm.get("fixed_input_size", False),
             "interpolation": model.preprocess.interpolation,
             "mean": list(model.preprocess.mean),

@@ -34,6 +34,7 @@ from kdcli.errors import UsageError
 LevelsName = Literal["L1", "L2", "L3", "L4"]
 _Width = Annotated[int, Field(ge=1, le=2**20)]
 _Side = Annotated[int, Field(ge=1, le=2**14)]
+_Size = tuple[_Side, _Side] | tuple[_Side, _Side, _Side]
 LEVELS: tuple[LevelsName, ...] = ("L1", "L2", "L3", "L4")
 
 
@@ -45,12 +46,12 @@ class Parent:
     Attributes:
         name: of the teacher.
         channels: of its map; at L1 the width of its embedding.
-        size: height and width of its map; None at L1.
+        size: height and width of its map, of clips the frames before them; None at L1.
     """
 
     name: str
     channels: _Width
-    size: tuple[_Side, _Side] | None = None
+    size: _Size | None = None
 
 
 @final
@@ -66,7 +67,7 @@ class FusionSpec:
         projection: at L1, width to which each embedding is brought first; None leaves them.
         space: from L2 on, channels to which each teacher's map is brought.
         map_channels: from L2 on, channels of ``fused``, ``fused2``, ...: those of the student there.
-        size: height and width at which maps of unequal size meet; None refuses them.
+        size: at which maps of unequal size meet; None refuses them.
     """
 
     levels: LevelsName
@@ -76,7 +77,7 @@ class FusionSpec:
     projection: _Width | None = None
     space: _Width = 4096
     map_channels: tuple[_Width, ...] = ()
-    size: tuple[_Side, _Side] | None = None
+    size: _Size | None = None
 
     @property
     def map_names(self) -> tuple[str, ...]:
@@ -128,7 +129,7 @@ class FusionSpec:
                 f"--levels {self.levels} fuses maps, and none is given of {missing}", "Give --tap."
             )
         if self.size is None and len(set(sizes.values())) > 1:
-            listed = ", ".join(f"{name} {size[0]}x{size[1]}" for name, size in sizes.items() if size)
+            listed = ", ".join(f"{name} {'x'.join(map(str, size))}" for name, size in sizes.items() if size)
             raise UsageError(
                 f"the teachers' maps differ in size: {listed}",
                 "Choose taps of equal size by --tap, or interpolate all to one: --map-size N",
@@ -153,7 +154,7 @@ class JointOutput:
 
     logits: Float[Tensor, "b c"]
     features: Float[Tensor, "b d"]
-    maps: dict[str, Float[Tensor, "b _ _ _"]]
+    maps: dict[str, Float[Tensor, "b _ *_ _ _"]]
 
 
 @final
@@ -188,7 +189,8 @@ class JointTeacher(nn.Module):
         """Fuse the outputs of the parents.
 
         Args:
-            inputs: of each parent, in the order of the spec: embeddings [b, d] at L1, else maps [b, c, h, w].
+            inputs: of each parent, in the order of the spec: embeddings [b, d] at L1, else maps [b, c, h, w], of
+                clips [b, c, t, h, w].
             head: name of the data set whose classes are wanted.
 
         Raises:
@@ -199,14 +201,14 @@ class JointTeacher(nn.Module):
 
     def embed(
         self, inputs: Sequence[Float[Tensor, "b ..."]]
-    ) -> tuple[Float[Tensor, "b d"], dict[str, Float[Tensor, "b _ _ _"]]]:
+    ) -> tuple[Float[Tensor, "b d"], dict[str, Float[Tensor, "b _ *_ _ _"]]]:
         """Features and maps of the parents' outputs: all that comes before a head, see :meth:`forward`."""
         pairs = zip(self.adaptors, inputs, strict=True)
         together = torch.cat([adaptor(self._resized(values)) for adaptor, values in pairs], dim=1)
         maps: dict[str, Tensor] = {}
         for name, block in zip(reversed(self.spec.map_names), self.blocks, strict=True):
             together = maps[name] = block(together)
-        return together.mean(dim=(2, 3)) if maps else together, maps
+        return together.mean(dim=tuple(range(2, together.ndim))) if maps else together, maps
 
     def classify(self, features: Float[Tensor, "b d"], head: str) -> Float[Tensor, "b c"]:
         """Logits of features over the classes of one data set, see :meth:`forward`."""
@@ -221,13 +223,19 @@ class JointTeacher(nn.Module):
         size = self.spec.size
         if size is None or tuple(values.shape[2:]) == size:
             return values
+        if values.ndim == 5:
+            flat = F.interpolate(
+                values.flatten(1, 2), size[1:], mode="bilinear", align_corners=False, antialias=True
+            )
+            return F.adaptive_avg_pool3d(flat.reshape(*values.shape[:3], *size[1:]), size)
         return F.interpolate(values, size, mode="bilinear", align_corners=False, antialias=True)
 
 
 def _adaptor(parent: Parent, spec: FusionSpec) -> nn.Module:
     """A_i of Eq. (2): brings one teacher's values to the width in which all are concatenated."""
     if spec.levels != "L1":
-        return nn.Sequential(nn.BatchNorm2d(parent.channels), nn.Conv2d(parent.channels, spec.space, 1))
+        norm, convolution = _layers(spec)
+        return nn.Sequential(norm(parent.channels), convolution(parent.channels, spec.space, 1))
     if spec.projection in (None, parent.channels):  # the released code skips it where the width is right
         return nn.Identity()
     return nn.Linear(parent.channels, spec.projection)
@@ -237,15 +245,22 @@ def _blocks(spec: FusionSpec) -> list[nn.Module]:
     """NN^{l_1} to NN^{l_k} of Eq. (1) as far as they give maps, the earliest first."""
     if spec.levels == "L1":
         return []
+    norm, convolution = _layers(spec)
     widths = spec.map_channels[::-1]
     fused = spec.space * len(spec.parents)
     first = nn.Sequential(
-        nn.BatchNorm2d(fused), nn.GELU(), nn.Conv2d(fused, widths[0], 1), nn.BatchNorm2d(widths[0]), nn.GELU()
+        norm(fused), nn.GELU(), convolution(fused, widths[0], 1), norm(widths[0]), nn.GELU()
     )
     later = [
-        nn.Sequential(nn.Conv2d(old, new, 3, 2, 1, bias=False), nn.BatchNorm2d(new), nn.GELU())
+        nn.Sequential(convolution(old, new, 3, 2, 1, bias=False), norm(new), nn.GELU())
         for old, new in pairwise(widths)
     ]
     if later:
-        later[-1].extend([nn.Conv2d(widths[-1], widths[-1], 1), nn.BatchNorm2d(widths[-1]), nn.GELU()])
+        later[-1].extend([convolution(widths[-1], widths[-1], 1), norm(widths[-1]), nn.GELU()])
     return [first, *later]
+
+
+def _layers(spec: FusionSpec) -> tuple[type[nn.Module], type[nn.Module]]:
+    """BatchNorm and convolution of maps; of clips over frames, too."""
+    size = spec.parents[0].size
+    return (nn.BatchNorm3d, nn.Conv3d) if size is not None and len(size) == 3 else (nn.BatchNorm2d, nn.Conv2d)

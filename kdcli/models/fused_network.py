@@ -150,7 +150,7 @@ class FusedArchitecture(Architecture):
         own = joint_preprocess(self._folder)
         if image_size is not None and own.size != image_size:
             raise UsageError(
-                f"'{self._spec}' takes images of {own.size[0]} x {own.size[1]} pixels",
+                f"'{self._spec}' takes images of {' x '.join(map(str, own.size))} pixels",
                 "Leave --image-size out.",
             )
         return own
@@ -170,7 +170,8 @@ class _Network(nn.Module):
         self.folder, self.head_name = folder, head
         for number, ancestor in enumerate(folder.ancestors):
             for word in ("mean", "std"):
-                values = torch.tensor(ancestor.preprocess[word]).view(1, 3, 1, 1)
+                axes = len(ancestor.preprocess["size"])
+                values = torch.tensor(ancestor.preprocess[word]).view(1, 3, *[1] * axes)
                 self.register_buffer(f"{word}{number}", values, persistent=False)
 
     @property

@@ -18,6 +18,7 @@ Location = tuple[str, Path | None]
 
 TORCHVISION: Final = "torchvision/"
 TRANSFORMERS: Final = "transformers/"
+FRAMES: Final = "frames"
 
 
 @final
@@ -118,7 +119,7 @@ class ModelKind:
 
 
 _TOLD = re.compile(r"(.+)\[([^\[\]=]+=[^\[\]]*)\]", re.DOTALL)
-_SIZE = re.compile(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?")
+_SIZE = re.compile(r"(?:([1-9]\d{0,3})x(?=\d+x))?([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?")
 _LARGEST: Final = 2**14
 
 
@@ -149,23 +150,24 @@ def parse_told(told: str, what: str) -> tuple[Size | None, tuple[tuple[str, Argu
 
 
 def parse_size(text: str) -> Size:
-    """``224``, or ``HEIGHTxWIDTH``.
+    """``224``, or ``HEIGHTxWIDTH``; of clips ``FRAMESxHEIGHTxWIDTH``.
 
     Raises:
         UsageError: it is neither, or a side has more than 16384 pixels.
     """
     found = _SIZE.fullmatch(text)
-    sides = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    sides = (int(found[2]), int(found[3] or found[2])) if found else (0, 0)
     if not 0 < max(sides) <= _LARGEST:
         raise UsageError(
-            f"'{text}' is no size in pixels", f"Give a side, as 224, or HEIGHTxWIDTH; up to {_LARGEST}."
+            f"'{text}' is no size in pixels",
+            f"Give a side, as 224, or HEIGHTxWIDTH; of clips FRAMESxHEIGHTxWIDTH; up to {_LARGEST}.",
         )
-    return sides
+    return (int(found[1]), *sides) if found and found[1] else sides
 
 
 def size_text(size: Size) -> str:
     """What :func:`parse_size` reads."""
-    return str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"
+    return str(size[0]) if len(set(size)) == 1 and len(size) == 2 else "x".join(map(str, size))
 
 
 def _written(value: Argument) -> str:
@@ -197,12 +199,16 @@ def forms() -> str:
 
 def default_init(spec: ModelSpec) -> WeightsName:
     """What a student starts from when nothing is said."""
+    if spec.kind == FRAMES:
+        return default_init(ModelSpec.parse(spec.name))
     init: WeightsName = MODELS.find(spec.kind).init
     return init
 
 
 def is_teacher_only(spec: ModelSpec) -> bool:
     """Whether a model cannot be trained or exported."""
+    if spec.kind == FRAMES:
+        return is_teacher_only(ModelSpec.parse(spec.name))
     return bool(MODELS.find(spec.kind).teacher_only)
 
 

@@ -5,6 +5,7 @@ hf-hub:ORG/NAME[@REV]          timm model on the Hugging Face hub
 local-dir:PATH                 folder with config.json and model.safetensors (what kd exports)
 torchvision/NAME               torchvision classification model
 transformers/DIR-or-ID[@REV]   vision model of transformers in a folder or on the hub, as a teacher only
+frames:MODEL                   a model of images, shown the frames of clips one by one
 ARCH@FILE.safetensors          weights of a timm or torchvision/NAME architecture from a file
 onnx:FILE                      ONNX graph, as a teacher only; onnxruntime runs it
 kd-fused:DIR[#HEAD]            joint teacher of kd fuse-teachers, as a teacher only
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from kdcli.errors import NotFoundError, UsageError, nearest
 from kdcli.files import beside
-from kdcli.models.grammar import TORCHVISION, TRANSFORMERS, Location, ModelKind, forms
+from kdcli.models.grammar import TORCHVISION, TRANSFORMERS, Location, ModelKind, ModelSpec, forms
 
 _CONVERT = (
     "Convert it once, from a source you trust: "
@@ -80,7 +81,7 @@ def known_torchvision(name: str, text: str) -> str:
     from torchvision import models
 
     list_models: Callable[..., list[str]] = models.list_models
-    known = list_models(module=models)
+    known = [*list_models(module=models), *list_models(module=models.video)]
     short = name.removeprefix(TORCHVISION)
     if short in known:
         return name
@@ -190,6 +191,12 @@ TRANSFORMERS_NAME = ModelKind(
     "kdcli.models.transformers_models:TransformersArchitecture",
     write=lambda spec: f"{TRANSFORMERS}{spec.file or spec.name}",
     teacher_only=True,
+)
+FRAMES = ModelKind(
+    "frames:MODEL",
+    lambda rest, _: (str(ModelSpec.parse(rest)), None),
+    "kdcli.models.frames:open_frames",
+    prefix=True,
 )
 FILE = ModelKind(
     "ARCH@FILE.safetensors",

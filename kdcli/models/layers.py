@@ -1,4 +1,5 @@
-"""Feature maps of any layer of a network: what it gives is caught, and laid out as [b, C, H, W]."""
+"""Feature maps of any layer of a network: what it gives is caught, and laid out as [b, C, H, W], of clips
+[b, C, T, H, W]."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -38,10 +39,10 @@ def outputs_of(plain: nn.Module, names: Sequence[str]) -> Iterator[dict[str, lis
 def as_map(
     tap: str,
     found: Sequence[Any],
-    images: Float[Tensor, "b 3 h w"],
+    images: Float[Tensor, "b 3 *t h w"],
     others: int | None,
     behind: bool | None = None,
-) -> Float[Tensor, "b _ _ _"]:
+) -> Float[Tensor, "b _ *_ _ _"]:
     """What was caught of a layer, as [b, C, H, W]: the two sides that are in proportion to the image's are H, W.
 
     Args:
@@ -55,14 +56,14 @@ def as_map(
         UsageError: it did not give one map.
     """
     output = found[0] if len(found) == 1 else None
-    if isinstance(output, Tensor) and output.ndim == 3 and others is not None:
+    if isinstance(output, Tensor) and output.ndim == 3 and others is not None and images.ndim == 4:
         places = tokens_as_map(output, others, images)
         if places is not None:
             return places
-    if not isinstance(output, Tensor) or output.ndim != 4:
-        times = f"runs {len(found)} times" if len(found) != 1 else "gives no 4-D tensor"
+    if not isinstance(output, Tensor) or output.ndim != images.ndim:
+        times = f"runs {len(found)} times" if len(found) != 1 else f"gives no {images.ndim}-D tensor"
         raise UsageError(f"'{tap}' is no feature map: it {times} in a forward", _HINT)
-    _, first, second, third = output.shape
+    first, second, third = output.shape[-3:]
     channels_first, channels_last = (
         _in_proportion(second, third, images),
         _in_proportion(first, second, images),
@@ -74,12 +75,12 @@ def as_map(
             f"'{tap}' is no feature map: in its shape {tuple(output.shape)}, height and width cannot be told",
             _HINT,
         )
-    return output.permute(0, 3, 1, 2) if behind else output
+    return output.movedim(-1, 1) if behind else output
 
 
-def _in_proportion(rows: int, columns: int, images: Float[Tensor, "b 3 h w"]) -> bool:
+def _in_proportion(rows: int, columns: int, images: Float[Tensor, "b 3 *t h w"]) -> bool:
     """Whether these can be the image's sides by one stride, each rounded."""
-    height, width = images.shape[2:]
+    height, width = images.shape[-2:]
     return abs(rows * width - columns * height) < max(height, width)
 
 

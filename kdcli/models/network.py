@@ -5,6 +5,7 @@ from abc import ABCMeta, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import sha256
+from math import prod
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kdcli.errors import UsageError
+from kdcli.types import Size
 
 
 class Classifier(nn.Module, metaclass=ABCMeta):
@@ -23,14 +25,14 @@ class Classifier(nn.Module, metaclass=ABCMeta):
     Attributes:
         plain: the library's own network; its state-dict names are those of digests and exports.
         without: why it gives no features; empty where it gives them.
-        size: height and width in pixels of the images that it was checked with.
+        size: height and width in pixels of the images that it was checked with, of clips the frames before them.
     """
 
     def __init__(self, plain: nn.Module) -> None:
         super().__init__()
         self.plain = plain
         self.without = ""
-        self.size = (224, 224)
+        self.size: Size = (224, 224)
 
     @property
     def casts(self) -> bool:
@@ -51,7 +53,7 @@ class Classifier(nn.Module, metaclass=ABCMeta):
             names: among ``logits``, ``features`` and ``maps.TAP`` of its :attr:`taps` and :attr:`layers`.
 
         Returns:
-            Per name logits [b, c], features [b, d], or a feature map [b, C, H, W].
+            Per name logits [b, c], features [b, d], or a feature map [b, C, H, W], of clips [b, C, T, H, W].
 
         Raises:
             UsageError: it does not give one of them.
@@ -106,11 +108,11 @@ class Classifier(nn.Module, metaclass=ABCMeta):
         known."""
         return ""
 
-    def check(self, size: tuple[int, int], name: str) -> int:
+    def check(self, size: Size, name: str) -> int:
         """Make sure, on one synthetic image, that what it gives is what the plain network gives; sets eval mode.
 
         Args:
-            size: (height, width) in pixels of its input.
+            size: (height, width) in pixels of its input, of clips (frames, height, width).
             name: what to call it in errors.
 
         Returns:
@@ -127,7 +129,7 @@ class Classifier(nn.Module, metaclass=ABCMeta):
                 whole = self.plain(image)
             except (RuntimeError, AssertionError, ValueError) as error:
                 raise UsageError(
-                    f"'{name}' takes no images of {size[0]} x {size[1]} pixels: {first_line(error)}",
+                    f"'{name}' takes no images of {' x '.join(map(str, size))} pixels: {first_line(error)}",
                     "Leave --image-size out, or choose a size that suits the model.",
                 ) from error
             wanted = (1, self.num_classes) if self.num_classes else (1,)
@@ -179,12 +181,12 @@ def first_line(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def synthetic_image(size: tuple[int, int]) -> Float[Tensor, "1 3 h w"]:
-    """A fixed image to look at a network with, as if normalised, on the CPU.
+def synthetic_image(size: Size) -> Float[Tensor, "1 3 *t h w"]:
+    """A fixed image, or clip, to look at a network with, as if normalised, on the CPU.
 
     It has no random numbers: opening a model must not move the generator that initialises a student.
     """
-    return torch.sin(torch.arange(3 * size[0] * size[1], dtype=torch.float32) * 0.37).reshape(1, 3, *size)
+    return torch.sin(torch.arange(3 * prod(size), dtype=torch.float32) * 0.37).reshape(1, 3, *size)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from kdcli.errors import UsageError
 from kdcli.models.classifiers import TimmClassifier, TorchvisionClassifier
 from kdcli.models.cut import Cut
+from kdcli.models.frames import FramesClassifier
 from kdcli.models.grammar import ModelSpec, is_teacher_only, only_a_teacher
 from kdcli.models.spec import Model
 from kdcli.outputs import MAPS
@@ -188,7 +189,7 @@ def require_trainable(model: Model) -> None:
         UsageError: the model is neither.
     """
     if is_teacher_only(ModelSpec.parse(model.spec)) or not isinstance(
-        model.network, TimmClassifier | TorchvisionClassifier
+        model.network, TimmClassifier | TorchvisionClassifier | FramesClassifier
     ):
         raise only_a_teacher(model.spec)
 

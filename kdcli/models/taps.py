@@ -60,8 +60,8 @@ def with_last_tap(model: Model, outputs: Iterable[Output]) -> tuple[Output, ...]
     return resolved(outputs, last_tap)
 
 
-def tap_shapes(model: Model, taps: Sequence[str]) -> dict[str, tuple[int, int, int]]:
-    """The shape (C, H, W) of the feature map at each tap, found with one synthetic image.
+def tap_shapes(model: Model, taps: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """The shape (C, H, W) of the feature map at each tap, of clips (C, T, H, W), found with one synthetic image.
 
     Args:
         model: an open model; its network stays where it is, in eval mode.
@@ -82,16 +82,16 @@ def tap_shapes(model: Model, taps: Sequence[str]) -> dict[str, tuple[int, int, i
         found = network.outputs(image, [*plain, *(MAPS + tap for tap in taps)])
         same = nearly_equal(found[plain[0]], network.outputs(image, plain)[plain[0]])
     maps = {tap: found[MAPS + tap] for tap in taps}
-    if not same or any(each.ndim != 4 for each in maps.values()):
+    if not same or any(each.ndim != image.ndim for each in maps.values()):
         raise UsageError(
             f"'{model.spec}' cannot give feature maps: timm's forward_intermediates differs from its forward",
             "Leave maps out for this teacher.",
         )
-    return {tap: (maps[tap].shape[1], maps[tap].shape[2], maps[tap].shape[3]) for tap in taps}
+    return {tap: tuple(maps[tap].shape[1:]) for tap in taps}
 
 
-def pooled_shape(model: Model, output: Output, shape: tuple[int, int, int]) -> list[int]:
-    """The shape (C, H, W) of a map as it is kept.
+def pooled_shape(model: Model, output: Output, shape: tuple[int, ...]) -> list[int]:
+    """The shape (C, H, W) of a map as it is kept, of clips (C, T, H, W).
 
     Args:
         model: for messages.
@@ -101,7 +101,7 @@ def pooled_shape(model: Model, output: Output, shape: tuple[int, int, int]) -> l
     Raises:
         UsageError: it is to be pooled over a grid that is finer than its own.
     """
-    channels, height, width = shape
+    *others, height, width = shape
     if output.pool > min(height, width):
         size = " x ".join(map(str, model.preprocess.size))
         raise UsageError(
@@ -109,7 +109,7 @@ def pooled_shape(model: Model, output: Output, shape: tuple[int, int, int]) -> l
             f"Pool over a grid of at most {min(height, width)}, leave {POOL}{output.pool} out, or show it larger "
             "images: --teacher-size.",
         )
-    return [channels, output.pool or height, output.pool or width]
+    return [*others, output.pool or height, output.pool or width]
 
 
 def require_tap(model: Model, tap: str) -> None:

@@ -32,8 +32,10 @@ def trains_channels_last(network: nn.Module, device: torch.device) -> bool:
 
     On a CPU torch's backward of a 1x1 convolution with a stride over fewer channels than a vector holds writes
     past its memory (pytorch#136348; found with torch 2.14: below 8 channels with AVX2, with an input or with
-    weights in that format). FastViT, RepVGG and MobileOne begin with one.
+    weights in that format). FastViT, RepVGG and MobileOne begin with one. Networks of clips have no such format.
     """
+    if has_volumes(network):
+        return False
     return device.type != "cpu" or not any(
         isinstance(module, nn.Conv2d)
         and set(module.kernel_size) == {1}
@@ -43,23 +45,35 @@ def trains_channels_last(network: nn.Module, device: torch.device) -> bool:
     )
 
 
+def has_volumes(network: nn.Module) -> bool:
+    """Whether a network convolves over frames, too: its weights then have an axis more than channels_last is of."""
+    return any(parameter.ndim == 5 for parameter in network.parameters())
+
+
 def normalise(
-    pixels: UInt8[Tensor, "b h w 3"], preprocess: Preprocess, channels_last: bool = True
-) -> Float[Tensor, "b 3 h w"]:
+    pixels: UInt8[Tensor, "b *t h w 3"], preprocess: Preprocess, channels_last: bool = True
+) -> Float[Tensor, "b 3 *t h w"]:
     """Pixels of 0..255 as a network's input: ``(x / 255 - mean) / std``.
 
     The result has the operations, and so the bits, of torchvision's ToTensor + Normalize.
 
     Args:
-        pixels: images on the device of the network.
+        pixels: images, or clips, on the device of the network.
         preprocess: whose mean and std to use.
         channels_last: laid out so in memory (the pixels are not copied into another order), or contiguous.
     """
     mean, std = _constants(preprocess.mean, preprocess.std, pixels.device)
-    images = pixels.permute(0, 3, 1, 2)
+    images = pixels.movedim(-1, 1)
+    if images.ndim > mean.ndim:
+        mean, std = mean.unsqueeze(-1), std.unsqueeze(-1)
     if not channels_last:
         images = images.contiguous()
     return images.to(torch.float32).div_(255).sub_(mean).div_(std)
+
+
+def normalised_layout(images: Float[Tensor, "b 3 *t h w"]) -> Float[Tensor, "b 3 *t h w"]:
+    """Inputs laid out as :func:`normalise` lays them out."""
+    return images.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
 @functools.lru_cache
@@ -99,7 +113,9 @@ class TeacherRunner:
         self.outputs = tuple(outputs)
         self._device, self._amp = device, amp
         with device_errors(self._running):
-            model.network.eval().to(device).to(memory_format=torch.channels_last)
+            model.network.eval().to(device)
+            if not has_volumes(model.network):
+                model.network.to(memory_format=torch.channels_last)
             half = half_of(amp)
             network = model.network if half is None else self._cast_once(half)
             self._forward = compiled_forward(network.outputs, device) if compiled else network.outputs
@@ -122,9 +138,9 @@ class TeacherRunner:
         for module in copy.modules():
             if type(module) in _CAST:
                 module.to(dtype)
-        images = synthetic_image(self.model.preprocess.size).to(self._device).repeat(2, 1, 1, 1)
+        image = synthetic_image(self.model.preprocess.size).to(self._device)
         with torch.inference_mode(), computing(self._device, self._amp):
-            images = images.contiguous(memory_format=torch.channels_last)
+            images = normalised_layout(torch.cat([image, image]))
             one, other = (each.outputs(images, names) for each in (network, copy))
             same = all(torch.equal(one[name], other[name]) for name in names)
         if same:
@@ -132,7 +148,7 @@ class TeacherRunner:
         return copy if same else network
 
     def __call__(
-        self, pixels: UInt8[np.ndarray | Tensor, "b h w 3"], only: Collection[str] | None = None
+        self, pixels: UInt8[np.ndarray | Tensor, "b *t h w 3"], only: Collection[str] | None = None
     ) -> dict[str, Shaped[Tensor, "b ..."]]:
         """Raw outputs for a batch of images that were rendered at this model's size.
 

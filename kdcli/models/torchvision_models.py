@@ -1,6 +1,7 @@
-"""torchvision's classification architectures: ``torchvision/NAME``, and folders with one that kd exported."""
+"""torchvision's classification architectures, also of clips: ``torchvision/NAME``, and folders of kd's exports."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast, final
 
@@ -9,6 +10,7 @@ from torch import nn
 from torchvision import models
 
 from kdcli.errors import BadDataError, UsageError
+from kdcli.geometry import LEAST_CROP
 from kdcli.models.architectures import Architecture
 from kdcli.models.arguments import (
     Argument,
@@ -35,7 +37,14 @@ _ALWAYS: dict[str, dict[str, Any]] = {
     "inception_v3": {"transform_input": True, "aux_logits": False},
 }
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
+_FRAMES = {"mvit": 16, "swin3d": 32, "s3d": 64}
+"""Of a clip, as torchvision's references tested them or, of S3D, half as many; 16 of others."""
 _SIZE_ARGUMENT = {"vit": "image_size", "maxvit": "input_size"}
+
+
+def _clip_models() -> list[str]:
+    list_models: Callable[..., list[str]] = models.list_models
+    return list_models(module=models.video)
 
 
 @final
@@ -140,18 +149,31 @@ class TorchvisionArchitecture(Architecture):
     def preprocess(self, image_size: Size | None) -> Preprocess:
         """See the base."""
         if self._config is not None:
-            return declared_preprocess(
-                self._config.get("pretrained_cfg") or {}, f"the {CONFIG_FILE} of '{self._spec}'", image_size
-            )
+            where = f"the {CONFIG_FILE} of '{self._spec}'"
+            found = declared_preprocess(self._config.get("pretrained_cfg") or {}, where, image_size)
+            width = self._config.get("crop_width")
+            if width is not None and not (isinstance(width, float) and LEAST_CROP <= width < 2):
+                raise BadDataError(
+                    f"{where}: crop_width is {width!r}, no share of an image", "Export the model anew."
+                )
+            return replace(found, crop_width=width)
         transforms = self._weights.transforms()
         crop, resize = int(transforms.crop_size[0]), int(transforms.resize_size[0])
+        size: Size = image_size or (crop, crop)
+        if self._short in _clip_models() and len(size) == 2:
+            size = (_FRAMES.get(self._short.partition("_")[0], 16), *size)
+        squeezed = (
+            [int(side) for side in transforms.resize_size] if len(transforms.resize_size) == 2 else None
+        )
+        uneven = squeezed is not None and len(set(squeezed)) == 2
         return Preprocess(
-            size=image_size or (crop, crop),
+            size=size,
             interpolation=cast("Interpolation", transforms.interpolation.value),
             mean=tuple(transforms.mean),
             std=tuple(transforms.std),
             crop_fraction=crop / resize,
-            crop_mode="center",
+            crop_mode="squash" if squeezed else "center",
+            crop_width=crop / squeezed[1] if squeezed and uneven else None,
         )
 
     def class_names(self) -> tuple[str, ...] | None:

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from kdcli.console import console
 from kdcli.data.drawing import show
+from kdcli.data.sizes import require_kind
 from kdcli.data.sources import ImageData
 from kdcli.devices import device_errors
 from kdcli.errors import KdError
@@ -26,7 +27,7 @@ from kdcli.types import Preprocess
 from kdcli.workers import Watched, worker_setup
 
 ArrayName = Literal["features", "logits"]
-Rendered = UInt8[np.ndarray, "h w 3"]
+Rendered = UInt8[np.ndarray, "*t h w 3"]
 
 
 def as_shown(model: Model, config: ProbeConfig) -> Model:
@@ -51,7 +52,7 @@ class EvalImages(Dataset[Rendered]):
         return len(self._data)
 
     def __getitem__(self, row: int) -> Rendered:
-        return show(self._data.image(row), self._render)
+        return show(self._data.picture(row, self._data.encoded(row), "exact"), self._render)
 
 
 def model_outputs(
@@ -68,9 +69,10 @@ def model_outputs(
 
     Raises:
         BadDataError: an image cannot be decoded.
-        UsageError: the model has no features, or no classifier.
+        UsageError: the model has no features, or no classifier; or it takes images, and the data are clips.
         DeviceError: no such device, or out of memory.
     """
+    require_kind(f"'{model.spec}'", model.preprocess, data)
     device = pick_device(config.device)
     runner = TeacherRunner(model, device, resolve_amp(config.amp, device), (Output(array),))
     workers = worker_count(config.workers)

@@ -26,7 +26,7 @@ from kdcli.methods.base import Average, Objective, Settings
 from kdcli.methods.batch import Batch, Counts, TeacherOutputs
 from kdcli.models.compiling import require_compiler
 from kdcli.models.student import Student, StudentOutput
-from kdcli.models.teacher import normalise, trains_channels_last
+from kdcli.models.teacher import has_volumes, normalise, trains_channels_last
 from kdcli.training.checkpoint import Stateful
 from kdcli.training.distributed import Ranks
 from kdcli.training.schedule import make_schedule
@@ -154,7 +154,8 @@ class Engine:
         self._objective = self.objective.to(accelerator.device)
         self._live = self.objective.live()
         for network in self._live.values():
-            network.to(memory_format=torch.channels_last)
+            if not has_volumes(network):
+                network.to(memory_format=torch.channels_last)
         self._heads, self._taps = self.objective.active(), self.objective.taps()
         if self.ranks.world > 1:
             for parameter in self._without_gradient():  # torch would wait for them in every step

@@ -187,7 +187,7 @@ class Exam(Dataset[ExamBatch | KdError]):
         drawn = []
         for position, content, ready in zip(positions.tolist(), encoded, kept, strict=True):
             if ready is None:
-                image = self._data.decode(position, content)
+                image = self._data.picture(position, content, "exact")
                 ready = {render: show(image, render) for render in self._renders}
             drawn.append(ready)
         return drawn

@@ -6,6 +6,7 @@ from typing import final
 import torch
 from torch import nn
 
+from kdcli.data.sizes import require_kind
 from kdcli.errors import UsageError
 from kdcli.methods.base import Average, Objective, Setup
 from kdcli.models.arguments import parse_arguments
@@ -68,6 +69,7 @@ def build_student(plan: Plan) -> Built:
     model = replace(model, preprocess=plan.geometry.declared(model.preprocess))
     if own:
         require_own_classes(config.method, model, plan.classes)
+    require_kind(f"the student {config.student}", model.preprocess, plan.data)
     if plan.init == "xavier":
         draw_xavier(model.network.plain)
     objective = plan.method.build(_setup(plan, model))
