@@ -396,6 +396,5 @@ def choose_block_rows(rows: int, largest_row_bytes: int) -> int:
         rows: samples in the cache.
         largest_row_bytes: bytes of one row and view of the largest array.
     """
-    by_size = BLOCK_BYTES // max(1, largest_row_bytes)
     by_count = rows // 16 if rows >= 512 else rows + 31
-    return max(32, min(MAX_BLOCK_ROWS, by_size, by_count) // 32 * 32)
+    return max(32, min(MAX_BLOCK_ROWS, BLOCK_BYTES // max(1, largest_row_bytes), by_count) // 32 * 32)

@@ -111,8 +111,6 @@ class _StoredArray(BaseModel, extra="forbid"):
 
 _FLOATS, _EXACT, _IDS = ("<f2", "<f4"), ("<f4",), ("<u2", "<u4")
 _AT_WILL: Final = {"logp_max", "logp_label"}
-_PLACES: Final = 3
-"""Axes of a row that has places: of clips there is one more, of frames."""
 
 
 def arrays_of(kind: str, place: str = "") -> dict[str, tuple[int, tuple[str, ...]]]:
@@ -171,8 +169,8 @@ class OutputRecord(BaseModel):
             axes, types = declared[name]
             shape = list(array["row_shape"])
             wrong = (self.top_k and shape != [self.top_k]) or (self.pool and shape[-2:] != [self.pool] * 2)
-            clips = axes == _PLACES and len(shape) == axes + 1
-            if array["dtype"] not in types or not (len(shape) == axes or clips) or wrong:
+            fits = len(shape) == axes or (axes == 3 and len(shape) == 4)  # of clips there is one of frames
+            if array["dtype"] not in types or not fits or wrong:
                 raise ValueError(f"arrays.{name}: {array['dtype']} {shape} is not what {self.name} keeps")
             if math.prod(shape) * np.dtype(array["dtype"]).itemsize > ROW_BYTES:
                 raise ValueError(f"arrays.{name}: a row of {shape} has more than {ROW_BYTES} bytes")
@@ -221,9 +219,9 @@ def _drawable(document: dict[str, Any]) -> dict[str, Any]:
     found = Preprocess.from_document(document)
     if not all(1 <= side <= 2**14 for side in found.size) or min(found.std) <= 0:
         raise ValueError("size: sides of 1 to 16384 pixels, and std above 0, are possible")
-    for share in (found.crop_fraction, found.crop_width):
-        if share is not None and not LEAST_CROP <= share < 2:  # timm's VOLO have 1.15
-            raise ValueError(f"crop_fraction: {share} is no share of an image")
+    shares = (found.crop_fraction, 1 if found.crop_width is None else found.crop_width)
+    if not all(LEAST_CROP <= share < 2 for share in shares):  # timm's VOLO have 1.15
+        raise ValueError(f"crop_fraction: {shares[0]} is no share of an image")
     return document
 
 

@@ -182,7 +182,11 @@ class VideoClip(Clip):
         with _opened(self._encoded, self._where) as container:
             self._declared = _Declared.of(container)
             for frame in container.decode(video=0):
-                time = None if frame.pts is None else frame.pts * Fraction(frame.time_base)
+                time = (
+                    None
+                    if frame.pts is None or frame.time_base is None
+                    else frame.pts * Fraction(frame.time_base)
+                )
                 if time is not None and (time < first or (last is not None and time >= last)):
                     continue
                 yield time, _upright(frame)
@@ -203,8 +207,8 @@ class _Declared:
 
     @classmethod
     def of(cls, container: "InputContainer") -> "_Declared":
-        alone = len(container.streams) == 1 and container.duration
-        return cls(container.streams.video[0].frames, container.duration / 1e6 if alone else 0.0)
+        told = (container.duration or 0) if len(container.streams) == 1 else 0
+        return cls(container.streams.video[0].frames, told / 1e6)
 
     def require(self, frames: int, seconds: float, where: str) -> None:
         """Refuse fewer frames than declared, or less time."""
@@ -282,7 +286,7 @@ def _opened(encoded: bytes, where: str) -> "Iterator[InputContainer]":
     except ImportError as error:
         raise MissingExtraError(f"{where} is a video, and PyAV is not installed", _EXTRA) from error
     try:
-        with av.open(BytesIO(encoded)) as container:
+        with av.open(BytesIO(encoded), "r") as container:
             if not container.streams.video:
                 raise bad_image(where, "no video in it (sound alone)")
             container.streams.video[0].codec_context.thread_count = 1  # decode processes share the processors

@@ -67,8 +67,12 @@ def choose_parents(
 
 def _source(record: TeacherRecord, array: str) -> Source:
     shape = record.array_specs()[array].row_shape
-    size = tuple(shape[1:]) if len(shape) >= 3 else None
-    return Source(Parent(record.name, shape[0], size), record, array)
+    channels, *places = shape
+    if not places:
+        return Source(Parent(record.name, channels), record, array)
+    *time, height, width = places
+    size = (time[0], height, width) if time else (height, width)
+    return Source(Parent(record.name, channels, size), record, array)
 
 
 def _require_labels(caches: CacheSet) -> None:

@@ -27,12 +27,10 @@ def at_one_grid(
 
 def averaged(values: Float[Tensor, "b c *t h w"], grid: Sequence[int]) -> Float[Tensor, "b c ..."]:
     """A map averaged over the cells of a grid, as torch's adaptive pooling cuts it."""
-    size = list(grid)
-    return (
-        functional.adaptive_avg_pool2d(values, size)
-        if len(size) == 2
-        else functional.adaptive_avg_pool3d(values, size)
-    )
+    *time, height, width = grid
+    if not time:
+        return functional.adaptive_avg_pool2d(values, (height, width))
+    return functional.adaptive_avg_pool3d(values, (time[0], height, width))
 
 
 def interpolated(values: Float[Tensor, "b c *t h w"], size: Sequence[int]) -> Float[Tensor, "b c ..."]:
@@ -40,7 +38,7 @@ def interpolated(values: Float[Tensor, "b c *t h w"], size: Sequence[int]) -> Fl
     if values.ndim == 4:
         return functional.interpolate(values, list(size), mode="bilinear", antialias=True)
     flat = functional.interpolate(values.flatten(1, 2), list(size[1:]), mode="bilinear", antialias=True)
-    return functional.adaptive_avg_pool3d(flat.reshape(*values.shape[:3], *size[1:]), list(size))
+    return averaged(flat.reshape(*values.shape[:3], *size[1:]), size)
 
 
 def mean_squared_error(

@@ -227,7 +227,9 @@ class JointTeacher(nn.Module):
             flat = F.interpolate(
                 values.flatten(1, 2), size[1:], mode="bilinear", align_corners=False, antialias=True
             )
-            return F.adaptive_avg_pool3d(flat.reshape(*values.shape[:3], *size[1:]), size)
+            return F.adaptive_avg_pool3d(
+                flat.reshape(*values.shape[:3], *size[1:]), (size[0], size[-2], size[-1])
+            )
         return F.interpolate(values, size, mode="bilinear", align_corners=False, antialias=True)
 
 

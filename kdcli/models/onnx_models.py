@@ -172,7 +172,7 @@ class OnnxClassifier(Classifier):
         found: list[np.ndarray] = binding.copy_outputs_to_cpu()
         return found
 
-    def measure(self, size: tuple[int, int]) -> None:
+    def measure(self, size: Size) -> None:
         """Find the widths of logits and features on two synthetic images.
 
         Raises:
@@ -188,7 +188,7 @@ class OnnxClassifier(Classifier):
                 )
             self._widths[name] = value.shape[1]
 
-    def check(self, size: tuple[int, int], name: str) -> int:
+    def check(self, size: Size, name: str) -> int:
         """See the base: the cut is the graph's own, so only its width is to be told."""
         return self._widths.get("features", 0)
 

@@ -183,7 +183,7 @@ class PythonClassifier(Classifier):
             raise UsageError(f"'{self._name}' gives no {other[0]}", "Use --keep logits.")
         return {name: self(images) for name in names}
 
-    def measure(self, size: tuple[int, int]) -> int:
+    def measure(self, size: Size) -> int:
         """The number of its logits, found with two synthetic images; sets eval mode.
 
         Raises:
@@ -202,7 +202,7 @@ class PythonClassifier(Classifier):
                 ) from error
         return self._classes
 
-    def check(self, size: tuple[int, int], name: str) -> int:
+    def check(self, size: Size, name: str) -> int:
         """See the base: it has no features."""
         self.without = "a Python callable gives logits alone"
         return 0

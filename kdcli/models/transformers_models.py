@@ -346,7 +346,7 @@ class TransformersClassifier(Classifier):
         )
         return last[:, 0] if with_token else last.mean(dim=1)
 
-    def check(self, size: tuple[int, int], name: str) -> int:
+    def check(self, size: Size, name: str) -> int:
         """See the base: the widths of its outputs, found with one synthetic image.
 
         Raises:

@@ -30,7 +30,7 @@ from kdcli.training.samplers import Ticket, plain_order
 from kdcli.training.scores import LabelScores
 from kdcli.training.start import UNTRAINED
 from kdcli.training.transfers import Fetched
-from kdcli.types import Preprocess
+from kdcli.types import Preprocess, Size
 
 KEPT_BYTES = 2 << 30
 """Pixels of images to test on that are kept in memory from one test to the next."""
@@ -318,7 +318,7 @@ def predictions(examinees: Sequence[Examinee], data: ImageData, how: Conditions)
 
 
 @torch.inference_mode()
-def require_sound(student: Student, size: tuple[int, int]) -> None:
+def require_sound(student: Student, size: Size) -> None:
     """Refuse a trained student that gives no numbers: the loss of the last step is that of the weights before it.
 
     Args:
