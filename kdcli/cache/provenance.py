@@ -166,8 +166,7 @@ class OutputRecord(BaseModel):
         if not declared.keys() - _AT_WILL <= self.arrays.keys() <= declared.keys():
             raise ValueError(f"arrays: {self.kind} keeps {', '.join(declared)}, not {', '.join(self.arrays)}")
         for name, array in self.arrays.items():
-            axes, types = declared[name]
-            shape = list(array["row_shape"])
+            (axes, types), shape = declared[name], list(array["row_shape"])
             wrong = (self.top_k and shape != [self.top_k]) or (self.pool and shape[-2:] != [self.pool] * 2)
             fits = len(shape) == axes or (axes == 3 and len(shape) == 4)  # of clips there is one of frames
             if array["dtype"] not in types or not fits or wrong:
