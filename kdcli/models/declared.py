@@ -49,18 +49,24 @@ _Mean = Annotated[float, Field(ge=-1e4, le=1e4)]
 _Std = Annotated[float, Field(ge=1e-4, le=1e4)]
 
 
-@final
 class _Pixels(BaseModel):
     """What else there is does not matter."""
 
     model_config = ConfigDict(frozen=True)
 
-    input_size: tuple[Literal[3], _Side, _Side] | tuple[Literal[3], _Side, _Side, _Side]
+    input_size: tuple[Literal[3], _Side, _Side]
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos", "random"]
     mean: tuple[_Mean, _Mean, _Mean]
     std: tuple[_Std, _Std, _Std]
     crop_pct: float = Field(ge=LEAST_CROP, lt=2)  # timm's VOLO has 1.15: a crop larger than the image
     crop_mode: CropMode = "center"
+
+
+@final
+class _ClipPixels(_Pixels):
+    """Of a model of clips: frames, height, width."""
+
+    input_size: tuple[Literal[3], _Side, _Side, _Side]  # type: ignore[assignment]  # one axis more
 
 
 @final
@@ -109,7 +115,9 @@ def declared_preprocess(config: Mapping[str, Any], where: str, image_size: Size 
         json.dumps(known)
     except (TypeError, ValueError) as error:  # a Python model may declare anything
         raise BadDataError(f"{where} is no plain numbers and texts: {error}", hint) from error
-    pixels = from_document(_Pixels, known, where, BadDataError, hint)
+    size = known.get("input_size")
+    kind = _ClipPixels if isinstance(size, list | tuple) and len(size) == 4 else _Pixels
+    pixels = from_document(kind, known, where, BadDataError, hint)
     return Preprocess(
         size=image_size or pixels.input_size[1:],
         interpolation=INTERPOLATION[pixels.interpolation],
