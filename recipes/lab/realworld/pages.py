@@ -194,13 +194,14 @@ A seed is one observation: draws, folds, tasks and pairs are averaged within it.
 (Student's t) of the difference, paired by seed, is above 0; "not below" and "within" have a margin (two one-sided
 tests); p-values are corrected within a paper (Holm). What is neither shown nor contradicted is *undecided*. Rates and
 weights are chosen on validation tasks (other scripts, other groups of emoji, images set aside), never on what is
-tested; which grids were run, and which not, is in [results-notes.md](results-notes.md); what came of it: [results.md](results.md).
+tested; which grids were run, and which not, is in [results-notes.md](results-notes.md); what came of it:
+[results.md](results.md).
 """
 _RESULTS = """# Results on real images
 
 Written by `make realworld` (recipes/realworld). Claims, margins, seeds and settings were committed before the run:
 [results-claims.md](results-claims.md). What was tried before, and what was looked into where an order does not hold:
 [results-notes.md](results-notes.md). Differences are in points of percent (of a correlation: as it is), paired by seed.
-A claim can be undecided though its interval lies on one side of 0: p-values are corrected within a paper (Holm). In the pictures
-grey is the margin that a claim leaves.
+A claim can be undecided though its interval lies on one side of 0: p-values are corrected within a paper (Holm). In the
+pictures grey is the margin that a claim leaves.
 """
