@@ -5,6 +5,7 @@ numbers only; :func:`kdcli.data.views.show` draws what is decided here.
 """
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Final, final, get_args
@@ -15,7 +16,8 @@ from kdcli.types import CropMode, EvalMode, Interpolation, Preprocess, Sides, Si
 LEAST_CROP: Final = 0.05
 """The least share of an image that is shown; timm's models say 0.875 to 1.15. An image is resized to 1 / share."""
 USAGE: Final = (
-    f"Use own (each model its own), shared or shared:CROP with CROP from {LEAST_CROP} to 1, or whole."
+    f"Use own (each model its own), shared or shared:CROP with CROP from {LEAST_CROP} to 1, or whole; of "
+    "several clips of each video +clips:N behind it, or clips:N alone."
 )
 
 
@@ -58,6 +60,7 @@ class Render:
         crop: share that view 0 keeps, see :class:`~kdcli.types.Preprocess`.
         fill: colour of what view 0 shows beside the image.
         crop_width: see :class:`~kdcli.types.Preprocess`.
+        clips: how many view 0 shows, one after the other.
     """
 
     size: Size
@@ -66,6 +69,7 @@ class Render:
     crop: float = 1.0
     fill: tuple[int, int, int] = (0, 0, 0)
     crop_width: float | None = None
+    clips: int = 1
 
     @classmethod
     def of(cls, preprocess: Preprocess) -> "Render":
@@ -78,12 +82,22 @@ class Render:
             preprocess.crop_fraction,
             (red, green, blue) if preprocess.crop_mode == "border" else (0, 0, 0),
             preprocess.crop_width,
+            preprocess.clips,
         )
+
+    @property
+    def single(self) -> "Render":
+        """The same with one clip in view 0: what a student is trained on."""
+        return replace(self, clips=1)
 
     @property
     def unplaced(self) -> "Render":
         """The same without what only view 0 goes by."""
         return Render(self.size, self.interpolation)
+
+    def drawn(self, evaluated: bool) -> Size:
+        """The size of what is drawn: of view 0 the frames of all clips, one clip after the other."""
+        return (self.clips * self.frames, *self.sides) if evaluated and self.clips > 1 else self.size
 
     @property
     def sides(self) -> Sides:
@@ -137,8 +151,9 @@ class Render:
             "border": f"of a {side} resize of the longer side, bordered ({crop})",
             "shared": f"of the centred square of {self.crop:g} of the shorter side, squeezed",
         }[self.mode]
-        clip = f"{self.frames} frames of " if self.frames else ""
-        return f"{clip}{height} x {width} {how}, {self.interpolation}"
+        clips = f"{self.clips} clips of " if self.clips > 1 else ""
+        clips += f"{self.frames} frames of " if self.frames else ""
+        return f"{clips}{height} x {width} {how}, {self.interpolation}"
 
 
 def _offset(resized: int, side: int) -> int:
@@ -188,18 +203,23 @@ class EvalGeometry:
     Attributes:
         mode: as in :class:`~kdcli.types.Preprocess`; None: every model its own.
         crop: likewise; None: the model's own, or what the caller says.
+        clips: how many of a sample are shown; what a model gives of them is averaged.
     """
 
     mode: EvalMode | None = None
     crop: float | None = None
+    clips: int = 1
 
     @classmethod
     def parse(cls, text: str) -> "EvalGeometry":
-        """Read ``own``, ``shared``, ``shared:CROP`` (one box for all models) or ``whole`` (the image squeezed).
+        """Read ``own``, ``shared``, ``shared:CROP`` (one box for all models) or ``whole`` (the image squeezed), with
+        ``+clips:N`` behind it, or ``clips:N`` alone.
 
         Raises:
-            UsageError: it is none of these, or CROP is not from :data:`LEAST_CROP` to 1.
+            UsageError: it is none of these, CROP is not from :data:`LEAST_CROP` to 1, or N not from 2 to 100.
         """
+        if match := re.fullmatch(r"(?:(.+)\+)?clips:([1-9][0-9]?|100)", text, re.ASCII):
+            return replace(cls.parse(match[1] or "own"), clips=int(match[2]))
         word, colon, number = text.partition(":")
         if text in ("own", "whole", "shared"):
             return {"own": cls(), "whole": WHOLE, "shared": cls("shared")}[text]
@@ -214,12 +234,14 @@ class EvalGeometry:
     @classmethod
     def of(cls, preprocess: Preprocess) -> "EvalGeometry":
         """A model's."""
-        return cls(preprocess.crop_mode, preprocess.crop_fraction)
+        return cls(preprocess.crop_mode, preprocess.crop_fraction, preprocess.clips)
 
     @property
     def asked(self) -> str | None:
         """What ``--eval-geometry`` calls it; None for what only a model's own can be."""
-        return str(self) if self == WHOLE or self.mode in (None, "shared") else None
+        if replace(self, clips=1) == WHOLE or self.mode in (None, "shared"):
+            return str(self)
+        return str(EvalGeometry(clips=self.clips)) if self.clips > 1 else None
 
     def applied(self, own: Preprocess, crop: float | None = None) -> Preprocess:
         """A model's preprocessing under this geometry.
@@ -228,6 +250,11 @@ class EvalGeometry:
             own: what the model declares.
             crop: where this names none; default: the model's own.
         """
+        if self.clips > 1 and not own.frames:
+            raise UsageError(
+                f"{self}: of an image there are no clips", f"Leave clips:{self.clips} out of --eval-geometry."
+            )
+        own = replace(own, clips=self.clips)
         if self.mode is None:
             return own
         found = replace(own, crop_mode=self.mode, crop_fraction=self.crop or crop or own.crop_fraction)
@@ -235,11 +262,15 @@ class EvalGeometry:
         return found if same else replace(found, crop_width=None)
 
     def declared(self, own: Preprocess) -> Preprocess:
-        """The same for a model that is exported: timm's nearest to what it has not is a centre crop of that share."""
-        found = self.applied(own)
+        """The same for a model that is exported, one clip of a sample: timm's nearest to what it has not is a centre
+        crop of that share."""
+        found = replace(self, clips=1).applied(own)
         return found if found.crop_mode in get_args(CropMode) else replace(found, crop_mode="center")
 
     def __str__(self) -> str:
+        if self.clips > 1:
+            placed = "" if self.mode is None else f"{replace(self, clips=1)}+"
+            return f"{placed}clips:{self.clips}"
         if self == WHOLE:
             return "whole"
         return (self.mode or "own") + ("" if self.crop is None else f":{self.crop!r}")

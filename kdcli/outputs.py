@@ -7,7 +7,8 @@
     tokens                 the map of the last tap: what its features are pooled from
     pixels@eval            what it is shown of view 0, before its normalisation
 
-Maps and tokens may be followed by ``@poolN``: averaged over an N x N grid before they are stored. Any of them may end
+Maps and tokens may be followed by ``@poolN``: averaged over an N x N grid before they are stored; those of clips
+also by ``@poolTxN``: over T x N x N. Any of them may end
 in ``@eval``: kept of view 0 only; pixels must. With logits or top-k come small exact statistics
 (``stats``: fp32 logsumexp at each temperature, largest log-probability, log-probability of the label).
 """
@@ -30,10 +31,10 @@ TOKENS: Final = "tokens"
 POOL: Final = "@pool"
 """What stands between the tap of a pooled map and the side of its grid."""
 _TAP = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-_POOL = re.compile(r"pool([1-9][0-9]{0,3})")
+_POOL = re.compile(r"pool(?:([1-9][0-9]{0,3})x)?([1-9][0-9]{0,3})")
 _FORMS = (
     "Kinds are logits, topk:K, features, maps:TAP,TAP, tokens, each with @eval or without, and pixels@eval; "
-    "maps and tokens also with @poolN."
+    "maps and tokens also with @poolN, of clips @poolTxN."
 )
 
 
@@ -48,6 +49,7 @@ class Output:
         tap: name of the layer of ``maps``, else empty; also of ``tokens`` of a teacher that is not known yet.
         pool: side of the grid that a map is averaged over; 0: it is kept as it is.
         eval_only: kept of view 0 only.
+        pool_time: of clips, over how many parts of the time a map that is pooled is averaged, too; 0: over none.
     """
 
     kind: Literal["logits", "topk", "features", "maps", "pixels", "stats"]
@@ -55,6 +57,7 @@ class Output:
     tap: str = ""
     eval_only: bool = False
     pool: int = 0
+    pool_time: int = 0
 
     @property
     def name(self) -> str:
@@ -64,7 +67,12 @@ class Output:
     @property
     def place(self) -> str:
         """What tells a map from all others of its teacher: its tap, and how it is pooled (``layer4@pool7``)."""
-        return f"{self.tap or TOKENS}{POOL}{self.pool}" if self.pool else self.tap or TOKENS
+        return (self.tap or TOKENS) + self.grid
+
+    @property
+    def grid(self) -> str:
+        """How a map is pooled: ``@pool7``, ``@pool1x7``; empty: it is not."""
+        return f"{POOL}{f'{self.pool_time}x' * bool(self.pool_time)}{self.pool}" if self.pool else ""
 
     @property
     def payload(self) -> str:
@@ -97,7 +105,7 @@ def parse_keep(items: Iterable[str]) -> tuple[Output, ...]:
     found: dict[str, Output] = {}
     in_maps = False
     for item in items:
-        word, eval_only, pool = _modified(item)
+        word, eval_only, grid = _modified(item)
         kind, colon, rest = word.partition(":")
         if kind == "maps" and colon:
             in_maps, output = True, _tap(rest, item, eval_only)
@@ -105,12 +113,12 @@ def parse_keep(items: Iterable[str]) -> tuple[Output, ...]:
             output = _tap(word, item, eval_only)
         else:
             in_maps, output = False, _plain(kind, colon, rest, item, eval_only)
-        if pool and output.kind != "maps":
+        output = replace(output, pool_time=grid[0], pool=grid[1])
+        if grid[1] and output.kind != "maps":
             raise UsageError(
                 f"--keep {item}: only maps have places to pool over",
-                f"Leave {POOL}{pool} out, or keep maps:TAP{POOL}{pool} or {TOKENS}{POOL}{pool}.",
+                f"Leave {output.grid} out, or keep maps:TAP{output.grid} or {TOKENS}{output.grid}.",
             )
-        output = replace(output, pool=pool)
         if output.name in found:
             raise UsageError(f"--keep names {output.name} twice", "Name every output once.")
         found[output.name] = output
@@ -124,7 +132,9 @@ def with_stats(outputs: Iterable[Output]) -> tuple[Output, ...]:
     if sources:
         chosen[STATS] = Output("stats", eval_only=all(source.eval_only for source in sources))
     rank = ("logits", "topk", "stats", "features", "maps", PIXELS)
-    return tuple(sorted(chosen.values(), key=lambda each: (rank.index(each.kind), each.tap, each.pool)))
+    return tuple(
+        sorted(chosen.values(), key=lambda each: (rank.index(each.kind), each.tap, each.pool, each.pool_time))
+    )
 
 
 def raw_outputs(outputs: Iterable[Output]) -> tuple[str, ...]:
@@ -153,17 +163,19 @@ def resolved(outputs: Iterable[Output], last_tap: Callable[[], str]) -> tuple[Ou
     return tuple(found.values())
 
 
-def _modified(item: str) -> tuple[str, bool, int]:
-    """A word without what follows its @s, whether it is kept of view 0 only, and the side of its pooled grid."""
+def _modified(item: str) -> tuple[str, bool, tuple[int, int]]:
+    """A word without what follows its @s, whether it is kept of view 0 only, and its pooled grid: time and side."""
     word, *modifiers = item.strip().split("@")
     pools = [match for each in modifiers if (match := _POOL.fullmatch(each))]
     evals = modifiers.count("eval")
     if len(pools) + evals < len(modifiers) or len(pools) > 1 or evals > 1:
         raise UsageError(
-            f"--keep {item}: behind an @ stands eval (view 0 only) or poolN (a grid of N x N places), each once",
+            f"--keep {item}: behind an @ stands eval (view 0 only) or poolN (a grid of N x N places; of clips "
+            "poolTxN), each once",
             _FORMS,
         )
-    return word, evals == 1, int(pools[0][1]) if pools else 0
+    time, side = (int(number or 0) for number in pools[0].groups()) if pools else (0, 0)
+    return word, evals == 1, (time, side)
 
 
 def _tap(name: str, item: str, eval_only: bool) -> Output:

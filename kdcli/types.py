@@ -70,6 +70,7 @@ class Preprocess:
             of ``shared``, the square's share of the image's shorter side.
         crop_mode: how an image is fitted to the input. Training views have boxes of their own.
         crop_width: of ``squash``, the share of the width where it is another than that of the height.
+        clips: how many of a sample view 0 shows; what the model gives of them is averaged.
     """
 
     size: Size
@@ -79,6 +80,7 @@ class Preprocess:
     crop_fraction: float
     crop_mode: EvalMode
     crop_width: float | None = None
+    clips: int = 1
 
     @property
     def sides(self) -> Sides:
@@ -90,6 +92,11 @@ class Preprocess:
         """Of a clip; 0 where it takes images."""
         return self.size[0] if len(self.size) == 3 else 0
 
+    @property
+    def shown(self) -> Size:
+        """The size of view 0: the frames of all clips that it shows, one clip after the other."""
+        return (self.clips * self.frames, *self.sides) if self.clips > 1 else self.size
+
     def document(self) -> dict[str, Any]:
         """As JSON."""
         return {
@@ -100,6 +107,7 @@ class Preprocess:
             "crop_fraction": self.crop_fraction,
             "crop_mode": self.crop_mode,
             **({} if self.crop_width is None else {"crop_width": self.crop_width}),
+            **({} if self.clips == 1 else {"clips": self.clips}),
         }
 
     @classmethod
@@ -115,6 +123,7 @@ class Preprocess:
             document["crop_fraction"],
             document["crop_mode"],
             document.get("crop_width"),
+            document.get("clips", 1),
         )
 
 

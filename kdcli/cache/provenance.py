@@ -141,6 +141,7 @@ class OutputRecord(BaseModel):
         tap: layer of maps, else empty.
         eval_only: kept of view 0 only.
         pool: side of the grid that maps were averaged over, else 0.
+        pool_time: of clips, over how many parts of the time they were averaged, too, else 0.
         arrays: row shape and storage type of each array.
     """
 
@@ -151,6 +152,7 @@ class OutputRecord(BaseModel):
     tap: Annotated[str, Field(pattern=f"^({_NAME})?$")] = ""
     eval_only: bool = False
     pool: int = Field(0, ge=0, le=AXIS)
+    pool_time: int = Field(0, ge=0, le=AXIS)
     arrays: dict[str, Annotated[dict[str, Any], shaped(_StoredArray)]]
 
     @model_validator(mode="after")
@@ -158,8 +160,8 @@ class OutputRecord(BaseModel):
         """Refuse arrays that are not those of the kind: their names become paths, their shapes sizes."""
         if bool(self.tap) != (self.kind == "maps") or bool(self.top_k) != (self.kind == "topk"):
             raise ValueError("kind: maps have a tap and topk a top_k, and no other kind has")
-        if self.pool and self.kind != "maps":
-            raise ValueError("pool: only maps are pooled")
+        if (self.pool and self.kind != "maps") or (self.pool_time and not self.pool):
+            raise ValueError("pool: only maps are pooled, in time only where they are in space")
         if self.kind == PIXELS and not self.eval_only:
             raise ValueError("eval_only: pixels are kept of view 0 only")
         declared = arrays_of(self.kind, self.output.place)
@@ -167,7 +169,10 @@ class OutputRecord(BaseModel):
             raise ValueError(f"arrays: {self.kind} keeps {', '.join(declared)}, not {', '.join(self.arrays)}")
         for name, array in self.arrays.items():
             (axes, types), shape = declared[name], list(array["row_shape"])
-            wrong = (self.top_k and shape != [self.top_k]) or (self.pool and shape[-2:] != [self.pool] * 2)
+            grid = [self.pool] * 2
+            if self.pool_time:
+                grid, axes = [self.pool_time, *grid], axes + 1
+            wrong = (self.top_k and shape != [self.top_k]) or (self.pool and shape[-len(grid) :] != grid)
             fits = len(shape) == axes or (axes == 3 and len(shape) == 4)  # of clips there is one of frames
             if array["dtype"] not in types or not fits or wrong:
                 raise ValueError(f"arrays.{name}: {array['dtype']} {shape} is not what {self.name} keeps")
@@ -178,13 +183,13 @@ class OutputRecord(BaseModel):
     @property
     def output(self) -> Output:
         """What ``--keep`` calls it."""
-        return Output(self.kind, self.top_k, self.tap, self.eval_only, self.pool)
+        return Output(self.kind, self.top_k, self.tap, self.eval_only, self.pool, self.pool_time)
 
     @model_serializer(mode="wrap")
     def _without_no_pool(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
         """Of a map as it is the record says nothing of pooling, as kd always wrote it."""
         document = handler(self)
-        return document if self.pool else {name: each for name, each in document.items() if name != "pool"}
+        return {name: each for name, each in document.items() if each or name not in ("pool", "pool_time")}
 
     @property
     def name(self) -> str:
@@ -280,7 +285,7 @@ class TeacherRecord(BaseModel):
             if kind != output.name:
                 raise ValueError(f"outputs.{kind}: it is the record of {output.name}")
             for array, spec in output.array_specs().items():
-                if array == PIXELS and spec.row_shape != (*self.preprocess.size, 3):
+                if array == PIXELS and spec.row_shape != (*self.preprocess.shown, 3):
                     raise ValueError(f"outputs.{kind}: images of {spec.row_shape} are not what it is shown")
                 if array in sizes and spec.row_shape != (sizes[array],):
                     raise ValueError(

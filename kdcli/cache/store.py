@@ -370,7 +370,9 @@ def read_teacher(path: Path) -> TeacherRecord:
 
 def in_order(outputs: Iterable[OutputRecord]) -> dict[str, OutputRecord]:
     """Outputs by name, in a fixed order."""
-    ordered = sorted(outputs, key=lambda output: (KIND_ORDER.index(output.kind), output.tap, output.pool))
+    ordered = sorted(
+        outputs, key=lambda output: (KIND_ORDER.index(output.kind), output.tap, output.pool, output.pool_time)
+    )
     return {output.name: output for output in ordered}
 
 

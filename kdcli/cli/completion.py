@@ -73,7 +73,7 @@ _WORDS: Mapping[str, Callable[[Given], Iterable[str]]] = {
     "metric": _metrics,
     "model": _models,
     "output": lambda _: ("logits", "features", "topk:", "maps:", "pixels@eval"),
-    "geometry": lambda _: ("own", "shared", "shared:", "whole"),
+    "geometry": lambda _: ("own", "shared", "shared:", "whole", "clips:", "whole+clips:"),
     "recipe": _recipes,
     "student": _models,
     "shard": lambda _: ("array", "srun", "torchrun"),

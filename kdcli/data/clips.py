@@ -64,6 +64,16 @@ def moments(start: int, span: int, count: int) -> list[int]:
     return [start + (2 * place + 1) * span // (2 * count) for place in range(count)]
 
 
+def shown_moments(frames: int, count: int, clips: int) -> list[int]:
+    """Which frames view 0 shows: of each of as many equal parts of the source ``count``, one part after the other."""
+    edges = [part * frames // clips for part in range(clips + 1)]
+    return [
+        place
+        for start, end in pairwise(edges)
+        for place in moments(min(start, frames - 1), max(1, end - start), count)
+    ]
+
+
 class Clip(ABC):
     """Frames that are decoded when something is drawn of them.
 

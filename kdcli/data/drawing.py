@@ -8,7 +8,7 @@ from jaxtyping import Int32, UInt8
 from PIL import Image
 
 from kdcli.data.boxes import Box
-from kdcli.data.clips import Clip, moments
+from kdcli.data.clips import Clip, shown_moments
 from kdcli.data.photos import Photo, Picture, Still
 from kdcli.geometry import Render
 from kdcli.types import Interpolation
@@ -75,7 +75,7 @@ def show(image: Picture, target: Render) -> UInt8[np.ndarray, "*t h w 3"]:
         target: the model's.
     """
     if isinstance(image, Clip):
-        frames = image.at(moments(0, image.frames, target.frames))
+        frames = image.at(shown_moments(image.frames, target.frames, target.clips))
         return np.stack([show(frame, target) for frame in frames])
     (height, width), fit = target.sides, target.fit(*image.size)
     (left, top), (wide, tall) = fit.window, fit.resized

@@ -57,7 +57,7 @@ class CacheOptions(
     keep: tuple[str, ...] = option(
         ("logits", "features"),
         "Outputs to keep: logits, topk:K, features, maps:TAP,TAP, tokens (the last map), pixels; @poolN after a map: "
-        "averaged over N x N places; @eval after one: of view 0 only.",
+        "averaged over N x N places, of clips @poolTxN; @eval after one: of view 0 only.",
         panel="Teachers", comma=True, min_length=1, complete="output",
     )  # fmt: skip
     dtype: FloatName = option("float16", "Storage type of logits, features and maps.", panel="Teachers")
@@ -82,7 +82,8 @@ class CacheOptions(
     )  # fmt: skip
     eval_geometry: str | None = option(
         None, "What view 0 shows a model: own, what timm's evaluation shows it; shared[:CROP], one centred square for "
-        "all; whole, the image squeezed. Default: a cached teacher's recorded one, else own.",
+        "all; whole, the image squeezed; +clips:N, so many clips of a video, averaged. Default: a cached teacher's "
+        "recorded one, else own.",
         panel="Views", metavar="HOW", complete="geometry",
     )  # fmt: skip
     decode: DecodeMode | None = option(

@@ -135,10 +135,12 @@ class Decoder(Dataset[Decoded]):
     def __getitem__(self, request: BatchRequest) -> Decoded:
         """Decode a batch; a bad image is recorded and drawn black."""
         views, count = self._manifest.views_of(request.group), len(request.rows)
+        evaluated = views == range(1)  # where view 0 shows several clips, it is a group of its own
         pool = self._manifest.segment_rows(self._manifest.segment_of(request.block))
         drawer = Drawer(self._data, self._views, self._renders, pool)
         pixels = {
-            render: np.zeros((request.views, count, *render.size, 3), np.uint8) for render in self._renders
+            render: np.zeros((request.views, count, *render.drawn(evaluated), 3), np.uint8)
+            for render in self._renders
         }
         params = np.full((count, len(views), len(self._manifest.param_names)), _NO_PARAMS, np.int32)
         sizes, crcs = np.zeros(count, np.int64), np.zeros(count, np.int64)

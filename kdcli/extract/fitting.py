@@ -116,7 +116,7 @@ def _try(worker: "Worker", size: int) -> None:
         Lanes(worker.device),
         [output.name for output in worker.plan.outputs if output.kind != PIXELS],
     )
-    pixels = torch.zeros((1, size, *worker.render.size, 3), dtype=torch.uint8)
+    pixels = torch.zeros((1, size, *worker.render.drawn(True), 3), dtype=torch.uint8)
     labels = torch.zeros(size, dtype=torch.int64)
     flights = []
     for _ in range(2):

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Int64
 
 from kdcli.console import console
-from kdcli.errors import BadDataError
+from kdcli.errors import BadDataError, UsageError
 from kdcli.outputs import PIXELS, STATS, Output, raw_outputs, with_stats
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ class OutputPlan:
         if output.kind == "topk":
             values, ids = top_k(raw["logits"], output.top_k)
             return {"topk_ids": ids, "topk_values": values}
-        return {output.payload: pooled(raw[output.raw], output.pool)}
+        return {output.payload: pooled(raw[output.raw], output.pool, output.pool_time)}
 
     def _statistics(
         self, logits: "Float32[Tensor, 'b c']", labels: "Tensor", columns: "Tensor | None"
@@ -219,6 +219,12 @@ def plan_outputs(
 
     outputs = with_stats(with_last_tap(model, outputs))
     require_outputs(model, outputs)
+    if model.preprocess.clips > 1 and any(output.kind == "maps" for output in outputs):
+        raise UsageError(
+            f"--keep maps: the maps of teacher '{name}' would be averaged over {model.preprocess.clips} clips, whose "
+            "frames are other ones",
+            "Leave maps, or clips:N of --eval-geometry, out.",
+        )
     maps = tap_shapes(model, list(dict.fromkeys(output.tap for output in outputs if output.kind == "maps")))
     needs_columns = "logits" in raw_outputs(outputs)
     columns = label_columns(name, model, class_names) if needs_columns else None
@@ -235,7 +241,7 @@ def plan_outputs(
             "topk": [output.top_k],
             "features": [model.num_features],
             "maps": pooled_shape(model, output, maps[output.tap]) if output.kind == "maps" else [],
-            PIXELS: [*model.preprocess.size, 3],
+            PIXELS: [*model.preprocess.shown, 3],
         }[output.kind]
         arrays[output.name] = {output.payload: _array(shape, "|u1" if output.kind == PIXELS else storage)}
         if output.kind == "topk":
@@ -315,13 +321,15 @@ def _spread(
     return others.scatter(1, ids, kept).log_softmax(dim=1)
 
 
-def pooled(values: "Float[Tensor, 'b ...']", side: int) -> "Float[Tensor, 'b ...']":
+def pooled(values: "Float[Tensor, 'b ...']", side: int, time: int = 0) -> "Float[Tensor, 'b ...']":
     """A map [b, C, H, W] averaged over a grid of ``side`` x ``side`` places, as adaptive average pooling cuts it; 0:
-    as it is. Of clips, [b, C, T, H, W], each frame's is."""
+    as it is. Of clips, [b, C, T, H, W], each frame's is, or ``time`` x ``side`` x ``side`` places."""
     import torch
 
     if not side:
         return values
+    if time:
+        return torch.nn.functional.adaptive_avg_pool3d(values, (time, side, side))
     flat = torch.nn.functional.adaptive_avg_pool2d(values.flatten(1, -3), side)
     return flat.reshape(*values.shape[:-2], side, side)
 

@@ -113,6 +113,7 @@ def prepare(config: CacheConfig, root: Path) -> Prepared:
     manifest = existing or new_manifest(config, cast("ImageData", data), views, teachers)
     if existing is not None:
         require_same_views(config.cache, existing, views)
+        _require_room_for_clips(teachers, existing, config.cache)
         for name, teacher in teachers.items():
             if name in known:
                 known[name].require_same(teacher.record, str(config.cache))
@@ -125,6 +126,16 @@ def prepare(config: CacheConfig, root: Path) -> Prepared:
     if config.min_accuracy is not None:
         _require_accuracy(config, data, teachers)
     return Prepared(config, data, views, teachers, manifest, existing is not None, root)
+
+
+def _require_room_for_clips(teachers: Mapping[str, Teacher], manifest: Manifest, cache: object) -> None:
+    """Refuse several clips in a view 0 that is drawn together with views of one."""
+    several = [name for name, teacher in teachers.items() if teacher.record.preprocess.clips > 1]
+    if several and manifest.views_of(0) != range(1):
+        raise UsageError(
+            f"view 0 of teacher '{several[0]}' shows several clips, and {cache} was made for one",
+            "Cache it into another folder, where it is the first: --cache, --eval-geometry clips:N.",
+        )
 
 
 def placed(
@@ -178,7 +189,7 @@ def new_manifest(
         backend=config.backend or "zarr",
         block_rows=block_rows,
         segments=(Segment(rows=len(data), spec=str(data.spec), location=data.location),),
-        view_groups=split_views(views.count, group),
+        view_groups=split_views(views.count, group, any(record.preprocess.clips > 1 for record in records)),
         data=DataIdentity(
             keys=data.keys.digest(),
             labels=block_digest(data.labels.astype("<i8")) if labelled else None,
@@ -196,15 +207,17 @@ def group_size(records: Iterable[TeacherRecord], block_rows: int, buffer_gb: flo
     """How many views one task may compute: what its outputs and its decoded pixels leave room for."""
     records = list(records)
     row_bytes = sum(spec.row_bytes for record in records for spec in record.array_specs().values())
-    sizes = [render.size for render in {Render.of(record.preprocess) for record in records}]
+    sizes = [render.drawn(True) for render in {Render.of(record.preprocess) for record in records}]
     batch_size = max(int(record.compute["batch_size"]) for record in records)
     by_buffer = int(buffer_gb * 1e9 // (block_rows * row_bytes))
     by_pixels = PIXEL_BYTES // (batch_size * sum(3 * prod(size) for size in sizes))
     return max(1, min(by_buffer, by_pixels))
 
 
-def split_views(count: int, group: int) -> tuple[int, ...]:
-    """Views per group: as many as ``group`` each, the rest in the last one."""
+def split_views(count: int, group: int, alone: bool = False) -> tuple[int, ...]:
+    """Views per group: as many as ``group`` each, the rest in the last one; ``alone``: view 0 is the first."""
+    if alone:
+        return (1, *split_views(count - 1, group))
     return tuple(min(group, count - start) for start in range(0, count, group))
 
 

@@ -163,6 +163,7 @@ def describe_teacher(
                 top_k=output.top_k,
                 tap=output.tap,
                 pool=output.pool,
+                pool_time=output.pool_time,
                 eval_only=output.eval_only,
                 arrays=plan.arrays[output.name],
             )

@@ -13,6 +13,7 @@ from kdcli.models.cut import Cut
 from kdcli.models.frames import FramesClassifier
 from kdcli.models.grammar import ModelSpec, is_teacher_only, only_a_teacher
 from kdcli.models.spec import Model
+from kdcli.models.teacher import mean_of_clips
 from kdcli.outputs import MAPS
 
 LABEL_HEAD = "label"
@@ -30,6 +31,14 @@ class StudentOutput:
     features: Float[Tensor, "b d"]
     logits: dict[str, Float[Tensor, "b _"]]
     maps: dict[str, Float[Tensor, "b _ _ _"]] = field(default_factory=dict)
+
+    def of_samples(self, samples: int) -> "StudentOutput":
+        """The mean of all clips of each of so many samples."""
+        return StudentOutput(
+            mean_of_clips(self.features, samples),
+            {name: mean_of_clips(values, samples) for name, values in self.logits.items()},
+            {name: mean_of_clips(values, samples) for name, values in self.maps.items()},
+        )
 
 
 @final

@@ -99,17 +99,24 @@ def pooled_shape(model: Model, output: Output, shape: tuple[int, ...]) -> list[i
         shape: as the model gives it.
 
     Raises:
-        UsageError: it is to be pooled over a grid that is finer than its own.
+        UsageError: it is to be pooled over a grid that is finer than its own, or over time that it has not.
     """
-    *others, height, width = shape
-    if output.pool > min(height, width):
+    channels, *time, height, width = shape
+    if output.pool_time and not time:
+        raise UsageError(
+            f"--keep {output}: the map '{output.tap}' of '{model.spec}' is of images, which have no time",
+            f"Pool over places alone: {POOL}{output.pool}.",
+        )
+    if output.pool > min(height, width) or output.pool_time > min(time, default=0):
+        own = " x ".join(map(str, (*time, height, width)))
         size = " x ".join(map(str, model.preprocess.size))
         raise UsageError(
-            f"--keep {output}: the map '{output.tap}' of '{model.spec}' is {height} x {width} at {size} pixels",
-            f"Pool over a grid of at most {min(height, width)}, leave {POOL}{output.pool} out, or show it larger "
+            f"--keep {output}: the map '{output.tap}' of '{model.spec}' is {own} at {size} pixels",
+            f"Pool over a grid of at most {own}, leave {output.grid} out, or show it larger "
             "images: --teacher-size.",
         )
-    return [*others, output.pool or height, output.pool or width]
+    kept = [output.pool_time] if output.pool_time else time
+    return [channels, *kept, output.pool or height, output.pool or width]
 
 
 def require_tap(model: Model, tap: str) -> None:

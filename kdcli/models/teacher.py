@@ -76,6 +76,18 @@ def normalised_layout(images: Float[Tensor, "b 3 *t h w"]) -> Float[Tensor, "b 3
     return images.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
+def clips_of(pixels: UInt8[Tensor, "b *n h w 3"], preprocess: Preprocess) -> UInt8[Tensor, "c *t h w 3"]:
+    """Samples as the clips that view 0 shows of them, one after the other: c is b times ``preprocess.clips``."""
+    return pixels.reshape(-1, *preprocess.size, 3) if preprocess.clips > 1 else pixels
+
+
+def mean_of_clips(output: Float[Tensor, "c ..."], samples: int) -> Float[Tensor, "b ..."]:
+    """What a model gives of each of so many samples: the mean over its clips."""
+    if len(output) == samples:
+        return output
+    return output.reshape(samples, -1, *output.shape[1:]).mean(dim=1)
+
+
 @functools.lru_cache
 @torch.inference_mode(False)
 def _constants(
@@ -153,7 +165,7 @@ class TeacherRunner:
         """Raw outputs for a batch of images that were rendered at this model's size.
 
         Args:
-            pixels: uint8 images at ``model.preprocess.size``; copied to the device without waiting
+            pixels: uint8 images at ``model.preprocess.size``, or of view 0 ``shown``; copied to the device without waiting
                 when they are in pinned memory.
             only: names of the outputs (``Output.name``) that are wanted of this batch; default: all.
 
@@ -165,8 +177,9 @@ class TeacherRunner:
             BadDataError: the images are of another size.
             DeviceError: out of memory, or the device fails.
         """
-        if tuple(pixels.shape[1:]) != (*self.model.preprocess.size, 3):
-            wanted = " x ".join(map(str, self.model.preprocess.size))
+        preprocess = self.model.preprocess
+        if tuple(pixels.shape[1:]) not in ((*preprocess.size, 3), (*preprocess.shown, 3)):
+            wanted = " x ".join(map(str, preprocess.size))
             raise BadDataError(
                 f"'{self.model.spec}' wants images of {wanted} pixels, got shape {tuple(pixels.shape)}",
                 "Render them at model.preprocess.size.",
@@ -177,6 +190,7 @@ class TeacherRunner:
         if not names:
             return raw
         with device_errors(self._running), torch.inference_mode(), computing(self._device, self._amp):
-            batch = torch.as_tensor(pixels).to(self._device, non_blocking=True)
-            found = self._forward(normalise(batch, self.model.preprocess), names)
-            return raw | {name: output.float() for name, output in found.items()}
+            batch = clips_of(torch.as_tensor(pixels).to(self._device, non_blocking=True), preprocess)
+            found = self._forward(normalise(batch, preprocess), names)
+            outputs = {name: output.float() for name, output in found.items()}
+            return raw | {name: mean_of_clips(output, len(pixels)) for name, output in outputs.items()}

@@ -144,9 +144,12 @@ def fixed_geometry(text: str | None) -> str | None:
     Raises:
         ValueError: it is none, or leaves the share open.
     """
-    if text == "shared":
+    if text is None:
+        return None
+    known = known_geometry(text)
+    if known.partition("+")[0] == "shared":
         raise ValueError("give the share: shared:CROP, e.g. shared:0.875")
-    return text if text is None else known_geometry(text)
+    return known
 
 
 class PartialOption(StepConfig):

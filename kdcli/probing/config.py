@@ -95,8 +95,8 @@ class ProbeConfig(
         panel="Views", complete="recipe",
     )  # fmt: skip
     eval_geometry: str | None = option(
-        None, "What models are shown of an image: own, shared:CROP (one centred square) or whole (squeezed); cached "
-        "teachers must have seen the same. Default: each its own.",
+        None, "What models are shown of an image: own, shared:CROP (one centred square) or whole (squeezed), +clips:N "
+        "(clips of a video, averaged); cached teachers must have seen the same. Default: each its own.",
         panel="Views", metavar="HOW", complete="geometry",
     )  # fmt: skip
     baseline: str | None = option(

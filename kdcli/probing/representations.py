@@ -205,7 +205,7 @@ def _require_shown(records: Sequence[TeacherRecord], asked: str) -> None:
     geometry = EvalGeometry.parse(asked)
     for record in records:
         seen = EvalGeometry.of(record.preprocess)
-        same = seen == geometry if geometry.mode is not None else seen.asked is None
+        same = seen == geometry if geometry.mode is not None else (seen.asked or "own") == str(geometry)
         if not same:
             raise UsageError(
                 f"--eval-geometry {asked}, but '{record.name}' was cached with {seen.asked or f'its own, {seen}'}",

@@ -160,8 +160,8 @@ class StudentConfig(
     )
     eval_geometry: str | None = _views(
         None,
-        "How the student is tested and exported: own (its config's), shared:CROP (a centre crop) or whole (squeezed). "
-        "Default: that of what it is trained on, see docs/caches.md.",
+        "How the student is tested and exported: own (its config's), shared:CROP (a centre crop) or whole (squeezed); "
+        "tested on +clips:N of a video, averaged. Default: that of what it is trained on, see docs/caches.md.",
         metavar="HOW",
         complete="geometry",
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import final
 
 import numpy as np
@@ -20,7 +21,7 @@ from kdcli.errors import BadDataError, DivergedError, KdError, StoppedEarly, nea
 from kdcli.geometry import Render
 from kdcli.models.network import synthetic_image
 from kdcli.models.student import LABEL_HEAD, Student
-from kdcli.models.teacher import normalise
+from kdcli.models.teacher import clips_of, normalise
 from kdcli.runtime import StopFlag
 from kdcli.training.batches import make_loader
 from kdcli.training.classes import Classes
@@ -252,7 +253,7 @@ class ExamRoom:
             self._kept, self._loader = kept, None
 
     def _bytes(self) -> int:
-        pixels = sum(3 * render.size[0] * render.size[1] for render in self._renders)
+        pixels = sum(3 * prod(render.drawn(True)) for render in self._renders)
         return pixels * len(self.data) // self._how.ranks.world
 
 
@@ -378,9 +379,9 @@ def _examine(
     with how.ranks.one_fate():
         for seen, index in shown(room, how):
             for number, examinee in enumerate(examinees):
-                images = normalise(seen[Render.of(examinee.preprocess)], examinee.preprocess)
-                output = examinee.student(images, [examinee.head])
-                logits = output.logits[examinee.head].float()
+                clips = clips_of(seen[Render.of(examinee.preprocess)], examinee.preprocess)
+                output = examinee.student(normalise(clips, examinee.preprocess), [examinee.head])
+                logits = output.of_samples(len(index)).logits[examinee.head].float()
                 sound.append(Fetched(logits.isfinite().all()))
                 answers[number].append(Fetched(answer(number, logits)))
             positions.append(index.numpy())

@@ -28,7 +28,7 @@ from kdcli.methods.base import Objective
 from kdcli.methods.batch import TeacherOutputs
 from kdcli.methods.feature_rows import cosine_rows
 from kdcli.models.student import Student
-from kdcli.models.teacher import normalise
+from kdcli.models.teacher import clips_of, normalise
 from kdcli.training.config import StudentConfig
 from kdcli.training.evaluate import Conditions, ExamRoom, shown
 from kdcli.training.plan import Plan
@@ -127,8 +127,10 @@ def fidelities(
     with how.ranks.one_fate():
         for seen, index in shown(room, how):
             for each, sums in zip(judged, found, strict=True):
-                images = normalise(seen[Render.of(each.preprocess)], each.preprocess)
+                clips = clips_of(seen[Render.of(each.preprocess)], each.preprocess)
+                images = normalise(clips, each.preprocess)
                 output = each.student(images, each.objective.active(), taps=each.objective.taps())
+                output = output.of_samples(len(index))
                 pairs = each.objective.compare(output, _cached(each.recording, index.numpy(), how.device))
                 sums += [(name, Fetched(_sums(*pair))) for name, pair in pairs.items()]
     return [_scores(_together(own, how), data) for own in found]

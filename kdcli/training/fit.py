@@ -66,7 +66,7 @@ class Lane:
         self.progress = Progress()
         self.diverged: DivergedError | None = None
         self._folder, self._reads = folder, reads
-        self._render = Render.of(engine.preprocess)
+        self._render = Render.of(engine.preprocess).single
         self._checkpoints, self._stateful = folder / "state", engine.stateful()
         if watch is not None and watch.best is not None:
             modules = {**self._stateful.modules, "best": watch.best}

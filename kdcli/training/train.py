@@ -253,7 +253,7 @@ def _accelerator(plan: Plan) -> Accelerator:
 
 def _feed(runs: Sequence[_Run], recording: Recording | None) -> Dataset[Batch | KdError]:
     plan = runs[0].plan
-    renders = [Render.of(run.built.model.preprocess) for run in runs]
+    renders = [Render.of(run.built.model.preprocess).single for run in runs]
     # Maps are all that a cut student sees; images that are mixed are drawn, for the labels of their partners.
     decoded = plan.rule.views.mixes or any(run.plan.lower is None for run in runs)
     for data in (plan.data, *(each.data for each in plan.sets[1:])) if decoded else ():
