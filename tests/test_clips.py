@@ -83,7 +83,7 @@ def test_a_cache_of_clips_holds_what_an_own_decode_and_forward_give(
     for place, key in enumerate(opened.keys):
         frames = decoded(clips / key)
         for view in range(3):
-            left, top, width, height, flip, _, _, start, span, count = cache.gather(
+            left, top, width, height, flip, _, _, start, span, count, _ = cache.gather(
                 "samples", "params", rows[[place]], view
             )[0].tolist()
             assert count == len(frames)

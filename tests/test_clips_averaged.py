@@ -13,12 +13,12 @@ from safetensors.torch import save_file
 from torchvision.models import get_model
 
 from kdcli.cache.cacheset import CacheSet
+from kdcli.data.drawing import show
 from kdcli.data.sources import open_data
 from kdcli.data.views import Render, ViewSet
 from kdcli.errors import UsageError
 from kdcli.geometry import EvalGeometry
 from kdcli.models.spec import open_model
-from kdcli.data.drawing import show
 
 av = pytest.importorskip("av", reason="PyAV is not installed")
 from test_clips import FRAMES, decoded, shown, write  # noqa: E402
@@ -97,7 +97,9 @@ def test_students_and_probes_are_shown_several_clips_too(
         "train-student", data, "--method", "labels-only", "--student", model, "--init", "pretrained", "--epochs", 1,
         "--lr", 1e-12, "--bn", "frozen", "--test", data, "--out", "run", *geometry,
     ).passed()  # fmt: skip
-    result = kd("eval-probe", data, "--test", data, "--model", "run", "--shots", 1, "--draws", 1, *geometry, "--json")
+    result = kd(
+        "eval-probe", data, "--test", data, "--model", "run", "--shots", 1, "--draws", 1, *geometry, "--json"
+    )
     assert result.passed().json["representation"] == "run"
     found = [path for path in (tmp_path / "run").glob("*.json") if '"test"' in path.read_text()]
     assert any(f'"top1": {np.mean(right)}' in path.read_text() for path in found)
@@ -126,9 +128,9 @@ def test_what_several_clips_cannot_be(
     kd(*line, "--views", "eval:3").refused(2, "--eval-geometry clips:3")
     kd(*line, *several, "--keep", "maps:layer4").refused(2, "averaged over 3 clips")
     kd(*line, "--eval-geometry", "clips:0").refused(2, "clips:0", "clips:N")
-    kd("cache-teachers", images, "--cache", "i.kd", "--teacher", next(iter(teachers.values())), *several).refused(
-        2, "no clips", "clips:3"
-    )
+    kd(
+        "cache-teachers", images, "--cache", "i.kd", "--teacher", next(iter(teachers.values())), *several
+    ).refused(2, "no clips", "clips:3")
     kd(*line, "--views", "eval+train:1").passed()
     again = ("cache-teachers", f"video/{clips}", "--cache", "c.kd", "--teacher", f"b={model}", *several)
     kd(*again).refused(2, "several clips", "another folder")
@@ -136,14 +138,47 @@ def test_what_several_clips_cannot_be(
     kd(*student, "--eval-geometry", "shared+clips:3").refused(2, "give the share")
 
 
-@pytest.mark.parametrize("text", ["own", "whole", "shared", "shared:0.5", "clips:2", "whole+clips:100", "shared:0.5+clips:3"])
+@pytest.mark.parametrize(
+    "text", ["own", "whole", "shared", "shared:0.5", "clips:2", "whole+clips:100", "shared:0.5+clips:3"]
+)
 def test_a_geometry_is_read_as_it_is_written(text: str) -> None:
     assert str(EvalGeometry.parse(text)) == text
 
 
-@pytest.mark.parametrize("text", ["clips:0", "clips:101", "clips:2+clips:3x", "+clips:2", "clips:2+whole", "clips:²"])
+@pytest.mark.parametrize(
+    "text", ["clips:0", "clips:101", "clips:2+clips:3x", "+clips:2", "clips:2+whole", "clips:²"]
+)
 def test_what_is_no_geometry(text: str) -> None:
     with pytest.raises(UsageError, match="no evaluation geometry"):
         EvalGeometry.parse(text)
     with pytest.raises(UsageError):
-        ViewSet.parse(text, recipe="mild")
+        ViewSet.parse(f"eval:{text}", recipe="mild")
+
+
+def test_clips_that_are_shorter_than_what_a_model_is_shown_are_told(
+    kd: Callable[..., Shell], clips: Path, model: str
+) -> None:
+    data, said = f"video/{clips}", "2 of 6 clips looked at have fewer frames than"
+    assert said in kd("cache-teachers", data, "--cache", "c.kd", "--teacher", f"a={model}").passed().err
+    line = ("train-student", data, "--student", model, "--init", "random", "--epochs", 1)
+    cached = kd(*line, "--cache", "c.kd", "--method", "kd", "--out", "o").passed().err
+    assert f"{said} {model.partition('@')[0]}" in cached
+    assert said in kd(*line, "--method", "labels-only", "--out", "p").passed().err
+
+
+def test_a_cache_records_frames_and_rates(
+    kd: Callable[..., Shell], clips: Path, model: str, tmp_path: Path
+) -> None:
+    kd("cache-teachers", f"video/{clips}", "--cache", "c.kd", "--teacher", f"a={model}").passed()
+    cache = CacheSet.open([tmp_path / "c.kd"])
+    found = dict(
+        zip(
+            cache.members[0].manifest.param_names,
+            cache.gather("samples", "params", np.arange(6), 0).T,
+            strict=True,
+        )
+    )
+    keys = open_data(f"video/{clips}").keys
+    assert found["source_frames"].tolist() == [len(decoded(clips / key)) for key in keys]
+    rates = [0 if len(decoded(clips / key)) == 1 else 25_000 for key in keys]
+    assert found["source_rate"].tolist() == rates

@@ -22,6 +22,7 @@ from kdcli.cache.reader import CacheReader
 from kdcli.data import kept_pixels
 from kdcli.data.drawing import show
 from kdcli.data.kept_pixels import KeptPixels, drawn_by
+from kdcli.data.sizes import Sizes
 from kdcli.errors import BadDataError, CorruptError, IdentityError, UsageError
 from kdcli.extract.canary import require_close, run_canary
 from kdcli.extract.config import CacheConfig, PlanConfig
@@ -73,7 +74,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     from kdcli.data.folder import FolderSource
 
     for place in ("kdcli.data.sizes", "kdcli.training.summary"):  # looks into some images
-        monkeypatch.setattr(f"{place}.sample_sizes", lambda data: [(64, 48)])
+        monkeypatch.setattr(f"{place}.sample_sizes", lambda data: Sizes([(64, 48)]))
     seen: list[str] = []
     real = FolderSource.decode
     monkeypatch.setattr(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from io import BytesIO
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Final, final
+from typing import TYPE_CHECKING, Final, final
 
 import numpy as np
 from PIL import Image
@@ -23,11 +23,12 @@ from kdcli.data.philox import below
 from kdcli.errors import BadDataError, MissingExtraError
 
 if TYPE_CHECKING:
+    from av import VideoFrame
     from av.container import InputContainer
 
-TIME_NAMES: Final = ("start", "span", "source_frames")
-"""Further parameters of a clip's view: its first frame and how many it spans, both in frames of the source, which has
-so many. View 0 spans all of it."""
+TIME_NAMES: Final = ("start", "span", "source_frames", "source_rate")
+"""Further parameters of a clip's view: its first frame and how many it spans, both in frames of the source; how many
+that has, and in 1000 seconds (0: not known). View 0 spans all of it."""
 TIME_WORDS: Final = 2
 """Raw words that :func:`random_span` reads."""
 _LEAST_SHARE: Final = 2
@@ -38,6 +39,7 @@ _LEAST_HELD: Final = 0.95
 """Share of what a file declares that it has to hold; edit lists take a few frames away."""
 _LAST_SECONDS: Final = 0.2
 """How long the last frame may stand."""
+_HIGHEST_RATE: Final = 2**31 - 2
 _FOLDER: Final = b"kd-frames\0"
 _EXTRA: Final = "pip install 'kdcli[video]'"
 
@@ -88,6 +90,10 @@ class Clip(ABC):
     frames: int
     rate: Fraction = Fraction(0)
     steady: bool = True
+
+    def times(self, start: int, span: int) -> list[int]:
+        """Values of :data:`TIME_NAMES`."""
+        return [start, span, self.frames, min(round(1000 * self.rate), _HIGHEST_RATE)]
 
     def load(self) -> None:
         """Decode all of it.
@@ -140,12 +146,12 @@ class VideoClip(Clip):
 
     def __init__(self, encoded: bytes, where: str, window: tuple[float, float | None] = (0.0, None)) -> None:
         self._encoded, self._where, self._window = encoded, where, window
-        self._kept: list[Image.Image] | None = []
+        self._kept: list[VideoFrame] | None = []
         self._declared = _Declared()
         times, count = list[Fraction](), 0
         for time, frame in self._decoded():
             if not count:
-                self.size = frame.size
+                self.size = _upright(frame).size
             count += 1
             if time is not None:
                 times.append(time)
@@ -176,17 +182,17 @@ class VideoClip(Clip):
 
     def at(self, places: Sequence[int]) -> list[Image.Image]:
         """See the base."""
-        if self._kept is not None:
-            return [self._kept[place] for place in places]
+        if self._kept is not None:  # as they are coded: half the bytes, and few of them are ever shown
+            return [_upright(self._kept[place]) for place in places]
         wanted, found = set(places), dict[int, Image.Image]()
         for place, (_, frame) in enumerate(self._decoded()):
             if place in wanted:
-                found[place] = frame
+                found[place] = _upright(frame)
                 if len(found) == len(wanted):
                     break
         return [found[place] for place in places]
 
-    def _decoded(self) -> Iterator[tuple[Fraction | None, Image.Image]]:
+    def _decoded(self) -> "Iterator[tuple[Fraction | None, VideoFrame]]":
         """Frames of the window, and their times in seconds."""
         first, last = self._window
         with _opened(self._encoded, self._where) as container:
@@ -199,7 +205,7 @@ class VideoClip(Clip):
                 )
                 if time is not None and (time < first or (last is not None and time >= last)):
                     continue
-                yield time, _upright(frame)
+                yield time, frame
 
 
 @final
@@ -308,10 +314,10 @@ def _opened(encoded: bytes, where: str) -> "Iterator[InputContainer]":
         raise bad_image(where, f"not a video that can be decoded ({reason})") from error
 
 
-def _upright(frame: Any) -> Image.Image:
+def _upright(frame: "VideoFrame") -> Image.Image:
     """A frame as RGB, turned as its display matrix says."""
-    image: Image.Image = frame.to_image()
-    turns = round(getattr(frame, "rotation", 0) / 90) % 4  # counter-clockwise, as Pillow's
+    image: Image.Image = frame.to_image()  # type: ignore[no-untyped-call]
+    turns = round(frame.rotation / 90) % 4  # counter-clockwise, as Pillow's
     return image if not turns else image.transpose(_TURNS[turns])
 
 

@@ -1,13 +1,16 @@
 """What models are shown of some images, said before a run: one line a geometry, a warning where it enlarges much."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import median
-from typing import Final
+from typing import Final, final
 
 import numpy as np
 
 from kdcli.console import console
+from kdcli.data.clips import Clip
 from kdcli.data.joined import Images
+from kdcli.data.photos import Picture
 from kdcli.errors import KdError, UsageError
 from kdcli.geometry import Render
 from kdcli.types import Preprocess
@@ -16,21 +19,32 @@ FAR: Final = 2
 """Factor between two sizes from which on they differ enough for a warning."""
 _SAMPLE = 15
 
-Sizes = Sequence[tuple[int, int]]
-"""Width and height of images in pixels."""
+
+@final
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Of some samples.
+
+    Attributes:
+        sides: width and height in pixels.
+        frames: how many each has, of clips.
+    """
+
+    sides: Sequence[tuple[int, int]]
+    frames: Sequence[int] = ()
 
 
 def sample_sizes(data: Images) -> Sizes:
-    """Sizes of a few images, at equal distances through the data; of those that can be decoded."""
+    """Sizes of a few samples, at equal distances through the data; of those that can be decoded."""
     rows = np.unique(np.linspace(0, len(data) - 1, _SAMPLE).astype(int)).tolist()
-    found = []
+    found = list[Picture]()
     for row in rows:
         if data.keys[row]:  # a cache that grew has rows without a sample
             try:
-                found.append(data.picture(row, data.encoded(row), "exact").size)
-            except KdError:  # whoever reads all images says what is wrong with this one
+                found.append(data.picture(row, data.encoded(row), "exact"))
+            except KdError:  # whoever reads all samples says what is wrong with this one
                 continue
-    return found
+    return Sizes([each.size for each in found], [each.frames for each in found if isinstance(each, Clip)])
 
 
 def tell_geometry(role: str, models: Mapping[str, Preprocess], sizes: Sizes, hint: str = "") -> None:
@@ -39,7 +53,7 @@ def tell_geometry(role: str, models: Mapping[str, Preprocess], sizes: Sizes, hin
     Args:
         role: what the models are: ``teacher`` or ``student``.
         models: preprocessing by name; models of one geometry share a line.
-        sizes: of some images.
+        sizes: of some samples.
         hint: how to choose another input size, if that can be.
     """
     names: dict[Render, list[str]] = {}
@@ -47,9 +61,14 @@ def tell_geometry(role: str, models: Mapping[str, Preprocess], sizes: Sizes, hin
         names.setdefault(Render.of(preprocess), []).append(name)
     for render, own in names.items():
         console.note(f"{role}{'s' if len(own) > 1 else ''} {', '.join(own)}: {render}")
-    if not sizes:
+        if short := sum(count < render.frames * render.clips for count in sizes.frames):
+            console.warn(
+                f"{short} of {len(sizes.frames)} clips looked at have fewer frames than {', '.join(own)} is shown: "
+                "the last one is shown again and again"
+            )
+    if not sizes.sides:
         return
-    side = median(min(size) for size in sizes)
+    side = median(min(size) for size in sizes.sides)
     far = {name: min(each.sides) for name, each in models.items() if min(each.sides) >= FAR * side}
     if far:
         listed = ", ".join(f"{name} ({own})" for name, own in far.items())

@@ -153,7 +153,7 @@ class ViewSet:
             return params
         random = [int(word) for word in words(TIME_WORDS, "time", digest_of(self.rule), key, str(view))]
         start, span = random_span(random, picture.frames) if view else (0, picture.frames)
-        return np.insert(params, len(PARAM_NAMES), np.array([start, span, picture.frames], np.int32))
+        return np.insert(params, len(PARAM_NAMES), np.array(picture.times(start, span), np.int32))
 
     def partners(self, params: Int32[np.ndarray, "*b w"]) -> Int64[np.ndarray, "*b"]:
         """Row that each view is mixed with; -1 for none."""

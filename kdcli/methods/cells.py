@@ -9,6 +9,7 @@ from jaxtyping import Int32, Int64
 from kdcli.cache.cacheset import CacheSet
 from kdcli.cache.layout import SAMPLES
 from kdcli.console import console
+from kdcli.data.clips import TIME_NAMES
 from kdcli.data.views import PARAM_NAMES
 from kdcli.errors import UsageError
 from kdcli.geometry import Render, largest_offset
@@ -19,16 +20,25 @@ _SMALL = 0.01
 _CHUNK = 65536
 
 
-def source_sizes(cache: CacheSet, rows: Int64[np.ndarray, " n"]) -> Int32[np.ndarray, "m 2"]:
+def source_sizes(
+    cache: CacheSet, rows: Int64[np.ndarray, " n"], frames: bool = False
+) -> Int32[np.ndarray, "m c"]:
     """Width and height of the images of some rows as the cache recorded them; of those that could be read.
 
     Cache by cache: each of another recipe has columns of its own behind these.
+
+    Args:
+        cache: of images, or of clips.
+        rows: of it.
+        frames: how many each clip has, too.
     """
-    first, found = PARAM_NAMES.index("source_width"), [np.empty((0, 2), np.int32)]
+    names = ("source_width", "source_height", *(("source_frames",) if frames else ()))
+    columns = [(*PARAM_NAMES, *TIME_NAMES).index(name) for name in names]
+    found = [np.empty((0, len(columns)), np.int32)]
     for member, offset, stop in zip(cache.members, cache.offsets, cache.offsets[1:], strict=False):
         own = rows[(rows >= offset) & (rows < stop)] - offset
         for start in range(0, len(own), _CHUNK):
-            sizes = member.gather(SAMPLES, "params", own[start : start + _CHUNK], 0)[:, first : first + 2]
+            sizes = member.gather(SAMPLES, "params", own[start : start + _CHUNK], 0)[:, columns]
             found.append(sizes[(sizes > 0).all(axis=1) & (sizes < np.iinfo(np.int32).max).all(axis=1)])
     return np.concatenate(found)
 

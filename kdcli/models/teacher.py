@@ -165,8 +165,8 @@ class TeacherRunner:
         """Raw outputs for a batch of images that were rendered at this model's size.
 
         Args:
-            pixels: uint8 images at ``model.preprocess.size``, or of view 0 ``shown``; copied to the device without waiting
-                when they are in pinned memory.
+            pixels: uint8 images at ``model.preprocess.size``, or of view 0 ``shown``; copied to the device without
+                waiting when they are in pinned memory.
             only: names of the outputs (``Output.name``) that are wanted of this batch; default: all.
 
         Returns:

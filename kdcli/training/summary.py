@@ -38,8 +38,9 @@ def _sizes(plan: Plan) -> Sizes:
     if plan.recording is None:
         return sample_sizes(plan.data)
     rows = plan.recording.rows
-    found = source_sizes(plan.recording.cache, rows[:: max(1, len(rows) // _SAMPLE)])
-    return [(int(width), int(height)) for width, height in found]
+    cache, some = plan.recording.cache, rows[:: max(1, len(rows) // _SAMPLE)]
+    found = source_sizes(cache, some, frames=plan.rule.views.clips).tolist()
+    return Sizes([(each[0], each[1]) for each in found], [count for each in found for count in each[2:]])
 
 
 def _lines(plan: Plan) -> list[str]:
