@@ -61,6 +61,7 @@ BENCHMARKS = {
     "stores": Benchmark(2),
     "scale": Benchmark(4),
     "pixels": Benchmark(5),
+    "clips": Benchmark(5),
     "ranking": Benchmark(4),
     "step_path": Benchmark(0.5),
     "geometry": Benchmark(6),
