@@ -115,8 +115,8 @@ def forward_seconds(network: str, size: tuple[int, int, int]) -> float:
 def epoch(root: Path, out: Path, **own: Any) -> float:
     """Seconds of an epoch after a run's first, in the median."""
     config = StudentConfig(
-        data=f"video/{root}/videos", student=f"frames:{STUDENT}[size={SIZE}]", epochs=4, batch_size=8, workers=0, init="random",
-        device="cpu", lr=1e-3, out=out, **own,
+        data=f"video/{root}/videos", student=f"frames:{STUDENT}[size={SIZE}]", epochs=4, batch_size=8, workers=0,
+        init="random", device="cpu", lr=1e-3, out=out, **own,
     )  # fmt: skip
     return statistics.median(each["seconds"] for each in train_student(config).history[1:])
 
