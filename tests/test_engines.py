@@ -45,7 +45,7 @@ from kdcli.types import Difference
 
 __all__ = ["server", "store"]  # fixtures
 ENVIRONMENT = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
-SECONDS = 120.0
+SECONDS = 300.0
 """After which a test gives up; nothing asserts how long anything takes."""
 
 
