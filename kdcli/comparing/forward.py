@@ -159,8 +159,8 @@ def outputs_of(
         BadDataError: an image cannot be decoded.
         DeviceError: out of memory.
     """
-    for name, runner in runners.items():
-        require_kind(f"'{name}'", runner.model.preprocess, data)
+    for name, each in runners.items():
+        require_kind(f"'{name}'", each.model.preprocess, data)
     renders = {name: Render.of(runner.model.preprocess) for name, runner in runners.items()}
     order = plain_order(len(data), batch_size)
     exam = Exam(data, list(renders.values()))

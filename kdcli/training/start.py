@@ -1,7 +1,7 @@
 """What a student starts from."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 from kdcli.cache.provenance import TeacherRecord
@@ -69,6 +69,13 @@ def resolve_start(
     if init == NEAREST_SOURCE:
         return _nearest_source(own, sources() if sources is not None else ())
     return Start(str(_named(init, own)))
+
+
+def as_told(init: str, student: ModelSpec) -> str:
+    """What a student starts from, told the size and the arguments that the student's own string tells."""
+    start = ModelSpec.parse(init)
+    arguments = {**dict(start.arguments), **dict(student.arguments)}
+    return str(replace(start, size=student.size or start.size, arguments=tuple(sorted(arguments.items()))))
 
 
 def _nearest_source(own: str, sources: Sequence[TeacherRecord]) -> Start:
