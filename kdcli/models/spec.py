@@ -9,7 +9,14 @@ from typing import final
 from kdcli.errors import UsageError
 from kdcli.models.architectures import Architecture
 from kdcli.models.arguments import Argument
-from kdcli.models.grammar import ModelSpec, WeightsName, default_init, is_teacher_only, only_a_teacher
+from kdcli.models.grammar import (
+    ModelSpec,
+    WeightsName,
+    default_init,
+    is_teacher_only,
+    only_a_teacher,
+    size_text,
+)
 from kdcli.models.network import Classifier, weights_sha256
 from kdcli.models.weights import with_body_of
 from kdcli.registry import MODELS, load_object
@@ -78,6 +85,11 @@ def open_model(
     with _told_by(spec):
         architecture = _architecture(spec)
         architecture.configure({**dict(spec.arguments), **arguments})
+        if size is not None and len(size) == 3 and not architecture.preprocess(None).frames:
+            raise UsageError(
+                f"'{spec.bare}' takes images, and {size_text(size)} is a size of clips",
+                f"Show it the frames of clips: frames:{spec.bare}[size={size_text(size)}]",
+            )
         preprocess = architecture.preprocess(size)
         if weights == "random":
             classifier = architecture.random(num_classes, size)
