@@ -71,7 +71,7 @@ def test_attention_is_torchdistills(form: str) -> None:
 
 def test_vid_is_torchdistills_as_it_starts_and_later() -> None:
     torch.manual_seed(0)
-    ours, oracle = VariationalPart(4, 6), Regressor4VID(4, 6, 6, eps=1e-5, init_pred_var=5.0)
+    ours, oracle = VariationalPart((4, 2, 5), 6), Regressor4VID(4, 6, 6, eps=1e-5, init_pred_var=5.0)
     theirs = [each for each in oracle.modules() if isinstance(each, torch.nn.Conv2d)]
     with torch.no_grad():
         for one, other in zip(ours.mean[::2], theirs, strict=True):

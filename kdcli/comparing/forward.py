@@ -14,6 +14,7 @@ from kdcli.comparing.config import CompareConfig
 from kdcli.comparing.models import Candidate
 from kdcli.comparing.space import Classes
 from kdcli.console import console
+from kdcli.data.sizes import require_kind
 from kdcli.data.sources import ImageData
 from kdcli.devices import device_errors
 from kdcli.errors import KdError, StoppedEarly
@@ -154,9 +155,12 @@ def outputs_of(
         Number of a batch's first image, and the outputs of the batch by model and kind.
 
     Raises:
+        UsageError: a model takes images, and the data are clips, or the reverse.
         BadDataError: an image cannot be decoded.
         DeviceError: out of memory.
     """
+    for name, each in runners.items():
+        require_kind(f"'{name}'", each.model.preprocess, data)
     renders = {name: Render.of(runner.model.preprocess) for name, runner in runners.items()}
     order = plain_order(len(data), batch_size)
     exam = Exam(data, list(renders.values()))

@@ -304,7 +304,8 @@ def _opened(encoded: bytes, where: str) -> "Iterator[InputContainer]":
     try:
         with av.open(BytesIO(encoded), "r") as container:
             if not container.streams.video:
-                raise bad_image(where, "no video in it (sound alone)")
+                sound = " (sound alone)" if container.streams.audio else ""
+                raise bad_image(where, f"no video in it{sound}")
             container.streams.video[0].codec_context.thread_count = 1  # decode processes share the processors
             yield container
     except BadDataError:

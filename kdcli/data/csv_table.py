@@ -10,6 +10,7 @@
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, final
 
@@ -104,12 +105,8 @@ class CsvSource(ImageSource):
             if splits is not None
             else [""] * len(table.rows)
         )
+        self._require_times(table.column(paths)[:1])
         keys = self._keys(table, paths)
-        if not self.clips and keys[0].lower().endswith(VIDEOS):
-            raise BadDataError(
-                f"{where} names videos, such as {keys[0]}",
-                "Say which columns hold the seconds of clips: start=COLUMN,end=COLUMN; or give a folder: video/FOLDER",
-            )
         chosen = rows_of(split_of, split, where)
         rows = chosen[np.argsort(np.array([keys[row] for row in chosen], dtype=object), kind="stable")]
         table_of_keys = KeyTable.from_strings(keys[row] for row in rows)
@@ -130,6 +127,13 @@ class CsvSource(ImageSource):
         notes = (*self._missing(values, rows.tolist(), column), *untrained(classes, where))
         return Listing(table_of_keys, labels[rows], class_names, notes)
 
+    def _require_times(self, paths: Sequence[str]) -> None:
+        if not self.clips and any(path.lower().endswith(VIDEOS) for path in paths):
+            raise BadDataError(
+                f"{self._file} names videos, such as {paths[0]}",
+                "Say which columns hold the seconds of clips: start=COLUMN,end=COLUMN; or give a folder: video/FOLDER",
+            )
+
     def _column(self, table: Table, option: str, usual: tuple[str, ...]) -> str | None:
         return pick_column(self._options.get(option), usual, table.header, option, str(self._file))
 
@@ -145,7 +149,7 @@ class CsvSource(ImageSource):
             key = self._key(path, f"{self._file}, line {line}") + window
             if key in lines:
                 raise BadDataError(
-                    f"{self._file} has the path {path} in line {lines[key]} and in line {line}",
+                    f"{self._file} has the path {path}{window} in line {lines[key]} and in line {line}",
                     "Keep one row per image; several labels stand in one value, as in cat|dog, and --multi-label '|'.",
                 )
             lines[key] = line
@@ -170,7 +174,9 @@ class CsvSource(ImageSource):
             where = f"{self._file}, line {line}"
             start, end = (_seconds(word, where) for word in words)
             if end is not None and end <= (start or 0.0):
-                raise BadDataError(f"{where}: the clip ends ({end:g} s) before it begins", "Correct the row.")
+                raise BadDataError(
+                    f"{where}: the clip ends ({end:g} s) no later than it begins", "Correct the row."
+                )
             found.append(f"#{start or 0.0:.12g}-" + ("" if end is None else f"{end:.12g}"))
         return found
 

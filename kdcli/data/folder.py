@@ -45,10 +45,11 @@ class FolderSource(ImageSource):
     Args:
         root: absolute path of the folder.
         endings: of the files that are samples.
+        scheme: with its slash, where a data string of it needs one.
     """
 
-    def __init__(self, root: Path, endings: frozenset[str] = EXTENSIONS) -> None:
-        self._root, self._endings = root, endings
+    def __init__(self, root: Path, endings: frozenset[str] = EXTENSIONS, scheme: str = "") -> None:
+        self._root, self._endings, self._scheme = root, endings, scheme
         self._things = "images" if endings is EXTENSIONS else "videos"
 
     @classmethod
@@ -147,7 +148,7 @@ class FolderSource(ImageSource):
             first = min(split_like, key=lambda name: canonical_split(name) != "train")
             raise UsageError(
                 f"{self._root} holds splits ({', '.join(split_like)}), not classes",
-                f"Say which: {self._root}@split={first}",
+                f"Say which: {self._scheme}{self._root}@split={first}",
             )
         return ""
 

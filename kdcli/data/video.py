@@ -7,7 +7,7 @@
 """
 
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Final, final
 
 import numpy as np
@@ -41,7 +41,8 @@ class VideoSource(ImageSource):
     def __init__(self, root: Path) -> None:
         with storage_errors(root):
             self._files = next(Walk(root, endings=ENDINGS).keys(), None) is not None
-        self._root, self._folder = root, FolderSource(root, ENDINGS if self._files else EXTENSIONS)
+        self._root = root
+        self._folder = FolderSource(root, ENDINGS if self._files else EXTENSIONS, "video/")
 
     @classmethod
     def open(cls, path: Path) -> "VideoSource":
@@ -71,7 +72,8 @@ class VideoSource(ImageSource):
             if not folders or folders[-1] != folder:
                 folders.append(folder)
                 rows.append(row)
-        if len(set(folders)) != len(folders):
+        known = set(folders)
+        if any(not known.isdisjoint(map(str, PurePosixPath(folder).parents)) for folder in folders):
             raise BadDataError(
                 f"{self._root}: a clip has frames and further folders in one folder",
                 "Give every clip a folder that holds its frames alone.",

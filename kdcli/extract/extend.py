@@ -94,7 +94,7 @@ def extend_cache(
 
     Raises:
         UsageError: nothing to add is named, or ``views`` is no description of views.
-        IdentityError: images changed since they were cached, new classes, or fewer views.
+        IdentityError: images changed since they were cached, clips for images, new classes, or fewer views.
         ClaimedError: another process is extending the cache.
     """
     if data is None and views is None:
@@ -140,8 +140,15 @@ def _new_groups(store: Store, views: int) -> tuple[int, ...]:
 
 def _new_samples(held: CacheReader, data: ImageData) -> NewSamples | None:
     """The samples of ``data`` that the cache lacks; those that it has must be what they were."""
+    clips, root = ViewSet.from_document(held.manifest.view_set).clips, held.layout.root
+    if clips != data.clips:
+        ours, theirs = ("clips", "images") if clips else ("images", "clips")
+        raise IdentityError(
+            f"{root} holds {ours}, and {data.location} {theirs}",
+            f"Give them a cache of their own: kd cache-teachers {quote(data.location)} --cache NEW.kd --teacher SPEC",
+        )
     labels = _labels_in(held, data)
-    console.note(f"comparing {data.location} with {held.layout.root}: every image that is in both is read")
+    console.note(f"comparing {data.location} with {root}: every image that is in both is read")
     rows = held.keys.find(data.keys)
     require_unchanged(held, data, rows)
     new = np.flatnonzero(rows < 0)

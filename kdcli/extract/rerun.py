@@ -16,9 +16,8 @@ from kdcli.extract.config import CacheConfig
 from kdcli.extract.opening import open_held
 from kdcli.extract.teachers import describe_teacher
 from kdcli.geometry import EvalGeometry
-from kdcli.models.grammar import ModelSpec
+from kdcli.models.grammar import ModelSpec, recorded_model
 from kdcli.outputs import STATS
-from kdcli.registry import recorded
 from kdcli.runtime import pick_device
 
 if TYPE_CHECKING:
@@ -65,7 +64,7 @@ class Sources:
     def spec(self, record: TeacherRecord) -> str:
         """Where a teacher is now, told its recorded size and arguments unless it is told others."""
         if (moved := self.teachers.get(record.name)) is None:
-            return recorded(record.spec)
+            return recorded_model(record.spec)
         own, was = ModelSpec.parse(moved), ModelSpec.parse(record.spec)
         return str(own if own != own.bare else own.telling(was.size, dict(was.arguments)))
 

@@ -59,6 +59,11 @@ def mean_squared_error(
     return rows.mean() if count is None else rows.sum() / (count or 1.0)
 
 
+def pointwise(shape: Sequence[int]) -> type[nn.Conv2d] | type[nn.Conv3d]:
+    """Convolutions of maps of a shape: [C, H, W], or of clips [C, T, H, W]."""
+    return nn.Conv2d if len(shape) == 3 else nn.Conv3d
+
+
 @final
 class Adaptor(nn.Module):
     """Brings one side's representation to the shape of the other's.
@@ -75,8 +80,9 @@ class Adaptor(nn.Module):
         self._resize = resize
         self.layer: nn.Module = nn.Identity()
         if own[0] != wanted[0]:
-            kind = {1: nn.Linear, 3: nn.Conv2d, 4: nn.Conv3d}[len(own)]
-            self.layer = kind(own[0], wanted[0], *([] if len(own) == 1 else [1]))
+            self.layer = (
+                nn.Linear(own[0], wanted[0]) if len(own) == 1 else pointwise(own)(own[0], wanted[0], 1)
+            )
 
     def forward(self, values: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
         """Resize, then the layer: both are linear, and the smaller map is cheaper to convolve."""

@@ -40,14 +40,15 @@ class AttentionOptions(MatchOptions):
     )
 
 
-def attention(values: Float[Tensor, "b c h w"]) -> Float[Tensor, "b hw"]:
-    """Where a map is large: the mean of squares over its channels, of L2 norm 1 over its cells, >= 0, in fp32."""
+def attention(values: Float[Tensor, "b c *t h w"]) -> Float[Tensor, "b n"]:
+    """Where a map is large: the mean of squares over its channels, of L2 norm 1 over its cells, of clips those of all
+    frames, >= 0, in fp32."""
     return functional.normalize(values.float().square().mean(1).flatten(1), dim=1)
 
 
 def attention_distance(
-    own: Float[Tensor, "b c h w"],
-    target: Float[Tensor, "b k h w"],
+    own: Float[Tensor, "b c *t h w"],
+    target: Float[Tensor, "b k *t h w"],
     form: Form = "code",
     count: float | None = None,
 ) -> Float[Tensor, ""]:
@@ -93,7 +94,7 @@ class AttentionTransfer(LevelObjective):
         super().__init__(levels, weights, label_weight, smoothing)
         self._form: Form = form
         for name, level in self.terms:
-            if level.grid == (1, 1):
+            if set(level.grid or ()) == {1}:
                 raise UsageError(
                     f"'{name}' {level}: where a map has one cell, all attention is there, and nothing can be learnt",
                     "Match larger maps: --student-tap TAP, --teacher-tap TAP, or --image-size.",

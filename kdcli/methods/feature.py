@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kdcli.methods.adaptors import mean_squared_error
+from kdcli.methods.adaptors import mean_squared_error, pointwise
 from kdcli.methods.base import Needs, Objective, Setup
 from kdcli.methods.batch import TeacherOutputs
 from kdcli.methods.cached_rows import mean_variance, some_rows
@@ -88,7 +88,7 @@ class FeatureRegression(LevelObjective):
     ) -> None:
         super().__init__(levels, weights, label_weight, smoothing)
         self.adaptors = nn.ModuleList(
-            (nn.Conv2d(level.student_shape[0], level.teacher_shape[0], 1) if level.is_map else
+            (pointwise(level.student_shape)(level.student_shape[0], level.teacher_shape[0], 1) if level.is_map else
              nn.Linear(level.student_shape[0], level.teacher_shape[0]))
             for _, level in self.terms
         )  # fmt: skip

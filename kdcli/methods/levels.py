@@ -16,9 +16,9 @@ from kdcli.methods.declarations import Kind
 from kdcli.methods.options import MethodOptions, method_option
 from kdcli.models.adaptors import Grid
 from kdcli.models.fused_network import FUSED
+from kdcli.models.grammar import recorded_model
 from kdcli.models.spec import Model, open_model
 from kdcli.models.taps import tap_shapes
-from kdcli.registry import recorded
 
 Levels = Literal["all", "maps", "features", "none"]
 Default = Literal["last", "middle", "pooled"]
@@ -332,7 +332,7 @@ def _named_taps(words: Sequence[str], teacher: str, teachers: Sequence[str]) -> 
 def _last_tap(record: TeacherRecord) -> str:
     """The layer that a hint names; TAP where the teacher cannot be looked at (it need not be at hand to learn)."""
     try:
-        taps = open_model(recorded(record.spec), weights="random").network.stages
+        taps = open_model(recorded_model(record.spec), weights="random").network.stages
     except KdError:
         return "TAP"
     return taps[-1] if taps else "TAP"

@@ -133,7 +133,7 @@ def make_adaptor(level: Level, side: Side, resize: Resize | None) -> Adaptor:
     Args:
         level: with both shapes.
         side: which side is changed.
-        resize: how maps of unequal height and width are made equal.
+        resize: how maps of unequal sides are made equal.
 
     Raises:
         UsageError: the shapes differ in a way that was not allowed to be evened out.
@@ -142,7 +142,7 @@ def make_adaptor(level: Level, side: Side, resize: Resize | None) -> Adaptor:
     both = f"the student's {_named(level.tap, student)} and the teacher's {_named(level.array, teacher)}"
     if student[1:] != teacher[1:] and resize is None:
         raise UsageError(
-            f"{both} differ in height and width",
+            f"{both} differ in {'frames, ' if len(student) == 4 else ''}height and width",
             "Add --map-resize pool (or bilinear), or choose taps of equal size: --student-tap, --teacher-tap.",
         )
     if student[0] != teacher[0] and side == "none":

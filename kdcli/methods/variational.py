@@ -12,7 +12,7 @@
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import final
 
 import torch
@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kdcli.methods.adaptors import pointwise
 from kdcli.methods.base import Needs, Objective, Setup
 from kdcli.methods.matching import LevelMethod, LevelObjective, LevelsOf, MatchOptions
 from kdcli.methods.weighted import OURS
@@ -29,8 +30,8 @@ _START = 5.0
 
 
 def gaussian_error(
-    mean: Float[Tensor, "b c h w"],
-    target: Float[Tensor, "b c h w"],
+    mean: Float[Tensor, "b c *t h w"],
+    target: Float[Tensor, "b c *t h w"],
     variance: Float[Tensor, " c"],
     count: float | None = None,
 ) -> Float[Tensor, ""]:
@@ -46,7 +47,7 @@ def gaussian_error(
     Returns:
         In nats an element; below 0 where a variance below 1 fits.
     """
-    spread = variance.float()[:, None, None]
+    spread = variance.float().reshape(-1, *[1] * (mean.ndim - 2))
     rows = ((mean.float() - target.float()).square() / spread + spread.log()).flatten(1).mean(1) / 2
     return rows.mean() if count is None else rows.sum() / (count or 1.0)
 
@@ -56,14 +57,14 @@ class VariationalPart(nn.Module):
     """mu and v of one level.
 
     Args:
-        own: channels of the student's map.
-        wanted: of the teacher's.
+        own: shape of the student's map: [C, H, W], of clips [C, T, H, W].
+        wanted: channels of the teacher's.
     """
 
-    def __init__(self, own: int, wanted: int) -> None:
+    def __init__(self, own: Sequence[int], wanted: int) -> None:
         super().__init__()
-        widths = [own, wanted, wanted]
-        first, second, third = (nn.Conv2d(width, wanted, 1, bias=False) for width in widths)
+        widths, layer = [own[0], wanted, wanted], pointwise(own)
+        first, second, third = (layer(width, wanted, 1, bias=False) for width in widths)
         self.mean = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), third)
         self.spread = nn.Parameter(torch.full((wanted,), math.log(math.expm1(_START - _LEAST))))
 
@@ -95,7 +96,7 @@ class VariationalTransfer(LevelObjective):
     ) -> None:
         super().__init__(levels, weights, label_weight, smoothing)
         self.parts = nn.ModuleList(
-            VariationalPart(level.student_shape[0], level.teacher_shape[0]) for _, level in self.terms
+            VariationalPart(level.student_shape, level.teacher_shape[0]) for _, level in self.terms
         )
 
     def term(self, number: int, own: Tensor, target: Tensor, count: float | None) -> Tensor:

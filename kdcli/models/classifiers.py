@@ -214,6 +214,10 @@ def _averaged(values: Float[Tensor, "b c *_"]) -> Float[Tensor, "b c"]:
     return values.mean(dim=tuple(range(2, values.ndim))) if values.ndim > 2 else values
 
 
+def _are_tokens(output: Any) -> bool:
+    return isinstance(output, Tensor) and output.ndim == 3
+
+
 @final
 class TorchvisionClassifier(Classifier):
     """torchvision has no such cut: the input of the last layer with weights is caught on its way in.
@@ -313,7 +317,7 @@ class TorchvisionClassifier(Classifier):
             own = each if pooled else _averaged(each)
             wanted = pooled[-1] if pooled else features
             tokens = caught[name][0]
-            if nearly_equal(own, wanted) or (tokens.ndim == 3 and nearly_equal(tokens[:, 0], features)):
+            if nearly_equal(own, wanted) or (_are_tokens(tokens) and nearly_equal(tokens[:, 0], features)):
                 found.append((-each[0, 0].numel(), name.count("."), order, name))
         return min(found)[-1] if found else ""
 

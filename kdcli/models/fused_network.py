@@ -14,11 +14,10 @@ from kdcli.geometry import EvalGeometry, Render
 from kdcli.models.architectures import Architecture
 from kdcli.models.fused import JointOutput, JointTeacher
 from kdcli.models.fused_folder import FusedFolder
-from kdcli.models.grammar import ModelSpec, only_a_teacher
+from kdcli.models.grammar import ModelSpec, only_a_teacher, recorded_model
 from kdcli.models.network import Classifier, weights_sha256
 from kdcli.models.spec import open_model
 from kdcli.outputs import MAPS
-from kdcli.registry import recorded
 from kdcli.types import Preprocess, Size, differences
 
 FUSED: Final = "kd-fused"
@@ -119,7 +118,7 @@ class FusedArchitecture(Architecture):
                 "Use it from the caches: kd fuse-teachers ... --write-back NAME; or cache the parents with "
                 "--eval-geometry whole, and fuse those.",
             )
-        model = open_model(recorded(ancestor.spec))
+        model = open_model(recorded_model(ancestor.spec))
         now = EvalGeometry.of(was).applied(model.preprocess)
         found = differences(
             {

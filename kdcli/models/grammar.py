@@ -9,7 +9,7 @@ from typing import Final, Literal, final
 
 from kdcli.errors import UsageError
 from kdcli.models.arguments import Argument, parse_arguments
-from kdcli.registry import MODELS, is_object_path
+from kdcli.registry import MODELS, is_object_path, recorded
 from kdcli.types import Size
 
 WeightsName = Literal["pretrained", "random"]
@@ -195,6 +195,19 @@ def _kind_of(text: str) -> tuple[str, str]:
 def forms() -> str:
     """The hint that lists what a model string may look like."""
     return f"Known forms: {', '.join(kind.form for kind in MODELS.values())}."
+
+
+def recorded_model(text: str) -> str:
+    """A model as a cache or a model folder names it, see :func:`~kdcli.registry.recorded`.
+
+    Raises:
+        UsageError: opening it, or what ``frames:`` shows frames to, would run Python code that only a file names.
+    """
+    inner = text
+    while inner.startswith(f"{FRAMES}:"):
+        inner = inner.removeprefix(f"{FRAMES}:").strip()
+    recorded(inner)
+    return text
 
 
 def default_init(spec: ModelSpec) -> WeightsName:

@@ -56,6 +56,8 @@ def as_map(
         UsageError: it did not give one map.
     """
     output = found[0] if len(found) == 1 else None
+    if (told := _in_told_grid(output)) is not None and told.ndim == images.ndim:
+        return told
     if isinstance(output, Tensor) and output.ndim == 3 and others is not None and images.ndim == 4:
         places = tokens_as_map(output, others, images)
         if places is not None:
@@ -76,6 +78,16 @@ def as_map(
             _HINT,
         )
     return output.movedim(-1, 1) if behind else output
+
+
+def _in_told_grid(output: Any) -> Float[Tensor, "b C *_"] | None:
+    """Tokens beside which their grid comes, as of a block of torchvision's MViT: (tokens, (frames, height, width))."""
+    match output:
+        case (Tensor(ndim=3) as tokens, (int(), *_) as grid) if (
+            others := tokens.shape[1] - math.prod(grid)
+        ) >= 0:
+            return tokens[:, others:].transpose(1, 2).reshape(len(tokens), -1, *grid)
+    return None
 
 
 def _in_proportion(rows: int, columns: int, images: Float[Tensor, "b 3 *t h w"]) -> bool:

@@ -9,7 +9,14 @@ from typing import final
 from kdcli.errors import UsageError
 from kdcli.models.architectures import Architecture
 from kdcli.models.arguments import Argument
-from kdcli.models.grammar import ModelSpec, WeightsName, default_init, is_teacher_only, only_a_teacher
+from kdcli.models.grammar import (
+    ModelSpec,
+    WeightsName,
+    default_init,
+    is_teacher_only,
+    only_a_teacher,
+    size_text,
+)
 from kdcli.models.network import Classifier, weights_sha256
 from kdcli.models.weights import with_body_of
 from kdcli.registry import MODELS, load_object
@@ -57,7 +64,8 @@ def open_model(
         weights: ``pretrained`` loads every tensor or fails; ``random`` loads none.
         num_classes: width of the classifier; one that differs from the weights' own is a fresh random
             head on the loaded rest, an equal one keeps the head. 0 drops it.
-        image_size: side of the input in pixels, or (height, width); default: what the spec tells, or the model's own.
+        image_size: side of the input in pixels, or (height, width), of clips (frames, height, width) or these sides of
+            as many frames as the spec tells; default: what the spec tells, or the model's own.
         arguments: of its library's constructor, e.g. ``drop_path_rate``, besides those that the spec tells.
 
     Returns:
@@ -72,9 +80,16 @@ def open_model(
     """
     spec = ModelSpec.parse(spec) if isinstance(spec, str) else spec
     size = (image_size, image_size) if isinstance(image_size, int) else image_size or spec.size
+    if size is not None and len(size) == 2 and spec.size is not None and len(spec.size) == 3:
+        size = (spec.size[0], *size)
     with _told_by(spec):
         architecture = _architecture(spec)
         architecture.configure({**dict(spec.arguments), **arguments})
+        if size is not None and len(size) == 3 and not architecture.preprocess(None).frames:
+            raise UsageError(
+                f"'{spec.bare}' takes images, and {size_text(size)} is a size of clips",
+                f"Show it the frames of clips: frames:{spec.bare}[size={size_text(size)}]",
+            )
         preprocess = architecture.preprocess(size)
         if weights == "random":
             classifier = architecture.random(num_classes, size)

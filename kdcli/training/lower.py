@@ -77,10 +77,13 @@ def choose_lower(config: StudentConfig, start: Start, cache: CacheSet | None) ->
     teacher = next((record for record in known if record.output_of(array) is not None), known[0])
     cache.require_kept({teacher.name: [array]})
     size = tuple(teacher.declared_preprocess["size"])
-    if config.image_size is not None and size != (config.image_size, config.image_size):
+    side, told = config.image_size, ModelSpec.parse(config.student).size
+    flag, asked = ("--student", told) if side is None else ("--image-size", (*size[:-2], side, side))
+    if asked not in (None, size):
         raise UsageError(
-            f"--image-size {config.image_size}, but the maps of '{teacher.name}' are of {size[0]} x {size[1]} pixels",
-            "Leave --image-size out with --train-from.",
+            f"{flag} {config.student if side is None else side}, but the maps of '{teacher.name}' are of "
+            f"{' x '.join(map(str, size))} pixels",
+            "Leave the size out with --train-from.",
         )
     return Lower(teacher, tap)
 

@@ -48,7 +48,7 @@ from kdcli.training.settings import (
     without_unused,
 )
 from kdcli.training.sources import Sources
-from kdcli.training.start import FRESH, NEAREST_SOURCE, UNTRAINED, Start, resolve_start
+from kdcli.training.start import FRESH, NEAREST_SOURCE, UNTRAINED, Start, as_told, resolve_start
 from kdcli.training.teachers import (
     Teachers,
     choose_teachers,
@@ -272,7 +272,7 @@ class _Draft:
         config, init = self.config, self.start.init
         return Origin(
             student=config.student,
-            start=config.student if init in FRESH else init,
+            start=config.student if init in FRESH else as_told(init, self.student),
             trained=init not in UNTRAINED,
             image_size=config.image_size,
             arguments=parse_arguments(config.model_arg),

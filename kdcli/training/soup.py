@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from kdcli.console import console
+from kdcli.data.sizes import require_kind
 from kdcli.data.sources import ImageData, open_told
 from kdcli.documents import from_document
 from kdcli.errors import (
@@ -287,6 +288,7 @@ def recalibrate(model: Model, data: ImageData, recipe: SoupConfig, stop: StopFla
     if not layers:
         console.note(f"{model.architecture} has no BatchNorm statistics; nothing to re-estimate")
         return
+    require_kind("the soup", model.preprocess, data)
     if len(data) < 2 or recipe.batch_size < 2:
         raise BadDataError(
             "BatchNorm needs two images in a batch to estimate its statistics",
@@ -330,6 +332,7 @@ def _tested(recipe: SoupConfig, document: dict[str, Any], stop: StopFlag) -> dic
     if known is not None and known.get("data") == data.location:
         return document
     model = open_model(document["spec"])
+    require_kind("the soup", model.preprocess, data)
     labelled = np.flatnonzero(data.labels >= 0)
     if not len(labelled):
         raise BadDataError("--test has no labelled image", "Test on labelled images.")

@@ -1,13 +1,13 @@
 """What a student starts from."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 from kdcli.cache.provenance import TeacherRecord
 from kdcli.errors import IdentityError, NotFoundError, UsageError, nearest
+from kdcli.models.grammar import recorded_model
 from kdcli.models.spec import ModelSpec, architecture_name, default_init, open_model, weights_sha256
-from kdcli.registry import recorded
 from kdcli.types import Difference
 
 FRESH = ("pretrained", "random", "xavier")
@@ -55,7 +55,7 @@ def resolve_start(
     """
     own = architecture_name(student)
     if generalist is not None and own == generalist.architecture:
-        start = str(ModelSpec.parse(recorded(generalist.spec)))
+        start = str(ModelSpec.parse(recorded_model(generalist.spec)))
         if init not in (None, start) and not (init == "pretrained" and str(student) == start):
             raise UsageError(
                 f"--init {init}, but a {own} starts from its generalist '{generalist.name}' ({start})",
@@ -71,11 +71,18 @@ def resolve_start(
     return Start(str(_named(init, own)))
 
 
+def as_told(init: str, student: ModelSpec) -> str:
+    """What a student starts from, told the size and the arguments that the student's own string tells."""
+    start = ModelSpec.parse(init)
+    arguments = {**dict(start.arguments), **dict(student.arguments)}
+    return str(replace(start, size=student.size or start.size, arguments=tuple(sorted(arguments.items()))))
+
+
 def _nearest_source(own: str, sources: Sequence[TeacherRecord]) -> Start:
     """The best source of the student's architecture (P2 Table 1: "fine-tune selected source")."""
     for record in sources:
         if record.architecture == own:
-            return Start(str(ModelSpec.parse(recorded(record.spec))), record)
+            return Start(str(ModelSpec.parse(recorded_model(record.spec))), record)
     known = ", ".join(f"{record.architecture} ({record.name})" for record in sources)
     raise UsageError(
         f"--init {NEAREST_SOURCE}: no source of the ranking is a {own}",
@@ -110,7 +117,7 @@ def require_as_cached(record: TeacherRecord) -> None:
         IdentityError: that.
     """
     # At its own size and with its own classes, as it was cached: the student may have others.
-    if (now := weights_sha256(open_model(recorded(record.spec)).network)) != record.weights:
+    if (now := weights_sha256(open_model(recorded_model(record.spec)).network)) != record.weights:
         raise IdentityError(
             f"{record.spec} is not the teacher '{record.name}' that was cached any more",
             f"Restore its weights, or cache it anew under another name: --teacher OTHER={record.spec}",

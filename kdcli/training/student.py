@@ -9,7 +9,6 @@ from torch import nn
 from kdcli.data.sizes import require_kind
 from kdcli.errors import UsageError
 from kdcli.methods.base import Average, Objective, Setup
-from kdcli.models.arguments import parse_arguments
 from kdcli.models.cut import cut_at
 from kdcli.models.spec import Model, open_model
 from kdcli.models.student import Student, require_features
@@ -17,7 +16,7 @@ from kdcli.training.classes import require_own_classes
 from kdcli.training.lower import Lower
 from kdcli.training.plan import Plan
 from kdcli.training.samplers import EpochOrder, enough, order_of, smallest_step, some_step
-from kdcli.training.start import FRESH, UNTRAINED, require_as_cached
+from kdcli.training.start import UNTRAINED, require_as_cached
 
 
 @final
@@ -53,6 +52,7 @@ def build_student(plan: Plan) -> Built:
             network cannot be cut at ``--train-from``.
     """
     config, seed = plan.config, plan.config.seed
+    origin = plan.setup.origin
     for record in (plan.start.record, plan.lower.teacher if plan.lower is not None else None):
         if record is not None:
             require_as_cached(record)
@@ -60,16 +60,18 @@ def build_student(plan: Plan) -> Built:
     needs = plan.needs
     own = needs.classes and not needs.same and plan.init not in UNTRAINED  # its classifier learns on
     model = open_model(
-        config.student if plan.init in FRESH else plan.init,
+        origin.start,
         weights="random" if plan.init in UNTRAINED else "pretrained",
         num_classes=None if own else plan.classes.count,
-        image_size=config.image_size,
-        arguments=parse_arguments(config.model_arg),
+        image_size=origin.image_size,
+        arguments=origin.arguments,
     )
     model = replace(model, preprocess=plan.geometry.declared(model.preprocess))
     if own:
         require_own_classes(config.method, model, plan.classes)
-    require_kind(f"the student {config.student}", model.preprocess, plan.data)
+    for data in (plan.data, plan.test, *(each for own in plan.sets for each in (own.data, own.test))):
+        if data is not None:
+            require_kind(f"the student {config.student}", model.preprocess, data)
     if plan.init == "xavier":
         draw_xavier(model.network.plain)
     objective = plan.method.build(_setup(plan, model))
