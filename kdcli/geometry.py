@@ -262,9 +262,8 @@ class EvalGeometry:
         return found if same else replace(found, crop_width=None)
 
     def declared(self, own: Preprocess) -> Preprocess:
-        """The same for a model that is exported, one clip of a sample: timm's nearest to what it has not is a centre
-        crop of that share."""
-        found = replace(self, clips=1).applied(own)
+        """The same for a model that is exported: timm's nearest to what it has not is a centre crop of that share."""
+        found = self.applied(own)
         return found if found.crop_mode in get_args(CropMode) else replace(found, crop_mode="center")
 
     def __str__(self) -> str:

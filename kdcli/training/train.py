@@ -266,6 +266,8 @@ def _kept(runs: Sequence[_Run]) -> KeptPixels | None:
     """What the cache keeps of view 0 as the students see it, where any of them is shown it."""
     plan, renders = runs[0].plan, [Render.of(run.built.model.preprocess) for run in runs]
     trains = plan.rule.recorded and plan.rule.cached == 0
+    if trains:
+        renders = [render.single for render in renders]
     if plan.recording is None or not (trains or plan.test or plan.validation):
         return None
     return KeptPixels.find(plan.recording.cache, renders)
