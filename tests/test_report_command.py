@@ -252,8 +252,10 @@ def test_confusion_and_gains_by_class_are_those_of_sklearn(place: Place, tmp_pat
 def test_multiply_adds_are_those_of_the_layers_one_by_one() -> None:
     import torch
     from timm import create_model
+    from torch.utils.flop_counter import FlopCounterMode
+    from torchvision.models import get_model
 
-    from kdcli.models.properties import operations_of
+    from kdcli.models.properties import cost_of, operations_of
 
     network = create_model("test_resnet", num_classes=7).eval()
     counted = 0
@@ -274,6 +276,16 @@ def test_multiply_adds_are_those_of_the_layers_one_by_one() -> None:
         network(torch.zeros(1, 3, 48, 48))
     assert operations_of("test_resnet", 7, 48) == counted
     assert operations_of("onnx", 7) is None
+    assert cost_of("test_resnet.r160_in1k[size=48]", 7)[1] == counted
+    assert cost_of("test_resnet", 7, 48)[1] == counted
+    assert cost_of("frames:test_resnet[size=5x48x48]", 7)[1] == 5 * counted
+    assert cost_of("frames:test_resnet[size=5x32x32]", 7, 48)[1] == 5 * counted
+    assert cost_of("local-dir:/nowhere", 7) == (None, None)
+    clips = get_model("mc3_18", num_classes=7).eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        clips(torch.zeros(1, 3, 4, 32, 32))
+    parameters = sum(each.numel() for each in clips.parameters())
+    assert cost_of("torchvision/mc3_18[size=4x32x32]", 7) == (parameters, counter.get_total_flops() // 2)
 
 
 # --- refusals ---------------------------------------------------------------------------------

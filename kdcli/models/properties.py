@@ -2,7 +2,9 @@
 
 from typing import Any, Literal
 
-from kdcli.models.grammar import TORCHVISION
+from kdcli.errors import KdError
+from kdcli.models.grammar import FRAMES, TORCHVISION, ModelSpec
+from kdcli.types import Size
 
 Family = Literal["cnn", "transformer", "mlp", "unknown"]
 """P3's types of architecture (Tables 5 and 6): CNN, Trafo, MLP."""
@@ -89,13 +91,40 @@ def parameters_of(architecture: str, classes: int) -> int | None:
     return None if network is None else count_parameters(network)
 
 
-def operations_of(architecture: str, classes: int, size: int | None = None) -> int | None:
+def cost_of(model: str, classes: int, side: int | None = None) -> tuple[int | None, int | None]:
+    """Parameters, and multiply-adds of the forward of one sample, of a model by its string.
+
+    Args:
+        model: as a student is named; ``frames:`` counts all frames of a clip.
+        classes: of its classifier.
+        side: of its images in pixels; default: what the string tells, or its own.
+
+    Returns:
+        None for what its name tells nothing about.
+    """
+    from kdcli.models.frames import DEFAULT_FRAMES
+
+    try:
+        spec, frames = ModelSpec.parse(model), 1
+        size: Size | None = (side, side) if side is not None else spec.size
+        if spec.kind == FRAMES:
+            frames = spec.size[0] if spec.size is not None and len(spec.size) == 3 else DEFAULT_FRAMES
+            spec, size = ModelSpec.parse(spec.name), None if size is None else size[-2:]
+    except KdError:  # a name of another machine
+        return None, None
+    architecture = spec.name.partition(".")[0] if spec.kind == "timm" else str(spec.bare)
+    operations = operations_of(architecture, classes, size)
+    return parameters_of(architecture, classes), None if operations is None else frames * operations
+
+
+def operations_of(architecture: str, classes: int, size: int | Size | None = None) -> int | None:
     """Multiply-adds of one image's forward: what papers call FLOPs (a ResNet-50 at 224 pixels has 4.1 G).
 
     Args:
         architecture: see :func:`family_of`.
         classes: of its classifier.
-        size: side of the image in pixels; default: the architecture's own.
+        size: side of the image in pixels, or its height and width, or a clip's frames, height and width; default: the
+            architecture's own.
 
     Returns:
         None for what no architecture tells, or one that cannot be run without memory or at this size.
@@ -103,24 +132,29 @@ def operations_of(architecture: str, classes: int, size: int | None = None) -> i
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
+    if isinstance(size, int):
+        size = size, size
     try:
         network = _without_memory(architecture, classes, size)
     except (TypeError, AssertionError):  # its size is fixed
         return None
     if network is None:
         return None
-    configuration = getattr(network, "default_cfg", {})
-    side = size or configuration.get("input_size", (3, 224, 224))[-1]
+    shape = size or tuple(getattr(network, "default_cfg", {}).get("input_size", (3, 224, 224))[1:])
+    if architecture.startswith(TORCHVISION):
+        from kdcli.models.torchvision_models import TorchvisionArchitecture
+
+        shape = TorchvisionArchitecture(ModelSpec.parse(architecture)).preprocess(size).size
     network.eval()
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            network(torch.empty(1, 3, side, side, device="meta"))
+            network(torch.empty(1, 3, *shape, device="meta"))
     except (RuntimeError, AssertionError):  # an operation without a meta kernel, a fixed size
         return None
     return int(counter.get_total_flops()) // 2
 
 
-def _without_memory(architecture: str, classes: int, size: int | None) -> Any:
+def _without_memory(architecture: str, classes: int, size: Size | None) -> Any:
     """The network on torch's meta device; None where the name says nothing about what is in it."""
     import torch
     from timm import create_model

@@ -9,7 +9,7 @@ from typing import Any
 from kdcli.errors import ConfigError
 from kdcli.metrics.intervals import of_seeds
 from kdcli.models.folder import WEIGHTS_FILE
-from kdcli.models.properties import operations_of, parameters_of
+from kdcli.models.properties import cost_of
 from kdcli.options.fields import StepConfig
 from kdcli.options.resolving import command_line
 from kdcli.registry import METHODS
@@ -206,17 +206,10 @@ def _cost(run: Run) -> tuple[int | None, int | None]:
     architecture = architecture_of(run)
     classes = _classes(run)
     size = run.identity.get("image_size") or run.config.get("image_size")
-    return _cost_of(architecture, classes, int(size) if size else None)
+    return _known_cost(architecture, classes, int(size) if size else None)
 
 
-@cache
-def _cost_of(architecture: str, classes: int, size: int | None) -> tuple[int | None, int | None]:
-    name = (
-        architecture.partition(".")[0]
-        if "/" not in architecture and ":" not in architecture
-        else architecture
-    )
-    return parameters_of(name, classes), operations_of(name, classes, size)
+_known_cost = cache(cost_of)
 
 
 # --- repeats ----------------------------------------------------------------------------------
