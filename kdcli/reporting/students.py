@@ -72,7 +72,7 @@ def students_section(runs: Sequence[Run], title: str, name: str) -> Section:
             parts.append(Notes((f"The chart shows the best {MOST_ROWS}; {left} more are in the table.",)))
     cost = charts.accuracy_against_cost(
         [
-            Costed(architecture_of(run), run.method, top1_of(run) or 0.0, *_cost(run))
+            Costed(architecture_of(run).partition("[")[0], run.method, top1_of(run) or 0.0, *_cost(run))
             for run in known
         ],
         f"{name}-cost",
