@@ -17,6 +17,7 @@ from lab.settings import RECIPES
 
 PASSED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 _SERVE = (sys.executable, "-c", "from lab.lanes import serve; serve()")
+_BEGUN = "begun"
 _OPENED = (
     "torch", "torchvision", "timm", "kdcli.extract.extract", "kdcli.verbs.training", "kdcli.verbs.steps",
     "kdcli.probing.probe", "kdcli.ranking.answer",
@@ -44,10 +45,13 @@ class Lane:
         try:
             self._server.stdin.write(json.dumps([list(words), str(output)]) + "\n")
             self._server.stdin.flush()
-            self._command = int(self._server.stdout.readline())
-            if self._sent:
-                os.kill(self._command, self._sent)
-            returned = int(self._server.stdout.readline())
+            word, number = self._server.stdout.readline().split()
+            if word == _BEGUN:
+                self._command = int(number)
+                if self._sent:
+                    os.kill(self._command, self._sent)
+                _, number = self._server.stdout.readline().split()
+            returned = int(number)
         except (BrokenPipeError, ValueError):  # it has ended: killed, or a library did not open
             returned = self._server.wait() or 1
         self._command = 0
@@ -79,14 +83,14 @@ def serve() -> None:
         process = os.fork()
         if not process:
             _run(words, output)
-        print(process, flush=True)
-        print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
+        print("ended", os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
 
 
 def _run(words: list[str], output: str) -> NoReturn:
     for number in PASSED:
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    print(_BEGUN, os.getpid(), flush=True)  # not before: until here signals to it are lost
     for fd, name, mode in ((0, os.devnull, os.O_RDONLY), (1, output, os.O_WRONLY | os.O_CREAT)):
         os.dup2(os.open(name, mode), fd)
     kd(words)
