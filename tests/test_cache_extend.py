@@ -37,6 +37,7 @@ class Pictures:
     class_names: tuple[str, ...] | None = NAMES
     location: str = "folder/pictures"
     changed: str = ""
+    clips: bool = False
 
     def __post_init__(self) -> None:
         self.keys = KeyTable.from_strings(f"k{number:05d}" for number in self.numbers)
