@@ -83,12 +83,15 @@ def test_killed_at_any_step_it_goes_on_bit_by_bit(
         return server.wait(pid, 120)
 
     assert run("whole") == 0, (tmp_path / "err").read_text()
+    codes: list[int] = []
     steps, draw = int((tmp_path / "log").read_text()), random.Random(23)
     for kill_at in sorted(draw.randrange(steps // 4, steps) for _ in range(KILLS)):
         name = f"killed{kill_at}"
-        assert run(name, kill_at) == -9, kill_at
+        codes.append(run(name, kill_at))  # how many steps there are depends on how fast it is
         assert run(name) == 0, (tmp_path / "err").read_text()
         assert result(tmp_path / name) == result(tmp_path / "whole"), kill_at
+    assert -9 in codes
+    assert set(codes) <= {-9, 0}
     assert result(tmp_path / "whole")
     assert "Traceback" not in (tmp_path / "err").read_text()
 

@@ -154,7 +154,7 @@ def test_a_table_gives_parts_of_videos(tmp_path: Path) -> None:
     np.testing.assert_array_equal(shown(clips[1], (0,))[0], frames[5])
     assert data.image(2).size == (3 * 48, 32)
     for text, reason in (
-        ("path,begin,until,label\na.mkv,2,1,run\n", "ends (1 s) before"),
+        ("path,begin,until,label\na.mkv,2,1,run\n", "ends (1 s) no later"),
         ("path,begin,until,label\na.mkv,x,1,run\n", "'x' is no time"),
         ("path,begin,until,label\na.mkv,nan,1,run\n", "is no time"),
     ):
