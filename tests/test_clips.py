@@ -195,6 +195,30 @@ def test_networks_of_clips_give_what_torchvision_gives(name: str, size: tuple[in
     assert open_model(f"torchvision/{name}", weights="random").preprocess.frames in (16, 64)
 
 
+@pytest.mark.parametrize(("name", "size"), [("swin3d_t", (8, 64, 96)), ("mvit_v2_s", (16, 224, 224))])
+def test_transformers_of_clips_give_what_torchvision_gives(name: str, size: tuple[int, int, int]) -> None:
+    torch.manual_seed(0)
+    model = open_model(f"torchvision/{name}", weights="random", num_classes=5, image_size=size)
+    torch.manual_seed(0)
+    plain = get_model(name, num_classes=5).eval()
+    clip, gone = torch.randn(1, 3, *size), []
+    tap, layer = ("features.6", plain.features[6]) if name == "swin3d_t" else ("blocks.15", plain.blocks[15])
+    layer.register_forward_hook(lambda _module, _inputs, output: gone.append(output))
+    with torch.no_grad():
+        found = model.network.outputs(clip, ["logits", "features", MAPS + tap])
+        torch.testing.assert_close(found["logits"], plain(clip))
+        if name == "swin3d_t":  # frames, height, width, channels
+            wanted, features = gone[0].movedim(-1, 1), plain.norm(gone[0]).mean((1, 2, 3))
+        else:  # a class token, then frames, rows and columns
+            tokens, grid = gone[0]
+            wanted = tokens[:, 1:].transpose(1, 2).unflatten(2, grid)
+            features = plain.norm(tokens)[:, 0]
+    torch.testing.assert_close(found[MAPS + tap], wanted)
+    torch.testing.assert_close(found["features"], features, rtol=1e-4, atol=1e-5)
+    assert found[MAPS + tap].shape[2:] == ((4, 2, 3) if name == "swin3d_t" else (8, 7, 7))
+    assert open_model(f"torchvision/{name}", weights="random").preprocess.frames in (16, 32)
+
+
 def test_boxes_of_clip_networks_are_those_of_torchvisions_presets() -> None:
     for name in ("r3d_18", "s3d", "mvit_v2_s", "swin3d_t"):
         preset = get_model_weights(name).DEFAULT.transforms()

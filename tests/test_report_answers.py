@@ -1,6 +1,7 @@
 """What a report says first, and what it shows of images: budgets, intervals, answers, thumbnails, phones."""
 
 import html
+import io
 import json
 import re
 import shutil
@@ -339,6 +340,11 @@ def test_a_thumbnail_is_small_whatever_the_image() -> None:
     assert len(thumb.jpeg) <= 6000
     assert not thumb.enlarged
     assert thumbnail(Image.fromarray(noise[:8, :8])).enlarged
+    frames = thumbnail(Image.fromarray(noise[:500]))  # of a clip, three in a row: each as large as an image
+    assert (thumb.wide, frames.wide) == (False, True)
+    assert len(frames.jpeg) <= 6000
+    with Image.open(io.BytesIO(frames.jpeg)) as image:
+        assert image.size == (336, 105)
 
 
 # --- the page ---------------------------------------------------------------------------------

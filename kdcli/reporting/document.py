@@ -193,6 +193,7 @@ class Picture:
         place: what a person calls the image.
         said: by the models.
         pixelated: whether it is a small image that is shown enlarged.
+        wide: whether it is more than twice as wide as high, as the frames of a clip are.
     """
 
     jpeg: bytes
@@ -200,6 +201,7 @@ class Picture:
     place: str
     said: tuple[Said, ...] = ()
     pixelated: bool = False
+    wide: bool = False
 
 
 @final

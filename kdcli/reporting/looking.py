@@ -192,16 +192,16 @@ def _drawn(count: int, config: ReportConfig) -> Int64[np.ndarray, " m"]:
 
 
 def thumbnail(image: Image.Image) -> Thumb:
-    """A small JPEG of an image, of at most :data:`_BYTES`."""
+    """A small JPEG of an image, of at most :data:`_BYTES`; of the frames of a clip, side by side, each as large."""
     small = image.convert("RGB")
-    enlarged = max(small.size) <= _SIDE // 2
-    small.thumbnail((_SIDE, _SIDE))
+    enlarged, wide = max(small.size) <= _SIDE // 2, small.width > 2 * small.height
+    small.thumbnail((3 * _SIDE if wide else _SIDE, _SIDE))
     for quality in (82, 60, 40, 20):
         buffer = io.BytesIO()
         small.save(buffer, "JPEG", quality=quality, optimize=True)
         if buffer.tell() <= _BYTES:
             break
-    return Thumb(buffer.getvalue(), enlarged)
+    return Thumb(buffer.getvalue(), enlarged, wide)
 
 
 # --- answers ----------------------------------------------------------------------------------

@@ -31,10 +31,17 @@ class Answers:
 @final
 @dataclass(frozen=True, slots=True)
 class Thumb:
-    """A small JPEG of an image; ``enlarged`` where the image has fewer pixels than it is shown with."""
+    """A small JPEG of an image.
+
+    Attributes:
+        jpeg: its bytes.
+        enlarged: whether the image has fewer pixels than it is shown with.
+        wide: whether it is more than twice as wide as high.
+    """
 
     jpeg: bytes
     enlarged: bool
+    wide: bool = False
 
 
 @final

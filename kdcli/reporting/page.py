@@ -157,7 +157,7 @@ def _picture(picture: Picture) -> Html:
                 class_="pixelated" if picture.pixelated else None),
         element("p", picture.truth) if picture.truth else None,
         element("ul", *lines) if lines else None,
-        class_="picture",
+        class_="picture film" if picture.wide else "picture",
     )  # fmt: skip
 
 

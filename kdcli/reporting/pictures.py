@@ -108,7 +108,7 @@ def _picture(look: Look, row: int, models: Sequence[str], truth: str) -> Picture
                 Said(short(model), f"{short(readable(answer))} {100 * own.confidence[row]:.0f} %", right)
             )
     thumb = look.thumbs[row]
-    return Picture(thumb.jpeg, truth, look.places[row], tuple(said), thumb.enlarged)
+    return Picture(thumb.jpeg, truth, look.places[row], tuple(said), thumb.enlarged, thumb.wide)
 
 
 def _right_and_wrong(look: Look) -> Gallery | None:

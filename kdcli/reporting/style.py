@@ -69,10 +69,12 @@ figure > svg.phone { display: none; }
 .picture img { display: block; width: 4.5rem; height: 4.5rem; object-fit: contain; background: var(--wash); }
 .wide .picture { display: grid; grid-template: auto 1fr / 5.5rem 1fr; gap: 0 .6rem; }
 .wide .picture img { width: 5.5rem; height: 5.5rem; grid-row: 1 / 3; }
+.wide .picture.film { display: block; }
+.gallery .film img { width: 13.5rem; max-width: 100%; height: auto; }
 .picture img.pixelated { image-rendering: pixelated; }
 .picture p { margin: 0; font-weight: 600; overflow-wrap: anywhere; }
 .picture ul { margin: 0; padding: 0; list-style: none; }
-.row:not(.wide) .picture { max-width: 7rem; }
+.row:not(.wide) .picture:not(.film) { max-width: 7rem; }
 .picture li { overflow-wrap: anywhere; }
 .picture .model { color: var(--soft); }
 .picture .model::after { content: ": "; }

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from kdcli.cache.cacheset import CacheSet, only_location
+from kdcli.data.sizes import require_kind
 from kdcli.data.sources import open_data
 from kdcli.data.views import ViewSet
 from kdcli.errors import CacheMissingError, KdError, UsageError
@@ -37,9 +38,10 @@ Item: TypeAlias = dict[str, Any]
 class CachedImages(Dataset[Item]):
     """Images with their labels and what teachers gave for the same view of them.
 
-    An item is ``{"image": [3, h, w], "label", "index", "teacher": {NAME: {ARRAY: [...]}}}``; where views are mixed with
-    other images also ``"mixed_label"`` (-1: none) and ``"own_share"``. Epoch e shows view 1 + e mod K of the K cached
-    training views, or view 0 where there are none; :meth:`set_epoch` says which epoch it is, also to running workers.
+    An item is ``{"image": [3, h, w], "label", "index", "teacher": {NAME: {ARRAY: [...]}}}``, of clips [3, t, h, w];
+    where views are mixed with other images also ``"mixed_label"`` (-1: none) and ``"own_share"``. Epoch e shows view
+    1 + e mod K of the K cached training views, or view 0 where there are none; :meth:`set_epoch` says which epoch it
+    is, also to running workers.
 
     Args:
         caches: what is cached.
@@ -64,6 +66,7 @@ class CachedImages(Dataset[Item]):
     ) -> None:
         self.preprocess = _preprocess(student)
         self.data = open_data(_location(caches) if data is None else data)
+        require_kind("the student", self.preprocess, self.data)
         # The feed compares the bytes as it decodes them.
         rows = caches.rows_of(self.data, check_content=False)
         views = ViewSet.from_document(caches.views_of(rows))
