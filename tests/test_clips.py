@@ -17,7 +17,9 @@ from torchvision.transforms import functional
 
 from kdcli.cache.cacheset import CacheSet
 from kdcli.data.sources import open_data
+from kdcli.errors import UsageError
 from kdcli.geometry import Render
+from kdcli.models.layers import as_map
 from kdcli.models.spec import ModelSpec, open_model
 from kdcli.models.torchvision_models import TorchvisionArchitecture
 from kdcli.outputs import MAPS
@@ -175,7 +177,13 @@ def test_a_clip_that_cannot_be_read_is_a_bad_image(
 
 @pytest.mark.parametrize(
     ("name", "size"),
-    [("r3d_18", (4, 32, 32)), ("mc3_18", (4, 32, 32)), ("r2plus1d_18", (4, 32, 32)), ("s3d", (16, 224, 224))],
+    [
+        ("r3d_18", (4, 32, 32)),
+        ("r3d_18", (16, 32, 32)),
+        ("mc3_18", (4, 32, 32)),
+        ("r2plus1d_18", (4, 32, 32)),
+        ("s3d", (16, 224, 224)),
+    ],
 )
 def test_networks_of_clips_give_what_torchvision_gives(name: str, size: tuple[int, int, int]) -> None:
     torch.manual_seed(0)
@@ -217,6 +225,15 @@ def test_transformers_of_clips_give_what_torchvision_gives(name: str, size: tupl
     torch.testing.assert_close(found["features"], features, rtol=1e-4, atol=1e-5)
     assert found[MAPS + tap].shape[2:] == ((4, 2, 3) if name == "swin3d_t" else (8, 7, 7))
     assert open_model(f"torchvision/{name}", weights="random").preprocess.frames in (16, 32)
+
+
+def test_a_map_of_as_many_frames_as_rows_is_told_by_its_channels() -> None:
+    """No clip has as many frames as a map has channels, so what is longer is no time."""
+    clip, front = torch.zeros(1, 3, 16, 32, 32), torch.arange(96 * 8.0).reshape(1, 96, 2, 2, 2)
+    for given in (front, front.movedim(1, -1)):
+        torch.testing.assert_close(as_map("a", [given], clip, None), front)
+    with pytest.raises(UsageError, match="height and width cannot be told"):
+        as_map("a", [front[:, :2]], clip, None)
 
 
 def test_boxes_of_clip_networks_are_those_of_torchvisions_presets() -> None:

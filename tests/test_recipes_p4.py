@@ -205,14 +205,15 @@ def test_the_claims_of_the_text_follow_from_the_printed_tables() -> None:
         }
         for name in ("P4-2", "P4-3")
     }
-    found = p4.claims(as_measured)
+    tuples = {"t1": SETS, "t2": SETS}
+    found = p4.claims(as_measured, tuples)
     assert {row for row, _ in found} == set(tables["P4-T"].rows)
     for (row, column), value in found.items():
         printed = tables["P4-T"].value(row, column)
         assert printed is not None
         assert value == pytest.approx(printed, abs=0.05 if printed in (3.4, 6.1) else 0.5)
     del as_measured["P4-3"]["multi-head", "sketch/acc1"]
-    assert p4.claims(as_measured) == {}
+    assert p4.claims(as_measured, tuples) == {}
 
 
 def test_each_level_has_its_coefficient() -> None:

@@ -70,6 +70,9 @@ def as_map(
         _in_proportion(second, third, images),
         _in_proportion(first, second, images),
     )
+    if images.ndim == 5:  # frames come behind the channels, or before the places: no more than the clip has
+        channels_first = channels_first and output.shape[2] <= images.shape[2]
+        channels_last = channels_last and output.shape[1] <= images.shape[2]
     if channels_first != channels_last:
         behind = channels_last
     if behind is None or not (channels_first or channels_last):

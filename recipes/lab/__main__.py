@@ -28,7 +28,7 @@ from lab.settings import RECIPES, given_settings, pairs, read_settings
 from lab.steps import Lab
 from lab.tables import Printed, cells, read_printed, require_table, text_rows
 
-PAPERS = {"p1": p1, "p2": p2, "p3": p3, "p4": p4}
+PAPERS = {"p1": p1, "p2": p2, "p3": p3, "p4": p4, "p4-video": p4}
 """A paper's module has ``steps(lab)``, ``measured(lab)`` and ``networks(settings)``."""
 
 

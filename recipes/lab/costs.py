@@ -83,17 +83,19 @@ class _Weights:
 
     def spec(self, model: StandIn) -> str:
         """A model string that opens."""
-        path = self._folder / f"{model.architecture.replace('/', '-')}-{model.classes}.safetensors"
+        architecture, bracket, told = model.architecture.partition("[")
+        path = self._folder / f"{architecture.replace('/', '-')}-{model.classes}.safetensors"
         if not path.exists():
             own = {} if model.classes is None else {"num_classes": model.classes}
-            name = model.architecture.removeprefix("torchvision/")
-            make: Any = timm.create_model if name == model.architecture else get_model
+            plain = architecture.removeprefix("frames:")
+            name = plain.removeprefix("torchvision/")
+            make: Any = timm.create_model if name == plain else get_model
             with torch.device("meta"), warnings.catch_warnings(action="ignore", category=FutureWarning):
                 shapes = make(
                     name, **own
                 ).state_dict()  # GoogLeNet's warns of an initialisation that none takes
             _write_zeros(shapes, path)
-        return f"{model.architecture}@{path}"
+        return f"{architecture}@{path}{bracket}{told}"
 
 
 _DTYPES = {torch.float32: "F32", torch.int64: "I64", torch.bool: "BOOL"}

@@ -1,6 +1,7 @@
 """Images that are drawn when they are asked for, so that a recipe can be run and planned without data.
 
-``lab.images:DRAWN/NAME/TRAINxTESTxCLASSES`` has TRAIN and TEST images of so many classes, each a colour of its own.
+``lab.images:DRAWN/NAME/TRAINxTESTxCLASSES`` has TRAIN and TEST images of so many classes, each a colour of its own;
+``TRAINxTESTxCLASSESxFRAMES`` has clips of so many frames.
 """
 
 import zlib
@@ -19,9 +20,13 @@ from kdcli.data.base import (
     pick_task,
     split_and_row,
 )
+from kdcli.data.clips import open_clip, pack_frames
+from kdcli.data.photos import Picture
 from kdcli.errors import UsageError
+from kdcli.types import DecodeMode
 
 SIDE = 48
+_FORM = "lab.images:DRAWN/NAME/TRAINxTESTxCLASSES, of clips TRAINxTESTxCLASSESxFRAMES"
 
 
 @final
@@ -32,10 +37,12 @@ class Drawn(ImageSource):
         text: what opens it again, without modifiers.
         counts: images of each split.
         classes: how many.
+        frames: of each clip; 0: they are images.
     """
 
-    def __init__(self, text: str, counts: dict[str, int], classes: int) -> None:
-        self._text, self._counts, self._classes = text, counts, classes
+    def __init__(self, text: str, counts: dict[str, int], classes: int, frames: int = 0) -> None:
+        self._text, self._counts, self._classes, self._frames = text, counts, classes, frames
+        self.clips = bool(frames)
 
     @property
     def text(self) -> str:
@@ -50,34 +57,44 @@ class Drawn(ImageSource):
         return numbered_listing(rows, labels, split, tuple(map(str, range(self._classes))), self._text)
 
     def encoded(self, key: str) -> bytes:
-        """A bitmap."""
+        """A bitmap, or those of all frames."""
         label = split_and_row(key)[1] % self._classes
         seed = zlib.crc32(f"{self._text}/{key}".encode())
         colour = np.random.Generator(np.random.Philox(label)).uniform(40, 215, 3)
         random = np.random.Generator(np.random.Philox(seed))
         own = colour + random.normal(0, 50, 3)  # classes overlap, or all scores would be equal
-        noise = random.normal(0, 20, (SIDE, SIDE, 3))
-        file = BytesIO()
-        Image.fromarray((own + noise).clip(0, 255).astype(np.uint8)).save(file, "PPM")
-        return file.getvalue()
+        bitmaps = [_bitmap(own + random.normal(0, 20, (SIDE, SIDE, 3))) for _ in range(self._frames or 1)]
+        return pack_frames(bitmaps) if self.clips else bitmaps[0]
+
+    def decode(self, key: str, encoded: bytes) -> Image.Image:
+        """See :meth:`ImageSource.decode`."""
+        return open_clip(encoded, key).strip() if self.clips else super().decode(key, encoded)
+
+    def picture(self, key: str, encoded: bytes, how: DecodeMode) -> Picture:
+        """See :meth:`ImageSource.picture`."""
+        return open_clip(encoded, key) if self.clips else super().picture(key, encoded, how)
 
 
-def drawn(name: str, train: int, test: int, classes: int) -> str:
-    """The source string of such a data set."""
-    return f"lab.images:DRAWN/{name}/{train}x{test}x{classes}"
+def _bitmap(pixels: np.ndarray) -> bytes:
+    file = BytesIO()
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(file, "PPM")
+    return file.getvalue()
+
+
+def drawn(name: str, train: int, test: int, classes: int, frames: int = 0) -> str:
+    """The source string of such a data set; with frames, of clips."""
+    return f"lab.images:DRAWN/{name}/{train}x{test}x{classes}" + (f"x{frames}" if frames else "")
 
 
 def _open(opening: Opening) -> Drawn:
     name, _, sizes = opening.rest.partition("/")
     numbers = sizes.split("x")
-    if len(numbers) != 3 or not all(number.isdigit() for number in numbers):
-        raise UsageError(f"'{opening.rest}' says no sizes", "lab.images:DRAWN/NAME/TRAINxTESTxCLASSES")
-    train, test, classes = map(int, numbers)
+    if len(numbers) not in (3, 4) or not all(number.isdigit() for number in numbers):
+        raise UsageError(f"'{opening.rest}' says no sizes", _FORM)
+    train, test, classes, *frames = map(int, numbers)
     if not classes and train + test:
-        raise UsageError(
-            f"'{opening.rest}' has images of no class", "lab.images:DRAWN/NAME/TRAINxTESTxCLASSES"
-        )
-    return Drawn(f"{opening.scheme}/{name}/{sizes}", {"train": train, "test": test}, classes)
+        raise UsageError(f"'{opening.rest}' has images of no class", _FORM)
+    return Drawn(f"{opening.scheme}/{name}/{sizes}", {"train": train, "test": test}, classes, *frames)
 
 
-DRAWN = SourceKind("images that are drawn, NAME/TRAINxTESTxCLASSES", _open)
+DRAWN = SourceKind("images or clips that are drawn, NAME/TRAINxTESTxCLASSES[xFRAMES]", _open)

@@ -1,5 +1,7 @@
 """P4, Multi-Level Feature Distillation of Joint Teachers: tuples of data sets and networks, students and tables.
 
+Two recipes are made by it: ``p4`` (its T1 and T2, of images) and ``p4-video`` (V1 and V2, of clips, which are ours).
+
 TUPLE/seedS/expert/DATA        the data-set-specific model: a teacher of the joint ones, and the first baseline
 TUPLE/seedS/multi-head, ...    the baselines of all data sets at once
 TUPLE/seedS/cache/DATA-SPLIT-N what the teachers say of a part of a data set; N counts networks of equal taps
@@ -7,8 +9,7 @@ TUPLE/seedS/joint/L1 ... L4    joint teachers; those that students learn from wr
 TUPLE/seedS/students/DATA      students of the joint teachers, over one stream of images
 TUPLE/seedS/report             curves of all of them, Figs. 2 to 4
 
-Another tuple (of other data sets, or of clips) is an entry of ``tuples``, ``levels`` and ``TABLES``, and its settings
-``TUPLE.*``.
+Another tuple is an entry of ``tuples``, ``levels`` and ``TABLES``, and its settings ``TUPLE.*``.
 """
 
 import json
@@ -22,15 +23,18 @@ from lab.settings import Settings
 from lab.steps import Lab, StandIn, Step, words
 from lab.tables import MEAN, Measured
 
-TABLES: Final = {"t1": ("P4-2", "P4-F2"), "t2": ("P4-3", "P4-F3")}
-"""Of each tuple: its accuracies and its curves."""
+TABLES: Final = {
+    "t1": ("P4-2", "P4-F2", "P4-T"),
+    "t2": ("P4-3", "P4-F3", "P4-T"),
+    "v1": ("P4-VIDEO-1", "P4-VIDEO-F1", "P4-VIDEO-T"),
+    "v2": ("P4-VIDEO-2", "P4-VIDEO-F2", "P4-VIDEO-T"),
+}
+"""Of each tuple: its accuracies, its curves, and what is said of it and the recipe's other tuples together."""
 ABLATION, ABLATION_CURVES, ABLATED = "P4-4", "P4-F4", "t1"
 SPECIFIC = "dataset-specific"
 ACCURACIES = {"top1": "acc1", "top5": "acc5"}
-SETS = ("cifar100", "tinyimagenet", "sketch")
-COLUMNS = tuple((tables[0], f"{data}/acc1") for tables in TABLES.values() for data in SETS)
 CLAIMED = (SPECIFIC, "multi-head", "joint-head", "student/L1", "student/L2", "joint/L2")
-"""What the text compares, and where: both tables' columns of top-1."""
+"""What the text compares: the top-1 of all tuples."""
 Rows = dict[tuple[str, str], float]
 
 
@@ -55,27 +59,26 @@ def measured(lab: Lab) -> Measured:
         table: {cell: sum(values) / len(values) for cell, values in cells.items()}
         for table, cells in found.items()
     }
-    return {**tables, "P4-T": claims(tables)}
+    tuples = lab.settings.printed("tuples")
+    return {**tables, TABLES[next(iter(tuples))][2]: claims(tables, tuples)}
 
 
-def claims(tables: Measured) -> Rows:
-    """What the text says of the top-1 of both tuples, in points; nothing where one of them is missing."""
-    top1 = {row: [tables.get(table, {}).get((row, column)) for table, column in COLUMNS] for row in CLAIMED}
-    found = {row: [value for value in values if value is not None] for row, values in top1.items()}
-    if any(len(values) < len(COLUMNS) for values in found.values()):
+def claims(tables: Measured, tuples: Mapping[str, Iterable[str]]) -> Rows:
+    """What the text says of the top-1 of all tuples, in points; nothing where one of their data sets is missing."""
+    cells = {name: [(TABLES[name][0], f"{data}/acc1") for data in sets] for name, sets in tuples.items()}
+
+    def top1(row: str, name: str) -> list[float]:
+        return [tables.get(table, {}).get((row, column), math.nan) for table, column in cells[name]]
+
+    def gains(one: str, other: str, *names: str) -> list[float]:
+        pairs = [zip(top1(one, name), top1(other, name), strict=True) for name in names or cells]
+        return [a - b for each in pairs for a, b in each]
+
+    if any(math.isnan(value) for row in CLAIMED for name in cells for value in top1(row, name)):
         return {}
-
-    def gains(one: str, other: str) -> list[float]:
-        return [a - b for a, b in zip(found[one], found[other], strict=True)]
-
-    students = ("student/L1", "student/L2")
+    students, others = ("student/L1", "student/L2"), ("multi-head", "joint-head")
     single = [gain for row in students for gain in gains(row, SPECIFIC)]
-    over = [
-        _mean(gains(row, baseline)[place : place + len(SETS)])
-        for row in students
-        for baseline in ("multi-head", "joint-head")
-        for place in range(0, len(COLUMNS), len(SETS))
-    ]
+    over = [_mean(gains(row, other, name)) for row in students for other in others for name in cells]
     rows = {f"{row} - {SPECIFIC}": _mean(gains(row, SPECIFIC)) for row in students}
     rows["student/L2 - joint/L2"] = _mean(gains("student/L2", "joint/L2"))
     for name, values in ((f"student - {SPECIFIC}", single), ("mean student - other baseline", over)):
@@ -165,6 +168,10 @@ class _Tuple:
         """Model string of a data set's own model: what the user said, or what the recipe trains."""
         return self._given(data) or f"local-dir:{self._runs('expert', data, self.networks[data], 'export')}"
 
+    def _model(self, network: str) -> str:
+        """Its model string, of networks of clips with the size of these."""
+        return str(self.lab.settings["networks"][network].get("model", network))
+
     def _shown(self, data: str) -> tuple[int, int]:
         """Images of an epoch, and of the test after it."""
         images = self.lab.places[data].images
@@ -175,13 +182,15 @@ class _Tuple:
     ) -> tuple[dict[str, Any], dict[Path, str]]:
         """Options of networks of one architecture, Table 1's among them, and their sweep: an engine takes no less."""
         settings, numbers = self.lab.settings, self.lab.settings["networks"][network]
-        arguments = [f"{name}={numbers[name]}" for name in ("drop_path_rate", "drop_rate") if numbers[name]]
+        arguments = [
+            f"{name}={numbers[name]}" for name in ("drop_path_rate", "drop_rate") if numbers.get(name)
+        ]
         path, files = self.lab.sweep(step, students)
         options = {
             **{name: numbers[name] for name in ("lr", "batch_size", "weight_decay")},
             **settings.options("train"),
             **settings.options(self.name),
-            "student": network,
+            "student": self._model(network),
             "model_arg": arguments,
             "seed": self.seed,
             "data_seed": self.seed,
@@ -240,20 +249,20 @@ class _Tuple:
                 self._step("cache", f"{data}-{split}-{number}"),
                 words("cache-teachers", places[data].part(split), cache=self._cache(data, split),
                       teacher=[f"{name}={self._spec(owner)}" for name, owner in names.items()],
-                      teacher_size=settings[f"{self.name}.image_size"], keep=",".join(keep),
+                      teacher_size=settings.group(self.name).get("image_size"), keep=",".join(keep),
                       **settings.options("cache")),
                 needs=tuple(self._step("expert", owner) for owner in owners if self._given(owner) is None),
                 data=(data,), kind="cache", images=images,
                 gmacs=images * sum(settings["gmacs"][name] for name in names),
-                stand_ins={name: StandIn(name, places[owner].classes) for name, owner in names.items()},
+                stand_ins={name: StandIn(self._model(name), places[owner].classes) for name, owner in names.items()},
             )  # fmt: skip
 
     def _joint(self, levels: str) -> Step:
         settings, maps = self.lab.settings, _depth(levels) - 1
         options = settings.options("joint")
         channels = [str(options.pop("map_channels"))] * maps
-        if not maps:
-            del options["space"]
+        for name in ("space", "map_size") if not maps else ():
+            options.pop(name, None)
         passes = options["epochs"] * sum(
             3 * learnt + tested for learnt, tested in map(self._shown, self.networks)
         )
@@ -318,7 +327,7 @@ class _Tuple:
 
     def measured(self) -> Measured:
         """By table: accuracies in percent of the epoch that was kept and of the last one, and curves."""
-        accuracies, curves = TABLES[self.name]
+        accuracies, curves, _ = TABLES[self.name]
         models = [*self._networks(), *self._baselines(), *self._joints()]
         found = {
             accuracies: _cells((model, model.scores) for model in models),

@@ -16,7 +16,7 @@ from lab.settings import Settings, fits
 _TOLERANCE = 0.02  # a share of each class is rounded
 _FIELDS: dict[str, list[Any]] = {
     "source": ["", None], "train": ["", None], "test": ["", None], "where": [""],
-    "images": [{"train": 1, "test": 1}], "classes": [1],
+    "images": [{"train": 1, "test": 1}], "classes": [1], "frames": [1],
 }  # fmt: skip
 """Of a data set, with values of the kinds that they take."""
 
@@ -32,6 +32,7 @@ class DataSet:
         train, test: modifiers that take one part of it; None where the paper needs no such part.
         images: how many each part has, as far as it is known; what ``--cost`` counts with.
         classes: how many there are.
+        frames: of a drawn clip that stands in; 0: samples are images.
         where: what to point to, for messages.
     """
 
@@ -41,6 +42,7 @@ class DataSet:
     test: str | None = "split=test"
     images: Mapping[str, int] = field(default_factory=dict)
     classes: int = 0
+    frames: int = 0
     where: str = ""
 
     def part(self, split: str, *more: str) -> str:
@@ -173,11 +175,13 @@ def _data_set(name: str, fields: Mapping[str, Any]) -> DataSet:
     if wrong:
         raise ConfigError(
             f"data set '{name}': its {wrong[0]} cannot be {json.dumps(fields[wrong[0]])}",
-            "source, train, test and where are texts, classes is a number, images is {train: NUMBER, test: NUMBER}.",
+            "source, train, test, where are texts, classes and frames numbers, images {train: NUMBER, test: NUMBER}.",
         )
     return DataSet(name, **fields)
 
 
 def _drawn(data: DataSet) -> DataSet:
-    source = drawn(data.name, data.images.get("train", 0), data.images.get("test", 0), data.classes)
-    return DataSet(data.name, source, images=data.images, classes=data.classes)
+    counts = (data.images.get("train", 0), data.images.get("test", 0), data.classes, data.frames)
+    return DataSet(
+        data.name, drawn(data.name, *counts), images=data.images, classes=data.classes, frames=data.frames
+    )
