@@ -15,6 +15,8 @@ from kdcli.types import CropMode, EvalMode, Interpolation, Preprocess, Sides, Si
 
 LEAST_CROP: Final = 0.05
 """The least share of an image that is shown; timm's models say 0.875 to 1.15. An image is resized to 1 / share."""
+MOST_CLIPS: Final = 100
+"""Of a video in view 0."""
 USAGE: Final = (
     f"Use own (each model its own), shared or shared:CROP with CROP from {LEAST_CROP} to 1, or whole; of "
     "several clips of each video +clips:N behind it, or clips:N alone."

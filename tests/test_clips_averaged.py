@@ -1,5 +1,6 @@
 """Several clips of a video in view 0, and maps pooled over time: against own decodes and forwards."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 from torchvision.models import get_model
 
 from kdcli.cache.cacheset import CacheSet
+from kdcli.cache.provenance import canonical_sha256
 from kdcli.data.drawing import show
 from kdcli.data.sources import open_data
 from kdcli.data.views import Render, ViewSet
@@ -213,3 +215,16 @@ def test_a_student_of_view_0_is_trained_on_one_clip_and_tested_on_as_many(
     assert followed.json["test"]["top1"] == accuracy(model, clips, CLIPS)
     alone = kd(*student, "--out", "single", "--eval-geometry", "own", "--json").passed()
     assert alone.json["test"]["top1"] == accuracy(model, clips, 1)
+
+
+def test_a_foreign_record_of_impossibly_many_clips_is_refused(
+    kd: Callable[..., Shell], clips: Path, model: str, tmp_path: Path
+) -> None:
+    kd("cache-teachers", f"video/{clips}", "--cache", "c.kd", "--teacher", f"a={model}").passed()
+    file = tmp_path / "c.kd/teachers/a/teacher.json"
+    record = json.loads(file.read_text())
+    for count in (0, 10**9, -1, 101):
+        record["declared_preprocess"]["clips"] = count
+        record["sha256"] = canonical_sha256({key: value for key, value in record.items() if key != "sha256"})
+        file.write_text(json.dumps(record))
+        kd("cache", "info", "c.kd").refused(22, "clips")

@@ -1,7 +1,7 @@
 """Perceptual hashes of images: 64 or 256 bits that a re-encoded or resized copy hardly changes."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import final
 
@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Int64, UInt64
 from PIL import Image
 
+from kdcli.data.clips import Clip
 from kdcli.data.decode import pixels_digest
 from kdcli.data.each import look_at_each
 from kdcli.data.sources import ImageData
@@ -104,4 +105,9 @@ def fingerprints(data: ImageData, bits: int, workers: int | None) -> Fingerprint
 
 
 def _fingerprint(data: ImageData, row: int, bits: int) -> Fingerprint:
+    picture = data.picture(row, data.encoded(row), "exact")
+    if isinstance(
+        picture, Clip
+    ):  # its first, middle and last frame are like another's; it is another's by all frames
+        return replace(fingerprint(picture.strip(), bits), pixels=picture.digest())
     return fingerprint(data.image(row), bits)

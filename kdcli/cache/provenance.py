@@ -17,7 +17,7 @@ from kdcli.cache.pixels import PIXEL_TOLERANCE, pixel_drift
 from kdcli.console import console
 from kdcli.documents import from_document, shaped
 from kdcli.errors import Advice, CorruptError, IdentityError, NotFoundError, nearest
-from kdcli.geometry import LEAST_CROP
+from kdcli.geometry import LEAST_CROP, MOST_CLIPS
 from kdcli.outputs import PIXELS, STATS, Output
 from kdcli.types import AmpName, Difference, FloatName, Preprocess, differences
 
@@ -100,8 +100,7 @@ class ArraySpec:
     @property
     def fill(self) -> float | int:
         """What stands where nothing was written: NaN for floats, the largest value for integers."""
-        kind = np.dtype(self.dtype)
-        return float("nan") if kind.kind == "f" else int(np.iinfo(kind).max)
+        return float("nan") if "f" in self.dtype else int(np.iinfo(self.dtype).max)
 
 
 class _StoredArray(BaseModel, extra="forbid"):
@@ -169,9 +168,8 @@ class OutputRecord(BaseModel):
             raise ValueError(f"arrays: {self.kind} keeps {', '.join(declared)}, not {', '.join(self.arrays)}")
         for name, array in self.arrays.items():
             (axes, types), shape = declared[name], list(array["row_shape"])
-            grid = [self.pool] * 2
-            if self.pool_time:
-                grid, axes = [self.pool_time, *grid], axes + 1
+            grid = [self.pool_time] * bool(self.pool_time) + [self.pool] * 2
+            axes += bool(self.pool_time)
             wrong = (self.top_k and shape != [self.top_k]) or (self.pool and shape[-len(grid) :] != grid)
             fits = len(shape) == axes or (axes == 3 and len(shape) == 4)  # of clips there is one of frames
             if array["dtype"] not in types or not fits or wrong:
@@ -223,6 +221,8 @@ def _drawable(document: dict[str, Any]) -> dict[str, Any]:
     found = Preprocess.from_document(document)
     if not all(1 <= side <= 2**14 for side in found.size) or min(found.std) <= 0:
         raise ValueError("size: sides of 1 to 16384 pixels, and std above 0, are possible")
+    if not 1 <= found.clips <= (MOST_CLIPS if found.frames else 1):
+        raise ValueError(f"clips: {found.clips} of a sample are not shown")
     shares = (found.crop_fraction, 1 if found.crop_width is None else found.crop_width)
     if not all(LEAST_CROP <= share < 2 for share in shares):  # timm's VOLO have 1.15
         raise ValueError(f"crop_fraction: {shares[0]} is no share of an image")
@@ -233,7 +233,6 @@ class _Compute(BaseModel, extra="allow"):
     batch_size: int = Field(ge=1, le=2**24)
     device: str = Field(max_length=64)
     threads: int = Field(1, ge=1, le=2**16)
-    tf32: bool = False  # of matrix products alone; now it is a value of ``amp``
     parents: dict[str, Text] = {}
 
 
@@ -242,9 +241,8 @@ class TeacherRecord(BaseModel):
     """What a cache knows of a teacher.
 
     Its identity is :meth:`gate`; ``spec`` is where it was found; ``pooling`` is how its features come of its last
-    map, where that is known (its weights' digest tells one from another); ``compute`` is how it ran, reused by a
-    resume; ``pixels`` are a few rendered pixels that show when another library version draws differently.
-    ``outputs`` is what is kept of it: it may grow, and is no part of the identity.
+    map, where that is known; ``compute`` is how it ran, reused by a resume; ``pixels`` are a few rendered pixels that
+    show when another library version draws differently; ``outputs``, what is kept, may grow.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -371,10 +369,8 @@ class TeacherRecord(BaseModel):
         """
         found = differences(self.gate(), other.gate())
         for kind in self.outputs.keys() & other.outputs.keys():
-            found += differences(
-                {f"keep.{kind}": self.outputs[kind].model_dump(mode="json")},
-                {f"keep.{kind}": other.outputs[kind].model_dump(mode="json")},
-            )
+            old, new = (each.outputs[kind].model_dump(mode="json") for each in (self, other))
+            found += differences(old, new, f"keep.{kind}.")
         alike = self.declared_preprocess == other.declared_preprocess
         drift = pixel_drift(self.pixels, other.pixels) if alike else 0
         if drift > PIXEL_TOLERANCE:
@@ -386,9 +382,8 @@ class TeacherRecord(BaseModel):
                 found,
             )
         if drift:
-            console.warn(
-                f"teacher '{self.name}': this installation draws pixels up to {drift}/255 apart from the recorded ones"
-            )
+            apart = f"this installation draws pixels up to {drift}/255 apart from the recorded ones"
+            console.warn(f"teacher '{self.name}': {apart}")
 
 
 def require_known(names: Iterable[str], known: Collection[str], where: object) -> None:

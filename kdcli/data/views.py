@@ -70,16 +70,12 @@ class ViewSet:
             NotFoundError, ConfigError: see :func:`~kdcli.data.recipes.find_recipe`.
         """
         match = re.fullmatch(r"eval(?:\+train:([1-9][0-9]{0,5}))?", text, re.ASCII)
-        if re.match(r"eval:\d", text):
-            raise UsageError(
-                f"views '{text}': how many clips view 0 shows belongs to how it shows a video",
-                f"Use --eval-geometry clips:{text[5:].partition('+')[0]}, which students and probes have, too.",
-            )
         if not match:
-            raise UsageError(
-                f"views '{text}' are neither eval nor eval+train:K with K of at least 1",
-                "Use --views eval, or --views eval+train:8 for 8 replayable training views.",
-            )
+            clips = re.match(r"eval:(\d+)", text, re.ASCII)
+            hint = "Use --views eval, or --views eval+train:8 for 8 replayable training views."
+            if clips:
+                hint = f"Several clips of a video are shown in view 0 by --eval-geometry clips:{clips[1]}."
+            raise UsageError(f"views '{text}' are neither eval nor eval+train:K with K of at least 1", hint)
         return cls(int(match[1] or 0), recipe, decode)
 
     def __str__(self) -> str:
