@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from kdcli.auditing.hashing import fingerprints
 from kdcli.data.clips import TIME_WORDS, Clip, moments, open_clip, pack_frames, random_span
 from kdcli.data.sources import open_data
 from kdcli.errors import BadDataError
@@ -43,9 +44,9 @@ def video(
     return file.getvalue()
 
 
-def numbered(count: int, width: int = 48, height: int = 32) -> list[np.ndarray]:
+def numbered(count: int, width: int = 48, height: int = 32, seed: int = 0) -> list[np.ndarray]:
     """Frames that differ in every pixel."""
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     return [random.integers(0, 256, (height, width, 3), dtype=np.uint8) for _ in range(count)]
 
 
@@ -213,3 +214,14 @@ def test_moments_lie_in_their_span_in_order(frames: int, count: int, random: lis
         )
     else:
         assert found == [min(start + place, start + span - 1) for place in range(count)]
+
+
+def test_an_audit_tells_clips_apart_by_all_their_frames(tmp_path: Path) -> None:
+    frames = numbered(9)
+    others = [*frames[:2], *numbered(3, seed=1)[1:3], *frames[4:]]
+    for name, content in (("a", frames), ("b", others), ("c", frames)):
+        (tmp_path / "x").mkdir(exist_ok=True)
+        (tmp_path / "x" / f"{name}.mkv").write_bytes(video(content, rate=24 + (name == "c")))
+    found = fingerprints(open_data(f"video/{tmp_path}"), 64, 0)
+    assert found.words[0] == found.words[1] == found.words[2]  # their first, middle and last frames are equal
+    assert found.pixels[0] == found.pixels[2] != found.pixels[1]
