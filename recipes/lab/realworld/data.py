@@ -69,7 +69,7 @@ class Images:
         return _joined("sklearn/digits", f"split={split}", *more)
 
     def clips(self, world: str, split: str, *more: str) -> str:
-        """Actions in a world of :mod:`lab.actions`; test has other sides and colours."""
+        """Actions in a world of :mod:`lab.actions`; test is seen from other sides."""
         return _joined(
             f"video/{self.worlds}/{world}", f"split={self.tested if split == 'test' else split}", *more
         )
