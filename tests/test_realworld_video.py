@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lab import actions
-from lab.actions import SECTORS, WORLDS, Clip, Motion, render
+from lab import actions, motions
+from lab.actions import SECTORS, WORLDS, Clip, render
+from lab.motions import Motion
 from lab.places import Places
 from lab.realworld import p4, study
 from lab.realworld.__main__ import main, the_claims_page
@@ -86,12 +87,12 @@ def test_without_pybullet_it_is_said_in_two_lines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "pybullet", None)
-    for kept in (actions._bullet, actions.motion):
+    for kept in (motions.library, motions.motion):
         kept.cache_clear()
     assert main([*STUDIES, "--out", str(tmp_path)]) == MissingExtraError.exit_code
     first, second = capsys.readouterr().err.splitlines()
     assert first == "error: pybullet is not installed, whose recordings are rendered"
-    assert second == f"hint: {actions.EXTRA}"
+    assert second == f"hint: {motions.EXTRA}"
 
 
 # --- the clips -----------------------------------------------------------------------------------
@@ -121,7 +122,7 @@ def test_worlds_differ_in_their_actions_and_share_some() -> None:
 def test_a_motion_has_its_poses_at_their_times_and_goes_on_or_stays() -> None:
     poses = np.zeros((3, 43))
     poses[:, 0] = 0, 1, 4  # it goes on
-    for part in actions._TURNS:
+    for part in motions.TURNS:
         poses[:, part.start] = 1, -1, 1  # a turn and its negative are one
     poses[:, 19] = 0, 2, 0  # an angle
     looping = Motion(np.array([0.0, 0.5, 2.0]), poses, True)
@@ -135,10 +136,10 @@ def test_a_motion_has_its_poses_at_their_times_and_goes_on_or_stays() -> None:
 
 @pytest.fixture(scope="module")
 def bullet() -> Any:
-    for kept in (actions._bullet, actions.motion):
+    for kept in (motions.library, motions.motion):
         kept.cache_clear()
     return pytest.importorskip(
-        "pybullet", reason="pybullet is not installed (no wheels for Python 3.12): " + actions.EXTRA
+        "pybullet", reason="pybullet is not installed (no wheels for Python 3.12): " + motions.EXTRA
     )
 
 
@@ -160,7 +161,7 @@ def test_limbs_are_where_the_recording_turns_them(bullet: Any) -> None:
     """The oracle chains rotations of scipy by hand, hip to knee to ankle; lengths are those of the URDF."""
     from scipy.spatial.transform import Rotation
 
-    pose = actions.motion("kick").at(0.7)
+    pose = motions.motion("kick").at(0.7)
     take = actions._take(np.random.default_rng(0), WORLDS["studio"], "train")
     with actions._figure(take) as figure:
         figure.set(pose)
@@ -170,7 +171,7 @@ def test_limbs_are_where_the_recording_turns_them(bullet: Any) -> None:
     def turn(part: slice) -> Any:
         return Rotation.from_quat(np.roll(pose[part], -1))
 
-    root, hip = turn(slice(3, 7)), turn(actions._JOINTS["left_hip"])
+    root, hip = turn(slice(3, 7)), turn(motions.JOINTS["left_hip"])
     knee = Rotation.from_rotvec([0, 0, pose[33]])
     below = hip.apply(np.add([0, -1.686184, 0], knee.apply([0, -1.63948, 0])))
     wanted = pose[:3] + 0.25 * root.apply(np.add([0, 0, -0.339548], below))

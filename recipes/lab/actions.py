@@ -7,7 +7,6 @@ camera, colours, light. The same arguments give the same frames.
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping
 from colorsys import hsv_to_rgb
 from contextlib import contextmanager
@@ -22,14 +21,13 @@ import numpy as np
 
 from kdcli.errors import MissingExtraError
 from kdcli.files import make_folder, storage_errors
+from lab.motions import EXTRA, JOINTS, Array, data, library, motion
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
 Range = tuple[float, float]
 
 SIDE: Final = 112  # pixels of a frame
 FRAMES: Final = 16  # of a clip
 RATE: Final = 12  # frames a second
-EXTRA: Final = "pip install pybullet av"
 SECTORS: Final[Mapping[str, tuple[Range, ...]]] = {
     "train": ((0, 20), (40, 60), (80, 100), (120, 140), (160, 180)),
     "val": ((67, 73), (147, 153)),
@@ -82,73 +80,6 @@ WORLDS: Final[Mapping[str, World]] = {
 }  # fmt: skip
 
 
-# --- recordings ---------------------------------------------------------------------------------
-
-_JOINTS: Final = {
-    "chest": slice(7, 11), "neck": slice(11, 15), "right_hip": slice(15, 19), "right_knee": slice(19, 20),
-    "right_ankle": slice(20, 24), "right_shoulder": slice(24, 28), "right_elbow": slice(28, 29),
-    "left_hip": slice(29, 33), "left_knee": slice(33, 34), "left_ankle": slice(34, 38),
-    "left_shoulder": slice(38, 42), "left_elbow": slice(42, 43),
-}  # fmt: skip
-"""Where a pose has them; before them place and turn of the root. Turns are w, x, y, z; knees and elbows have angles."""
-_TURNS: Final = [slice(3, 7), *(part for part in _JOINTS.values() if part.stop - part.start == 4)]
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Motion:
-    """A recording.
-
-    Attributes:
-        times: of its poses, in seconds from 0.
-        poses: a row each, as the file has them; height is y.
-        loops: whether its end leads into its beginning.
-    """
-
-    times: Array
-    poses: Array
-    loops: bool
-
-    def at(self, time: float) -> Array:
-        """The pose at a time: a loop goes on from where it has come to, another one stays at its end."""
-        length = self.times[-1]
-        rounds, rest = divmod(time, length) if self.loops else (0, min(time, length))
-        place = min(int(np.searchsorted(self.times, rest, "right")) - 1, len(self.times) - 2)
-        share = (rest - self.times[place]) / (self.times[place + 1] - self.times[place])
-        one, other = self.poses[place], self.poses[place + 1].copy()
-        for part in _TURNS:  # a turn and its negative are one
-            other[part] *= 1 if one[part] @ other[part] >= 0 else -1
-        pose: Array = one + share * (other - one)
-        for part in _TURNS:
-            pose[part] /= np.linalg.norm(pose[part])
-        pose[[0, 2]] += rounds * (self.poses[-1] - self.poses[0])[[0, 2]]
-        return pose
-
-
-@cache
-def motion(action: str) -> Motion:
-    """A recording that comes with pybullet."""
-    path = _data() / "data" / "motions" / f"humanoid3d_{action}.txt"
-    document = json.loads(path.read_text())
-    rows = np.array(document["Frames"], dtype=np.float64)
-    times = np.concatenate([[0.0], np.cumsum(rows[:-1, 0])])
-    return Motion(times, rows[:, 1:], document["Loop"] == "wrap")
-
-
-def _data() -> Path:
-    return Path(_bullet()[1].getDataPath())
-
-
-@cache
-def _bullet() -> tuple[Any, Any]:
-    try:
-        import pybullet
-        import pybullet_data
-    except ImportError as error:
-        raise MissingExtraError("pybullet is not installed, whose recordings are rendered", EXTRA) from error
-    return pybullet, pybullet_data
-
-
 # --- bodies -------------------------------------------------------------------------------------
 
 _THICK: Final = {"capsules": 1.0, "sticks": 0.7, "blocks": 0.85}
@@ -161,7 +92,7 @@ def body(kind: str, thickness: float) -> str:
         kind: see :class:`World`.
         thickness: of its limbs; 1 is that of the kind.
     """
-    text = (_data() / "humanoid" / "humanoid.urdf").read_text()
+    text = (data() / "humanoid" / "humanoid.urdf").read_text()
     robot = ElementTree.fromstring(text.rstrip("\0\n"))  # the file ends with a zero
     for joint in robot.iter("joint"):
         if joint.get("type") == "spherical":  # or the library says on standard output what it takes instead
@@ -317,14 +248,14 @@ def _colour(random: np.random.Generator, saturation: Range, value: Range) -> tup
 @cache
 def _client() -> int:
     """One world of pybullet for all clips, which are drawn one after the other: opening one takes as long as a clip."""
-    bullet = _bullet()[0]
+    bullet = library()[0]
     return int(bullet.connect(bullet.DIRECT))
 
 
 @contextmanager
 def _figure(take: _Take) -> "Iterator[_Figure]":
     """A body, for the time of the block."""
-    bullet, client = _bullet()[0], _client()
+    bullet, client = library()[0], _client()
     with TemporaryDirectory() as folder:
         file = Path(folder) / "body.urdf"
         file.write_text(body(take.world.body, take.thickness))
@@ -346,7 +277,7 @@ class _Figure:
     """A body in pybullet, drawn on the processor."""
 
     def __init__(self, take: _Take, client: int, number: int) -> None:
-        self._bullet, self._take, self._client, self._number = _bullet()[0], take, client, number
+        self._bullet, self._take, self._client, self._number = library()[0], take, client, number
         self._joints: dict[str, int] = {}
         for joint in range(self._bullet.getNumJoints(number, physicsClientId=client)):
             told = self._bullet.getJointInfo(number, joint, physicsClientId=client)
@@ -359,7 +290,7 @@ class _Figure:
         self._bullet.resetBasePositionAndOrientation(
             self._number, pose[:3] * self._take.size, _xyzw(pose[3:7]), physicsClientId=self._client
         )
-        for name, part in _JOINTS.items():
+        for name, part in JOINTS.items():
             turn = _xyzw(pose[part]) if part.stop - part.start == 4 else pose[part]
             self._bullet.resetJointStateMultiDof(
                 self._number, self._joints[name], turn, physicsClientId=self._client
