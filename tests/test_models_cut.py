@@ -64,6 +64,32 @@ def test_a_network_is_cut_at_a_layer_that_timm_does_not_list() -> None:
         torch.testing.assert_close(cut.outputs(model.network, lower, ["features"])["features"], whole)
 
 
+def test_of_clips_each_frame_is_cut() -> None:
+    """The oracle runs timm's network frame by frame."""
+    model = opened("frames:test_efficientnet[size=3x64x64]", None)
+    plain: Any = model.network.plain
+    cut, clips = cut_at(model, "blocks.2", ["blocks.3"]), torch.rand(2, 3, 3, 64, 64)
+    with torch.no_grad():
+        lower, later, features = [], [], []
+        for time in range(3):
+            _, maps = plain.forward_intermediates(clips[:, :, time], indices=[2, 3])
+            lower.append(maps[0])
+            later.append(maps[1])
+            features.append(plain.forward_head(plain.forward_features(clips[:, :, time]), pre_logits=True))
+        names = ["features", "logits", MAPS + "blocks.3"]
+        found = cut.outputs(model.network, torch.stack(lower, 2), names)
+        torch.testing.assert_close(found["features"], torch.stack(features).mean(0))
+        torch.testing.assert_close(found["logits"], model.network(clips))
+        torch.testing.assert_close(found[MAPS + "blocks.3"], torch.stack(later, 2))
+        assert list(found) == names
+    student = Student(model, {"a": 2})
+    student.freeze_up_to(cut)
+    output = student.train()(None, feature_map=torch.stack(lower, 2))
+    assert {name: tuple(each.shape) for name, each in output.logits.items()} == {"label": (2, 3), "a": (2, 2)}
+    with pytest.raises(UsageError, match="only timm's networks can be cut"):
+        cut_at(opened("torchvision/r3d_18", None), "layer2")
+
+
 @pytest.mark.parametrize(("name", "tap"), CUTS[:6])
 def test_the_lower_part_gets_no_gradient_and_stays_as_it_is_in_training(name: str, tap: str) -> None:
     model = opened(name)

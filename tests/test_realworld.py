@@ -13,7 +13,7 @@ from lab.realworld import images as drawing
 from lab.realworld import study
 from lab.realworld.__main__ import main, the_claims_page, without
 from lab.realworld.claims import Claim, judge, read_claims
-from lab.realworld.pages import draw, results_page
+from lab.realworld.pages import Words, draw, results_page
 from lab.realworld.statistics import effect, holm, paired
 from lab.settings import RECIPES, read_settings
 from lab.steps import Lab, Step
@@ -121,7 +121,7 @@ def test_claims_that_are_not_understood_are_refused(tmp_path: Path, text: str) -
 
 
 def test_the_committed_claims_page_is_that_of_the_claims() -> None:
-    assert (RECIPES.parent / "docs" / "results-claims.md").read_text() == the_claims_page()
+    assert (RECIPES.parent / "docs" / "results-claims.md").read_text() == the_claims_page(study.IMAGES)
 
 
 def test_steps_without_images_are_left_out_with_all_that_need_them() -> None:
@@ -136,7 +136,7 @@ def test_steps_without_images_are_left_out_with_all_that_need_them() -> None:
 
 def test_without_any_images_the_studies_are_left_out(tmp_path: Path) -> None:
     settings = read_settings(RECIPES / "realworld" / "recipe.yaml")
-    steps = study.steps(study.room_of(Lab(settings, Places({}), tmp_path), tiny=False))
+    steps = study.IMAGES.steps(study.room_of(Lab(settings, Places({}), tmp_path), tiny=False))
     assert len(steps) > 100
     left = without(steps, drawing.PACKAGES)
     assert {step.name.partition("/")[0] for step in left} <= {
@@ -155,7 +155,7 @@ def test_a_page_has_a_row_a_claim_and_a_picture_a_paper(tmp_path: Path) -> None:
         }
     }
     verdicts = judge([claim(), claim("same", 1.0)], values)
-    page = results_page(verdicts, values, ["told"])
+    page = results_page(Words("", study.IMAGES.titles, "results"), verdicts, values, ["told"])
     assert "| P1: ours is better | holds | +2.1 ± 0.4 | 3 |" in page
     assert "| P1: ours is better | **does not hold** | +2.1 ± 0.4 | 3 |" in page
     draw(verdicts, tmp_path)

@@ -8,19 +8,21 @@ from pathlib import Path
 import pytest
 from lab.places import Places
 from lab.realworld import p1, study
-from lab.realworld.__main__ import FOLDER, main
+from lab.realworld.__main__ import main
 from lab.realworld.claims import read_claims
 from lab.realworld.p1_data import Sets, drawn, role_of, students_of
 from lab.realworld.p1_values import mean_of
 from lab.settings import read_settings
 from lab.steps import Lab
 
-CLAIMS = [claim for claim in read_claims(FOLDER / "claims.yaml") if claim.paper == "p1"]
+CLAIMS = [claim for claim in read_claims(study.IMAGES.folder / "claims.yaml") if claim.paper == "p1"]
 ROLES = ("expert", "validation", "test")
 
 
 def the_room(out: Path, *, tiny: bool = False) -> study.Room:
-    return study.room_of(Lab(read_settings(FOLDER / "recipe.yaml", tiny=tiny), Places({}), out), tiny=tiny)
+    return study.room_of(
+        Lab(read_settings(study.IMAGES.folder / "recipe.yaml", tiny=tiny), Places({}), out), tiny=tiny
+    )
 
 
 def write(path: Path, content: object) -> None:

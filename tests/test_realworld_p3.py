@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from lab.places import Places
 from lab.realworld import p3
-from lab.realworld.__main__ import FOLDER, main
+from lab.realworld.__main__ import main
 from lab.realworld.claims import read_claims
 from lab.realworld.p3_values import best_single, flips, one_student, transfers
-from lab.realworld.study import room_of
+from lab.realworld.study import IMAGES, room_of
 from lab.settings import read_settings
 from lab.steps import Lab
 
@@ -83,7 +83,7 @@ def test_the_best_single_teacher_is_one_for_all_seeds() -> None:
 
 def test_every_method_has_a_rate_and_every_network_a_tap(tmp_path: Path) -> None:
     for form in ({}, {"full": True}, {"tiny": True}):
-        settings = read_settings(FOLDER / "recipe.yaml", **form)
+        settings = read_settings(IMAGES.folder / "recipe.yaml", **form)
         names = [*settings["p3.pretrained"], *settings["p3.small"]]
         assert {*settings["p3.methods"], *settings["p3.main"], *p3.CONTROLS} <= settings["p3.rates"].keys()
         assert sorted(settings["p3.order"]) == sorted(names)
@@ -102,9 +102,9 @@ def test_every_method_has_a_rate_and_every_network_a_tap(tmp_path: Path) -> None
 def test_the_tiny_form_measures_what_the_claims_name(tmp_path: Path) -> None:
     words = ["--tiny", "--out", str(tmp_path), "--only", "p3/*", "--device", "cpu", "--jobs", "1"]
     assert main(words) == 0
-    settings = read_settings(FOLDER / "recipe.yaml", tiny=True)
+    settings = read_settings(IMAGES.folder / "recipe.yaml", tiny=True)
     values = p3.values(room_of(Lab(settings, Places({}), tmp_path), tiny=True))
-    for claim in (claim for claim in read_claims(FOLDER / "claims.yaml") if claim.paper == "p3"):
+    for claim in (claim for claim in read_claims(IMAGES.folder / "claims.yaml") if claim.paper == "p3"):
         rows = [claim.row, claim.than] if isinstance(claim.than, str) else [claim.row]
         cells = [(row, claim.column) for row in rows] + ([claim.given[:2]] if claim.given else [])
         for cell in cells:

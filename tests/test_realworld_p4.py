@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from lab.places import Places
 from lab.realworld import p4, study
-from lab.realworld.__main__ import FOLDER, main
+from lab.realworld.__main__ import main
 from lab.realworld.claims import Claim, read_claims
 from lab.realworld.shared import Room
 from lab.settings import read_settings
@@ -15,12 +15,12 @@ from lab.steps import Lab, Step
 
 
 def room_of(out: Path, *, tiny: bool, **given: Any) -> Room:
-    settings = read_settings(FOLDER / "recipe.yaml", tiny=tiny, given=given)
+    settings = read_settings(study.IMAGES.folder / "recipe.yaml", tiny=tiny, given=given)
     return study.room_of(Lab(settings, Places({}), out), tiny=tiny)
 
 
 def claims() -> list[Claim]:
-    return [claim for claim in read_claims(FOLDER / "claims.yaml") if claim.paper == "p4"]
+    return [claim for claim in read_claims(study.IMAGES.folder / "claims.yaml") if claim.paper == "p4"]
 
 
 def written(room: Room, step: str, document: dict[str, Any]) -> None:
@@ -85,7 +85,7 @@ def test_students_learn_from_the_joint_teachers_and_controls_from_their_own_expe
 
 def test_a_step_needs_all_that_it_reads(tmp_path: Path) -> None:
     before: set[str] = set()
-    for step in study.steps(room_of(tmp_path, tiny=False)):
+    for step in study.IMAGES.steps(room_of(tmp_path, tiny=False)):
         if step.name.startswith("p4/"):
             assert set(step.needs) <= before, step.name
             read = {word.split("=", 1)[1] for word in option(step, "teacher") if "=" in word}
@@ -125,7 +125,7 @@ def test_numbers_are_percent_by_set_and_their_mean_and_rows_that_lack_a_set_are_
 
 def test_every_set_has_its_claims() -> None:
     """The issue's order, L2 over L1 over the data-set-specific model, on three sets or more."""
-    sets = list(read_settings(FOLDER / "recipe.yaml")["p4.sets"])
+    sets = list(read_settings(study.IMAGES.folder / "recipe.yaml")["p4.sets"])
     assert len(sets) >= 3
     asked = {(claim.row, claim.than, claim.column) for claim in claims()}
     for column in (*sets, "mean"):

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from kdcli.errors import UsageError
 from kdcli.models.classifiers import TimmClassifier
-from kdcli.models.network import nearly_equal, synthetic_image
+from kdcli.models.frames import FramesClassifier, of_images
+from kdcli.models.network import Classifier, nearly_equal, synthetic_image
 from kdcli.models.spec import Model
 from kdcli.models.taps import require_tap
 from kdcli.outputs import MAPS
@@ -36,15 +37,19 @@ class Cut:
     upper: Mapping[str, nn.Module]
 
     def outputs(
-        self, network: TimmClassifier, feature_map: Float[Tensor, "b c h w"], names: Collection[str]
+        self, network: Classifier, feature_map: Float[Tensor, "b c *t h w"], names: Collection[str]
     ) -> dict[str, Tensor]:
         """Features, logits, and maps of layers after the tap, of images whose feature map at the tap is given.
 
         Args:
-            network: the network that was cut.
+            network: the network that was cut, or its own one that is shown the frames of clips.
             feature_map: what its lower part gave.
             names: ``logits``, ``features``, and ``maps/LAYER`` of layers that :func:`cut_at` was asked for.
         """
+        if isinstance(network, FramesClassifier):
+            inner = network.inner
+            return network.of_frames(feature_map, lambda frames: self.outputs(inner, frames, names))
+        assert isinstance(network, TimmClassifier)  # no other network can be cut
         found: dict[str, Tensor] = {}
         for name, layer in self.upper.items():
             feature_map = found[MAPS + name] = layer(feature_map)
@@ -80,12 +85,12 @@ def cut_at(model: Model, tap: str, matched: Collection[str] = ()) -> Cut:
     """
     for each in (tap, *matched):
         require_tap(model, each)
-    network = model.network.eval()
+    network = of_images(model.network.eval())
     if not isinstance(network, TimmClassifier):
         raise UsageError(f"--train-from {tap}: only timm's networks can be cut", _HINT)
     refuse = _refusal(model, tap)
     parameter = next(network.parameters(), torch.zeros(()))
-    image = synthetic_image(model.preprocess.size).to(parameter.device)
+    image = synthetic_image(model.preprocess.sides).to(parameter.device)
     units = _units(network.plain, tap, refuse)
     with torch.no_grad():
         calls, result = _follow(network.plain, units, image)

@@ -17,8 +17,7 @@ from kdcli.errors import UsageError
 from kdcli.files import atomic_write_bytes, storage_errors
 from kdcli.models.classifiers import TorchvisionClassifier
 from kdcli.models.folder import CONFIG_FILE, WEIGHTS_FILE
-from kdcli.models.frames import FramesClassifier
-from kdcli.models.network import Classifier
+from kdcli.models.frames import of_images
 from kdcli.models.spec import Model
 from kdcli.models.student import require_trainable
 from kdcli.reading import read_bytes
@@ -69,23 +68,18 @@ def export_files(model: Model, class_names: Sequence[str] | None) -> dict[str, b
 
 def model_arguments(model: Model) -> dict[str, Any]:
     """What its library needs to build it again, beside its name; drop rates of timm's networks are not recorded."""
-    network = _of_images(model.network)
+    network = of_images(model.network)
     if isinstance(network, TorchvisionClassifier):
         return network.arguments
     arguments: dict[str, Any] = get_model_args(model.network.plain)
     return arguments
 
 
-def _of_images(network: Classifier) -> Classifier:
-    """The network itself, or the one that is shown the frames of clips."""
-    return network.inner if isinstance(network, FramesClassifier) else network
-
-
 def _config(model: Model, class_names: Sequence[str] | None) -> dict[str, Any]:
     """The document timm reads. It has no source: the weights beside it are all there is."""
     plain: Any = model.network.plain
     declared: dict[str, Any] = getattr(plain, "pretrained_cfg", {})
-    network = _of_images(model.network)
+    network = of_images(model.network)
     by_frame = network is not model.network
     timm = {} if isinstance(network, TorchvisionClassifier) else get_model_input_config(plain)
     names = {"label_names": list(class_names)} if class_names is not None else {}

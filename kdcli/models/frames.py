@@ -3,7 +3,7 @@
 The mean of logits and of features is over the frames; feature maps keep them, [b, C, T, H, W].
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any, Final, final
 
@@ -52,9 +52,22 @@ class FramesClassifier(Classifier):
 
     def outputs(self, images: Float[Tensor, "b 3 t h w"], names: Collection[str]) -> dict[str, Tensor]:
         """See the base."""
-        clips, count = images.shape[0], images.shape[2]
-        found = self.inner.outputs(images.movedim(2, 1).flatten(0, 1), names)
-        each = {name: output.reshape(clips, count, *output.shape[1:]) for name, output in found.items()}
+        return self.of_frames(images, lambda frames: self.inner.outputs(frames, names))
+
+    def of_frames(
+        self, clips: Float[Tensor, "b c t h w"], give: Callable[[Tensor], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Outputs of clips, by what is given of their frames.
+
+        Args:
+            clips: their images, or maps.
+            give: outputs of a batch of frames.
+        """
+        found = give(clips.movedim(2, 1).flatten(0, 1))
+        each = {
+            name: output.reshape(clips.shape[0], clips.shape[2], *output.shape[1:])
+            for name, output in found.items()
+        }
         return {
             name: output.movedim(1, 2) if name.startswith(MAPS) else output.mean(dim=1)
             for name, output in each.items()
@@ -90,6 +103,11 @@ class FramesClassifier(Classifier):
         width = self.inner.check(size[-2:], name)
         self.size, self.without = size, self.inner.without
         return width
+
+
+def of_images(network: Classifier) -> Classifier:
+    """The network itself, or the one that is shown the frames of clips."""
+    return network.inner if isinstance(network, FramesClassifier) else network
 
 
 @final

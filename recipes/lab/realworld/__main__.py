@@ -1,4 +1,4 @@
-"""``python -m lab.realworld --out DIR``: the papers' claims, and kd's own, on real images."""
+"""``python -m lab.realworld --out DIR``: the papers' claims, and kd's own, on real images, or on rendered clips."""
 
 import argparse
 import json
@@ -16,15 +16,13 @@ from kdcli.console import console
 from kdcli.errors import KdError, UsageError
 from kdcli.files import atomic_write_text
 from lab.places import Places
-from lab.realworld import study
 from lab.realworld.claims import Values, judge, read_claims
-from lab.realworld.images import PACKAGES, prepare
-from lab.realworld.pages import claims_page, draw, results_page
+from lab.realworld.pages import Words, claims_page, draw, results_page
+from lab.realworld.study import COLLECTIONS, IMAGES, Collection, room_of
 from lab.running import Runner, chosen
 from lab.settings import RECIPES, given_settings, read_settings
 from lab.steps import Lab, Step
 
-FOLDER = RECIPES / "realworld"
 DOCS = RECIPES.parent / "docs"
 
 
@@ -39,21 +37,25 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _do(arguments: argparse.Namespace) -> int:
+    studies = COLLECTIONS[arguments.studies]
     if arguments.claims:
-        atomic_write_text(DOCS / "results-claims.md", the_claims_page())
+        atomic_write_text(DOCS / f"{studies.page}-claims.md", the_claims_page(studies))
         return 0
     if arguments.out is None:
         raise UsageError("--out is missing", "Name the folder of all that is made: --out DIR.")
     settings = read_settings(
-        FOLDER / "recipe.yaml", tiny=arguments.tiny, full=arguments.full, given=given_settings(arguments.set)
+        studies.folder / "recipe.yaml",
+        tiny=arguments.tiny,
+        full=arguments.full,
+        given=given_settings(arguments.set),
     )
     lab = Lab(settings, Places({}), arguments.out.absolute())
-    missing = {} if arguments.tiny else prepare(lab.out / "images", arguments.packages or lab.out)
+    room = room_of(lab, tiny=arguments.tiny)
+    missing = studies.prepare(room, arguments.packages or lab.out)
     for kind, what in missing.items():
         print(f"note: no {kind}, and nothing that needs them: {what}", file=sys.stderr)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // arguments.jobs)))
-    room = study.room_of(lab, tiny=arguments.tiny)
-    steps = without(study.steps(room), missing)
+    steps = without(studies.steps(room), missing)
     steps = chosen(steps, arguments.only)
     runner = Runner(lab, {"device": arguments.device, "workers": settings["workers"]}, arguments.jobs)
     if arguments.dry_run:
@@ -62,27 +64,29 @@ def _do(arguments: argparse.Namespace) -> int:
     if not arguments.page and (code := runner.run(steps)):
         return code
     with lab.reading():
-        values = study.values(room)
-    verdicts = judge(read_claims(FOLDER / "claims.yaml"), values)
+        values = studies.values(room)
+    verdicts = judge(read_claims(studies.folder / "claims.yaml"), values)
     told = _told(arguments, missing, time.monotonic() - start)
     if stale := runner.stale(steps):
         told.append(f"Of other settings, and not run again since: {', '.join(stale)}.")
-    page = results_page(verdicts, values, told)
+    head = (studies.folder / "results.md").read_text()
+    page = results_page(Words(head, studies.titles, studies.page), verdicts, values, told)
     into = arguments.docs or lab.out
-    draw(verdicts, into / "results")
-    atomic_write_text(into / "results.md", page)
+    draw(verdicts, into / studies.page)
+    atomic_write_text(into / f"{studies.page}.md", page)
     atomic_write_text(lab.out / "values.json", json.dumps(_document(values), indent=1))
     print(page)
     return 0
 
 
-def the_claims_page() -> str:
-    """What docs/results-claims.md has to be."""
+def the_claims_page(studies: Collection) -> str:
+    """What a page such as docs/results-claims.md has to be."""
     settings = {
-        "core": read_settings(FOLDER / "recipe.yaml"),
-        "full": read_settings(FOLDER / "recipe.yaml", full=True),
+        "core": read_settings(studies.folder / "recipe.yaml"),
+        "full": read_settings(studies.folder / "recipe.yaml", full=True),
     }
-    return claims_page(read_claims(FOLDER / "claims.yaml"), settings)
+    words = Words((studies.folder / "claims.md").read_text(), studies.titles)
+    return claims_page(words, read_claims(studies.folder / "claims.yaml"), settings)
 
 
 def without(steps: Sequence[Step], missing: dict[str, str]) -> list[Step]:
@@ -109,26 +113,29 @@ def _told(arguments: argparse.Namespace, missing: dict[str, str], seconds: float
         f"Machine: {os.cpu_count()} processors, {platform.machine()}, Python {platform.python_version()}, "
         f"torch {torch.__version__}.",
     ]
-    return lines + [f"Left out: what needs {kind} ({PACKAGES[kind]})." for kind in missing]
+    return lines + [f"Left out: what needs {kind} ({what})." for kind, what in missing.items()]
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="run.sh",
-        description="Measure the claims on real images: every finished step is left alone.",
+        description="Measure what is claimed: every finished step is left alone.",
         allow_abbrev=False,
+    )
+    parser.add_argument(  # run.sh gives it
+        "--studies", choices=COLLECTIONS, default=IMAGES.name, help=argparse.SUPPRESS
     )
     parser.add_argument("--out", type=Path, help="folder of all that is made")
     parser.add_argument(
         "--full", action="store_true", help="more seeds, images and epochs: for a night, or a GPU"
     )
     parser.add_argument(
-        "--tiny", action="store_true", help="drawn images and a network of a few layers, in minutes"
+        "--tiny", action="store_true", help="drawn images (clips) and a network of a few layers, in minutes"
     )
     parser.add_argument(
         "--packages", type=Path, metavar="DIR", help="folder of node_modules (default: --out)"
     )
-    parser.add_argument("--docs", type=Path, metavar="DIR", help="where results.md goes (default: --out)")
+    parser.add_argument("--docs", type=Path, metavar="DIR", help="where the page goes (default: --out)")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="steps at a time (default 2)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="another value for a setting"
@@ -141,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
         "--dry-run", action="store_true", help="print the commands, let kd check them, run nothing"
     )
     what.add_argument("--page", action="store_true", help="only write the page of what has run")
-    what.add_argument("--claims", action="store_true", help="only write docs/results-claims.md")
+    what.add_argument("--claims", action="store_true", help="only write the page of claims in docs/")
     parser.add_argument("--device", help="of kd")
     return parser
 

@@ -14,9 +14,13 @@ class Images:
 
     Attributes:
         folder: of tables; None for ``--tiny``: drawn images in place of all of them.
+        worlds: folder of clips, see :mod:`lab.realworld.clips`; None where the studies have none.
+        tested: split of the clips that is tested: ``test``, or ``val`` while settings are chosen.
     """
 
     folder: Path | None
+    worlds: Path | None = None
+    tested: str = "test"
 
     def glyphs(self, script: str, split: str, *more: str) -> str:
         """Letters of a script: train is sans-serif, test serif; 30 classes of 16 images each at most."""
@@ -63,6 +67,12 @@ class Images:
         if self.folder is None:
             return self._table("pen", f"split={split}", *more)
         return _joined("sklearn/digits", f"split={split}", *more)
+
+    def clips(self, world: str, split: str, *more: str) -> str:
+        """Actions in a world of :mod:`lab.actions`; test is seen from other sides."""
+        return _joined(
+            f"video/{self.worlds}/{world}", f"split={self.tested if split == 'test' else split}", *more
+        )
 
     def _table(self, name: str, *modifiers: str) -> str:
         source = drawn(name, 48, 24, 3) if self.folder is None else f"csv/{self.folder}/{name}.csv"

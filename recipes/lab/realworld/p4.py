@@ -85,6 +85,8 @@ class _Study:
         images, each = self.room.images, self.sets[name]
         of, more = str(each.get("of", "")), [each[split]] if each[split] else []
         more += [f"seed={self.seed}"] if split == "train" else []
+        if each["kind"] == "clips":
+            return images.clips(of, split, *more)
         if each["kind"] == "glyphs":
             return images.glyphs(of, split, *more)
         if each["kind"] == "icons":

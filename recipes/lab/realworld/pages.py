@@ -1,11 +1,12 @@
-"""docs/results-claims.md, written before anything is run, and docs/results.md, written by the run."""
+"""A page of claims, written before anything is run, and one of results, written by the run."""
 
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, final
 
 from kdcli.plotting import figure_of, write_drawings
 from lab.realworld.claims import Claim, Values, Verdict
@@ -15,13 +16,6 @@ from lab.settings import Settings
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-TITLES = {
-    "p1": "P1: consolidation keeps what specialist-only distillation loses",
-    "p2": "P2: the nearest sources teach best",
-    "p3": "P3: trained networks still learn from each other, from weaker ones, too",
-    "p4": "P4: a joint teacher of several data sets, distilled at several levels",
-    "kd": "What the cache costs, and what it saves",
-}
 _COLORS = {"holds": "#27715f", "does not hold": "#b3261e"}
 _KINDS = {
     "above": "difference above 0",
@@ -30,18 +24,36 @@ _KINDS = {
 }
 
 
-def claims_page(claims: Sequence[Claim], settings: Mapping[str, Settings]) -> str:
+@final
+@dataclass(frozen=True, slots=True)
+class Words:
+    """What is on a page beside what is made of claims and values.
+
+    Attributes:
+        head: what it begins with.
+        titles: by paper.
+        pictures: name of their folder, beside the page.
+    """
+
+    head: str
+    titles: Mapping[str, str]
+    pictures: str = ""
+
+
+def claims_page(words: Words, claims: Sequence[Claim], settings: Mapping[str, Settings]) -> str:
     """The claims, and every number of the run.
 
     Args:
+        words: of the page.
         claims: all of them.
         settings: by form, ``core`` and ``full``.
     """
-    parts = [_HEAD]
+    parts = [words.head]
     for paper in dict.fromkeys(claim.paper for claim in claims):
         rows = [_claim_row(claim) for claim in claims if claim.paper == paper]
         parts.append(
-            f"## {TITLES[paper]}\n\n" + markdown(["claim", "place", "what is compared", "holds if"], rows)
+            f"## {words.titles[paper]}\n\n"
+            + markdown(["claim", "place", "what is compared", "holds if"], rows)
         )
     core, full = settings["core"], settings["full"]
     rows = [
@@ -57,24 +69,27 @@ def claims_page(claims: Sequence[Claim], settings: Mapping[str, Settings]) -> st
     return "\n".join(parts)
 
 
-def results_page(verdicts: Sequence[Verdict], values: Mapping[str, Values], told: Sequence[str]) -> str:
+def results_page(
+    words: Words, verdicts: Sequence[Verdict], values: Mapping[str, Values], told: Sequence[str]
+) -> str:
     """One table for a reader in a hurry, then a picture and the numbers of each paper.
 
     Args:
+        words: of the page.
         verdicts: on all claims.
         values: by paper.
         told: lines about the run: what, where, how long, what was left out.
     """
-    words = Counter(verdict.word for verdict in verdicts)
-    counted = ", ".join(f"{count} {word}" for word, count in words.most_common())
+    counts = Counter(verdict.word for verdict in verdicts)
+    counted = ", ".join(f"{count} {word}" for word, count in counts.most_common())
     parts = [
-        _RESULTS,
+        words.head,
         f"Of {len(verdicts)} claims: {counted}.\n",
         markdown(["claim", "verdict", "difference, 95 % interval", "seeds"], map(_verdict_row, verdicts)),
     ]
     for paper in dict.fromkeys(verdict.claim.paper for verdict in verdicts):
         parts.append(
-            f"## {TITLES[paper]}\n\n![Differences of {paper} and their intervals](results/{paper}.svg)\n"
+            f"## {words.titles[paper]}\n\n![Differences of {paper} and their intervals]({words.pictures}/{paper}.svg)\n"
         )
         parts.append(values_table(values.get(paper, {})))
     parts.append("## The run\n\n" + "".join(f"* {line}\n" for line in told))
@@ -183,25 +198,3 @@ def _verdict_row(verdict: Verdict) -> list[str]:
 
 def _short(value: object) -> str:
     return str(value).replace("'", "")
-
-
-_HEAD = """# What is claimed, before it is run
-
-`make realworld` measures these claims and writes results.md beside this page. It is made of
-recipes/realworld/claims.yaml and recipe.yaml (a test compares them), and was committed before the run.
-
-A seed is one observation: draws, folds, tasks and pairs are averaged within it. "Above" holds if the 95 % interval
-(Student's t) of the difference, paired by seed, is above 0; "not below" and "within" have a margin (two one-sided
-tests); p-values are corrected within a paper (Holm). What is neither shown nor contradicted is *undecided*. Rates and
-weights are chosen on validation tasks (other scripts, other groups of emoji, images set aside), never on what is
-tested; which grids were run, and which not, is in [results-notes.md](results-notes.md); what came of it:
-[results.md](results.md).
-"""
-_RESULTS = """# Results on real images
-
-Written by `make realworld` (recipes/realworld). Claims, margins, seeds and settings were committed before the run:
-[results-claims.md](results-claims.md). What was tried before, and what was looked into where an order does not hold:
-[results-notes.md](results-notes.md). Differences are in points of percent (of a correlation: as it is), paired by seed.
-A claim can be undecided though its interval lies on one side of 0: p-values are corrected within a paper (Holm). In the
-pictures grey is the margin that a claim leaves.
-"""

@@ -37,9 +37,16 @@ class Room:
         return str(self.settings["networks"][network])
 
     def start(self, network: str = "lite0") -> str:
-        """Model string of a network with its ImageNet weights (``--tiny``: trained for an epoch on drawn images)."""
+        """Model string of a network with its ImageNet weights (``--tiny``: trained for an epoch on drawn images).
+
+        In studies of clips it is shown their frames.
+        """
         folder = self.lab.out / "weights" / network
-        return f"local-dir:{folder / 'export' if self.tiny else folder}"
+        opened = f"local-dir:{folder / 'export' if self.tiny else folder}"
+        if self.images.worlds is None:
+            return opened
+        side = self.settings["image_size"]
+        return f"frames:{opened}[size={self.settings['frames']}x{side}x{side}]"
 
     def run(self, name: str) -> Path:
         """Folder of a student."""
