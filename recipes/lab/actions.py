@@ -213,7 +213,8 @@ class _Take:
         shade = 1 - _SHADE[self.world.floor](*tiles) * np.exp(-far / 12)
         wall = 1 - 0.4 * np.clip(y / reach[-1], 0, 1)
         bright = np.where(y < 0, shade, wall) + self.grain
-        return np.where(y < 0, *self.floor[:, :, None, None]) * bright
+        colours: Array = np.where(y < 0, *self.floor[:, :, None, None]) * bright
+        return colours
 
 
 _TILE: Final = 0.6  # metres
