@@ -127,6 +127,9 @@ def test_maps_meet_where_there_are_maps() -> None:
     assert ("--map-size", "7") in set(
         zip(steps["v1/seed0/joint/L2"].words, steps["v1/seed0/joint/L2"].words[1:], strict=False)
     )
+    (text,) = steps["v1/seed0/students/ucf101"].files.values()
+    one, two = json.loads(text)["students"].values()
+    assert (one.get("map_resize"), two["map_resize"], two["student_tap"]) == (None, "pool", ["layer4"])
     assert not [step for step in steps.values() if "--teacher-size" in step.words]
     kinds = [step.kind for step in steps.values()]
     assert kinds.count("cache") == 3 * 2 + 3 * 2 * 2  # V2's networks have two kinds of taps

@@ -310,6 +310,7 @@ class _Tuple:
         if depth > 1:
             student["student_tap"] = self.lab.settings["taps"][network][: depth - 1]
             student["teacher_tap"] = ["fused", *(f"fused{n}" for n in range(2, depth))]
+            student |= {f"map_{name}": value for name, value in self.lab.settings.options("maps").items()}
         return student
 
     def _report(self) -> Step:
