@@ -9,7 +9,7 @@ import numpy as np
 
 from kdcli.cache.filling import Filling
 from kdcli.cache.keytable import KeyTable, block_digest
-from kdcli.cache.layout import SAMPLES, BackendName, DataIdentity, Manifest, Segment, Unit
+from kdcli.cache.layout import SAMPLES, BackendName, DataIdentity, Manifest, Segment, Unit, planned_manifest
 from kdcli.cache.provenance import OutputRecord, TeacherRecord
 from kdcli.cache.writer import CacheWriter, content_digest, create_cache
 
@@ -30,7 +30,7 @@ def manifest_of(
     backend: BackendName = "zarr",
     cache_id: str | None = None,
 ) -> Manifest:
-    return Manifest(
+    return planned_manifest(
         **({} if cache_id is None else {"cache_id": cache_id}),
         backend=backend,
         block_rows=block_rows,

@@ -9,7 +9,7 @@ import cache_tools as tools
 import numpy as np
 
 from kdcli.cache.keytable import KeyTable, block_digest
-from kdcli.cache.layout import BackendName, DataIdentity, Manifest, Segment, Unit
+from kdcli.cache.layout import BackendName, DataIdentity, Manifest, Segment, Unit, planned_manifest
 from kdcli.cache.provenance import OutputRecord
 from kdcli.cache.writer import CacheWriter, content_digest, create_cache
 
@@ -71,7 +71,7 @@ def manifest_of(form: Form) -> tuple[Manifest, KeyTable, np.ndarray | None]:
         labels += [-1] * padding + [row % 3 for row in range(rows)]
     keys = KeyTable.from_strings(names)
     numbers = np.asarray(labels, np.int64) if form.labels else None
-    manifest = Manifest(
+    manifest = planned_manifest(
         backend=form.backend,
         block_rows=32,
         segments=tuple(Segment(rows=rows, spec="x", location="x") for rows in form.segments),

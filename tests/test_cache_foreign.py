@@ -227,6 +227,7 @@ def test_no_document_leads_out_of_the_cache_or_to_a_traceback(
         assert left <= {"c.kd", "good.kd", "victim", ".cache", "p.zarr", "m.kd"}
 
 
+MISSING = object()
 ARRAYS = {"row_shape": [5], "dtype": "<f2"}
 
 
@@ -266,6 +267,7 @@ ARRAYS = {"row_shape": [5], "dtype": "<f2"}
         ),
         ("teachers/t/teacher.json", {"declared_preprocess": {"size": [8, 8]}}, "declared_preprocess"),
         ("manifest.json", {"cache_id": UP}, "cache_id"),
+        ("manifest.json", {"cache_id": MISSING}, "cache_id"),
         ("manifest.json", {"backend": UP}, "backend"),
         ("manifest.json", {"block_rows": 2**40}, "block_rows"),
         ("manifest.json", {"block_rows": "32"}, "block_rows"),
@@ -283,7 +285,7 @@ def test_names_types_and_sizes_are_refused_with_file_and_field(
     place: Path, name: str, change: dict[str, Any], field: str
 ) -> None:
     before = snapshot(place / "victim")
-    edit(place / "c.kd" / name, lambda old: {**old, **change})
+    edit(place / "c.kd" / name, lambda old: {k: v for k, v in {**old, **change}.items() if v is not MISSING})
     for command in ("info", "gc", "rm kind", "pack"):
         code, _, err = kd("cache", *COMMANDS[command], seconds=20)
         assert code == 22, err

@@ -118,7 +118,7 @@ class Manifest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal[2] = FORMAT
-    cache_id: str = Field(default_factory=lambda: secrets.token_hex(16), pattern="^[0-9a-f]{32}$")
+    cache_id: str = Field(pattern="^[0-9a-f]{32}$")
     backend: BackendName = "zarr"
     block_rows: int = Field(ge=32, le=2**20, multiple_of=32)
     segments: tuple[Segment, ...] = Field(min_length=1, max_length=4096)
@@ -355,13 +355,13 @@ def parse_manifest(data: bytes, source: object) -> Manifest:
 
 
 def planned_manifest(**fields: Any) -> Manifest:
-    """The manifest of a cache that is to be made, or to grow.
+    """The manifest of a cache that is to be made, with an id of its own, or to grow.
 
     Raises:
         UsageError: more rows, views or units than a cache can have.
     """
     try:
-        return Manifest(**fields)
+        return Manifest(**{"cache_id": secrets.token_hex(16), **fields})
     except ValidationError as refusal:
         first = refusal.errors()[0]
         where = "".join(f"{place}: " for place in first["loc"][:1])
