@@ -158,6 +158,10 @@ def test_a_page_has_a_row_a_claim_and_a_picture_a_paper(tmp_path: Path) -> None:
     page = results_page(Words("", study.IMAGES.titles, "results"), verdicts, values, ["told"])
     assert "| P1: ours is better | holds | +2.1 ± 0.4 | 3 |" in page
     assert "| P1: ours is better | **does not hold** | +2.1 ± 0.4 | 3 |" in page
+    assert "](results/p1.svg)" in page
+    one = {"p1": {place: {0: by_seed[0]} for place, by_seed in values["p1"].items()}}
+    alone = results_page(Words("", study.IMAGES.titles, "results"), judge([claim()], one), one, [])
+    assert "svg" not in alone  # one seed has no interval, so there is no picture
     draw(verdicts, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["p1.png", "p1.svg"]
 

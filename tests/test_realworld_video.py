@@ -78,9 +78,12 @@ def test_the_tiny_run_gives_all_that_is_claimed(tmp_path: Path, capsys: pytest.C
             assert by_seed
             assert all(0 <= value <= 100 for value in by_seed.values())
     page = capsys.readouterr().out
+    assert (tmp_path / "realworld-p4-video.md").read_text() == page[:-1]
     assert page.count("\n| P4: ") == len(claims())
     assert "not run" not in page
-    assert (tmp_path / "realworld-p4-video.md").read_text() == page[:-1]
+    assert "Not all has run" not in page
+    assert main([*STUDIES, "--out", str(tmp_path), "--tiny", "--page", "--set", "p4.seeds=2"]) == 0
+    assert "Not all has run: 22 of 41 steps are finished." in capsys.readouterr().out
 
 
 def test_without_pybullet_it_is_said_in_two_lines(

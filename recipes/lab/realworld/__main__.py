@@ -69,6 +69,8 @@ def _do(arguments: argparse.Namespace) -> int:
     told = _told(arguments, missing, time.monotonic() - start)
     if stale := runner.stale(steps):
         told.append(f"Of other settings, and not run again since: {', '.join(stale)}.")
+    if left := sum(not runner.finished(step) for step in steps):
+        told.append(f"Not all has run: {len(steps) - left} of {len(steps)} steps are finished.")
     head = (studies.folder / "results.md").read_text()
     page = results_page(Words(head, studies.titles, studies.page), verdicts, values, told)
     into = arguments.docs or lab.out

@@ -88,9 +88,9 @@ def results_page(
         markdown(["claim", "verdict", "difference, 95 % interval", "seeds"], map(_verdict_row, verdicts)),
     ]
     for paper in dict.fromkeys(verdict.claim.paper for verdict in verdicts):
-        parts.append(
-            f"## {words.titles[paper]}\n\n![Differences of {paper} and their intervals]({words.pictures}/{paper}.svg)\n"
-        )
+        parts.append(f"## {words.titles[paper]}\n")
+        if _with_interval([verdict for verdict in verdicts if verdict.claim.paper == paper]):
+            parts.append(f"![Differences of {paper} and their intervals]({words.pictures}/{paper}.svg)\n")
         parts.append(values_table(values.get(paper, {})))
     parts.append("## The run\n\n" + "".join(f"* {line}\n" for line in told))
     return "\n".join(parts)
@@ -106,10 +106,15 @@ def draw(verdicts: Sequence[Verdict], folder: Path) -> None:
     write_drawings(drawings, verdicts, folder)
 
 
-def _forest(verdicts: Sequence[Verdict]) -> "Figure | None":
-    shown = [
+def _with_interval(verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """Those that a picture shows."""
+    return [
         verdict for verdict in verdicts if verdict.effect is not None and math.isfinite(verdict.effect.low)
     ]
+
+
+def _forest(verdicts: Sequence[Verdict]) -> "Figure | None":
+    shown = _with_interval(verdicts)
     if not shown:
         return None
     figure = figure_of(9.0, 0.9 + 0.42 * len(shown))
