@@ -19,7 +19,7 @@ MOST_CLIPS: Final = 100
 """Of a video in view 0."""
 USAGE: Final = (
     f"Use own (each model its own), shared or shared:CROP with CROP from {LEAST_CROP} to 1, or whole; of "
-    "several clips of each video +clips:N behind it, or clips:N alone."
+    "several clips of each video +clips:N behind it, or clips:N alone, N up to 100."
 )
 
 

@@ -15,8 +15,9 @@ import kdcli
 from kdcli.errors import UsageError
 from kdcli.methods.attention import AttentionTransfer, attention, attention_distance
 from kdcli.methods.feature import FeatureRegression
-from kdcli.methods.levels import Level
+from kdcli.methods.levels import Level, fit_levels
 from kdcli.methods.variational import VariationalPart, gaussian_error
+from kdcli.models.spec import open_model
 from kdcli.models.student import StudentOutput
 
 pytest.importorskip("av", reason="PyAV is not installed")
@@ -123,3 +124,12 @@ def flat(row: Any) -> Iterator[tuple[str, float]]:
             yield from flat(value)
         elif isinstance(value, float):
             yield name, value
+
+
+@pytest.mark.parametrize("name", ["torchvision/mc3_18[size=4x32x32]", "torchvision/resnet18[size=64]"])
+def test_the_last_tap_of_torchvisions_networks_is_what_their_features_are_pooled_from(name: str) -> None:
+    """Their modules are all taps; the last of them is the classifier, which is no map."""
+    model = open_model(name, weights="random", num_classes=2)
+    (level,) = fit_levels([Level("maps/x", 1.0, (4, 2, 2))], model)
+    assert level.tap == "layer4"
+    assert level.student_shape[0] == 512

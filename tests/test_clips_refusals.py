@@ -12,8 +12,9 @@ from PIL import Image
 from test_clips import write
 
 import kdcli
+from kdcli.data.clips import open_clip
 from kdcli.data.sources import ImageData, open_data
-from kdcli.errors import KdError, UsageError
+from kdcli.errors import BadDataError, KdError, UsageError
 from kdcli.models.grammar import recorded_model
 from kdcli.models.spec import open_model
 
@@ -159,7 +160,7 @@ def test_folders_that_hold_no_clips(place: Path, tmp_path: Path) -> None:
         file = tmp_path / "f/run" / name
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(file)
-    with refused(12, "frames and further folders in one folder"):
+    with refused(12, "in no folder of their own"):
         open_data(f"video/{tmp_path}/f")
     for name, told in (("z.mp4", "no video in it"), ("s.mkv", "no video in it (sound alone)")):
         with av.open(str(tmp_path / name), "w") as container:
@@ -177,3 +178,29 @@ def test_folders_that_hold_no_clips(place: Path, tmp_path: Path) -> None:
         (tmp_path / name).rename(folder / name)
         result = kdcli.check_data(f"video/{folder.parent}").document()
         assert any(each["example"].endswith(told) for each in result["findings"]), result
+
+
+def test_videos_and_folders_of_frames_are_not_mixed_and_a_class_is_no_clip(tmp_path: Path) -> None:
+    def frames(*places: str) -> None:
+        for place in places:
+            (tmp_path / place).mkdir(parents=True)
+            for number in range(3):
+                Image.new("RGB", (16, 12), (40 * number, 0, 0)).save(tmp_path / place / f"{number}.png")
+
+    frames("mixed/a/c0", "mixed/b/c0", "plain/a", "plain/b", "split/train/a", "split/test/a", "good/run/run")
+    write(tmp_path / "mixed/c/v.mkv", 3, 0)
+    with pytest.raises(BadDataError, match="a/c0 images: clips are files, or folders of frames"):
+        open_data(f"video/{tmp_path}/mixed")
+    with pytest.raises(BadDataError, match="plain/a is a class"):
+        open_data(f"video/{tmp_path}/plain")
+    with pytest.raises(BadDataError, match="split/train/a is a class"):
+        open_data(f"video/{tmp_path}/split@split=train")
+    assert list(open_data(f"video/{tmp_path}/good").keys) == ["run/run"]
+    (tmp_path / "none/a").mkdir(parents=True)
+    (tmp_path / "none/a/x.flv").write_bytes(b"x")
+    with pytest.raises(BadDataError, match="no videos in") as refused:
+        open_data(f"video/{tmp_path}/none")
+    assert "mp4" in str(refused.value.hint)
+    Image.new("RGB", (16, 12)).save(tmp_path / "picture.jpg")
+    with pytest.raises(BadDataError, match="an image, not a video"):
+        open_clip((tmp_path / "picture.jpg").read_bytes(), "picture.mp4")

@@ -39,7 +39,7 @@ def test_a_map_is_told_by_its_size(place: Path) -> None:
     assert (early.array, early.parent.channels, early.parent.size) == ("maps/layer3", 256, (2, 2))
     with pytest.raises(UsageError, match="4x4 map of 'big', and none of its cached maps is one") as refused:
         choose_parents(caches, ("big",), "L4", {})
-    assert "--tap big=TAP" in refused.value.hint
+    assert "--tap big=layer4; or cache it" in refused.value.hint
 
 
 def test_a_named_tap_wins_over_the_size(place: Path) -> None:

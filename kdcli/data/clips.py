@@ -303,6 +303,8 @@ def _opened(encoded: bytes, where: str) -> "Iterator[InputContainer]":
         raise MissingExtraError(f"{where} is a video, and PyAV is not installed", _EXTRA) from error
     try:
         with av.open(BytesIO(encoded), "r") as container:
+            if container.format.name.endswith("_pipe") or container.format.name == "image2":
+                raise bad_image(where, "an image, not a video")
             if not container.streams.video:
                 sound = " (sound alone)" if container.streams.audio else ""
                 raise bad_image(where, f"no video in it{sound}")

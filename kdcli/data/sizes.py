@@ -61,11 +61,7 @@ def tell_geometry(role: str, models: Mapping[str, Preprocess], sizes: Sizes, hin
         names.setdefault(Render.of(preprocess), []).append(name)
     for render, own in names.items():
         console.note(f"{role}{'s' if len(own) > 1 else ''} {', '.join(own)}: {render}")
-        if short := sum(count < render.frames * render.clips for count in sizes.frames):
-            console.warn(
-                f"{short} of {len(sizes.frames)} clips looked at have fewer frames than {', '.join(own)} is shown: "
-                "the last one is shown again and again"
-            )
+        tell_short(", ".join(own), render, sizes)
     if not sizes.sides:
         return
     side = median(min(size) for size in sizes.sides)
@@ -78,13 +74,24 @@ def tell_geometry(role: str, models: Mapping[str, Preprocess], sizes: Sizes, hin
         )
 
 
-def require_kind(what: str, preprocess: Preprocess, data: Images) -> None:
+def tell_short(who: str, render: Render, sizes: Sizes) -> None:
+    """Warn of clips that have fewer frames than a model is shown of them in view 0."""
+    needed = render.frames * render.clips
+    if short := sum(count < needed for count in sizes.frames):
+        console.warn(
+            f"{short} of {len(sizes.frames)} clips looked at have fewer frames than {who} is shown ({needed}): "
+            "the last one, of several clips that of each, is shown again and again"
+        )
+
+
+def require_kind(what: str, preprocess: Preprocess, data: Images, model: str = "ARCH") -> None:
     """Refuse a model of images for clips, or the reverse.
 
     Args:
         what: the model, for messages.
         preprocess: how it wants its pixels.
         data: what it is to be shown.
+        model: its string, where it is known.
 
     Raises:
         UsageError: that.
@@ -94,11 +101,12 @@ def require_kind(what: str, preprocess: Preprocess, data: Images) -> None:
     if data.clips:
         raise UsageError(
             f"{what} takes images, and the data are clips",
-            "Show it the frames of each, and average: frames:ARCH; or choose one of clips, such as torchvision/r3d_18.",
+            f"Show it the frames of each, and average: frames:{model}; or choose one of clips, such as "
+            "torchvision/r3d_18.",
         )
     raise UsageError(
         f"{what} takes clips of {preprocess.frames} frames, and the data are images",
-        "Videos are given as video/FOLDER; or choose a model of images.",
+        "Choose a model of images. Videos, or a folder of frames for each clip, are given as video/FOLDER.",
     )
 
 

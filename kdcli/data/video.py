@@ -20,12 +20,14 @@ from kdcli.data.decode import bad_image
 from kdcli.data.folder import FolderSource, find_folder
 from kdcli.data.formats import EXTENSIONS, VIDEOS
 from kdcli.data.photos import Picture
+from kdcli.data.spec import SPLIT_NAMES
 from kdcli.data.walk import Walk
 from kdcli.errors import BadDataError
 from kdcli.files import storage_errors
 from kdcli.types import DecodeMode
 
 ENDINGS: Final = frozenset(VIDEOS)
+_KINDS: Final = ", ".join(ending[1:] for ending in sorted(VIDEOS))
 
 
 @final
@@ -41,6 +43,11 @@ class VideoSource(ImageSource):
     def __init__(self, root: Path) -> None:
         with storage_errors(root):
             self._files = next(Walk(root, endings=ENDINGS).keys(), None) is not None
+            if not self._files and next(Walk(root).keys(), None) is None:
+                raise BadDataError(
+                    f"there are no videos in {root}, and no folders of frames",
+                    f"Give the folder that holds CLASS/NAME.mp4 or CLASS/NAME/0001.jpg; of videos {_KINDS} are read.",
+                )
         self._root = root
         self._folder = FolderSource(root, ENDINGS if self._files else EXTENSIONS, "video/")
 
@@ -59,6 +66,7 @@ class VideoSource(ImageSource):
         """See :meth:`ImageSource.listing`."""
         found = self._folder.listing(split, task)
         if self._files:
+            self._require_no_frames()
             return found
         folders: list[str] = []
         rows: list[int] = []
@@ -70,6 +78,14 @@ class VideoSource(ImageSource):
                     "Give every clip a folder of its frames: CLASS/NAME/000001.jpg; or images without video/.",
                 )
             if not folders or folders[-1] != folder:
+                if found.class_names is not None and self._is_class(
+                    folder, found.class_names[found.labels[row]]
+                ):
+                    raise BadDataError(
+                        f"{self._root / folder} is a class, and its images, such as {key}, are in no folder of their "
+                        "own",
+                        "Give every clip a folder of its frames: CLASS/NAME/000001.jpg; or images without video/.",
+                    )
                 folders.append(folder)
                 rows.append(row)
         known = set(folders)
@@ -81,6 +97,24 @@ class VideoSource(ImageSource):
         return Listing(
             KeyTable.from_strings(folders), found.labels[np.array(rows)], found.class_names, found.notes
         )
+
+    def _is_class(self, folder: str, name: str) -> bool:
+        """Whether a folder is that of a class, below the root or below a split."""
+        before, _, last = folder.rpartition("/")
+        return last == name and ("/" not in before and before.lower() in ("", *SPLIT_NAMES))
+
+    def _require_no_frames(self) -> None:
+        """Refuse folders of images beside videos: they would be left out, and perhaps a class with them."""
+        with storage_errors(self._root):
+            videos = set(map(_folder_of, Walk(self._root, endings=ENDINGS).keys()))
+            frames = next(
+                (each for each in map(_folder_of, Walk(self._root).keys()) if each not in videos), None
+            )
+        if frames is not None:
+            raise BadDataError(
+                f"{self._root} holds videos, and {frames} images: clips are files, or folders of frames, not both",
+                "Move one kind into another folder.",
+            )
 
     def encoded(self, key: str) -> bytes:
         """The bytes of the file, or of all frames."""
@@ -112,6 +146,10 @@ class VideoSource(ImageSource):
     def path(self, key: str) -> str:
         """Absolute path of the file, or of the folder of frames."""
         return self._folder.path(key)
+
+
+def _folder_of(key: str) -> str:
+    return key.rpartition("/")[0]
 
 
 VIDEO = SourceKind(

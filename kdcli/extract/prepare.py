@@ -102,7 +102,7 @@ def prepare(config: CacheConfig, root: Path) -> Prepared:
     data = open_new(config) if held is None else open_held(config, held)
     models = placed({name: open_model(spec) for name, spec in specs.items()}, config, held)
     for name, model in models.items():
-        require_kind(f"teacher '{name}'", model.preprocess, data)
+        require_kind(f"teacher '{name}'", model.preprocess, data, model.spec)
     known = {} if held is None else held.teachers
     existing = None if held is None else held.manifest
     views = replace(view_set_of(config, existing), clips=data.clips)

@@ -116,8 +116,8 @@ def _array(caches: CacheSet, record: TeacherRecord, levels: LevelsName, tap: str
         raise UsageError(
             f"--levels {levels} fuses the {wanted[0]}x{wanted[1]} map of '{record.name}', and {few} of its cached"
             f" maps is one: {listed}",
-            f"Name one: --tap {record.name}=TAP"
-            + ("" if fitting else f"; or cache it: {_fill(caches, record.name, 'maps:TAP')}"),
+            f"Name one: --tap {record.name}={(fitting or list(sizes))[-1]}"
+            + ("" if fitting else "; or cache it first, by kd cache-teachers --keep"),
         )
     return f"maps/{fitting[0]}"
 

@@ -169,7 +169,7 @@ def fit_levels(levels: Sequence[Level], model: Model, default: Default = "last")
     Raises:
         UsageError: it has no such tap (the nearest is named), or none at all.
     """
-    known = model.network.taps if default == "pooled" else model.network.stages
+    known = model.network.taps if default == "pooled" else _maps_of(model)
     own = known[len(known) // 2 if default == "middle" else -1] if known else "the last"
     named = [replace(level, tap=level.tap or own) if level.is_map else level for level in levels]
     shapes = tap_shapes(model, taps_of(named))
@@ -177,6 +177,12 @@ def fit_levels(levels: Sequence[Level], model: Model, default: Default = "last")
         replace(level, student_shape=(model.num_features,) if level.tap is None else shapes[level.tap])
         for level in named
     )
+
+
+def _maps_of(model: Model) -> tuple[str, ...]:
+    """Its stages as far as what its features are pooled from: torchvision's are all modules, the classifier last."""
+    stages, last = model.network.stages, model.network.last_tap
+    return stages[: stages.index(last) + 1] if last in stages else stages
 
 
 def taps_of(levels: Iterable[Level]) -> tuple[str, ...]:
@@ -332,7 +338,7 @@ def _named_taps(words: Sequence[str], teacher: str, teachers: Sequence[str]) -> 
 def _last_tap(record: TeacherRecord) -> str:
     """The layer that a hint names; TAP where the teacher cannot be looked at (it need not be at hand to learn)."""
     try:
-        taps = open_model(recorded_model(record.spec), weights="random").network.stages
+        taps = _maps_of(open_model(recorded_model(record.spec), weights="random"))
     except KdError:
         return "TAP"
     return taps[-1] if taps else "TAP"

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from kdcli.console import console
 from kdcli.data.drawing import show
-from kdcli.data.sizes import require_kind
+from kdcli.data.sizes import require_kind, sample_sizes, tell_short
 from kdcli.data.sources import ImageData
 from kdcli.devices import device_errors
 from kdcli.errors import KdError
@@ -72,7 +72,9 @@ def model_outputs(
         UsageError: the model has no features, or no classifier; or it takes images, and the data are clips.
         DeviceError: no such device, or out of memory.
     """
-    require_kind(f"'{model.spec}'", model.preprocess, data)
+    require_kind(f"'{model.spec}'", model.preprocess, data, model.spec)
+    if data.clips:
+        tell_short(f"'{model.spec}'", Render.of(model.preprocess), sample_sizes(data))
     device = pick_device(config.device)
     runner = TeacherRunner(model, device, resolve_amp(config.amp, device), (Output(array),))
     workers = worker_count(config.workers)

@@ -71,7 +71,7 @@ def build_student(plan: Plan) -> Built:
         require_own_classes(config.method, model, plan.classes)
     for data in (plan.data, plan.test, *(each for own in plan.sets for each in (own.data, own.test))):
         if data is not None:
-            require_kind(f"the student {config.student}", model.preprocess, data)
+            require_kind(f"the student {config.student}", model.preprocess, data, config.student)
     if plan.init == "xavier":
         draw_xavier(model.network.plain)
     objective = plan.method.build(_setup(plan, model))
