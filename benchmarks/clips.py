@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -113,12 +114,15 @@ def forward_seconds(network: str, size: tuple[int, int, int]) -> float:
 
 
 def epoch(root: Path, out: Path, **own: Any) -> float:
-    """Seconds of an epoch after a run's first, in the median."""
+    """Of the processor, for an epoch after a run's first, in the median: from its first batch to the next one's."""
     config = StudentConfig(
-        data=f"video/{root}/videos", student=f"frames:{STUDENT}[size={SIZE}]", epochs=4, batch_size=8, workers=0,
+        data=f"video/{root}/videos", student=f"frames:{STUDENT}[size={SIZE}]", epochs=5, batch_size=8, workers=0,
         init="random", device="cpu", lr=1e-3, out=out, **own,
     )  # fmt: skip
-    return statistics.median(each["seconds"] for each in train_student(config).history[1:])
+    times: list[float] = []
+    history = train_student(config, on_batch=lambda _: times.append(time.process_time())).history
+    firsts = times[:: len(times) // len(history)]
+    return statistics.median(after - before for before, after in pairwise(firsts[1:]))
 
 
 def turn(root: Path, out: Path, videos: list[bytes], backwards: bool) -> dict[str, float]:
